@@ -1,0 +1,111 @@
+"""Durable AI agents on Temporal.
+
+This module stays lazy: Temporal's sandbox imports parent packages inside every workflow,
+and an eager import of an HTTP library there would stop the worker.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.agent import Agent
+    from perdure.context import SlidingWindow
+    from perdure.errors import (
+        DefinitionError,
+        FatalToolError,
+        InvalidRequest,
+        ModelError,
+        PerdureError,
+        RetryableToolError,
+        RunFailed,
+    )
+    from perdure.limits import Limits
+    from perdure.messages import Document, Image, Message, Usage
+    from perdure.model import ModelConfig
+    from perdure.policy import Policy, Rule
+    from perdure.starter.client import Client, connect
+    from perdure.starter.run import Run
+    from perdure.tools import RemoteTool, Tool, ToolContext, ask_person, tool
+    from perdure.wire import RunRequest, RunResult, RunStatus
+    from perdure.workers.plugin import PerdurePlugin
+    from perdure.workflows.child import run_agent
+
+_HOME = {
+    "Agent": "perdure.agent",
+    "Client": "perdure.starter.client",
+    "DefinitionError": "perdure.errors",
+    "Document": "perdure.messages",
+    "FatalToolError": "perdure.errors",
+    "Image": "perdure.messages",
+    "InvalidRequest": "perdure.errors",
+    "Limits": "perdure.limits",
+    "Message": "perdure.messages",
+    "ModelConfig": "perdure.model",
+    "ModelError": "perdure.errors",
+    "PerdureError": "perdure.errors",
+    "PerdurePlugin": "perdure.workers.plugin",
+    "Policy": "perdure.policy",
+    "RemoteTool": "perdure.tools",
+    "RetryableToolError": "perdure.errors",
+    "Rule": "perdure.policy",
+    "Run": "perdure.starter.run",
+    "RunFailed": "perdure.errors",
+    "RunRequest": "perdure.wire",
+    "RunResult": "perdure.wire",
+    "RunStatus": "perdure.wire",
+    "SlidingWindow": "perdure.context",
+    "Tool": "perdure.tools",
+    "ToolContext": "perdure.tools",
+    "Usage": "perdure.messages",
+    "ask_person": "perdure.tools",
+    "connect": "perdure.starter.client",
+    "run_agent": "perdure.workflows.child",
+    "tool": "perdure.tools",
+}
+
+__all__ = [  # noqa: RUF022 - pinned against _HOME by a test; pyright needs the literal list
+    "Agent",
+    "Client",
+    "DefinitionError",
+    "Document",
+    "FatalToolError",
+    "Image",
+    "InvalidRequest",
+    "Limits",
+    "Message",
+    "ModelConfig",
+    "ModelError",
+    "PerdureError",
+    "PerdurePlugin",
+    "Policy",
+    "RemoteTool",
+    "RetryableToolError",
+    "Rule",
+    "Run",
+    "RunFailed",
+    "RunRequest",
+    "RunResult",
+    "RunStatus",
+    "SlidingWindow",
+    "Tool",
+    "ToolContext",
+    "Usage",
+    "ask_person",
+    "connect",
+    "run_agent",
+    "tool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'perdure' has no attribute {name!r}")
+    # No module here may bear the name of something exported: importing the module would
+    # rebind that name on the package, and `from perdure import tool` would hand out a module.
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

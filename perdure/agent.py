@@ -1,0 +1,188 @@
+"""Agent: an immutable description of who answers, with which model, tools and bounds."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter
+
+from perdure.context import SlidingWindow
+from perdure.errors import DefinitionError
+from perdure.limits import Limits
+from perdure.model import ModelConfig
+from perdure.policy import Policy
+from perdure.prices import PriceTable, shipped
+from perdure.spec import AgentSpec, ModelSpec, OnFailure, RetrySpec, ToolSpec
+from perdure.tools import AnyTool, PersonTool, RemoteTool, Tool
+
+_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9_.-]{0,63}$")
+_RESERVED = frozenset({"read_result", "final_answer"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """An agent. Raises DefinitionError, when it is made, for anything that could not run.
+
+    Costs: with `limits.cost_usd` set, every model of the chain needs a known price.
+    """
+
+    name: str
+    model: str | ModelConfig
+    instructions: str = ""
+    tools: Sequence[AnyTool] = ()
+    fallbacks: Sequence[str | ModelConfig] = ()
+    """Models tried in order when the one before has given up."""
+    limits: Limits = Limits()
+    policy: Policy | None = None
+    """None: every tool may be called, those with `approval=True` after a person said so."""
+    context: SlidingWindow = SlidingWindow()
+    output_type: Any = None
+    """A pydantic model, dataclass or TypedDict: the run's output is JSON that fits it."""
+    output_repairs: int = 2
+    """How often the model may mend an output that does not fit."""
+    tool_concurrency: int = 8
+    """Most tool calls of one run at once."""
+    result_preview_bytes: int = 16_384
+    """Of a longer text result the model sees this much, and can read the rest by a tool."""
+    on_failure: OnFailure = "park"
+    """When a model call fails for good in a way a person could mend: wait for them, or fail."""
+    models: tuple[ModelConfig, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise DefinitionError(
+                f"agent name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
+            )
+        chain = tuple(self._config(model) for model in (self.model, *self.fallbacks))
+        object.__setattr__(self, "models", chain)
+        object.__setattr__(self, "tools", tuple(self.tools))
+        self._check_tools()
+        self._check_bounds()
+        self.output_schema()
+
+    def _config(self, model: str | ModelConfig) -> ModelConfig:
+        try:
+            return ModelConfig(name=model) if isinstance(model, str) else model
+        except ValueError:
+            raise DefinitionError(
+                f"agent {self.name!r}: model {model!r}: "
+                'write it as "provider:model", such as "anthropic:claude-sonnet-5-5"'
+            ) from None
+
+    def _check_tools(self) -> None:
+        seen: set[str] = set()
+        for tool in self.tools:
+            if not isinstance(tool, AnyTool):
+                raise DefinitionError(
+                    f"agent {self.name!r}: {tool!r} is no tool; put @tool above the function"
+                )
+            if tool.name in seen:
+                raise DefinitionError(f"agent {self.name!r}: two tools are called {tool.name!r}; rename one")
+            if tool.name in _RESERVED:
+                raise DefinitionError(f"agent {self.name!r}: the tool name {tool.name!r} is reserved")
+            seen.add(tool.name)
+        for name in self.limits.per_tool:
+            if name not in seen:
+                raise DefinitionError(f"agent {self.name!r}: limits.per_tool names {name!r}, which is no tool of it")
+
+    def _check_bounds(self) -> None:
+        bounds = {
+            "output_repairs": (self.output_repairs, 0),
+            "tool_concurrency": (self.tool_concurrency, 1),
+            "result_preview_bytes": (self.result_preview_bytes, 256),
+        }
+        for name, (value, least) in bounds.items():
+            if value < least:
+                raise DefinitionError(f"agent {self.name!r}: {name} must be {least} or more, not {value!r}")
+
+    def output_adapter(self) -> "TypeAdapter[Any] | None":
+        """What validates the output, or None for plain text."""
+        if self.output_type is None:
+            return None
+        try:
+            return TypeAdapter(self.output_type)
+        except PydanticUserError as error:
+            raise DefinitionError(f"agent {self.name!r}: output_type: {str(error).splitlines()[0]}") from None
+
+    def output_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the output, or None for plain text."""
+        adapter = self.output_adapter()
+        if adapter is None:
+            return None
+        schema = adapter.json_schema()
+        if schema.get("type") != "object":
+            raise DefinitionError(f"agent {self.name!r}: output_type must be an object with fields, such as a model")
+        return schema
+
+    def spec(self, *, prices: PriceTable | None = None, today: date | None = None) -> AgentSpec:
+        """The agent as data, with the prices of the day.
+
+        Raises:
+            DefinitionError: a cost limit, but a model whose price is not known.
+        """
+        table = prices or shipped()
+        day = today or date.max
+        models = tuple(ModelSpec(config=config, price=table.find(config.name, day)) for config in self.models)
+        self._check_prices(models)
+        return AgentSpec(
+            name=self.name,
+            instructions=self.instructions,
+            models=models,
+            tools=tuple(_tool_spec(tool) for tool in self.tools),
+            limits=self.limits,
+            policy=self.policy,
+            context=self.context,
+            output_schema=self.output_schema(),
+            output_name=getattr(self.output_type, "__name__", None),
+            output_repairs=self.output_repairs,
+            tool_concurrency=self.tool_concurrency,
+            result_preview_bytes=self.result_preview_bytes,
+            on_failure=self.on_failure,
+        )
+
+    def _check_prices(self, models: Sequence[ModelSpec]) -> None:
+        unknown = [model.config.name for model in models if model.price is None]
+        if self.limits.cost_usd is not None and unknown:
+            raise DefinitionError(
+                f"agent {self.name!r} has a cost limit, but the price of {', '.join(unknown)} is not known; "
+                "add it to the table PERDURE_PRICES points to"
+            )
+
+
+def _tool_spec(tool: AnyTool) -> ToolSpec:
+    match tool:
+        case PersonTool():
+            question = {
+                "type": "object",
+                "properties": {"question": {"type": "string", "description": "What to ask."}},
+                "required": ["question"],
+                "additionalProperties": False,
+            }
+            return ToolSpec(
+                kind="person", name=tool.name, description=tool.description, input_schema=question
+            )
+        case Tool() | RemoteTool():
+            return ToolSpec(
+                kind="remote" if isinstance(tool, RemoteTool) else "function",
+                name=tool.name,
+                description=tool.description,
+                input_schema=tool.input_schema,
+                effect=tool.effect,
+                approval=tool.approval,
+                resource=tool.resource,
+                timeout=tool.timeout,
+                heartbeat=tool.heartbeat,
+                retry=RetrySpec(
+                    attempts=tool.retry.attempts,
+                    initial_interval=tool.retry.initial_interval,
+                    backoff=tool.retry.backoff,
+                    maximum_interval=tool.retry.maximum_interval,
+                ),
+                concurrency=tool.concurrency,
+                task_queue=tool.task_queue,
+                activity=(tool.activity or tool.name) if isinstance(tool, RemoteTool) else None,
+            )
+
+

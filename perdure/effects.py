@@ -1,0 +1,136 @@
+"""What crosses between a run and its activities: names, inputs and outcomes."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import Field
+
+from perdure.messages import Message, ToolResult, Usage, Value, _absent
+from perdure.model import ModelStop, ToolChoice
+
+RESOLVE_AGENT: Final = "resolve_agent"
+CALL_MODEL: Final = "call_model"
+CALL_TOOL: Final = "call_tool"
+
+SPEC_QUERY: Final = "spec"
+"""Query that gives an activity the run's pinned AgentSpec."""
+
+STALE: Final = "StaleTranscript"
+"""Error type: the transcript asked for is not there any more; the workflow schedules the call anew."""
+
+TOO_LARGE_TYPES: Final = ("PayloadsTooLarge", "GrpcMessageTooLarge")
+"""The SDK's error types for oversize payloads. Retrying them would only repeat the side effect."""
+
+PROGRESS_WINDOW: Final = 8 * 1024
+"""Most characters of partial text in a heartbeat."""
+
+
+class View(Value):
+    """Which messages of the transcript the model sees: the first `pinned`, then `start` to `length`."""
+
+    pinned: int = Field(default=0, exclude_if=_absent)
+    start: int = Field(default=0, exclude_if=_absent)
+    length: int
+
+
+class ModelInput(Value):
+    """One model call. O(1): names the transcript instead of carrying it."""
+
+    agent: str
+    spec_hash: str
+    step: int
+    model: int = Field(default=0, exclude_if=_absent)
+    """Index into the spec's models."""
+    view: View
+    fresh: list[Message] = Field(default_factory=list[Message], exclude_if=_absent)
+    """The newest messages of the view, when they are small; the rest is asked for by query."""
+    max_tokens: int
+    tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
+    note: str | None = Field(default=None, exclude_if=_absent)
+    """A line for this call only, after the instructions."""
+    spilled: bool = Field(default=False, exclude_if=_absent)
+    """True when results were cut: then the model gets the tool that reads the rest."""
+    stream: bool = Field(default=True, exclude_if=lambda v: v is True)
+    user: str | None = Field(default=None, exclude_if=_absent)
+
+
+class ModelOutcome(Value):
+    """What a model call gave."""
+
+    message: Message
+    stop: ModelStop
+    output: Any = Field(default=None, exclude_if=_absent)
+    """The validated output, when the model gave its final answer in the form asked for."""
+    output_problem: str | None = Field(default=None, exclude_if=_absent)
+    wasted: Usage = Field(default=Usage(), exclude_if=lambda v: v == Usage())
+    """What earlier attempts of this call had cost when they broke off."""
+    wasted_microusd: int = Field(default=0, exclude_if=_absent)
+
+
+class ModelFailure(Value):
+    """Details of the error a model call ends with."""
+
+    kind: str
+    message: str
+    wasted: Usage = Usage()
+    wasted_microusd: int = 0
+
+
+class ToolInput(Value):
+    """One tool call."""
+
+    agent: str
+    tool: str
+    call_id: str
+    arguments: dict[str, Any]
+    idempotency_key: str
+    preview_bytes: int = 16_384
+    user: str | None = Field(default=None, exclude_if=_absent)
+    context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=_absent)
+    stream: bool = Field(default=True, exclude_if=lambda v: v is True)
+
+
+class RemoteContext(Value):
+    """The second argument of a remote tool."""
+
+    run_id: str
+    call_id: str
+    idempotency_key: str
+    agent: str
+    user: str | None = None
+    context: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class ToolOutcome(Value):
+    """What a tool call gave: always something for the model, an error as text included."""
+
+    result: ToolResult
+
+
+class Progress(Value):
+    """A heartbeat of a call: what those who watch see before it ends.
+
+    `text` is a window into the visible answer that starts at character `offset`.
+    """
+
+    call: str
+    """"step-3" for a model call, the call id for a tool call."""
+    attempt: int
+    seq: int
+    offset: int = 0
+    text: str = ""
+    note: str = ""
+    """A tool's own word on how far it is."""
+    spent: Usage = Usage()
+    """Usage of this attempt and those before it, in case it is the last thing heard of them."""
+
+
+class Request(Value):
+    """What `resolve_agent` is asked."""
+
+    agent: str
+    at: datetime
+
+
+MODEL_HEARTBEAT: Final = timedelta(seconds=5)
+MODEL_ATTEMPTS: Final = 6

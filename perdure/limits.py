@@ -1,0 +1,58 @@
+"""Limits: hard bounds of a run, checked before each call."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Limits(BaseModel):
+    """Hard bounds; None is no bound. A limit ends the run as completed, with its StopReason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: _Count | None = 50
+    """Model calls."""
+    tool_calls: Annotated[int, Field(ge=0)] | None = None
+    """Tool calls of the whole run, those that go back to the model as errors included."""
+    per_tool: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict[str, int])
+    """Calls of single tools, by name."""
+    input_tokens: _Count | None = None
+    """Tokens read, cached ones included, summed over all model calls."""
+    output_tokens: _Count | None = None
+    total_tokens: _Count | None = None
+    cost_usd: Annotated[float, Field(gt=0)] | None = None
+    timeout: Annotated[timedelta, Field(gt=timedelta())] | None = None
+    """Wall clock from the start of the run, waiting for people included."""
+
+    @property
+    def cost_microusd(self) -> int | None:
+        """`cost_usd` in millionths of a dollar."""
+        return None if self.cost_usd is None else round(self.cost_usd * 1_000_000)
+
+    def tightened_by(self, other: "Limits | None") -> "Limits":
+        """The smaller bound of the two, field by field."""
+        if other is None:
+            return self
+        mine, theirs = self.model_dump(), other.model_dump(exclude_unset=True)
+        theirs_per_tool = theirs.pop("per_tool", None) or {}
+        merged = {name: _smaller(mine[name], theirs.get(name)) for name in mine if name != "per_tool"}
+        tools = sorted({*self.per_tool, *theirs_per_tool})
+        per_tool = {name: _smaller(self.per_tool.get(name), theirs_per_tool.get(name)) for name in tools}
+        return Limits(**merged, per_tool=per_tool)
+
+
+def _smaller(one: Any, other: Any) -> Any:
+    return min((bound for bound in (one, other) if bound is not None), default=None)
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: field, what is wrong, and what was given."""
+    problems: list[str] = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(step) for step in problem["loc"]) or "value"
+        given = repr(problem.get("input"))
+        problems.append(f"{where}: {problem['msg']} (got {given if len(given) < 80 else given[:77] + '...'})")
+    return "; ".join(problems)

@@ -1,0 +1,124 @@
+"""A tool's JSON schema, from its type hints and docstring. Strict: nothing is guessed."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import docstring_parser
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from perdure.errors import DefinitionError
+from perdure.limits import explain
+
+_OURS = ("perdure.tools", "ToolContext")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a function takes: `model` validates arguments, `context` names the ToolContext parameter."""
+
+    description: str
+    input_schema: dict[str, Any]
+    model: type[BaseModel]
+    context: str | None
+
+    def bind(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments as the Python values the function expects.
+
+        Raises:
+            ValueError: they do not fit; the message names each field.
+        """
+        try:
+            bound = self.model.model_validate(arguments)
+        except ValidationError as error:
+            raise ValueError(explain(error)) from None
+        return {name: getattr(bound, name) for name in type(bound).model_fields}
+
+
+def signature_of(function: Callable[..., Any], name: str) -> Signature:
+    """Read a function's signature and docstring.
+
+    Raises:
+        DefinitionError: no docstring, a parameter without a type, or one no JSON value can fill.
+    """
+    doc = docstring_parser.parse(inspect.getdoc(function) or "")
+    description = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
+    if not description:
+        raise DefinitionError(f"tool {name!r} has no docstring: the model chooses tools by their description")
+    described = {param.arg_name: param.description for param in doc.params}
+    hints = _hints(function, name)
+    fields: dict[str, Any] = {}
+    context: str | None = None
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints.get(parameter.name)
+        if (getattr(hint, "__module__", None), getattr(hint, "__qualname__", None)) == _OURS:
+            context = parameter.name
+            continue
+        fields[parameter.name] = _field(parameter, hint, described.get(parameter.name), name)
+    model = _model(name, fields)
+    schema = model.model_json_schema()
+    schema.pop("title", None)
+    return Signature(description=description, input_schema=schema, model=model, context=context)
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise DefinitionError(f"tool {name!r}: a type hint cannot be resolved: {error}") from None
+
+
+def _field(parameter: inspect.Parameter, hint: Any, description: str | None, tool: str) -> tuple[Any, Any]:
+    if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
+        raise DefinitionError(
+            f"tool {tool!r}: parameter {parameter.name!r} is {parameter.kind.description}; "
+            "a model can only fill parameters that have a name"
+        )
+    if hint is None:
+        raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} has no type hint")
+    if parameter.name.startswith("_"):
+        raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} must not start with an underscore")
+    default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+    return hint, Field(default, description=description)
+
+
+def _model(tool: str, fields: dict[str, Any]) -> type[BaseModel]:
+    config = ConfigDict(extra="forbid")
+    for name, (hint, field) in fields.items():
+        try:  # one by one, so that the message can name the parameter
+            create_model("parameter", __config__=config, **{name: (hint, field)}).model_json_schema()
+        except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
+            first = str(error).splitlines()[0]
+            raise DefinitionError(
+                f"tool {tool!r}: parameter {name!r} has a type no JSON value can fill: {first}"
+            ) from None
+    made: type[BaseModel] = create_model(tool, __config__=config, **fields)
+    return made
+
+
+def check_schema(schema: dict[str, Any], what: str) -> None:
+    """Refuse what is not a JSON schema of an object.
+
+    Raises:
+        DefinitionError: naming `what`.
+    """
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise DefinitionError(f"{what}: not a valid JSON schema: {error.message}") from None
+    if schema.get("type") != "object":
+        raise DefinitionError(f"{what}: the schema's type must be 'object', not {schema.get('type')!r}")
+
+
+def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
+    """Why `value` does not fit `schema`, in one line that names the place; None when it does."""
+    errors = Draft202012Validator(schema).iter_errors(value)  # pyright: ignore[reportUnknownMemberType]
+    worst = best_match(errors)
+    if worst is None:
+        return None
+    where = ".".join(str(step) for step in worst.absolute_path)
+    return f"{where}: {worst.message}" if where else str(worst.message)

@@ -1,0 +1,203 @@
+"""Tools: functions a model may call, as immutable descriptions."""
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from threading import Event
+from typing import Any, Literal, Protocol, overload
+
+from perdure.errors import DefinitionError
+from perdure.schema import Signature, check_schema, signature_of
+
+Effect = Literal["read", "write"]
+"""Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""
+
+_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolRetry:
+    """How a failed call is tried again before the model is told."""
+
+    attempts: int = 3
+    initial_interval: timedelta = timedelta(seconds=1)
+    backoff: float = 2.0
+    maximum_interval: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolContext:
+    """What a call may know of its run. Give a parameter this type and it is filled in."""
+
+    run_id: str
+    call_id: str
+    idempotency_key: str
+    """The same for every attempt of this call, whatever crashed in between; of no other call."""
+    attempt: int
+    """From 1. Above 1 an earlier attempt may have done its work before it failed."""
+    deadline: datetime
+    """When this attempt is given up."""
+    agent: str = ""
+    user: str | None = None
+    context: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the caller of `start` put into `context`."""
+    report: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    cancelled: Event = field(default_factory=Event, repr=False)
+    """Set when the call is stopped: what a function in a thread can look at."""
+
+    def progress(self, text: str) -> None:
+        """Tell those who watch how far the call is. Costs no history; only the newest is kept."""
+        self.report(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A function with its description. Made by `@tool`."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any] = field(repr=False)
+    function: Callable[..., Any] = field(repr=False)
+    signature: Signature = field(repr=False)
+    effect: Effect = "read"
+    approval: bool = False
+    """True: a person decides about each call."""
+    resource: str | None = None
+    """Name of the parameter that says what the call works on; policies match its value."""
+    timeout: timedelta = timedelta(minutes=1)
+    """Of one attempt."""
+    heartbeat: timedelta = timedelta(seconds=10)
+    """A worker that says nothing for this long is taken for dead and the call is tried elsewhere."""
+    retry: ToolRetry = ToolRetry()
+    concurrency: int | None = None
+    """Most calls of this tool at once in one run."""
+    task_queue: str | None = None
+    """Where workers take its calls from; None: the run's own queue."""
+
+    def __post_init__(self) -> None:
+        check_tool(self.name, self.timeout, self.concurrency)
+        if self.resource is not None and self.resource not in self.input_schema.get("properties", {}):
+            raise DefinitionError(f"tool {self.name!r}: resource {self.resource!r} is none of its parameters")
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is awaited; others run in a thread."""
+        return inspect.iscoroutinefunction(self.function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as written."""
+        return self.function(*args, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteTool:
+    """A tool that is a Temporal activity, in any language, on a task queue of its own.
+
+    The activity's type is `activity` (or `name`). It gets two JSON arguments: the call's arguments,
+    and `{"run_id", "call_id", "idempotency_key", "agent", "user", "context"}`. What it returns is JSON;
+    a string is taken as it is. It should heartbeat if it outlasts `heartbeat`, when that is set.
+    """
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+    task_queue: str
+    activity: str | None = None
+    effect: Effect = "read"
+    approval: bool = False
+    resource: str | None = None
+    timeout: timedelta = timedelta(minutes=1)
+    heartbeat: timedelta | None = None
+    retry: ToolRetry = ToolRetry()
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        check_tool(self.name, self.timeout, self.concurrency)
+        if not self.description.strip():
+            raise DefinitionError(f"tool {self.name!r} has no description")
+        check_schema(self.input_schema, f"tool {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonTool:
+    """A question to a person: the run waits until `send` answers it."""
+
+    name: str = "ask_person"
+    description: str = "Ask a person a question and wait for the answer. Use it only when you cannot go on."
+
+
+ask_person = PersonTool()
+"""The tool that asks whoever can answer: put it among an agent's tools."""
+
+AnyTool = Tool | RemoteTool | PersonTool
+
+
+def check_tool(name: str, timeout: timedelta, concurrency: int | None) -> None:
+    """Refuse what no provider or server would take.
+
+    Raises:
+        DefinitionError: naming the tool and the field.
+    """
+    if not _NAME.match(name):
+        raise DefinitionError(
+            f"tool name {name!r}: use letters, digits, '_' and '-', at most 64, starting with a letter"
+        )
+    if timeout <= timedelta():
+        raise DefinitionError(f"tool {name!r}: timeout must be positive, not {timeout!r}")
+    if concurrency is not None and concurrency < 1:
+        raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {concurrency!r}")
+
+
+class _Decorator(Protocol):
+    def __call__(self, function: Callable[..., Any], /) -> Tool: ...
+
+
+@overload
+def tool(function: Callable[..., Awaitable[Any]] | Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    effect: Effect = "read",
+    approval: bool = False,
+    resource: str | None = None,
+    timeout: timedelta = ...,
+    heartbeat: timedelta = ...,
+    retry: ToolRetry = ...,
+    concurrency: int | None = None,
+    task_queue: str | None = None,
+) -> _Decorator: ...
+def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool | _Decorator:
+    """Make a tool of a function: its type hints become the schema, its docstring the description.
+
+    Functions may be sync (they run in a thread) or async. The result may be a string, any JSON
+    value, a pydantic model, an `Image` or `Document`, or a list that mixes text with those.
+    What the function raises reaches the model as text, after `retry` has been used up.
+
+    Raises:
+        DefinitionError: no docstring, or a parameter that no JSON value can fill.
+    """
+    if function is None:
+        return lambda late: _make(late, settings)
+    return _make(function, settings)
+
+
+def _make(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
+    name = settings.pop("name", None) or getattr(function, "__name__", "tool")
+    signature = signature_of(function, name)
+    description = settings.pop("description", None) or signature.description
+    return Tool(
+        name=name,
+        description=description,
+        input_schema=signature.input_schema,
+        function=function,
+        signature=signature,
+        **settings,
+    )

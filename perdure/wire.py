@@ -1,0 +1,219 @@
+"""What crosses between starters and runs: names, requests, results, status. Plain JSON all of it.
+
+Any Temporal client in any language can speak this. Names and shapes are contracts: a change adds
+fields with defaults, it never renames.
+"""
+
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+
+from perdure.limits import Limits
+from perdure.messages import Message, Part, Usage, Value
+
+WORKFLOW: Final = "AgentWorkflow"
+TASK_QUEUE: Final = "perdure"
+
+# Updates, signals and queries of AgentWorkflow.
+SEND: Final = "send"
+DECIDE: Final = "decide"
+PAUSE: Final = "pause"
+RESUME: Final = "resume"
+STOP: Final = "stop"
+STATUS: Final = "status"
+TRANSCRIPT: Final = "transcript"
+RESULT: Final = "result"
+
+# Search attributes, and their Temporal types.
+SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double"]]] = {
+    "AgentName": "Keyword",
+    "AgentStatus": "Keyword",
+    "AgentStopReason": "Keyword",
+    "AgentUser": "Keyword",
+    "AgentSteps": "Int",
+    "AgentCostUsd": "Double",
+}
+
+# Types of the errors a run may fail with, beside the kinds of `perdure.errors.RULES`.
+UNKNOWN_AGENT: Final = "UnknownAgent"
+INVALID_REQUEST: Final = "InvalidRequest"
+
+Status = Literal[
+    "thinking",
+    "acting",
+    "waiting_approval",
+    "waiting_person",
+    "paused",
+    "parked",
+    "stopping",
+    "completed",
+    "failed",
+    "cancelled",
+]
+StopReason = Literal[
+    "end_turn",
+    "max_steps",
+    "max_tool_calls",
+    "max_tokens",
+    "token_budget",
+    "cost_budget",
+    "deadline",
+    "stopped",
+    "cancelled",
+    "refusal",
+    "guardrail",
+    "context_overflow",
+    "error",
+    "max_handoffs",
+    "max_iterations",
+    "repetitive_handoff",
+    "max_node_executions",
+]
+ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
+
+
+class _Strict(BaseModel):
+    """What people write: an unknown field is a mistake, not an extension."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class RunRequest(_Strict):
+    """The input of a run. `{"agent": "support", "prompt": "..."}` is enough."""
+
+    agent: str = Field(min_length=1)
+    prompt: str | list[Part]
+    """Text, or parts: text, images, documents."""
+    user: str | None = None
+    """On whose behalf: told to tools, kept as a search attribute in plain text."""
+    roles: list[str] = Field(default_factory=list[str])
+    """What policies match their `role` against."""
+    limits: Limits | None = None
+    """Tightens the agent's own limits; it cannot widen them."""
+    context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """Handed to tools as `ToolContext.context`; the model does not see it."""
+    stream: bool = True
+    """False: nobody will watch, so progress is reported just often enough to notice a dead worker."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _says_something(cls, prompt: Any) -> Any:
+        if not isinstance(prompt, str | list):
+            raise ValueError(f"must be text or a list of parts, not {type(prompt).__name__}")
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise ValueError("is empty: say what the agent is to do")
+        return prompt  # pyright: ignore[reportUnknownVariableType]
+
+
+class Decision(_Strict):
+    """A person's word on an approval."""
+
+    call_id: str
+    allow: bool
+    by: str = ""
+    reason: str = ""
+    arguments: dict[str, JsonValue] | None = None
+    """With `allow`: call it with these instead."""
+    digest: str | None = None
+    """The approval's digest as the person saw it; refused when it is another by now."""
+
+
+class Approval(Value):
+    """A tool call held until a person decides."""
+
+    kind: Literal["approval"] = "approval"
+    call_id: str
+    tool: str
+    arguments: dict[str, Any]
+    digest: str
+    """SHA-256 of tool and arguments: what exactly is being allowed."""
+    since: datetime
+
+
+class Question(Value):
+    """A question of the agent to a person; `send` answers it."""
+
+    kind: Literal["question"] = "question"
+    call_id: str
+    text: str
+    since: datetime
+
+
+class Failure(Value):
+    """Why a run is parked, or failed."""
+
+    kind: str
+    message: str
+    model: str | None = None
+    step: int = 0
+
+
+class CallStatus(Value):
+    """A tool call of the step in hand."""
+
+    call_id: str
+    tool: str
+    arguments: dict[str, Any]
+    state: Literal["ready", "waiting", "running", "done"]
+    is_error: bool = False
+    summary: str = ""
+    """The beginning of the result."""
+
+
+class RunResult(Value):
+    """How a run ended."""
+
+    version: Literal[1] = 1
+    agent: str
+    output: Any = None
+    """Text; with an `output_type`, JSON that fits it (None when the run ended before)."""
+    stop_reason: StopReason
+    steps: int = 0
+    tool_calls: int = 0
+    usage: Usage = Usage()
+    cost_microusd: int | None = None
+    """Millionths of a dollar; None when the price of a model used is not known."""
+    spec_hash: str = ""
+    error: Failure | None = None
+
+
+class RunStatus(Value):
+    """Where a run is."""
+
+    version: Literal[1] = 1
+    agent: str
+    status: Status
+    doing: str
+    """In words, for people."""
+    step: int = 0
+    tool_calls: int = 0
+    messages: int = 0
+    """Length of the transcript."""
+    usage: Usage = Usage()
+    cost_microusd: int | None = 0
+    waiting: list[Approval | Question] = Field(default_factory=list[Approval | Question])
+    calls: list[CallStatus] = Field(default_factory=list[CallStatus])
+    failure: Failure | None = None
+    """Why it is parked, or failed."""
+    stop_reason: StopReason | None = None
+    spec_hash: str = ""
+    model: str = ""
+    """The model that answers now."""
+    queued: int = 0
+    """Messages sent and not yet seen by the model."""
+
+
+class TranscriptQuery(Value):
+    """Which part of a transcript is wanted: messages `start` to `stop`, as many as fit a page."""
+
+    start: int = 0
+    stop: int | None = None
+
+
+class TranscriptPage(Value):
+    """Messages from `start` on, at most about 400 KB of them; `length` is the whole transcript's."""
+
+    start: int
+    length: int
+    messages: list[Message]
