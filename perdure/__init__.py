@@ -63,7 +63,7 @@ _HOME = {
     "tool": "perdure.tools",
 }
 
-__all__ = [  # noqa: RUF022 - pinned against _HOME by a test; pyright needs the literal list
+__all__ = [
     "Agent",
     "Client",
     "DefinitionError",

@@ -85,7 +85,9 @@ class Agent:
             seen.add(tool.name)
         for name in self.limits.per_tool:
             if name not in seen:
-                raise DefinitionError(f"agent {self.name!r}: limits.per_tool names {name!r}, which is no tool of it")
+                raise DefinitionError(
+                    f"agent {self.name!r}: limits.per_tool names {name!r}, which is no tool of it"
+                )
 
     def _check_bounds(self) -> None:
         bounds = {
@@ -113,7 +115,9 @@ class Agent:
             return None
         schema = adapter.json_schema()
         if schema.get("type") != "object":
-            raise DefinitionError(f"agent {self.name!r}: output_type must be an object with fields, such as a model")
+            raise DefinitionError(
+                f"agent {self.name!r}: output_type must be an object with fields, such as a model"
+            )
         return schema
 
     def spec(self, *, prices: PriceTable | None = None, today: date | None = None) -> AgentSpec:
@@ -121,6 +125,7 @@ class Agent:
 
         Raises:
             DefinitionError: a cost limit, but a model whose price is not known.
+
         """
         table = prices or shipped()
         day = today or date.max
@@ -184,5 +189,3 @@ def _tool_spec(tool: AnyTool) -> ToolSpec:
                 task_queue=tool.task_queue,
                 activity=(tool.activity or tool.name) if isinstance(tool, RemoteTool) else None,
             )
-
-

@@ -20,5 +20,6 @@ class BlobStore(Protocol):
 
         Raises:
             KeyError: there are none; the message says where it was looked for.
+
         """
         ...

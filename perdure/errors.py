@@ -1,18 +1,18 @@
 """Errors, by whose move it is next.
 
-    PerdureError
-    +-- DefinitionError         an agent, tool or setting is ill-formed: change the code
-    +-- InvalidRequest          a call to us is wrong: change the call
-    |   +-- UnknownAgent
-    |   +-- RunConflict
-    +-- NotReachable            the Temporal server or a worker does not answer
-    +-- RunNotFound
-    +-- RunEnded                the run is over: nothing more can be said to it
-    +-- RunFailed               the run ended in an error; `.kind` says which
-    +-- ModelError              what a provider's answer means, classified once, at the edge
-    +-- ToolError
-        +-- RetryableToolError  raised by a tool: try me again
-        +-- FatalToolError      raised by a tool: no retry helps; the model is told
+PerdureError
++-- DefinitionError         an agent, tool or setting is ill-formed: change the code
++-- InvalidRequest          a call to us is wrong: change the call
+|   +-- UnknownAgent
+|   +-- RunConflict
++-- NotReachable            the Temporal server or a worker does not answer
++-- RunNotFound
++-- RunEnded                the run is over: nothing more can be said to it
++-- RunFailed               the run ended in an error; `.kind` says which
++-- ModelError              what a provider's answer means, classified once, at the edge
++-- ToolError
++-- RetryableToolError  raised by a tool: try me again
++-- FatalToolError      raised by a tool: no retry helps; the model is told
 """
 
 from datetime import timedelta
@@ -67,6 +67,11 @@ RULES: dict[ErrorKind, Rule] = {
     "bug": Rule(False, False, False, "something we did not foresee"),
 }
 assert set(RULES) == set(get_args(ErrorKind))
+
+
+def rule_for(kind: str) -> Rule:
+    """The rule of that kind; a kind we do not know is a bug of ours."""
+    return next((rule for known, rule in RULES.items() if known == kind), RULES["bug"])
 
 
 class PerdureError(Exception):

@@ -152,6 +152,7 @@ class Model(Protocol):
 
         Raises:
             ModelError: for everything the provider or the network does wrong. No retries inside.
+
         """
         ...
 
@@ -161,6 +162,7 @@ class Model(Protocol):
         Raises:
             DefinitionError: a setting the provider does not know.
             ModelError: kind "authentication" when no credentials are configured.
+
         """
         ...
 

@@ -57,7 +57,7 @@ class PriceTable(BaseModel):
         return next(known, None)
 
     def over(self, other: "PriceTable") -> "PriceTable":
-        """This table, and behind it the other."""
+        """A table that asks this one first, then the other."""
         return PriceTable(version=f"{self.version}+{other.version}", entries=self.entries + other.entries)
 
 
@@ -72,6 +72,7 @@ def load(path: Path | None) -> PriceTable:
 
     Raises:
         DefinitionError: the file is missing or not of that form.
+
     """
     if path is None:
         return shipped()

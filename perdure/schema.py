@@ -31,6 +31,7 @@ class Signature:
 
         Raises:
             ValueError: they do not fit; the message names each field.
+
         """
         try:
             bound = self.model.model_validate(arguments)
@@ -44,6 +45,7 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
 
     Raises:
         DefinitionError: no docstring, a parameter without a type, or one no JSON value can fill.
+
     """
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
     description = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
@@ -81,7 +83,7 @@ def _field(parameter: inspect.Parameter, hint: Any, description: str | None, too
     if hint is None:
         raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} has no type hint")
     if parameter.name.startswith("_"):
-        raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} must not start with an underscore")
+        raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} must not start with '_'")
     default = ... if parameter.default is inspect.Parameter.empty else parameter.default
     return hint, Field(default, description=description)
 
@@ -90,7 +92,8 @@ def _model(tool: str, fields: dict[str, Any]) -> type[BaseModel]:
     config = ConfigDict(extra="forbid")
     for name, (hint, field) in fields.items():
         try:  # one by one, so that the message can name the parameter
-            create_model("parameter", __config__=config, **{name: (hint, field)}).model_json_schema()
+            fields_of_one: dict[str, Any] = {name: (hint, field)}
+            create_model("parameter", __config__=config, **fields_of_one).model_json_schema()
         except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
             first = str(error).splitlines()[0]
             raise DefinitionError(
@@ -105,6 +108,7 @@ def check_schema(schema: dict[str, Any], what: str) -> None:
 
     Raises:
         DefinitionError: naming `what`.
+
     """
     try:
         Draft202012Validator.check_schema(schema)

@@ -143,6 +143,7 @@ def check_tool(name: str, timeout: timedelta, concurrency: int | None) -> None:
 
     Raises:
         DefinitionError: naming the tool and the field.
+
     """
     if not _NAME.match(name):
         raise DefinitionError(
@@ -183,6 +184,7 @@ def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool
 
     Raises:
         DefinitionError: no docstring, or a parameter that no JSON value can fill.
+
     """
     if function is None:
         return lambda late: _make(late, settings)

@@ -1,0 +1,273 @@
+"""Blob stores: a folder, or an S3 bucket. A blob's name is the SHA-256 of its bytes, in hex."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
+
+from perdure.blobs import BlobStore
+from perdure.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from mypy_boto3_s3.client import S3Client
+
+T = TypeVar("T")
+
+CACHE_BYTES: Final = 32 * 1024 * 1024
+_DELAYS: Final = (0.05, 0.2, 0.8)
+"""Seconds before the second, third and fourth try."""
+_THREADS: Final = 16
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class Recent:
+    """The bytes used last, by name, up to a bound in bytes; the oldest go first."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes
+        self._size = 0
+        self._blobs: OrderedDict[str, bytes] = OrderedDict()
+
+    def get(self, name: str) -> bytes | None:
+        """The bytes, if they are still here."""
+        if name in self._blobs:
+            self._blobs.move_to_end(name)
+        return self._blobs.get(name)
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Remember the bytes; what alone exceeds the bound is not kept."""
+        if name in self._blobs or len(data) > self._capacity:
+            return
+        self._blobs[name] = data
+        self._size += len(data)
+        while self._size > self._capacity:
+            self._size -= len(self._blobs.popitem(last=False)[1])
+
+
+async def retried(
+    effect: Callable[[], Awaitable[T]], *, on: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> T:
+    """The effect's value, tried up to four times within about a second.
+
+    A `KeyError` is an answer ("there is none"), not a failure: it is never retried.
+    """
+    for delay in _DELAYS:
+        try:
+            return await effect()
+        except KeyError:
+            raise
+        except on:
+            await asyncio.sleep(delay)
+    return await effect()
+
+
+def name_of(data: bytes) -> str:
+    """The name of a blob with these bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checked(name: str, data: bytes, where: object) -> bytes:
+    if name_of(data) != name:
+        raise OSError(f"blob {name} is damaged in {where}")
+    return data
+
+
+class FileBlobs:
+    """Blobs in a folder that workers and clients share; readable by its owner only."""
+
+    def __init__(self, root: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._root = root
+        self._recent = Recent(cache_bytes)
+        # Threads of its own: the default pool may be full of slow synchronous tools.
+        self._threads = ThreadPoolExecutor(_THREADS, "perdure-blobs")
+
+    async def put(self, data: bytes) -> str:
+        """See `BlobStore`; on disk, synced, once this returns."""
+        name = await retried(lambda: self._in_thread(lambda: self._write(data)), on=OSError)
+        self._recent.keep(name, data)
+        return name
+
+    async def get(self, name: str) -> bytes:
+        """See `BlobStore`."""
+        data = self._recent.get(name)
+        if data is None:
+            data = await retried(lambda: self._in_thread(lambda: self._read(name)), on=OSError)
+            self._recent.keep(name, data)
+        return data
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _path(self, name: str) -> Path:
+        # 256 folders keep each one small; the check keeps names that are paths out.
+        if not _NAME.fullmatch(name):
+            raise KeyError(f"{name!r} is not the name of a blob")
+        return self._root / name[:2] / name[2:]
+
+    def _write(self, data: bytes) -> str:
+        name = name_of(data)
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            # The rename below comes after the sync: a file of this name is whole.
+            if path.stat().st_size == len(data):
+                return name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+        return name
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return _checked(name, self._path(name).read_bytes(), self._root)
+        except FileNotFoundError:
+            raise KeyError(f"no blob {name} in {self._root}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class S3Blobs:
+    """Blobs in an S3 bucket, or in anything that speaks S3; credentials by the usual AWS chain."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._endpoint_url = endpoint_url
+        self._region = region
+        self._recent = Recent(cache_bytes)
+        self._threads = ThreadPoolExecutor(_THREADS, "perdure-s3")
+
+    async def put(self, data: bytes) -> str:
+        """See `BlobStore`."""
+        name = await self._in_thread(lambda: self._write(data))
+        self._recent.keep(name, data)
+        return name
+
+    async def get(self, name: str) -> bytes:
+        """See `BlobStore`.
+
+        Raises:
+            PermissionError: S3 refuses; without `s3:ListBucket` it also does so for what is not there.
+
+        """
+        data = self._recent.get(name)
+        if data is None:
+            data = await self._in_thread(lambda: self._read(name))
+            self._recent.keep(name, data)
+        return data
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    @cached_property
+    def _s3(self) -> "S3Client":
+        import boto3
+        from botocore.config import Config
+
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=30,
+            max_pool_connections=_THREADS,
+            # Newer checksums are optional in S3, and unknown to some of those who imitate it.
+            request_checksum_calculation="when_required" if self._endpoint_url else "when_supported",
+        )
+        # A session of its own: boto3's default session is not thread-safe.
+        session: Any = boto3.session.Session(region_name=self._region)
+        return cast("S3Client", session.client("s3", endpoint_url=self._endpoint_url, config=config))
+
+    def _key(self, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise KeyError(f"{name!r} is not the name of a blob")
+        return self._prefix + name
+
+    def _write(self, data: bytes) -> str:
+        name = name_of(data)
+        # Asking first saves the upload. Equal names are equal bytes, so a race only writes twice.
+        if not self._exists(name, len(data)):
+            self._s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
+        return name
+
+    def _exists(self, name: str, size: int) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._s3.head_object(Bucket=self._bucket, Key=self._key(name))
+        except ClientError as error:
+            if _status(error) in (403, 404):
+                return False
+            raise
+        return found["ContentLength"] == size
+
+    def _read(self, name: str) -> bytes:
+        from botocore.exceptions import ClientError
+
+        where = f"s3://{self._bucket}/{self._prefix}"
+        try:
+            answer = self._s3.get_object(Bucket=self._bucket, Key=self._key(name))
+            return _checked(name, answer["Body"].read(), where)
+        except ClientError as error:
+            if _status(error) == 404:
+                raise KeyError(f"no blob {name} in {where}") from None
+            if _status(error) == 403:
+                raise PermissionError(f"blob {name} in {where}: {error}") from None
+            raise
+
+
+def _status(error: "ClientError") -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def open_store(
+    url: str,
+    *,
+    s3_endpoint: str | None = None,
+    s3_region: str | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> BlobStore:
+    """The store of a URL: `file:<folder>` or `s3://bucket/prefix`. Nothing is opened or created yet.
+
+    Raises:
+        DefinitionError: it is neither.
+
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Blobs(parts.netloc, parts.path, s3_endpoint, s3_region, cache_bytes=cache_bytes)
+    folder = url.removeprefix("file:").removeprefix("//")
+    if parts.scheme == "file" and folder and not parts.netloc:
+        return FileBlobs(Path(folder).expanduser(), cache_bytes=cache_bytes)
+    raise DefinitionError(f"blob store {url!r}: write file:/a/folder or s3://bucket/prefix")

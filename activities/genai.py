@@ -1,0 +1,205 @@
+"""OpenTelemetry's GenAI conventions: the one place that knows their names.
+
+The conventions are in development and have renamed things before; nothing else in this package
+spells a `gen_ai.` name. Without a tracer or meter provider all of this is a few no-op calls.
+Source: open-telemetry/semantic-conventions-genai.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.util.types import AttributeValue
+from temporalio.exceptions import ApplicationError
+
+from perdure.errors import ModelError
+from perdure.messages import Usage
+
+from .redact import redact
+
+SCOPE: Final = "perdure"
+RUN_ID: Final = "gen_ai.conversation.id"
+AGENT: Final = "gen_ai.agent.name"
+STOP_REASON: Final = "perdure.stop_reason"
+
+_PROVIDERS: Final = {"bedrock": "aws.bedrock"}
+"""Our providers whose name in the conventions is another."""
+
+# Buckets as the conventions ask for them.
+_SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_TOKENS: Final = tuple(4**power for power in range(14))
+_STEPS: Final = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100, 200)
+_USD: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+# Proxies until a provider is set; they reach it from then on.
+_tracer = trace.get_tracer(SCOPE)
+_meter = metrics.get_meter(SCOPE)
+_model_seconds = _meter.create_histogram(
+    "gen_ai.client.operation.duration",
+    unit="s",
+    description="Duration of model calls.",
+    explicit_bucket_boundaries_advisory=_SECONDS,
+)
+_model_tokens = _meter.create_histogram(
+    "gen_ai.client.token.usage",
+    unit="{token}",
+    description="Tokens of model calls, input with what was cached.",
+    explicit_bucket_boundaries_advisory=_TOKENS,
+)
+_tool_seconds = _meter.create_histogram(
+    "gen_ai.execute_tool.duration",
+    unit="s",
+    description="Duration of tool calls.",
+    explicit_bucket_boundaries_advisory=_SECONDS,
+)
+# No unit "USD": Prometheus' exporter would make a suffix of it.
+_cost = _meter.create_counter("perdure.cost", unit="{usd}", description="Dollars spent on models.")
+_outcomes = _meter.create_counter("perdure.run.outcomes", unit="{run}", description="Ended runs by why.")
+_run_steps = _meter.create_histogram(
+    "perdure.run.steps",
+    unit="{step}",
+    description="Model calls of ended runs.",
+    explicit_bucket_boundaries_advisory=_STEPS,
+)
+_run_cost = _meter.create_histogram(
+    "perdure.run.cost",
+    unit="{usd}",
+    description="Dollars spent by ended runs.",
+    explicit_bucket_boundaries_advisory=_USD,
+)
+
+Attributes = dict[str, AttributeValue]
+
+
+class CallSpan:
+    """An open span of a call; what is added to `labels` also labels its metrics."""
+
+    def __init__(self, span: Span, labels: Attributes) -> None:
+        self._span = span
+        self.labels = labels
+
+    @property
+    def recording(self) -> bool:
+        """False when nobody listens: then content need not even be put together."""
+        return self._span.is_recording()
+
+    def set(self, attributes: Mapping[str, AttributeValue | None]) -> None:
+        """Set what is not None."""
+        self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def content(self, name: str, value: Any) -> None:
+        """Record content as JSON, secrets masked."""
+        self._span.set_attribute(name, redact(json.dumps(value, ensure_ascii=False, default=str)))
+
+    def failed(self, kind: str, message: str) -> None:
+        """The call ended in an error of that kind."""
+        self.labels["error.type"] = kind
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(StatusCode.ERROR, redact(message))
+
+
+@contextmanager
+def model_call(
+    provider: str, model: str, *, agent: str, run_id: str, settings: Mapping[str, AttributeValue | None]
+) -> Generator[CallSpan]:
+    """The span and the duration of one attempt of a model call."""
+    labels: Attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": _PROVIDERS.get(provider, provider),
+        "gen_ai.request.model": model,
+    }
+    with _call(f"chat {model}", SpanKind.CLIENT, labels, _model_seconds) as span:
+        span.set({AGENT: agent, RUN_ID: run_id})
+        span.set({f"gen_ai.request.{name}": value for name, value in settings.items()})
+        yield span
+
+
+def answered(
+    span: CallSpan,
+    *,
+    agent: str,
+    model: str,
+    request_id: str | None,
+    finish: str,
+    usage: Usage,
+    cost_microusd: int | None,
+) -> None:
+    """What the model call gave: tokens and dollars are counted here, once an attempt."""
+    labels = dict(span.labels)
+    _model_tokens.record(usage.all_input_tokens, {**labels, "gen_ai.token.type": "input"})
+    _model_tokens.record(usage.output_tokens, {**labels, "gen_ai.token.type": "output"})
+    if cost_microusd:
+        _cost.add(cost_microusd / 1_000_000, {AGENT: agent, "gen_ai.request.model": model})
+    span.set(
+        {
+            "gen_ai.response.model": model,
+            "gen_ai.response.id": request_id,
+            "gen_ai.response.finish_reasons": (finish,),
+            "gen_ai.usage.input_tokens": usage.all_input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cache_read_tokens or None,
+            "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens or None,
+            "perdure.cost_microusd": cost_microusd,
+        }
+    )
+
+
+@contextmanager
+def tool_call(tool: str, *, call_id: str, agent: str, run_id: str) -> Generator[CallSpan]:
+    """The span and the duration of one attempt of a tool call."""
+    labels: Attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool}
+    with _call(f"execute_tool {tool}", SpanKind.INTERNAL, labels, _tool_seconds) as span:
+        span.set({"gen_ai.tool.type": "function", "gen_ai.tool.call.id": call_id})
+        span.set({AGENT: agent, RUN_ID: run_id})
+        yield span
+
+
+@contextmanager
+def _call(name: str, kind: SpanKind, labels: Attributes, seconds: metrics.Histogram) -> Generator[CallSpan]:
+    began = time.perf_counter()
+    # Exceptions are recorded by us: their messages may hold content and secrets.
+    with _tracer.start_as_current_span(
+        name, kind=kind, attributes=labels, record_exception=False, set_status_on_exception=False
+    ) as raw:
+        span = CallSpan(raw, dict(labels))
+        try:
+            yield span
+        except (Exception, asyncio.CancelledError) as error:
+            span.failed(error_kind(error), type(error).__name__)
+            raise
+        finally:
+            seconds.record(time.perf_counter() - began, span.labels)
+
+
+def error_kind(error: BaseException) -> str:
+    """The `error.type` of an exception: a closed set of words, never a message."""
+    match error:
+        case ModelError():
+            return error.kind
+        case ApplicationError() if error.type:
+            return error.type
+        case asyncio.CancelledError():
+            return "cancelled"
+        case _:
+            return type(error).__name__
+
+
+def run_span(agent: str, run_id: str) -> Span:
+    """The open span of a whole run; for a workflow interceptor, which alone knows when it ends."""
+    return _tracer.start_span(
+        f"invoke_agent {agent}".strip(),
+        attributes={"gen_ai.operation.name": "invoke_agent", AGENT: agent, RUN_ID: run_id},
+    )
+
+
+def run_ended(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | None) -> None:
+    """Count an ended run."""
+    _outcomes.add(1, {AGENT: agent, STOP_REASON: stop_reason})
+    _run_steps.record(steps, {AGENT: agent})
+    if cost_microusd is not None:
+        _run_cost.record(cost_microusd / 1_000_000, {AGENT: agent})

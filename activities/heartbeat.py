@@ -1,0 +1,58 @@
+"""Heartbeats: how a stop arrives within a second, and a dead worker is noticed in a few."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+
+from pydantic import ValidationError
+from temporalio import activity
+
+from perdure.effects import PROGRESS_WINDOW, Progress
+
+_QUIET = timedelta(milliseconds=500)
+"""How often an unchanged state is repeated: the server answers heartbeats with stop requests."""
+
+
+class Heart:
+    """Beats while the body runs: at once what is new, and now and then what is not.
+
+    `progress` is given the beat's number and the size of the window, and says what to report.
+    """
+
+    def __init__(self, progress: Callable[[int, int], Progress], interval: timedelta) -> None:
+        self._progress = progress
+        self._interval = interval
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Heart":
+        self._task = asyncio.create_task(self._beat())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _beat(self) -> None:
+        seq, last, quiet = 0, None, timedelta()
+        while True:
+            now = self._progress(seq + 1, PROGRESS_WINDOW)
+            what = (now.offset, now.text, now.note)
+            if what != last or quiet >= _QUIET:
+                seq, last, quiet = seq + 1, what, timedelta()
+                activity.heartbeat(now)
+            await asyncio.sleep(self._interval.total_seconds())
+            quiet += self._interval
+
+
+def last_progress() -> Progress | None:
+    """What the attempt before this one reported last."""
+    for detail in activity.info().heartbeat_details:
+        with contextlib.suppress(ValidationError):
+            return Progress.model_validate(detail)
+    return None

@@ -1,0 +1,236 @@
+"""The model call: one activity, streaming, with heartbeats that carry the partial text."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from perdure.agent import Agent
+from perdure.blobs import BlobStore
+from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
+from perdure.errors import RULES, ModelError
+from perdure.messages import Document, Image, Message, ReplyMeta, Text, ToolResult, Usage, estimate_tokens
+from perdure.model import Model, ModelRequest, Reply, TextDelta, ToolDefinition, UsageSoFar
+from perdure.spec import AgentSpec, ModelSpec
+
+from .heartbeat import Heart, last_progress
+from .redact import redact
+from .reply import FINAL_ANSWER, READ_RESULT, checked
+from .telemetry import model_span
+from .transcripts import Transcripts
+
+MOST_PATIENCE = timedelta(minutes=10)
+"""A provider that asks for a longer wait is treated as out of order: fall back or park."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCalls:
+    """The models this worker can reach."""
+
+    models: Mapping[str, Model]
+    agents: Mapping[str, Agent]
+    transcripts: Transcripts
+    blobs: BlobStore
+    progress_interval: timedelta = timedelta(milliseconds=150)
+
+    @activity.defn(name=CALL_MODEL)
+    async def call_model(self, want: ModelInput) -> ModelOutcome:
+        """Ask the model once. A stop from outside ends it early and keeps what was said.
+
+        Raises:
+            ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
+
+        """
+        spec = await self.transcripts.spec(want.spec_hash)
+        messages = await self.transcripts.view(want)
+        chosen = spec.models[want.model]
+        call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before())
+        try:
+            request = await self._request(call, messages)
+            return await self._answer(call, request)
+        except ApplicationError:
+            raise
+        except ModelError as error:
+            raise call.failure(error) from error
+        except Exception as error:
+            bug = ModelError("bug", f"{type(error).__name__}: {error}")
+            raise call.failure(bug) from error
+
+    async def _request(self, call: "_Call", messages: tuple[Message, ...]) -> ModelRequest:
+        want, spec = call.want, call.spec
+        instructions = spec.instructions
+        if want.note:
+            instructions = f"{instructions}\n\n{want.note}".strip()
+        return ModelRequest(
+            config=call.chosen.config,
+            instructions=instructions,
+            messages=messages,
+            tools=_definitions(spec, spilled=want.spilled),
+            tool_choice=want.tool_choice,
+            max_tokens=want.max_tokens,
+            step=want.step,
+            user=want.user,
+            blobs=await self._blobs(messages),
+        )
+
+    async def _blobs(self, messages: tuple[Message, ...]) -> dict[str, bytes]:
+        names = sorted({name for message in messages for name in _blob_names(message)})
+        return {name: await self.blobs.get(name) for name in names}
+
+    async def _answer(self, call: "_Call", request: ModelRequest) -> ModelOutcome:
+        model = self.models.get(request.config.provider)
+        if model is None:
+            known = ", ".join(sorted(self.models))
+            raise ModelError("not_found", f"no provider {request.config.provider!r}; there are: {known}")
+        interval = self.progress_interval if call.want.stream else timedelta(seconds=1)
+        with model_span(call.chosen.config, call.want, request) as span:
+            async with Heart(call.progress, interval):
+                try:
+                    reply = await call.listen(model, request)
+                except asyncio.CancelledError:
+                    if not _asked_to_stop():
+                        raise  # the worker is shutting down, or we were given up for dead: try again
+                    reply = call.partial()
+            outcome = self._outcome(call, request, reply)
+            span.done(outcome)
+            return outcome
+
+    def _outcome(self, call: "_Call", request: ModelRequest, reply: Reply) -> ModelOutcome:
+        want = call.want
+        read = checked(reply, want.step, call.spec, request.tools, self.agents.get(want.agent))
+        cost = call.chosen.price.cost_microusd(reply.usage) if call.chosen.price else None
+        meta = ReplyMeta(
+            step=want.step,
+            model=call.chosen.config.name,
+            usage=reply.usage,
+            cost_microusd=cost,
+            stop=reply.stop,
+            duration_ms=round((time.monotonic() - call.began) * 1000),
+            attempts=activity.info().attempt,
+            request_id=reply.request_id,
+            request_digest=reply.request_digest,
+        )
+        message = Message(role="assistant", parts=read.parts, meta=meta)
+        self.transcripts.add_reply(want.view.length, message)
+        return ModelOutcome(
+            message=message,
+            stop=reply.stop,
+            output=read.output,
+            output_problem=read.problem,
+            wasted=call.before,
+            wasted_microusd=call.wasted_microusd(call.before),
+        )
+
+
+class _Call:
+    """One attempt: what it has heard so far, and what it and those before it have cost."""
+
+    def __init__(self, *, want: ModelInput, spec: AgentSpec, chosen: ModelSpec, before: Usage) -> None:
+        self.want = want
+        self.spec = spec
+        self.chosen = chosen
+        self.before = before
+        self.began = time.monotonic()
+        self.text = ""
+        self.usage: Usage | None = None
+
+    async def listen(self, model: Model, request: ModelRequest) -> Reply:
+        """Hear the model out. Only a Reply is an answer."""
+        model.check(request.config)
+        try:
+            async with asyncio.timeout(request.config.timeout.total_seconds()):
+                async with aclosing(model.stream(request)) as events:  # type: ignore[type-var]
+                    async for event in events:
+                        match event:
+                            case TextDelta():
+                                self.text += event.text
+                            case UsageSoFar():
+                                self.usage = event.usage
+                            case Reply():
+                                return event
+                            case _:
+                                pass
+        except TimeoutError:
+            raise ModelError("timeout", f"no whole answer within {request.config.timeout}") from None
+        raise ModelError("stream_cut", "the answer stopped before its end")
+
+    def progress(self, seq: int, window: int) -> Progress:
+        """What to tell those who watch."""
+        offset = max(len(self.text) - window, 0)
+        return Progress(
+            call=f"step-{self.want.step}",
+            attempt=activity.info().attempt,
+            seq=seq,
+            offset=offset,
+            text=self.text[offset:] if self.want.stream else "",
+            spent=self.before + self.estimate(),
+        )
+
+    def estimate(self) -> Usage:
+        """What this attempt has cost up to now: a cut call has been paid for all the same."""
+        if self.usage is None:
+            return Usage()
+        heard = estimate_tokens(len(self.text.encode()))
+        output = max(self.usage.output_tokens, heard)
+        return self.usage.model_copy(update={"output_tokens": output, "estimated": True})
+
+    def partial(self) -> Reply:
+        """What was said when the call was stopped, as an answer."""
+        parts = (Text(text=self.text),) if self.text else ()
+        return Reply(parts=parts, stop="cancelled", usage=self.estimate())
+
+    def wasted_microusd(self, usage: Usage) -> int:
+        return self.chosen.price.cost_microusd(usage) if self.chosen.price else 0
+
+    def failure(self, error: ModelError) -> ApplicationError:
+        """The error as Temporal is to take it. Also leaves the cost where the next attempt finds it."""
+        spent = self.before + (error.usage or self.estimate())
+        activity.heartbeat(
+            Progress(call=f"step-{self.want.step}", attempt=activity.info().attempt, seq=0, spent=spent)
+        )
+        message = redact(str(error))
+        failure = ModelFailure(
+            kind=error.kind, message=message, wasted=spent, wasted_microusd=self.wasted_microusd(spent)
+        )
+        too_long = error.retry_after is not None and error.retry_after > MOST_PATIENCE
+        return ApplicationError(
+            message,
+            failure,
+            type=error.kind,
+            non_retryable=too_long or not RULES[error.kind].retried,
+            next_retry_delay=None if too_long else error.retry_after,
+        )
+
+
+def _asked_to_stop() -> bool:
+    details = activity.cancellation_details()
+    return details is not None and details.cancel_requested
+
+
+def _spent_before() -> Usage:
+    progress = last_progress()
+    return progress.spent if progress else Usage()
+
+
+def _blob_names(message: Message) -> list[str]:
+    parts: list[Any] = list(message.parts)
+    for part in message.parts:
+        if isinstance(part, ToolResult):
+            parts.extend(part.content)
+    return [part.blob for part in parts if isinstance(part, Image | Document) and part.blob]
+
+
+def _definitions(spec: AgentSpec, *, spilled: bool) -> tuple[ToolDefinition, ...]:
+    """The agent's tools, in their fixed order, then ours: the provider's prompt cache counts on it."""
+    tools = [tool.definition for tool in spec.tools]
+    if spec.output_schema is not None:
+        tools.append(FINAL_ANSWER.model_copy(update={"input_schema": spec.output_schema}))
+    if spilled:
+        tools.append(READ_RESULT)
+    return tuple(tools)

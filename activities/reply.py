@@ -1,0 +1,144 @@
+"""Reading a reply: where a model's words become values. Each call and output is checked once, here.
+
+What was found is part of the activity's result and so of history: replay reads it, never judges
+anew, and a newer validator cannot change a run's past.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from perdure.agent import Agent
+from perdure.limits import explain
+from perdure.messages import Part, Text, ToolCall
+from perdure.model import Reply, ToolDefinition
+from perdure.schema import problem_with
+from perdure.spec import AgentSpec
+
+from .redact import bounded
+
+FINAL_ANSWER = ToolDefinition(
+    name="final_answer",
+    description="Give the final answer, in the form asked for. Call this, alone, when you are done.",
+    input_schema={"type": "object"},
+)
+READ_RESULT = ToolDefinition(
+    name="read_result",
+    description="Read more of a tool result that was too long to be shown whole.",
+    input_schema={
+        "type": "object",
+        "properties": {
+            "result": {"type": "string", "description": "The name given where the result was cut."},
+            "offset": {"type": "integer", "minimum": 0, "description": "First byte to read."},
+        },
+        "required": ["result"],
+        "additionalProperties": False,
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A reply's parts with checked calls; the output when it was given, or what was wrong with it."""
+
+    parts: list[Part]
+    output: Any = None
+    problem: str | None = None
+
+
+def checked(
+    reply: Reply, step: int, spec: AgentSpec, tools: Sequence[ToolDefinition], agent: Agent | None
+) -> Reading:
+    """Give each call its id, and say what is wrong with those that cannot be carried out."""
+    parts = _numbered(reply, step)
+    if spec.output_schema is None:
+        schemas = {tool.name: tool.input_schema for tool in tools}
+        return Reading(parts=[_checked(part, schemas) for part in parts])
+    return _with_output(parts, spec, tools, agent, reply)
+
+
+def _numbered(reply: Reply, step: int) -> list[Part]:
+    """Providers' ids may repeat; ours name step and place. A reply cut by its length runs nothing."""
+    parts: list[Part] = []
+    count = 0
+    for part in reply.parts:
+        if not isinstance(part, ToolCall):
+            parts.append(part)
+        elif reply.stop != "max_tokens":
+            count += 1
+            parts.append(part.model_copy(update={"id": f"call-{step}-{count}"}))
+    return parts
+
+
+def _checked(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
+    if not isinstance(part, ToolCall) or part.problem is not None:
+        return part
+    problem = _problem(part, schemas)
+    return part if problem is None else part.model_copy(update={"problem": bounded(problem, 1000)})
+
+
+def _problem(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | None:
+    schema = schemas.get(call.name)
+    if schema is None:
+        known = ", ".join(repr(name) for name in schemas) or "none"
+        return f"there is no tool {call.name!r}; the tools are {known}"
+    problem = problem_with(call.arguments, schema)
+    return None if problem is None else f"the arguments do not fit: {problem}"
+
+
+def _with_output(
+    parts: list[Part],
+    spec: AgentSpec,
+    tools: Sequence[ToolDefinition],
+    agent: Agent | None,
+    reply: Reply,
+) -> Reading:
+    schemas = {tool.name: tool.input_schema for tool in tools}
+    asked = [part for part in parts if isinstance(part, ToolCall)]
+    final = next((call for call in asked if call.name == FINAL_ANSWER.name), None)
+    if final is not None:
+        output, problem = (
+            _judged(final.arguments, spec, agent) if not final.problem else (None, final.problem)
+        )
+        marked = [
+            part.model_copy(update={"problem": problem}) if part is final else _checked(part, schemas)
+            for part in parts
+        ]
+        return Reading(parts=marked, output=output)
+    if asked or reply.stop not in ("end_turn", "stop_sequence"):
+        return Reading(parts=[_checked(part, schemas) for part in parts])
+    return _from_text(parts, spec, agent)
+
+
+def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Reading:
+    """Some models answer with the JSON itself instead of the call."""
+    text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
+    text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return Reading(
+            parts=parts, problem=f"Call {FINAL_ANSWER.name!r} with your answer in the form asked for."
+        )
+    output, problem = _judged(value, spec, agent)
+    if problem is not None:
+        return Reading(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER.name!r}.")
+    return Reading(parts=parts, output=output)
+
+
+def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str | None]:
+    """The output as JSON, or what is wrong with it: by the pinned schema, then by the type's own rules."""
+    assert spec.output_schema is not None
+    problem = problem_with(value, spec.output_schema)
+    if problem is not None:
+        return None, f"the answer does not fit: {problem}"
+    adapter = agent.output_adapter() if agent else None
+    if adapter is None:
+        return value, None
+    try:
+        return adapter.dump_python(adapter.validate_python(value), mode="json"), None
+    except ValidationError as error:
+        return None, f"the answer does not fit: {explain(error)}"

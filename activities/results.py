@@ -1,0 +1,82 @@
+"""Tool results: any Python value becomes content for the model; what is too big is kept aside."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from perdure.blobs import BlobStore
+from perdure.effects import ToolInput
+from perdure.messages import Document, Image, ResultPart, Text
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_INLINE_MEDIA_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Content for the transcript; `spilled` names the whole text when it was cut."""
+
+    content: list[ResultPart]
+    spilled: str | None = None
+
+
+async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
+    """The value as content, its text cut to `preview_bytes`, its media in the blob store."""
+    media = [part for part in _parts(value) if not isinstance(part, Text)]
+    text = "\n".join(part.text for part in _parts(value) if isinstance(part, Text))
+    content: list[ResultPart] = []
+    spilled = None
+    if text or not media:
+        shown, spilled = await _cut(text or "done", blobs, preview_bytes)
+        content.append(Text(text=shown))
+    content.extend([await _stored(part, blobs) for part in media])
+    return Kept(content=content, spilled=spilled)
+
+
+def _parts(value: Any) -> list[ResultPart]:
+    if isinstance(value, Text | Image | Document):
+        return [value]
+    if isinstance(value, list | tuple) and any(isinstance(v, Text | Image | Document) for v in value):  # pyright: ignore[reportUnknownVariableType]
+        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return [part for item in items for part in _parts(item)]
+    return [Text(text=text_of(value))]
+
+
+def text_of(value: Any) -> str:
+    """A string as it is, nothing as nothing, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else _ANY.dump_json(value).decode()
+
+
+async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]:
+    data = text.encode()
+    if len(data) <= most:
+        return text, None
+    name = await blobs.put(data)
+    shown = data[:most].decode(errors="ignore")
+    more = f'read_result(result="{name}", offset={len(shown.encode())})'
+    return f"{shown}\n[cut here: {len(data)} bytes in all; read on with {more}]", name
+
+
+async def _stored(part: Image | Document, blobs: BlobStore) -> Image | Document:
+    if part.data is None or len(part.data) <= _INLINE_MEDIA_BYTES:
+        return part
+    name = await blobs.put(base64.b64decode(part.data))
+    return part.model_copy(update={"data": None, "blob": name})
+
+
+async def read_more(blobs: BlobStore, want: ToolInput) -> Kept:
+    """The next piece of a result that was cut."""
+    name, offset = str(want.arguments["result"]), int(want.arguments.get("offset", 0))
+    try:
+        data = await blobs.get(name)
+    except (KeyError, ValueError):
+        return Kept(content=[Text(text=f"there is no result {name!r}")])
+    piece = data[offset : offset + want.preview_bytes].decode(errors="ignore")
+    end = offset + len(piece.encode())
+    note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
+    return Kept(content=[Text(text=piece + note if piece else "(nothing there: the result has ended)")])

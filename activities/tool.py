@@ -1,0 +1,163 @@
+"""The tool call: one activity a call. What a tool does wrong becomes text for the model."""
+
+import asyncio
+import contextvars
+import functools
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from perdure.agent import Agent
+from perdure.blobs import BlobStore
+from perdure.effects import CALL_TOOL, Progress, ToolInput, ToolOutcome
+from perdure.errors import FatalToolError, RetryableToolError
+from perdure.messages import Text, ToolResult
+from perdure.tools import Tool, ToolContext
+
+from .heartbeat import Heart
+from .redact import bounded, redact
+from .reply import READ_RESULT
+from .results import Kept, keep, read_more
+from .telemetry import tool_span
+
+_BEAT = timedelta(seconds=1)
+_TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
+"""What another attempt may mend. Anything else a tool raises goes to the model at once."""
+
+
+class Refused(Exception):
+    """The call cannot be made as asked; the message is for the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCalls:
+    """The tools of the agents this worker serves."""
+
+    agents: Mapping[str, Agent]
+    blobs: BlobStore
+    executor: Executor
+    progress_interval: timedelta = timedelta(milliseconds=150)
+
+    @activity.defn(name=CALL_TOOL)
+    async def call_tool(self, want: ToolInput) -> ToolOutcome:
+        """Make the call once. Gives a result in every case that trying again would not mend.
+
+        Raises:
+            ApplicationError: retryable; the tool's retry policy decides how often.
+
+        """
+        began = time.monotonic()
+        with tool_span(want) as span:
+            kept, is_error = await self._kept(want)
+            result = ToolResult(
+                call_id=want.call_id,
+                name=want.tool,
+                content=kept.content,
+                is_error=is_error,
+                spilled=kept.spilled,
+                duration_ms=round((time.monotonic() - began) * 1000),
+                attempts=activity.info().attempt,
+            )
+            span.done(result)
+            return ToolOutcome(result=result)
+
+    async def _kept(self, want: ToolInput) -> tuple[Kept, bool]:
+        try:
+            if want.tool == READ_RESULT.name:
+                return await read_more(self.blobs, want), False
+            tool = self._tool(want)
+            value = await self._run(tool, want)
+            return await keep(value, self.blobs, want.preview_bytes), False
+        except (Refused, FatalToolError) as error:
+            return _said(str(error)), True
+        except _TRANSIENT as error:
+            return self._again_or_said(want, error), True
+        except ApplicationError:
+            raise
+        except Exception as error:
+            return _said(f"{type(error).__name__}: {error}"), True
+
+    def _tool(self, want: ToolInput) -> Tool:
+        agent = self.agents.get(want.agent)
+        tool = next((t for t in agent.tools if t.name == want.tool), None) if agent else None
+        if isinstance(tool, Tool):
+            return tool
+        # Another worker may have it: a deploy is under way.
+        raise ApplicationError(f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker")
+
+    def _again_or_said(self, want: ToolInput, error: Exception) -> Kept:
+        """Let Temporal try again while the tool's policy allows; then tell the model."""
+        attempts = self._tool(want).retry.attempts
+        name = "" if isinstance(error, RetryableToolError) else f"{type(error).__name__}: "
+        said = bounded(redact(f"{name}{error}"))
+        if activity.info().attempt < attempts:
+            delay = error.after if isinstance(error, RetryableToolError) else None
+            raise ApplicationError(said, type=type(error).__name__, next_retry_delay=delay)
+        return _said(f"{said} (after {attempts} attempts)")
+
+    async def _run(self, tool: Tool, want: ToolInput) -> Any:
+        note = _Note(want.call_id)
+        context = _context(tool, want, note)
+        try:
+            arguments = tool.signature.bind(want.arguments)
+        except ValueError as error:
+            raise Refused(f"the arguments do not fit: {error}") from None
+        if tool.signature.context is not None:
+            arguments[tool.signature.context] = context
+        interval = self.progress_interval if want.stream else _BEAT
+        try:
+            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
+                async with asyncio.timeout(tool.timeout.total_seconds()) as clock:
+                    return await self._called(tool, arguments)
+        except TimeoutError as error:
+            if clock.expired():
+                raise TimeoutError(f"no result within {tool.timeout}") from error
+            raise
+        finally:
+            context.cancelled.set()  # a thread cannot be stopped, only told
+
+    async def _called(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+        if tool.is_async:
+            return await tool.function(**arguments)
+        call = functools.partial(contextvars.copy_context().run, tool.function, **arguments)
+        value = await asyncio.get_running_loop().run_in_executor(self.executor, call)
+        return await value if asyncio.iscoroutine(value) else value
+
+
+class _Note:
+    """A tool's own word on how far it is; written from any thread."""
+
+    def __init__(self, call_id: str) -> None:
+        self.call_id = call_id
+        self.text = ""
+
+    def report(self, text: str) -> None:
+        self.text = bounded(str(text), 500)
+
+    def progress(self, seq: int, window: int) -> Progress:
+        return Progress(call=self.call_id, attempt=activity.info().attempt, seq=seq, note=self.text[:window])
+
+
+def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:
+    info = activity.info()
+    return ToolContext(
+        run_id=str(info.workflow_id),
+        call_id=want.call_id,
+        idempotency_key=want.idempotency_key,
+        attempt=info.attempt,
+        deadline=info.started_time + tool.timeout,
+        agent=want.agent,
+        user=want.user,
+        context=want.context,
+        report=note.report,
+    )
+
+
+def _said(text: str) -> Kept:
+    return Kept(content=[Text(text=bounded(redact(text)))])

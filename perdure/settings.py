@@ -1,0 +1,324 @@
+"""Settings of a process: read from PERDURE_ variables and `.env`, frozen from then on.
+
+Nothing is read when this module is imported, only when `load` is called. Arguments win over the
+environment, the environment over `.env`, `.env` over the defaults.
+`python -m perdure.settings` prints docs/settings.md.
+"""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from perdure.errors import DefinitionError
+from perdure.limits import explain
+
+PREFIX = "PERDURE_"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+
+
+def _duration(value: Any) -> Any:
+    """Seconds for "150ms", "30s", "2m", "1h" or a bare number of seconds; the rest is pydantic's."""
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"]) if match else value
+
+
+def _expanded(value: Any) -> Any:
+    """The path without `~`, which no shell expands in a `.env` file or a manifest."""
+    return Path(value).expanduser() if isinstance(value, str | Path) else value
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or "/" in value or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("write it as host:port, such as localhost:7233")
+    return value
+
+
+def _store(url: str) -> str:
+    if not url.startswith(("file:", "s3://")):
+        raise ValueError("write it as file:/a/folder or s3://bucket/prefix")
+    return url
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta())]
+Grace = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+FilePath = Annotated[Path, BeforeValidator(_expanded)]
+Count = Annotated[int, Field(ge=1)]
+Address = Annotated[str, AfterValidator(_host_and_port)]
+
+
+def _also(name: str, temporal: str) -> AliasChoices:
+    """Our variable, and behind it the one that Temporal's own tools and controllers set."""
+    return AliasChoices(PREFIX + name.upper(), temporal)
+
+
+class Settings(BaseSettings):
+    """How a process reaches Temporal, stores blobs, asks providers and reports on itself.
+
+    Secrets are `SecretStr`: printing or logging a Settings shows none of them.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    # Temporal
+    address: Address = Field(
+        "localhost:7233",
+        validation_alias=_also("address", "TEMPORAL_ADDRESS"),
+        description="Temporal frontend, as `host:port`.",
+    )
+    namespace: str = Field(
+        "default",
+        min_length=1,
+        validation_alias=_also("namespace", "TEMPORAL_NAMESPACE"),
+        description="Temporal namespace.",
+    )
+    task_queue: str = Field(
+        "perdure", min_length=1, description="Task queue of runs and of their activities."
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias=_also("api_key", "TEMPORAL_API_KEY"),
+        description="API key of Temporal Cloud; turns TLS on.",
+    )
+    tls: bool | None = Field(
+        None, description="TLS to Temporal. Unset: on when an API key or a certificate is set."
+    )
+    tls_ca: FilePath | None = Field(
+        None, description="File with the CA certificates that the server is checked against."
+    )
+    tls_cert: FilePath | None = Field(None, description="File with the client certificate (mTLS).")
+    tls_key: FilePath | None = Field(None, description="File with the client certificate's private key.")
+
+    # Where things are kept
+    home: FilePath = Field(
+        default_factory=lambda: Path.home() / ".perdure",
+        description="Folder of the embedded server's database and of local blobs.",
+    )
+    blob_store: Annotated[str, AfterValidator(_store)] = Field(
+        default_factory=lambda data: f"file:{data['home']}/blobs",
+        description="Blob store: `file:<folder>` or `s3://bucket/prefix`. Workers and clients share it.",
+    )
+    blob_threshold_bytes: Annotated[int, Field(ge=1024, le=1_500_000)] = Field(
+        32_768, description="Payloads of this many bytes and more go to the blob store, not to history."
+    )
+    blob_s3_endpoint: str | None = Field(None, description="S3 endpoint URL, for MinIO and the like.")
+    blob_s3_region: str | None = Field(None, description="S3 region. Unset: the AWS configuration's.")
+    prices: FilePath | None = Field(None, description="JSON price table, consulted before the shipped one.")
+    transcript_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        64 * 1024 * 1024, description="Memory for transcripts of running agents; 0 asks the run each time."
+    )
+
+    # Model providers
+    anthropic_api_key: SecretStr | None = Field(
+        None, description="Anthropic API key. Unset: `ANTHROPIC_API_KEY`."
+    )
+    openai_api_key: SecretStr | None = Field(None, description="OpenAI API key. Unset: `OPENAI_API_KEY`.")
+    openai_base_url: str | None = Field(
+        None, description="Base URL of an OpenAI-compatible API. Unset: `OPENAI_BASE_URL`, then OpenAI."
+    )
+    ollama_base_url: str | None = Field(
+        None, description="Base URL of Ollama. Unset: `http://localhost:11434/v1`."
+    )
+    bedrock_region: str | None = Field(None, description="Region of Bedrock. Unset: the AWS configuration's.")
+
+    # Reporting
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log lines as JSON or text; `auto`: text on a terminal, else JSON."
+    )
+    capture_content: bool = Field(
+        False, description="Record the contents of messages, tool arguments and results in traces."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="OTLP/HTTP base URL for traces, such as `http://localhost:4318`. Needs `perdure[otlp]`.",
+    )
+    metrics: Literal["off", "prometheus", "otlp"] = Field(
+        "off",
+        description="Where metrics go: scraped by Prometheus (`perdure[prometheus]`) or sent by OTLP.",
+    )
+    metrics_address: Address = Field(
+        "127.0.0.1:9464",
+        description="`host:port` that Prometheus scrapes; Temporal's own metrics are on the next port.",
+    )
+    health_address: Address | None = Field(
+        None, description="`host:port` of `/live` and `/ready`, such as `0.0.0.0:8080`. Unset: none."
+    )
+
+    # Worker
+    progress_interval: Duration = Field(
+        timedelta(milliseconds=150),
+        description="How often a watched call reports progress, and how fast a stop arrives.",
+    )
+    max_concurrent_activities: Count = Field(
+        100, description="Model and tool calls at the same time in one worker."
+    )
+    max_concurrent_workflow_tasks: Annotated[int, Field(ge=2)] = Field(
+        100, description="Workflow tasks at the same time in one worker."
+    )
+    max_cached_workflows: Annotated[int, Field(ge=0)] = Field(
+        1000, description="Runs kept in memory between tasks; 0 replays them at each task."
+    )
+    graceful_shutdown_timeout: Grace = Field(
+        timedelta(seconds=30),
+        description="How long calls may go on after a shutdown is asked for; a pod's grace must be longer.",
+    )
+    search_attributes: bool = Field(
+        True, description="Set search attributes on runs. False where nobody may register them."
+    )
+    deployment_name: str | None = Field(
+        None,
+        validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
+        description="Worker deployment this worker belongs to. Unset: unversioned.",
+    )
+    build_id: str | None = Field(
+        None,
+        validation_alias=_also("build_id", "TEMPORAL_WORKER_BUILD_ID"),
+        description="Version of this worker within its deployment.",
+    )
+
+    @field_validator("tls_key")
+    @classmethod
+    def _pairs(cls, key: Path | None, info: Any) -> Path | None:
+        if (key is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("a client certificate and its key go together: set both or neither")
+        return key
+
+    @field_validator("build_id")
+    @classmethod
+    def _belongs(cls, build_id: str | None, info: Any) -> str | None:
+        if build_id is not None and info.data.get("deployment_name") is None:
+            raise ValueError("a build id belongs to a deployment: set PERDURE_DEPLOYMENT_NAME too")
+        return build_id
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection to Temporal is encrypted."""
+        return self.tls if self.tls is not None else bool(self.api_key or self.tls_cert or self.tls_ca)
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; an override of None counts as not given.
+
+    Raises:
+        DefinitionError: a value is wrong; the message names its variable, and shows no secret.
+
+    """
+    unknown = sorted(overrides.keys() - Settings.model_fields.keys())
+    if unknown:
+        raise DefinitionError(f"no such setting: {', '.join(unknown)}; see docs/settings.md")
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise DefinitionError(f"settings: {explain(_by_variable(error))}") from None
+
+
+def variables(name: str) -> tuple[str, ...]:
+    """The environment variables that set that field, the first one found wins."""
+    alias = Settings.model_fields[name].validation_alias
+    return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (PREFIX + name.upper(),)
+
+
+def _by_variable(error: ValidationError) -> ValidationError:
+    """The same error told in variables instead of fields, secrets hidden."""
+    # "default_factory_not_called" only says that another field is wrong.
+    real = (problem for problem in error.errors() if problem["type"] != "default_factory_not_called")
+    return ValidationError.from_exception_data(error.title, [_renamed(problem) for problem in real])
+
+
+def _renamed(problem: Any) -> InitErrorDetails:
+    where = str(problem["loc"][0]) if problem["loc"] else ""
+    field = next((name for name in Settings.model_fields if where in (name, *variables(name))), None)
+    secret = field is None or SecretStr in get_args(Settings.model_fields[field].annotation)
+    return InitErrorDetails(
+        type=PydanticCustomError("setting", "{what}", {"what": problem["msg"].removeprefix("Value error, ")}),
+        loc=(variables(field)[0] if field else where,),
+        input="**********" if secret else problem["input"],
+    )
+
+
+# The documentation of the above, which a test holds equal to docs/settings.md.
+
+_NAMES = {
+    Path: "path",
+    SecretStr: "secret",
+    timedelta: "duration",
+    str: "text",
+    int: "number",
+    bool: "yes/no",
+}
+_DEFAULTS = {"home": "`~/.perdure`", "blob_store": "`file:<home>/blobs`"}
+_HEAD = """\
+# Settings
+
+<!-- Written by `python -m perdure.settings > docs/settings.md`; a test holds the two equal. -->
+
+Every setting is an environment variable, or a line of a `.env` file in the working directory.
+Command line options win over the environment, the environment over `.env`.
+Durations are written `150ms`, `30s`, `2m`, `1h`; a bare number is seconds. Empty means unset.
+Secrets are never printed or logged.
+
+| variable | type | default | meaning |
+| --- | --- | --- | --- |
+"""
+
+
+def _kind(annotation: Any) -> str:
+    """A field's type in a word, or its words when it takes only some."""
+    if annotation in _NAMES:
+        return _NAMES[annotation]
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if all(isinstance(part, str) for part in parts):
+        return ", ".join(f"`{part}`" for part in parts)
+    return _kind(parts[0])
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if name in _DEFAULTS or field.default is None:
+        return _DEFAULTS.get(name, "")
+    value = field.default
+    if isinstance(value, timedelta):
+        millis = round(value.total_seconds() * 1000)
+        return f"`{millis // 1000}s`" if millis % 1000 == 0 else f"`{millis}ms`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    first, *others = (f"`{variable}`" for variable in variables(name))
+    named = f"{first} (or {', '.join(others)})" if others else first
+    return f"| {named} | {_kind(field.annotation)} | {_default(name, field)} | {field.description} |"
+
+
+def document() -> str:
+    """docs/settings.md: all settings as a Markdown table."""
+    return _HEAD + "\n".join(_row(name, field) for name, field in Settings.model_fields.items()) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")  # noqa: T201 - printing is what it is for

@@ -1,0 +1,64 @@
+"""For tests of agents: a scripted model, and a server and worker in the test's own process.
+
+script = [calls("order_status", order_id="1"), says("It is on its way.")]
+async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
+result = await (await client.start("support", "Where is 1?")).result()
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.activities.scripted import Line, ScriptedModel, calls, fails, says
+    from perdure.agent import Agent
+    from perdure.model import Model
+    from perdure.settings import Settings
+    from perdure.starter.client import Client
+
+_HOME = {
+    "Line": "perdure.activities.scripted",
+    "ScriptedModel": "perdure.activities.scripted",
+    "calls": "perdure.activities.scripted",
+    "fails": "perdure.activities.scripted",
+    "says": "perdure.activities.scripted",
+}
+
+__all__ = ["Line", "ScriptedModel", "calls", "fails", "running", "says"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'perdure.testing' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+@asynccontextmanager
+async def running(
+    agents: "Sequence[Agent]",
+    *,
+    models: "Mapping[str, Model] | None" = None,
+    address: str | None = None,
+    settings: "Settings | None" = None,
+    worker: Mapping[str, Any] | None = None,
+) -> "AsyncIterator[Client]":
+    """A client of a worker that serves the agents, while the body runs.
+
+    Without `address` it starts the embedded server, in memory, and stops it again; with it, it uses
+    the Temporal server there.
+
+    Args:
+        agents: what the worker serves.
+        models: providers by name, such as {"scripted": ScriptedModel(script)}.
+        address: of a running server.
+        settings: in place of those of the environment.
+        worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+
+    """
+    # A door, like the package itself: it binds two rooms that do not know each other.
+    serving = import_module("perdure.workers.running").serving
+    client_type = import_module("perdure.starter.client").Client
+    async with serving(agents, models=models, address=address, settings=settings, worker=worker) as served:
+        temporal, task_queue = served
+        yield client_type(temporal, task_queue=task_queue)

@@ -1,0 +1,214 @@
+"""Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import temporalio.client
+from pydantic import ValidationError
+from temporalio.client import WorkflowExecution
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure.errors import InvalidRequest, NotReachable, RunConflict
+from perdure.limits import Limits, explain
+from perdure.messages import Part, Value
+from perdure.model import digest
+from perdure.settings import Settings
+from perdure.settings import load as load_settings
+from perdure.wire import TASK_QUEUE, WORKFLOW, RunRequest, RunResult, Status
+
+from ..workers.connection import connect_temporal
+from .run import Run
+
+_REQUEST_DIGEST = "perdure_request"
+
+
+class RunInfo(Value):
+    """A run in a list: what its search attributes tell, without asking a worker."""
+
+    id: str
+    agent: str | None = None
+    status: Status | str = ""
+    stop_reason: str | None = None
+    user: str | None = None
+    steps: int = 0
+    cost_usd: float | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+
+
+class Client:
+    """Starts runs and finds them again. Made by `connect`."""
+
+    def __init__(self, temporal: temporalio.client.Client, *, task_queue: str = TASK_QUEUE) -> None:
+        self.temporal = temporal
+        self.task_queue = task_queue
+
+    async def start(
+        self,
+        agent: str,
+        prompt: str | list[Part],
+        *,
+        id: str | None = None,  # noqa: A002 - Temporal's own word
+        user: str | None = None,
+        roles: Sequence[str] = (),
+        limits: Limits | None = None,
+        context: dict[str, Any] | None = None,
+        stream: bool = True,
+        rerun: bool = False,
+    ) -> Run:
+        """Start a run; it is durable once this returns.
+
+        An id that is running already gives that run. An id whose run is over gives that run too if
+        the request is the same, so that a repeated call does nothing twice; with `rerun` it starts
+        anew.
+
+        Raises:
+            InvalidRequest: the request is wrong; nothing was started.
+            RunConflict: the id belongs to a finished run with another request.
+
+        """
+        request = _request(
+            agent=agent,
+            prompt=prompt,
+            user=user,
+            roles=list(roles),
+            limits=limits,
+            context=context or {},
+            stream=stream,
+        )
+        plain = request.model_dump(mode="json", exclude_unset=True)
+        run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
+        try:
+            await self._start(run_id, request, plain, rerun=rerun)
+        except WorkflowAlreadyStartedError:
+            await self._check_same(run_id, plain)
+        except RPCError as error:
+            raise _refused(error) from error
+        return Run(self.temporal, run_id)
+
+    async def _start(self, run_id: str, request: RunRequest, plain: dict[str, Any], *, rerun: bool) -> None:
+        words = request.prompt if isinstance(request.prompt, str) else f"{len(request.prompt)} parts"
+        await self.temporal.start_workflow(
+            WORKFLOW,
+            plain,
+            id=run_id,
+            task_queue=self.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
+            if rerun
+            else WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            memo={_REQUEST_DIGEST: digest(plain)},
+            static_summary=f"{request.agent}: {' '.join(words.split())[:150]}",
+        )
+
+    async def _check_same(self, run_id: str, plain: dict[str, Any]) -> None:
+        described = await Run(self.temporal, run_id).described()
+        memo = await described.memo()
+        if memo.get(_REQUEST_DIGEST) != digest(plain):
+            raise RunConflict(
+                f"run {run_id!r} is over and had another request; choose another id, "
+                "or start it anew with rerun=True (--rerun)"
+            )
+
+    async def run(self, agent: str, prompt: str | list[Part], **settings: Any) -> RunResult:
+        """`start`, and wait for the result."""
+        started = await self.start(agent, prompt, **settings)
+        return await started.result()
+
+    def get(self, id: str) -> Run:  # noqa: A002
+        """The run of that id, whether or not there is one."""
+        return Run(self.temporal, id)
+
+    async def list(
+        self,
+        *,
+        status: Status | None = None,
+        agent: str | None = None,
+        user: str | None = None,
+        query: str | None = None,
+        most: int = 100,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs, the newest first. `query` is a Temporal visibility query, joined with "and"."""
+        wanted = [f'WorkflowType = "{WORKFLOW}"']
+        for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
+            if value is not None:
+                wanted.append(f'{name} = "{value.replace(chr(34), "")}"')
+        if query:
+            wanted.append(f"({query})")
+        # A run that continued as new is listed by its newest part only.
+        wanted.append('ExecutionStatus != "ContinuedAsNew"')
+        try:
+            async for execution in self.temporal.list_workflows(" AND ".join(wanted), limit=most):
+                yield _info(execution)
+        except RPCError as error:
+            raise _refused(error) from error
+
+
+def _request(**fields: Any) -> RunRequest:
+    given = {name: value for name, value in fields.items() if value not in (None, [], {})}
+    if given.get("stream") is True:
+        del given["stream"]
+    try:
+        return RunRequest.model_validate(given)
+    except ValidationError as error:
+        raise InvalidRequest(f"run request: {explain(error)}") from None
+
+
+def _refused(error: RPCError) -> Exception:
+    if error.status == RPCStatusCode.UNAVAILABLE:
+        return NotReachable(f"the Temporal server does not answer: {error.message}")
+    return InvalidRequest(f"Temporal refused: {error.message}")
+
+
+def _info(execution: WorkflowExecution) -> RunInfo:
+    known = {pair.key.name: pair.value for pair in execution.typed_search_attributes}
+    status = known.get("AgentStatus") or (execution.status.name.lower() if execution.status else "")
+    if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
+        ended = {"FAILED": "failed", "CANCELED": "cancelled"}
+        status = ended.get(execution.status.name, execution.status.name.lower())
+    return RunInfo(
+        id=execution.id,
+        agent=known.get("AgentName"),
+        status=status,
+        stop_reason=known.get("AgentStopReason"),
+        user=known.get("AgentUser"),
+        steps=known.get("AgentSteps") or 0,
+        cost_usd=known.get("AgentCostUsd"),
+        started_at=execution.start_time,
+        ended_at=execution.close_time,
+    )
+
+
+async def connect(
+    address: str | None = None,
+    *,
+    namespace: str | None = None,
+    task_queue: str | None = None,
+    api_key: str | None = None,
+    tls: bool | None = None,
+    settings: Settings | None = None,
+) -> Client:
+    """Connect to Temporal. What is not given is taken from the settings (PERDURE_..., `.env`).
+
+    Raises:
+        NotReachable: nothing answers at the address.
+        DefinitionError: the settings are wrong.
+
+    """
+    given = {
+        "address": address,
+        "namespace": namespace,
+        "task_queue": task_queue,
+        "api_key": api_key,
+        "tls": tls,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if settings is None:
+        settings = load_settings(**overrides)
+    elif overrides:
+        settings = settings.model_copy(update=overrides)
+    return Client(await connect_temporal(settings), task_queue=settings.task_queue)

@@ -1,0 +1,153 @@
+"""What changed since the last look at a run, as events. Pure: looks in, events out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from perdure.effects import Progress
+from perdure.messages import Message, Text, Thinking, ToolCall, ToolResult
+from perdure.wire import ENDED, Approval, RunStatus, Status
+
+from .events import (
+    ApprovalRequested,
+    Event,
+    MessageFinished,
+    QuestionAsked,
+    Retrying,
+    StatusChanged,
+    TextDelta,
+    TextRestarted,
+    ToolFinished,
+    ToolProgress,
+    ToolStarted,
+)
+
+_SUMMARY = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """An activity in flight, as the server describes it."""
+
+    progress: Progress | None
+    attempt: int
+    error: str | None
+
+
+@dataclass(kw_only=True)
+class _Text:
+    """What has been told of a step's answer."""
+
+    attempt: int = 0
+    told: str = ""
+
+
+@dataclass
+class Seen:
+    """What a watcher has been told already."""
+
+    messages: int = 0
+    status: Status | None = None
+    texts: dict[int, _Text] = field(default_factory=dict[int, _Text])
+    calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
+    started: set[str] = field(default_factory=set[str])
+    finished: set[str] = field(default_factory=set[str])
+    waiting: set[str] = field(default_factory=set[str])
+    notes: dict[str, str] = field(default_factory=dict[str, str])
+    retries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+
+    def of_flights(self, flights: list[Pending]) -> Iterator[Event]:
+        """News of what is in flight: partial text, a tool's progress, a retry."""
+        for flight in flights:
+            progress = flight.progress
+            if progress is None:
+                continue
+            if flight.error and (progress.call, flight.attempt) not in self.retries:
+                self.retries.add((progress.call, flight.attempt))
+                yield Retrying(call=progress.call, attempt=flight.attempt, error=flight.error)
+            if progress.call.startswith("step-"):
+                yield from self._partial(int(progress.call.removeprefix("step-")), progress)
+            elif progress.note and self.notes.get(progress.call) != progress.note:
+                self.notes[progress.call] = progress.note
+                yield ToolProgress(call_id=progress.call, attempt=progress.attempt, text=progress.note)
+
+    def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
+        text = self.texts.setdefault(step, _Text(attempt=progress.attempt))
+        if progress.attempt < text.attempt:
+            return
+        if progress.attempt > text.attempt:
+            if text.told:
+                yield TextRestarted(step=step, attempt=progress.attempt)
+            text.attempt, text.told = progress.attempt, ""
+        # A window that starts beyond what was told leaves a hole: hold back until the message is there.
+        new = progress.text[len(text.told) - progress.offset :] if progress.offset <= len(text.told) else ""
+        if new:
+            yield self._delta(step, text, new, progress.seq)
+
+    def _delta(self, step: int, text: _Text, new: str, seq: int) -> TextDelta:
+        delta = TextDelta(step=step, attempt=text.attempt, seq=seq, offset=len(text.told), text=new)
+        text.told += new
+        return delta
+
+    def of_messages(self, messages: list[Message]) -> Iterator[Event]:
+        """News of the transcript: `messages` follow those seen so far."""
+        for message in messages:
+            match message.role:
+                case "assistant":
+                    yield from self._answer(message)
+                case "tool":
+                    for result in message.tool_results:
+                        yield from self._result(result)
+                case "user":
+                    pass
+            self.messages += 1
+
+    def _answer(self, message: Message) -> Iterator[Event]:
+        step = message.meta.step if message.meta else 0
+        attempt = message.meta.attempts if message.meta else 1
+        whole = "".join(part.text for part in message.parts if isinstance(part, Text))
+        text = self.texts.pop(step, _Text(attempt=attempt))
+        if text.told and (text.attempt != attempt or not whole.startswith(text.told)):
+            yield TextRestarted(step=step, attempt=attempt)
+            text.told = ""
+        text.attempt = attempt
+        if len(whole) > len(text.told):
+            yield self._delta(step, text, whole[len(text.told) :], 0)
+        thinking = "".join(part.text for part in message.parts if isinstance(part, Thinking))
+        yield MessageFinished(index=self.messages, step=step, text=whole, thinking=thinking)
+        self.calls.update({call.id: call for call in message.tool_calls})
+
+    def _result(self, result: ToolResult) -> Iterator[Event]:
+        call = self.calls.get(result.call_id)
+        yield from self._start(result.call_id, result.name, call.arguments if call else {})
+        yield from self._finish(result.call_id, result.name, result.is_error, result.text[:_SUMMARY])
+        self.calls.pop(result.call_id, None)
+
+    def _start(self, call_id: str, tool: str, arguments: dict[str, object]) -> Iterator[Event]:
+        if call_id not in self.started:
+            self.started.add(call_id)
+            yield ToolStarted(call_id=call_id, tool=tool, arguments=arguments)
+
+    def _finish(self, call_id: str, tool: str, is_error: bool, text: str) -> Iterator[Event]:
+        if call_id not in self.finished:
+            self.finished.add(call_id)
+            self.notes.pop(call_id, None)
+            yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text)
+
+    def of_status(self, status: RunStatus) -> Iterator[Event]:
+        """News of the run itself. To be asked after `of_messages`."""
+        for call in status.calls:
+            if call.state in ("running", "done"):
+                yield from self._start(call.call_id, call.tool, call.arguments)
+            if call.state == "done":
+                yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
+        if status.status != self.status and status.status not in ENDED:
+            self.status = status.status
+            yield StatusChanged(status=status.status, doing=status.doing, failure=status.failure)
+        for wanted in status.waiting:
+            if wanted.call_id in self.waiting:
+                continue
+            self.waiting.add(wanted.call_id)
+            if isinstance(wanted, Approval):
+                yield ApprovalRequested(approval=wanted)
+            else:
+                yield QuestionAsked(question=wanted)

@@ -1,0 +1,232 @@
+"""Run: a handle on one run. Everything it does is an ordinary Temporal call."""
+
+import builtins
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunFailed, RunNotFound
+from perdure.messages import Message, Part
+from perdure.wire import (
+    DECIDE,
+    PAUSE,
+    RESULT,
+    RESUME,
+    SEND,
+    STATUS,
+    STOP,
+    TRANSCRIPT,
+    RunResult,
+    RunStatus,
+    TranscriptPage,
+    TranscriptQuery,
+)
+
+from .events import Event
+from .steps import Step, steps_of
+
+ANSWER_WITHIN = timedelta(seconds=10)
+"""How long a worker may take to answer a question about a run."""
+
+
+class Run:
+    """One run, by its id. Made by `Client.start` and `Client.get`; holds no state of its own."""
+
+    def __init__(self, client: Client, id: str) -> None:  # noqa: A002 - Temporal's own word
+        self.client = client
+        self.id = id
+
+    @property
+    def handle(self) -> "WorkflowHandle[Any, Any]":
+        """The Temporal handle underneath; follows the run when it continues as new."""
+        return self.client.get_workflow_handle(self.id)
+
+    async def result(self) -> RunResult:
+        """Wait for the end. A run that was stopped, cancelled or limited has a result like any other.
+
+        Raises:
+            RunFailed: the run failed; `.kind` says how, `.result` what it had.
+            RunNotFound: there is no such run.
+
+        """
+        handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
+        try:
+            async with self._translated():
+                return await handle.result()
+        except WorkflowFailureError as error:
+            return await self._failed(error)
+
+    async def _failed(self, error: WorkflowFailureError) -> RunResult:
+        cause = error.cause
+        if isinstance(cause, CancelledError):
+            return await self._cancelled()
+        if isinstance(cause, ApplicationError):
+            details = [RunResult.model_validate(detail) for detail in cause.details[:1]]
+            raise RunFailed(
+                cause.message, kind=cause.type or "bug", result=details[0] if details else None
+            ) from None
+        if isinstance(cause, TerminatedError):
+            raise RunFailed("the run was terminated", kind="Terminated") from None
+        if isinstance(cause, TimeoutError):
+            raise RunFailed("the workflow's own timeout ended the run", kind="TimedOut") from None
+        raise RunFailed(str(cause), kind=type(cause).__name__) from error
+
+    async def _cancelled(self) -> RunResult:
+        """What a cancelled run had: asked of a worker, for Temporal keeps no result of it."""
+        try:
+            async with self._translated():
+                return await self.handle.query(RESULT, result_type=RunResult, rpc_timeout=ANSWER_WITHIN)
+        except (PerdureError, WorkflowQueryFailedError):
+            return RunResult(agent="", stop_reason="cancelled", output="")
+
+    async def status(self) -> RunStatus:
+        """Where the run is: status, step, cost, what it waits for.
+
+        Raises:
+            NotReachable: no worker answers.
+
+        """
+        async with self._translated():
+            return await self.handle.query(STATUS, result_type=RunStatus, rpc_timeout=ANSWER_WITHIN)
+
+    async def transcript(self, *, start: int = 0) -> list[Message]:
+        """The messages from number `start` on, in order."""
+        messages: list[Message] = []
+        while True:
+            want = TranscriptQuery(start=start + len(messages))
+            async with self._translated():
+                page = await self.handle.query(
+                    TRANSCRIPT, want, result_type=TranscriptPage, rpc_timeout=ANSWER_WITHIN
+                )
+            messages += page.messages
+            if not page.messages or start + len(messages) >= page.length:
+                return messages
+
+    async def steps(self) -> list[Step]:
+        """Each step: model, tool calls, durations, tokens, cost, attempts, errors."""
+        return steps_of(await self.transcript())
+
+    def events(self, *, after_message: int = 0) -> AsyncIterator[Event]:
+        """What happens, as it happens, from the beginning of the run or after a message, to its end."""
+        from .watch import watch
+
+        return watch(self, after_message=after_message)
+
+    async def send(self, message: str | list[Part], *, id: str | None = None) -> int:  # noqa: A002
+        """Say something to the agent: it reads it before its next step, or takes it as the answer
+        to its question. Returns how many messages wait to be read.
+
+        With an `id`, sending the same again changes nothing.
+
+        Raises:
+            RunEnded: the run is over.
+
+        """
+        plain = message if isinstance(message, str) else [part.model_dump(mode="json") for part in message]
+        return int(await self._update(SEND, plain, id=id))
+
+    async def decide(
+        self,
+        call_id: str,
+        *,
+        allow: bool,
+        by: str = "",
+        reason: str = "",
+        arguments: dict[str, Any] | None = None,
+        digest: str | None = None,
+    ) -> None:
+        """Decide about a held tool call; with `arguments`, allow it with these instead.
+
+        Raises:
+            InvalidRequest: the call does not wait, or is not what `digest` says.
+
+        """
+        decision = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
+        if arguments is not None:
+            decision["arguments"] = arguments
+        if digest is not None:
+            decision["digest"] = digest
+        await self._update(DECIDE, decision)
+
+    async def pause(self) -> None:
+        """Let what is in flight finish and start nothing new."""
+        await self._signal(PAUSE)
+
+    async def resume(self) -> None:
+        """Go on after a pause, or from exactly the step at which the run was parked."""
+        await self._signal(RESUME)
+
+    async def stop(self) -> None:
+        """Finish now, gracefully: completed, with the best partial answer."""
+        await self._signal(STOP)
+
+    async def cancel(self) -> None:
+        """End now, as cancelled."""
+        async with self._translated():
+            await self.handle.cancel()
+
+    async def described(self) -> WorkflowExecutionDescription:
+        """What the server knows of the run, without asking a worker."""
+        async with self._translated():
+            return await self.handle.describe()
+
+    async def _signal(self, name: str) -> None:
+        async with self._translated():
+            await self.handle.signal(name)
+
+    async def _update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
+        try:
+            async with self._translated():
+                return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            raise InvalidRequest(
+                cause.message if isinstance(cause, ApplicationError) else str(cause)
+            ) from None
+        except WorkflowUpdateRPCTimeoutOrCancelledError:
+            raise NotReachable(self._nobody_answers()) from None
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Temporal's errors in our words."""
+        try:
+            yield
+        except RPCError as error:
+            raise self._in_our_words(error) from error
+        except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+            raise InvalidRequest(str(error)) from error
+        except builtins.TimeoutError:
+            raise NotReachable(self._nobody_answers()) from None
+
+    def _in_our_words(self, error: RPCError) -> PerdureError:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            if "already completed" in error.message:
+                return RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
+            return RunNotFound(f"there is no run {self.id!r} in namespace {self.client.namespace!r}")
+        if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED) or (
+            "Timeout expired" in error.message
+        ):
+            return NotReachable(self._nobody_answers())
+        if error.status == RPCStatusCode.UNAVAILABLE:
+            return NotReachable(f"the Temporal server does not answer: {error.message}")
+        return PerdureError(f"Temporal refused: {error.message}")
+
+    def _nobody_answers(self) -> str:
+        return (
+            f"no worker answered for run {self.id!r} within {ANSWER_WITHIN.total_seconds():.0f} s; "
+            "is one running? Start it with `perdure worker FILE`"
+        )

@@ -1,0 +1,76 @@
+"""Steps of a run, told from its transcript: nothing else has to be kept."""
+
+from collections.abc import Sequence
+
+from perdure.messages import Message, ToolCall, ToolResult, Usage, Value
+
+
+class StepCall(Value):
+    """A tool call of a step, and what became of it."""
+
+    call_id: str
+    tool: str
+    arguments: dict[str, object]
+    is_error: bool = False
+    duration_ms: int = 0
+    attempts: int = 0
+    finished: bool = False
+
+
+class Step(Value):
+    """One model call and the tool calls it asked for."""
+
+    step: int
+    model: str
+    stop: str
+    text: str
+    duration_ms: int
+    """Of the model call."""
+    usage: Usage
+    cost_microusd: int | None
+    attempts: int
+    """Of the model call; more than 1 means that earlier ones failed."""
+    errors: list[str]
+    """What failed before this answer: models of the fallback chain, and tools' errors."""
+    tool_calls: list[StepCall]
+    request_digest: str | None = None
+
+
+def steps_of(messages: Sequence[Message]) -> list[Step]:
+    """The steps, in order."""
+    results = {result.call_id: result for message in messages for result in message.tool_results}
+    return [_step(message, results) for message in messages if message.meta is not None]
+
+
+def _step(message: Message, results: dict[str, ToolResult]) -> Step:
+    meta = message.meta
+    assert meta is not None
+    made = [_call(call, results.get(call.id)) for call in message.tool_calls]
+    failed = [
+        results[call.id] for call in message.tool_calls if call.id in results and results[call.id].is_error
+    ]
+    return Step(
+        step=meta.step,
+        model=meta.model,
+        stop=meta.stop,
+        text=message.text,
+        duration_ms=meta.duration_ms,
+        usage=meta.usage,
+        cost_microusd=meta.cost_microusd,
+        attempts=meta.attempts,
+        errors=[*meta.errors, *(f"{result.name}: {result.text[:200]}" for result in failed)],
+        tool_calls=made,
+        request_digest=meta.request_digest,
+    )
+
+
+def _call(call: ToolCall, result: ToolResult | None) -> StepCall:
+    return StepCall(
+        call_id=call.id,
+        tool=call.name,
+        arguments=dict(call.arguments),
+        is_error=result.is_error if result else False,
+        duration_ms=result.duration_ms if result else 0,
+        attempts=result.attempts if result else 0,
+        finished=result is not None,
+    )

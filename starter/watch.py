@@ -1,0 +1,88 @@
+"""Watching a run: looks at it again and again, at no cost to its history."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from pydantic import ValidationError
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+
+from perdure.effects import Progress
+from perdure.errors import NotReachable, RunFailed
+from perdure.wire import Failure, RunStatus
+
+from .diff import Pending, Seen
+from .events import Event, Finished
+from .run import Run
+
+_QUICK = timedelta(milliseconds=100)
+_SLOW = timedelta(seconds=1)
+_PATIENT = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+
+
+async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
+    """Every event of the run from message `after_message` on, until it is over.
+
+    A look costs one `describe`, and a query when the run's history has grown since. If no worker
+    answers the query, watching goes on with what the server knows.
+    """
+    seen = Seen(messages=after_message)
+    looked: tuple[str, int] | None = None
+    while True:
+        described = await run.described()
+        for event in seen.of_flights(await _flights(run.client, described)):
+            yield event
+        closed = described.status != WorkflowExecutionStatus.RUNNING
+        at = (str(described.run_id), described.history_length)
+        if at != looked:
+            status = await _status(run)
+            if status is not None:
+                looked = at
+                if status.messages > seen.messages:
+                    for event in seen.of_messages(await run.transcript(start=seen.messages)):
+                        yield event
+                for event in seen.of_status(status):
+                    yield event
+        if closed:
+            yield await _finished(run, described.status)
+            return
+        await asyncio.sleep((_SLOW if seen.status in _PATIENT else _QUICK).total_seconds())
+
+
+async def _status(run: Run) -> RunStatus | None:
+    try:
+        return await run.status()
+    except NotReachable:
+        return None
+
+
+async def _flights(client: Client, described: WorkflowExecutionDescription) -> list[Pending]:
+    pending: list[PendingActivityInfo] = list(described.raw_description.pending_activities)
+    return [await _pending(client, info) for info in pending]
+
+
+async def _pending(client: Client, info: PendingActivityInfo) -> Pending:
+    error = info.last_failure.message if info.attempt > 1 and info.HasField("last_failure") else None
+    return Pending(progress=await _progress(client, info), attempt=info.attempt, error=error)
+
+
+async def _progress(client: Client, info: PendingActivityInfo) -> Progress | None:
+    if not info.heartbeat_details.payloads:
+        return None
+    details: list[Any] = await client.data_converter.decode(list(info.heartbeat_details.payloads))
+    try:
+        return Progress.model_validate(details[0])
+    except (ValidationError, IndexError):
+        return None  # a remote tool heartbeats as it likes
+
+
+async def _finished(run: Run, status: WorkflowExecutionStatus | None) -> Finished:
+    try:
+        result = await run.result()
+    except RunFailed as error:
+        failure = Failure(kind=error.kind, message=str(error))
+        return Finished(status="failed", result=error.result, error=failure)
+    cancelled = status == WorkflowExecutionStatus.CANCELED
+    return Finished(status="cancelled" if cancelled else "completed", result=result)

@@ -1,0 +1,490 @@
+"""What every adapter promises, whatever its provider: checked over a real connection."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any, cast
+
+import pytest
+
+from perdure.activities.scripted import ScriptedModel, calls, fails, says
+from perdure.errors import RULES, DefinitionError, ModelError
+from perdure.messages import (
+    Document,
+    Image,
+    Message,
+    Opaque,
+    ReplyMeta,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResult,
+)
+from perdure.model import (
+    Model,
+    ModelConfig,
+    ModelRequest,
+    Reply,
+    TextDelta,
+    ThinkingDelta,
+    ToolDefinition,
+    UsageSoFar,
+    digest,
+)
+
+from .conftest import Wire
+from .dialects import COUNTED, Asked, Said
+
+HALF = Said(text=("Hello", ", wor"))
+SEARCH = ToolDefinition(name="search", description="Search.", input_schema={"type": "object"})
+PNG = "iVBORw0KGgo="
+
+
+def call_step(*results: ToolResult) -> tuple[Message, ...]:
+    made = [ToolCall(id=result.call_id, name=result.name) for result in results]
+    return (
+        Message.user("go"),
+        Message(role="assistant", parts=[*made]),
+        Message(role="tool", parts=[*results]),
+    )
+
+
+# -- the four ways a stream can end
+
+
+async def test_a_finished_answer_is_deltas_and_then_exactly_one_reply(wire: Wire) -> None:
+    events = await wire.ask(Said(text=("Hello", ", ", "world")))
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["Hello", ", ", "world"]
+    replies = [event for event in events if isinstance(event, Reply)]
+    assert replies == [events[-1]]
+    assert replies[0].parts == (Text(text="Hello, world"),)
+    assert replies[0].stop == "end_turn"
+
+
+async def test_an_error_event_in_the_stream_is_an_error_and_never_a_reply(wire: Wire) -> None:
+    error = await wire.error(wire.dialect.unfinished(HALF, wire.dialect.error_event))
+    assert error.kind == wire.dialect.error_event_kind
+    assert error.request_id == "req-1"
+    assert error.usage is not None
+    assert error.usage.estimated
+
+
+async def test_a_connection_cut_in_the_stream_is_stream_cut_with_its_cost(wire: Wire) -> None:
+    error = await wire.error(wire.dialect.unfinished(HALF, end="cut"))
+    assert error.kind == "stream_cut"
+    assert error.usage is not None
+    assert error.usage.estimated
+    assert error.usage.output_tokens == 3
+
+
+async def test_a_connection_cut_with_promised_bytes_missing_is_stream_cut(wire: Wire) -> None:
+    error = await wire.error(wire.dialect.unfinished(HALF, end="cut", length=100_000))
+    assert error.kind == "stream_cut"
+
+
+async def test_a_clean_end_before_the_terminal_mark_is_stream_cut_with_its_cost(wire: Wire) -> None:
+    error = await wire.error(wire.dialect.unfinished(HALF))
+    assert error.kind == "stream_cut"
+    assert error.request_id == "req-1"
+    assert error.usage is not None
+    assert error.usage.estimated
+
+
+async def test_an_answer_of_nothing_at_all_is_stream_cut(wire: Wire) -> None:
+    assert (await wire.error(wire.dialect.unfinished(Said(), length=0))).kind == "stream_cut"
+
+
+# -- the shipped fake keeps the same contract
+
+
+@pytest.fixture
+def scripted_request() -> ModelRequest:
+    return ModelRequest(config=ModelConfig(name="scripted:x"), messages=(Message.user("hi"),))
+
+
+async def test_the_fake_streams_deltas_and_then_exactly_one_reply(scripted_request: ModelRequest) -> None:
+    model: Model = ScriptedModel([says("Hello, world", thinking="hm")])
+    events = [event async for event in model.stream(scripted_request)]
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "Hello, world"
+    assert [e.text for e in events if isinstance(e, ThinkingDelta)] == ["hm"]
+    assert [e for e in events if isinstance(e, Reply)] == [events[-1]]
+
+
+async def test_the_fake_fails_after_its_words_and_without_a_reply(scripted_request: ModelRequest) -> None:
+    model = ScriptedModel([says("half") + fails("overloaded", retry_after=timedelta(seconds=2))])
+    events = model.stream(scripted_request)
+    assert isinstance(await anext(events), UsageSoFar)
+    assert await anext(events) == TextDelta(text="half")
+    with pytest.raises(ModelError) as caught:
+        await anext(events)
+    assert caught.value.retry_after == timedelta(seconds=2)
+
+
+async def test_the_fake_asks_for_several_tools_in_order(scripted_request: ModelRequest) -> None:
+    model = ScriptedModel([calls("search", query="a") + calls("fetch", url="b")])
+    reply = [event async for event in model.stream(scripted_request)][-1]
+    assert isinstance(reply, Reply)
+    assert reply.stop == "tool_calls"
+    assert [part.name for part in reply.parts if isinstance(part, ToolCall)] == ["search", "fetch"]
+
+
+# -- what a reply holds
+
+
+async def test_several_tool_calls_arrive_in_order_with_their_arguments(wire: Wire) -> None:
+    asked = (
+        Asked(id="a"),
+        Asked(id="b", name="fetch", pieces=('{"n"', ": [1, 2]}")),
+        Asked(id="c", pieces=()),
+    )
+    reply = await wire.reply(Said(text=("On it.",), calls=asked))
+    assert reply.stop == "tool_calls"
+    assert reply.parts == (
+        Text(text="On it."),
+        ToolCall(id="a", name="search", arguments={"query": "x"}),
+        ToolCall(id="b", name="fetch", arguments={"n": [1, 2]}),
+        ToolCall(id="c", name="search", arguments={}),
+    )
+
+
+@pytest.mark.parametrize("raw", ['{"query": ', "[1]", '"x"', "{'a': 1}", '{"a": 1} trailing'])
+async def test_arguments_that_are_no_json_object_become_a_problem_with_the_raw_text(
+    wire: Wire, raw: str
+) -> None:
+    reply = await wire.reply(Said(calls=(Asked(id="a", pieces=(raw[:2], raw[2:])),)))
+    (call,) = reply.parts
+    assert isinstance(call, ToolCall)
+    assert call.problem
+    assert call.arguments == {"_raw": raw}
+
+
+@pytest.mark.parametrize("pieces", [(), ('{"query": "x"}',), ('{"query',)])
+async def test_a_call_cut_by_the_output_limit_is_never_to_be_run(wire: Wire, pieces: tuple[str, ...]) -> None:
+    word = "length" if wire.dialect.name == "openai" else "max_tokens"
+    reply = await wire.reply(Said(calls=(Asked(id="a"), Asked(id="b", pieces=pieces)), stop=word))
+    whole, cut = [part for part in reply.parts if isinstance(part, ToolCall)]
+    assert reply.stop == "max_tokens"
+    assert whole.problem is None
+    assert cut.problem
+    assert cut.arguments == {"_raw": "".join(pieces)}
+
+
+async def test_usage_is_four_disjoint_counts(wire: Wire) -> None:
+    reply = await wire.reply(Said(text=("ok",)))
+    assert reply.usage == COUNTED
+    assert not reply.usage.estimated
+
+
+async def test_the_requests_id_and_digest_are_recorded(wire: Wire) -> None:
+    image = Image(data=PNG)
+    asked = wire.request(
+        {"stop_sequences": ("END",), "effort": "low"},
+        instructions="Be brief. Grüße.",
+        messages=(Message.user([Text(text="see"), image]),),
+        tools=(SEARCH,),
+    )
+    reply = await wire.reply(Said(text=("ok",)), request=asked)
+    (received,) = wire.server.requests
+    sent = received.body
+    if wire.dialect.name == "bedrock":  # its model is named by the path
+        sent = {"modelId": received.path.split("/")[2], **sent}
+    assert reply.request_digest == digest(sent)
+    assert reply.request_id == "req-1"
+
+
+async def test_reasoning_is_shown_and_kept_apart_from_the_answer(wire: Wire) -> None:
+    events = await wire.ask(Said(thinking="Let me see.", text=("42",)))
+    assert [event.text for event in events if isinstance(event, ThinkingDelta)] == ["Let me see."]
+    reply = events[-1]
+    assert isinstance(reply, Reply)
+    signature = None if wire.dialect.name == "openai" else "sig=="
+    assert reply.parts == (Thinking(text="Let me see.", signature=signature), Text(text="42"))
+
+
+STOPS = {
+    "anthropic": {
+        "end_turn": "end_turn",
+        "tool_use": "tool_calls",
+        "max_tokens": "max_tokens",
+        "stop_sequence": "stop_sequence",
+        "refusal": "refusal",
+        "model_context_window_exceeded": "context_overflow",
+        "pause_turn": "pause_turn",
+    },
+    "bedrock": {
+        "end_turn": "end_turn",
+        "tool_use": "tool_calls",
+        "max_tokens": "max_tokens",
+        "stop_sequence": "stop_sequence",
+        "guardrail_intervened": "guardrail",
+        "content_filtered": "refusal",
+        "model_context_window_exceeded": "context_overflow",
+    },
+    "openai": {
+        "stop": "end_turn",
+        "tool_calls": "tool_calls",
+        "function_call": "tool_calls",
+        "length": "max_tokens",
+        "content_filter": "refusal",
+    },
+}
+
+
+async def test_every_stop_reason_has_its_word(wire: Wire) -> None:
+    for theirs, ours in STOPS[wire.dialect.name].items():
+        assert (await wire.reply(Said(text=("ok",), stop=theirs))).stop == ours
+
+
+async def test_an_unknown_stop_reason_is_a_bug_that_names_it(wire: Wire) -> None:
+    error = await wire.error(Said(text=("ok",), stop="tea_break"))
+    assert error.kind == "bug"
+    assert "'tea_break'" in str(error)
+    assert error.usage == COUNTED
+
+
+# -- errors
+
+REFUSALS: dict[str, list[tuple[int, str, str, str]]] = {
+    "anthropic": [
+        (400, "invalid_request_error", "max_tokens: must be positive", "bad_request"),
+        (400, "invalid_request_error", "prompt is too long: 250000 tokens > 200000", "context_overflow"),
+        (400, "invalid_request_error/organization_on_hold", "on hold", "payment"),
+        (400, "invalid_request_error/cmek_key_disabled", "key disabled", "authentication"),
+        (401, "authentication_error", "invalid key", "authentication"),
+        (402, "billing_error", "no credit", "payment"),
+        (403, "permission_error", "not allowed", "authentication"),
+        (404, "not_found_error", "model: claude-nope", "not_found"),
+        (408, "timeout_error", "too slow", "timeout"),
+        (409, "conflict_error", "conflict", "overloaded"),
+        (413, "request_too_large", "too big", "too_large"),
+        (422, "invalid_request_error", "unprocessable", "bad_request"),
+        (429, "rate_limit_error", "slow down", "rate_limited"),
+        (429, "rate_limit_error/ramp_limit_exceeded", "slow down", "rate_limited"),
+        (429, "rate_limit_error/enforced_spend_limit_reached", "limit", "payment"),
+        (429, "rate_limit_error/contract_spend_limit_reached", "limit", "payment"),
+        (431, "invalid_request_error", "headers", "too_large"),
+        (499, "api_error", "closed", "bug"),
+        (500, "api_error", "oops", "overloaded"),
+        (501, "api_error", "not implemented", "bad_request"),
+        (503, "api_error", "unavailable", "overloaded"),
+        (504, "timeout_error", "deadline", "timeout"),
+        (529, "overloaded_error", "Overloaded", "overloaded"),
+    ],
+    "bedrock": [
+        (400, "ValidationException", "messages.0.content: empty", "bad_request"),
+        (400, "ValidationException", "Input is too long for requested model.", "context_overflow"),
+        (400, "ValidationException", "The provided model identifier is invalid.", "not_found"),
+        (400, "ServiceQuotaExceededException", "quota", "payment"),
+        (403, "AccessDeniedException", "no access", "authentication"),
+        (403, "UnrecognizedClientException", "bad token", "authentication"),
+        (403, "ExpiredTokenException", "expired", "authentication"),
+        (404, "ResourceNotFoundException", "no such profile", "not_found"),
+        (408, "ModelTimeoutException", "too slow", "timeout"),
+        (424, "ModelErrorException", "model failed", "overloaded"),
+        (429, "ThrottlingException", "slow down", "rate_limited"),
+        (429, "ModelNotReadyException", "loading", "overloaded"),
+        (500, "InternalServerException", "oops", "overloaded"),
+        (503, "ServiceUnavailableException", "unavailable", "overloaded"),
+        (413, "SomethingNewException", "too big", "too_large"),
+    ],
+    "openai": [
+        (400, "", "Invalid value: 'temperature'", "bad_request"),
+        (400, "context_length_exceeded", "too long", "context_overflow"),
+        (400, "", "This model's maximum context length is 8192 tokens", "context_overflow"),
+        (401, "invalid_api_key", "wrong key", "authentication"),
+        (403, "", "not allowed", "authentication"),
+        (404, "model_not_found", "no such model", "not_found"),
+        (409, "", "conflict", "overloaded"),
+        (413, "", "too big", "too_large"),
+        (422, "", "unprocessable", "bad_request"),
+        (429, "rate_limit_exceeded", "slow down", "rate_limited"),
+        (429, "insufficient_quota", "check your plan", "payment"),
+        (500, "", "oops", "overloaded"),
+        (503, "", "unavailable", "overloaded"),
+    ],
+}
+
+
+async def test_every_refusal_has_its_kind_and_is_asked_only_once(wire: Wire) -> None:
+    for status, code, message, kind in REFUSALS[wire.dialect.name]:
+        before = len(wire.server.requests)
+        error = await wire.error(wire.dialect.refusal(status, code, message))
+        assert error.kind == kind, (status, code, message)
+        assert message in str(error)
+        assert error.request_id == "req-1"
+        assert error.usage is None, "a refused call costs nothing"
+        assert len(wire.server.requests) == before + 1, "no retries of the library's own"
+
+
+@pytest.mark.parametrize(
+    ("headers", "delay"),
+    [
+        ({"retry-after": "7"}, timedelta(seconds=7)),
+        ({"retry-after": "0.5"}, timedelta(seconds=0.5)),
+        ({"retry-after-ms": "250", "retry-after": "1"}, timedelta(milliseconds=250)),
+        ({"retry-after": "7200"}, timedelta(hours=2)),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+async def test_the_providers_own_delay_is_reported_as_it_is(
+    wire: Wire, headers: dict[str, str], delay: timedelta | None
+) -> None:
+    code = {"anthropic": "rate_limit_error", "bedrock": "ThrottlingException", "openai": "requests"}
+    error = await wire.error(wire.dialect.refusal(429, code[wire.dialect.name], "slow down", **headers))
+    assert error.retry_after == delay
+
+
+async def test_a_delay_given_as_a_date_counts_from_now(wire: Wire) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
+    error = await wire.error(wire.dialect.refusal(503, "x", "later", **{"retry-after": date}))
+    assert error.retry_after is not None
+    assert timedelta(minutes=4) < error.retry_after <= timedelta(minutes=5)
+
+
+async def test_an_error_page_that_is_not_json_still_has_a_kind(wire: Wire) -> None:
+    error = await wire.error(wire.dialect.refusal(502, "", "x"))
+    assert error.kind == "overloaded"
+
+
+async def test_a_server_that_is_not_there_is_a_connection_error(wire: Wire) -> None:
+    model = wire.dialect.make("http://127.0.0.1:1")
+    with pytest.raises(ModelError) as caught:
+        [event async for event in model.stream(wire.request())]
+    await model.aclose()
+    assert caught.value.kind == "connection"
+    assert caught.value.usage is None
+    assert RULES[caught.value.kind].retried
+
+
+async def test_a_server_that_hangs_up_before_it_answers_is_a_connection_error(wire: Wire) -> None:
+    wire.server.script(wire.dialect.answer(Said(), silent=True))
+    asking = asyncio.create_task(wire.error())
+    await wire.server.asked.wait()
+    await wire.server.hang_up()
+    assert (await asking).kind == "connection"
+
+
+async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire: Wire) -> None:
+    request = wire.request({"timeout": timedelta(milliseconds=400)})
+    error = await wire.error(wire.dialect.unfinished(HALF, end="hang"), request=request)
+    assert error.kind == "timeout"
+    assert error.usage is not None
+    assert error.usage.estimated
+
+
+# -- cancellation
+
+
+async def test_closing_the_iterator_closes_the_providers_connection(wire: Wire) -> None:
+    wire.server.script(wire.dialect.unfinished(HALF, end="hang"))
+    events = wire.model.stream(wire.request())
+    while not isinstance(await anext(events), TextDelta):
+        pass
+    assert isinstance(events, AsyncGenerator)
+    await cast("AsyncGenerator[object]", events).aclose()
+    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+
+
+async def test_cancelling_a_reader_that_waits_closes_the_providers_connection(wire: Wire) -> None:
+    wire.server.script(wire.dialect.unfinished(HALF, end="hang"))
+    heard = asyncio.Event()
+
+    async def read() -> None:
+        async for event in wire.model.stream(wire.request()):
+            if isinstance(event, TextDelta) and event.text == ", wor":
+                heard.set()
+
+    reading = asyncio.create_task(read())
+    await heard.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+
+
+async def test_cancelling_before_the_answer_leaves_at_once_and_hangs_up_by_the_first_byte(wire: Wire) -> None:
+    wire.server.script(wire.dialect.unfinished(HALF, end="hang", silent=True))
+    asking = asyncio.create_task(wire.ask())
+    await wire.server.asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    wire.server.speak.set()
+    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+
+
+async def test_one_adapter_serves_calls_concurrently(wire: Wire) -> None:
+    for _ in range(5):
+        wire.will_say(Said(text=("ok",)))
+    replies = await asyncio.gather(*(wire.reply() for _ in range(5)))
+    assert [reply.parts for reply in replies] == [(Text(text="ok"),)] * 5
+
+
+# -- settings
+
+
+def test_an_unknown_option_is_refused_and_the_known_ones_are_named(wire: Wire) -> None:
+    with pytest.raises(DefinitionError, match=r"'wings'; the known ones are .*extra_body"):
+        wire.model.check(wire.dialect.config(options={"wings": 2}))
+
+
+def test_an_option_of_the_wrong_type_is_refused(wire: Wire) -> None:
+    with pytest.raises(DefinitionError, match="option 'extra_body'"):
+        wire.model.check(wire.dialect.config(options={"extra_body": "x"}))
+
+
+def test_a_plain_config_passes(wire: Wire) -> None:
+    wire.model.check(wire.dialect.config())
+
+
+async def test_what_one_model_thought_is_not_shown_to_another(wire: Wire) -> None:
+    def said(model: str) -> Message:
+        parts = [Thinking(text="secret", signature="s"), Text(text="hi")]
+        return Message(role="assistant", parts=[*parts], meta=ReplyMeta(step=1, model=model))
+
+    other = wire.request(messages=(Message.user("a"), said("other:model"), Message.user("b")))
+    assert "secret" not in str(await wire.body_of(other))
+    same = wire.request(messages=(Message.user("a"), said(wire.dialect.model_name), Message.user("b")))
+    assert ("secret" in str(await wire.body_of(same))) == (wire.dialect.name != "openai")
+
+
+async def test_another_providers_opaque_blocks_and_our_own_notes_are_never_sent(wire: Wire) -> None:
+    meta = ReplyMeta(step=1, model="other:model", request_id="meta-note")
+    foreign = Message(role="assistant", parts=[Opaque(provider="other", data={"type": "alien"})], meta=meta)
+    body = await wire.body_of(wire.request(messages=(Message.user("a"), foreign, Message.user("b"))))
+    assert "alien" not in str(body)
+    assert "meta-note" not in str(body)
+    assert "(empty)" in str(body), "an assistant's message is never sent empty"
+
+
+async def test_a_missing_blob_is_a_bug_that_names_it(wire: Wire) -> None:
+    request = wire.request(messages=(Message.user([Image(blob="b1")]),))
+    assert (await wire.error(request=request)).kind == "bug"
+    assert wire.server.requests == []
+
+
+async def test_a_media_type_the_provider_cannot_read_is_refused_before_sending(wire: Wire) -> None:
+    request = wire.request(messages=(Message.user([Document(data=PNG, media_type="application/x-odd")]),))
+    assert (await wire.error(request=request)).kind == "bad_request"
+    assert wire.server.requests == []
+
+
+async def test_tools_are_never_forced(wire: Wire) -> None:
+    body = await wire.body_of(wire.request(messages=(Message.user("a"),), tools=(SEARCH,)))
+    assert "any" not in str(body.get("tool_choice", body.get("toolConfig")))
+    assert "required" not in str(body.get("tool_choice", ""))
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+async def test_tools_stay_listed_whether_or_not_they_may_be_called(wire: Wire, choice: Any) -> None:
+    request = wire.request(messages=(Message.user("a"),), tools=(SEARCH,), tool_choice=choice)
+    body = await wire.body_of(request)
+    assert "search" in str(body.get("tools") or body["toolConfig"]["tools"])
+
+
+async def test_usage_known_at_the_start_is_told_at_the_start(anthropic_wire: Wire) -> None:
+    first = (await anthropic_wire.ask(Said(text=("ok",))))[0]
+    assert isinstance(first, UsageSoFar)
+    assert first.usage.all_input_tokens == COUNTED.all_input_tokens

@@ -1,0 +1,348 @@
+"""What only one provider does: keys, addresses, errors in streams, missing usage."""
+
+import asyncio
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from perdure.activities.anthropic import AnthropicModel
+from perdure.activities.bedrock import BedrockModel
+from perdure.activities.openai import OpenAIModel, _home, _ollama_url
+from perdure.activities.providers import LazyModel, default_models, kind_of_status, retry_after
+from perdure.errors import DefinitionError, ModelError
+from perdure.messages import Image, Message, Text, Thinking, ToolCall
+from perdure.model import Model, ModelConfig, ModelRequest, Reply
+
+from .conftest import Wire
+from .dialects import Said, chunk, delta, frame, openai_finish, openai_open, sse
+from .server import Stub
+
+# -- the models by name
+
+
+def test_the_shipped_providers_are_known_by_name() -> None:
+    models = default_models()
+    assert list(models) == ["anthropic", "bedrock", "openai", "ollama", "vllm"]
+    assert all(isinstance(model, Model) for model in models.values())
+
+
+def test_knowing_the_providers_imports_none_of_their_libraries() -> None:
+    code = (
+        "import sys; from perdure.activities.providers import default_models; default_models();"
+        "print([m for m in ('anthropic', 'boto3', 'botocore', 'openai', 'httpx2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+async def test_a_lazy_model_checks_and_streams_as_the_model_does(server: Stub, openai_wire: Wire) -> None:
+    model = default_models()["vllm"]
+    assert isinstance(model, LazyModel)
+    openai_wire.will_say(Said(text=("ok",)))
+    config = ModelConfig(name="vllm:m", options={"base_url": f"{server.url}/v1"})
+    model.check(config)
+    events = [event async for event in model.stream(ModelRequest(config=config))]
+    assert isinstance(events[-1], Reply)
+    with pytest.raises(DefinitionError):
+        model.check(ModelConfig(name="vllm:m", options={"x": 1}))
+    assert isinstance(model._model, OpenAIModel)
+    await model._model.aclose()
+
+
+# -- keys and addresses
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "variable"),
+    [
+        (AnthropicModel(), "anthropic:m", "ANTHROPIC_API_KEY"),
+        (OpenAIModel(), "openai:m", "OPENAI_API_KEY"),
+    ],
+)
+async def test_a_missing_key_is_named_on_one_line_with_what_to_do(
+    model: Model, name: str, variable: str
+) -> None:
+    config = ModelConfig(name=name)
+    with pytest.raises(ModelError, match=f"^[^\n]*{variable}[^\n]*restart[^\n]*$") as caught:
+        model.check(config)
+    assert caught.value.kind == "authentication"
+    with pytest.raises(ModelError, match=variable):
+        await anext(aiter(model.stream(ModelRequest(config=config))))
+
+
+@pytest.mark.parametrize("variable", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
+async def test_anthropics_key_may_come_from_the_environment(
+    variable: str, server: Stub, anthropic_wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "from-env")
+    model = AnthropicModel(base_url=server.url)
+    anthropic_wire.will_say(Said(text=("ok",)))
+    request = ModelRequest(config=ModelConfig(name="anthropic:m"))
+    assert [event async for event in model.stream(request)]
+    assert server.requests[0].headers["authorization"] == "Bearer from-env"
+    await model.aclose()
+
+
+def test_bedrock_without_credentials_is_refused_by_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ModelError, match="no AWS credentials") as caught:
+        BedrockModel(region="eu-central-1").check(ModelConfig(name="bedrock:m"))
+    assert caught.value.kind == "authentication"
+
+
+async def test_bedrock_without_credentials_is_refused_by_the_call_too(
+    server: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    model = BedrockModel(region="eu-central-1", endpoint_url=server.url)
+    with pytest.raises(ModelError) as caught:
+        [e async for e in model.stream(ModelRequest(config=ModelConfig(name="bedrock:m")))]
+    assert caught.value.kind == "authentication"
+    await model.aclose()
+
+
+def test_bedrock_without_a_region_says_where_to_set_one() -> None:
+    with pytest.raises(DefinitionError, match="AWS_REGION"):
+        BedrockModel().check(ModelConfig(name="bedrock:m"))
+
+
+def test_a_guardrail_without_an_id_is_refused() -> None:
+    config = ModelConfig(name="bedrock:m", options={"guardrail": {"version": "1"}})
+    with pytest.raises(DefinitionError, match=r"option 'guardrail\.id'"):
+        BedrockModel(region="eu-central-1").check(config)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0.5}, {"top_p": 0.5}])
+def test_anthropics_dropped_settings_are_refused_with_the_way_round(setting: dict[str, Any]) -> None:
+    with pytest.raises(DefinitionError, match="extra_body"):
+        AnthropicModel("k").check(ModelConfig(name="anthropic:m", **setting))
+
+
+@pytest.mark.parametrize("settings", [{"thinking": "adaptive"}, {"thinking": 2048}])
+def test_thinking_is_refused_where_there_is_only_effort(settings: dict[str, Any]) -> None:
+    with pytest.raises(DefinitionError, match="effort"):
+        OpenAIModel("k").check(ModelConfig(name="openai:m", **settings))
+    with pytest.raises(DefinitionError, match="extra_body"):
+        BedrockModel(region="x").check(ModelConfig(name="bedrock:meta.llama", **settings))
+
+
+def test_a_missing_openai_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(DefinitionError, match=r'pip install "perdure\[openai\]"'):
+        OpenAIModel("k").check(ModelConfig(name="openai:m"))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://localhost:11434/v1"),
+        ("0.0.0.0", "http://localhost:11434/v1"),
+        (":8080", "http://localhost:8080/v1"),
+        ("box:1234", "http://box:1234/v1"),
+        ("http://box", "http://box:80/v1"),
+        ("https://box/", "https://box:443/v1"),
+        ("http://box:11434", "http://box:11434/v1"),
+    ],
+)
+def test_ollamas_address_follows_ollama_host(host: str, url: str) -> None:
+    assert _ollama_url(host) == url
+
+
+def test_a_server_of_unknown_address_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DefinitionError, match="base_url"):
+        _home("mine")
+    assert _home("vllm") == "http://localhost:8000/v1"
+    monkeypatch.setenv("VLLM_BASE_URL", "http://gpu/v1")
+    assert _home("vllm") == "http://gpu/v1"
+
+
+async def test_a_local_server_gets_its_own_field_names_and_never_openais_key(
+    server: Stub, openai_wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    model = OpenAIModel(provider="ollama")
+    openai_wire.will_say(Said(text=("ok",)))
+    assert [e async for e in model.stream(ModelRequest(config=ModelConfig(name="ollama:m")))]
+    (received,) = server.requests
+    assert received.path == "/v1/chat/completions"
+    assert received.body["max_tokens"] == 8192
+    assert "sk-secret" not in str(received.headers)
+    await model.aclose()
+
+
+# -- habits of servers that speak OpenAI's language
+
+
+async def test_a_server_that_sends_no_usage_is_answered_with_an_estimate(openai_wire: Wire) -> None:
+    said = Said(text=("twelve bytes",))
+    answer = openai_wire.dialect.unfinished(said, openai_finish(said), b"data: [DONE]\n\n")
+    request = openai_wire.request(messages=(Message.user([Text(text="x" * 400), Image(data="aGk=")]),))
+    usage = (await openai_wire.reply(answer, request=request)).usage
+    assert usage.estimated
+    assert usage.output_tokens == 3
+    assert 1_700 < usage.input_tokens < 1_800
+
+
+async def test_calls_that_all_bear_the_index_0_are_told_apart_by_their_ids(openai_wire: Wire) -> None:
+    def whole(id_: str, arguments: str) -> bytes:
+        return delta(tool_calls=[{"index": 0, "id": id_, "function": {"name": "f", "arguments": arguments}}])
+
+    frames = (whole("a", '{"n": 1}'), whole("b", '{"n": 2}'), openai_finish(Said(stop="stop")))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+    assert [part.arguments for part in reply.parts if isinstance(part, ToolCall)] == [{"n": 1}, {"n": 2}]
+    assert reply.stop == "tool_calls", 'servers that say "stop" for it are understood'
+
+
+async def test_a_refusal_is_an_answer_with_its_own_stop(openai_wire: Wire) -> None:
+    frames = (delta(refusal="I can't."), openai_finish(Said()))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+    assert (reply.stop, reply.parts) == ("refusal", (Text(text="I can't."),))
+
+
+async def test_reasoning_under_its_other_name_is_reasoning(openai_wire: Wire) -> None:
+    frames = (delta(reasoning="hm"), delta(content="42"), openai_finish(Said()))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+    assert reply.parts == (Thinking(text="hm"), Text(text="42"))
+
+
+async def test_openais_names_for_tokens_are_made_disjoint_when_details_are_missing(openai_wire: Wire) -> None:
+    counted = chunk(
+        choices=[], usage={"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": None}
+    )
+    said = Said(text=("ok",))
+    answer = openai_wire.dialect.unfinished(said, openai_finish(said), counted)
+    usage = (await openai_wire.reply(answer)).usage
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens) == (9, 0, 2)
+
+
+# -- errors inside streams
+
+IN_STREAM: dict[str, list[tuple[bytes, str]]] = {
+    "anthropic": [
+        (sse({"type": "error", "error": {"type": "api_error", "message": "x"}}), "overloaded"),
+        (sse({"type": "error", "error": {"type": "rate_limit_error", "message": "x"}}), "rate_limited"),
+        (sse({"type": "error", "error": {"type": "invalid_request_error", "message": "x"}}), "bad_request"),
+        (
+            sse(
+                {"type": "error", "error": {"type": "invalid_request_error", "message": "prompt is too long"}}
+            ),
+            "context_overflow",
+        ),
+        (sse({"type": "error", "error": {"type": "brand_new_error", "message": "x"}}), "bug"),
+        (b"event: error\ndata: not json\n\n", "stream_cut"),
+        (b"event: message_delta\ndata: {broken\n\n", "malformed_reply"),
+    ],
+    "bedrock": [
+        (frame("modelStreamErrorException", {"message": "x"}, "exception"), "stream_cut"),
+        (frame("internalServerException", {"message": "x"}, "exception"), "overloaded"),
+        (frame("serviceUnavailableException", {"message": "x"}, "exception"), "overloaded"),
+        (frame("validationException", {"message": "x"}, "exception"), "bad_request"),
+        (frame("validationException", {"message": "Input is too long"}, "exception"), "context_overflow"),
+        (frame("messageStop", {"stopReason": "end_turn"})[:-4] + b"\0\0\0\0", "malformed_reply"),
+    ],
+    "openai": [
+        (b'data: {"error": {"message": "x", "type": "insufficient_quota"}}\n\n', "payment"),
+        (b'data: {"error": {"message": "x", "type": "BadRequestError", "code": 400}}\n\n', "bad_request"),
+        (b'data: {"error": {"message": "x", "type": "InternalServerError", "code": 500}}\n\n', "overloaded"),
+        (b'data: {"error": {"message": "x", "code": "rate_limit_exceeded"}}\n\n', "rate_limited"),
+        (b'data: {"error": {"message": "x", "code": "brand_new"}}\n\n', "bug"),
+        (b'data: {"error": {"message": "x"}}\n\n', "stream_cut"),
+        (b"data: {broken\n\n", "malformed_reply"),
+    ],
+}
+
+
+async def test_every_error_inside_a_stream_has_its_kind(wire: Wire) -> None:
+    for event, kind in IN_STREAM[wire.dialect.name]:
+        error = await wire.error(wire.dialect.unfinished(Said(text=("half",)), event))
+        assert error.kind == kind, event
+        assert error.usage is not None, "a call that was answered has been paid"
+
+
+@pytest.mark.parametrize("stop", ["malformed_model_output", "malformed_tool_use"])
+async def test_output_that_bedrock_calls_broken_is_malformed_and_paid(bedrock_wire: Wire, stop: str) -> None:
+    error = await bedrock_wire.error(Said(text=("x",), stop=stop))
+    assert error.kind == "malformed_reply"
+    assert error.usage is not None
+    assert not error.usage.estimated
+
+
+async def test_bedrock_without_its_last_event_is_cut_even_after_the_stop_reason(bedrock_wire: Wire) -> None:
+    said = Said(text=("ok",))
+    stop = bedrock_wire.dialect.close(said)[0]
+    assert (await bedrock_wire.error(bedrock_wire.dialect.unfinished(said, stop))).kind == "stream_cut"
+
+
+async def test_a_cut_call_to_anthropic_costs_its_counted_input(anthropic_wire: Wire) -> None:
+    error = await anthropic_wire.error(anthropic_wire.dialect.unfinished(Said(text=("x" * 40,))))
+    assert error.usage is not None
+    assert (error.usage.input_tokens, error.usage.cache_read_tokens, error.usage.output_tokens) == (11, 5, 10)
+
+
+async def test_bedrocks_own_delay_header_counts_in_milliseconds(bedrock_wire: Wire) -> None:
+    answer = bedrock_wire.dialect.refusal(429, "ThrottlingException", "x", **{"x-amz-retry-after": "1500"})
+    assert (await bedrock_wire.error(answer)).retry_after == timedelta(seconds=1.5)
+
+
+async def test_a_request_botocore_finds_ill_formed_is_a_bad_request(bedrock_wire: Wire) -> None:
+    request = bedrock_wire.request(messages=(Message(role="assistant", parts=[ToolCall(id="a", name="")]),))
+    assert (await bedrock_wire.error(request=request)).kind == "bad_request"
+
+
+async def test_many_waiting_bedrock_calls_do_not_wait_for_each_other(bedrock_wire: Wire) -> None:
+    calls = 24  # more than the default executor of a small machine has threads
+    for _ in range(calls):
+        bedrock_wire.server.script(bedrock_wire.dialect.answer(Said(text=("ok",)), silent=True))
+    asking = [asyncio.create_task(bedrock_wire.reply()) for _ in range(calls)]
+    while len(bedrock_wire.server.requests) < calls:
+        bedrock_wire.server.asked.clear()
+        await bedrock_wire.server.asked.wait()
+    bedrock_wire.server.speak.set()
+    assert len(await asyncio.gather(*asking)) == calls
+
+
+# -- shared rules
+
+NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("headers", "delay"),
+    [
+        ({"retry-after": "Fri, 20 Nov 2026 12:01:30 GMT"}, timedelta(seconds=90)),
+        ({"retry-after": "Fri, 20 Nov 2026 11:00:00 GMT"}, timedelta()),
+        ({"retry-after-ms": "x", "retry-after": "3"}, timedelta(seconds=3)),
+        ({"retry-after": "-3"}, timedelta()),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e300"}, timedelta(seconds=1e9)),
+    ],
+)
+def test_odd_delays_are_read_as_far_as_they_make_sense(
+    headers: dict[str, str], delay: timedelta | None
+) -> None:
+    assert retry_after(headers, NOW) == delay
+
+
+def test_a_status_outside_errors_is_ours_to_look_at() -> None:
+    assert [kind_of_status(status) for status in (200, 302, 418, 599)] == [
+        "bug",
+        "bug",
+        "bad_request",
+        "overloaded",
+    ]
+
+
+async def test_an_exception_nobody_foresaw_is_a_bug_with_its_class(
+    openai_wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = openai_open(Said(text=("x",)))
+    odd = chunk(choices=[{"index": 0, "delta": {"tool_calls": [["not", "a", "dict"]]}}])
+    answer = openai_wire.dialect.unfinished(Said(), *frames, odd)
+    error = await openai_wire.error(answer)
+    assert error.kind == "bug"
+    assert "AttributeError" in str(error)

@@ -1,0 +1,46 @@
+"""Search attributes: the server must know them before a run sets one, or the run is stuck."""
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure.errors import DefinitionError
+from perdure.wire import SEARCH_ATTRIBUTES
+
+_TYPES = {
+    "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    "Int": IndexedValueType.INDEXED_VALUE_TYPE_INT,
+    "Double": IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE,
+}
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """Those of ours that the namespace does not have."""
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    known = await client.operator_service.list_search_attributes(request)
+    return [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
+
+
+async def register_search_attributes(client: Client) -> None:
+    """Register what is missing.
+
+    Raises:
+        DefinitionError: we may not; the message says by which command a person can, or how to do without.
+
+    """
+    try:
+        missing = await missing_search_attributes(client)
+        if missing:
+            types = {name: _TYPES[SEARCH_ATTRIBUTES[name]] for name in missing}
+            await client.operator_service.add_search_attributes(
+                AddSearchAttributesRequest(namespace=client.namespace, search_attributes=types)
+            )
+    except RPCError as error:
+        if error.status == RPCStatusCode.ALREADY_EXISTS:
+            return  # another worker was faster
+        options = " ".join(f"--name {name} --type {kind}" for name, kind in SEARCH_ATTRIBUTES.items())
+        raise DefinitionError(
+            f"the search attributes cannot be registered ({error.message}); let an administrator run "
+            f"`temporal operator search-attribute create {options}`, or set PERDURE_SEARCH_ATTRIBUTES=false"
+        ) from error

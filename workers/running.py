@@ -1,0 +1,61 @@
+"""A server and a worker in the caller's own process: for tests, notebooks and scripts."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from perdure.agent import Agent
+from perdure.blobs import BlobStore
+from perdure.model import Model
+from perdure.settings import Settings
+from perdure.settings import load as load_settings
+
+from .connection import connect_temporal
+from .plugin import PerdurePlugin
+from .server import DevServer
+
+
+@asynccontextmanager
+async def serving(
+    agents: Sequence[Agent],
+    *,
+    models: Mapping[str, Model] | None = None,
+    address: str | None = None,
+    settings: Settings | None = None,
+    blobs: BlobStore | None = None,
+    worker: Mapping[str, Any] | None = None,
+) -> AsyncIterator[tuple[Client, str]]:
+    """A Temporal client, and the task queue of a worker that serves the agents while the body runs.
+
+    Without `address` it starts the embedded server, in memory, and stops it again. With it, it uses
+    the server there, and a task queue that settings name. Blobs are kept in a folder that goes with
+    it, unless `settings` or `blobs` say otherwise.
+
+    Args:
+        agents: what the worker serves.
+        models: providers by name, such as {"scripted": ScriptedModel(script)}.
+        address: of a running server.
+        settings: in place of the environment's.
+        blobs: a blob store in place of the settings'.
+        worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+
+    """
+    async with AsyncExitStack() as stack:
+        if settings is None:
+            home = Path(
+                stack.enter_context(TemporaryDirectory(prefix="perdure-", ignore_cleanup_errors=True))
+            )
+            settings = load_settings(home=home)
+        if address is None:
+            server = await stack.enter_async_context(DevServer.start(db=None, ui_port=False))
+            address = server.address
+        settings = settings.model_copy(update={"address": address})
+        plugin = PerdurePlugin(agents, models=models, settings=settings, blobs=blobs)
+        temporal = await connect_temporal(settings, [plugin])
+        await stack.enter_async_context(Worker(temporal, task_queue=settings.task_queue, **(worker or {})))
+        yield temporal, settings.task_queue

@@ -1,0 +1,261 @@
+"""What a run has in flight: its model call and tool calls, as activities."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+
+from perdure.effects import (
+    CALL_MODEL,
+    CALL_TOOL,
+    MODEL_ATTEMPTS,
+    MODEL_HEARTBEAT,
+    STALE,
+    TOO_LARGE_TYPES,
+    ModelFailure,
+    ModelInput,
+    ModelOutcome,
+    RemoteContext,
+    ToolInput,
+    ToolOutcome,
+    View,
+)
+from perdure.messages import Message, Text, ToolResult, size_bytes
+from perdure.spec import ModelSpec, RetrySpec, ToolSpec
+
+from .decide import CallModel
+from .remote import remote_result
+from .report import signature
+from .state import Call, CallReturned, Event, ModelFailed, Replied, State
+
+FRESH_BYTES = 4 * 1024
+"""Most bytes of new messages that ride along with a model call; more is asked for by query."""
+
+_MODEL_SLACK = timedelta(seconds=30)
+"""The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
+
+_READ = ToolSpec(
+    kind="function", name="read_result", description="", input_schema={}, heartbeat=timedelta(seconds=10)
+)
+
+
+class Flights:
+    """Starts activities, keeps their handles, and reports what becomes of each as an event."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def aloft(self) -> int:
+        """How many have not come back."""
+        return len(self._handles)
+
+    def ask_model(self, state: State, command: CallModel) -> None:
+        """Start the step's model call."""
+        chosen = state.spec.models[state.model]
+        handle = workflow.start_activity(
+            CALL_MODEL,
+            model_input(state, command),
+            result_type=ModelOutcome,
+            start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK,
+            heartbeat_timeout=MODEL_HEARTBEAT,
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(seconds=1),
+                maximum_interval=timedelta(minutes=1),
+                maximum_attempts=MODEL_ATTEMPTS,
+                non_retryable_error_types=list(TOO_LARGE_TYPES),
+            ),
+            # A stop must be able to bring back what was said and what it cost.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=model_summary(state, chosen),
+        )
+        self._launch("model", handle, self._model_answer(handle))
+
+    def call_tools(self, state: State, calls: Sequence[Call]) -> None:
+        """Start these calls."""
+        for call in calls:
+            tool = state.spec.tool(call.call.name) or _READ
+            start = _start_remote if tool.kind == "remote" else _start_function
+            handle = start(state, call, tool)
+            self._launch(call.call.id, handle, self._tool_answer(handle, state, call, tool))
+
+    def recall(self) -> None:
+        """Ask everything in flight to come back."""
+        for handle in list(self._handles.values()):
+            handle.cancel()
+
+    def _launch(self, key: str, handle: "workflow.ActivityHandle[Any]", landing: Any) -> None:
+        self._handles[key] = handle
+
+        async def land() -> None:
+            event: Event = await landing
+            del self._handles[key]
+            self._report(event)
+
+        task = asyncio.create_task(land())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _model_answer(self, handle: "workflow.ActivityHandle[ModelOutcome]") -> Event:
+        try:
+            return Replied(outcome=await handle, at=workflow.now())
+        except (ActivityError, asyncio.CancelledError) as error:
+            return ModelFailed(failure=model_failure(error))
+
+    async def _tool_answer(
+        self, handle: "workflow.ActivityHandle[Any]", state: State, call: Call, tool: ToolSpec
+    ) -> Event:
+        began = workflow.now()
+        try:
+            value = await handle
+        except (ActivityError, asyncio.CancelledError) as error:
+            return CallReturned(result=_error_result(call, tool, error))
+        if isinstance(value, ToolOutcome):
+            return CallReturned(result=value.result)
+        took = round((workflow.now() - began).total_seconds() * 1000)
+        return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
+
+
+def model_input(state: State, command: CallModel) -> ModelInput:
+    """The input of the next model call: where to look, and the newest messages if they are small."""
+    return ModelInput(
+        agent=state.spec.name,
+        spec_hash=state.spec.hash,
+        step=state.step,
+        model=state.model,
+        view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
+        fresh=_fresh(state),
+        max_tokens=command.allowance.max_tokens,
+        tool_choice=command.tool_choice,
+        note=command.note,
+        spilled=state.spilled,
+        stream=state.request.stream,
+        user=state.request.user,
+    )
+
+
+def _fresh(state: State) -> list[Message]:
+    """The messages since the model's last answer, all of them or none."""
+    fresh: list[Message] = []
+    room = FRESH_BYTES
+    for message in reversed(state.messages[state.window_start :]):
+        if message.role == "assistant":
+            break
+        room -= size_bytes(message)
+        if room < 0:
+            return []
+        fresh.append(message)
+    return fresh[::-1]
+
+
+def model_summary(state: State, chosen: ModelSpec) -> str:
+    """The line the UI shows for a model call."""
+    return f"step {state.step} · {chosen.config.name} · reads {_thousands(state.context_tokens)} tokens"
+
+
+def _thousands(count: int) -> str:
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k"
+
+
+def _retry(retry: RetrySpec) -> RetryPolicy:
+    return RetryPolicy(
+        initial_interval=retry.initial_interval,
+        backoff_coefficient=retry.backoff,
+        maximum_interval=retry.maximum_interval,
+        maximum_attempts=retry.attempts,
+        non_retryable_error_types=list(TOO_LARGE_TYPES),
+    )
+
+
+def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+    want = ToolInput(
+        agent=state.spec.name,
+        tool=call.call.name,
+        call_id=call.call.id,
+        arguments=call.call.arguments,
+        idempotency_key=idempotency_key(call.call.id),
+        preview_bytes=state.spec.result_preview_bytes,
+        user=state.request.user,
+        context=dict(state.request.context),
+        stream=state.request.stream,
+    )
+    return workflow.start_activity(
+        CALL_TOOL,
+        want,
+        result_type=ToolOutcome,
+        task_queue=tool.task_queue,
+        start_to_close_timeout=tool.timeout + timedelta(seconds=5),
+        heartbeat_timeout=tool.heartbeat,
+        retry_policy=_retry(tool.retry),
+        summary=signature(call.call),
+    )
+
+
+def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+    context = RemoteContext(
+        run_id=workflow.info().workflow_id,
+        call_id=call.call.id,
+        idempotency_key=idempotency_key(call.call.id),
+        agent=state.spec.name,
+        user=state.request.user,
+        context=dict(state.request.context),
+    )
+    return workflow.start_activity(
+        tool.activity or tool.name,
+        args=[call.call.arguments, context],
+        result_type=object,
+        task_queue=tool.task_queue,
+        start_to_close_timeout=tool.timeout,
+        heartbeat_timeout=tool.heartbeat,
+        retry_policy=_retry(tool.retry),
+        summary=signature(call.call),
+    )
+
+
+def idempotency_key(call_id: str) -> str:
+    """The same for every attempt of a call, over crashes and continue-as-new; unique to it."""
+    info = workflow.info()
+    whole = "\0".join([info.namespace, info.workflow_id, info.first_execution_run_id, call_id])
+    return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
+
+
+def model_failure(error: BaseException) -> ModelFailure:
+    """Why a model call did not come about, as the activity said it, or as Temporal noticed it."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError):
+        if cause.type == STALE:
+            return ModelFailure(kind="stale", message=cause.message)
+        if cause.type in TOO_LARGE_TYPES:
+            return ModelFailure(kind="too_large", message=cause.message)
+        if cause.details:
+            return ModelFailure.model_validate(cause.details[0])
+        return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
+    if isinstance(cause, TimeoutError):
+        return ModelFailure(kind="timeout", message="no worker kept the model call alive to its end")
+    if is_cancelled_exception(error):
+        return ModelFailure(kind="cancelled", message="called back")
+    return ModelFailure(kind="bug", message=str(cause or error))
+
+
+def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResult:
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, TimeoutError):
+        text = f"The tool did not answer in time, in {tool.retry.attempts} attempts."
+        if tool.effect == "write":
+            text += " It may or may not have taken effect."
+    elif isinstance(cause, ApplicationError):
+        text = cause.message
+    elif is_cancelled_exception(error):
+        text = "The run was ended while this call was under way; it may or may not have taken effect."
+    else:
+        text = str(cause or error)
+    return ToolResult(
+        call_id=call.call.id, name=call.call.name, content=[Text(text=text[:4000])], is_error=True
+    )

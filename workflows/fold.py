@@ -1,0 +1,326 @@
+"""fold: what an event makes of a run's state. Pure and total; see the rules in `state`."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, assert_never
+
+from perdure.effects import ModelFailure
+from perdure.errors import rule_for
+from perdure.limits import Limits
+from perdure.messages import Message, Text, ToolCall, ToolResult, Usage, estimate_tokens, size_bytes
+from perdure.model import canonical_json
+from perdure.spec import AgentSpec
+from perdure.wire import Decision, Failure, RunRequest
+
+from .calls import open_calls, with_result
+from .decide import early_end
+from .state import (
+    CallReturned,
+    CallsStarted,
+    Decided,
+    End,
+    EndAsked,
+    Event,
+    GraceOver,
+    ModelFailed,
+    Paused,
+    Replied,
+    Resumed,
+    Sent,
+    Slid,
+    State,
+    StepBegan,
+)
+from .window import slide
+
+MOST_STRIKES = 5
+"""Steps in a row with nothing but calls that cannot be carried out: the model is not getting it."""
+MOST_STALE = 5
+MOST_SHRINKS = 8
+
+
+def initial(request: RunRequest, spec: AgentSpec, now: datetime) -> State:
+    """The state of a run that has just been given its agent."""
+    limits: Limits = spec.limits.tightened_by(request.limits)
+    fixed = canonical_json([spec.instructions, [tool.input_schema for tool in spec.tools]])
+    state = State(
+        request=request,
+        spec=spec,
+        limits=limits,
+        started_at=now,
+        deadline_at=None if limits.timeout is None else now + limits.timeout,
+        context_tokens=estimate_tokens(len(fixed)),
+    )
+    return _append(state, Message.user(request.prompt))
+
+
+def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
+    """The state after the event."""
+    match event:
+        case StepBegan():
+            return _begin(state, event)
+        case Replied():
+            return _replied(state, event)
+        case ModelFailed():
+            return _model_failed(state, event.failure)
+        case CallsStarted():
+            return _started(state, event)
+        case CallReturned():
+            return _close(_returned(state, event.result))
+        case Sent():
+            return _sent(state, event)
+        case Decided():
+            return _close(_decided(state, event.decision))
+        case Paused():
+            return replace(state, paused=True)
+        case Resumed():
+            return _resumed(state)
+        case EndAsked():
+            return replace(state, ending=state.ending or event.reason) if state.end is None else state
+        case GraceOver():
+            return _give_up(state)
+        case Slid():
+            return _slid(state, event.start)
+        case _:
+            assert_never(event)
+
+
+def _append(state: State, *messages: Message) -> State:
+    new_tokens = sum(estimate_tokens(size_bytes(message)) for message in messages)
+    return replace(
+        state, messages=state.messages + messages, context_tokens=state.context_tokens + new_tokens
+    )
+
+
+def _begin(state: State, event: StepBegan) -> State:
+    state = _append(replace(state, inbox=()), *state.inbox)
+    step = state.step if state.redo else state.step + 1
+    return replace(state, step=step, redo=False, asking_model=True, clamped_by=event.clamped_by)
+
+
+def _bill(state: State, usage: Usage, cost: int | None, wasted: Usage, wasted_cost: int) -> State:
+    return replace(
+        state,
+        usage=state.usage + usage + wasted,
+        cost_microusd=state.cost_microusd + (cost or 0) + wasted_cost,
+        cost_unknown=state.cost_unknown or cost is None,
+    )
+
+
+def _replied(state: State, event: Replied) -> State:
+    outcome = event.outcome
+    meta = outcome.message.meta
+    assert meta is not None, "the model activity always records how a reply came to be"
+    state = _bill(state, meta.usage, meta.cost_microusd, outcome.wasted, outcome.wasted_microusd)
+    state = replace(state, asking_model=False, stale=0)
+    if outcome.stop == "context_overflow":
+        return _overflowed(state)
+    message = outcome.message.model_copy(
+        update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
+    )
+    state = replace(state, messages=(*state.messages, message), tried=(), shrinks=0)
+    # A reply that cost nothing (a cancelled one) says nothing about the context either.
+    if meta.usage.total_tokens:
+        state = replace(state, context_tokens=meta.usage.total_tokens)
+    if state.ending is not None or outcome.stop == "cancelled":
+        return _unanswered(state, message, "not run: the run was ended")
+    match outcome.stop:
+        case "refusal" | "guardrail":
+            return replace(state, end=End(stop_reason=outcome.stop, output=message.text))
+        case "max_tokens":
+            return replace(state, end=early_end(state, state.clamped_by or "max_tokens"))
+        case "pause_turn":
+            return state
+        case "end_turn" | "stop_sequence" | "tool_calls":
+            return _answered(state, event, message)
+        case _:
+            assert_never(outcome.stop)
+
+
+def _answered(state: State, event: Replied, message: Message) -> State:
+    outcome = event.outcome
+    if outcome.output is not None:
+        state = _unanswered(state, message, "accepted: this is the final answer")
+        return _final(state, outcome.output)
+    if not message.tool_calls:
+        return _words(state, message.text, outcome.output_problem)
+    reason = state.wrap_up
+    if reason is not None:
+        state = _unanswered(state, message, f"not run: {reason}")
+        return replace(state, end=early_end(state, reason))
+    return _close(_opened(state, message.tool_calls, event.at))
+
+
+def _words(state: State, text: str, problem: str | None) -> State:
+    """The model answered in words only."""
+    if state.wrap_up is not None:
+        return replace(state, end=End(stop_reason=state.wrap_up, output=text))
+    if problem is None:
+        return _final(state, text)
+    return _append(_strike_repair(state), Message.user(problem))
+
+
+def _final(state: State, output: Any) -> State:
+    if state.inbox:  # said while the model was finishing: it has not seen that yet
+        return state
+    return replace(state, end=End(stop_reason=state.wrap_up or "end_turn", output=output))
+
+
+def _strike_repair(state: State) -> State:
+    """One more attempt at an output that does not fit, or the end of them."""
+    if state.repairs < state.spec.output_repairs:
+        return replace(state, repairs=state.repairs + 1)
+    return _failed(state, "malformed_reply", "the model gave no output that fits the agent's output type")
+
+
+def _opened(state: State, calls: list[ToolCall], now: datetime) -> State:
+    opened = open_calls(state, calls, now)
+    nothing_possible = all(call.problem for call in calls)
+    strikes = state.strikes + 1 if nothing_possible else 0
+    state = replace(
+        state,
+        calls=opened.calls,
+        tool_calls=opened.tool_calls,
+        per_tool=opened.per_tool,
+        wrap_up=opened.wrap_up,
+        strikes=strikes,
+    )
+    if any(call.problem and call.name == "final_answer" for call in calls):
+        state = _strike_repair(state)
+    if strikes >= MOST_STRIKES:
+        return _failed(state, "malformed_reply", f"{strikes} steps in a row made no call that can be run")
+    return state
+
+
+def _unanswered(state: State, message: Message, why: str) -> State:
+    """Every call gets a result, even one that is never run: a transcript must stay well-formed."""
+    if not message.tool_calls:
+        return state
+    results = [
+        ToolResult(call_id=call.id, name=call.name, content=[Text(text=why)]) for call in message.tool_calls
+    ]
+    return _append(state, Message(role="tool", parts=list(results)))
+
+
+def _started(state: State, event: CallsStarted) -> State:
+    calls = tuple(replace(c, state="running") if c.call.id in event.ids else c for c in state.calls)
+    return replace(state, calls=calls)
+
+
+def _returned(state: State, result: ToolResult) -> State:
+    return replace(state, calls=with_result(state.calls, result))
+
+
+def _close(state: State) -> State:
+    """Write the step's tool message once every call has its result."""
+    results = [call.result for call in state.calls if call.result is not None]
+    if not state.calls or len(results) < len(state.calls):
+        return state
+    spilled = state.spilled or any(result.spilled for result in results)
+    return _append(replace(state, calls=(), spilled=spilled), Message(role="tool", parts=list(results)))
+
+
+def _sent(state: State, event: Sent) -> State:
+    question = next((c for c in state.calls if c.kind == "person" and c.state == "asking"), None)
+    if question is not None:
+        answer = ToolResult(
+            call_id=question.call.id, name=question.call.name, content=[Text(text=event.message.text)]
+        )
+        return _close(_returned(state, answer))
+    ended_by_itself = state.end is not None and state.end.stop_reason == "end_turn"
+    end = None if ended_by_itself else state.end
+    return replace(state, inbox=(*state.inbox, event.message), end=end)
+
+
+def _decided(state: State, decision: Decision) -> State:
+    held = next((c for c in state.calls if c.call.id == decision.call_id and c.state == "asking"), None)
+    if held is None or held.kind == "person":
+        return state
+    if not decision.allow:
+        by = f" by {decision.by}" if decision.by else ""
+        why = f": {decision.reason}" if decision.reason else "."
+        text = f"This call was refused{by}{why}"
+        refusal = ToolResult(
+            call_id=held.call.id, name=held.call.name, content=[Text(text=text)], is_error=True
+        )
+        return _returned(state, refusal)
+    call = held.call
+    if decision.arguments is not None:
+        call = call.model_copy(update={"arguments": dict(decision.arguments)})
+    allowed = replace(held, call=call, state="ready", edited=decision.arguments is not None)
+    return replace(state, calls=tuple(allowed if c is held else c for c in state.calls))
+
+
+def _resumed(state: State) -> State:
+    if state.parked is None:
+        return replace(state, paused=False)
+    return replace(state, paused=False, parked=None, model=0, tried=(), stale=0, shrinks=0)
+
+
+def _give_up(state: State) -> State:
+    """What was called back and did not answer may have happened, or not: say so."""
+    calls = state.calls
+    for call in calls:
+        if call.result is None:
+            text = "The run was ended while this call was under way; it may or may not have taken effect."
+            result = ToolResult(
+                call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True
+            )
+            calls = with_result(calls, result)
+    return _close(replace(state, calls=calls, asking_model=False))
+
+
+def _slid(state: State, start: int) -> State:
+    dropped = state.messages[max(state.window_start, 1) : start]
+    left_out = sum(estimate_tokens(size_bytes(message)) for message in dropped)
+    # The provider's count is of everything; ours is rough. Never let the estimate fall to nothing.
+    remaining = max(state.context_tokens - left_out, state.context_tokens // 10)
+    return replace(state, window_start=start, context_tokens=remaining)
+
+
+def _model_failed(state: State, failure: ModelFailure) -> State:
+    state = _bill(state, Usage(), 0, failure.wasted, failure.wasted_microusd)
+    state = replace(state, asking_model=False, redo=True)
+    if state.ending is not None:
+        return state
+    if failure.kind == "stale":
+        again = replace(state, stale=state.stale + 1)
+        return again if again.stale < MOST_STALE else _failed(again, "bug", failure.message)
+    if failure.kind == "context_overflow":
+        return _overflowed(state)
+    return _next_model_or_end(state, failure)
+
+
+def _next_model_or_end(state: State, failure: ModelFailure) -> State:
+    rule = rule_for(failure.kind)
+    name = state.spec.models[state.model].config.name
+    if rule.falls_back and state.model + 1 < len(state.spec.models):
+        return replace(
+            state, model=state.model + 1, tried=(*state.tried, f"{name}: {failure.kind}: {failure.message}")
+        )
+    if rule.parks and state.spec.on_failure == "park":
+        parked = Failure(kind=failure.kind, message=failure.message, model=name, step=state.step)
+        return replace(state, parked=parked)
+    return _failed(state, failure.kind, failure.message)
+
+
+def _failed(state: State, kind: str, message: str) -> State:
+    failure = Failure(
+        kind=kind, message=message, model=state.spec.models[state.model].config.name, step=state.step
+    )
+    end = early_end(state, "error")
+    return replace(state, end=replace(end, failure=failure))
+
+
+def _overflowed(state: State) -> State:
+    """The provider says the context is too long: show the model half, or give up when that is nothing."""
+    state = replace(state, redo=True)
+    visible = len(state.messages) - max(state.window_start, 1)
+    start = slide(state.messages, state.window_start, most=max(2, visible // 2), tokens=None)
+    if start > state.window_start and state.shrinks < MOST_SHRINKS:
+        return replace(_slid(state, start), shrinks=state.shrinks + 1)
+    return replace(state, end=early_end(state, "context_overflow"))
+
+
+GRACE = timedelta(milliseconds=1500)
+"""How long what is called back may take to say its last word."""

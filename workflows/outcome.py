@@ -1,0 +1,24 @@
+"""How the end of a run becomes the end of a workflow."""
+
+import asyncio
+
+from temporalio.exceptions import ApplicationError
+
+from perdure.wire import RunResult
+
+from .state import End
+
+
+def ended(end: End, result: RunResult) -> RunResult:
+    """The result, for every end that is no failure; limits are results, never exceptions.
+
+    Raises:
+        ApplicationError: the run failed; its type is the kind, its detail the RunResult.
+        CancelledError: the run was cancelled.
+
+    """
+    if end.failure is not None:
+        raise ApplicationError(end.failure.message, result, type=end.failure.kind, non_retryable=True)
+    if end.stop_reason == "cancelled":
+        raise asyncio.CancelledError
+    return result

@@ -1,0 +1,33 @@
+"""The first thing a run does: fetch its agent's spec, once, into history."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from perdure.effects import RESOLVE_AGENT, Request
+from perdure.spec import ResolvedAgent
+from perdure.wire import RunRequest
+
+
+async def resolve(request: RunRequest) -> ResolvedAgent:
+    """The agent as it is now; a deploy after this changes nothing for the run.
+
+    Raises:
+        ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
+
+    """
+    try:
+        return await workflow.execute_local_activity(
+            RESOLVE_AGENT,
+            Request(agent=request.agent, at=workflow.now()),
+            result_type=ResolvedAgent,
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(maximum_attempts=5),
+            summary=f"resolve {request.agent}",
+        )
+    except ActivityError as error:
+        if isinstance(error.cause, ApplicationError):
+            raise ApplicationError(error.cause.message, type=error.cause.type, non_retryable=True) from None
+        raise

@@ -1,0 +1,202 @@
+"""What a run knows: one frozen value, and the events that change it.
+
+Theory of operation
+1. `decide(state)` says what to do next; it never does it. `fold(state, event)` is the only way the
+   state changes. Both are pure, total and free of clocks: time arrives inside events.
+2. A step is one model call and the tool calls it asked for. Either the model is being asked or the
+   step's calls are open, never both.
+3. Messages only grow at their end; a tool message is written once, when every call of its step has
+   a result. So the transcript is well-formed whenever a model is asked.
+4. What ends a run is written into `end` by `fold`; `decide` then only reports it.
+5. Everything needed to go on is in the state: continue-as-new carries it and nothing else.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from perdure.effects import ModelFailure, ModelOutcome
+from perdure.limits import Limits
+from perdure.messages import Message, ToolCall, ToolResult, Usage
+from perdure.spec import AgentSpec, ToolKind
+from perdure.wire import Decision, Failure, RunRequest, StopReason
+
+CallState = Literal["ready", "asking", "running", "done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A tool call of the step in hand. "asking": held for a person."""
+
+    call: ToolCall
+    kind: ToolKind
+    state: CallState
+    since: datetime
+    result: ToolResult | None = None
+    edited: bool = False
+    """True when a person changed the arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How the run ends. With `failure` set it ends as failed."""
+
+    stop_reason: StopReason
+    output: object = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything a run knows. See the rules above."""
+
+    request: RunRequest
+    spec: AgentSpec
+    limits: Limits
+    started_at: datetime
+    deadline_at: datetime | None = None
+    messages: tuple[Message, ...] = ()
+
+    step: int = 0
+    asking_model: bool = False
+    redo: bool = False
+    """The step's model call did not come about: the next one is the same step."""
+    model: int = 0
+    """Index of the model in use; moves along the fallback chain and stays there."""
+    tried: tuple[str, ...] = ()
+    """Models of this step that failed, and why."""
+    stale: int = 0
+    clamped_by: StopReason | None = None
+    """The budget that made the present call's max_tokens smaller than configured."""
+
+    calls: tuple[Call, ...] = ()
+    tool_calls: int = 0
+    per_tool: dict[str, int] = field(default_factory=dict[str, int])
+    strikes: int = 0
+    """Steps in a row of which no call could be carried out."""
+    repairs: int = 0
+    wrap_up: StopReason | None = None
+    """A limit is reached: one last call, without tools, then this is the reason."""
+
+    usage: Usage = Usage()
+    cost_microusd: int = 0
+    cost_unknown: bool = False
+    context_tokens: int = 0
+    """What the next model call will read, by the provider's last count and our estimate since."""
+
+    window_start: int = 0
+    shrinks: int = 0
+    """Times in a row the provider said that the context overflows."""
+    spilled: bool = False
+
+    inbox: tuple[Message, ...] = ()
+    paused: bool = False
+    parked: Failure | None = None
+    ending: StopReason | None = None
+    """Asked to end from outside; what is in flight is being called back."""
+    end: End | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is in flight."""
+        return self.asking_model or any(call.state == "running" for call in self.calls)
+
+    @property
+    def pinned(self) -> int:
+        """How many leading messages the window keeps: the task, once the window has moved."""
+        return 1 if self.window_start > 0 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBegan:
+    """The model is being asked."""
+
+    clamped_by: StopReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replied:
+    """The model answered."""
+
+    outcome: ModelOutcome
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFailed:
+    """The model call failed for good (its retries are used up, or would not help)."""
+
+    failure: ModelFailure
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallsStarted:
+    """These tool calls are under way."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallReturned:
+    """A tool call has its result, an error for the model included."""
+
+    result: ToolResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A person or program said something."""
+
+    message: Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """A person decided about an approval."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paused:
+    """Start nothing new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Go on, from a pause or from being parked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndAsked:
+    """End from outside: stopped, cancelled, or the deadline."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraceOver:
+    """What was called back did not answer in time; it is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slid:
+    """The model's window now starts at this message."""
+
+    start: int
+
+
+Event = (
+    StepBegan
+    | Replied
+    | ModelFailed
+    | CallsStarted
+    | CallReturned
+    | Sent
+    | Decided
+    | Paused
+    | Resumed
+    | EndAsked
+    | GraceOver
+    | Slid
+)
