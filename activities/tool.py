@@ -25,6 +25,7 @@ from .redact import bounded, redact
 from .reply import READ_RESULT
 from .results import Kept, keep, read_more
 from .telemetry import tool_span
+from .transcripts import Transcripts
 
 _BEAT = timedelta(seconds=1)
 _TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
@@ -42,6 +43,7 @@ class ToolCalls:
     agents: Mapping[str, Agent]
     blobs: BlobStore
     executor: Executor
+    transcripts: Transcripts
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -64,6 +66,7 @@ class ToolCalls:
                 duration_ms=round((time.monotonic() - began) * 1000),
                 attempts=activity.info().attempt,
             )
+            self.transcripts.add_result(result)
             span.done(result)
             return ToolOutcome(result=result)
 

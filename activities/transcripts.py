@@ -13,8 +13,8 @@ from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError
 
-from perdure.effects import SPEC_QUERY, STALE, ModelInput
-from perdure.messages import Message, size_bytes
+from perdure.effects import SPEC_QUERY, STALE, ModelInput, tail_digest
+from perdure.messages import Message, ToolResult, size_bytes
 from perdure.spec import AgentSpec
 from perdure.wire import TRANSCRIPT, TranscriptPage, TranscriptQuery
 
@@ -37,6 +37,8 @@ class _Entry:
     first: int = 0
     messages: list[Message] = field(default_factory=list[Message])
     bytes: int = 0
+    results: dict[str, ToolResult] = field(default_factory=dict[str, ToolResult])
+    """Of tool calls that ran here, until their message is in the transcript."""
 
     @property
     def end(self) -> int:
@@ -65,6 +67,7 @@ class Transcripts:
         key = _key()
         entry = self._entry(key, want.view.start)
         base = want.view.length - len(want.fresh)
+        self._remember(entry, want)
         await self._fill(entry, base)
         # A retried attempt finds some of what is fresh in the cache already.
         self._add(entry, want.fresh[max(entry.end - base, 0) :])
@@ -87,6 +90,23 @@ class Transcripts:
         entry = self._entries.get(_key())
         if entry is not None and entry.end == length:
             self._add(entry, [message])
+
+    def add_result(self, result: ToolResult) -> None:
+        """Remember a tool's result, so that the next step need not ask for it."""
+        entry = self._entries.get(_key())
+        if entry is not None:
+            entry.results[result.call_id] = result
+
+    def _remember(self, entry: _Entry, want: ModelInput) -> None:
+        """Put the newest tool message together from results that were made here, if they are those."""
+        last = entry.messages[-1] if entry.messages else None
+        results, entry.results = entry.results, {}
+        if want.tail is None or last is None or entry.end + 1 != want.view.length:
+            return
+        if all(call.id in results for call in last.tool_calls):
+            message = Message(role="tool", parts=[results[call.id] for call in last.tool_calls])
+            if tail_digest([message]) == want.tail:
+                self._add(entry, [message])
 
     def _entry(self, key: tuple[str, str], start: int) -> _Entry:
         entry = self._entries.get(key)
@@ -137,7 +157,10 @@ class Transcripts:
         handle = activity.client().get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id)
         args = [] if want is None else [want]
         try:
-            return await handle.query(query, args=args, result_type=answer, rpc_timeout=_QUERY_TIMEOUT)
+            given: _Answer = await handle.query(
+                query, args=args, result_type=answer, rpc_timeout=_QUERY_TIMEOUT
+            )
+            return given
         except WorkflowQueryFailedError as error:
             raise Stale(f"the run does not answer {query!r}: {error}") from error
 

@@ -1,6 +1,8 @@
 """What crosses between a run and its activities: names, inputs and outcomes."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any, Final
 
 from pydantic import Field
@@ -44,6 +46,9 @@ class ModelInput(Value):
     view: View
     fresh: list[Message] = Field(default_factory=list[Message], exclude_if=_absent)
     """The newest messages of the view, when they are small; the rest is asked for by query."""
+    tail: str | None = Field(default=None, exclude_if=_absent)
+    """Digest of the newest messages when they are not small: a worker that ran the tools itself can
+    put them together from what it remembers, and be sure of it, without asking."""
     max_tokens: int
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=_absent)
@@ -52,6 +57,14 @@ class ModelInput(Value):
     """True when results were cut: then the model gets the tool that reads the rest."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     user: str | None = Field(default=None, exclude_if=_absent)
+
+
+def tail_digest(messages: Sequence[Message]) -> str:
+    """What `ModelInput.tail` holds."""
+    whole = sha256()
+    for message in messages:
+        whole.update(message.model_dump_json().encode())
+    return whole.hexdigest()[:24]
 
 
 class ModelOutcome(Value):
@@ -84,7 +97,7 @@ class ToolInput(Value):
     call_id: str
     arguments: dict[str, Any]
     idempotency_key: str
-    preview_bytes: int = 16_384
+    preview_bytes: int = Field(default=16_384, exclude_if=lambda v: v == 16_384)
     user: str | None = Field(default=None, exclude_if=_absent)
     context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=_absent)
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)

@@ -4,7 +4,7 @@ import builtins
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio.client import (
     Client,
@@ -39,6 +39,7 @@ from perdure.wire import (
 from .events import Event
 from .steps import Step, steps_of
 
+_Answer = TypeVar("_Answer")
 ANSWER_WITHIN = timedelta(seconds=10)
 """How long a worker may take to answer a question about a run."""
 
@@ -66,7 +67,8 @@ class Run:
         handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
         try:
             async with self._translated():
-                return await handle.result()
+                result: RunResult = await handle.result()
+                return result
         except WorkflowFailureError as error:
             return await self._failed(error)
 
@@ -89,7 +91,7 @@ class Run:
         """What a cancelled run had: asked of a worker, for Temporal keeps no result of it."""
         try:
             async with self._translated():
-                return await self.handle.query(RESULT, result_type=RunResult, rpc_timeout=ANSWER_WITHIN)
+                return await self._ask(RESULT, RunResult)
         except (PerdureError, WorkflowQueryFailedError):
             return RunResult(agent="", stop_reason="cancelled", output="")
 
@@ -101,7 +103,7 @@ class Run:
 
         """
         async with self._translated():
-            return await self.handle.query(STATUS, result_type=RunStatus, rpc_timeout=ANSWER_WITHIN)
+            return await self._ask(STATUS, RunStatus)
 
     async def transcript(self, *, start: int = 0) -> list[Message]:
         """The messages from number `start` on, in order."""
@@ -109,9 +111,7 @@ class Run:
         while True:
             want = TranscriptQuery(start=start + len(messages))
             async with self._translated():
-                page = await self.handle.query(
-                    TRANSCRIPT, want, result_type=TranscriptPage, rpc_timeout=ANSWER_WITHIN
-                )
+                page = await self._ask(TRANSCRIPT, TranscriptPage, want)
             messages += page.messages
             if not page.messages or start + len(messages) >= page.length:
                 return messages
@@ -199,6 +199,12 @@ class Run:
             ) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
             raise NotReachable(self._nobody_answers()) from None
+
+    async def _ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
+        given: _Answer = await self.handle.query(
+            query, args=args, result_type=answer, rpc_timeout=ANSWER_WITHIN
+        )
+        return given
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:

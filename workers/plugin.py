@@ -116,6 +116,7 @@ class PerdurePlugin(SimplePlugin):
             agents=self.agents,
             blobs=self.blobs,
             executor=self._executor,
+            transcripts=self.transcripts,
             progress_interval=interval,
         )
         return [resolver.resolve_agent, model_calls.call_model, tool_calls.call_tool]

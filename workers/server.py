@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -118,8 +119,6 @@ class DevServer:
 
         """
         binary = find_binary()
-        if db is not None:
-            db.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, _ATTEMPTS + 1):
             plan = _Plan(
                 ip=ip,
@@ -130,7 +129,7 @@ class DevServer:
                 dynamic_config=dynamic_config or {},
             )
             await _refuse_busy(plan)
-            with _open_log(log_file) as log:
+            with _claimed(db), _open_log(log_file) as log:
                 process = await _spawn(binary, plan, log)
                 try:
                     if await _answers(process, plan):
@@ -143,6 +142,21 @@ class DevServer:
             # Someone may have taken a port between our looking and the server's binding.
             if attempt == _ATTEMPTS or "address already in use" not in said:
                 raise DefinitionError(f"the embedded Temporal server did not start: {said}")
+
+
+@contextlib.contextmanager
+def _claimed(db: Path | None) -> Generator[None]:
+    """Hold the database file for one server: two of them on one file would corrupt each other's runs."""
+    if db is None:
+        yield
+        return
+    db.parent.mkdir(parents=True, exist_ok=True)
+    with db.with_name(f"{db.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DefinitionError(f"{str(db)!r} is in use by another embedded server") from None
+        yield  # closing unlocks, and so does dying
 
 
 def find_binary() -> str:

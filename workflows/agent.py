@@ -38,7 +38,7 @@ from .fold import GRACE, fold, initial
 from .inputs import check_decision, decision_of, message_of, refuse, request_of
 from .outcome import ended
 from .pages import page
-from .report import result_of, status_report
+from .report import result_of, starting_report, status_report
 from .resolve import resolve
 from .state import (
     CallsStarted,
@@ -65,6 +65,7 @@ class AgentWorkflow:
         self._events: deque[Event] = deque()
         self._flights = Flights(self._events.append)
         self._recalled = False
+        self._agent = ""
 
     @workflow.run
     async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
@@ -75,6 +76,7 @@ class AgentWorkflow:
         """
         if carried is None:
             asked = request_of(request)
+            self._agent = asked.agent
             resolved = await resolve(asked)
             self._state = initial(asked, resolved.spec, workflow.now())
             search_attributes = resolved.search_attributes
@@ -216,7 +218,7 @@ class AgentWorkflow:
     @workflow.query(name=STATUS, description="Where the run is: status, step, cost, what it waits for.")
     def status(self) -> RunStatus:
         """Where the run is."""
-        return status_report(self._ready())
+        return starting_report(self._agent) if self._state is None else status_report(self._state)
 
     @workflow.query(name=RESULT, description="The result so far; final once the run is over.")
     def result(self) -> RunResult:

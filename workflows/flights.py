@@ -24,6 +24,7 @@ from perdure.effects import (
     ToolInput,
     ToolOutcome,
     View,
+    tail_digest,
 )
 from perdure.messages import Message, Text, ToolResult, size_bytes
 from perdure.spec import ModelSpec, RetrySpec, ToolSpec
@@ -33,8 +34,9 @@ from .remote import remote_result
 from .report import signature
 from .state import Call, CallReturned, Event, ModelFailed, Replied, State
 
-FRESH_BYTES = 4 * 1024
-"""Most bytes of new messages that ride along with a model call; more is asked for by query."""
+FRESH_BYTES = 512
+"""Most bytes of new messages that ride along with a model call. They are in history already, as
+the results of tools: a longer message would be paid for twice."""
 
 _MODEL_SLACK = timedelta(seconds=30)
 """The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
@@ -125,13 +127,16 @@ class Flights:
 
 def model_input(state: State, command: CallModel) -> ModelInput:
     """The input of the next model call: where to look, and the newest messages if they are small."""
+    fresh = _fresh(state)
+    small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
         spec_hash=state.spec.hash,
         step=state.step,
         model=state.model,
         view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
-        fresh=_fresh(state),
+        fresh=fresh if small else [],
+        tail=None if small else tail_digest(fresh),
         max_tokens=command.allowance.max_tokens,
         tool_choice=command.tool_choice,
         note=command.note,
@@ -142,15 +147,11 @@ def model_input(state: State, command: CallModel) -> ModelInput:
 
 
 def _fresh(state: State) -> list[Message]:
-    """The messages since the model's last answer, all of them or none."""
+    """The messages since the model's last answer."""
     fresh: list[Message] = []
-    room = FRESH_BYTES
     for message in reversed(state.messages[state.window_start :]):
         if message.role == "assistant":
             break
-        room -= size_bytes(message)
-        if room < 0:
-            return []
         fresh.append(message)
     return fresh[::-1]
 

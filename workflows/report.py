@@ -88,6 +88,11 @@ def status_report(state: State) -> RunStatus:
     )
 
 
+def starting_report(agent: str) -> RunStatus:
+    """Where a run is whose agent no worker has resolved yet."""
+    return RunStatus(agent=agent, status="thinking", doing="starting")
+
+
 def doing(state: State, status: Status) -> str:
     """What the run does or waits for, in one line for people."""
     words = _WORDS[status]

@@ -19,7 +19,7 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
 
     """
     try:
-        return await workflow.execute_local_activity(
+        resolved: ResolvedAgent = await workflow.execute_local_activity(
             RESOLVE_AGENT,
             Request(agent=request.agent, at=workflow.now()),
             result_type=ResolvedAgent,
@@ -27,6 +27,7 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
             retry_policy=RetryPolicy(maximum_attempts=5),
             summary=f"resolve {request.agent}",
         )
+        return resolved
     except ActivityError as error:
         if isinstance(error.cause, ApplicationError):
             raise ApplicationError(error.cause.message, type=error.cause.type, non_retryable=True) from None

@@ -101,3 +101,10 @@ async def bedrock_wire(server: Stub) -> AsyncIterator[Wire]:
 async def openai_wire(server: Stub) -> AsyncIterator[Wire]:
     async for each in _wire(DIALECTS[2], server):
         yield each
+
+
+@pytest.fixture(params=DIALECTS[:2], ids=lambda dialect: dialect.name)
+async def claude_wire(request: pytest.FixtureRequest, server: Stub) -> AsyncIterator[Wire]:
+    """The two ways to Claude: both know signed thoughts and caching marks."""
+    async for each in _wire(request.param, server):
+        yield each

@@ -109,6 +109,13 @@ def test_bedrock_without_a_region_says_where_to_set_one() -> None:
         BedrockModel().check(ModelConfig(name="bedrock:m"))
 
 
+def test_bedrock_with_an_unknown_profile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ModelError, match="nobody") as caught:
+        BedrockModel().check(ModelConfig(name="bedrock:m"))
+    assert caught.value.kind == "authentication"
+
+
 def test_a_guardrail_without_an_id_is_refused() -> None:
     config = ModelConfig(name="bedrock:m", options={"guardrail": {"version": "1"}})
     with pytest.raises(DefinitionError, match=r"option 'guardrail\.id'"):
@@ -286,6 +293,16 @@ async def test_a_cut_call_to_anthropic_costs_its_counted_input(anthropic_wire: W
 async def test_bedrocks_own_delay_header_counts_in_milliseconds(bedrock_wire: Wire) -> None:
     answer = bedrock_wire.dialect.refusal(429, "ThrottlingException", "x", **{"x-amz-retry-after": "1500"})
     assert (await bedrock_wire.error(answer)).retry_after == timedelta(seconds=1.5)
+
+
+async def test_bedrock_makes_one_client_for_a_place_whatever_the_timeouts(bedrock_wire: Wire) -> None:
+    for seconds in (300, 400, 500.5):
+        await bedrock_wire.reply(
+            Said(), request=bedrock_wire.request({"timeout": timedelta(seconds=seconds)})
+        )
+    model = bedrock_wire.model
+    assert isinstance(model, BedrockModel)
+    assert list(model._clients) == [("eu-central-1", bedrock_wire.server.url, 512)]
 
 
 async def test_a_request_botocore_finds_ill_formed_is_a_bad_request(bedrock_wire: Wire) -> None:

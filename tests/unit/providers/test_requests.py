@@ -208,6 +208,18 @@ async def test_a_user_message_after_its_calls_does_not_part_them_from_their_resu
     assert written.index("one") < written.index("by the way")
 
 
+async def test_what_a_user_says_while_tools_run_comes_after_their_results(wire: Wire) -> None:
+    said = (
+        Message.user("a"),
+        assistant(ToolCall(id="c1", name="search")),
+        Message.user("hurry"),
+        results(text_result("c1", "one")),
+    )
+    messages = (await wire.body_of(wire.request(messages=said)))["messages"]
+    assert str(messages).index("one") < str(messages).index("hurry")
+    assert len(messages) == (4 if wire.dialect.name == "openai" else 3)
+
+
 async def test_calls_in_the_conversation_keep_tools_listed_when_the_agent_has_none(wire: Wire) -> None:
     said = (Message.user("a"), assistant(ToolCall(id="c1", name="gone")), results(text_result("c1", "one")))
     body = await wire.body_of(wire.request(messages=said))
@@ -237,17 +249,17 @@ async def test_tools_are_forbidden_in_the_providers_own_way(wire: Wire) -> None:
             assert body["tool_choice"] == "none"
 
 
-async def test_signed_thoughts_and_tool_calls_go_back_unchanged(wire: Wire) -> None:
-    if wire.dialect.name == "openai":
-        pytest.skip("chat completions has no place for reasoning in a request")
+async def test_signed_thoughts_and_tool_calls_go_back_unchanged(claude_wire: Wire) -> None:
     said = Said(
         thinking="Hmm.", signature="s1==", redacted="c2VjcmV0", text=("On it.",), calls=(Asked(id="c1"),)
     )
-    reply = await wire.reply(said)
-    before = assistant(*reply.parts, model=wire.dialect.model_name)
-    request = wire.request(UNMARKED, messages=(Message.user("a"), before, results(text_result("c1", "x"))))
-    content = (await wire.body_of(request))["messages"][1]["content"]
-    if wire.dialect.name == "anthropic":
+    reply = await claude_wire.reply(said)
+    before = assistant(*reply.parts, model=claude_wire.dialect.model_name)
+    request = claude_wire.request(
+        UNMARKED, messages=(Message.user("a"), before, results(text_result("c1", "x")))
+    )
+    content = (await claude_wire.body_of(request))["messages"][1]["content"]
+    if claude_wire.dialect.name == "anthropic":
         assert content == [
             {"type": "thinking", "thinking": "Hmm.", "signature": "s1=="},
             {"type": "redacted_thinking", "data": "c2VjcmV0"},
@@ -263,9 +275,7 @@ async def test_signed_thoughts_and_tool_calls_go_back_unchanged(wire: Wire) -> N
         ]
 
 
-async def test_a_thought_that_was_cut_is_dropped_and_none_ends_a_message(wire: Wire) -> None:
-    if wire.dialect.name == "openai":
-        pytest.skip("chat completions has no place for reasoning in a request")
+async def test_a_thought_that_was_cut_is_dropped_and_none_ends_a_message(claude_wire: Wire) -> None:
     said = (
         Message.user("a"),
         assistant(Thinking(text="unsigned")),
@@ -273,7 +283,7 @@ async def test_a_thought_that_was_cut_is_dropped_and_none_ends_a_message(wire: W
         assistant(Thinking(text="signed", signature="s")),
         Message.user("c"),
     )
-    messages = (await wire.body_of(wire.request(UNMARKED, messages=said)))["messages"]
+    messages = (await claude_wire.body_of(claude_wire.request(UNMARKED, messages=said)))["messages"]
     assert "unsigned" not in str(messages[1])
     assert "signed" in str(messages[3]["content"][0])
     assert "(empty)" in str(messages[3]["content"][-1])
@@ -306,11 +316,9 @@ async def test_anthropics_marks_never_touch_thoughts_or_opaque_blocks(anthropic_
 
 
 @pytest.mark.parametrize("options", [{"cache": False}, {"cache_ttl": "1h"}])
-async def test_marks_can_be_turned_off_and_made_to_last(wire: Wire, options: dict[str, Any]) -> None:
-    if wire.dialect.name == "openai":
-        pytest.skip("OpenAI caches without marks")
-    request = wire.request({"options": options}, messages=(Message.user("a"),), tools=(SEARCH,))
-    written = str(await wire.body_of(request))
+async def test_marks_can_be_turned_off_and_made_to_last(claude_wire: Wire, options: dict[str, Any]) -> None:
+    request = claude_wire.request({"options": options}, messages=(Message.user("a"),), tools=(SEARCH,))
+    written = str(await claude_wire.body_of(request))
     assert written.count("'ttl': '1h'") == (2 if "cache_ttl" in options else 0)
     assert ("cache" in written) == ("cache_ttl" in options)
 
@@ -363,10 +371,8 @@ async def test_anthropics_settings_reach_the_wire(anthropic_wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(("thinking", "sent"), [("adaptive", "adaptive"), ("off", "disabled")])
-async def test_thinking_is_named_as_claude_names_it(wire: Wire, thinking: str, sent: str) -> None:
-    if wire.dialect.name == "openai":
-        pytest.skip("OpenAI has effort instead")
-    body = await wire.body_of(wire.request({"thinking": thinking}))
+async def test_thinking_is_named_as_claude_names_it(claude_wire: Wire, thinking: str, sent: str) -> None:
+    body = await claude_wire.body_of(claude_wire.request({"thinking": thinking}))
     assert body.get("additionalModelRequestFields", body)["thinking"] == {"type": sent}
 
 

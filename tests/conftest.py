@@ -1,0 +1,110 @@
+"""What tests share: one real Temporal server for the session, and a worker of their own for each."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from perdure import Agent
+from perdure.model import Model
+from perdure.settings import Settings, load
+from perdure.starter.client import Client
+from perdure.testing import running
+from perdure.workers.server import DevServer
+
+os.environ["TEMPORAL_DISABLE_CLI_UPDATE_CHECK"] = "1"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DevServer]:
+    """The embedded server, in memory, for all tests of the session."""
+    with asyncio.Runner() as runner:
+        starting = DevServer.start(db=None, ui_port=False)
+        started = runner.run(starting.__aenter__())
+        try:
+            yield started
+        finally:
+            runner.run(starting.__aexit__(None, None, None))
+
+
+class Serve(Protocol):
+    """Starts a worker for these agents on the session's server, on a task queue of its own."""
+
+    def __call__(
+        self,
+        *agents: Agent,
+        models: Mapping[str, Model] | None = None,
+        worker: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> AbstractAsyncContextManager[Client]: ...
+
+
+@pytest.fixture
+def settings(tmp_path: Path, server: DevServer) -> Settings:
+    """Settings of this test alone: its own task queue and its own blobs."""
+    return load(home=tmp_path, address=server.address, task_queue=f"test-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def serve(settings: Settings, server: DevServer) -> Serve:
+    @asynccontextmanager
+    async def start(
+        *agents: Agent,
+        models: Mapping[str, Model] | None = None,
+        worker: Mapping[str, Any] | None = None,
+        **changed: Any,
+    ) -> AsyncIterator[Client]:
+        mine = settings.model_copy(update=changed)
+        async with running(
+            agents, models=models, address=server.address, settings=mine, worker=worker
+        ) as client:
+            yield client
+
+    return start
+
+
+@dataclass
+class Gate:
+    """Something to wait at and for, in a tool or a script: no test sleeps."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> None:
+        """Be seen here, and stay until it is opened or the call is cancelled."""
+        self.reached.set()
+        try:
+            await self.opened.wait()
+        finally:
+            self.left.set()
+
+
+async def until(
+    true: Callable[[], Awaitable[bool]], *, within: float = 20.0, every: float = 0.02
+) -> None:
+    """Wait for a condition that only polling can see; fails loudly when it does not come."""
+    async with asyncio.timeout(within):
+        while not await true():
+            await asyncio.sleep(every)
+
+
+async def until_status(client: Client, run_id: str, *wanted: str, within: float = 20.0) -> None:
+    """Wait until the run has one of these statuses."""
+    run = client.get(run_id)
+
+    async def there() -> bool:
+        return (await run.status()).status in wanted
+
+    await until(there, within=within)
+
+
+def texts(messages: Sequence[Any]) -> list[str]:
+    """The messages' texts, in order."""
+    return [message.text for message in messages]

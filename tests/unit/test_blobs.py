@@ -1,0 +1,148 @@
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.activities.blobs import FileBlobs, Recent, S3Blobs, name_of, open_store, retried
+from perdure.blobs import BlobStore
+from perdure.errors import DefinitionError
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+async def test_bytes_come_back_by_the_digest_of_their_content(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "blobs")
+    assert isinstance(store, BlobStore)
+    for data in (b"", b"hello", os.urandom(3_000_000)):
+        name = await store.put(data)
+        assert name == hashlib.sha256(data).hexdigest()
+        assert await FileBlobs(tmp_path / "blobs").get(name) == data
+
+
+async def test_putting_twice_writes_once(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path)
+    await store.put(b"same")
+    (file,) = _files(tmp_path)
+    written = file.stat().st_mtime_ns
+    await FileBlobs(tmp_path).put(b"same")
+    assert _files(tmp_path) == [file]
+    assert file.stat().st_mtime_ns == written
+
+
+async def test_many_writers_of_one_blob_leave_one_whole_file(tmp_path: Path) -> None:
+    data = os.urandom(200_000)
+    stores = [FileBlobs(tmp_path) for _ in range(4)]
+    names = await asyncio.gather(*(store.put(data) for store in stores for _ in range(8)))
+    assert set(names) == {name_of(data)}
+    (file,) = _files(tmp_path)
+    assert file.read_bytes() == data
+
+
+async def test_a_half_written_file_is_written_anew(tmp_path: Path) -> None:
+    name = await FileBlobs(tmp_path).put(b"whole content")
+    (file,) = _files(tmp_path)
+    file.write_bytes(b"whole")
+    assert await FileBlobs(tmp_path).put(b"whole content") == name
+    assert file.read_bytes() == b"whole content"
+
+
+async def test_a_missing_blob_is_a_key_error_that_says_where(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match=str(tmp_path)):
+        await FileBlobs(tmp_path).get("0" * 64)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "/" + "0" * 63])
+async def test_only_digests_are_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(KeyError):
+        await FileBlobs(tmp_path).get(name)
+
+
+async def test_damaged_content_is_an_error_and_never_handed_out(tmp_path: Path) -> None:
+    name = await FileBlobs(tmp_path).put(b"content")
+    (file,) = _files(tmp_path)
+    file.write_bytes(b"c0ntent")
+    with pytest.raises(OSError, match="damaged"):
+        await FileBlobs(tmp_path).get(name)
+
+
+async def test_recent_reads_need_no_disk(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path)
+    name = await store.put(b"kept")
+    (file,) = _files(tmp_path)
+    file.unlink()
+    assert await store.get(name) == b"kept"
+    forgetful = FileBlobs(tmp_path, cache_bytes=0)
+    await forgetful.put(b"kept")
+    file.unlink()
+    with pytest.raises(KeyError):
+        await forgetful.get(name)
+
+
+async def test_blobs_are_their_owners_only(tmp_path: Path) -> None:
+    await FileBlobs(tmp_path / "blobs").put(b"private")
+    (file,) = _files(tmp_path)
+    assert file.stat().st_mode & 0o077 == 0
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(0, 100))
+def test_recent_never_exceeds_its_bound_and_never_lies(blobs: list[bytes], capacity: int) -> None:
+    recent = Recent(capacity)
+    for blob in blobs:
+        recent.keep(name_of(blob), blob)
+        kept = {name: recent.get(name) for name in map(name_of, blobs)}
+        assert all(data is None or name_of(data) == name for name, data in kept.items())
+        assert sum(len(data) for data in kept.values() if data is not None) <= capacity
+        assert len(blob) > capacity or recent.get(name_of(blob)) == blob
+
+
+def _failing(*errors: Exception) -> tuple[list[int], Callable[[], Awaitable[str]]]:
+    calls: list[int] = []
+
+    async def effect() -> str:
+        calls.append(1)
+        if len(calls) <= len(errors):
+            raise errors[len(calls) - 1]
+        return "done"
+
+    return calls, effect
+
+
+async def test_a_passing_failure_is_retried_and_a_lasting_one_is_raised() -> None:
+    calls, effect = _failing(OSError("busy"), OSError("busy"))
+    assert await retried(effect) == "done"
+    assert len(calls) == 3
+    calls, effect = _failing(*[OSError("full")] * 9)
+    with pytest.raises(OSError, match="full"):
+        await retried(effect)
+    assert len(calls) == 4
+
+
+async def test_there_is_none_is_an_answer_that_is_not_asked_for_again() -> None:
+    calls, effect = _failing(*[KeyError("none")] * 9)
+    with pytest.raises(KeyError):
+        await retried(effect)
+    assert len(calls) == 1
+
+
+async def test_a_store_is_opened_by_url(tmp_path: Path) -> None:
+    for url in (f"file:{tmp_path}/a", f"file://{tmp_path}/b"):
+        store = open_store(url)
+        assert isinstance(store, FileBlobs)
+        assert not (tmp_path / url[-1]).exists()
+        await store.put(b"x")
+        assert (tmp_path / url[-1]).is_dir()
+    assert isinstance(open_store("s3://bucket/prefix"), S3Blobs)
+    assert isinstance(open_store("s3://bucket"), S3Blobs)
+
+
+@pytest.mark.parametrize("url", ["", "file:", "s3://", "s3:/x", "/plain/path", "http://x/y", "file://host/x"])
+def test_a_url_that_is_no_store_is_refused_with_what_to_write(url: str) -> None:
+    with pytest.raises(DefinitionError, match="s3://bucket/prefix"):
+        open_store(url)

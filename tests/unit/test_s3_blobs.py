@@ -1,0 +1,81 @@
+"""S3Blobs against a real HTTP server: moto on the loopback."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from perdure.activities.blobs import S3Blobs, name_of
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Generator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3(endpoint: str) -> Generator[Any]:
+    session: Any = boto3.session.Session(region_name="us-east-1")
+    client = session.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="perdure")
+    yield client
+    client.close()
+
+
+def _store(endpoint: str, *, bucket: str = "perdure", prefix: str = "blobs") -> S3Blobs:
+    return S3Blobs(bucket, prefix, endpoint, "us-east-1")
+
+
+async def test_bytes_come_back_from_s3_under_the_prefix(s3: Any, endpoint: str) -> None:
+    data = os.urandom(500_000)
+    name = await _store(endpoint).put(data)
+    assert name == name_of(data)
+    assert s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["ContentLength"] == len(data)
+    assert await _store(endpoint).get(name) == data
+
+
+async def test_what_is_there_is_not_uploaded_again(s3: Any, endpoint: str) -> None:
+    name = await _store(endpoint).put(b"once")
+    before = s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["LastModified"]
+    s3.put_object_tagging(
+        Bucket="perdure", Key=f"blobs/{name}", Tagging={"TagSet": [{"Key": "seen", "Value": "yes"}]}
+    )
+    await _store(endpoint).put(b"once")
+    tags = s3.get_object_tagging(Bucket="perdure", Key=f"blobs/{name}")["TagSet"]
+    assert tags == [{"Key": "seen", "Value": "yes"}]  # an upload would have dropped them
+    assert s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["LastModified"] == before
+
+
+async def test_a_missing_object_is_a_key_error_that_says_where(s3: Any, endpoint: str) -> None:
+    with pytest.raises(KeyError, match="s3://perdure/blobs/"):
+        await _store(endpoint).get("0" * 64)
+
+
+async def test_damaged_objects_are_never_handed_out(s3: Any, endpoint: str) -> None:
+    name = await _store(endpoint).put(b"content")
+    s3.put_object(Bucket="perdure", Key=f"blobs/{name}", Body=b"c0ntent")
+    with pytest.raises(OSError, match="damaged"):
+        await _store(endpoint).get(name)
+
+
+async def test_no_prefix_is_a_prefix_too(s3: Any, endpoint: str) -> None:
+    name = await _store(endpoint, prefix="").put(b"at the root")
+    assert s3.head_object(Bucket="perdure", Key=name)["ContentLength"] == 11
+
+
+async def test_recent_blobs_need_no_request(s3: Any, endpoint: str) -> None:
+    store = _store(endpoint)
+    name = await store.put(b"kept in memory")
+    s3.delete_object(Bucket="perdure", Key=f"blobs/{name}")
+    assert await store.get(name) == b"kept in memory"

@@ -1,0 +1,137 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from perdure import settings as module
+from perdure.errors import DefinitionError
+from perdure.settings import Settings, document, load, variables
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        for variable in variables(name):
+            monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)  # no `.env` of the machine
+
+
+def test_documentation_is_what_the_generator_prints() -> None:
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == document(), "run: python -m perdure.settings > docs/settings.md"
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_arguments_win_over_environment_over_env_file_over_temporals_own_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "temporal:1")
+    assert load().address == "temporal:1"
+    monkeypatch.delenv("TEMPORAL_ADDRESS")
+    Path(".env").write_text("PERDURE_ADDRESS=file:2\nPERDURE_TASK_QUEUE=from-file\nPERDURE_UNKNOWN=1\n")
+    assert (load().address, load().task_queue) == ("file:2", "from-file")
+    monkeypatch.setenv("PERDURE_ADDRESS", "environment:3")
+    assert load().address == "environment:3"
+    assert load(address="argument:4").address == "argument:4"
+    assert load(address=None).address == "environment:3"
+
+
+def test_blobs_live_in_home_unless_said_otherwise(tmp_path: Path) -> None:
+    assert load(home=tmp_path).blob_store == f"file:{tmp_path}/blobs"
+    assert load(home="~/there").home == Path.home() / "there"
+    assert load(blob_store="s3://bucket/prefix").blob_store == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("150ms", timedelta(milliseconds=150)),
+        ("2s", timedelta(seconds=2)),
+        ("1.5m", timedelta(seconds=90)),
+        ("1h", timedelta(hours=1)),
+        ("0.25", timedelta(milliseconds=250)),
+        ("PT3S", timedelta(seconds=3)),
+    ],
+)
+def test_durations_are_written_as_people_write_them(
+    monkeypatch: pytest.MonkeyPatch, written: str, meant: timedelta
+) -> None:
+    monkeypatch.setenv("PERDURE_PROGRESS_INTERVAL", written)
+    assert load().progress_interval == meant
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("PERDURE_ADDRESS", "nowhere", "host:port"),
+        ("PERDURE_ADDRESS", "http://host:1", "host:port"),
+        ("PERDURE_PROGRESS_INTERVAL", "soon", "timedelta"),
+        ("PERDURE_PROGRESS_INTERVAL", "0s", "greater than"),
+        ("PERDURE_BLOB_STORE", "ftp://x", "s3://bucket/prefix"),
+        ("PERDURE_METRICS", "statsd", "'prometheus'"),
+        ("PERDURE_TLS_KEY", "/key", "together"),
+        ("PERDURE_BUILD_ID", "1", "PERDURE_DEPLOYMENT_NAME"),
+        ("PERDURE_MAX_CONCURRENT_ACTIVITIES", "many", "integer"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_variable_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(DefinitionError) as caught:
+        load()
+    message = str(caught.value)
+    assert variable in message
+    assert says in message
+    assert repr(value) in message
+    assert "\n" not in message
+    assert "BLOB_STORE" not in message.replace(variable, "")
+
+
+def test_an_unknown_override_is_refused_not_ignored() -> None:
+    with pytest.raises(DefinitionError, match="no such setting: adress"):
+        load(adress="typo:1")
+
+
+def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_API_KEY", "very-secret")
+    settings = load(anthropic_api_key="also-secret")
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "very-secret"
+    shown = f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert "very-secret" not in shown
+    assert "also-secret" not in shown
+    with pytest.raises(DefinitionError) as caught:
+        load(openai_api_key=b"\xffwrong-secret")
+    assert "PERDURE_OPENAI_API_KEY" in str(caught.value)
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_tls_is_on_with_a_key_or_certificate_unless_said_otherwise() -> None:
+    assert not load().uses_tls
+    assert load(api_key="key").uses_tls
+    assert load(tls_cert="/cert", tls_key="/key").uses_tls
+    assert not load(api_key="key", tls=False).uses_tls
+
+
+def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_TASK_QUEUE", "")
+    settings = load()
+    assert settings.task_queue == "perdure"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.task_queue = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_worker_controllers_variables_name_the_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "agents")
+    monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "v7")
+    assert (load().deployment_name, load().build_id) == ("agents", "v7")
+
+
+def test_the_module_imports_only_the_vocabulary() -> None:
+    source = Path(str(module.__file__)).read_text()
+    ours = {line.split()[1] for line in source.splitlines() if line.startswith("from perdure")}
+    assert ours == {"perdure.errors", "perdure.limits"}
