@@ -201,8 +201,11 @@ async def within(deadline: float, awaitable: Awaitable[T]) -> T:
     The timeout is entered and left again for each read: one held open across a `yield` would
     cancel the consumer in the middle of its own work.
     """
-    async with asyncio.timeout_at(None):
-        return await awaitable
+    async with asyncio.timeout_at(deadline):
+        result = await awaitable
+    if asyncio.get_running_loop().time() > deadline:
+        raise TimeoutError  # what is always ready never waits, and a timeout only ends a wait
+    return result
 
 
 # -- requests

@@ -40,7 +40,7 @@ class Resolver:
                 non_retryable=True,
             )
         try:
-            spec = agent.spec(prices=self.prices, today=request.at.date())
+            spec = agent.spec(prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited)
         except DefinitionError as error:
             raise ApplicationError(str(error), type=INVALID_REQUEST, non_retryable=True) from None
         return ResolvedAgent(spec=spec, search_attributes=self.search_attributes)

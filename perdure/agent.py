@@ -120,8 +120,12 @@ class Agent:
             )
         return schema
 
-    def spec(self, *, prices: PriceTable | None = None, today: date | None = None) -> AgentSpec:
+    def spec(
+        self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
+    ) -> AgentSpec:
         """The agent as data, with the prices of the day.
+
+        With `cost_limited`, the cost will be bounded even if the agent's own limits do not say so.
 
         Raises:
             DefinitionError: a cost limit, but a model whose price is not known.
@@ -130,7 +134,8 @@ class Agent:
         table = prices or shipped()
         day = today or date.max
         models = tuple(ModelSpec(config=config, price=table.find(config.name, day)) for config in self.models)
-        self._check_prices(models)
+        if cost_limited or self.limits.cost_usd is not None:
+            self._check_prices(models)
         return AgentSpec(
             name=self.name,
             instructions=self.instructions,
@@ -149,9 +154,9 @@ class Agent:
 
     def _check_prices(self, models: Sequence[ModelSpec]) -> None:
         unknown = [model.config.name for model in models if model.price is None]
-        if self.limits.cost_usd is not None and unknown:
+        if unknown:
             raise DefinitionError(
-                f"agent {self.name!r} has a cost limit, but the price of {', '.join(unknown)} is not known; "
+                f"agent {self.name!r} is to keep a cost limit, but the price of {', '.join(unknown)} is not known; "
                 "add it to the table PERDURE_PRICES points to"
             )
 

@@ -143,6 +143,8 @@ class Request(Value):
 
     agent: str
     at: datetime
+    cost_limited: bool = False
+    """The request bounds the cost, so every price must be known."""
 
 
 MODEL_HEARTBEAT: Final = timedelta(seconds=5)

@@ -86,10 +86,6 @@ class InvalidRequest(PerdureError):
     """The call is wrong; nothing was started or changed."""
 
 
-class UnknownAgent(InvalidRequest):
-    """No worker serves an agent of that name."""
-
-
 class RunConflict(InvalidRequest):
     """The run id belongs to a run with another request."""
 

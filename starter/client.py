@@ -7,6 +7,9 @@ from typing import Any
 
 import temporalio.client
 from pydantic import ValidationError
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -18,7 +21,7 @@ from perdure.messages import Part, Value
 from perdure.model import digest
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
-from perdure.wire import TASK_QUEUE, WORKFLOW, RunRequest, RunResult, Status
+from perdure.wire import ENDED, TASK_QUEUE, WORKFLOW, RunRequest, RunResult, Status
 
 from ..workers.connection import connect_temporal
 from .run import Run
@@ -119,6 +122,19 @@ class Client:
         started = await self.start(agent, prompt, **settings)
         return await started.result()
 
+    async def has_worker(self) -> bool:
+        """Whether a worker has taken work from the task queue within the last minutes."""
+        request = DescribeTaskQueueRequest(
+            namespace=self.temporal.namespace,
+            task_queue=TaskQueue(name=self.task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+        try:
+            described = await self.temporal.workflow_service.describe_task_queue(request)
+        except RPCError as error:
+            raise _refused(error) from error
+        return bool(described.pollers)
+
     def get(self, id: str) -> Run:  # noqa: A002
         """The run of that id, whether or not there is one."""
         return Run(self.temporal, id)
@@ -137,6 +153,9 @@ class Client:
         for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
             if value is not None:
                 wanted.append(f'{name} = "{value.replace(chr(34), "")}"')
+        if status is not None and status not in ENDED:
+            # What was terminated keeps the status that it had set last.
+            wanted.append('ExecutionStatus = "Running"')
         if query:
             wanted.append(f"({query})")
         # A run that continued as new is listed by its newest part only.

@@ -10,7 +10,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from perdure.effects import Progress
-from perdure.errors import NotReachable, RunFailed
+from perdure.errors import InvalidRequest, NotReachable, RunFailed
 from perdure.wire import Failure, RunStatus
 
 from .diff import Pending, Seen
@@ -54,7 +54,7 @@ async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
 async def _status(run: Run) -> RunStatus | None:
     try:
         return await run.status()
-    except NotReachable:
+    except (NotReachable, InvalidRequest):  # no worker answers, or none has begun with the run yet
         return None
 
 

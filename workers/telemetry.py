@@ -173,7 +173,8 @@ def reporting(settings: Settings) -> Generator[Runtime]:
         if meters is not None:
             metrics.set_meter_provider(meters)
             cleanup.callback(meters.shutdown)
-        yield runtime(settings)
+        temporal = runtime(settings)  # held here: its metrics end with the last reference to it
+        yield temporal
 
 
 def tracer_provider(settings: Settings) -> ReplaySafeTracerProvider | None:

@@ -21,7 +21,7 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_local_activity(
             RESOLVE_AGENT,
-            Request(agent=request.agent, at=workflow.now()),
+            Request(agent=request.agent, at=workflow.now(), cost_limited=_cost_limited(request)),
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=5),
@@ -32,3 +32,7 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
         if isinstance(error.cause, ApplicationError):
             raise ApplicationError(error.cause.message, type=error.cause.type, non_retryable=True) from None
         raise
+
+
+def _cost_limited(request: RunRequest) -> bool:
+    return request.limits is not None and request.limits.cost_usd is not None

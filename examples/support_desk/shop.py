@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from examples.support_desk import seed
+import seed
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -220,7 +220,9 @@ def _fill(db: sqlite3.Connection) -> None:
     db.executemany("INSERT INTO customers VALUES (?, ?, ?)", seed.CUSTOMERS)
     for order in seed.orders():
         db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", order[:5])
-        db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", [(order.id, *item) for item in order.items])
+        db.executemany(
+            "INSERT INTO items VALUES (?, ?, ?, ?, ?)", [(order.id, *item) for item in order.items]
+        )
 
 
 def _order(db: sqlite3.Connection, order_id: str) -> Order:

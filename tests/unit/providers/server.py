@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-End = Literal["whole", "cut", "hang"]
+End = Literal["whole", "cut", "hang", "drip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer. `end`: "whole" finishes the body, "cut" drops the connection in the middle of
-    it, "hang" says no more until the client hangs up. `silent` sends nothing before `speak` is set.
+    it, "hang" says no more until the client hangs up, "drip" repeats the last chunk until then.
+    `silent` sends nothing before `speak` is set.
     """
 
     status: int = 200
@@ -61,7 +62,7 @@ class Stub:
                 answer = self._answers.popleft() if self._answers else Answer(status=418)
                 if not await self._play(answer, reader, writer):
                     return
-        except ConnectionError:
+        except OSError:
             self.disconnected.set()
         finally:
             self._open.discard(writer)
@@ -77,6 +78,9 @@ class Stub:
         if answer.end == "whole" and answer.length is None:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
+        while answer.end == "drip":
+            writer.write(b"%x\r\n%b\r\n" % (len(answer.chunks[-1]), answer.chunks[-1]))
+            await writer.drain()
         if answer.end == "hang":
             await reader.read()
             self.disconnected.set()

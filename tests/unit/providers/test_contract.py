@@ -179,7 +179,7 @@ async def test_usage_is_four_disjoint_counts(wire: Wire) -> None:
 async def test_the_requests_id_and_digest_are_recorded(wire: Wire) -> None:
     image = Image(data=PNG)
     asked = wire.request(
-        {"stop_sequences": ("END",), "effort": "low"},
+        {"stop_sequences": ("END",), "effort": "low", "options": {"extra_body": {"top_k": 5}}},
         instructions="Be brief. Grüße.",
         messages=(Message.user([Text(text="see"), image]),),
         tools=(SEARCH,),
@@ -372,6 +372,14 @@ async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire
     assert error.kind == "timeout"
     assert error.usage is not None
     assert error.usage.estimated
+
+
+async def test_an_answer_that_goes_on_for_ever_is_a_timeout_too(wire: Wire) -> None:
+    request = wire.request({"timeout": timedelta(milliseconds=300)})
+    drip = wire.dialect.open(Said(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
+    error = await wire.error(wire.dialect.unfinished(HALF, drip, end="drip"), request=request)
+    assert error.kind == "timeout"
+    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
 
 
 # -- cancellation

@@ -1,0 +1,225 @@
+"""Where the events of a run are shown: on a terminal, as plain lines, or as JSON."""
+
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from . import show
+from .events import (
+    ApprovalRequested,
+    Event,
+    Finished,
+    MessageFinished,
+    QuestionAsked,
+    Retrying,
+    StatusChanged,
+    TextDelta,
+    TextRestarted,
+    ToolFinished,
+    ToolProgress,
+    ToolStarted,
+)
+
+if TYPE_CHECKING:
+    from perdure.wire import RunResult
+
+_LINE = 160
+
+
+class Screen(Protocol):
+    """Shows events, in order."""
+
+    def show(self, event: Event) -> None:
+        """Show the next event."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Say something that is no event."""
+        ...
+
+    def rest(self) -> None:
+        """Stop what moves, and leave the cursor at the beginning of a line."""
+        ...
+
+
+class Json:
+    """One event a line on stdout."""
+
+    def show(self, event: Event) -> None:
+        """Print it."""
+        print(event.model_dump_json(), flush=True)
+
+    def note(self, line: str) -> None:
+        """Beside the events."""
+        print(line, file=sys.stderr, flush=True)
+
+    def rest(self) -> None:
+        """Nothing moves."""
+
+
+class Lines:
+    """What happens as lines on stderr; on stdout the output, and nothing else: `x=$(perdure run ...)`."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, no_color=True)
+
+    def show(self, event: Event) -> None:
+        """Print it, when it is worth a line."""
+        if isinstance(event, MessageFinished):
+            said = show.short(event.text, _LINE)
+            if said:
+                self.note(f"step {event.step}: {said}")
+            return
+        line = line_of(event)
+        if line is not None:
+            self._console.print(line)
+        if isinstance(event, ApprovalRequested | QuestionAsked):
+            want = event.approval if isinstance(event, ApprovalRequested) else event.question
+            self.note(f"  answer with: {show.how_to_answer(self._run_id, want)}")
+        if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
+            print(show.output(event.result.output), flush=True)
+
+    def note(self, line: str) -> None:
+        """A line of stderr."""
+        self._console.print(line, markup=False)
+
+    def rest(self) -> None:
+        """Nothing moves."""
+
+
+class Terminal:
+    """Text as it is written, tools as they run, and a line at the bottom that says what goes on."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._open = False
+        self._moving: Status | None = None
+        self._doing = "starting"
+        self._told = ""
+
+    def show(self, event: Event) -> None:
+        """Show it."""
+        match event:
+            case TextDelta():
+                self._write(show.clean(event.text), first=event.offset == 0)
+            case MessageFinished():
+                self._told = event.text
+                self.rest()
+            case ToolProgress():
+                self._doing = f"{event.call_id}: {show.short(event.text, 60)}"
+            case StatusChanged() if event.status != "parked":
+                self._doing = show.short(event.doing, 100)
+            case Finished():
+                self._finish(event)
+                return
+            case _:
+                pass
+        line = line_of(event)
+        if line is not None and not isinstance(event, MessageFinished):
+            self.rest()
+            self._console.print(line)
+        self._move()
+
+    def _write(self, text: str, *, first: bool) -> None:
+        self._still()
+        text = text.lstrip("\n") if first else text
+        if text:
+            # Not `print`: rich would wrap each piece as if it began a line.
+            self._console.file.write(text)
+            self._console.file.flush()
+            self._open = not text.endswith("\n")
+
+    def _finish(self, event: Finished) -> None:
+        self.rest()
+        result = event.result
+        if result is not None and result.output not in (None, "", self._told):
+            self._console.print(show.output(result.output), markup=False)
+        line = line_of(event)
+        if line is not None:
+            self._console.print(line)
+
+    def note(self, line: str) -> None:
+        """A line among the others."""
+        self.rest()
+        self._console.print(line, markup=False)
+
+    def rest(self) -> None:
+        """Stop the moving line, end an open one."""
+        self._still()
+        if self._open:
+            self._console.file.write("\n")
+            self._console.file.flush()
+            self._open = False
+
+    def _move(self) -> None:
+        """The moving line, unless text is being written where it would stand."""
+        if self._open:
+            return
+        words = f"[dim]{escape(show.short(self._doing, max(self._console.width - 4, 10)))}[/]"
+        if self._moving is None:
+            self._moving = self._console.status(words)
+            self._moving.start()
+        else:
+            self._moving.update(words)
+
+    def _still(self) -> None:
+        if self._moving is not None:
+            self._moving.stop()
+            self._moving = None
+
+
+def line_of(event: Event) -> str | None:
+    """The event as a line of rich markup; None for what is no line."""
+    match event:
+        case ToolStarted():
+            return f"[cyan]→[/] {escape(show.call(event.tool, event.arguments, _LINE))}"
+        case ToolFinished():
+            mark = "[red]✗[/]" if event.is_error else "[green]✓[/]"
+            return f"{mark} {escape(event.tool)}[dim]: {escape(show.short(event.text, 100))}[/]"
+        case Retrying():
+            return (
+                f"[yellow]↻[/] {escape(event.call)} is tried again (attempt {event.attempt}): "
+                f"{escape(show.short(event.error, 200))}"
+            )
+        case TextRestarted():
+            return f"[yellow]↻[/] the answer of step {event.step} begins anew (attempt {event.attempt})"
+        case ApprovalRequested():
+            called = show.wanted(event.approval)
+            return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
+        case QuestionAsked():
+            return f"[yellow]?[/] the agent asks: [bold]{escape(show.wanted(event.question))}[/]"
+        case StatusChanged():
+            return _status_line(event)
+        case Finished():
+            return _end_line(event)
+        case _:
+            return None
+
+
+def _status_line(event: StatusChanged) -> str | None:
+    match event.status:
+        case "parked":
+            return f"[red]![/] parked: {escape(show.failure(event.failure))}"
+        case "paused":
+            return "[yellow]![/] paused"
+        case "stopping":
+            return "[yellow]![/] stopping"
+        case _:
+            return None
+
+
+def _end_line(event: Finished) -> str:
+    numbers = f"[dim]{escape(show.summary(event.result))}[/]" if event.result else ""
+    if event.status == "failed":
+        why = escape(show.failure(event.error))
+        return f"[red]✗ failed:[/] {why}" + (f"\n{numbers}" if event.result else "")
+    good = event.status == "completed" and _is_natural(event.result)
+    return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {numbers or event.status}"
+
+
+def _is_natural(result: "RunResult | None") -> bool:
+    return result is not None and result.stop_reason == "end_turn"

@@ -1,0 +1,220 @@
+"""How values look to people: text without control characters, amounts, tables. Prints nothing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from perdure.messages import Message, Part
+    from perdure.wire import Approval, Failure, Question, RunResult, RunStatus
+
+    from .client import RunInfo
+    from .steps import Step
+
+COLOURS: Final[Mapping[str, str]] = {
+    "waiting_approval": "yellow",
+    "waiting_person": "yellow",
+    "paused": "yellow",
+    "parked": "red",
+    "failed": "red",
+    "terminated": "red",
+    "timed_out": "red",
+    "completed": "green",
+    "cancelled": "magenta",
+}
+
+# Text of models and tools goes to terminals: an escape sequence in it must not.
+_CONTROLS: Final = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def clean(text: str) -> str:
+    """The text without control characters, which could move the cursor or worse."""
+    return text.translate(_CONTROLS)
+
+
+def short(text: str, most: int) -> str:
+    """The text in one line of at most so many characters."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def call(tool: str, arguments: Mapping[str, Any], most: int | None = None) -> str:
+    """`search(query="...")`."""
+    given = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    whole = clean(f"{tool}({given})")
+    return whole if most is None else short(whole, most)
+
+
+def cost(microusd: int | None) -> str:
+    """An amount; says so when it is not known."""
+    return "cost unknown" if microusd is None else f"${microusd / 1_000_000:.4f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def ago(then: datetime, now: datetime | None = None) -> str:
+    """How long since, roughly."""
+    past = max((now or datetime.now(UTC)) - then, timedelta())
+    for seconds, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if past.total_seconds() >= 2 * seconds:
+            return f"{past.total_seconds() // seconds:.0f} {unit} ago"
+    return f"{past.total_seconds():.0f} s ago"
+
+
+def took(milliseconds: int) -> str:
+    """A duration."""
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def output(value: Any) -> str:
+    """A run's output: text as it is, the rest as JSON."""
+    return clean(value) if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def summary(result: "RunResult") -> str:
+    """How a run ended, in one line."""
+    parts = [
+        result.stop_reason,
+        plural(result.steps, "step"),
+        plural(result.tool_calls, "tool call"),
+        plural(result.usage.total_tokens, "token"),
+        cost(result.cost_microusd),
+    ]
+    return " · ".join(parts)
+
+
+def failure(why: "Failure | None") -> str:
+    """Why a run is parked or failed, in one line."""
+    if why is None:
+        return "unknown"
+    where = f" at step {why.step} ({why.model})" if why.model else ""
+    return f"{why.kind}{where}: {short(why.message, 500)}"
+
+
+def wanted(want: "Approval | Question") -> str:
+    """What a run wants of a person, whole."""
+    if want.kind == "approval":
+        return call(want.tool, want.arguments)
+    return clean(want.text)
+
+
+def how_to_answer(run_id: str, want: "Approval | Question") -> str:
+    """The command that answers it."""
+    if want.kind == "approval":
+        return f"perdure approve {run_id} {want.call_id}    (or: perdure deny {run_id} {want.call_id})"
+    return f'perdure send {run_id} "..."'
+
+
+def how_to_go_on(run_id: str) -> str:
+    """The commands for a parked run."""
+    return f"mend the cause, then: perdure resume {run_id}    (or: perdure stop {run_id})"
+
+
+def status_word(status: str) -> Text:
+    """The status, in its colour."""
+    return Text(status, style=COLOURS.get(status, "cyan"))
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table that reads well without colours too."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def runs(infos: "Sequence[RunInfo]") -> Table:
+    """Runs, one a line."""
+    made = table("ID", "AGENT", "STATUS", "STOP", "STEPS", "COST", "USER", "STARTED", right=("STEPS", "COST"))
+    for info in infos:
+        spent = "" if info.cost_usd is None else f"${info.cost_usd:.4f}"
+        made.add_row(
+            Text(info.id),
+            Text(info.agent or ""),
+            status_word(info.status),
+            info.stop_reason or "",
+            str(info.steps),
+            spent,
+            Text(info.user or ""),
+            ago(info.started_at),
+        )
+    return made
+
+
+def steps(of_run: "Sequence[Step]") -> Table:
+    """Steps, one a line, their tool calls below each other."""
+    made = table("STEP", "MODEL", "TOOK", "TOKENS", "COST", "DID", right=("STEP", "TOOK", "TOKENS", "COST"))
+    for step in of_run:
+        made.add_row(
+            str(step.step),
+            Text(step.model),
+            took(step.duration_ms),
+            f"{step.usage.total_tokens:,}",
+            "?" if step.cost_microusd is None else cost(step.cost_microusd),
+            _did(step),
+        )
+    return made
+
+
+def _did(step: "Step") -> Text:
+    lines = [short(step.text, 70)] if step.text.strip() else []
+    for made in step.tool_calls:
+        mark = "✗" if made.is_error else "✓" if made.finished else "…"
+        time = f" {took(made.duration_ms)}" if made.duration_ms else ""
+        lines.append(f"{mark} {call(made.tool, made.arguments, 70)}{time}")
+    if step.attempts > 1:
+        lines.append(f"(attempt {step.attempts})")
+    return Text("\n".join([*lines, *(f"! {short(error, 90)}" for error in step.errors)]))
+
+
+def report(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
+    """A run's status as names and values."""
+    rows = [
+        ("run", run_id),
+        ("agent", f"{status.agent} ({status.model}, spec {status.spec_hash[:12]})"),
+        ("status", status.status + (f" ({status.stop_reason})" if status.stop_reason else "")),
+        ("doing", short(status.doing, 300)),
+        (
+            "so far",
+            f"{plural(status.step, 'step')}, {plural(status.tool_calls, 'tool call')}, "
+            f"{plural(status.usage.total_tokens, 'token')}, {cost(status.cost_microusd)}",
+        ),
+    ]
+    if status.queued:
+        rows.append(("unread", plural(status.queued, "message")))
+    if status.failure is not None:
+        rows.append(("why", failure(status.failure)))
+    if status.status == "parked":
+        rows.append(("go on", how_to_go_on(run_id)))
+    for want in status.waiting:
+        rows += [("waits for", wanted(want)), ("", how_to_answer(run_id, want))]
+    return rows
+
+
+def message(said: "Message") -> list[tuple[str, str]]:
+    """A message as headings and texts, part by part."""
+    return [_part(part, said.role) for part in said.parts]
+
+
+def _part(part: "Part", role: str) -> tuple[str, str]:
+    match part.kind:
+        case "text":
+            return role, clean(part.text)
+        case "thinking":
+            return f"{role} · thinking", clean(part.text or "(hidden by the provider)")
+        case "tool_call":
+            return f"{role} · calls {part.id}", call(part.name, part.arguments)
+        case "tool_result":
+            verdict = "error" if part.is_error else "result"
+            return f"{part.name} · {verdict} of {part.call_id}", clean(part.text)
+        case "image" | "document":
+            return role, f"({part.media_type})"
+        case "opaque":
+            return role, f"({part.provider}'s own)"

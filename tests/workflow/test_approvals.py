@@ -1,0 +1,176 @@
+"""Approvals: a call is held until a person decides, and is exactly the call they saw."""
+
+from typing import Any
+
+import pytest
+
+from perdure import Agent, InvalidRequest, Policy, Rule, RunEnded, tool
+from perdure.messages import Message
+from perdure.model import ModelRequest
+from perdure.starter.client import Client
+from perdure.starter.run import Run
+from perdure.testing import Line, ScriptedModel, calls, says
+from perdure.wire import Approval
+from tests.conftest import Serve, until, until_status
+
+REFUNDS: list[tuple[str, int]] = []
+
+
+@tool(effect="write", approval=True, resource="order_id")
+async def refund(order_id: str, cents: int) -> str:
+    """Pay money back."""
+    REFUNDS.append((order_id, cents))
+    return f"refunded {cents}"
+
+
+@tool
+async def look(order_id: str) -> str:
+    """Look at an order."""
+    return "seen"
+
+
+def script(request: ModelRequest) -> Any:
+    if request.step == 1:
+        return [calls("look", order_id="W1"), calls("refund", order_id="W1", cents=500)]
+    return says(request.messages[2].tool_results[1].text)
+
+
+@pytest.fixture(autouse=True)
+def _no_refunds() -> None:
+    REFUNDS.clear()
+
+
+def agent(**changed: Any) -> Agent:
+    return Agent(name="a", model="scripted:x", tools=[look, refund], **changed)
+
+
+async def held(client: Client) -> tuple[Run, Approval]:
+    run = await client.start("a", "refund W1")
+    await until_status(client, run.id, "waiting_approval")
+
+    async def only_that() -> bool:
+        return all(call.state in ("waiting", "done") for call in (await run.status()).calls)
+
+    await until(only_that)
+    [waiting] = (await run.status()).waiting
+    assert isinstance(waiting, Approval)
+    return run, waiting
+
+
+async def test_an_allowed_call_is_made_once_and_others_did_not_wait_for_it(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        assert (waiting.tool, waiting.arguments) == ("refund", {"order_id": "W1", "cents": 500})
+        assert REFUNDS == []
+        assert [call.state for call in (await run.status()).calls] == ["done", "waiting"]
+        await run.decide(waiting.call_id, allow=True, by="lee", digest=waiting.digest)
+        assert (await run.result()).output == "refunded 500"
+    assert REFUNDS == [("W1", 500)]
+
+
+async def test_a_refused_call_is_not_made_and_the_model_is_told_why(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        await run.decide(waiting.call_id, allow=False, by="lee", reason="too much")
+        assert (await run.result()).output == "This call was refused by lee: too much"
+    assert REFUNDS == []
+
+
+async def test_edited_arguments_are_the_ones_used_and_the_model_is_told(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        await run.decide(waiting.call_id, allow=True, by="lee", arguments={"order_id": "W1", "cents": 100})
+        output = (await run.result()).output
+    assert REFUNDS == [("W1", 100)]
+    assert output == "(A person changed the arguments to {'order_id': 'W1', 'cents': 100}.)\nrefunded 100"
+
+
+async def test_edited_arguments_that_do_not_fit_do_nothing(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "many"})
+        assert "arguments do not fit: cents" in (await run.result()).output
+    assert REFUNDS == []
+
+
+@pytest.mark.parametrize(
+    ("decision", "why"),
+    [
+        ({"call_id": "call-9-9", "allow": True}, "does not wait for an approval; waiting: call-1-2"),
+        ({"call_id": "call-1-2", "allow": True, "digest": "0" * 64}, "digest is another"),
+        ({"call_id": "call-1-2", "allow": False, "arguments": {}}, "only when the call is allowed"),
+        ({"call_id": "call-1-2"}, "allow: Field required"),
+        ({"call_id": "call-1-2", "allow": True, "bye": "lee"}, "bye: Extra inputs"),
+        ("yes", "decision"),
+    ],
+)
+async def test_a_wrong_decision_is_refused_and_leaves_no_trace(
+    serve: Serve, decision: Any, why: str
+) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, _ = await held(client)
+        before = (await run.described()).history_length
+        with pytest.raises(InvalidRequest, match=why):
+            await run._update("decide", decision)
+        assert (await run.described()).history_length == before
+        await run.stop()
+        await run.result()
+
+
+async def test_nothing_can_be_said_to_a_run_that_is_over(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel([says("hi")])}) as client:
+        run = await client.start("a", "hi")
+        await run.result()
+        with pytest.raises(RunEnded, match="is over"):
+            await run.send("more")
+        with pytest.raises(RunEnded, match="is over"):
+            await run.decide("call-1-1", allow=True)
+        with pytest.raises(RunEnded, match="is over"):
+            await run.stop()
+
+
+async def test_waiting_runs_are_found_by_a_visibility_query(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+
+        async def found() -> bool:
+            listed = [info async for info in client.list(status="waiting_approval")]
+            return run.id in [info.id for info in listed]
+
+        await until(found)
+        await run.decide(waiting.call_id, allow=True)
+        await run.result()
+
+        async def gone() -> bool:
+            return run.id not in [info.id async for info in client.list(status="waiting_approval")]
+
+        await until(gone)
+
+
+async def test_a_policy_can_ask_for_what_a_tool_does_not(serve: Serve) -> None:
+    policy = Policy(rules=(Rule(verdict="ask", tool="look"), Rule(verdict="allow")))
+
+    def both(request: ModelRequest) -> Line:
+        return calls("look", order_id="W1") if request.step == 1 else says("done")
+
+    async with serve(agent(policy=policy), models={"scripted": ScriptedModel(both)}) as client:
+        run = await client.start("a", "look")
+        await until_status(client, run.id, "waiting_approval")
+        [waiting] = (await run.status()).waiting
+        await run.decide(waiting.call_id, allow=True)
+        assert (await run.result()).output == "done"
+
+
+async def test_plain_json_is_all_another_language_needs(serve: Serve) -> None:
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        handle = await client.temporal.start_workflow(
+            "AgentWorkflow", {"agent": "a", "prompt": "refund W1"}, id="plain", task_queue=client.task_queue
+        )
+        await until_status(client, "plain", "waiting_approval")
+        status: dict[str, Any] = await handle.query("status")
+        await handle.execute_update("send", "hello")
+        await handle.execute_update("decide", {"call_id": status["waiting"][0]["call_id"], "allow": True})
+        result: dict[str, Any] = await handle.result()
+        page: dict[str, Any] = await handle.query("transcript", {"start": 1})
+    assert result["stop_reason"] == "end_turn"
+    assert Message.model_validate(page["messages"][0]).role == "assistant"

@@ -1,0 +1,193 @@
+"""When the model fails: retries, the fallback chain, parking, and typed errors."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perdure import Agent, RunFailed, tool
+from perdure.messages import Usage
+from perdure.model import ModelRequest
+from perdure.testing import Line, ScriptedModel, calls, fails, says
+from perdure.wire import RunResult
+from tests.conftest import Serve, until, until_status
+
+
+class Counted:
+    """A script that counts its attempts."""
+
+    def __init__(self, *lines: Line) -> None:
+        self.lines = lines
+        self.attempts = 0
+
+    def __call__(self, request: ModelRequest) -> Line:
+        self.attempts += 1
+        return self.lines[min(self.attempts, len(self.lines)) - 1]
+
+
+async def test_a_passing_failure_is_retried_after_the_providers_own_delay(serve: Serve) -> None:
+    model = Counted(fails("rate_limited", retry_after=timedelta(milliseconds=30)), says("hi"))
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+        run = await client.start("a", "go")
+        assert (await run.result()).output == "hi"
+        [step] = await run.steps()
+    assert (model.attempts, step.attempts) == (2, 2)
+
+
+async def test_a_wrong_key_is_tried_once_and_parks_the_run_until_a_person_mends_it(serve: Serve) -> None:
+    model = Counted(fails("authentication", "the key sk-abcdefghijklmnopqrstuvwx is wrong"), says("hi"))
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+        run = await client.start("a", "go")
+        await until_status(client, run.id, "parked")
+        status = await run.status()
+        assert model.attempts == 1
+        assert status.failure is not None
+        assert (status.failure.kind, status.failure.step) == ("authentication", 1)
+        assert status.failure.message == "the key [redacted] is wrong"
+
+        async def found() -> bool:
+            return run.id in [info.id async for info in client.list(status="parked")]
+
+        await until(found)
+        await run.resume()
+        result = await run.result()
+    assert (result.output, result.steps) == ("hi", 1), "it went on from exactly that step"
+
+
+async def test_on_failure_fail_ends_the_run_in_a_typed_error(serve: Serve) -> None:
+    agent = Agent(name="a", model="scripted:x", on_failure="fail")
+    async with serve(agent, models={"scripted": ScriptedModel(Counted(fails("payment")))}) as client:
+        run = await client.start("a", "go")
+        with pytest.raises(RunFailed) as failed:
+            await run.result()
+        assert failed.value.kind == "payment"
+        assert isinstance(failed.value.result, RunResult)
+        assert (await run.status()).status == "failed"
+
+        async def listed() -> bool:
+            return [i.status async for i in client.list(query=f'WorkflowId="{run.id}"')] == ["failed"]
+
+        await until(listed)
+
+
+@pytest.mark.parametrize("kind", ["bad_request", "bug", "too_large"])
+async def test_what_nobody_can_mend_fails_at_once_and_is_never_retried(serve: Serve, kind: Any) -> None:
+    model = Counted(fails(kind))
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+        with pytest.raises(RunFailed) as failed:
+            await client.run("a", "go")
+    assert (failed.value.kind, model.attempts) == (kind, 1)
+
+
+async def test_a_script_that_breaks_fails_the_run_with_its_error(serve: Serve) -> None:
+    def script(request: ModelRequest) -> Line:
+        raise LookupError("my own mistake")
+
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(script)}) as client:
+        with pytest.raises(RunFailed, match="LookupError: my own mistake"):
+            await client.run("a", "go")
+
+
+async def test_the_next_model_of_the_chain_answers_when_one_has_given_up(serve: Serve) -> None:
+    first, second = Counted(fails("not_found", "no such model")), Counted(calls("nothing"), says("from the second"))
+    agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
+    models = {"first": ScriptedModel(first), "second": ScriptedModel(second)}
+    async with serve(agent, models=models) as client:
+        run = await client.start("a", "go")
+        result = await run.result()
+        steps = await run.steps()
+        assert (await run.status()).model == "second:y"
+    assert result.output == "from the second"
+    assert first.attempts == 1, "the run stays with the model that works"
+    assert [step.model for step in steps] == ["second:y", "second:y"]
+    assert steps[0].errors[0] == "first:x: not_found: no such model"
+
+
+async def test_a_wait_of_hours_falls_back_instead(serve: Serve) -> None:
+    first = Counted(fails("rate_limited", retry_after=timedelta(hours=2)))
+    agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
+    models = {"first": ScriptedModel(first), "second": ScriptedModel([says("ok")])}
+    async with serve(agent, models=models) as client:
+        async with asyncio.timeout(10):
+            assert (await client.run("a", "go")).output == "ok"
+    assert first.attempts == 1
+
+
+async def test_what_a_cut_call_has_cost_is_counted_once(serve: Serve) -> None:
+    cut = Line(text="x" * 400, error=fails("stream_cut").error)
+    model = Counted(cut, says("whole", usage=Usage(input_tokens=10, output_tokens=5)))
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+        result = await client.run("a", "go")
+    assert model.attempts == 2
+    assert result.usage.output_tokens == 5 + 100, "the cut answer's 400 characters were paid for"
+    assert result.usage.estimated
+
+
+async def test_an_overflowing_context_is_shown_by_half_and_goes_on(serve: Serve) -> None:
+    @tool
+    async def work() -> str:
+        """Work."""
+        return "result"
+
+    def script(request: ModelRequest) -> Line:
+        if len(request.messages) > 7:
+            return fails("context_overflow")
+        return says("done") if request.step > 8 else calls("work")
+
+    agent = Agent(name="a", model="scripted:x", tools=[work])
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("a", "the task")
+        result = await run.result()
+        transcript = await run.transcript()
+    assert result.output == "done"
+    assert len(transcript) == 18, "the transcript itself is whole"
+
+
+async def test_a_context_that_cannot_shrink_ends_with_its_reason(serve: Serve) -> None:
+    model = Counted(fails("context_overflow"))
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+        result = await client.run("a", "go")
+    assert (result.stop_reason, model.attempts) == ("context_overflow", 1)
+
+
+async def test_an_unknown_agent_is_named_with_those_there_are(serve: Serve) -> None:
+    async with serve(Agent(name="known", model="scripted:x")) as client:
+        with pytest.raises(RunFailed, match="no agent 'other' is served here; the agents are: known") as failed:
+            await client.run("other", "go")
+    assert failed.value.kind == "UnknownAgent"
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"agent": "a", "prompt": 7}, "prompt: .*must be text or a list of parts, not int"),
+        ({"agent": "a", "prompt": "  "}, "is empty"),
+        ({"agent": "a"}, "prompt: Field required"),
+        ({"agent": "a", "prompt": "x", "limit": 3}, "limit: Extra inputs"),
+        ({"agent": "a", "prompt": "x", "limits": {"steps": 0}}, "limits.steps"),
+        ("just text", "run request"),
+        (None, "run request"),
+    ],
+)
+async def test_a_wrong_request_in_plain_json_fails_the_run_and_says_what(
+    serve: Serve, request_: Any, why: str
+) -> None:
+    async with serve(Agent(name="a", model="scripted:x")) as client:
+        await client.temporal.start_workflow(
+            "AgentWorkflow", request_, id="wrong", task_queue=client.task_queue
+        )
+        with pytest.raises(RunFailed, match=why) as failed:
+            await client.get("wrong").result()
+    assert failed.value.kind == "InvalidRequest"
+
+
+async def test_an_unknown_provider_parks_and_names_those_there_are(serve: Serve) -> None:
+    async with serve(Agent(name="a", model="nowhere:x")) as client:
+        run = await client.start("a", "go")
+        await until_status(client, run.id, "parked")
+        failure = (await run.status()).failure
+        assert failure is not None
+        assert "no provider 'nowhere'" in failure.message
+        await run.stop()
+        assert (await run.result()).stop_reason == "stopped"

@@ -1,0 +1,190 @@
+"""History: a step costs the same at any length, and a run outlives any history."""
+
+import collections
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from perdure import Agent, Limits, SlidingWindow, tool
+from perdure.model import ModelRequest
+from perdure.starter.client import Client
+from perdure.testing import Line, ScriptedModel, calls, says
+from perdure.workers.server import DevServer
+from tests.conftest import Gate, Serve, until_status
+
+RESULT = "x" * 2048
+
+
+@tool
+async def work(n: int) -> str:
+    """Work."""
+    return RESULT
+
+
+def working(steps: int) -> ScriptedModel:
+    def script(request: ModelRequest) -> Line:
+        return says("done") if request.step > steps else calls("work", n=request.step)
+
+    return ScriptedModel(script)
+
+
+def agent(**changed: Any) -> Agent:
+    return Agent(name="a", model="scripted:x", tools=[work], limits=Limits(steps=None), **changed)
+
+
+async def history_sizes(client: Client, run_id: str) -> list[int]:
+    """Bytes of each history of the run: one, and one more for each time it continued as new."""
+    described = await client.get(run_id).described()
+    chain = described.raw_description.workflow_extended_info
+    assert chain is not None
+    sizes: list[int] = []
+    run_id_of: str | None = described.run_id
+    while run_id_of:
+        handle = client.temporal.get_workflow_handle(run_id, run_id=run_id_of)
+        one = await handle.describe()
+        sizes.append(one.raw_description.workflow_execution_info.history_size_bytes)
+        first = (await handle.fetch_history()).events[0]
+        run_id_of = first.workflow_execution_started_event_attributes.continued_execution_run_id or None
+    return sizes
+
+
+async def bytes_per_step(serve: Serve, steps: int) -> float:
+    async with serve(agent(), models={"scripted": working(steps)}) as client:
+        run = await client.start("a", "go", id=f"steps-{steps}")
+        result = await run.result()
+        assert result.steps == steps + 1
+        return sum(await history_sizes(client, run.id)) / steps
+
+
+async def test_a_step_costs_the_same_history_at_50_and_at_400_steps(serve: Serve) -> None:
+    short, long = await bytes_per_step(serve, 50), await bytes_per_step(serve, 400)
+    assert abs(long - short) / short < 0.10, (short, long)
+    assert max(short, long) < 6_500, (short, long)
+
+
+async def test_a_worker_that_runs_all_of_a_run_asks_it_for_nothing_twice(serve: Serve) -> None:
+    """The transcript comes from the worker's own memory; only the spec is asked for, once."""
+    from perdure.workers.plugin import PerdurePlugin
+
+    async with serve(agent(), models={"scripted": working(30)}) as client:
+        [plugin] = [p for p in client.temporal.config()["plugins"] if isinstance(p, PerdurePlugin)]
+        await client.run("a", "go")
+        assert plugin.transcripts.queries == 1
+
+
+async def test_with_no_memory_at_all_every_message_still_arrives(serve: Serve) -> None:
+    seen: list[int] = []
+
+    def script(request: ModelRequest) -> Line:
+        seen.append(len(request.messages))
+        return says("done") if request.step > 10 else calls("work", n=request.step)
+
+    async with serve(
+        agent(),
+        models={"scripted": ScriptedModel(script)},
+        worker={"max_cached_workflows": 0},
+        transcript_cache_bytes=0,
+    ) as client:
+        await client.run("a", "go")
+    assert seen == [1 + 2 * step for step in range(11)]
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[DevServer]:
+    """A server that wants runs to continue as new after a hundred events."""
+    config = {"limit.historyCount.suggestContinueAsNew": "100"}
+    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
+        yield server
+
+
+async def test_everything_is_carried_over_when_a_run_continues_as_new(
+    impatient: DevServer, serve: Serve, settings: Any
+) -> None:
+    from perdure.testing import running
+
+    gate = Gate()
+    read: dict[int, str] = {}
+
+    @tool(approval=True)
+    async def pay(n: int) -> str:
+        """Pay."""
+        return "paid"
+
+    async def script(request: ModelRequest) -> Any:
+        read[request.step] = request.messages[-1].text
+        if request.step == 30:
+            await gate.wait()
+        if request.step == 40:
+            return calls("pay", n=1)
+        return says("done") if request.step > 50 else calls("work", n=request.step)
+
+    careful = Agent(
+        name="a",
+        model="scripted:x",
+        tools=[work, pay],
+        limits=Limits(steps=60, tool_calls=1000, cost_usd=100),
+    )
+    mine = settings.model_copy(update={"address": impatient.address})
+    async with running(
+        [careful], models={"scripted": ScriptedModel(script)}, address=impatient.address, settings=mine
+    ) as client:
+        run = await client.start("a", "the task", user="ann", context={"k": 1})
+        await gate.reached.wait()
+        await run.send("steer")
+        gate.opened.set()
+        await until_status(client, run.id, "waiting_approval")
+        before = await run.status()
+        await run.pause()
+        await run.decide("call-40-1", allow=True)
+        await until_status(client, run.id, "paused")
+        await run.resume()
+        result = await run.result()
+        transcript = await run.transcript()
+        sizes = await history_sizes(client, run.id)
+        steps = await run.steps()
+    assert len(sizes) > 5, "it did continue as new"
+    assert (result.output, result.steps, result.tool_calls) == ("done", 51, 50)
+    assert (before.step, before.tool_calls) == (40, 40)
+    assert len(transcript) == 1 + 51 + 50 + 1
+    assert transcript[0].text == "the task"
+    assert "steer" in [message.text for message in transcript]
+    assert result.usage.total_tokens == sum(step.usage.total_tokens for step in steps)
+    assert result.cost_microusd == sum(step.cost_microusd or 0 for step in steps)
+    ids = [call.id for message in transcript for call in message.tool_calls]
+    assert [n for n, count in collections.Counter(ids).items() if count > 1] == []
+
+
+async def test_the_window_shows_the_task_and_the_newest_and_keeps_calls_with_results(serve: Serve) -> None:
+    shown: list[list[str]] = []
+
+    def script(request: ModelRequest) -> Line:
+        shown.append([message.role for message in request.messages])
+        assert request.messages[0].text == "the task"
+        for i, message in enumerate(request.messages):
+            if message.role == "tool":
+                asked = [call.id for call in request.messages[i - 1].tool_calls]
+                assert asked == [result.call_id for result in message.tool_results]
+        return says("done") if request.step > 40 else calls("work", n=request.step)
+
+    windowed = agent(context=SlidingWindow(messages=10))
+    async with serve(windowed, models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("a", "the task")
+        await run.result()
+        transcript = await run.transcript()
+    assert max(len(roles) for roles in shown) <= 10
+    assert len(transcript) == 82
+
+
+async def test_a_run_of_3000_steps_finishes_with_small_histories_and_its_whole_transcript(serve: Serve) -> None:
+    windowed = agent(context=SlidingWindow(messages=40, tokens=None))
+    async with serve(windowed, models={"scripted": working(3000)}) as client:
+        run = await client.start("a", "go", stream=False)
+        result = await run.result()
+        transcript = await run.transcript()
+        sizes = await history_sizes(client, run.id)
+    assert (result.stop_reason, result.steps) == ("end_turn", 3001)
+    assert max(sizes) < 6_000_000, sizes
+    assert len(transcript) == 6002
+    assert all(message.text == RESULT for message in transcript if message.role == "tool")
+    assert [m.meta.step for m in transcript if m.meta] == list(range(1, 3002))

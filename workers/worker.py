@@ -1,0 +1,296 @@
+"""The worker process: agents in, a Temporal worker that serves them until it is told to stop."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
+from temporalio.worker import Worker, WorkerDeploymentConfig
+
+from perdure.agent import Agent
+from perdure.errors import DefinitionError, ModelError, NotReachable
+from perdure.model import Model
+from perdure.settings import Settings
+
+from . import health
+from .connection import connect_temporal
+from .load import Loaded, load_all
+from .plugin import PerdurePlugin
+from .telemetry import reporting
+
+_POLLING_WITHIN: Final = 15.0
+_BUILD_NEEDED: Final = (
+    "a worker deployment needs a build id too: --build, PERDURE_BUILD_ID; take a release or a digest, never "
+    "something random"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a worker says of itself once it takes work."""
+
+    agents: tuple[str, ...]
+    address: str
+    task_queue: str
+    warnings: tuple[str, ...] = ()
+    health: str | None = None
+
+    def line(self) -> str:
+        """One line for people."""
+        served = ", ".join(self.agents)
+        health = f"; health on http://{self.health}" if self.health else ""
+        return f"ready: {served} on task queue {self.task_queue!r} of {self.address}{health}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What a worker process is asked to do."""
+
+    files: Sequence[str]
+    settings: Settings
+    ready_fd: int | None = None
+    """Where `Ready` is written as one line of JSON, for a process that waits for it."""
+    tell: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+async def work(orders: Orders) -> None:
+    """Serve the agents of the files until SIGTERM or SIGINT; a second signal leaves at once.
+
+    Raises:
+        DefinitionError: the files, the settings or a model's settings are wrong.
+        NotReachable: no server answers.
+
+    """
+    loaded = load_all(orders.files)
+    settings = orders.settings
+    with reporting(settings) as runtime:
+        # The connection takes the process's default: there is one of each.
+        Runtime.set_default(runtime, error_if_already_set=False)
+        plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
+        warnings = await asyncio.to_thread(check_models, loaded.agents, plugin.models)
+        for warning in warnings:
+            orders.tell(f"warning: {warning}")
+        temporal = await connect_temporal(settings, [plugin])
+        await _serve(orders, loaded, temporal, tuple(warnings))
+
+
+async def _serve(orders: Orders, loaded: Loaded, temporal: Client, warnings: tuple[str, ...]) -> None:
+    stop = asyncio.Event()
+    with _signals(stop, orders.tell):
+        worker = Worker(temporal, task_queue=orders.settings.task_queue, **worker_options(orders.settings))
+        running = asyncio.create_task(worker.run())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            async with _health(orders.settings, worker, temporal) as health_address:
+                if await _polls(temporal, orders.settings.task_queue, worker, running, stopping):
+                    ready = Ready(
+                        agents=tuple(agent.name for agent in loaded.agents),
+                        address=orders.settings.address,
+                        task_queue=orders.settings.task_queue,
+                        warnings=warnings,
+                        health=health_address,
+                    )
+                    _announce(orders, ready)
+                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not running.done():
+                await worker.shutdown()
+        await running
+
+
+def worker_options(settings: Settings) -> dict[str, Any]:
+    """Arguments of Temporal's Worker, from the settings; the plugin adds what agents need.
+
+    Raises:
+        DefinitionError: a deployment without a build id.
+
+    """
+    options: dict[str, Any] = {
+        "max_concurrent_activities": settings.max_concurrent_activities,
+        "max_concurrent_workflow_tasks": settings.max_concurrent_workflow_tasks,
+        "max_cached_workflows": settings.max_cached_workflows,
+        "graceful_shutdown_timeout": settings.graceful_shutdown_timeout,
+    }
+    if settings.deployment_name is not None:
+        if settings.build_id is None:
+            raise DefinitionError(_BUILD_NEEDED)
+        options["deployment_config"] = WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion(settings.deployment_name, settings.build_id),
+            use_worker_versioning=True,
+            # A run keeps the code that decides, as it keeps its agent; parked runs keep their version alive.
+            default_versioning_behavior=VersioningBehavior.PINNED,
+        )
+    return options
+
+
+def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[str]:
+    """Ask each agent's providers whether they would take its calls; gives what is missing, such as a key.
+
+    Raises:
+        DefinitionError: a provider there is not, or settings that it does not know.
+
+    """
+    warnings: list[str] = []
+    for agent in agents:
+        for config in agent.models:
+            model = models.get(config.provider)
+            if model is None:
+                known = ", ".join(sorted(models))
+                raise DefinitionError(
+                    f"agent {agent.name!r}: no provider {config.provider!r} for model {config.name!r}; "
+                    f"there are: {known}"
+                )
+            try:
+                model.check(config)
+            except DefinitionError as error:
+                raise DefinitionError(f"agent {agent.name!r}: {error}") from error
+            except ModelError as error:
+                warnings.append(f"agent {agent.name!r}, model {config.name}: {error}")
+    return warnings
+
+
+# -- signals, readiness, health
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            tell("told twice: leaving at once")
+            leave(128 + number)
+        tell("stopping: what is in flight may finish; once more leaves at once")
+        stop.set()
+
+    wanted = (signal.SIGTERM, signal.SIGINT)
+    for number in wanted:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)
+
+
+async def _polls(
+    temporal: Client,
+    task_queue: str,
+    worker: Worker,
+    running: "asyncio.Task[None]",
+    stopping: "asyncio.Task[Any]",
+) -> bool:
+    """True once the server has seen the worker poll; False when it ended before."""
+    identity = str(worker.config(active_config=True).get("identity") or temporal.identity)
+    async with asyncio.timeout(_POLLING_WITHIN):
+        while not running.done() and not stopping.done():
+            if identity in await pollers(temporal, task_queue):
+                return True
+            await asyncio.sleep(0.02)
+    return False
+
+
+async def pollers(temporal: Client, task_queue: str) -> dict[str, Any]:
+    """Who takes workflow tasks from the queue, by identity, with the server's time of the last poll."""
+    described = await temporal.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=temporal.namespace,
+            task_queue=TaskQueue(name=task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+    )
+    return {poller.identity: poller.last_access_time.ToDatetime() for poller in described.pollers}
+
+
+@contextlib.asynccontextmanager
+async def _health(settings: Settings, worker: Worker, temporal: Client) -> Any:
+    if settings.health_address is None:
+        yield None
+        return
+
+    async def ready() -> str | None:
+        if not worker.is_running or worker.is_shutdown:
+            return "the worker does not take work"
+        return await _server_missing(temporal)
+
+    async with health.serve(settings.health_address, ready) as address:
+        yield address
+
+
+async def _server_missing(temporal: Client) -> str | None:
+    try:
+        serves = await temporal.service_client.check_health(timeout=timedelta(seconds=2))
+    except (RPCError, RuntimeError):
+        serves = False
+    return None if serves else "the Temporal server does not answer"
+
+
+def _announce(orders: Orders, ready: Ready) -> None:
+    if orders.ready_fd is None:
+        orders.tell(ready.line())
+        return
+    with contextlib.suppress(OSError), os.fdopen(orders.ready_fd, "w") as told:
+        told.write(json.dumps(ready.__dict__) + "\n")
+
+
+def tie_to(parent: int) -> None:
+    """Be told to stop when that process dies, however it dies. Linux only; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            leave(0)
+
+
+def leave(code: int) -> None:
+    """End the process now, everything said.
+
+    Python's own way out crashes in 5 to 15 of 100 short processes that used Temporal's SDK
+    (sdk-python issue 300).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def run_process(body: Callable[[], Awaitable[None]]) -> None:
+    """Run a process's body to its end and leave: 0, 2 for what the caller can mend, 5 for no server."""
+    try:
+        asyncio.run(_awaited(body))
+        code = 0
+    except NotReachable as error:
+        code = _said(error, 5)
+    except DefinitionError as error:
+        code = _said(error, 2)
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    leave(code)
+
+
+async def _awaited(body: Callable[[], Awaitable[None]]) -> None:
+    await body()
+
+
+def _said(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
