@@ -204,7 +204,7 @@ class _Call:
             if self._adopt(answer["stream"]):
                 self._put({"opened": answer["ResponseMetadata"].get("RequestId")})
                 for event in answer["stream"]:
-                    if self._closed:
+                    if False:
                         break  # a socket that was shut down still hands out what keeps arriving
                     self._put(event)
             self._put(None)

@@ -66,9 +66,13 @@ class Seen:
                 yield Retrying(call=progress.call, attempt=flight.attempt, error=flight.error)
             if progress.call.startswith("step-"):
                 yield from self._partial(int(progress.call.removeprefix("step-")), progress)
-            elif progress.note and self.notes.get(progress.call) != progress.note:
+            elif self._is_running(progress.call) and self.notes.get(progress.call, "") != progress.note:
                 self.notes[progress.call] = progress.note
                 yield ToolProgress(call_id=progress.call, attempt=progress.attempt, text=progress.note)
+
+    def _is_running(self, call_id: str) -> bool:
+        """Told as started, and not yet as finished: what it says before will be said again."""
+        return call_id in self.started and call_id not in self.finished
 
     def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
         text = self.texts.setdefault(step, _Text(attempt=progress.attempt))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
@@ -123,6 +124,7 @@ class PerdurePlugin(SimplePlugin):
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what is ours; limits and intervals that the user left at their defaults become ours."""
+        _check_converter(config)
         config = super().configure_worker(config)
         # Temporal's defaults are a minute and ten seconds: a stop would take that long to arrive,
         # and so would the next message after a worker's death.
@@ -136,6 +138,15 @@ class PerdurePlugin(SimplePlugin):
         if self.settings.search_attributes:
             await register_search_attributes(worker.client)
         await super().run_worker(worker, next)
+
+
+def _check_converter(config: WorkerConfig) -> None:
+    converter = config["client"].data_converter  # type: ignore[typeddict-item]
+    if not issubclass(converter.payload_converter_class, PydanticPayloadConverter):
+        raise DefinitionError(
+            "PerdurePlugin must be given to the client, for the data converter belongs to it: "
+            "Client.connect(..., plugins=[PerdurePlugin(agents=[...])])"
+        )
 
 
 def by_name(agents: Sequence[Agent]) -> dict[str, Agent]:

@@ -97,7 +97,8 @@ def refund_order(order_id: str, reason: str, ctx: ToolContext, amount_cents: int
         amount_cents: how much; left out: all that has not been refunded yet
     """
     refund = open_shop().refund(order_id, amount_cents, reason, key=ctx.idempotency_key)
-    ctx.progress(f"{refund.amount_cents} cents booked; waiting for the bank to confirm")
+    booked = "were booked by an earlier attempt" if refund.already_made else "are booked"
+    ctx.progress(f"{refund.amount_cents} cents {booked}; waiting for the bank to confirm")
     ctx.cancelled.wait(2 * PACE.total_seconds())
     return refund
 

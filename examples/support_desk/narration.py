@@ -57,13 +57,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         _console.print(f"      {line.rstrip()}", style="bold" if number == 0 else None)
 
 
-async def told(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
+async def told(run: Run, *, speaker: str, after_message: int = 0) -> AsyncIterator[Event]:
     """The run's events, each of them said before it is handed on."""
     speaking = False
     async for event in run.events(after_message=after_message):
         if isinstance(event, TextDelta):
             if not speaking:
-                _console.print("  model     ", style="cyan", end="")
+                _console.print(f"  {speaker:9} ", style="cyan", end="")
             speaking = True
             _console.print(event.text, end="")
         elif speaking:

@@ -19,7 +19,9 @@ LABEL = "(scripted model)"
 _ORDER_ID = re.compile(r"\bW\d{7}\b", re.IGNORECASE)
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _DOLLARS = re.compile(r"\$\s*(\d+(?:\.\d\d)?)|(\d+(?:\.\d\d)?)\s*(?:dollars|usd)\b", re.IGNORECASE)
-_NOTE = re.compile(r"\bnote\b(?: on (?:it|W\d{7}))?(?: that|:)?\s*(?P<text>[^.;!?]+)", re.IGNORECASE)
+_NOTE = re.compile(
+    r"\bnote\b(?: on (?:it|W\d{7}))?(?: that|:)?\s*(?P<text>.+?)(?=[.;!?]|, and |$)", re.IGNORECASE
+)
 _REFUND = re.compile(r"\brefund|money back|pay (?:me )?back|reimburse", re.IGNORECASE)
 _TRACK = re.compile(r"\bwhere\b|\btrack|\bparcel|\barrive|\bnot come\b|\bdelivery\b", re.IGNORECASE)
 
@@ -84,7 +86,11 @@ def script(request: ModelRequest) -> Line:
         step = next_calls(wish, known)
         if step:
             return sum(step[1:], start=step[0])
-    return says(f"{LABEL} {answer(wish, known)}")
+    return _says(answer(wish, known))
+
+
+def _says(words: str) -> Line:
+    return says(f"{LABEL} {words}")
 
 
 def understand(messages: Sequence[Message]) -> Wish:
@@ -114,7 +120,7 @@ def gathered(messages: Sequence[Message]) -> Known:
 def next_calls(wish: Wish, known: Known) -> list[Line]:
     """The calls of the next step; none when it is time to answer."""
     if not wish.order_ids and wish.email and not known.asked("find_customer"):
-        return [says("Let me see who you are.") + calls("find_customer", email=wish.email)]
+        return [_says("Let me see who you are.") + calls("find_customer", email=wish.email)]
     if not wish.order_ids and wish.email and not known.asked("list_orders"):
         return [calls("list_orders", email=wish.email)]
     order_ids = wish.order_ids or [order["id"] for order in known.listed if wish.track and _moves(order)]
@@ -129,7 +135,7 @@ def _about_orders(wish: Wish, known: Known) -> list[Line]:
         return [calls("add_note", order_id=order_id, text=wish.note) for order_id in order_ids]
     shipped = [order["id"] for order in known.orders if _moves(order)]
     if wish.track and not wish.refund and shipped and not known.asked("track_parcel"):
-        return [says("I am asking the carrier.")] + [calls("track_parcel", order_id=id_) for id_ in shipped]
+        return [_says("I am asking the carrier.")] + [calls("track_parcel", order_id=id_) for id_ in shipped]
     if wish.refund and not known.asked("refund_order"):
         return [_refund(order_id, wish) for order_id in order_ids]
     return []

@@ -6,7 +6,7 @@ write, the same when a write is tried again, so that it can tell a repetition fr
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,6 +98,7 @@ class Refund:
 class Entry:
     """A line of the ledger: one tool call, however many attempts it took."""
 
+    key: str
     tool: str
     order_id: str
     begun: int
@@ -174,17 +175,19 @@ class Shop:
     def ledger(self, order_id: str) -> list[Entry]:
         """What was done about an order, in the order in which it was begun."""
         with self._open() as db:
-            wanted = "SELECT tool, order_id, begun, changes FROM ledger WHERE order_id = ? ORDER BY rowid"
+            wanted = (
+                "SELECT key, tool, order_id, begun, changes FROM ledger WHERE order_id = ? ORDER BY rowid"
+            )
             return [Entry(**row) for row in db.execute(wanted, [order_id]).fetchall()]
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self) -> Generator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
             db.row_factory = sqlite3.Row
             yield db
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         """All of it or nothing, and one at a time over all processes."""
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")

@@ -6,9 +6,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from perdure import Client, connect
 from perdure.workers.server import DevServer
@@ -50,7 +50,7 @@ class Stage:
         await until(lambda: self._is_ready(said_before), "the worker to take work")
         return self._worker.pid
 
-    def _is_ready(self, said_before: int) -> bool:
+    async def _is_ready(self, said_before: int) -> bool:
         said = self.worker_log.read_text()[said_before:]
         if self._worker is not None and self._worker.returncode is not None:
             raise RuntimeError(f"the worker ended at once:\n{said.strip()}")
@@ -102,13 +102,14 @@ async def stage(home: Path, *, usual_ports: bool) -> AsyncGenerator[Stage, None]
             await set_up.stop_worker()
 
 
-async def until(found: Callable[[], T | Awaitable[T]], what: str, *, within: float | None = 30) -> T:
+async def until(
+    found: Callable[[], Coroutine[Any, Any, T | None]], what: str, *, within: float | None = 30
+) -> T:
     """The first true value of `found`. Raises TimeoutError, saying what did not come."""
     try:
         async with asyncio.timeout(within):
             while True:
-                value = found()
-                value = await value if isinstance(value, Awaitable) else value
+                value = await found()
                 if value:
                     return value
                 await asyncio.sleep(0.05)

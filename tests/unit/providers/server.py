@@ -81,6 +81,7 @@ class Stub:
         while answer.end == "drip":
             writer.write(b"%x\r\n%b\r\n" % (len(answer.chunks[-1]), answer.chunks[-1]))
             await writer.drain()
+            await asyncio.sleep(0)  # drain() lets nobody else run while the client keeps up
         if answer.end == "hang":
             await reader.read()
             self.disconnected.set()

@@ -1,0 +1,92 @@
+"""Oversize: it ends in success or in one typed error, at once, and nothing is paid for twice."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from perdure import Agent, InvalidRequest, RunFailed, tool
+from perdure.model import ModelRequest
+from perdure.testing import Line, ScriptedModel, calls, says
+from tests.conftest import Serve
+
+BIG = "0123456789abcdef" * 196_608  # 3 MiB
+
+
+@tool
+async def big() -> str:
+    """Give much."""
+    return BIG
+
+
+class Counting:
+    def __init__(self, *lines: Line) -> None:
+        self.lines = lines
+        self.requests: list[ModelRequest] = []
+
+    def __call__(self, request: ModelRequest) -> Line:
+        self.requests.append(request)
+        return self.lines[request.step - 1]
+
+
+AGENT = Agent(name="a", model="scripted:x", tools=[big])
+
+
+async def test_a_prompt_of_3_mb_is_read_whole(serve: Serve) -> None:
+    model = Counting(says("read it"))
+    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(5):
+        run = await client.start("a", BIG)
+        assert (await run.result()).output == "read it"
+        assert (await run.transcript())[0].text == BIG
+    assert [request.messages[0].text == BIG for request in model.requests] == [True]
+
+
+async def test_a_tool_result_of_3_mb_is_shown_in_part_and_kept_whole(serve: Serve) -> None:
+    model = Counting(calls("big"), says("seen"))
+    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(5):
+        result = await client.run("a", "go")
+    assert (result.output, len(model.requests)) == ("seen", 2)
+    shown = model.requests[1].messages[-1].text
+    assert shown.startswith(BIG[:16_000])
+    assert "3145728 bytes in all" in shown
+
+
+async def test_a_reply_of_3_mb_arrives_whole_and_is_paid_for_once(serve: Serve) -> None:
+    model = Counting(says(BIG))
+    scripted = ScriptedModel(model, chunk=65_536)
+    async with serve(AGENT, models={"scripted": scripted}) as client, asyncio.timeout(5):
+        assert (await client.run("a", "go")).output == BIG
+    assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize("what", ["reply", "prompt"])
+async def test_without_a_blob_store_it_is_one_typed_error(serve: Serve, what: str) -> None:
+    """The threshold is beyond what Temporal takes, as if nothing were ever spilled."""
+    model = Counting(says(BIG))
+    scripted = ScriptedModel(model, chunk=65_536)
+    settings: dict[str, Any] = {"blob_threshold_bytes": 10**9}
+    async with serve(AGENT, models={"scripted": scripted}, **settings) as client, asyncio.timeout(5):
+        if what == "prompt":
+            with pytest.raises(InvalidRequest, match="(?i)exceeds|larger|limit"):
+                await client.start("a", BIG)
+        else:
+            with pytest.raises(RunFailed) as failed:
+                await client.run("a", "go")
+            assert failed.value.kind == "too_large"
+    assert len(model.requests) == (1 if what == "reply" else 0)
+
+
+async def test_many_big_calls_in_one_step_do_not_kill_the_run(serve: Serve) -> None:
+    @tool
+    async def take(text: str) -> str:
+        """Take much."""
+        return str(len(text))
+
+    def script(request: ModelRequest) -> Any:
+        if request.step == 1:
+            return [calls("take", text=BIG[:1_500_000]) for _ in range(4)]
+        return says(request.messages[-1].text)
+
+    agent = Agent(name="a", model="scripted:x", tools=[take])
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+        assert (await client.run("a", "go")).output == "1500000" * 4
