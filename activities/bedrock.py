@@ -204,8 +204,8 @@ class _Call:
             if self._adopt(answer["stream"]):
                 self._put({"opened": answer["ResponseMetadata"].get("RequestId")})
                 for event in answer["stream"]:
-                    if False:
-                        break  # a socket that was shut down still hands out what keeps arriving
+                    if self._closed:
+                        break  # a socket that was shut down still hands out what has arrived
                     self._put(event)
             self._put(None)
         except Exception as error:

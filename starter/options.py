@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -24,10 +25,28 @@ EARLY: Final = 4
 UNREACHABLE: Final = 5
 INTERRUPTED: Final = 130
 
-CODES: Final = """\
-Exit codes: 0 the agent finished; 1 the run failed; 2 the call was wrong; 3 the run is parked;
-4 it ended early (a limit, a stop, a cancel, a refusal); 5 no server or no worker; 130 Ctrl-C
-(the run goes on)."""
+_MEANING: Final = {
+    DONE: "the agent finished",
+    FAILED: "the run failed",
+    USAGE: "the call was wrong",
+    PARKED: "the run is parked: it waits for `perdure resume`",
+    EARLY: "it ended early: by a limit, a stop, a cancel, a refusal",
+    UNREACHABLE: "no server or no worker answers",
+    INTERRUPTED: "Ctrl-C; the run goes on",
+}
+CODES: Final = "Exit codes:\n\n" + "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in _MEANING.items())
+
+app = typer.Typer(
+    name="perdure",
+    help="Durable AI agents on Temporal.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""The commands; other files add theirs."""
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id.")]
 
 _PANEL: Final = "Common options"
 
@@ -68,7 +87,7 @@ class Common:
 Body = Callable[..., int | None] | Callable[..., Coroutine[Any, Any, int | None]]
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Body], Body]:
+def command(name: str, *, epilog: str | None = None) -> Callable[[Body], Body]:
     """Make a command of a function `(common, ...) -> exit code`, sync or async; None is 0."""
 
     def register(body: Body) -> Body:
@@ -83,7 +102,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Body], Body]:
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name)(call)
+        app.command(name, epilog=epilog)(call)
         return body
 
     return register
@@ -123,9 +142,25 @@ def code_of(error: PerdureError) -> int:
             return USAGE
 
 
+def out(common: Common, plain: Any, words: str = "") -> None:
+    """The answer on stdout: JSON when asked for, else words."""
+    sys.stdout.write((json.dumps(plain, ensure_ascii=False) if common.json else words) + "\n")
+    sys.stdout.flush()
+
+
+def pretty(*things: Any) -> None:
+    """Rich things on stdout; where that is no terminal, in full width and without colours."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for thing in things:
+        console.print(thing)
+
+
 def say(line: str = "") -> None:
     """Something for people, beside the data that stdout is for."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def say_error(message: str) -> None:

@@ -1,7 +1,7 @@
 """Where the events of a run are shown: on a terminal, as plain lines, or as JSON."""
 
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -50,11 +50,11 @@ class Json:
 
     def show(self, event: Event) -> None:
         """Print it."""
-        print(event.model_dump_json(), flush=True)
+        _line(sys.stdout, event.model_dump_json())
 
     def note(self, line: str) -> None:
         """Beside the events."""
-        print(line, file=sys.stderr, flush=True)
+        _line(sys.stderr, line)
 
     def rest(self) -> None:
         """Nothing moves."""
@@ -81,7 +81,7 @@ class Lines:
             want = event.approval if isinstance(event, ApprovalRequested) else event.question
             self.note(f"  answer with: {show.how_to_answer(self._run_id, want)}")
         if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
-            print(show.output(event.result.output), flush=True)
+            _line(sys.stdout, show.output(event.result.output))
 
     def note(self, line: str) -> None:
         """A line of stderr."""
@@ -170,6 +170,11 @@ class Terminal:
         if self._moving is not None:
             self._moving.stop()
             self._moving = None
+
+
+def _line(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def line_of(event: Event) -> str | None:

@@ -176,16 +176,16 @@ def _did(step: "Step") -> Text:
 
 def report(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     """A run's status as names and values."""
+    so_far = (
+        f"{plural(status.step, 'step')}, {plural(status.tool_calls, 'tool call')}, "
+        f"{plural(status.usage.total_tokens, 'token')}, {cost(status.cost_microusd)}"
+    )
     rows = [
         ("run", run_id),
         ("agent", f"{status.agent} ({status.model}, spec {status.spec_hash[:12]})"),
         ("status", status.status + (f" ({status.stop_reason})" if status.stop_reason else "")),
         ("doing", short(status.doing, 300)),
-        (
-            "so far",
-            f"{plural(status.step, 'step')}, {plural(status.tool_calls, 'tool call')}, "
-            f"{plural(status.usage.total_tokens, 'token')}, {cost(status.cost_microusd)}",
-        ),
+        ("so far", so_far),
     ]
     if status.queued:
         rows.append(("unread", plural(status.queued, "message")))

@@ -39,8 +39,9 @@ async def register_search_attributes(client: Client) -> None:
     except RPCError as error:
         if error.status == RPCStatusCode.ALREADY_EXISTS:
             return  # another worker was faster
-        options = " ".join(f"--name {name} --type {kind}" for name, kind in SEARCH_ATTRIBUTES.items())
+        wanted = ", ".join(f"{name} ({kind})" for name, kind in SEARCH_ATTRIBUTES.items())
         raise DefinitionError(
-            f"the search attributes cannot be registered ({error.message}); let an administrator run "
-            f"`temporal operator search-attribute create {options}`, or set PERDURE_SEARCH_ATTRIBUTES=false"
+            f"the search attributes cannot be registered ({error.message}); let an administrator create "
+            f"{wanted} with `temporal operator search-attribute create`, one at a time, "
+            "or set PERDURE_SEARCH_ATTRIBUTES=false"
         ) from error

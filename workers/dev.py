@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,7 +20,6 @@ from typing import Any, Final, Literal
 from perdure.errors import DefinitionError
 from perdure.settings import Settings, variables
 from perdure.settings import load as load_settings
-from perdure.wire import TASK_QUEUE
 
 from .load import folder_of
 from .server import DevServer, is_temporal
@@ -55,7 +54,8 @@ class Plan:
 
 def tell(line: str) -> None:
     """Say something to the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 async def develop(plan: Plan) -> None:
@@ -122,6 +122,7 @@ class _Keeper:
         self._changed = asyncio.Event()
         self._delay = 0.0
         self._introduced = False
+        self._warned: list[str] = []
 
     async def keep(self) -> None:
         """Until told to stop."""
@@ -194,9 +195,13 @@ class _Keeper:
         if said is None:
             return
         agents: list[str] = said["agents"]
-        tell(f"{'again' if self._introduced else 'agents'}   {', '.join(agents)}")
+        if said["warnings"] != self._warned:
+            self._warned = said["warnings"]
+            for warning in self._warned:
+                tell(f"warning  {warning}")
+        tell(f"{'serving' if self._introduced else 'agents '}  {', '.join(agents)}")
         if not self._introduced:
-            tell(f'\nnow, in another terminal:\n\n  {self._next_command(agents[0])}\n\nCtrl-C ends.')
+            tell(f"\nnow, in another terminal:\n\n  {self._next_command(agents[0])}\n\nCtrl-C ends.")
         self._introduced = True
 
     def _next_command(self, agent: str) -> str:

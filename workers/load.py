@@ -204,7 +204,7 @@ def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
     given = getattr(module, "models", None)
     if not isinstance(given, Mapping):
         return {}
-    named = cast("Mapping[Any, Any]", given)
+    named: Mapping[Any, Any] = given  # pyright: ignore[reportUnknownVariableType]
     if not any(isinstance(value, Model) for value in named.values()):
         return {}  # the user's own variable, about something else
     for name, value in named.items():

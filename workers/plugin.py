@@ -34,6 +34,7 @@ from ..workflows.agent import AgentWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
 from .converter import over
+from .telemetry import interceptors
 
 PASSED_THROUGH = (
     "perdure.activities",
@@ -97,6 +98,7 @@ class PerdurePlugin(SimplePlugin):
             workflow_runner=pass_vocabulary_through,
             workflows=[AgentWorkflow],
             activities=self._activities(),
+            interceptors=interceptors(self.settings),
         )
 
     def _activities(self) -> list[Callable[..., Any]]:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
@@ -64,7 +64,11 @@ class Orders:
     settings: Settings
     ready_fd: int | None = None
     """Where `Ready` is written as one line of JSON, for a process that waits for it."""
-    tell: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr, flush=True))
+
+    def tell(self, line: str) -> None:
+        """Say something to people; under `perdure dev`, that tells them itself."""
+        if self.ready_fd is None:
+            say(line)
 
 
 async def work(orders: Orders) -> None:
@@ -173,7 +177,7 @@ def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Iterator[None]
 
     def on_signal(number: int) -> None:
         if stop.is_set():
-            tell("told twice: leaving at once")
+            tell("leaving at once")
             leave(128 + number)
         tell("stopping: what is in flight may finish; once more leaves at once")
         stop.set()
@@ -287,10 +291,16 @@ def run_process(body: Callable[[], Awaitable[None]]) -> None:
     leave(code)
 
 
+def say(line: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 async def _awaited(body: Callable[[], Awaitable[None]]) -> None:
     await body()
 
 
 def _said(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    say(f"error: {error}")
     return code

@@ -16,7 +16,7 @@ from perdure.testing import ScriptedModel
 
 # Without a key the agent still runs whole, with a script in the place of the model.
 MODEL = "anthropic:claude-sonnet-5-5" if os.environ.get("ANTHROPIC_API_KEY") else "scripted:support-desk"
-models = {"scripted": ScriptedModel(script, delay=timedelta(milliseconds=40))}
+models = {"scripted": ScriptedModel(script, delay=timedelta(milliseconds=60))}
 
 # How long the slow ones, carriers and banks, take for each thing they do.
 PACE = timedelta(seconds=float(os.environ.get("SUPPORT_DESK_PACE", "1")))

@@ -11,7 +11,7 @@ import pytest
 from perdure.activities.anthropic import AnthropicModel
 from perdure.activities.bedrock import BedrockModel
 from perdure.activities.openai import OpenAIModel, _home, _ollama_url
-from perdure.activities.providers import LazyModel, default_models, kind_of_status, retry_after
+from perdure.activities.providers import LazyModel, default_models, kind_of_status, retry_after, within
 from perdure.errors import DefinitionError, ModelError
 from perdure.messages import Image, Message, Text, Thinking, ToolCall
 from perdure.model import Model, ModelConfig, ModelRequest, Reply
@@ -343,6 +343,16 @@ def test_odd_delays_are_read_as_far_as_they_make_sense(
     headers: dict[str, str], delay: timedelta | None
 ) -> None:
     assert retry_after(headers, NOW) == delay
+
+
+async def test_a_deadline_holds_for_what_never_waits_too() -> None:
+    async def ready() -> int:
+        return 1
+
+    now = asyncio.get_running_loop().time()
+    assert await within(now + 60, ready()) == 1
+    with pytest.raises(TimeoutError):
+        await within(now - 1, ready())
 
 
 def test_a_status_outside_errors_is_ours_to_look_at() -> None:

@@ -1,0 +1,136 @@
+"""Commands by which people act on runs."""
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import DONE, Common, Id, code_of, command, out, refuse, say_error
+
+if TYPE_CHECKING:
+    from perdure.wire import Approval
+
+    from .run import Run
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The runs' ids.")]
+By = Annotated[str | None, typer.Option(help="Who decides. [the user of this machine]")]
+Why = Annotated[str, typer.Option(help="Told to the agent.")]
+CallId = Annotated[str | None, typer.Argument(metavar="CALL", help="Needed when several calls wait.")]
+
+
+@command("send")
+async def send(
+    common: Common,
+    *,
+    id: Id,  # noqa: A002
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say, or the answer to its question.")],
+) -> None:
+    """Say something to a run."""
+    client = await common.connect()
+    queued = await client.get(id).send(text)
+    out(common, {"id": id, "unread": queued}, "sent")
+
+
+@command("approve")
+async def approve(
+    common: Common,
+    *,
+    id: Id,  # noqa: A002
+    call: CallId = None,
+    by: By = None,
+    reason: Why = "",
+    arguments: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Call it with these arguments instead.")
+    ] = None,
+) -> None:
+    """Let a tool call that waits happen."""
+    from .requests import arguments_of
+
+    await _decide(common, id, call, allow=True, by=by, reason=reason, arguments=arguments_of(arguments))
+
+
+@command("deny")
+async def deny(
+    common: Common,
+    *,
+    id: Id,  # noqa: A002
+    call: CallId = None,
+    by: By = None,
+    reason: Why = "",
+) -> None:
+    """Refuse a tool call that waits."""
+    await _decide(common, id, call, allow=False, by=by, reason=reason)
+
+
+async def _decide(common: Common, run_id: str, call: str | None, **decision: Any) -> None:
+    from . import show
+    from .follow import person
+
+    client = await common.connect()
+    run = client.get(run_id)
+    want = await _held(run, call)
+    decision["by"] = person() if decision["by"] is None else decision["by"]
+    await run.decide(want.call_id, digest=want.digest, **decision)
+    done = "approved" if decision["allow"] else "denied"
+    plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
+    out(common, plain, f"{done}: {want.call_id} {show.wanted(want)}")
+
+
+async def _held(run: "Run", call: str | None) -> "Approval":
+    """The call meant: the one named, or the only one that waits."""
+    from . import show
+
+    status = await run.status()
+    held = [want for want in status.waiting if want.kind == "approval"]
+    chosen = [want for want in held if call in (None, want.call_id)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not held:
+        refuse(f"nothing of run {run.id!r} waits for approval: it is {status.doing}")
+    listed = "; ".join(f"{want.call_id}: {show.wanted(want)}" for want in held)
+    problem = f"no call {call!r} waits" if call else f"{len(held)} calls wait: say which"
+    return refuse(f"{problem}; waiting are {listed}")
+
+
+Act = Callable[["Run"], Coroutine[Any, Any, None]]
+
+
+async def _each(common: Common, ids: list[str], done: str, act: Act) -> int:
+    """Do it to every run, whatever becomes of the others; the exit code is the first failure's."""
+    from perdure.errors import PerdureError
+
+    client = await common.connect()
+    code = DONE
+    for run_id in ids:
+        try:
+            await act(client.get(run_id))
+        except PerdureError as error:
+            say_error(str(error))
+            code = code or code_of(error)
+        else:
+            out(common, {"id": run_id, "done": done}, f"{run_id}: {done}")
+    return code
+
+
+@command("pause")
+async def pause(common: Common, ids: Ids) -> int:
+    """Let what is in flight finish and start nothing new."""
+    return await _each(common, ids, "paused", lambda run: run.pause())
+
+
+@command("resume")
+async def resume(common: Common, ids: Ids) -> int:
+    """Go on after a pause, or from the step at which a run was parked."""
+    return await _each(common, ids, "resumed", lambda run: run.resume())
+
+
+@command("stop")
+async def stop(common: Common, ids: Ids) -> int:
+    """Finish now, gracefully, with what there is."""
+    return await _each(common, ids, "told to stop", lambda run: run.stop())
+
+
+@command("cancel")
+async def cancel(common: Common, ids: Ids) -> int:
+    """End now, as cancelled."""
+    return await _each(common, ids, "cancelled", lambda run: run.cancel())

@@ -1,0 +1,251 @@
+"""Following a run at a terminal or from a script: shows its events, asks people what it asks them."""
+
+import asyncio
+import contextlib
+import getpass
+import sys
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final, Literal
+
+from perdure.errors import InvalidRequest, RunEnded
+from perdure.wire import Approval, Question
+
+from . import show
+from .events import (
+    ApprovalRequested,
+    Event,
+    Finished,
+    QuestionAsked,
+    StatusChanged,
+    ToolFinished,
+    ToolStarted,
+)
+from .options import DONE, EARLY, FAILED, PARKED, Common
+from .screen import Json, Lines, Screen, Terminal
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .run import Run
+
+_SILENCE: Final = 10.0
+"""Seconds without a word after which we look whether anybody works at all."""
+
+Want = Approval | Question | Literal["parked"]
+
+
+def screen_for(common: Common, run_id: str) -> Screen:
+    """JSON when asked for; a moving picture only where somebody can see it move."""
+    if common.json:
+        return Json()
+    return Terminal() if sys.stdout.isatty() and sys.stderr.isatty() else Lines(run_id)
+
+
+def is_conversation(common: Common) -> bool:
+    """Whether a person is there to answer."""
+    return not common.json and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))
+
+
+async def follow(client: "Client", run: "Run", common: Common) -> int:
+    """Show the run to its end; the exit code says which end that was.
+
+    Ctrl-C and a person's "detach" leave the run as it is. Where nobody can answer, a parked run is
+    left with the code for that; approvals are waited for, for they may come from elsewhere.
+    """
+    screen = screen_for(common, run.id)
+    follower = _Follower(client, run, screen, asks=is_conversation(common))
+    try:
+        return await follower.to_the_end()
+    except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels us, and raises KeyboardInterrupt after
+        screen.note(f"\n{detached(run.id)}")
+        raise
+    finally:
+        screen.rest()
+
+
+def detached(run_id: str) -> str:
+    """How to come back to a run."""
+    return f"the run goes on; follow it again: perdure watch {run_id}    (or end it: perdure stop {run_id})"
+
+
+def code_of_end(end: Finished) -> int:
+    """The exit code of a run that is over."""
+    if end.status == "failed":
+        return FAILED
+    natural = end.status == "completed" and end.result is not None and end.result.stop_reason == "end_turn"
+    return DONE if natural else EARLY
+
+
+class _Follower:
+    def __init__(self, client: "Client", run: "Run", screen: Screen, *, asks: bool) -> None:
+        self._client = client
+        self._run = run
+        self._screen = screen
+        self._asks = asks
+        self._wants: dict[str, Want] = {}
+        self._silent = True
+
+    async def to_the_end(self) -> int:
+        """The exit code."""
+        async with contextlib.aclosing(_peekable(self._run)) as events:
+            while True:
+                event = await self._next(events)
+                if isinstance(event, int):
+                    return event
+                if event is None:
+                    continue
+                self._take(event)
+                if isinstance(event, Finished):
+                    return code_of_end(event)
+                if isinstance(event, StatusChanged) and event.status == "parked" and not self._asks:
+                    self._screen.note(f"  {show.how_to_go_on(self._run.id)}")
+                    return PARKED
+
+    def _take(self, event: Event) -> None:
+        self._silent = False
+        self._screen.show(event)
+        match event:
+            case ApprovalRequested():
+                self._wants[event.approval.call_id] = event.approval
+            case QuestionAsked():
+                self._wants[event.question.call_id] = event.question
+            case ToolStarted() | ToolFinished():  # decided, here or elsewhere
+                self._wants.pop(event.call_id, None)
+            case StatusChanged() if event.status == "parked":
+                self._wants["parked"] = "parked"
+            case StatusChanged():
+                self._wants.pop("parked", None)
+            case _:
+                pass
+
+    async def _next(self, events: "_Events") -> Event | int | None:
+        """The next event; or an exit code, when a person detaches; None after anything else."""
+        coming = events.peek()
+        if not (self._asks and self._wants):
+            done, _ = await asyncio.wait({coming}, timeout=_SILENCE)
+            if not done:
+                await self._explain_silence()
+                return None
+            return events.take()
+        want = next(iter(self._wants.values()))
+        self._screen.rest()
+        prompt(self._question(want))
+        line = asyncio.ensure_future(read_line())
+        await asyncio.wait({coming, line}, return_when=asyncio.FIRST_COMPLETED)
+        if line.done():
+            return await self._answered(want, line.result())
+        line.cancel()
+        prompt("\n")
+        return events.take()
+
+    def _question(self, want: Want) -> str:
+        if want == "parked":
+            return "[r]esume, [s]top or [d]etach? "
+        if isinstance(want, Question):
+            return "your answer (empty: detach): "
+        return f"approve {show.call(want.tool, want.arguments, 60)}? [y]es, [n]o and why, [d]etach: "
+
+    async def _answered(self, want: Want, line: str | None) -> int | None:
+        word, _, rest = (line or "d").strip().partition(" ")
+        asks_to_detach = line is None or word.lower() in ("d", "detach")
+        if isinstance(want, Question):
+            asks_to_detach = not (line or "").strip()
+        if asks_to_detach:
+            self._screen.note(detached(self._run.id))
+            return DONE
+        try:
+            await self._carry_out(want, (line or "").strip(), word.lower(), rest.strip())
+        except (InvalidRequest, RunEnded) as error:  # somebody else was faster
+            self._screen.note(str(error))
+            self._wants.pop(want if isinstance(want, str) else want.call_id, None)
+        return None
+
+    async def _carry_out(self, want: Want, line: str, word: str, rest: str) -> None:
+        match want, word:
+            case "parked", "r" | "resume":
+                await self._run.resume()
+            case "parked", "s" | "stop":
+                await self._run.stop()
+            case Question(), _:
+                await self._run.send(line)
+            case Approval(), "y" | "yes" | "n" | "no":
+                allow = word.startswith("y")
+                await self._run.decide(
+                    want.call_id, allow=allow, by=person(), reason=rest, digest=want.digest
+                )
+            case _:
+                return  # not understood: asked again
+        self._wants.pop(want if isinstance(want, str) else want.call_id, None)
+
+    async def _explain_silence(self) -> None:
+        if self._silent and not await self._client.has_worker():
+            self._screen.note(no_worker(self._client.task_queue))
+            self._silent = False
+
+
+def no_worker(task_queue: str) -> str:
+    """What to do when nobody works."""
+    return f"no worker takes work from task queue {task_queue!r}; start one: perdure worker FILE"
+
+
+def person() -> str:
+    """Who sits here, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def prompt(text: str) -> None:
+    """Ask, without ending the line."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+async def read_line() -> str | None:
+    """A line from the terminal; None at its end.
+
+    Without a thread: one that waits for a line cannot be called back, and would hold up Ctrl-C.
+    """
+    loop = asyncio.get_running_loop()
+    there = asyncio.Event()
+    number = sys.stdin.fileno()
+    loop.add_reader(number, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(number)
+    return sys.stdin.readline() or None
+
+
+class _Events:
+    """Events of which the next can be waited for beside something else."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+        self._coming: asyncio.Task[Event] | None = None
+
+    def peek(self) -> "asyncio.Task[Event]":
+        """The next event, in a while; the same until it is taken."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(self._ask())
+        return self._coming
+
+    async def _ask(self) -> Event:
+        return await anext(self._events)
+
+    def take(self) -> Event:
+        """The event that has come."""
+        assert self._coming is not None
+        event = self._coming.result()
+        self._coming = None
+        return event
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
+
+
+def _peekable(run: "Run") -> _Events:
+    return _Events(run.events())

@@ -1,0 +1,150 @@
+"""Commands that start runs and look at them."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+
+import typer
+
+from .options import CODES, DONE, Common, Id, command, out, pretty, refuse, say
+
+if TYPE_CHECKING:
+    from .client import Client
+
+_WAITING: Final = 'AgentStatus IN ("waiting_approval", "waiting_person", "parked")'
+
+
+@command("run", epilog=CODES)
+async def run_(
+    common: Common,
+    *,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help='What it is to do; "-" reads stdin.')
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="Read the prompt from this file.")] = None,
+    id: Annotated[  # noqa: A002 - the option's name
+        str | None, typer.Option(help="The run's id: the same id and prompt again give the same run.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="On whose behalf.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="A role for policies; may be repeated.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="steps=3, cost_usd=0.5, timeout=2m, per_tool.refund=1 ..."),
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For tools: key=text, or key:=json.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and print its id.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Start anew an id that is over.")] = False,
+) -> int:
+    """Start a run and follow it to its end."""
+    from .follow import follow, no_worker
+    from .requests import context_of, limits_of, prompt_of
+
+    request: dict[str, Any] = {
+        "id": id,
+        "user": user,
+        "roles": role or [],
+        "limits": limits_of(limit or []),
+        "context": context_of(context or []),
+        "rerun": rerun,
+    }
+    words = prompt_of(prompt, file)
+    client = await common.connect()
+    works = await _has_worker(client)
+    if not works and not detach:
+        from perdure.errors import NotReachable
+
+        raise NotReachable(f"{no_worker(client.task_queue)}, or let the run wait for one: --detach")
+    started = await client.start(agent, words, stream=not detach, **request)
+    if detach:
+        out(common, {"id": started.id}, started.id)
+        if not works:
+            say(no_worker(client.task_queue))
+        return DONE
+    say(f"run {started.id}")
+    return await follow(client, started, common)
+
+
+async def _has_worker(client: "Client") -> bool:
+    """Asked a few times: a server that has just started hears of its workers in a second."""
+    for _ in range(10):
+        if await client.has_worker():
+            return True
+        await asyncio.sleep(0.2)
+    return False
+
+
+@command("watch")
+async def watch(common: Common, id: Id) -> int:  # noqa: A002 - the argument's name
+    """Follow a run that goes on, from its beginning to its end."""
+    from .follow import follow
+
+    client = await common.connect()
+    run = client.get(id)
+    await run.described()
+    return await follow(client, run, common)
+
+
+@command("list")
+async def list_(
+    common: Common,
+    *,
+    status: Annotated[str | None, typer.Option(help="Only runs of this status.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only runs of this agent.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only runs on behalf of this user.")] = None,
+    query: Annotated[str | None, typer.Option(help="A Temporal visibility query.")] = None,
+    waiting: Annotated[bool, typer.Option("--waiting", help="Only runs that wait for a person.")] = False,
+    most: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+) -> None:
+    """List runs."""
+    from . import show
+
+    if waiting:
+        query = " AND ".join(
+            [f'{_WAITING} AND ExecutionStatus = "Running"', *([f"({query})"] if query else [])]
+        )
+    client = await common.connect()
+    found = client.list(status=_status(status), agent=agent, user=user, query=query, most=most)
+    infos = [info async for info in found]
+    if common.json:
+        return out(common, [info.model_dump(mode="json") for info in infos])
+    if not infos:
+        return say("no such run")
+    return pretty(show.runs(infos))
+
+
+def _status(word: str | None) -> Any:
+    from perdure.wire import Status
+
+    known = get_args(Status)
+    if word is not None and word not in known:
+        refuse(f"--status {word!r}: there are {', '.join(known)}")
+    return word
+
+
+@command("show")
+async def show_(common: Common, id: Id) -> None:  # noqa: A002
+    """Show a run: where it is, its steps, what it cost, what it waits for."""
+    from .look import look_at
+
+    client = await common.connect()
+    looked = await look_at(client.get(id))
+    if common.json:
+        return out(common, looked.plain())
+    return pretty(*looked.pretty())
+
+
+@command("transcript")
+async def transcript(common: Common, id: Id) -> None:  # noqa: A002
+    """Print the messages of a run."""
+    from rich.text import Text
+
+    from . import show
+
+    client = await common.connect()
+    messages = await client.get(id).transcript()
+    if common.json:
+        return out(common, [message.model_dump(mode="json") for message in messages])
+    parts = [part for message in messages for part in show.message(message)]
+    return pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))

@@ -1,0 +1,42 @@
+"""Records histories: `python -m tests.replay.record VERSION` writes them to `histories/VERSION/`."""
+
+import asyncio
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from perdure.settings import load
+from perdure.starter.client import Client
+from perdure.testing import running
+from perdure.workers.server import DevServer
+
+from .scenarios import AGENTS, MODELS, play
+
+HISTORIES = Path(__file__).parent / "histories"
+
+
+async def record(version: str) -> None:
+    """Play every scenario on a server that makes long runs continue as new, and keep what it wrote."""
+    folder = HISTORIES / version
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"limit.historyCount.suggestContinueAsNew": "60"}
+    with TemporaryDirectory() as home:
+        async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
+            settings = load(home=Path(home), address=server.address)
+            async with running(AGENTS, models=MODELS, address=server.address, settings=settings) as client:
+                for agent in AGENTS:
+                    await play(client, agent.name)
+                    await _keep(client, agent.name, folder)
+
+
+async def _keep(client: Client, name: str, folder: Path) -> None:
+    executions = client.temporal.list_workflows(f'WorkflowId = "replay-{name}"')
+    runs = sorted([execution async for execution in executions], key=lambda e: e.start_time)
+    for number, execution in enumerate(runs, start=1):
+        handle = client.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+        history = await handle.fetch_history()
+        (folder / f"{name}-{number}.json").write_text(history.to_json())
+
+
+if __name__ == "__main__":
+    asyncio.run(record(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""Replay: every history ever released still replays, cold and warm, whatever the hash seed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.worker import (
+    Interceptor,
+    Replayer,
+    StartActivityInput,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowOutboundInterceptor,
+)
+from temporalio.workflow import ActivityHandle, NondeterminismError
+
+from perdure import PerdurePlugin
+from perdure.settings import load
+
+HISTORIES = sorted((Path(__file__).parent / "histories").glob("*/*.json"))
+NAMES = [f"{path.parent.name}/{path.stem}" for path in HISTORIES]
+
+ASKED: dict[str, list[Any]] = {}
+"""By workflow id: what the replayed code gave each activity. The server compares names only."""
+
+
+class _Listening(WorkflowOutboundInterceptor):
+    def start_activity(self, input: StartActivityInput) -> "ActivityHandle[Any]":  # noqa: A002
+        from temporalio import workflow
+
+        asked = ASKED.setdefault(workflow.info().run_id, [])
+        asked.append([json.loads(_json(argument)) for argument in input.args])
+        return super().start_activity(input)
+
+
+class _Inbound(WorkflowInboundInterceptor):
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        super().init(_Listening(outbound))
+
+
+class Listening(Interceptor):
+    """Writes down what replayed runs ask of activities."""
+
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput  # noqa: A002
+    ) -> type[WorkflowInboundInterceptor] | None:
+        return _Inbound
+
+
+def _json(value: Any) -> bytes:
+    from perdure.workers.converter import data_converter
+
+    payload = data_converter(None, 10**9).payload_converter.to_payloads([value])[0]
+    return payload.data
+
+
+def replayer(home: Path) -> Replayer:
+    plugin = PerdurePlugin(settings=load(home=home))
+    # The namespace is part of idempotency keys, so it must be the recorded one.
+    return Replayer(workflows=[], namespace="default", plugins=[plugin], interceptors=[Listening()])
+
+
+def history_of(path: Path) -> WorkflowHistory:
+    return WorkflowHistory.from_json(f"replay-{path.stem.rpartition('-')[0]}", path.read_text())
+
+
+def recorded(history: WorkflowHistory) -> list[Any]:
+    """What the recorded run gave each activity."""
+    scheduled = [
+        event.activity_task_scheduled_event_attributes
+        for event in history.events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    ]
+    return [[json.loads(payload.data) for payload in one.input.payloads] for one in scheduled]
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=NAMES)
+async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(path: Path, tmp_path: Path) -> None:
+    history = history_of(path)
+    again = replayer(tmp_path)
+    for _ in ("cold", "warm"):
+        ASKED.clear()
+        result = await again.replay_workflow(history)
+        assert result.replay_failure is None
+        [asked] = ASKED.values() or [[]]
+        assert asked == recorded(history)
+
+
+def test_there_are_histories_of_every_kind_of_end() -> None:
+    names = {path.stem.rpartition("-")[0] for path in HISTORIES}
+    assert {"parallel", "approval", "stopped", "cancelled", "deadline", "parked", "typed", "continued"} <= names
+    assert "continued-3" in {path.stem for path in HISTORIES}, "one that continued as new, whole"
+
+
+@pytest.mark.parametrize("seed", ["0", "4711"])
+def test_they_replay_under_another_hash_seed(seed: str) -> None:
+    here = Path(__file__)
+    tests = f"{here}::test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same"
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        cwd=here.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    assert f"{len(HISTORIES)} passed" in finished.stdout
+
+
+async def test_an_altered_history_fails(tmp_path: Path) -> None:
+    """Two tool calls in the other order: the check is worth something."""
+    [path] = [path for path in HISTORIES if path.stem == "approval-1"]
+    events = json.loads(path.read_text())["events"]
+    altered = [event for event in events if "activityTaskScheduledEventAttributes" in event]
+    altered[0]["activityTaskScheduledEventAttributes"]["activityType"]["name"] = "call_tool"
+    with pytest.raises(NondeterminismError):
+        await replayer(tmp_path).replay_workflow(
+            WorkflowHistory.from_json("replay-approval", json.dumps({"events": events}))
+        )
+
+
+async def test_an_altered_answer_is_noticed_though_the_server_would_not(tmp_path: Path) -> None:
+    """The tool's name in a model's answer is another: same activities, other inputs."""
+    [path] = [path for path in HISTORIES if path.stem == "continued-1"]
+    history = history_of(path)
+    for event in history.events:
+        done = event.activity_task_completed_event_attributes
+        for payload in done.result.payloads:
+            payload.data = payload.data.replace(b'"arguments":{"n":2}', b'"arguments":{"n":9}')
+    ASKED.clear()
+    await replayer(tmp_path).replay_workflow(history)
+    [asked] = ASKED.values()
+    assert asked != recorded(history_of(path))
