@@ -94,15 +94,28 @@ class LazyModel:
         self._model.check(config)
 
 
-def default_models() -> dict[str, Model]:
-    """The providers shipped with this package, by the name before the colon of a model's name."""
+def default_models(settings: Settings | None = None) -> dict[str, Model]:
+    """The providers shipped with this package, by the name before the colon of a model's name.
+
+    What the settings leave open, each takes from its own environment variables.
+    """
+    given = settings or Settings.model_construct()
     return {
-        "anthropic": LazyModel(".anthropic", "AnthropicModel"),
-        "bedrock": LazyModel(".bedrock", "BedrockModel"),
-        "openai": LazyModel(".openai", "OpenAIModel"),
-        "ollama": LazyModel(".openai", "OpenAIModel", provider="ollama"),
+        "anthropic": LazyModel(".anthropic", "AnthropicModel", api_key=_revealed(given.anthropic_api_key)),
+        "bedrock": LazyModel(".bedrock", "BedrockModel", region=given.bedrock_region),
+        "openai": LazyModel(
+            ".openai",
+            "OpenAIModel",
+            api_key=_revealed(given.openai_api_key),
+            base_url=given.openai_base_url,
+        ),
+        "ollama": LazyModel(".openai", "OpenAIModel", provider="ollama", base_url=given.ollama_base_url),
         "vllm": LazyModel(".openai", "OpenAIModel", provider="vllm"),
     }
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 # -- settings

@@ -46,6 +46,8 @@ class Seen:
     """What a watcher has been told already."""
 
     messages: int = 0
+    answered: int = 0
+    """The newest step whose answer is in the transcript."""
     status: Status | None = None
     texts: dict[int, _Text] = field(default_factory=dict[int, _Text])
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
@@ -59,7 +61,8 @@ class Seen:
         """News of what is in flight: partial text, a tool's progress, a retry."""
         for flight in flights:
             progress = flight.progress
-            if progress is None:
+            # The description may be older than the transcript: what is over is no news.
+            if progress is None or self._is_over(progress.call):
                 continue
             if flight.error and (progress.call, flight.attempt) not in self.retries:
                 self.retries.add((progress.call, flight.attempt))
@@ -73,6 +76,10 @@ class Seen:
     def _is_running(self, call_id: str) -> bool:
         """Told as started, and not yet as finished: what it says before will be said again."""
         return call_id in self.started and call_id not in self.finished
+
+    def _is_over(self, call: str) -> bool:
+        step = call.removeprefix("step-")
+        return call in self.finished or (step != call and int(step) <= self.answered)
 
     def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
         text = self.texts.setdefault(step, _Text(attempt=progress.attempt))
@@ -108,6 +115,7 @@ class Seen:
     def _answer(self, message: Message) -> Iterator[Event]:
         step = message.meta.step if message.meta else 0
         attempt = message.meta.attempts if message.meta else 1
+        self.answered = max(self.answered, step)
         whole = "".join(part.text for part in message.parts if isinstance(part, Text))
         text = self.texts.pop(step, _Text(attempt=attempt))
         if text.told and (text.attempt != attempt or not whole.startswith(text.told)):

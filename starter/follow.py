@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _SILENCE: Final = 10.0
 """Seconds without a word after which we look whether anybody works at all."""
 
+_SOON: Final = 1.5
+
 Want = Approval | Question | Literal["parked"]
 
 
@@ -83,6 +85,8 @@ class _Follower:
         self._asks = asks
         self._wants: dict[str, Want] = {}
         self._silent = True
+        self._resumed = False
+        """Told to go on, and no word of it yet."""
 
     async def to_the_end(self) -> int:
         """The exit code."""
@@ -110,10 +114,11 @@ class _Follower:
                 self._wants[event.question.call_id] = event.question
             case ToolStarted() | ToolFinished():  # decided, here or elsewhere
                 self._wants.pop(event.call_id, None)
-            case StatusChanged() if event.status == "parked":
-                self._wants["parked"] = "parked"
             case StatusChanged():
+                self._resumed = False
                 self._wants.pop("parked", None)
+                if event.status == "parked":
+                    self._wants["parked"] = "parked"
             case _:
                 pass
 
@@ -121,11 +126,10 @@ class _Follower:
         """The next event; or an exit code, when a person detaches; None after anything else."""
         coming = events.peek()
         if not (self._asks and self._wants):
-            done, _ = await asyncio.wait({coming}, timeout=_SILENCE)
-            if not done:
-                await self._explain_silence()
-                return None
-            return events.take()
+            done, _ = await asyncio.wait({coming}, timeout=_SOON if self._resumed else _SILENCE)
+            if done:
+                return events.take()
+            return await self._explain_silence()
         want = next(iter(self._wants.values()))
         self._screen.rest()
         prompt(self._question(want))
@@ -142,7 +146,7 @@ class _Follower:
             return "[r]esume, [s]top or [d]etach? "
         if isinstance(want, Question):
             return "your answer (empty: detach): "
-        return f"approve {show.call(want.tool, want.arguments, 60)}? [y]es, [n]o and why, [d]etach: "
+        return f"approve {want.call_id}? [y]es, [n]o and why, [d]etach: "
 
     async def _answered(self, want: Want, line: str | None) -> int | None:
         word, _, rest = (line or "d").strip().partition(" ")
@@ -163,6 +167,7 @@ class _Follower:
         match want, word:
             case "parked", "r" | "resume":
                 await self._run.resume()
+                self._resumed = True
             case "parked", "s" | "stop":
                 await self._run.stop()
             case Question(), _:
@@ -176,10 +181,16 @@ class _Follower:
                 return  # not understood: asked again
         self._wants.pop(want if isinstance(want, str) else want.call_id, None)
 
-    async def _explain_silence(self) -> None:
+    async def _explain_silence(self) -> Event | None:
         if self._silent and not await self._client.has_worker():
             self._screen.note(no_worker(self._client.task_queue))
             self._silent = False
+        if self._resumed:
+            # Parked again between two looks: nothing changed for those who only look.
+            status = await self._run.status()
+            if status.status == "parked":
+                return StatusChanged(status="parked", doing=status.doing, failure=status.failure)
+        return None
 
 
 def no_worker(task_queue: str) -> str:

@@ -151,10 +151,18 @@ def out(common: Common, plain: Any, words: str = "") -> None:
 def pretty(*things: Any) -> None:
     """Rich things on stdout; where that is no terminal, in full width and without colours."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for thing in things:
-        console.print(thing)
+    if sys.stdout.isatty():
+        console = Console(highlight=False)
+        for thing in things:
+            console.print(thing)
+        return
+    console = Console(highlight=False, width=200, color_system=None)
+    with console.capture() as captured:
+        for thing in things:
+            console.print(thing, soft_wrap=isinstance(thing, Text))
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def say(line: str = "") -> None:

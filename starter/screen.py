@@ -1,8 +1,10 @@
 """Where the events of a run are shown: on a terminal, as plain lines, or as JSON."""
 
+import re
 import sys
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -26,7 +28,10 @@ from .events import (
 if TYPE_CHECKING:
     from perdure.wire import RunResult
 
-_LINE = 160
+_LINE: Final = 160
+_TOKENS: Final = re.compile(r"\n|[^\S\n]+|\S+")
+_LONG_WORD: Final = 40
+"""Cells of a word that is shown before its end has come; some languages have no spaces."""
 
 
 class Screen(Protocol):
@@ -91,12 +96,58 @@ class Lines:
         """Nothing moves."""
 
 
+class Flow:
+    """Text in pieces, its lines broken between words. Rich would wrap each piece as a line of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._column = 0
+        self._held = ""
+        """The beginning of a word whose end has not come."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a line is being written."""
+        return bool(self._column or self._held)
+
+    def write(self, text: str) -> None:
+        """Write the next piece; the last word waits for its end, unless it is a long one."""
+        tokens: list[str] = _TOKENS.findall(self._held + text)
+        self._held = ""
+        if tokens and not tokens[-1].isspace() and len(tokens[-1]) < _LONG_WORD:
+            self._held = tokens.pop()
+        for token in tokens:
+            self._put(token)
+        self._console.file.flush()
+
+    def end_line(self) -> None:
+        """Write what is held, and end an open line."""
+        if self._held:
+            self._put(self._held)
+            self._held = ""
+        if self._column:
+            self._put("\n")
+        self._console.file.flush()
+
+    def _put(self, piece: str) -> None:
+        width = self._console.width
+        if piece == "\n":
+            self._column = 0
+        elif self._column and self._column + cell_len(piece) > width:
+            self._console.file.write("\n")
+            self._column = 0
+            piece = piece.lstrip(" ")
+        self._console.file.write(piece)
+        self._column += 0 if piece == "\n" else cell_len(piece)
+        self._column %= max(width, 1) + 1
+
+
 class Terminal:
     """Text as it is written, tools as they run, and a line at the bottom that says what goes on."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
-        self._open = False
+        self._text = Flow(self._console)
         self._moving: Status | None = None
         self._doing = "starting"
         self._told = ""
@@ -126,12 +177,7 @@ class Terminal:
 
     def _write(self, text: str, *, first: bool) -> None:
         self._still()
-        text = text.lstrip("\n") if first else text
-        if text:
-            # Not `print`: rich would wrap each piece as if it began a line.
-            self._console.file.write(text)
-            self._console.file.flush()
-            self._open = not text.endswith("\n")
+        self._text.write(text.lstrip("\n") if first else text)
 
     def _finish(self, event: Finished) -> None:
         self.rest()
@@ -150,14 +196,11 @@ class Terminal:
     def rest(self) -> None:
         """Stop the moving line, end an open one."""
         self._still()
-        if self._open:
-            self._console.file.write("\n")
-            self._console.file.flush()
-            self._open = False
+        self._text.end_line()
 
     def _move(self) -> None:
         """The moving line, unless text is being written where it would stand."""
-        if self._open:
+        if self._text.is_open:
             return
         words = f"[dim]{escape(show.short(self._doing, max(self._console.width - 4, 10)))}[/]"
         if self._moving is None:

@@ -32,8 +32,6 @@ async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
     looked: tuple[str, int] | None = None
     while True:
         described = await run.described()
-        for event in seen.of_flights(await _flights(run.client, described)):
-            yield event
         closed = described.status != WorkflowExecutionStatus.RUNNING
         at = (str(described.run_id), described.history_length)
         if at != looked:
@@ -45,6 +43,9 @@ async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
                         yield event
                 for event in seen.of_status(status):
                     yield event
+        # After the messages: a step's text must not be told before the results of the step before it.
+        for event in seen.of_flights(await _flights(run.client, described)):
+            yield event
         if closed:
             yield await _finished(run, described.status)
             return

@@ -72,7 +72,14 @@ async def develop(plan: Plan) -> None:
             tell(f"server   {server.address}   (runs are kept in {plan.db})")
             if server.ui_url:
                 tell(f"UI       {server.ui_url}")
-            await _Keeper(plan, server, stop).keep()
+            keeping = asyncio.create_task(_Keeper(plan, server, stop).keep())
+            watching = asyncio.create_task(_gone(server))
+            await asyncio.wait({keeping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            watching.cancel()
+            if not stop.is_set():
+                stop.set()
+                tell(f"the server is gone; it may have said why in {log}")
+            await keeping
     tell("stopped; the runs are kept, and `perdure dev` goes on with them")
 
 
@@ -84,6 +91,14 @@ async def _refuse_taken(plan: Plan) -> None:
             f"a Temporal server answers at {address} already; serve your agents there with "
             f"`perdure worker {' '.join(plan.files)} --address {address}`, or start another with --port"
         )
+
+
+async def _gone(server: DevServer) -> None:
+    """Return when the server's process is no more."""
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(server.pid, 0)
+            await asyncio.sleep(1)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ class PerdurePlugin(SimplePlugin):
     ) -> None:
         self.settings = settings or load_settings()
         self.agents = by_name(agents)
-        self.models: dict[str, Model] = {**default_models(), **(models or {})}
+        self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.blobs = blobs or store_of(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")

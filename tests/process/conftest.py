@@ -1,0 +1,77 @@
+"""Workers as processes of their own, to be killed."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from perdure.settings import Settings
+
+from . import crew
+
+
+@dataclass
+class Crew:
+    """A worker process, the ledger it writes, and the means to kill and replace it."""
+
+    settings: Settings
+    ledger: Path
+    log: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+
+    def start(self) -> None:
+        """Start a worker."""
+        environment = {
+            **os.environ,
+            "CREW_LEDGER": str(self.ledger),
+            "PERDURE_HOME": str(self.settings.home),
+            "PERDURE_ADDRESS": self.settings.address,
+            "PERDURE_TASK_QUEUE": self.settings.task_queue,
+        }
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "perdure.workers", "tests.process.crew"],
+                env=environment,
+                cwd=Path(__file__).parents[2],
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+
+    def kill(self) -> None:
+        """`kill -9` the newest worker, and wait until it is gone."""
+        self.processes[-1].send_signal(signal.SIGKILL)
+        self.processes[-1].wait()
+
+    def happened(self, what: str | None = None) -> list[tuple[str, str, str]]:
+        """What the ledger says, in order."""
+        with closing(sqlite3.connect(self.ledger, timeout=30)) as db:
+            rows = db.execute("select what, run, detail from happened order by rowid").fetchall()
+        return [row for row in rows if what in (None, row[0])]
+
+    def effects(self) -> list[tuple[str, str]]:
+        """Run and tool of each effect that was done."""
+        with closing(sqlite3.connect(self.ledger, timeout=30)) as db:
+            return db.execute("select run, tool from effects order by rowid").fetchall()
+
+
+@pytest.fixture
+def workers(settings: Settings, tmp_path: Path) -> Iterator[Crew]:
+    ledger = tmp_path / "ledger.db"
+    crew.prepare(ledger)
+    made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log")
+    made.start()
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()

@@ -1,0 +1,108 @@
+"""Agents for tests that kill their worker: everything they do is written into a ledger on disk."""
+
+import asyncio
+import os
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from perdure import Agent, Limits, ToolContext, tool
+from perdure.model import ModelRequest
+from perdure.testing import Line, ScriptedModel, calls, says
+
+LEDGER = Path(os.environ.get("CREW_LEDGER", "/nonexistent/ledger.db"))
+"""An SQLite file that outlives the worker: `happened` in order, `effects` once a key."""
+
+ANSWER = "".join(f"word{n} " for n in range(10_000))
+"""About 20,000 tokens."""
+
+_SCHEMA = """
+create table if not exists happened (what text, run text, detail text);
+create table if not exists effects (key text primary key, run text, tool text);
+"""
+
+
+def prepare(ledger: Path) -> None:
+    """Make an empty ledger."""
+    with closing(sqlite3.connect(ledger)) as db:
+        db.executescript("pragma journal_mode=wal;" + _SCHEMA)
+
+
+def note(what: str, run: str, detail: str = "") -> None:
+    """Write down that something happened; durable at once, whoever is killed next."""
+    with closing(sqlite3.connect(LEDGER, timeout=30)) as db, db:
+        db.execute("insert into happened values (?, ?, ?)", (what, run, detail))
+
+
+def take_effect(context: ToolContext, name: str) -> str:
+    """Do the effect, unless its key shows that it has been done."""
+    note(name, context.run_id, context.idempotency_key)
+    with closing(sqlite3.connect(LEDGER, timeout=30)) as db, db:
+        done = db.execute(
+            "insert into effects values (?, ?, ?) on conflict do nothing",
+            (context.idempotency_key, context.run_id, name),
+        )
+        return "done" if done.rowcount else "had been done already"
+
+
+@tool(effect="write")
+async def charge(context: ToolContext) -> str:
+    """Charge: the effect, then some more work, so that a kill falls between effect and answer."""
+    said = take_effect(context, "charge")
+    await asyncio.sleep(0.3)
+    return said
+
+
+@tool(effect="write", approval=True)
+def refund(context: ToolContext) -> str:
+    """Refund, in a thread."""
+    return take_effect(context, "refund")
+
+
+@tool
+async def look(n: int) -> str:
+    """Look."""
+    await asyncio.sleep(0.05)
+    return f"seen {n}"
+
+
+async def _work(request: ModelRequest) -> Any:
+    note("model", request.user or "", str(request.step))
+    await asyncio.sleep(0.3)
+    match request.step:
+        case 1:
+            return [calls("look", n=1), calls("charge")]
+        case 2:
+            return calls("refund")
+        case 3:
+            return [calls("look", n=2), calls("charge")]
+        case _:
+            return says("all done")
+
+
+async def _hang(request: ModelRequest) -> Line:
+    """A model that takes five minutes the first time, as far as anyone can tell."""
+    attempt_file = LEDGER.with_suffix(".hung")
+    note("model", request.user or "", str(request.step))
+    if not attempt_file.exists():
+        attempt_file.touch()
+        await asyncio.sleep(300)
+    return says("back again")
+
+
+def _long(request: ModelRequest) -> Line:
+    note("model", request.user or "", str(request.step))
+    return says(ANSWER)
+
+
+worker_of_many = Agent(name="many", model="scripted:work", tools=[charge, refund, look])
+hanging = Agent(name="hanging", model="hang:x", limits=Limits(timeout=timedelta(minutes=10)))
+talker = Agent(name="talker", model="long:x")
+
+models = {
+    "scripted": ScriptedModel(_work),
+    "hang": ScriptedModel(_hang),
+    "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=800),
+}

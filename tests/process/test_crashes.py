@@ -1,0 +1,146 @@
+"""`kill -9` of the worker: every run finishes, and no effect is done twice under one key."""
+
+import asyncio
+import collections
+import random
+import time
+
+import pytest
+
+from perdure import NotReachable, connect
+from perdure.settings import Settings
+from perdure.starter.client import Client
+from perdure.starter.events import Event, TextDelta, TextRestarted
+from perdure.starter.run import Run
+from tests.conftest import until, until_status
+
+from .conftest import Crew
+from .crew import ANSWER
+
+
+async def approve_all(client: Client, runs: list[Run]) -> None:
+    """Somebody who decides whatever is waiting, for as long as anything may come."""
+    open_runs = {run.id for run in runs}
+    while open_runs:
+        for run_id in sorted(open_runs):
+            run = client.get(run_id)
+            try:
+                status = await run.status()
+                for waiting in status.waiting:
+                    await run.decide(waiting.call_id, allow=True, by="lee")
+            except NotReachable:
+                break  # no worker just now: it is being killed
+            if status.status in ("completed", "failed", "cancelled"):
+                open_runs.discard(run_id)
+        await asyncio.sleep(0.1)
+
+
+async def test_thirty_runs_survive_kills_at_random_moments(workers: Crew, settings: Settings) -> None:
+    seed = 4711
+    moments = random.Random(seed)
+    client = await connect(settings=settings)
+    runs = [await client.start("many", f"job {n}", user=f"user-{n}") for n in range(30)]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(approve_all(client, runs))
+        # Each kill falls after a random number of further ledger lines: models asked, effects done.
+        for _ in range(4):
+            target = len(workers.happened()) + moments.randint(15, 50)
+
+            async def far_enough(target: int = target) -> bool:
+                return len(workers.happened()) >= target
+
+            await until(far_enough, within=60)
+            workers.kill()
+            workers.start()
+        results = await asyncio.gather(*(run.result() for run in runs))
+    assert [result.output for result in results] == ["all done"] * 30, f"seed {seed}"
+    effects = collections.Counter(workers.effects())
+    expected = {(run.id, "charge"): 2 for run in runs} | {(run.id, "refund"): 1 for run in runs}
+    assert effects == expected, "each write once under its key, whatever was retried"
+    tried = collections.Counter(key for what, _, key in workers.happened() if what != "model")
+    assert len(tried) == 90
+    assert max(tried.values()) > 1, "some were tried again: the kills did hit tools at work"
+    asked = collections.Counter((user, step) for _, user, step in workers.happened("model"))
+    assert max(asked.values()) > 1, "and some hit models"
+
+
+@pytest.mark.parametrize("moment", ["model", "tool", "approval"])
+async def test_a_run_goes_on_on_a_new_worker_wherever_the_old_one_died(
+    workers: Crew, settings: Settings, moment: str
+) -> None:
+    client = await connect(settings=settings)
+    run = await client.start("hanging" if moment == "model" else "many", "go", user="ann")
+    await _reach(moment, workers, client, run)
+    workers.kill()
+    killed = time.monotonic()
+    workers.start()
+    if moment == "approval":
+        await until_status(client, run.id, "waiting_approval")
+    else:
+        before = len(workers.happened())
+
+        async def goes_on() -> bool:
+            return len(workers.happened()) > before
+
+        await until(goes_on, within=30)
+    assert time.monotonic() - killed < 15, "though a model call may take five minutes"
+    if moment != "model":
+        await until_status(client, run.id, "waiting_approval")
+        await run.decide("call-2-1", allow=True)
+    assert (await run.result()).output == ("back again" if moment == "model" else "all done")
+    assert len(workers.effects()) == len(set(workers.happened("charge") + workers.happened("refund")))
+
+
+async def _reach(moment: str, workers: Crew, client: Client, run: Run) -> None:
+    async def there() -> bool:
+        return bool(workers.happened("model" if moment == "model" else "charge"))
+
+    if moment == "approval":
+        await until_status(client, run.id, "waiting_approval")
+    else:
+        await until(there)
+
+
+async def _watch(run: Run, seen: list[Event]) -> None:
+    async for event in run.events():
+        seen.append(event)
+
+
+def _read(events: list[Event]) -> str:
+    text = ""
+    for event in events:
+        if isinstance(event, TextDelta):
+            assert event.offset == len(text), "no gap, no overlap"
+            text += event.text
+        elif isinstance(event, TextRestarted):
+            text = ""
+    return text
+
+
+async def test_twenty_watchers_lose_and_repeat_nothing_when_the_worker_dies_in_mid_answer(
+    workers: Crew, settings: Settings
+) -> None:
+    client = await connect(settings=settings)
+    run = await client.start("talker", "talk")
+    seen: list[list[Event]] = [[] for _ in range(20)]
+    async with asyncio.TaskGroup() as group:
+        for events in seen:
+            group.create_task(_watch(run, events))
+
+        async def half_way() -> bool:
+            return all(len(_read(events)) > 20_000 for events in seen)
+
+        await until(half_way, within=30)
+        workers.kill()
+        workers.start()
+    for events in seen:
+        assert _read(events) == ANSWER
+        attempts = [event.attempt for event in events if isinstance(event, TextDelta)]
+        assert sorted(set(attempts)) == [1, 2]
+        assert attempts == sorted(attempts), "nothing of the first attempt after the second began"
+        numbers = [event.seq for event in events if isinstance(event, TextDelta) and event.seq and event.attempt == 2]
+        assert numbers == sorted(set(numbers))
+        assert sum(isinstance(event, TextRestarted) for event in events) == 1
+    described = await run.described()
+    info = described.raw_description.workflow_execution_info
+    assert info.history_size_bytes + info.external_payload_size_bytes < 2 * len(ANSWER) + 10_000
