@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -16,7 +16,7 @@ from perdure.blobs import BlobStore
 from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.errors import RULES, ModelError
 from perdure.messages import Document, Image, Message, ReplyMeta, Text, ToolResult, Usage, estimate_tokens
-from perdure.model import Model, ModelRequest, Reply, TextDelta, ToolDefinition, UsageSoFar
+from perdure.model import Model, ModelEvent, ModelRequest, Reply, TextDelta, ToolDefinition, UsageSoFar
 from perdure.spec import AgentSpec, ModelSpec
 
 from .heartbeat import Heart, last_progress
@@ -145,7 +145,8 @@ class _Call:
         model.check(request.config)
         try:
             async with asyncio.timeout(request.config.timeout.total_seconds()):
-                async with aclosing(model.stream(request)) as events:  # type: ignore[type-var]
+                stream = cast("AsyncGenerator[ModelEvent]", model.stream(request))
+                async with aclosing(stream) as events:
                     async for event in events:
                         match event:
                             case TextDelta():

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
 from perdure.errors import DefinitionError, ErrorKind, ModelError
 from perdure.messages import (
@@ -27,6 +27,7 @@ from perdure.messages import (
     estimate_tokens,
 )
 from perdure.model import Model, ModelConfig, ModelEvent, ModelRequest, ToolDefinition
+from perdure.settings import Settings
 
 T = TypeVar("T")
 B = TypeVar("B")

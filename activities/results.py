@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -40,7 +40,7 @@ def _parts(value: Any) -> list[ResultPart]:
     if isinstance(value, Text | Image | Document):
         return [value]
     if isinstance(value, list | tuple) and any(isinstance(v, Text | Image | Document) for v in value):  # pyright: ignore[reportUnknownVariableType]
-        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        items = cast("Sequence[Any]", value)
         return [part for item in items for part in _parts(item)]
     return [Text(text=text_of(value))]
 

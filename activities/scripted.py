@@ -112,7 +112,7 @@ class ScriptedModel:
         if inspect.isawaitable(answer):
             answer = await answer
         lines = [answer] if isinstance(answer, Line) else list(answer)
-        if not lines or not all(isinstance(line, Line) for line in lines):
+        if not lines or not all(isinstance(line, Line) for line in lines):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError("bug", f"the script answered {answer!r}; answer with says(...) or calls(...)")
         return sum(lines[1:], start=lines[0])
 

@@ -114,10 +114,10 @@ class ToolCalls:
         if tool.signature.context is not None:
             arguments[tool.signature.context] = context
         interval = self.progress_interval if want.stream else _BEAT
+        clock = asyncio.timeout(tool.timeout.total_seconds())
         try:
-            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
-                async with asyncio.timeout(tool.timeout.total_seconds()) as clock:
-                    return await self._called(tool, arguments)
+            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))), clock:
+                return await self._called(tool, arguments)
         except TimeoutError as error:
             if clock.expired():
                 raise TimeoutError(f"no result within {tool.timeout}") from error

@@ -74,7 +74,7 @@ class Agent:
     def _check_tools(self) -> None:
         seen: set[str] = set()
         for tool in self.tools:
-            if not isinstance(tool, AnyTool):
+            if not isinstance(tool, AnyTool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
                     f"agent {self.name!r}: {tool!r} is no tool; put @tool above the function"
                 )
@@ -156,7 +156,8 @@ class Agent:
         unknown = [model.config.name for model in models if model.price is None]
         if unknown:
             raise DefinitionError(
-                f"agent {self.name!r} is to keep a cost limit, but the price of {', '.join(unknown)} is not known; "
+                f"agent {self.name!r} has a cost limit to keep, but "
+                f"the price of {', '.join(unknown)} is not known; "
                 "add it to the table PERDURE_PRICES points to"
             )
 

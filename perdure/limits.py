@@ -37,7 +37,8 @@ class Limits(BaseModel):
         if other is None:
             return self
         mine, theirs = self.model_dump(), other.model_dump(exclude_unset=True)
-        theirs_per_tool = theirs.pop("per_tool", None) or {}
+        theirs.pop("per_tool", None)
+        theirs_per_tool = other.per_tool
         merged = {name: _smaller(mine[name], theirs.get(name)) for name in mine if name != "per_tool"}
         tools = sorted({*self.per_tool, *theirs_per_tool})
         per_tool = {name: _smaller(self.per_tool.get(name), theirs_per_tool.get(name)) for name in tools}

@@ -39,4 +39,6 @@ class Policy(BaseModel):
 
     def verdict(self, tool: str, roles: Sequence[str] = (), resource: str | None = None) -> Verdict:
         """What the first matching rule says; "deny" when none matches."""
-        return next((rule.verdict for rule in self.rules if rule.matches(tool, roles, resource)), "deny")
+        matching = (rule for rule in self.rules if rule.matches(tool, roles, resource))
+        first = next(matching, None)
+        return "deny" if first is None else first.verdict

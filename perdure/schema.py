@@ -1,13 +1,14 @@
 """A tool's JSON schema, from its type hints and docstring. Strict: nothing is guessed."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import docstring_parser
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError, best_match  # pyright: ignore[reportUnknownVariableType]
+from jsonschema.exceptions import ValidationError as SchemaProblem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -120,9 +121,8 @@ def check_schema(schema: dict[str, Any], what: str) -> None:
 
 def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
     """Why `value` does not fit `schema`, in one line that names the place; None when it does."""
-    errors = Draft202012Validator(schema).iter_errors(value)  # pyright: ignore[reportUnknownMemberType]
-    worst = best_match(errors)
+    worst = cast("SchemaProblem | None", best_match(Draft202012Validator(schema).iter_errors(value)))
     if worst is None:
         return None
-    where = ".".join(str(step) for step in worst.absolute_path)
+    where = ".".join(str(step) for step in cast("Iterable[object]", worst.absolute_path))
     return f"{where}: {worst.message}" if where else str(worst.message)

@@ -5,7 +5,7 @@ async with running(agents=[support], models={"scripted": ScriptedModel(script)})
 result = await (await client.start("support", "Where is 1?")).result()
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ async def running(
     address: str | None = None,
     settings: "Settings | None" = None,
     worker: Mapping[str, Any] | None = None,
-) -> "AsyncIterator[Client]":
+) -> "AsyncGenerator[Client]":
     """A client of a worker that serves the agents, while the body runs.
 
     Without `address` it starts the embedded server, in memory, and stops it again; with it, it uses

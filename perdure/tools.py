@@ -5,6 +5,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from threading import Event
 from typing import Any, Literal, Protocol, overload
 
@@ -187,7 +188,7 @@ def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool
 
     """
     if function is None:
-        return lambda late: _make(late, settings)
+        return partial(_make, settings=settings)
     return _make(function, settings)
 
 

@@ -1,7 +1,7 @@
 """Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributePair, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -184,7 +184,8 @@ def _refused(error: RPCError) -> Exception:
 
 
 def _info(execution: WorkflowExecution) -> RunInfo:
-    known = {pair.key.name: pair.value for pair in execution.typed_search_attributes}
+    pairs: Iterable[SearchAttributePair[Any]] = execution.typed_search_attributes
+    known: dict[str, Any] = {pair.key.name: pair.value for pair in pairs}
     status = known.get("AgentStatus") or (execution.status.name.lower() if execution.status else "")
     if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
         ended = {"FAILED": "failed", "CANCELED": "cancelled"}

@@ -1,7 +1,7 @@
 """Run: a handle on one run. Everything it does is an ordinary Temporal call."""
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -155,7 +155,7 @@ class Run:
             InvalidRequest: the call does not wait, or is not what `digest` says.
 
         """
-        decision = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
+        decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
         if arguments is not None:
             decision["arguments"] = arguments
         if digest is not None:
@@ -207,7 +207,7 @@ class Run:
         return given
 
     @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    async def _translated(self) -> AsyncGenerator[None]:
         """Temporal's errors in our words."""
         try:
             yield

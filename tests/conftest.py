@@ -3,7 +3,7 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ def serve(settings: Settings, server: DevServer) -> Serve:
         models: Mapping[str, Model] | None = None,
         worker: Mapping[str, Any] | None = None,
         **changed: Any,
-    ) -> AsyncIterator[Client]:
+    ) -> AsyncGenerator[Client]:
         mine = settings.model_copy(update=changed)
         async with running(
             agents, models=models, address=server.address, settings=mine, worker=worker
@@ -86,9 +86,7 @@ class Gate:
             self.left.set()
 
 
-async def until(
-    true: Callable[[], Awaitable[bool]], *, within: float = 20.0, every: float = 0.02
-) -> None:
+async def until(true: Callable[[], Awaitable[bool]], *, within: float = 20.0, every: float = 0.02) -> None:
     """Wait for a condition that only polling can see; fails loudly when it does not come."""
     async with asyncio.timeout(within):
         while not await true():

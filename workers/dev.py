@@ -12,12 +12,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from perdure.errors import DefinitionError
+from perdure.errors import DefinitionError, NotReachable
 from perdure.settings import Settings, variables
 from perdure.settings import load as load_settings
 
@@ -63,6 +63,7 @@ async def develop(plan: Plan) -> None:
 
     Raises:
         DefinitionError: a port is busy, or the server does not start.
+        NotReachable: the server ended.
 
     """
     await _refuse_taken(plan)
@@ -76,10 +77,11 @@ async def develop(plan: Plan) -> None:
             watching = asyncio.create_task(_gone(server))
             await asyncio.wait({keeping, watching}, return_when=asyncio.FIRST_COMPLETED)
             watching.cancel()
-            if not stop.is_set():
-                stop.set()
-                tell(f"the server is gone; it may have said why in {log}")
+            died = not stop.is_set()
+            stop.set()
             await keeping
+            if died:
+                raise NotReachable(f"the server ended by itself; it may have said why in {log}")
     tell("stopped; the runs are kept, and `perdure dev` goes on with them")
 
 
@@ -102,7 +104,7 @@ async def _gone(server: DevServer) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[asyncio.Event]:
+def _stop_on_signals() -> Generator[asyncio.Event, None, None]:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -260,7 +262,7 @@ def _environment() -> dict[str, str]:
 
 async def _changes(folders: Sequence[Path]) -> AsyncIterator[None]:
     try:
-        from watchfiles import PythonFilter, awatch
+        from watchfiles import PythonFilter, awatch  # pyright: ignore[reportUnknownVariableType]
     except ImportError:
         tell('changes of the files are not noticed: pip install "perdure[dev]"')
         return

@@ -143,7 +143,9 @@ class PerdurePlugin(SimplePlugin):
 
 
 def _check_converter(config: WorkerConfig) -> None:
-    converter = config["client"].data_converter  # type: ignore[typeddict-item]
+    client = config.get("client")
+    assert client is not None, "a worker has a client"
+    converter = client.data_converter
     if not issubclass(converter.payload_converter_class, PydanticPayloadConverter):
         raise DefinitionError(
             "PerdurePlugin must be given to the client, for the data converter belongs to it: "

@@ -1,6 +1,6 @@
 """A server and a worker in the caller's own process: for tests, notebooks and scripts."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ async def serving(
     settings: Settings | None = None,
     blobs: BlobStore | None = None,
     worker: Mapping[str, Any] | None = None,
-) -> AsyncIterator[tuple[Client, str]]:
+) -> AsyncGenerator[tuple[Client, str]]:
     """A Temporal client, and the task queue of a worker that serves the agents while the body runs.
 
     Without `address` it starts the embedded server, in memory, and stops it again. With it, it uses

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -82,6 +84,8 @@ async def work(orders: Orders) -> None:
     loaded = load_all(orders.files)
     settings = orders.settings
     with reporting(settings) as runtime:
+        if orders.ready_fd is not None:  # under `perdure dev` each save would tell of a shutdown
+            logging.getLogger("temporalio.worker._worker").setLevel(logging.WARNING)
         # The connection takes the process's default: there is one of each.
         Runtime.set_default(runtime, error_if_already_set=False)
         plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
@@ -172,7 +176,7 @@ def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[s
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Iterator[None]:
+def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Generator[None, None, None]:
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
@@ -200,7 +204,8 @@ async def _polls(
     stopping: "asyncio.Task[Any]",
 ) -> bool:
     """True once the server has seen the worker poll; False when it ended before."""
-    identity = str(worker.config(active_config=True).get("identity") or temporal.identity)
+    active: Any = worker.config(active_config=True)
+    identity = str(active["identity"] or temporal.identity)
     async with asyncio.timeout(_POLLING_WITHIN):
         while not running.done() and not stopping.done():
             if identity in await pollers(temporal, task_queue):
@@ -222,7 +227,7 @@ async def pollers(temporal: Client, task_queue: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _health(settings: Settings, worker: Worker, temporal: Client) -> Any:
+async def _health(settings: Settings, worker: Worker, temporal: Client) -> AsyncGenerator[str | None, None]:
     if settings.health_address is None:
         yield None
         return
@@ -286,7 +291,7 @@ def run_process(body: Callable[[], Awaitable[None]]) -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
         code = 1
     leave(code)
 

@@ -40,7 +40,7 @@ def message_of(raw: Any) -> Message:
         return Message.user(content)
     if isinstance(content, list) and content:
         try:
-            return Message(role="user", parts=content)
+            return Message(role="user", parts=content)  # pyright: ignore[reportUnknownArgumentType]
         except ValidationError as error:
             raise refuse(f"message: {explain(error)}") from None
     raise refuse(f'message: send a text, such as "yes, go on", not {content!r}')

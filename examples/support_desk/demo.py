@@ -67,6 +67,8 @@ class Demo:
         self.claims.check(status == 200, f"the Temporal UI answers at {self.stage.ui}")
         say(f"    server {self.stage.server.address}, pid {self.stage.server.pid}")
         say(f"    worker pid {await self.stage.start_worker()}")
+        say("    Look at the UI while this plays: the Timeline of a run names every model and tool call,")
+        say("    its tab User Metadata says where the run is and what it waits for.")
 
     async def question(self) -> None:
         heading("2. A question, answered through several tool calls")
@@ -88,6 +90,7 @@ class Demo:
             f"My order {BRAMS_ORDER} has not come. Please note that my neighbour takes parcels in. "
             "Then tell me where it is."
         )
+        say("The agent writes a note, then tracks the parcel. While it tracks, its worker dies.")
         run = await self.ask("worker-killed", prompt)
         killed = False
         async for event in told(run, speaker=SPEAKER):
@@ -113,6 +116,8 @@ class Demo:
     async def refund_with_approval(self) -> None:
         heading("4. A refund that waits for a person, and a kill -9 at the worst moment")
         prompt = f"One vase of order {CHIARAS_ORDER} came broken. Please refund $27.50."
+        say("A refund is a write that a person decides about. When it is allowed, the worker dies after the")
+        say("shop has booked it and before Temporal knows: there, only the idempotency key helps.")
         run = await self.ask("refund-approval", prompt)
         waiting = await until(self.waiting_for_approval, "a run that waits for approval")
         say('    found by the query AgentStatus = "waiting_approval":')

@@ -78,7 +78,7 @@ def _say_event(event: Event) -> None:
     match event:
         case ToolStarted():
             arguments = ", ".join(f"{name}={value!r}" for name, value in event.arguments.items())
-            _console.print(f"  calls     {event.tool}({arguments})", style="cyan")
+            _console.print(f"  calls     {event.tool}({_short(arguments)})", style="cyan")
         case ToolProgress() if event.text:
             again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             _console.print(f"  progress  {event.text}{again}", style="dim")

@@ -44,6 +44,12 @@ class Wish:
         return bool(_REFUND.search(self.words))
 
     @property
+    def reason(self) -> str:
+        """The first sentence that tells, not asks; all of it where there is none."""
+        sentences = re.split(r"(?<=[.!?])\s+", self.words)
+        return next((told for told in sentences if not _REFUND.search(told)), self.words)[:200]
+
+    @property
     def track(self) -> bool:
         return bool(_TRACK.search(self.words))
 
@@ -143,7 +149,7 @@ def _about_orders(wish: Wish, known: Known) -> list[Line]:
 
 def _refund(order_id: str, wish: Wish) -> Line:
     amount = {} if wish.amount_cents is None else {"amount_cents": wish.amount_cents}
-    return calls("refund_order", order_id=order_id, reason=wish.words[:120], **amount)
+    return calls("refund_order", order_id=order_id, reason=wish.reason, **amount)
 
 
 def _moves(order: dict[str, Any]) -> bool:

@@ -138,7 +138,9 @@ async def test_twenty_watchers_lose_and_repeat_nothing_when_the_worker_dies_in_m
         attempts = [event.attempt for event in events if isinstance(event, TextDelta)]
         assert sorted(set(attempts)) == [1, 2]
         assert attempts == sorted(attempts), "nothing of the first attempt after the second began"
-        numbers = [event.seq for event in events if isinstance(event, TextDelta) and event.seq and event.attempt == 2]
+        numbers = [
+            event.seq for event in events if isinstance(event, TextDelta) and event.seq and event.attempt == 2
+        ]
         assert numbers == sorted(set(numbers))
         assert sum(isinstance(event, TextRestarted) for event in events) == 1
     described = await run.described()

@@ -47,7 +47,8 @@ class Listening(Interceptor):
     """Writes down what replayed runs ask of activities."""
 
     def workflow_interceptor_class(
-        self, input: WorkflowInterceptorClassInput  # noqa: A002
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[WorkflowInboundInterceptor] | None:
         return _Inbound
 
@@ -80,7 +81,9 @@ def recorded(history: WorkflowHistory) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=NAMES)
-async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(path: Path, tmp_path: Path) -> None:
+async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(
+    path: Path, tmp_path: Path
+) -> None:
     history = history_of(path)
     again = replayer(tmp_path)
     for _ in ("cold", "warm"):
@@ -93,7 +96,16 @@ async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(pa
 
 def test_there_are_histories_of_every_kind_of_end() -> None:
     names = {path.stem.rpartition("-")[0] for path in HISTORIES}
-    assert {"parallel", "approval", "stopped", "cancelled", "deadline", "parked", "typed", "continued"} <= names
+    assert {
+        "parallel",
+        "approval",
+        "stopped",
+        "cancelled",
+        "deadline",
+        "parked",
+        "typed",
+        "continued",
+    } <= names
     assert "continued-3" in {path.stem for path in HISTORIES}, "one that continued as new, whole"
 
 

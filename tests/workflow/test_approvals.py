@@ -104,9 +104,7 @@ async def test_edited_arguments_that_do_not_fit_do_nothing(serve: Serve) -> None
         ("yes", "decision"),
     ],
 )
-async def test_a_wrong_decision_is_refused_and_leaves_no_trace(
-    serve: Serve, decision: Any, why: str
-) -> None:
+async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, decision: Any, why: str) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, _ = await held(client)
         before = (await run.described()).history_length

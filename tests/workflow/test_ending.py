@@ -38,7 +38,11 @@ class Hanging:
             yield TextDelta(text="I think")
             await self.gate.wait()
         call = ToolCall(id="x", name="work", arguments={})
-        yield Reply(parts=(Text(text="Let me see."), call), stop="tool_calls", usage=Usage(input_tokens=100, output_tokens=5))
+        yield Reply(
+            parts=(Text(text="Let me see."), call),
+            stop="tool_calls",
+            usage=Usage(input_tokens=100, output_tokens=5),
+        )
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel", "deadline"])

@@ -84,7 +84,9 @@ async def test_many_watchers_see_the_same_though_an_attempt_broke_off(serve: Ser
             return says("false start " * 200) + fails("connection")
         return says(ANSWER)
 
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(script)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(script)}
+    ) as client:
         run = await client.start("a", "go")
         async with asyncio.TaskGroup() as group:
             watchers = [group.create_task(collect(run)) for _ in range(20)]
@@ -108,7 +110,9 @@ async def test_tools_progress_approvals_and_status_are_told_in_order(serve: Serv
         return "worked"
 
     script = [says("One moment.") + calls("work"), says("done")]
-    async with serve(Agent(name="a", model="scripted:x", tools=[work]), models={"scripted": ScriptedModel(script)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x", tools=[work]), models={"scripted": ScriptedModel(script)}
+    ) as client:
         run = await client.start("a", "go")
         events: list[Event] = []
         async for event in run.events():
@@ -146,7 +150,9 @@ async def test_tools_progress_approvals_and_status_are_told_in_order(serve: Serv
 
 
 async def test_a_watcher_of_a_failed_run_is_told_so(serve: Serve) -> None:
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel([fails("bug")])}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel([fails("bug")])}
+    ) as client:
         run = await client.start("a", "go")
         events = await collect(run)
     assert isinstance(events[-1], Finished)

@@ -28,7 +28,9 @@ class Counted:
 
 async def test_a_passing_failure_is_retried_after_the_providers_own_delay(serve: Serve) -> None:
     model = Counted(fails("rate_limited", retry_after=timedelta(milliseconds=30)), says("hi"))
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
+    ) as client:
         run = await client.start("a", "go")
         assert (await run.result()).output == "hi"
         [step] = await run.steps()
@@ -37,7 +39,9 @@ async def test_a_passing_failure_is_retried_after_the_providers_own_delay(serve:
 
 async def test_a_wrong_key_is_tried_once_and_parks_the_run_until_a_person_mends_it(serve: Serve) -> None:
     model = Counted(fails("authentication", "the key sk-abcdefghijklmnopqrstuvwx is wrong"), says("hi"))
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
+    ) as client:
         run = await client.start("a", "go")
         await until_status(client, run.id, "parked")
         status = await run.status()
@@ -74,7 +78,9 @@ async def test_on_failure_fail_ends_the_run_in_a_typed_error(serve: Serve) -> No
 @pytest.mark.parametrize("kind", ["bad_request", "bug", "too_large"])
 async def test_what_nobody_can_mend_fails_at_once_and_is_never_retried(serve: Serve, kind: Any) -> None:
     model = Counted(fails(kind))
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
+    ) as client:
         with pytest.raises(RunFailed) as failed:
             await client.run("a", "go")
     assert (failed.value.kind, model.attempts) == (kind, 1)
@@ -84,13 +90,18 @@ async def test_a_script_that_breaks_fails_the_run_with_its_error(serve: Serve) -
     def script(request: ModelRequest) -> Line:
         raise LookupError("my own mistake")
 
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(script)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(script)}
+    ) as client:
         with pytest.raises(RunFailed, match="LookupError: my own mistake"):
             await client.run("a", "go")
 
 
 async def test_the_next_model_of_the_chain_answers_when_one_has_given_up(serve: Serve) -> None:
-    first, second = Counted(fails("not_found", "no such model")), Counted(calls("nothing"), says("from the second"))
+    first, second = (
+        Counted(fails("not_found", "no such model")),
+        Counted(calls("nothing"), says("from the second")),
+    )
     agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
     models = {"first": ScriptedModel(first), "second": ScriptedModel(second)}
     async with serve(agent, models=models) as client:
@@ -117,7 +128,9 @@ async def test_a_wait_of_hours_falls_back_instead(serve: Serve) -> None:
 async def test_what_a_cut_call_has_cost_is_counted_once(serve: Serve) -> None:
     cut = Line(text="x" * 400, error=fails("stream_cut").error)
     model = Counted(cut, says("whole", usage=Usage(input_tokens=10, output_tokens=5)))
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
+    ) as client:
         result = await client.run("a", "go")
     assert model.attempts == 2
     assert result.usage.output_tokens == 5 + 100, "the cut answer's 400 characters were paid for"
@@ -146,14 +159,18 @@ async def test_an_overflowing_context_is_shown_by_half_and_goes_on(serve: Serve)
 
 async def test_a_context_that_cannot_shrink_ends_with_its_reason(serve: Serve) -> None:
     model = Counted(fails("context_overflow"))
-    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}) as client:
+    async with serve(
+        Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
+    ) as client:
         result = await client.run("a", "go")
     assert (result.stop_reason, model.attempts) == ("context_overflow", 1)
 
 
 async def test_an_unknown_agent_is_named_with_those_there_are(serve: Serve) -> None:
     async with serve(Agent(name="known", model="scripted:x")) as client:
-        with pytest.raises(RunFailed, match="no agent 'other' is served here; the agents are: known") as failed:
+        with pytest.raises(
+            RunFailed, match="no agent 'other' is served here; the agents are: known"
+        ) as failed:
             await client.run("other", "go")
     assert failed.value.kind == "UnknownAgent"
 

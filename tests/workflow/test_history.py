@@ -176,7 +176,9 @@ async def test_the_window_shows_the_task_and_the_newest_and_keeps_calls_with_res
     assert len(transcript) == 82
 
 
-async def test_a_run_of_3000_steps_finishes_with_small_histories_and_its_whole_transcript(serve: Serve) -> None:
+async def test_a_run_of_3000_steps_finishes_with_small_histories_and_its_whole_transcript(
+    serve: Serve,
+) -> None:
     windowed = agent(context=SlidingWindow(messages=40, tokens=None))
     async with serve(windowed, models={"scripted": working(3000)}) as client:
         run = await client.start("a", "go", stream=False)

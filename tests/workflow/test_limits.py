@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from perdure import Agent, InvalidRequest, Limits, ModelConfig, RunFailed, tool
-from perdure.model import ModelRequest
 from perdure.messages import Usage
+from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, says
 from tests.conftest import Serve
 

@@ -150,7 +150,7 @@ async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
 
 async def test_calls_that_can_never_be_made_are_bounded(serve: Serve) -> None:
     with pytest.raises(RunFailed, match="5 steps in a row") as failed:
-        await finish(serve, support(), lambda request: calls("nothing"))
+        await finish(serve, support(), [calls("nothing")] * 9)
     assert failed.value.kind == "malformed_reply"
     assert failed.value.result is not None
     assert failed.value.result.steps == 5
@@ -401,10 +401,10 @@ async def test_a_denied_call_is_not_made_and_the_policy_is_closed_by_default(ser
 
 
 async def test_a_question_to_a_person_waits_for_its_answer(serve: Serve) -> None:
-    script = [calls("ask_person", question="Which colour?"), lambda: None]
-
     def answer(request: ModelRequest) -> Line:
-        return script[0] if request.step == 1 else says(request.messages[-1].text)  # type: ignore[return-value]
+        if request.step == 1:
+            return calls("ask_person", question="Which colour?")
+        return says(request.messages[-1].text)
 
     async with serve(support(tools=[ask_person]), models={"scripted": ScriptedModel(answer)}) as client:
         run = await client.start("support", "paint it")
@@ -446,7 +446,5 @@ async def test_pause_lets_nothing_start_and_resume_goes_on(serve: Serve) -> None
 
 async def test_limits_of_a_request_only_tighten(serve: Serve) -> None:
     agent = support(limits=Limits(steps=2))
-    result, _ = await finish(
-        serve, agent, lambda request: calls("order_status", order_id="W"), limits=Limits(steps=40)
-    )
+    result, _ = await finish(serve, agent, [calls("order_status", order_id="W")] * 9, limits=Limits(steps=40))
     assert (result.stop_reason, result.steps) == ("max_steps", 2)

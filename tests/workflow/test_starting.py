@@ -73,7 +73,11 @@ class Ticket:
     @workflow.run
     async def run(self, question: str) -> list[str]:
         result = await run_agent("support", question, user="ann")
-        return [str(result.output), result.stop_reason, await workflow.execute_activity(mine, start_to_close_timeout=timedelta(seconds=5))]
+        return [
+            str(result.output),
+            result.stop_reason,
+            await workflow.execute_activity(mine, start_to_close_timeout=timedelta(seconds=5)),
+        ]
 
 
 @activity.defn

@@ -1,0 +1,44 @@
+# Few targets, and CI runs exactly these. Needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-quick lint types lock record-histories screenshot clean
+
+demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
+	$(BIN)/python -m examples.support_desk.demo
+
+test: .venv/ready            ## All tests, against the real server
+	$(BIN)/pytest -q
+
+test-quick: .venv/ready      ## The unit tests only
+	$(BIN)/pytest -q tests/unit
+
+lint: .venv/ready            ## Style, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/ready           ## mypy by package name, pyright by real path
+	$(BIN)/mypy -p perdure -p tests -p examples
+	$(BIN)/pyright
+
+lock: .venv/ready            ## Resolve the dependencies anew
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --group checks \
+		--no-header pyproject.toml -o requirements.txt
+
+record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=0.2.0
+	$(BIN)/python -m tests.replay.record $(VERSION)
+
+screenshot: .venv/ready      ## docs/ui-*.png from the running demo; needs chromium
+	$(BIN)/python -m examples.support_desk.screenshot
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Perdure needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@

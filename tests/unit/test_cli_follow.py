@@ -1,0 +1,205 @@
+"""Following a run, with a person at the terminal and without."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from perdure.errors import InvalidRequest
+from perdure.starter import follow
+from perdure.starter.client import Client
+from perdure.starter.events import (
+    ApprovalRequested,
+    Event,
+    Finished,
+    QuestionAsked,
+    StatusChanged,
+    ToolStarted,
+)
+from perdure.starter.follow import _Follower
+from perdure.starter.run import Run
+from perdure.wire import Approval, Failure, Question, RunResult, RunStatus, StopReason
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+HELD = Approval(call_id="call-1-1", tool="refund", arguments={"amount": 3}, digest="d", since=NOW)
+ASKED = Question(call_id="call-1-1", text="Which?", since=NOW)
+PARKED = StatusChanged(status="parked", doing="parked", failure=Failure(kind="payment", message="broke"))
+
+
+def ended(reason: StopReason) -> Finished:
+    status = "cancelled" if reason == "cancelled" else "completed"
+    return Finished(status=status, result=RunResult(agent="a", stop_reason=reason))
+
+
+class FakeRun:
+    """Plays events; those after an `asyncio.Event` come when something was done to it."""
+
+    id = "r"
+
+    def __init__(self, *script: Event | None) -> None:
+        self.script = script
+        self.done: list[tuple[str, Any]] = []
+        self.acted = asyncio.Event()
+        self.refusal: InvalidRequest | None = None
+        self.state = RunStatus(agent="a", status="parked", doing="parked", failure=PARKED.failure)
+
+    async def events(self) -> AsyncIterator[Event]:
+        for event in self.script:
+            if event is None:
+                await self.acted.wait()
+                self.acted.clear()
+            else:
+                yield event
+
+    def did(self, what: str, detail: Any = None) -> None:
+        self.done.append((what, detail))
+        self.acted.set()
+        if self.refusal:
+            raise self.refusal
+
+    async def decide(self, call_id: str, **decision: Any) -> None:
+        self.did("decide", {"call_id": call_id, **decision, "by": None})
+
+    async def send(self, text: str) -> None:
+        self.did("send", text)
+
+    async def resume(self) -> None:
+        self.did("resume")
+
+    async def stop(self) -> None:
+        self.did("stop")
+
+    async def status(self) -> RunStatus:
+        self.acted.set()
+        return self.state
+
+
+class FakeClient:
+    task_queue = "perdure"
+    works = False
+
+    async def has_worker(self) -> bool:
+        return self.works
+
+
+class FakeScreen:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.notes: list[str] = []
+
+    def show(self, event: Event) -> None:
+        self.events.append(event)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def rest(self) -> None: ...
+
+
+class Person:
+    """Types these lines, one when asked; then nothing more."""
+
+    def __init__(self, lines: Sequence[str | None]) -> None:
+        self.lines = list(lines)
+
+    async def __call__(self) -> str | None:
+        if not self.lines:
+            await asyncio.Event().wait()
+        return self.lines.pop(0)
+
+
+async def followed(
+    run: FakeRun, monkeypatch: pytest.MonkeyPatch, *lines: str | None, asks: bool = True
+) -> tuple[int, FakeScreen]:
+    monkeypatch.setattr(follow, "read_line", Person(lines))
+    monkeypatch.setattr(follow, "_SOON", 0.01)
+    monkeypatch.setattr(follow, "_SILENCE", 0.01)
+    screen = FakeScreen()
+    follower = _Follower(cast("Client", FakeClient()), cast("Run", run), screen, asks=asks)
+    async with asyncio.timeout(10):
+        return await follower.to_the_end(), screen
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (ended("end_turn"), 0),
+        (ended("max_steps"), 4),
+        (ended("stopped"), 4),
+        (ended("cancelled"), 4),
+        (Finished(status="failed", error=Failure(kind="bug", message="no")), 1),
+    ],
+)
+async def test_the_exit_code_says_how_it_ended(
+    end: Finished, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await followed(FakeRun(end), monkeypatch))[0] == code
+
+
+async def test_a_person_approves_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
+    code, _ = await followed(run, monkeypatch, "maybe\n", "y\n")
+    expected = {"call_id": "call-1-1", "allow": True, "by": None, "reason": "", "digest": "d"}
+    assert (code, run.done) == (0, [("decide", expected)])
+
+
+async def test_a_person_refuses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
+    await followed(run, monkeypatch, "n too much\n")
+    assert run.done[0][1]["allow"] is False
+    assert run.done[0][1]["reason"] == "too much"
+
+
+@pytest.mark.parametrize("line", ["d\n", None])
+async def test_a_person_goes_and_the_run_goes_on(line: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(ApprovalRequested(approval=HELD), None)
+    code, screen = await followed(run, monkeypatch, line)
+    assert (code, run.done) == (0, [])
+    assert "perdure watch r" in screen.notes[-1]
+
+
+async def test_a_question_is_answered_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(QuestionAsked(question=ASKED), None, ended("end_turn"))
+    await followed(run, monkeypatch, "d is the one\n")
+    assert run.done == [("send", "d is the one")]
+
+
+async def test_who_decides_elsewhere_ends_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = ToolStarted(call_id="call-1-1", tool="refund", arguments={})
+    run = FakeRun(ApprovalRequested(approval=HELD), decided, ended("end_turn"))
+    assert (await followed(run, monkeypatch))[0] == 0
+
+
+async def test_a_decision_that_comes_too_late_is_told_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
+    run.refusal = InvalidRequest("it has been decided already")
+    code, screen = await followed(run, monkeypatch, "y\n")
+    assert (code, screen.notes) == (0, ["it has been decided already"])
+
+
+async def test_a_parked_run_is_resumed_and_asked_about_again_when_it_parks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = FakeRun(PARKED, None, None, None, ended("stopped"))
+    code, screen = await followed(run, monkeypatch, "r\n", "s\n")
+    assert [what for what, _ in run.done] == ["resume", "stop"]
+    assert (code, screen.events.count(PARKED)) == (4, 2)
+
+
+async def test_without_a_person_a_parked_run_is_left_with_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, screen = await followed(FakeRun(PARKED, None), monkeypatch, asks=False)
+    assert code == 3
+    assert "perdure resume r" in screen.notes[-1]
+
+
+async def test_silence_without_a_worker_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(None, ended("end_turn"))
+    asyncio.get_running_loop().call_later(0.1, run.acted.set)
+    _, screen = await followed(run, monkeypatch, asks=False)
+    assert screen.notes == ["no worker takes work from task queue 'perdure'; start one: perdure worker FILE"]

@@ -1,0 +1,124 @@
+"""How values and events look."""
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
+from perdure.starter import show
+from perdure.starter.events import Event, Finished, Retrying, StatusChanged, TextDelta, ToolStarted
+from perdure.starter.screen import Flow, Lines, line_of
+from perdure.wire import Approval, Failure, Question, RunResult, RunStatus
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def test_no_escape_sequence_reaches_the_terminal() -> None:
+    hostile = "a\x1b[2Jb\x07\x9bc\rd\ne\tf"
+    assert show.clean(hostile) == "a[2Jbcd\ne\tf"
+    assert "\x1b" not in show.call("t\x1b", {"x": hostile})
+    started = line_of(ToolStarted(call_id="c", tool="t", arguments={"x": "[red]\x1b[0m"}))
+    assert started is not None
+    assert "\x1b" not in started
+    assert "\\[red]" in started
+
+
+def test_amounts_are_told_with_what_is_not_known() -> None:
+    assert show.cost(None) == "cost unknown"
+    assert show.cost(12_345) == "$0.0123"
+    assert (show.plural(1, "step"), show.plural(1234, "token")) == ("1 step", "1,234 tokens")
+    assert (show.took(999), show.took(1500)) == ("999 ms", "1.5 s")
+
+
+def test_times_are_told_roughly() -> None:
+    told = [show.ago(NOW - timedelta(seconds=s), NOW) for s in (-5, 5, 119, 600, 10_000, 400_000)]
+    assert told == ["0 s ago", "5 s ago", "119 s ago", "10 min ago", "2 h ago", "4 d ago"]
+
+
+def test_an_approval_is_shown_whole() -> None:
+    text = "x" * 500
+    want = Approval(call_id="call-1-1", tool="refund", arguments={"why": text}, digest="d", since=NOW)
+    assert show.wanted(want) == f'refund(why="{text}")'
+    assert show.how_to_answer("r", want).startswith("perdure approve r call-1-1")
+    asked = Question(call_id="call-1-1", text="Which?", since=NOW)
+    assert show.how_to_answer("r", asked) == 'perdure send r "..."'
+
+
+def test_a_parked_run_says_why_and_how_to_go_on() -> None:
+    why = Failure(kind="authentication", message="no key\nat all", model="m:x", step=2)
+    status = RunStatus(agent="a", status="parked", doing="parked", failure=why)
+    rows = show.report("r", status)
+    assert ("why", "authentication at step 2 (m:x): no key at all") in rows
+    assert any("perdure resume r" in value for _, value in rows)
+
+
+def test_every_part_of_a_message_is_shown() -> None:
+    call = ToolCall(id="call-1-1", name="search", arguments={"q": "é"})
+    result = ToolResult(call_id="call-1-1", name="search", content=[Text(text="found")], is_error=True)
+    said = show.message(Message(role="assistant", parts=[Text(text="hm"), call]))
+    assert said == [("assistant", "hm"), ("assistant · calls call-1-1", 'search(q="é")')]
+    assert show.message(Message(role="tool", parts=[result])) == [("search · error of call-1-1", "found")]
+
+
+def flowed(width: int, *pieces: str) -> str:
+    file = io.StringIO()
+    flow = Flow(Console(file=file, width=width))
+    for piece in pieces:
+        flow.write(piece)
+    flow.end_line()
+    return file.getvalue()
+
+
+def test_streamed_text_breaks_between_words_however_it_is_cut() -> None:
+    whole = "one two three four"
+    expected = "one two \nthree four\n"
+    assert flowed(10, whole) == expected
+    assert flowed(10, *whole) == expected
+
+
+def test_streamed_text_keeps_its_own_lines_and_long_words() -> None:
+    assert flowed(10, "a\n\n", "b\n") == "a\n\nb\n"
+    long = "x" * 100
+    assert flowed(10, long) == long + "\n"
+    assert flowed(10) == ""
+
+
+def test_the_end_is_one_line_with_what_it_cost() -> None:
+    result = RunResult(
+        agent="a",
+        output="x",
+        stop_reason="max_steps",
+        steps=1,
+        usage=Usage(input_tokens=10),
+        cost_microusd=None,
+    )
+    end = line_of(Finished(status="completed", result=result))
+    assert end is not None
+    assert "max_steps · 1 step · 0 tool calls · 10 tokens · cost unknown" in end
+    failed = line_of(Finished(status="failed", error=Failure(kind="bug", message="no")))
+    assert failed is not None
+    assert "bug: no" in failed
+
+
+@pytest.mark.parametrize(
+    ("event", "out", "err"),
+    [
+        (TextDelta(step=1, attempt=1, seq=0, offset=0, text="hello"), "", ""),
+        (
+            Finished(
+                status="completed", result=RunResult(agent="a", output={"x": 1}, stop_reason="end_turn")
+            ),
+            '{\n  "x": 1\n}\n',
+            "✓ end_turn · 0 steps · 0 tool calls · 0 tokens · cost unknown\n",
+        ),
+        (Retrying(call="step-1", attempt=2, error="[x]"), "", "↻ step-1 is tried again (attempt 2): [x]\n"),
+        (StatusChanged(status="paused", doing="paused"), "", "! paused\n"),
+    ],
+)
+def test_without_a_terminal_stdout_is_the_output_alone(
+    event: Event, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Lines("r").show(event)
+    assert capsys.readouterr() == (out, err)

@@ -1,0 +1,91 @@
+"""What the command line costs before it does anything."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from perdure.errors import InvalidRequest, NotReachable, RunFailed
+from perdure.starter.options import Common, guarded
+
+HEAVY = ("temporalio", "anthropic", "openai", "boto3", "botocore", "pydantic_settings", "pydantic")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom perdure.starter import cli\nsys.argv = ['perdure', '--help']\n"
+        f"assert cli.run() == 0\nprint('\\nheavy', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    heavy = done.stdout.decode().splitlines()[-1]
+    assert [name for name in HEAVY[:-1] if name in heavy] == []
+
+
+def test_every_command_has_the_common_options() -> None:
+    from perdure.starter.cli import app
+
+    assert {command.name for command in app.registered_commands} == {
+        *("dev", "worker", "doctor", "run", "watch", "list", "show", "transcript", "send"),
+        *("approve", "deny", "pause", "resume", "stop", "cancel", "agents"),
+    }
+    for command in app.registered_commands:
+        assert command.callback is not None
+        taken = set(command.callback.__annotations__)
+        assert {field.name for field in fields(Common)} <= taken, command.name
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest("no"), 2),
+        (NotReachable("no"), 5),
+        (RunFailed("no", kind="bug"), 1),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("no\nno"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def body() -> int:
+        raise error
+
+    assert guarded(Common(), body) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == (0 if code == 130 else 1)
+    assert "Traceback" not in said
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise InvalidRequest("no")
+
+    assert guarded(Common(debug=True), body) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_options_become_a_command_line_again() -> None:
+    common = Common(address="a:1", json=True)
+    assert common.arguments("address", "namespace", "json") == ["--address", "a:1", "--json"]
+
+
+def test_completion_of_the_shell_is_offered() -> None:
+    environment = {
+        **os.environ,
+        "_PERDURE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "perdure tr",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv = ['perdure']; from perdure.__main__ import main; main()",
+        ],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.stdout.decode().split() == ["transcript"]

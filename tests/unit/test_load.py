@@ -1,0 +1,179 @@
+"""Agent files, and what is said about those that cannot be loaded."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import DefinitionError
+from perdure.workers.load import load_agents, load_all, main
+
+Write = Callable[..., str]
+
+HEAD = "from perdure import Agent, tool\n"
+AGENT = HEAD + 'one = Agent(name="one", model="scripted:x")\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes a file into the working directory; what it imports is forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+
+    def put(text: str, name: str = "desk_of_test.py") -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return name
+
+    yield put
+    for name in set(sys.modules) - known:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def names(target: str) -> list[str]:
+    return [agent.name for agent in load_agents(target).agents]
+
+
+def refusal(*targets: str) -> str:
+    with pytest.raises(DefinitionError) as caught:
+        load_all(targets)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_agents_at_the_top_level_and_in_lists_are_found_once(write: Write) -> None:
+    file = write(AGENT + 'two = Agent(name="two", model="scripted:x")\nboth = [one, two]\nagain = one\n')
+    assert names(file) == ["one", "two"]
+
+
+def test_a_name_behind_the_file_takes_only_that(write: Write) -> None:
+    file = write(AGENT + 'two = Agent(name="two", model="scripted:x")\nlist_ = (two,)\n')
+    assert names(f"{file}:one") == ["one"]
+    assert names(f"{file}:list_") == ["two"]
+    assert refusal(f"{file}:three") == f"{file} has no 'three'"
+    assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent; write one")
+
+
+def test_a_module_is_found_from_the_working_directory(write: Write) -> None:
+    write("", "pack_of_test/__init__.py")
+    write(AGENT, "pack_of_test/agents.py")
+    assert names("pack_of_test.agents") == ["one"]
+
+
+def test_neighbours_of_the_file_import_it_and_are_imported(write: Write) -> None:
+    write(HEAD + 'theirs = Agent(name="theirs", model="scripted:x")\n', "folder/neighbour_of_test.py")
+    file = write("from neighbour_of_test import theirs\n" + AGENT, "folder/desk_of_test.py")
+    assert names(file) == ["theirs", "one"]
+
+
+def test_a_file_named_like_a_library_hides_nothing(write: Write) -> None:
+    assert names(write(AGENT, "json.py")) == ["one"]
+    assert sys.modules["json"] is json
+
+
+def test_the_same_agent_in_two_files_is_one(write: Write) -> None:
+    file = write(AGENT)
+    other = write("from desk_of_test import one\n", "other_of_test.py")
+    assert [agent.name for agent in load_all([file, other]).agents] == ["one"]
+
+
+def test_two_agents_of_one_name_are_refused(write: Write) -> None:
+    file, other = write(AGENT), write(AGENT, "other_of_test.py")
+    assert refusal(file, other) == "two agents are called 'one'; rename one"
+
+
+def test_providers_of_the_file_come_along(write: Write) -> None:
+    file = write(
+        AGENT
+        + 'from perdure.testing import ScriptedModel, says\nmodels = {"mine": ScriptedModel([says("hi")])}\n'
+    )
+    assert list(load_agents(file).models) == ["mine"]
+
+
+def test_a_variable_called_models_that_holds_none_is_left_alone(write: Write) -> None:
+    assert load_agents(write(AGENT + 'models = {"small": "anthropic:x"}\n')).models == {}
+
+
+def test_a_provider_that_is_none_is_refused(write: Write) -> None:
+    file = write(
+        AGENT
+        + 'from perdure.testing import ScriptedModel, says\nmodels = {"a": ScriptedModel([says("hi")]), "b": 3}\n'
+    )
+    assert "models['b'] is no Model" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nosuchthing\n", "1: does not import: ModuleNotFoundError: No module named 'nosuchthing'"),
+        ("from perdure import nothing\n", "1: does not import: ImportError: cannot import name 'nothing'"),
+        ("x = (\n", "1: SyntaxError: '(' was never closed"),
+        ("import json\n\njson.loads('{')\n", "3: does not import: JSONDecodeError: Expecting property name"),
+        ("def f():\n    raise SystemExit(3)\nf()\n", "2: does not import: SystemExit: 3"),
+        (
+            HEAD + "@tool\ndef f(x: int) -> str:\n    return ''\n",
+            "2: tool 'f' has no docstring: the model chooses tools by their description",
+        ),
+        (HEAD + "@tool\ndef f(x) -> str:\n    'It.'\n", "2: tool 'f': parameter 'x' has no type hint"),
+        (
+            HEAD + "class C: pass\n@tool\ndef f(x: C) -> str:\n    'It.'\n",
+            "3: tool 'f': parameter 'x' has a type no JSON value can fill",
+        ),
+        (
+            HEAD + "@tool\ndef f(*x: int) -> str:\n    'It.'\n",
+            "2: tool 'f': parameter 'x' is variadic positional; a model can only fill parameters that",
+        ),
+        (
+            HEAD
+            + "@tool\ndef f(x: int) -> str:\n    'It.'\na = Agent(name='a', model='m:x',\n  tools=[f, f])\n",
+            "5: agent 'a': two tools are called 'f'; rename one",
+        ),
+        (
+            HEAD + "a = Agent(name='a', model='gpt')\n",
+            "2: agent 'a': model 'gpt': write it as \"provider:model\"",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_told_with_its_line(write: Write, text: str, said: str) -> None:
+    assert refusal(write(text)).startswith(f"desk_of_test.py:{said}")
+
+
+def test_a_mistake_in_a_neighbour_is_told_where_it_is(write: Write) -> None:
+    write("\n1 / 0\n", "neighbour_of_test.py")
+    told = refusal(write("import neighbour_of_test\n"))
+    assert told == "neighbour_of_test.py:2: does not import: ZeroDivisionError: division by zero"
+
+
+def test_a_file_that_failed_can_be_loaded_once_it_is_mended(write: Write) -> None:
+    refusal(write("import nosuchthing\n"))
+    assert names(write(AGENT)) == ["one"]
+
+
+def test_a_file_without_an_agent_is_told_what_to_write(write: Write) -> None:
+    assert refusal(write("x = 1\n")) == (
+        "desk_of_test.py defines no Agent; write one at its top level, such as "
+        'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
+    )
+
+
+def test_what_is_no_file_is_told(write: Write) -> None:
+    write("", "folder/x.py")
+    assert refusal("nosuch.py") == (
+        "nosuch.py: there is no such file; give the Python file that defines the agent"
+    )
+    assert "it is a folder" in refusal("./folder")
+    assert "No module named 'nosuch_of_test'" in refusal("nosuch_of_test")
+    assert "names no file" in refusal("")
+
+
+def test_the_command_prints_what_is_in_the_file(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([write(AGENT), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["model"], told["tools"]) == ("one", "scripted:x", [])
+    assert main(["nosuch.py"]) == 2
+    assert capsys.readouterr().err.startswith("error: nosuch.py")
