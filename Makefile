@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-quick lint types lock record-histories screenshot clean
+.PHONY: demo test test-quick lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
-	$(BIN)/python -m examples.support_desk.demo
+	$(BIN)/python examples/support_desk/demo.py
 
 test: .venv/ready            ## All tests, against the real server
 	$(BIN)/pytest -q
@@ -19,7 +19,7 @@ lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/lint-imports
 
 types: .venv/ready           ## mypy by package name, pyright by real path
-	$(BIN)/mypy -p perdure -p tests -p examples
+	$(BIN)/mypy -p perdure -p tests
 	$(BIN)/pyright
 
 lock: .venv/ready            ## Resolve the dependencies anew
@@ -29,9 +29,6 @@ lock: .venv/ready            ## Resolve the dependencies anew
 
 record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=0.2.0
 	$(BIN)/python -m tests.replay.record $(VERSION)
-
-screenshot: .venv/ready      ## docs/ui-*.png from the running demo; needs chromium
-	$(BIN)/python -m examples.support_desk.screenshot
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -138,6 +138,7 @@ class _Follower:
         if line.done():
             return await self._answered(want, line.result())
         line.cancel()
+        await asyncio.gather(line, return_exceptions=True)
         prompt("\n")
         return events.take()
 

@@ -14,11 +14,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from agent import MODEL
-from narration import Claims, Disproved, alarm, heading, say, table, told
+from narration import Claims, Disproved, Stuck, alarm, heading, say, table, told
 from shop import Entry, Shop, open_shop
 from stage import Stage, stage, until
 
@@ -35,6 +36,10 @@ SPEAKER = "script" if SCRIPTED else "model"
 ANN, ANNS_ORDER, ANNS_CITY = "ann.lindqvist@example.com", "W2378156", "Uppsala"
 BRAMS_ORDER, BRAMS_CITY = "W4847310", "Ghent"
 CHIARAS_ORDER = "W6081887"
+
+
+LONGEST = timedelta(minutes=5)
+"""With a model that takes its time; a script needs half a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,8 @@ class Demo:
             tracked.begun == tracking.attempts == 2,
             "the tracking, cut in the middle, was begun again from the start: it only reads",
         )
-        check(all(step.attempts == 1 for step in await run.steps()), "no model call was made twice")
+        if SCRIPTED:  # a real provider may have been too busy at first
+            check(all(step.attempts == 1 for step in await run.steps()), "no model call was made twice")
 
     async def refund_with_approval(self) -> None:
         heading("4. A refund that waits for a person, and a kill -9 at the worst moment")
@@ -153,7 +159,7 @@ class Demo:
         amount = refunds[0].amount_cents
         if self.options.pause_at is None:  # else a person may have approved another one
             check(amount == approval.arguments.get("amount_cents"), f"of what was approved: {amount} cents")
-        check(not await self.waiting_for_approval(), "nobody was asked a second time")
+        check(await _decisions(run) == 1, "a person was asked once: one decision is in Temporal's history")
 
     async def bill(self) -> None:
         heading("5. What it took")
@@ -241,6 +247,15 @@ async def _call(run: Run, tool: str) -> StepCall:
     return made[0]
 
 
+async def _decisions(run: Run) -> int:
+    """How many decisions the run was given."""
+    history = run.handle.fetch_history_events()
+    accepted = [
+        event.HasField("workflow_execution_update_accepted_event_attributes") async for event in history
+    ]
+    return sum(accepted)
+
+
 def _dollars(microusd: int | None) -> str:
     return "unknown" if microusd is None else f"${microusd / 1_000_000:.4f}"
 
@@ -255,7 +270,8 @@ async def perform(options: Options, home: Path) -> None:
     say(f"Model: {MODEL}" + (" (SCRIPTED: ANTHROPIC_API_KEY is not set)" if SCRIPTED else ""))
     async with stage(home, usual_ports=not options.free_ports) as set_up:
         demo = Demo(stage=set_up, shop=open_shop(), options=options)
-        await demo.play()
+        async with asyncio.timeout(None if options.pause_at else LONGEST.total_seconds()):
+            await demo.play()
         say()
         say(f"All {demo.claims.count} claims were checked, by the shop's database and Temporal's history.")
         if options.keep:
@@ -280,8 +296,8 @@ async def _main(options: Options) -> int:
     home = Path(tempfile.mkdtemp(prefix="perdure-demo-"))
     try:
         await perform(options, home)
-    except (Disproved, PerdureError, TimeoutError, RuntimeError) as error:
-        alarm(f"FAILED: {error}")
+    except (Disproved, Stuck, PerdureError, TimeoutError, RuntimeError) as error:
+        alarm(f"FAILED: {error or f'not over within {LONGEST}'}")
         say(f"    Logs and databases are kept in {home}")
         return 1
     except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from perdure.starter.events import (
     Event,
     MessageFinished,
     Retrying,
+    StatusChanged,
     TextDelta,
     ToolFinished,
     ToolProgress,
@@ -57,8 +58,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         _console.print(f"      {line.rstrip()}", style="bold" if number == 0 else None)
 
 
+class Stuck(Exception):
+    """A run waits for something that nobody here will do."""
+
+
 async def told(run: Run, *, speaker: str, after_message: int = 0) -> AsyncIterator[Event]:
-    """The run's events, each of them said before it is handed on."""
+    """The run's events, each of them said before it is handed on. Raises Stuck when it is parked."""
     speaking = False
     async for event in run.events(after_message=after_message):
         if isinstance(event, TextDelta):
@@ -69,6 +74,8 @@ async def told(run: Run, *, speaker: str, after_message: int = 0) -> AsyncIterat
         elif speaking:
             speaking = False
             _console.print()
+        if isinstance(event, StatusChanged) and event.status == "parked":
+            raise Stuck(f"{run.id} is {event.doing}")
         if not isinstance(event, TextDelta | MessageFinished):
             _say_event(event)
         yield event
@@ -85,7 +92,7 @@ def _say_event(event: Event) -> None:
         case ToolFinished():
             _console.print(f"  {'error' if event.is_error else 'result':9} {_short(event.text)}", style="dim")
         case Retrying():
-            alarm(f"{event.call} was cut off ({event.error}); Temporal makes attempt {event.attempt}")
+            alarm(f"{event.call} failed ({event.error}); Temporal makes attempt {event.attempt}")
         case _:
             pass
 

@@ -86,14 +86,7 @@ def test_streamed_text_keeps_its_own_lines_and_long_words() -> None:
 
 
 def test_the_end_is_one_line_with_what_it_cost() -> None:
-    result = RunResult(
-        agent="a",
-        output="x",
-        stop_reason="max_steps",
-        steps=1,
-        usage=Usage(input_tokens=10),
-        cost_microusd=None,
-    )
+    result = RunResult(agent="a", stop_reason="max_steps", steps=1, usage=Usage(input_tokens=10))
     end = line_of(Finished(status="completed", result=result))
     assert end is not None
     assert "max_steps · 1 step · 0 tool calls · 10 tokens · cost unknown" in end

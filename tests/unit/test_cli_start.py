@@ -72,20 +72,9 @@ def test_options_become_a_command_line_again() -> None:
 
 
 def test_completion_of_the_shell_is_offered() -> None:
-    environment = {
-        **os.environ,
-        "_PERDURE_COMPLETE": "complete_bash",
-        "COMP_WORDS": "perdure tr",
-        "COMP_CWORD": "1",
-    }
+    asked = {"_PERDURE_COMPLETE": "complete_bash", "COMP_WORDS": "perdure tr", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['perdure']; from perdure.__main__ import main; main()"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.argv = ['perdure']; from perdure.__main__ import main; main()",
-        ],
-        env=environment,
-        capture_output=True,
-        check=False,
+        [sys.executable, "-c", script], env={**os.environ, **asked}, capture_output=True, check=False
     )
     assert done.stdout.decode().split() == ["transcript"]

@@ -13,6 +13,7 @@ from perdure.workers.load import load_agents, load_all, main
 Write = Callable[..., str]
 
 HEAD = "from perdure import Agent, tool\n"
+SCRIPTED = "from perdure.testing import ScriptedModel, says\n"
 AGENT = HEAD + 'one = Agent(name="one", model="scripted:x")\n'
 
 
@@ -100,10 +101,7 @@ def test_a_variable_called_models_that_holds_none_is_left_alone(write: Write) ->
 
 
 def test_a_provider_that_is_none_is_refused(write: Write) -> None:
-    file = write(
-        AGENT
-        + 'from perdure.testing import ScriptedModel, says\nmodels = {"a": ScriptedModel([says("hi")]), "b": 3}\n'
-    )
+    file = write(AGENT + SCRIPTED + 'models = {"a": ScriptedModel([says("hi")]), "b": 3}\n')
     assert "models['b'] is no Model" in refusal(file)
 
 

@@ -1,0 +1,354 @@
+"""The command line as people and scripts use it: real processes, a real server, a real worker."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.workers.server import DevServer, free_port
+from tests.waiting import wait_for
+
+from .shell import AGENTS, Background, Shell
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterator[Shell]:
+    """A shell whose settings lead to the session's server, and a worker that serves `AGENTS`."""
+    folder = tmp_path_factory.mktemp("cli")
+    variables = {"PERDURE_ADDRESS": server.address, "PERDURE_TASK_QUEUE": f"cli-{time.time_ns()}"}
+    made = Shell(folder, variables)
+    made.write("desk.py", AGENTS)
+    made.start("worker", "desk.py").says("ready: support, payer, twice")
+    yield made
+    made.close()
+
+
+def started(shell: Shell, agent: str, *options: str) -> str:
+    """The id of a run that has been started and left alone."""
+    said = shell.perdure("run", agent, "go", "--detach", *options)
+    assert said.code == 0, said.err
+    return said.out.strip()
+
+
+def until_it_is(shell: Shell, run: str, *statuses: str) -> None:
+    """Wait until the run has one of the statuses."""
+
+    def there() -> bool:
+        looked = shell.perdure("show", run, "--json").json
+        return looked["status"] is not None and looked["status"]["status"] in statuses
+
+    wait_for(there, f"{run} to be {statuses}")
+
+
+def test_a_run_without_a_terminal_gives_its_output_and_tells_the_rest_on_stderr(shell: Shell) -> None:
+    said = shell.perdure("run", "support", "Where is 1?", "--user", "ann", "--id", "plain")
+    assert (said.code, said.out) == (0, "It is on its way.\n")
+    assert "run plain\n" in said.err
+    assert '→ order_status(order_id="1")\n✓ order_status: 1 is on its way\n' in said.err
+    assert re.search(r"✓ end_turn · 2 steps · 1 tool call · [\d,]+ tokens · cost unknown\n", said.err)
+    assert "\x1b" not in said.out + said.err
+
+
+def test_a_run_as_json_is_one_event_a_line(shell: Shell) -> None:
+    events = shell.perdure("run", "support", "--file", "-", "--json", stdin="Where is 1?").lines
+    kinds = [event["kind"] for event in events]
+    assert {"text", "message", "tool_started", "tool_finished", "status"} <= set(kinds)
+    assert kinds.index("tool_started") < kinds.index("tool_finished")
+    assert kinds[-1] == "finished"
+    assert events[-1]["result"]["output"] == "It is on its way."
+
+
+def test_the_same_id_and_prompt_again_is_the_same_run(shell: Shell) -> None:
+    again = [shell.perdure("run", "support", "x", "--id", "same", "--json").lines[-1] for _ in range(2)]
+    assert again[0] == again[1]
+    other = shell.perdure("run", "support", "y", "--id", "same")
+    assert other.code == 2
+    assert "choose another id, or start it anew with rerun=True (--rerun)" in other.err
+    assert shell.perdure("run", "support", "y", "--id", "same", "--rerun").code == 0
+
+
+def test_a_limit_ends_a_run_early_with_its_own_code(shell: Shell) -> None:
+    said = shell.perdure("run", "support", "x", "--limit", "steps=1")
+    assert said.code == 4
+    assert "■ max_steps · 1 step" in said.err
+
+
+def test_a_failed_run_has_its_own_code(shell: Shell) -> None:
+    said = shell.perdure("run", "broken", "x")
+    assert said.code == 1
+    assert "✗ failed: bad_request: no such thing" in said.err
+
+
+def test_an_unknown_agent_is_told_with_those_there_are(shell: Shell) -> None:
+    said = shell.perdure("run", "nobody", "x", "--id", "unknown")
+    assert said.code == 1
+    assert "UnknownAgent: no agent 'nobody' is served here; the agents are: asker, broken," in said.err
+    shown = shell.perdure("show", "unknown")
+    assert (shown.code, "no agent 'nobody' is served here" in shown.out) == (0, True)
+
+
+def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell: Shell) -> None:
+    following = shell.start("run", "payer", "x", "--id", "held")
+    following.says("answer with: perdure approve held call-1-1")
+    assert "held" in [run["id"] for run in shell.perdure("list", "--waiting", "--json").json]
+    assert "nothing of run" not in shell.perdure("show", "held").out
+    said = shell.perdure("approve", "held", "--by", "bob", "--json")
+    assert said.json == {"id": "held", "call_id": "call-1-1", "allow": True, "by": "bob"}
+    following.says("✓ refund: paid back 12.5 for 1")
+    assert following.process.wait(timeout=20) == 0
+    again = shell.perdure("approve", "held", "call-1-1")
+    assert (again.code, again.err[:6]) == (2, "error:")
+
+
+def test_other_arguments_can_be_approved_and_others_refused(shell: Shell) -> None:
+    run = started(shell, "twice")
+    until_it_is(shell, run, "waiting_approval")
+    unclear = shell.perdure("approve", run)
+    assert unclear.code == 2
+    assert 'waiting are call-1-1: refund(order_id="1", amount=1' in unclear.err
+    wrong = shell.perdure("approve", run, "call-1-9")
+    assert (wrong.code, "no call 'call-1-9' waits" in wrong.err) == (2, True)
+    bad = shell.perdure("approve", run, "call-1-1", "--arguments", '["much"]')
+    assert (bad.code, bad.err[:6], bad.err.count("\n")) == (2, "error:", 1)
+    changed = '{"order_id": "1", "amount": 0.5}'
+    assert shell.perdure("approve", run, "call-1-1", "--arguments", changed).code == 0
+    assert shell.perdure("deny", run, "--reason", "too much").code == 0
+    until_it_is(shell, run, "completed")
+    told = shell.perdure("transcript", run).out
+    assert "paid back 0.5 for 1" in told
+    assert re.search(r"This call was refused by .*: too much", told)
+
+
+def test_a_question_is_answered_by_send(shell: Shell) -> None:
+    run = started(shell, "asker")
+    until_it_is(shell, run, "waiting_person")
+    shown = shell.perdure("show", run).out
+    assert "Which order?" in shown
+    assert f'perdure send {run} "..."' in shown
+    assert shell.perdure("send", run, "the blue one", "--json").json["id"] == run
+    watched = shell.perdure("watch", run)
+    assert (watched.code, watched.out) == (0, "Thanks.\n")
+    late = shell.perdure("send", run, "more")
+    assert (late.code, late.err) == (2, f"error: run {run!r} is over; look at it with `perdure show {run}`\n")
+
+
+def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell) -> None:
+    said = shell.perdure("run", "locked", "x", "--id", "parked")
+    assert said.code == 3
+    assert "! parked: authentication at step 1 (locked:x): the key is wrong" in said.err
+    assert "perdure resume parked" in said.err
+    assert [run["status"] for run in shell.perdure("list", "--status", "parked", "--json").json] == ["parked"]
+    shell.write("key", "")
+    assert shell.perdure("resume", "parked").out == "parked: resumed\n"
+    assert shell.perdure("watch", "parked").out == "mended\n"
+
+
+def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Shell) -> None:
+    one, two = started(shell, "slow"), started(shell, "slow")
+    assert shell.perdure("pause", one, two, "--json").lines == [
+        {"id": one, "done": "paused"},
+        {"id": two, "done": "paused"},
+    ]
+    until_it_is(shell, one, "paused")
+    mixed = shell.perdure("resume", one, "nosuchrun", two)
+    assert mixed.code == 2
+    assert mixed.out == f"{one}: resumed\n{two}: resumed\n"
+    assert mixed.err == "error: there is no run 'nosuchrun' in namespace 'default'\n"
+    assert shell.perdure("stop", one).code == 0
+    assert shell.perdure("cancel", two).code == 0
+    assert (shell.perdure("watch", one).code, shell.perdure("watch", two).code) == (4, 4)
+    over = shell.perdure("pause", one)
+    assert (over.code, "is over" in over.err) == (2, True)
+
+
+def test_ctrl_c_leaves_the_run_as_it_is(shell: Shell) -> None:
+    following = shell.start("run", "slow", "x", "--id", "left")
+    following.says("→ gate")
+    assert following.interrupt() == 130
+    assert "follow it again: perdure watch left" in following.said
+    assert "Traceback" not in following.said
+    until_it_is(shell, "left", "acting")
+    assert shell.perdure("stop", "left").code == 0
+
+
+def test_runs_are_listed_and_shown(shell: Shell) -> None:
+    assert shell.perdure("run", "support", "x", "--id", "seen", "--user", "eve").code == 0
+
+    def listed() -> list[str]:
+        return [run["id"] for run in shell.perdure("list", "--user", "eve", "--json").json]
+
+    wait_for(lambda: listed() == ["seen"], "the list to have it")
+    table = shell.perdure("list", "--agent", "support", "--query", 'AgentUser = "eve"', "--most", "1").out
+    assert table.splitlines()[0].split() == [
+        "ID",
+        "AGENT",
+        "STATUS",
+        "STOP",
+        "STEPS",
+        "COST",
+        "USER",
+        "STARTED",
+    ]
+    assert table.splitlines()[1].split()[:4] == ["seen", "support", "completed", "end_turn"]
+    looked = shell.perdure("show", "seen", "--json").json
+    assert (looked["state"], len(looked["steps"])) == ("completed", 2)
+    shown = shell.perdure("show", "seen").out
+    assert '✓ order_status(order_id="1")' in shown
+    assert "cost unknown" in shown
+    told = shell.perdure("transcript", "seen", "--json").json
+    assert [message["role"] for message in told] == ["user", "assistant", "tool", "assistant"]
+    assert shell.perdure("list", "--user", "nobody-at-all").err == "no such run\n"
+
+
+def test_agents_are_told_from_a_file_and_from_runs(shell: Shell) -> None:
+    of_file = shell.perdure("agents", "desk.py", "--json").json
+    assert [agent["name"] for agent in of_file][:2] == ["support", "payer"]
+    assert "support" in shell.perdure("agents", "desk.py").out
+    assert shell.perdure("run", "support", "x").code == 0
+    of_runs = wait_for(lambda: shell.perdure("agents", "--json").json, "a run to be listed")
+    assert {"name", "runs"} == set(of_runs[0])
+    assert "from the latest" in shell.perdure("agents").err
+
+
+def test_doctor_finds_nothing_wrong_and_tells_no_secret(shell: Shell) -> None:
+    keyed = Shell(shell.folder, {**shell.variables, "ANTHROPIC_API_KEY": "sk-ant-very-secret"})
+    said = keyed.perdure("doctor", "--json")
+    verdicts = {finding["name"]: finding["verdict"] for finding in said.json}
+    assert said.code == 0, said.out
+    assert set(verdicts.values()) == {"ok"}, said.out
+    assert "very-secret" not in said.out
+    assert set(verdicts) == {
+        *("versions", "embedded server", "provider keys", "blob store", "server"),
+        *("namespace", "search attributes", "worker", "clock"),
+    }
+
+
+def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
+    said = shell.perdure("doctor", "--address", f"127.0.0.1:{free_port()}")
+    assert said.code == 1
+    assert re.search(r"^fail +server +no Temporal server answers", said.out, re.MULTILINE)
+    there = shell.perdure("doctor", "--namespace", "nosuch", "--task-queue", "nobody-polls", "--json")
+    verdicts = {finding["name"]: finding["verdict"] for finding in there.json}
+    assert (there.code, verdicts["namespace"], verdicts["worker"]) == (1, "fail", "warn")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "support", " "], 2, "is empty: say what the agent is to do"),
+        (["run", "support"], 2, "say what the agent is to do, once"),
+        (["run", "support", "x", "--limit", "steps=x"], 2, "--limit: steps: Input should be a valid integer"),
+        (["run", "support", "x", "--context", "x"], 2, "--context 'x': write name=value"),
+        (["run", "support", "x", "--address", "nowhere"], 2, "write it as host:port, such as localhost:7233"),
+        (["run", "support", "x", "--address", "127.0.0.1:1"], 5, "no Temporal server answers at 127.0.0.1:1"),
+        (["run", "support", "x", "--task-queue", "nobody-polls"], 5, "perdure worker FILE"),
+        (["run", "support", "x", "--namespace", "nosuch"], 2, "Namespace nosuch is not found"),
+        (["list", "--status", "asleep"], 2, "--status 'asleep': there are thinking, acting,"),
+        (["list", "--query", "AgentStatus ="], 2, "Temporal refused:"),
+        (["show", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
+        (["watch", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
+        (["agents", "nosuch.py"], 2, "nosuch.py: there is no such file"),
+        (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
+        (["worker", "desk.py", "--deployment", "d"], 2, "a worker deployment needs a build id too: --build"),
+    ],
+)
+def test_a_wrong_call_is_one_line_that_says_what_to_do(
+    shell: Shell, words: list[str], code: int, said: str
+) -> None:
+    done = shell.perdure(*words)
+    assert done.code == code
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert said in done.err
+
+
+@pytest.mark.parametrize("words", [["nosuchcommand"], ["run", "--nosuchoption"], ["show"]])
+def test_a_wrong_command_line_is_told_with_the_usage(shell: Shell, words: list[str]) -> None:
+    done = shell.perdure(*words)
+    assert done.code == 2
+    assert "Usage: " in done.err
+
+
+WRONG = {
+    "import": (
+        "import nosuch\n",
+        "wrong.py:1: does not import: ModuleNotFoundError: No module named 'nosuch'",
+    ),
+    "duplicate": (
+        """
+from perdure import Agent, tool
+@tool
+def f() -> str:
+    "It."
+a = Agent(name="a", model="scripted:x", tools=[f, f])
+""",
+        "wrong.py:6: agent 'a': two tools are called 'f'; rename one",
+    ),
+    "docstring": (
+        "from perdure import tool\n@tool\ndef f() -> str:\n    return ''\n",
+        "wrong.py:2: tool 'f' has no docstring",
+    ),
+    "parameter": (
+        "from perdure import tool\n@tool\ndef f(*x: int) -> str:\n    'It.'\n",
+        "wrong.py:2: tool 'f': parameter 'x' is variadic positional",
+    ),
+    "empty": ("x = 1\n", "wrong.py defines no Agent; write one"),
+    "provider": (
+        "from perdure import Agent\na = Agent(name='a', model='nosuch:x')\n",
+        "agent 'a': no provider 'nosuch' for model 'nosuch:x'; there are: ",
+    ),
+    "option": (
+        """
+from perdure import Agent, ModelConfig
+a = Agent(name="a", model=ModelConfig(name="anthropic:x", options={"nosuch": 1}))
+""",
+        "agent 'a': ",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_worker_refuses_a_wrong_file_in_one_line(shell: Shell, wrong: str) -> None:
+    text, told = WRONG[wrong]
+    file = shell.write("wrong.py", text)
+    said = shell.perdure("worker", file)
+    assert said.code == 2
+    assert said.err.startswith(f"error: {told}")
+    assert said.err.count("\n") == 1
+
+
+def ended_by(shell: Shell, background: Background) -> str:
+    """What a worker said until a signal ended it well."""
+    assert background.interrupt() == 0, background.said
+    return background.said
+
+
+def test_a_worker_warns_of_a_missing_key_and_serves_all_the_same(shell: Shell) -> None:
+    file = shell.write(
+        "keyless.py",
+        "from perdure import Agent\na = Agent(name='keyless', model='anthropic:claude-sonnet-5-5')\n",
+    )
+    port = free_port()
+    worker = shell.start("worker", file, "--task-queue", "keyless", "--health", f"127.0.0.1:{port}")
+    worker.says("ready: keyless on task queue 'keyless'")
+    assert "warning: agent 'keyless', model anthropic:claude-sonnet-5-5: no key" in worker.said
+    assert "ANTHROPIC_API_KEY" in worker.said
+    healthy = shell.perdure(f"http://127.0.0.1:{port}/ready", module="perdure.workers.health")
+    assert healthy.code == 0
+    parked = shell.perdure("run", "keyless", "x", "--task-queue", "keyless")
+    assert (parked.code, "ANTHROPIC_API_KEY" in parked.err) == (3, True)
+    assert "stopping: what is in flight may finish" in ended_by(shell, worker)
+
+
+def test_a_second_signal_ends_a_worker_at_once(shell: Shell, tmp_path: Path) -> None:
+    file = shell.write("desk2.py", AGENTS.replace('"open"', f'"{tmp_path / "never"}"', 1))
+    worker = shell.start("worker", file, "--task-queue", "twice")
+    worker.says("ready: ")
+    run = started(shell, "slow", "--task-queue", "twice")
+    until_it_is(shell, run, "acting")
+    worker.process.terminate()
+    worker.says("once more leaves at once")
+    assert worker.interrupt() == 130
+    assert "leaving at once" in worker.said
