@@ -1,0 +1,71 @@
+"""The documentation's own code runs, and its tables are the code's."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure import Agent
+from perdure.errors import RULES
+from perdure.settings import Settings
+from perdure.testing import ScriptedModel, calls, says
+from tests.conftest import Serve, until_status
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(name: str) -> list[str]:
+    """The Python blocks of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def run_blocks(name: str) -> dict[str, Any]:
+    """Execute a page's blocks one after the other, as a reader would."""
+    space: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(name):
+        exec(compile(block, name, "exec"), space)
+    return space
+
+
+def test_the_newcomers_agent_has_at_most_15_lines() -> None:
+    first = blocks("README.md")[0]
+    lines = [line for line in first.splitlines() if line.strip()]
+    assert len(lines) <= 15
+    space: dict[str, Any] = {}
+    exec(compile(first, "support.py", "exec"), space)
+    assert isinstance(space["support"], Agent)
+
+
+async def test_the_readmes_code_runs(serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = run_blocks("README.md")
+    scripted = Agent(name="support", model="scripted:x", tools=list(space["support"].tools))
+    await space["test_support"](scripted)
+    script = [calls("order_status", order_id="W2378156"), says("This morning.")]
+    async with serve(scripted, models={"scripted": ScriptedModel(script)}) as client:
+        for name in ("address", "task_queue", "home"):
+            monkeypatch.setenv(f"PERDURE_{name.upper()}", str(getattr(settings, name)))
+        await space["main"]()
+        assert (await client.get("ticket-77").result()).output == "This morning."
+
+
+async def test_the_guides_code_runs(serve: Serve) -> None:
+    space = run_blocks("docs/guide.md")
+    assert space["buyer"].output_schema() is not None
+    script = [calls("refund", order_id="W1", cents=5), says("done")]
+    async with serve(space["clerk"], models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("clerk", "refund", id="guide")
+        await until_status(client, run.id, "waiting_approval")
+        while (await run.status()).waiting:
+            await space["decide_everything"](client)
+        assert (await run.result()).output == "done"
+
+
+def test_the_table_of_errors_is_the_codes_own() -> None:
+    rows = ["| kind | retried | falls back | parks | meaning |", "| --- | --- | --- | --- | --- |"]
+    for kind, rule in RULES.items():
+        marks = ["yes" if flag else "no" for flag in (rule.retried, rule.falls_back, rule.parks)]
+        rows.append(f"| `{kind}` | {' | '.join(marks)} | {rule.meaning} |")
+    page = (ROOT / "docs/guide.md").read_text()
+    shown = page.partition("<!-- errors: begin -->\n")[2].partition("<!-- errors: end -->")[0]
+    assert shown == "\n".join(rows) + "\n"
