@@ -7,6 +7,7 @@ the queue into the state and asks `decide` again. That order is in history, so r
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -143,10 +144,9 @@ class AgentWorkflow:
         self._recalled = True
         display.show(self._now)
         self._flights.recall()
-        try:
+        # Out of patience, or told again: either way the run ends now.
+        with suppress(TimeoutError, asyncio.CancelledError):
             await workflow.wait_condition(lambda: not self._flights.aloft, timeout=GRACE)
-        except (TimeoutError, asyncio.CancelledError):
-            pass  # out of patience, or told again: either way the run ends now
         return None
 
     async def _continue(self, display: Display, request: Any) -> None:

@@ -223,7 +223,7 @@ def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.Activit
 def idempotency_key(call_id: str) -> str:
     """The same for every attempt of a call, over crashes and continue-as-new; unique to it."""
     info = workflow.info()
-    whole = "\0".join([info.namespace, info.workflow_id, info.first_execution_run_id, call_id])
+    whole = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}\0{call_id}"
     return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
 
 

@@ -133,8 +133,9 @@ class Demo:
         _show_approval(approval)
         self.claims.check(not self.shop.refunds(CHIARAS_ORDER), "no money has moved")
         if self.options.pause_at == "approval":
-            say(f"    Held here until somebody decides: {self.stage.link(run.id)}")
-            say(f"    or: PERDURE_ADDRESS={self.stage.server.address} perdure approve {run.id}")
+            page = f"{self.stage.link(run.id)}/{(await run.described()).run_id}/user-metadata"
+            say(f"    Held here until somebody decides: {page}")
+            say(f"    or by: PERDURE_ADDRESS={self.stage.server.address} perdure approve {run.id}")
         else:
             await run.decide(approval.call_id, allow=True, by="demo", digest=approval.digest)
             say("    allowed, by run.decide(...)")
@@ -301,6 +302,7 @@ async def _main(options: Options) -> int:
         say(f"    Logs and databases are kept in {home}")
         return 1
     except asyncio.CancelledError:
+        say("stopped")
         shutil.rmtree(home)
         return 130
     shutil.rmtree(home)

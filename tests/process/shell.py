@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,61 @@ class Background:
 
 
 @dataclass
+class Terminal:
+    """A command that takes itself to be at a terminal."""
+
+    pid: int
+    descriptor: int
+    said: str = ""
+    code: int | None = None
+    _heard: int = 0
+
+    def says(self, text: str, *, within: float = 20.0) -> None:
+        """Read on until it says that, after what was heard before."""
+
+        def said() -> bool:
+            self._read()
+            return text in self.said[self._heard :]
+
+        wait_for(said, f"{text!r} in {self.said!r}", within=within)
+        self._heard = self.said.index(text, self._heard) + len(text)
+
+    def types(self, text: str) -> None:
+        """Type it."""
+        os.write(self.descriptor, text.encode())
+
+    def ends(self, *, within: float = 20.0) -> int:
+        """Wait for the end; the exit code."""
+
+        def ended() -> bool:
+            self._read()
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.code = os.waitstatus_to_exitcode(status)
+            return self.code is not None
+
+        wait_for(ended, f"the end of {self.said!r}", within=within)
+        self._read()
+        assert self.code is not None
+        return self.code
+
+    def _read(self) -> None:
+        while select.select([self.descriptor], [], [], 0)[0]:
+            try:
+                new = os.read(self.descriptor, 65_536)
+            except OSError:  # the other end is closed
+                return
+            self.said += new.decode(errors="replace")
+
+    def close(self) -> None:
+        """It ends, and the terminal with it."""
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.descriptor)
+
+
+@dataclass
 class Shell:
     """A working directory with an environment, and commands in it."""
 
@@ -123,6 +181,20 @@ class Shell:
         self.started.append(begun)
         return begun
 
+    @contextmanager
+    def terminal(self, *words: str) -> Generator["Terminal", None, None]:
+        """`perdure WORDS` at a terminal of its own."""
+        pid, descriptor = pty.fork()
+        if pid == 0:
+            os.chdir(self.folder)
+            command = [sys.executable, "-m", "perdure", *words]
+            os.execve(command[0], command, {**self.environment, "TERM": "xterm"})
+        begun = Terminal(pid=pid, descriptor=descriptor)
+        try:
+            yield begun
+        finally:
+            begun.close()
+
     def close(self) -> None:
         """End what goes on."""
         for begun in self.started:
@@ -131,6 +203,7 @@ class Shell:
 
 AGENTS = '''
 import pathlib
+from datetime import timedelta
 
 from perdure import Agent, ask_person, tool
 from perdure.testing import ScriptedModel, calls, fails, says
@@ -148,7 +221,7 @@ async def refund(order_id: str, amount: float) -> str:
     return f"paid back {amount} for {order_id}"
 
 
-@tool
+@tool(heartbeat=timedelta(seconds=2))
 async def gate(path: str) -> str:
     """Stay until a file is there."""
     import asyncio

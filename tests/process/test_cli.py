@@ -2,15 +2,16 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from perdure.starter import cli
 from perdure.workers.server import DevServer, free_port
 from tests.waiting import wait_for
 
-from .shell import AGENTS, Background, Shell
+from .shell import AGENTS, Background, Said, Shell
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,26 @@ def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterat
     made.start("worker", "desk.py").says("ready: support, payer, twice")
     yield made
     made.close()
+
+
+Here = Callable[..., Said]
+
+
+@pytest.fixture
+def here(shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`perdure WORDS` within this process: the same without what a process costs."""
+    for name, value in shell.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(shell.folder)
+
+    def call(*words: str) -> Said:
+        monkeypatch.setattr("sys.argv", ["perdure", *words])
+        capfd.readouterr()
+        code = cli.run()
+        told = capfd.readouterr()
+        return Said(code=code, out=told.out, err=told.err)
+
+    return call
 
 
 def started(shell: Shell, agent: str, *options: str) -> str:
@@ -163,6 +184,28 @@ def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Sh
     assert (over.code, "is over" in over.err) == (2, True)
 
 
+def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
+    with shell.terminal("run", "payer", "x", "--id", "asked") as terminal:
+        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach: ")
+        terminal.types("what?\n")
+        terminal.says("approve call-1-1?")
+        terminal.types("y\n")
+        terminal.says("paid back 12.5 for 1")
+        assert terminal.ends() == 0
+    assert "Done." in terminal.said
+    assert "✓" in terminal.said
+    assert "Traceback" not in terminal.said
+
+
+def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell) -> None:
+    with shell.terminal("run", "asker", "x", "--id", "interrupted") as terminal:
+        terminal.says("your answer (empty: detach): ")
+        terminal.types("\x03")
+        assert terminal.ends() == 130
+    assert "perdure watch interrupted" in terminal.said
+    assert shell.perdure("stop", "interrupted").code == 0
+
+
 def test_ctrl_c_leaves_the_run_as_it_is(shell: Shell) -> None:
     following = shell.start("run", "slow", "x", "--id", "left")
     following.says("→ gate")
@@ -249,15 +292,13 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
         (["list", "--query", "AgentStatus ="], 2, "Temporal refused:"),
         (["show", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
         (["watch", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
-        (["agents", "nosuch.py"], 2, "nosuch.py: there is no such file"),
         (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
-        (["worker", "desk.py", "--deployment", "d"], 2, "a worker deployment needs a build id too: --build"),
     ],
 )
 def test_a_wrong_call_is_one_line_that_says_what_to_do(
-    shell: Shell, words: list[str], code: int, said: str
+    shell: Shell, here: Here, words: list[str], code: int, said: str
 ) -> None:
-    done = shell.perdure(*words)
+    done = here(*words)
     assert done.code == code
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
@@ -265,8 +306,8 @@ def test_a_wrong_call_is_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("words", [["nosuchcommand"], ["run", "--nosuchoption"], ["show"]])
-def test_a_wrong_command_line_is_told_with_the_usage(shell: Shell, words: list[str]) -> None:
-    done = shell.perdure(*words)
+def test_a_wrong_command_line_is_told_with_the_usage(here: Here, words: list[str]) -> None:
+    done = here(*words)
     assert done.code == 2
     assert "Usage: " in done.err
 
@@ -276,25 +317,6 @@ WRONG = {
         "import nosuch\n",
         "wrong.py:1: does not import: ModuleNotFoundError: No module named 'nosuch'",
     ),
-    "duplicate": (
-        """
-from perdure import Agent, tool
-@tool
-def f() -> str:
-    "It."
-a = Agent(name="a", model="scripted:x", tools=[f, f])
-""",
-        "wrong.py:6: agent 'a': two tools are called 'f'; rename one",
-    ),
-    "docstring": (
-        "from perdure import tool\n@tool\ndef f() -> str:\n    return ''\n",
-        "wrong.py:2: tool 'f' has no docstring",
-    ),
-    "parameter": (
-        "from perdure import tool\n@tool\ndef f(*x: int) -> str:\n    'It.'\n",
-        "wrong.py:2: tool 'f': parameter 'x' is variadic positional",
-    ),
-    "empty": ("x = 1\n", "wrong.py defines no Agent; write one"),
     "provider": (
         "from perdure import Agent\na = Agent(name='a', model='nosuch:x')\n",
         "agent 'a': no provider 'nosuch' for model 'nosuch:x'; there are: ",
@@ -317,6 +339,11 @@ def test_a_worker_refuses_a_wrong_file_in_one_line(shell: Shell, wrong: str) -> 
     assert said.code == 2
     assert said.err.startswith(f"error: {told}")
     assert said.err.count("\n") == 1
+
+
+def test_a_deployment_without_a_build_is_refused(shell: Shell) -> None:
+    said = shell.perdure("worker", "desk.py", "--deployment", "d")
+    assert (said.code, "a worker deployment needs a build id too: --build" in said.err) == (2, True)
 
 
 def ended_by(shell: Shell, background: Background) -> str:

@@ -103,7 +103,7 @@ async def _reach(moment: str, workers: Crew, client: Client, run: Run) -> None:
 
 async def _watch(run: Run, seen: list[Event]) -> None:
     async for event in run.events():
-        seen.append(event)
+        seen.append(event)  # noqa: PERF401 - others look at it meanwhile
 
 
 def _read(events: list[Event]) -> str:

@@ -37,7 +37,9 @@ def test_the_newcomers_agent_has_at_most_15_lines() -> None:
     assert isinstance(space["support"], Agent)
 
 
-async def test_the_readmes_code_runs(serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_readmes_code_runs(
+    serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = run_blocks("README.md")
     scripted = Agent(name="support", model="scripted:x", tools=list(space["support"].tools))
     await space["test_support"](scripted)

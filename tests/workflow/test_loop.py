@@ -66,7 +66,8 @@ async def test_a_question_is_answered_through_a_tool(serve: Serve) -> None:
     result, transcript = await finish(serve, support(instructions="Help."), script, prompt="Where is W1?")
     assert (result.output, result.stop_reason, result.steps) == ("W1 is on its way", "end_turn", 2)
     assert result.tool_calls == 1
-    assert result.cost_microusd is not None and result.cost_microusd > 0
+    assert result.cost_microusd is not None
+    assert result.cost_microusd > 0
     assert [message.role for message in transcript] == ["user", "assistant", "tool", "assistant"]
     assert [message.role for message in asked[1].messages] == ["user", "assistant", "tool"]
     assert asked[0].instructions == "Help."

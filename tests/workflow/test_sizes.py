@@ -67,7 +67,7 @@ async def test_without_a_blob_store_it_is_one_typed_error(serve: Serve, what: st
     settings: dict[str, Any] = {"blob_threshold_bytes": 10**9}
     async with serve(AGENT, models={"scripted": scripted}, **settings) as client, asyncio.timeout(5):
         if what == "prompt":
-            with pytest.raises(InvalidRequest, match="(?i)exceeds|larger|limit"):
+            with pytest.raises(InvalidRequest, match=r"(?i)exceeds|larger|limit"):
                 await client.start("a", BIG)
         else:
             with pytest.raises(RunFailed) as failed:

@@ -99,7 +99,7 @@ async def test_the_plugin_adds_agents_to_somebodys_own_worker(settings: Settings
 
 async def test_a_plugin_given_to_the_worker_only_says_where_it_belongs(settings: Settings) -> None:
     temporal = await TemporalClient.connect(settings.address)
-    with pytest.raises(DefinitionError, match="Client.connect"):
+    with pytest.raises(DefinitionError, match=r"Client\.connect"):
         Worker(temporal, task_queue="q", plugins=[PerdurePlugin(agents=[SUPPORT], settings=settings)])
 
 
