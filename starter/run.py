@@ -38,6 +38,7 @@ from perdure.wire import (
 
 from .events import Event
 from .steps import Step, steps_of
+from .watch import watch
 
 _Answer = TypeVar("_Answer")
 ANSWER_WITHIN = timedelta(seconds=10)
@@ -122,8 +123,6 @@ class Run:
 
     def events(self, *, after_message: int = 0) -> AsyncIterator[Event]:
         """What happens, as it happens, from the beginning of the run or after a message, to its end."""
-        from .watch import watch
-
         return watch(self, after_message=after_message)
 
     async def send(self, message: str | list[Part], *, id: str | None = None) -> int:  # noqa: A002

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -15,14 +15,16 @@ from perdure.wire import Failure, RunStatus
 
 from .diff import Pending, Seen
 from .events import Event, Finished
-from .run import Run
+
+if TYPE_CHECKING:
+    from .run import Run
 
 _QUICK = timedelta(milliseconds=100)
 _SLOW = timedelta(seconds=1)
 _PATIENT = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 
 
-async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
+async def watch(run: "Run", *, after_message: int = 0) -> AsyncIterator[Event]:
     """Every event of the run from message `after_message` on, until it is over.
 
     A look costs one `describe`, and a query when the run's history has grown since. If no worker
@@ -52,7 +54,7 @@ async def watch(run: Run, *, after_message: int = 0) -> AsyncIterator[Event]:
         await asyncio.sleep((_SLOW if seen.status in _PATIENT else _QUICK).total_seconds())
 
 
-async def _status(run: Run) -> RunStatus | None:
+async def _status(run: "Run") -> RunStatus | None:
     try:
         return await run.status()
     except (NotReachable, InvalidRequest):  # no worker answers, or none has begun with the run yet
@@ -79,7 +81,7 @@ async def _progress(client: Client, info: PendingActivityInfo) -> Progress | Non
         return None  # a remote tool heartbeats as it likes
 
 
-async def _finished(run: Run, status: WorkflowExecutionStatus | None) -> Finished:
+async def _finished(run: "Run", status: WorkflowExecutionStatus | None) -> Finished:
     try:
         result = await run.result()
     except RunFailed as error:

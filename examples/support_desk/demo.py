@@ -37,7 +37,6 @@ ANN, ANNS_ORDER, ANNS_CITY = "ann.lindqvist@example.com", "W2378156", "Uppsala"
 BRAMS_ORDER, BRAMS_CITY = "W4847310", "Ghent"
 CHIARAS_ORDER = "W6081887"
 
-
 LONGEST = timedelta(minutes=5)
 """With a model that takes its time; a script needs half a minute."""
 
@@ -236,7 +235,7 @@ def _show_approval(approval: Approval) -> None:
 
 
 def _is_midway(event: Event) -> bool:
-    """Whether the tracking has begun, and has not ended. Not every stage is seen: reports may overtake."""
+    """Whether the tracking has begun, and has not ended. Only the newest stage is told, so one may be missed."""
     return isinstance(event, ToolProgress) and event.text.startswith(("2 of", "3 of"))
 
 
@@ -298,7 +297,7 @@ async def _main(options: Options) -> int:
     try:
         await perform(options, home)
     except (Disproved, Stuck, PerdureError, TimeoutError, RuntimeError) as error:
-        alarm(f"FAILED: {error or f'not over within {LONGEST}'}")
+        alarm(f"FAILED: {str(error) or f'not over within {LONGEST}'}")
         say(f"    Logs and databases are kept in {home}")
         return 1
     except asyncio.CancelledError:

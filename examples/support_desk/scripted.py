@@ -77,12 +77,12 @@ class Known:
     @property
     def orders(self) -> list[dict[str, Any]]:
         """The orders that were looked up one by one."""
-        return [json.loads(text) for text in self.good("order_details")]
+        return [_facts(text) for text in self.good("order_details")]
 
     @property
     def listed(self) -> list[dict[str, Any]]:
         """The orders of the customer's list."""
-        return [order for text in self.good("list_orders") for order in json.loads(text)]
+        return [order for text in self.good("list_orders") for order in _facts(text)]
 
 
 def script(request: ModelRequest) -> Line:
@@ -169,7 +169,7 @@ def answer(wish: Wish, known: Known) -> str:
         *(_told(order) for order in known.orders),
         *(f"On your order it says now: {wish.note}." for _ in known.good("add_note")),
         *(f"{text}." for text in known.good("track_parcel")),
-        *(_paid(json.loads(text)) for text in known.good("refund_order")),
+        *(_paid(_facts(text)) for text in known.good("refund_order")),
         *(f"No refund was made: {_why(text)}." for text in known.bad("refund_order")),
         *(
             f"That did not work: {_why(text)}."
@@ -202,6 +202,11 @@ def _paid(refund: dict[str, Any]) -> str:
 
 def _dollars(cents: int) -> str:
     return f"${cents / 100:.2f}"
+
+
+def _facts(result: str) -> Any:
+    """A tool's JSON; before it may stand a line that says that a person changed the arguments."""
+    return json.loads(result.splitlines()[-1])
 
 
 def _why(error: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from perdure import Agent, Client, ToolContext
+from perdure import Agent, Client, Run, ToolContext
 from perdure.activities.results import text_of
 from perdure.messages import Message, Text, ToolResult
 from perdure.model import ModelConfig, ModelRequest
@@ -211,12 +211,23 @@ async def test_the_agent_answers_questions_and_admits_what_it_does_not_find(clie
     assert "there is no order 'W9999999'" in missing.output
 
 
-async def test_a_refund_that_a_person_refuses_is_not_made(client: Client, database: Path) -> None:
+async def held_refund(client: Client) -> tuple[Run, Approval]:
     run = await client.start("support", f"Please refund {ORDER}.")
     async for event in run.events():
         if event.kind == "approval_requested":
-            assert isinstance(event.approval, Approval)
-            assert event.approval.arguments["order_id"] == ORDER
-            await run.decide(event.approval.call_id, allow=False, by="ann", reason="too late")
-    assert "No refund was made: too late." in (await run.result()).output
+            return run, event.approval
+    raise AssertionError("nobody was asked")
+
+
+async def test_a_refund_is_what_a_person_makes_of_it(client: Client, database: Path) -> None:
+    refused, approval = await held_refund(client)
+    assert approval.arguments["order_id"] == ORDER
+    await refused.decide(approval.call_id, allow=False, by="ann", reason="too late")
+    assert "No refund was made: too late." in (await refused.result()).output
     assert rows(database, "SELECT * FROM refunds") == []
+
+    allowed, approval = await held_refund(client)
+    less = {**approval.arguments, "amount_cents": 500}
+    await allowed.decide(approval.call_id, allow=True, by="ann", arguments=less)
+    assert "$5.00 are on their way" in (await allowed.result()).output
+    assert rows(database, "SELECT amount_cents FROM refunds") == [(500,)]
