@@ -20,7 +20,7 @@ from perdure.model import Model, ModelEvent, ModelRequest, Reply, TextDelta, Too
 from perdure.spec import AgentSpec, ModelSpec
 
 from .heartbeat import Heart, last_progress
-from .redact import redact
+from .redact import bounded, redact
 from .reply import FINAL_ANSWER, READ_RESULT, checked
 from .telemetry import model_span
 from .transcripts import Transcripts
@@ -57,10 +57,12 @@ class ModelCalls:
         except ApplicationError:
             raise
         except ModelError as error:
-            raise call.failure(error) from error
+            # Not "from error": with a provider's whole chain of causes the failure passes the
+            # server's size limit, and the server then keeps nothing of it.
+            raise call.failure(error) from None
         except Exception as error:
-            bug = ModelError("bug", f"{type(error).__name__}: {error}")
-            raise call.failure(bug) from error
+            activity.logger.exception("model call failed in a way not foreseen")
+            raise call.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
 
     async def _request(self, call: "_Call", messages: tuple[Message, ...]) -> ModelRequest:
         want, spec = call.want, call.spec
@@ -195,7 +197,7 @@ class _Call:
         activity.heartbeat(
             Progress(call=f"step-{self.want.step}", attempt=activity.info().attempt, seq=0, spent=spent)
         )
-        message = redact(str(error))
+        message = bounded(redact(str(error)))
         failure = ModelFailure(
             kind=error.kind, message=message, wasted=spent, wasted_microusd=self.wasted_microusd(spent)
         )

@@ -69,7 +69,7 @@ class Seen:
                 yield Retrying(call=progress.call, attempt=flight.attempt, error=flight.error)
             if progress.call.startswith("step-"):
                 yield from self._partial(int(progress.call.removeprefix("step-")), progress)
-            elif self._is_running(progress.call) and self.notes.get(progress.call, "") != progress.note:
+            elif progress.note and self._is_running(progress.call) and self._is_news(progress):
                 self.notes[progress.call] = progress.note
                 yield ToolProgress(call_id=progress.call, attempt=progress.attempt, text=progress.note)
 
@@ -80,6 +80,9 @@ class Seen:
     def _is_over(self, call: str) -> bool:
         step = call.removeprefix("step-")
         return call in self.finished or (step != call and int(step) <= self.answered)
+
+    def _is_news(self, progress: Progress) -> bool:
+        return self.notes.get(progress.call) != progress.note
 
     def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
         text = self.texts.setdefault(step, _Text(attempt=progress.attempt))

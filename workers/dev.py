@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Generator, Sequence
@@ -88,7 +89,10 @@ async def develop(plan: Plan) -> None:
 async def _refuse_taken(plan: Plan) -> None:
     """A server that answers already may be meant to be used: say how."""
     address = f"127.0.0.1:{plan.port}"
-    if await is_temporal(address, within=1.0):
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", plan.port)) != 0:
+            return
+    if await is_temporal(address):
         raise DefinitionError(
             f"a Temporal server answers at {address} already; serve your agents there with "
             f"`perdure worker {' '.join(plan.files)} --address {address}`, or start another with --port"

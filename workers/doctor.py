@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
@@ -167,7 +170,8 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     if not found:
         text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
         return Finding(name="worker", verdict="warn", text=text)
-    text = f"{len(found)} on {settings.task_queue!r}: {', '.join(sorted(found))}"
+    # The server remembers for five minutes, so one that has ended may be among them.
+    text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(sorted(found))}"
     return Finding(name="worker", verdict="ok", text=text)
 
 
@@ -211,14 +215,21 @@ _LOOKS: Final[tuple[tuple[str, Verdict, _Look], ...]] = (
 
 # -- the command line
 
-_MARKS: Final = {"ok": "32", "warn": "33", "fail": "31"}
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def _line(finding: Finding) -> str:
-    mark = f"{finding.verdict:<4}"
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        mark = f"\x1b[{_MARKS[finding.verdict]}m{mark}\x1b[0m"
-    return f"{mark}  {finding.name:<18} {finding.text}"
+def _line(finding: Finding) -> None:
+    """A line on stdout; on a terminal in colour, and broken within its column."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(f"{finding.verdict:<4}  {finding.name:<18} {finding.text}\n")
+        sys.stdout.flush()
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=4, style=_COLOURS[finding.verdict])
+    grid.add_column(width=17)
+    grid.add_column(overflow="fold")
+    grid.add_row(finding.verdict, finding.name, Text(finding.text))
+    Console(highlight=False).print(grid)
 
 
 async def _examine(given: argparse.Namespace) -> None:
@@ -227,8 +238,7 @@ async def _examine(given: argparse.Namespace) -> None:
     async for finding in examine(settings):
         findings.append(finding)
         if not given.json:
-            sys.stdout.write(_line(finding) + "\n")
-            sys.stdout.flush()
+            _line(finding)
     if given.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
     if any(finding.verdict == "fail" for finding in findings):

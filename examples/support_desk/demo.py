@@ -235,7 +235,7 @@ def _show_approval(approval: Approval) -> None:
 
 
 def _is_midway(event: Event) -> bool:
-    """Whether the tracking has begun, and has not ended. Only the newest stage is told, so one may be missed."""
+    """Whether the tracking is under way. Only the newest stage is told, so one may be missed."""
     return isinstance(event, ToolProgress) and event.text.startswith(("2 of", "3 of"))
 
 

@@ -19,6 +19,14 @@ _NOT_OURS = ("PERDURE_", "TEMPORAL_", "ANTHROPIC_", "OPENAI_", "AWS_")
 """Variables of whoever runs the tests that would change what they see."""
 
 
+_AT_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Takes stdin for its controlling terminal, so that Ctrl-C is a signal, and becomes the command."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """What a command said, and how it ended."""
@@ -81,10 +89,9 @@ class Background:
 class Terminal:
     """A command that takes itself to be at a terminal."""
 
-    pid: int
+    process: subprocess.Popen[bytes]
     descriptor: int
     said: str = ""
-    code: int | None = None
     _heard: int = 0
 
     def says(self, text: str, *, within: float = 20.0) -> None:
@@ -106,15 +113,11 @@ class Terminal:
 
         def ended() -> bool:
             self._read()
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                self.code = os.waitstatus_to_exitcode(status)
-            return self.code is not None
+            return self.process.poll() is not None
 
         wait_for(ended, f"the end of {self.said!r}", within=within)
         self._read()
-        assert self.code is not None
-        return self.code
+        return self.process.wait()
 
     def _read(self) -> None:
         while select.select([self.descriptor], [], [], 0)[0]:
@@ -126,9 +129,8 @@ class Terminal:
 
     def close(self) -> None:
         """It ends, and the terminal with it."""
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self.descriptor)
 
 
@@ -184,12 +186,18 @@ class Shell:
     @contextmanager
     def terminal(self, *words: str) -> Generator["Terminal", None, None]:
         """`perdure WORDS` at a terminal of its own."""
-        pid, descriptor = pty.fork()
-        if pid == 0:
-            os.chdir(self.folder)
-            command = [sys.executable, "-m", "perdure", *words]
-            os.execve(command[0], command, {**self.environment, "TERM": "xterm"})
-        begun = Terminal(pid=pid, descriptor=descriptor)
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _AT_A_TERMINAL, sys.executable, "-m", "perdure", *words],
+            cwd=self.folder,
+            env={**self.environment, "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        begun = Terminal(process=process, descriptor=ours)
         try:
             yield begun
         finally:
