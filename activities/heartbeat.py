@@ -45,7 +45,8 @@ class Heart:
             what = (now.offset, now.text, now.note)
             if what != last or quiet >= _QUIET:
                 seq, last, quiet = seq + 1, what, timedelta()
-                activity.heartbeat(now)
+                with contextlib.suppress(Exception):  # a word that cannot be sent must not fail the call
+                    activity.heartbeat(now)
             await asyncio.sleep(self._interval.total_seconds())
             quiet += self._interval
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -16,11 +15,20 @@ from perdure.blobs import BlobStore
 from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.errors import RULES, ModelError
 from perdure.messages import Document, Image, Message, ReplyMeta, Text, ToolResult, Usage, estimate_tokens
-from perdure.model import Model, ModelEvent, ModelRequest, Reply, TextDelta, ToolDefinition, UsageSoFar
+from perdure.model import (
+    Model,
+    ModelEvent,
+    ModelRequest,
+    Reply,
+    TextDelta,
+    ThinkingDelta,
+    ToolDefinition,
+    UsageSoFar,
+)
 from perdure.spec import AgentSpec, ModelSpec
 
 from .heartbeat import Heart, last_progress
-from .redact import bounded, redact
+from .redact import bounded, redact, whole
 from .reply import FINAL_ANSWER, READ_RESULT, checked
 from .telemetry import model_span
 from .transcripts import Transcripts
@@ -47,7 +55,7 @@ class ModelCalls:
             ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
 
         """
-        spec = await self.transcripts.spec(want.spec_hash)
+        spec = await self.transcripts.spec(want.spec)
         messages = await self.transcripts.view(want)
         chosen = spec.models[want.model]
         call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before())
@@ -147,20 +155,24 @@ class _Call:
         model.check(request.config)
         try:
             async with asyncio.timeout(request.config.timeout.total_seconds()):
-                stream = cast("AsyncGenerator[ModelEvent]", model.stream(request))
-                async with aclosing(stream) as events:
-                    async for event in events:
-                        match event:
-                            case TextDelta():
-                                self.text += event.text
-                            case UsageSoFar():
-                                self.usage = event.usage
-                            case Reply():
-                                return event
-                            case _:
-                                pass
+                return await self._heard(model.stream(request))
         except TimeoutError:
             raise ModelError("timeout", f"no whole answer within {request.config.timeout}") from None
+
+    async def _heard(self, events: AsyncIterator[ModelEvent]) -> Reply:
+        try:
+            async for event in events:
+                match event:
+                    case TextDelta():
+                        self.text += whole(event.text)
+                    case UsageSoFar():
+                        self.usage = event.usage
+                    case Reply():
+                        return event
+                    case ThinkingDelta():
+                        pass
+        finally:
+            await _close(events)
         raise ModelError("stream_cut", "the answer stopped before its end")
 
     def progress(self, seq: int, window: int) -> Progress:
@@ -209,6 +221,15 @@ class _Call:
             non_retryable=too_long or not RULES[error.kind].retried,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+async def _close(events: AsyncIterator[ModelEvent]) -> None:
+    """Close the provider's connection. What goes wrong in that changes nothing that was said."""
+    if isinstance(events, AsyncGenerator):
+        try:
+            await events.aclose()
+        except Exception:
+            activity.logger.warning("a model's stream could not be closed", exc_info=True)
 
 
 def _asked_to_stop() -> bool:

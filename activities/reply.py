@@ -4,21 +4,21 @@ What was found is part of the activity's result and so of history: replay reads 
 anew, and a newer validator cannot change a run's past.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from perdure.agent import Agent
 from perdure.limits import explain
-from perdure.messages import Part, Text, ToolCall
+from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import problem_with
 from perdure.spec import AgentSpec
 
-from .redact import bounded
+from .redact import bounded, whole
 
 FINAL_ANSWER = ToolDefinition(
     name="final_answer",
@@ -65,12 +65,24 @@ def _numbered(reply: Reply, step: int) -> list[Part]:
     parts: list[Part] = []
     count = 0
     for part in reply.parts:
-        if not isinstance(part, ToolCall):
+        if isinstance(part, Text | Thinking):
+            parts.append(part.model_copy(update={"text": whole(part.text)}))
+        elif not isinstance(part, ToolCall):
             parts.append(part)
         elif reply.stop != "max_tokens":
             count += 1
-            parts.append(part.model_copy(update={"id": f"call-{step}-{count}"}))
+            parts.append(_writable(part).model_copy(update={"id": f"call-{step}-{count}"}))
     return parts
+
+
+def _writable(call: ToolCall) -> ToolCall:
+    """The call; as a problem when it cannot be written down again: half characters, endless nesting."""
+    try:
+        to_json(call.arguments)
+    except ValueError as error:
+        problem = bounded(f"the arguments cannot be read: {error}", 1000)
+        return call.model_copy(update={"name": whole(call.name), "arguments": {}, "problem": problem})
+    return call.model_copy(update={"name": whole(call.name)})
 
 
 def _checked(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
@@ -98,19 +110,36 @@ def _with_output(
 ) -> Reading:
     schemas = {tool.name: tool.input_schema for tool in tools}
     asked = [part for part in parts if isinstance(part, ToolCall)]
-    final = next((call for call in asked if call.name == FINAL_ANSWER.name), None)
-    if final is not None:
-        output, problem = (
-            _judged(final.arguments, spec, agent) if not final.problem else (None, final.problem)
-        )
-        marked = [
-            part.model_copy(update={"problem": problem}) if part is final else _checked(part, schemas)
-            for part in parts
-        ]
-        return Reading(parts=marked, output=output)
+    finals = [call for call in asked if call.name == FINAL_ANSWER.name]
+    if finals:
+        return _from_calls(parts, finals, schemas, spec, agent)
     if asked or reply.stop not in ("end_turn", "stop_sequence"):
         return Reading(parts=[_checked(part, schemas) for part in parts])
     return _from_text(parts, spec, agent)
+
+
+def _from_calls(
+    parts: list[Part],
+    finals: list[ToolCall],
+    schemas: Mapping[str, dict[str, Any]],
+    spec: AgentSpec,
+    agent: Agent | None,
+) -> Reading:
+    """The first final answer that fits is the output; a model may have tried twice in one reply."""
+    output, problems = None, dict[str, str]()
+    for call in finals:
+        given, problem = (None, call.problem) if call.problem else _judged(call.arguments, spec, agent)
+        if problem is not None:
+            problems[call.id] = problem
+        elif output is None:
+            output = given
+    marked: list[Part] = []
+    for part in parts:
+        if isinstance(part, ToolCall) and part.name == FINAL_ANSWER.name:
+            marked.append(part.model_copy(update={"problem": problems.get(part.id)}))
+        else:
+            marked.append(_checked(part, schemas))
+    return Reading(parts=marked, output=output)
 
 
 def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Reading:
@@ -118,7 +147,7 @@ def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Readi
     text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
     text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except ValueError:
         return Reading(
             parts=parts, problem=f"Call {FINAL_ANSWER.name!r} with your answer in the form asked for."
@@ -134,11 +163,13 @@ def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str 
     assert spec.output_schema is not None
     problem = problem_with(value, spec.output_schema)
     if problem is not None:
-        return None, f"the answer does not fit: {problem}"
+        return None, f"the answer does not fit: {bounded(problem, 1000)}"
     adapter = agent.output_adapter() if agent else None
     if adapter is None:
         return value, None
     try:
-        return adapter.dump_python(adapter.validate_python(value), mode="json"), None
+        # As JSON, which it is: a strict model takes a date's text from JSON only. By alias: it is to
+        # fit the type again.
+        return adapter.dump_python(adapter.validate_json(to_json(value)), mode="json", by_alias=True), None
     except ValidationError as error:
         return None, f"the answer does not fit: {explain(error)}"

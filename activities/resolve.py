@@ -1,4 +1,4 @@
-"""Resolving: from an agent's name to the spec a run keeps. Quick and free, so a local activity."""
+"""Resolving: from an agent's name to the spec a run keeps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

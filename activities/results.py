@@ -11,6 +11,8 @@ from perdure.blobs import BlobStore
 from perdure.effects import ToolInput
 from perdure.messages import Document, Image, ResultPart, Text
 
+from .redact import bounded, whole
+
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _INLINE_MEDIA_BYTES = 8 * 1024
 
@@ -24,9 +26,14 @@ class Kept:
 
 
 async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
-    """The value as content, its text cut to `preview_bytes`, its media in the blob store."""
-    media = [part for part in _parts(value) if not isinstance(part, Text)]
-    text = "\n".join(part.text for part in _parts(value) if isinstance(part, Text))
+    """The value as content, its text cut to `preview_bytes`, its media in the blob store.
+
+    Never an error: the tool has done its work, and must not be made to do it again because its
+    result cannot be written or kept. The content says so instead.
+    """
+    parts = _readable(value)
+    media = [part for part in parts if not isinstance(part, Text)]
+    text = whole("\n".join(part.text for part in parts if isinstance(part, Text)))
     content: list[ResultPart] = []
     spilled = None
     if text or not media:
@@ -34,6 +41,16 @@ async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
         content.append(Text(text=shown))
     content.extend([await _stored(part, blobs) for part in media])
     return Kept(content=content, spilled=spilled)
+
+
+def _readable(value: Any) -> list[ResultPart]:
+    try:
+        return _parts(value)
+    except Exception as error:
+        why = bounded(whole(str(error)), 500)
+        return [
+            Text(text=f"(done, but the result, a {type(value).__name__}, cannot be written as JSON: {why})")
+        ]
 
 
 def _parts(value: Any) -> list[ResultPart]:
@@ -48,7 +65,7 @@ def _parts(value: Any) -> list[ResultPart]:
 def text_of(value: Any) -> str:
     """A string as it is, nothing as nothing, anything else as JSON."""
     if isinstance(value, str):
-        return value
+        return whole(value)
     return "" if value is None else _ANY.dump_json(value).decode()
 
 
@@ -56,16 +73,22 @@ async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]
     data = text.encode()
     if len(data) <= most:
         return text, None
-    name = await blobs.put(data)
     shown = data[:most].decode(errors="ignore")
+    try:
+        name = await blobs.put(data)
+    except Exception as error:
+        return f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept: {error}]", None
     more = f'read_result(result="{name}", offset={len(shown.encode())})'
     return f"{shown}\n[cut here: {len(data)} bytes in all; read on with {more}]", name
 
 
-async def _stored(part: Image | Document, blobs: BlobStore) -> Image | Document:
+async def _stored(part: Image | Document, blobs: BlobStore) -> ResultPart:
     if part.data is None or len(part.data) <= _INLINE_MEDIA_BYTES:
         return part
-    name = await blobs.put(base64.b64decode(part.data))
+    try:
+        name = await blobs.put(base64.b64decode(part.data))
+    except Exception as error:
+        return Text(text=f"(the {part.kind} could not be kept: {error})")
     return part.model_copy(update={"data": None, "blob": name})
 
 
@@ -76,6 +99,8 @@ async def read_more(blobs: BlobStore, want: ToolInput) -> Kept:
         data = await blobs.get(name)
     except (KeyError, ValueError):
         return Kept(content=[Text(text=f"there is no result {name!r}")])
+    while offset < len(data) and data[offset] & 0xC0 == 0x80:  # in the middle of a character
+        offset += 1
     piece = data[offset : offset + want.preview_bytes].decode(errors="ignore")
     end = offset + len(piece.encode())
     note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"

@@ -100,7 +100,7 @@ class ScriptedModel:
                 await self.pauses(self.delay.total_seconds())
             yield TextDelta(text=piece)
         if line.error is not None:
-            raise line.error
+            raise line.error.with_traceback(None)  # it is raised again and again
         yield _reply(request, line, read)
 
     def _pieces(self, text: str) -> Iterator[str]:
@@ -111,7 +111,7 @@ class ScriptedModel:
         answer = self._answer(request)
         if inspect.isawaitable(answer):
             answer = await answer
-        lines = [answer] if isinstance(answer, Line) else list(answer)
+        lines = [answer] if isinstance(answer, Line) else list(answer) if isinstance(answer, Sequence) else []  # pyright: ignore[reportUnnecessaryIsInstance]
         if not lines or not all(isinstance(line, Line) for line in lines):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError("bug", f"the script answered {answer!r}; answer with says(...) or calls(...)")
         return sum(lines[1:], start=lines[0])

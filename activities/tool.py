@@ -21,7 +21,7 @@ from perdure.messages import Text, ToolResult
 from perdure.tools import Tool, ToolContext
 
 from .heartbeat import Heart
-from .redact import bounded, redact
+from .redact import bounded, redact, whole
 from .reply import READ_RESULT
 from .results import Kept, keep, read_more
 from .telemetry import tool_span
@@ -71,20 +71,24 @@ class ToolCalls:
             return ToolOutcome(result=result)
 
     async def _kept(self, want: ToolInput) -> tuple[Kept, bool]:
+        if want.tool == READ_RESULT.name:
+            return await read_more(self.blobs, want), False
+        tool = self._tool(want)
         try:
-            if want.tool == READ_RESULT.name:
-                return await read_more(self.blobs, want), False
-            tool = self._tool(want)
             value = await self._run(tool, want)
-            return await keep(value, self.blobs, want.preview_bytes), False
         except (Refused, FatalToolError) as error:
-            return _said(str(error)), True
-        except _TRANSIENT as error:
-            return self._again_or_said(want, error), True
-        except ApplicationError:
-            raise
-        except Exception as error:
-            return _said(f"{type(error).__name__}: {error}"), True
+            return _said(error, name=""), True
+        except BaseException as error:
+            if not _is_the_tools_own(error):
+                raise
+            failed = error
+        else:
+            # Outside the try: the tool has done its work, and nothing here may have it done again.
+            return await keep(value, self.blobs, want.preview_bytes), False
+        again = _again(failed, tool.retry.attempts)
+        if again is not None:
+            raise again
+        return _said(failed), True
 
     def _tool(self, want: ToolInput) -> Tool:
         agent = self.agents.get(want.agent)
@@ -93,16 +97,6 @@ class ToolCalls:
             return tool
         # Another worker may have it: a deploy is under way.
         raise ApplicationError(f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker")
-
-    def _again_or_said(self, want: ToolInput, error: Exception) -> Kept:
-        """Let Temporal try again while the tool's policy allows; then tell the model."""
-        attempts = self._tool(want).retry.attempts
-        name = "" if isinstance(error, RetryableToolError) else f"{type(error).__name__}: "
-        said = bounded(redact(f"{name}{error}"))
-        if activity.info().attempt < attempts:
-            delay = error.after if isinstance(error, RetryableToolError) else None
-            raise ApplicationError(said, type=type(error).__name__, next_retry_delay=delay)
-        return _said(f"{said} (after {attempts} attempts)")
 
     async def _run(self, tool: Tool, want: ToolInput) -> Any:
         note = _Note(want.call_id)
@@ -141,7 +135,7 @@ class _Note:
         self.text = ""
 
     def report(self, text: str) -> None:
-        self.text = bounded(str(text), 500)
+        self.text = bounded(whole(str(text)), 500)
 
     def progress(self, seq: int, window: int) -> Progress:
         return Progress(call=self.call_id, attempt=activity.info().attempt, seq=seq, note=self.text[:window])
@@ -162,5 +156,38 @@ def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:
     )
 
 
-def _said(text: str) -> Kept:
-    return Kept(content=[Text(text=bounded(redact(text)))])
+def _is_the_tools_own(error: BaseException) -> bool:
+    """Whether the tool failed; else the call was cancelled, or the process is to end."""
+    if isinstance(error, asyncio.CancelledError):
+        return not activity.is_cancelled()
+    return not isinstance(error, SystemExit | KeyboardInterrupt)
+
+
+def _again(error: BaseException, attempts: int) -> ApplicationError | None:
+    """What makes Temporal try again, while the tool's policy allows and it may help."""
+    passing = isinstance(error, ApplicationError) and not error.non_retryable
+    if activity.info().attempt >= attempts or not (passing or isinstance(error, _TRANSIENT)):
+        return None
+    delay = None
+    if isinstance(error, RetryableToolError):
+        delay = error.after
+    elif isinstance(error, ApplicationError):
+        delay = error.next_retry_delay
+    return ApplicationError(_words(error), type=type(error).__name__, next_retry_delay=delay)
+
+
+def _said(error: BaseException, *, name: str | None = None) -> Kept:
+    tried = activity.info().attempt
+    after = f" (after {tried} attempts)" if tried > 1 else ""
+    return Kept(content=[Text(text=f"{_words(error, name=name)}{after}")])
+
+
+def _words(error: BaseException, *, name: str | None = None) -> str:
+    """What the error says, without secrets, in bounded length. Never an error itself."""
+    plain = isinstance(error, RetryableToolError | ApplicationError)
+    kind = ("" if plain else type(error).__name__) if name is None else name
+    try:
+        said = str(error)
+    except Exception:
+        said = "(an error that cannot say what it is)"
+    return bounded(redact(f"{kind}: {said}" if kind else said))

@@ -5,6 +5,7 @@ goes stale; a run that continued as new, or was reset, has another run id and so
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,8 +13,9 @@ from typing import Any, TypeVar
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
-from perdure.effects import SPEC_QUERY, STALE, ModelInput, tail_digest
+from perdure.effects import SPEC_QUERY, STALE, ModelFailure, ModelInput, tail_digest
 from perdure.messages import Message, ToolResult, size_bytes
 from perdure.spec import AgentSpec
 from perdure.wire import TRANSCRIPT, TranscriptPage, TranscriptQuery
@@ -34,9 +36,15 @@ class Stale(ApplicationError):
 class _Entry:
     """Messages `first` and following of one run's transcript, without a hole."""
 
+    key: tuple[str, str]
     first: int = 0
     messages: list[Message] = field(default_factory=list[Message])
-    bytes: int = 0
+    pins: list[Message] = field(default_factory=list[Message])
+    """The run's first messages, for when the window has moved on."""
+    size: int = 0
+    """In bytes."""
+    asked_by: bytes = b""
+    """The attempt that saw it last: the only one whose reply may be the transcript's next message."""
     results: dict[str, ToolResult] = field(default_factory=dict[str, ToolResult])
     """Of tool calls that ran here, until their message is in the transcript."""
 
@@ -53,7 +61,6 @@ class Transcripts:
         self.queries = 0
         """How often a run was asked: the misses, for metrics and tests."""
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
-        self._pinned: dict[tuple[str, str], list[Message]] = {}
         self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
         self._bytes = 0
 
@@ -64,15 +71,27 @@ class Transcripts:
             Stale: the run's transcript is not as long as the call says.
 
         """
-        key = _key()
-        entry = self._entry(key, want.view.start)
+        entry = self._entry(_key(), want.view.start)
+        await self._complete(entry, want)
+        seen = _seen(entry, want)
+        if want.tail is not None and tail_digest(_newest(seen)) != want.tail:
+            # An answer was remembered that did not count, because its worker was given up for dead.
+            self._drop(entry.key)
+            entry = self._entry(entry.key, want.view.start)
+            await self._fill(entry, want.view.length)
+            seen = _seen(entry, want)
+        return (*await self._pins(entry, want.view.pinned), *seen)
+
+    async def _complete(self, entry: _Entry, want: ModelInput) -> None:
+        """Bring the entry to the length asked for, from memory as far as possible."""
+        entry.asked_by = activity.info().task_token
+        # A reply that was remembered and did not become part of the transcript: it was given up.
+        self._cut(entry, want.view.length)
         base = want.view.length - len(want.fresh)
         self._remember(entry, want)
         await self._fill(entry, base)
         # A retried attempt finds some of what is fresh in the cache already.
         self._add(entry, want.fresh[max(entry.end - base, 0) :])
-        seen = entry.messages[want.view.start - entry.first : want.view.length - entry.first]
-        return (*await self._pins(key, want.view.pinned), *seen)
 
     async def spec(self, spec_hash: str) -> AgentSpec:
         """The pinned spec of that hash; asked of the run once a worker."""
@@ -88,7 +107,7 @@ class Transcripts:
     def add_reply(self, length: int, message: Message) -> None:
         """Remember the answer that becomes message `length`, so that the next step need not ask."""
         entry = self._entries.get(_key())
-        if entry is not None and entry.end == length:
+        if entry is not None and entry.end == length and entry.asked_by == activity.info().task_token:
             self._add(entry, [message])
 
     def add_result(self, result: ToolResult) -> None:
@@ -98,37 +117,44 @@ class Transcripts:
             entry.results[result.call_id] = result
 
     def _remember(self, entry: _Entry, want: ModelInput) -> None:
-        """Put the newest tool message together from results that were made here, if they are those."""
+        """Put the newest tool message together from results that were made here; `tail` proves it."""
         last = entry.messages[-1] if entry.messages else None
         results, entry.results = entry.results, {}
-        if want.tail is None or last is None or entry.end + 1 != want.view.length:
+        if want.fresh or last is None or not last.tool_calls or entry.end + 1 != want.view.length:
             return
         if all(call.id in results for call in last.tool_calls):
-            message = Message(role="tool", parts=[results[call.id] for call in last.tool_calls])
-            if tail_digest([message]) == want.tail:
-                self._add(entry, [message])
+            made = [results[call.id] for call in last.tool_calls]
+            self._add(entry, [Message(role="tool", parts=list(made))])
 
     def _entry(self, key: tuple[str, str], start: int) -> _Entry:
         entry = self._entries.get(key)
         if entry is None or start < entry.first or start > entry.end:
             self._drop(key)
-            entry = self._entries[key] = _Entry(first=start)
+            entry = self._entries[key] = _Entry(key=key, first=start)
         self._entries.move_to_end(key)
         return entry
 
     def _add(self, entry: _Entry, messages: list[Message]) -> None:
-        grown = sum(size_bytes(message) for message in messages)
         entry.messages.extend(messages)
-        entry.bytes += grown
+        self._grow(entry, sum(size_bytes(message) for message in messages))
+
+    def _cut(self, entry: _Entry, length: int) -> None:
+        keep = max(length - entry.first, 0)
+        self._grow(entry, -sum(size_bytes(message) for message in entry.messages[keep:]))
+        del entry.messages[keep:]
+
+    def _grow(self, entry: _Entry, grown: int) -> None:
+        entry.size += grown
+        if self._entries.get(entry.key) is not entry:
+            return  # dropped while it was being filled: it lives as long as the call that fills it
         self._bytes += grown
         while self._bytes > self.most_bytes and len(self._entries) > 1:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: tuple[str, str]) -> None:
         dropped = self._entries.pop(key, None)
-        self._pinned.pop(key, None)
         if dropped is not None:
-            self._bytes -= dropped.bytes
+            self._bytes -= dropped.size
 
     async def _fill(self, entry: _Entry, stop: int) -> None:
         while entry.end < stop:
@@ -137,13 +163,14 @@ class Transcripts:
             if entry.end == start:  # else an attempt given up for dead was faster
                 self._add(entry, page)
 
-    async def _pins(self, key: tuple[str, str], count: int) -> list[Message]:
+    async def _pins(self, entry: _Entry, count: int) -> list[Message]:
         """The first messages, which stay visible when the window has moved on."""
-        pins = self._pinned.get(key, [])
-        while len(pins) < count:
-            pins = pins + await self._page(len(pins), count)
-            self._pinned[key] = pins
-        return pins[:count]
+        while (start := len(entry.pins)) < count:
+            page = await self._page(start, count)
+            if len(entry.pins) == start:
+                entry.pins.extend(page)
+                self._grow(entry, sum(size_bytes(message) for message in page))
+        return entry.pins[:count]
 
     async def _page(self, start: int, stop: int) -> list[Message]:
         page = await self._ask(TRANSCRIPT, TranscriptQuery(start=start, stop=stop), TranscriptPage)
@@ -163,8 +190,22 @@ class Transcripts:
             return given
         except WorkflowQueryFailedError as error:
             raise Stale(f"the run does not answer {query!r}: {error}") from error
+        except RPCError as error:
+            # Not our bug, and nobody's fault but the network's: worth trying again, and to park for.
+            failure = ModelFailure(kind="connection", message=f"the run was not reached: {error}")
+            raise ApplicationError(failure.message, failure, type=failure.kind) from error
 
 
 def _key() -> tuple[str, str]:
     info = activity.info()
     return str(info.workflow_id), str(info.workflow_run_id)
+
+
+def _seen(entry: _Entry, want: ModelInput) -> list[Message]:
+    return entry.messages[want.view.start - entry.first : want.view.length - entry.first]
+
+
+def _newest(messages: Sequence[Message]) -> Sequence[Message]:
+    """The last answer and what follows it; everything, when there is none."""
+    answers = (i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "assistant")
+    return messages[next(answers, 0) :]

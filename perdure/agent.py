@@ -1,9 +1,9 @@
 """Agent: an immutable description of who answers, with which model, tools and bounds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter
@@ -17,7 +17,7 @@ from perdure.prices import PriceTable, shipped
 from perdure.spec import AgentSpec, ModelSpec, OnFailure, RetrySpec, ToolSpec
 from perdure.tools import AnyTool, PersonTool, RemoteTool, Tool
 
-_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9_.-]{0,63}$")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 _RESERVED = frozenset({"read_result", "final_answer"})
 
 
@@ -51,29 +51,39 @@ class Agent:
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not _NAME.fullmatch(self.name):
             raise DefinitionError(
                 f"agent name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
             )
         chain = tuple(self._config(model) for model in (self.model, *self.fallbacks))
         object.__setattr__(self, "models", chain)
-        object.__setattr__(self, "tools", tuple(self.tools))
-        self._check_tools()
+        object.__setattr__(self, "tools", self._check_tools())
         self._check_bounds()
         self.output_schema()
 
     def _config(self, model: str | ModelConfig) -> ModelConfig:
-        try:
-            return ModelConfig(name=model) if isinstance(model, str) else model
-        except ValueError:
+        if isinstance(model, str):
+            try:
+                return ModelConfig(name=model)
+            except ValueError:
+                raise DefinitionError(
+                    f"agent {self.name!r}: model {model!r}: "
+                    'write it as "provider:model", such as "anthropic:claude-sonnet-5-5"'
+                ) from None
+        if not isinstance(model, ModelConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"agent {self.name!r}: model must be text or a ModelConfig, not {model!r}")
+        if model.timeout <= timedelta():
             raise DefinitionError(
-                f"agent {self.name!r}: model {model!r}: "
-                'write it as "provider:model", such as "anthropic:claude-sonnet-5-5"'
-            ) from None
+                f"agent {self.name!r}: model {model.name!r}: timeout must be positive, not {model.timeout!r}"
+            )
+        return model
 
-    def _check_tools(self) -> None:
+    def _check_tools(self) -> tuple[AnyTool, ...]:
+        if not isinstance(self.tools, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"agent {self.name!r}: tools must be a list, not {self.tools!r}")
+        tools = tuple(self.tools)
         seen: set[str] = set()
-        for tool in self.tools:
+        for tool in tools:
             if not isinstance(tool, AnyTool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
                     f"agent {self.name!r}: {tool!r} is no tool; put @tool above the function"
@@ -88,6 +98,7 @@ class Agent:
                 raise DefinitionError(
                     f"agent {self.name!r}: limits.per_tool names {name!r}, which is no tool of it"
                 )
+        return tools
 
     def _check_bounds(self) -> None:
         bounds = {
@@ -105,15 +116,24 @@ class Agent:
             return None
         try:
             return TypeAdapter(self.output_type)
-        except PydanticUserError as error:
-            raise DefinitionError(f"agent {self.name!r}: output_type: {str(error).splitlines()[0]}") from None
+        except (PydanticUserError, NameError) as error:
+            raise self._no_output_type(error) from None
+
+    def _no_output_type(self, error: Exception) -> DefinitionError:
+        return DefinitionError(f"agent {self.name!r}: output_type: {str(error).splitlines()[0]}")
 
     def output_schema(self) -> dict[str, Any] | None:
         """The JSON schema of the output, or None for plain text."""
         adapter = self.output_adapter()
         if adapter is None:
             return None
-        schema = adapter.json_schema()
+        try:
+            schema = adapter.json_schema()
+        except (PydanticUserError, NameError) as error:
+            raise self._no_output_type(error) from None
+        if "$ref" in schema:  # a type that contains itself: models want to see the object at the top
+            definitions = schema["$defs"]
+            schema = {**definitions[schema["$ref"].rpartition("/")[2]], "$defs": definitions}
         if schema.get("type") != "object":
             raise DefinitionError(
                 f"agent {self.name!r}: output_type must be an object with fields, such as a model"

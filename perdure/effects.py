@@ -23,6 +23,9 @@ STALE: Final = "StaleTranscript"
 TOO_LARGE_TYPES: Final = ("PayloadsTooLarge", "GrpcMessageTooLarge")
 """The SDK's error types for oversize payloads. Retrying them would only repeat the side effect."""
 
+BLOB_STORE_FAILED: Final = "BlobStoreFailed"
+"""Error type: a payload could not be kept. Not retried either: its activity has had its effect."""
+
 PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""
 
@@ -39,7 +42,8 @@ class ModelInput(Value):
     """One model call. O(1): names the transcript instead of carrying it."""
 
     agent: str
-    spec_hash: str
+    spec: str
+    """Digest of the run's spec: a worker that does not know it asks the run."""
     step: int
     model: int = Field(default=0, exclude_if=_absent)
     """Index into the spec's models."""
@@ -47,8 +51,9 @@ class ModelInput(Value):
     fresh: list[Message] = Field(default_factory=list[Message], exclude_if=_absent)
     """The newest messages of the view, when they are small; the rest is asked for by query."""
     tail: str | None = Field(default=None, exclude_if=_absent)
-    """Digest of the newest messages when they are not small: a worker that ran the tools itself can
-    put them together from what it remembers, and be sure of it, without asking."""
+    """Digest of the model's last answer and what has come since. A worker may remember an answer of
+    an attempt that did not count, and puts tool messages together from what it remembers: with
+    this it is sure of both, or asks."""
     max_tokens: int
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=_absent)

@@ -35,6 +35,7 @@ ErrorKind = Literal[
     "not_found",
     "bad_request",
     "too_large",
+    "storage",
     "bug",
 ]
 
@@ -64,6 +65,7 @@ RULES: dict[ErrorKind, Rule] = {
     "not_found": Rule(False, True, True, "the provider knows no such model"),
     "bad_request": Rule(False, True, False, "the provider refuses the request as wrong"),
     "too_large": Rule(False, False, False, "something exceeds a size limit"),
+    "storage": Rule(False, False, True, "the blob store takes nothing: a full disk, a missing right"),
     "bug": Rule(False, False, False, "something we did not foresee"),
 }
 assert set(RULES) == set(get_args(ErrorKind))

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _Count = Annotated[int, Field(ge=1)]
 
+_MOST_EXPLAINED = 8
+
 
 class Limits(BaseModel):
     """Hard bounds; None is no bound. A limit ends the run as completed, with its StopReason."""
@@ -23,8 +25,8 @@ class Limits(BaseModel):
     """Tokens read, cached ones included, summed over all model calls."""
     output_tokens: _Count | None = None
     total_tokens: _Count | None = None
-    cost_usd: Annotated[float, Field(gt=0)] | None = None
-    timeout: Annotated[timedelta, Field(gt=timedelta())] | None = None
+    cost_usd: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] | None = None
+    timeout: Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))] | None = None
     """Wall clock from the start of the run, waiting for people included."""
 
     @property
@@ -50,10 +52,16 @@ def _smaller(one: Any, other: Any) -> Any:
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error in one line: field, what is wrong, and what was given."""
-    problems: list[str] = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(step) for step in problem["loc"]) or "value"
-        given = repr(problem.get("input"))
-        problems.append(f"{where}: {problem['msg']} (got {given if len(given) < 80 else given[:77] + '...'})")
-    return "; ".join(problems)
+    """A validation error in one line of bounded length: field, what is wrong, and what was given."""
+    found = error.errors(include_url=False)
+    problems = [
+        f"{_cut('.'.join(str(step) for step in problem['loc']) or 'value')}: "
+        f"{_cut(problem['msg'], 300)} (got {_cut(repr(problem.get('input')))})"
+        for problem in found[:_MOST_EXPLAINED]
+    ]
+    more = len(found) - len(problems)
+    return "; ".join([*problems, f"and {more} more"] if more else problems)
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) < most else f"{text[: most - 3]}..."

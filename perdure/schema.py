@@ -1,6 +1,7 @@
 """A tool's JSON schema, from its type hints and docstring. Strict: nothing is guessed."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
@@ -11,9 +12,16 @@ from jsonschema.exceptions import SchemaError, best_match  # pyright: ignore[rep
 from jsonschema.exceptions import ValidationError as SchemaProblem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_json
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from perdure.errors import DefinitionError
 from perdure.limits import explain
+
+_NOWHERE: Registry[Any] = Registry()
+"""Holds no schemas and fetches none: a schema is whole by itself."""
 
 _OURS = ("perdure.tools", "ToolContext")
 
@@ -35,10 +43,11 @@ class Signature:
 
         """
         try:
-            bound = self.model.model_validate(arguments)
+            # As JSON, which they are: a strict model takes a date's text from JSON only.
+            bound = self.model.model_validate_json(to_json(arguments))
         except ValidationError as error:
             raise ValueError(explain(error)) from None
-        return {name: getattr(bound, name) for name in type(bound).model_fields}
+        return {str(field.alias): getattr(bound, name) for name, field in type(bound).model_fields.items()}
 
 
 def signature_of(function: Callable[..., Any], name: str) -> Signature:
@@ -58,49 +67,74 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     context: str | None = None
     for parameter in inspect.signature(function).parameters.values():
         hint = hints.get(parameter.name)
+        _check_kind(parameter, name)
         if (getattr(hint, "__module__", None), getattr(hint, "__qualname__", None)) == _OURS:
+            if context is not None:
+                raise DefinitionError(
+                    f"tool {name!r}: parameters {context!r} and {parameter.name!r} are both ToolContext"
+                )
             context = parameter.name
             continue
         fields[parameter.name] = _field(parameter, hint, described.get(parameter.name), name)
     model = _model(name, fields)
     schema = model.model_json_schema()
     schema.pop("title", None)
+    _sort_defaults(schema, function)
     return Signature(description=description, input_schema=schema, model=model, context=context)
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
         raise DefinitionError(f"tool {name!r}: a type hint cannot be resolved: {error}") from None
 
 
-def _field(parameter: inspect.Parameter, hint: Any, description: str | None, tool: str) -> tuple[Any, Any]:
+def _sort_defaults(schema: dict[str, Any], function: Callable[..., Any]) -> None:
+    """A set's order differs from process to process; the schema, and so the spec hash, must not."""
+    for parameter in inspect.signature(function).parameters.values():
+        if isinstance(parameter.default, set | frozenset):
+            schema["properties"][parameter.name]["default"].sort(key=repr)
+
+
+def _check_kind(parameter: inspect.Parameter, tool: str) -> None:
     if parameter.kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
         raise DefinitionError(
             f"tool {tool!r}: parameter {parameter.name!r} is {parameter.kind.description}; "
             "a model can only fill parameters that have a name"
         )
+
+
+def _field(parameter: inspect.Parameter, hint: Any, description: str | None, tool: str) -> tuple[Any, Any]:
     if hint is None:
         raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} has no type hint")
     if parameter.name.startswith("_"):
         raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} must not start with '_'")
+    if isinstance(parameter.default, FieldInfo):
+        raise DefinitionError(
+            f"tool {tool!r}: parameter {parameter.name!r} has a Field for its default; "
+            "write Annotated[type, Field(...)] = default"
+        )
     default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-    return hint, Field(default, description=description)
+    if description is None:
+        return hint, Field(default, alias=parameter.name)
+    return hint, Field(default, alias=parameter.name, description=description)
 
 
 def _model(tool: str, fields: dict[str, Any]) -> type[BaseModel]:
     config = ConfigDict(extra="forbid")
     for name, (hint, field) in fields.items():
         try:  # one by one, so that the message can name the parameter
-            fields_of_one: dict[str, Any] = {name: (hint, field)}
+            fields_of_one: dict[str, Any] = {"field": (hint, field)}
             create_model("parameter", __config__=config, **fields_of_one).model_json_schema()
         except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
             first = str(error).splitlines()[0]
             raise DefinitionError(
                 f"tool {tool!r}: parameter {name!r} has a type no JSON value can fill: {first}"
             ) from None
-    made: type[BaseModel] = create_model(tool, __config__=config, **fields)
+    # Under names of our own: a parameter may be called `json` or `copy`, as pydantic's methods are.
+    numbered: dict[str, Any] = {f"field_{n}": field for n, field in enumerate(fields.values())}
+    made: type[BaseModel] = create_model(tool, __config__=config, **numbered)
     return made
 
 
@@ -115,13 +149,46 @@ def check_schema(schema: dict[str, Any], what: str) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         raise DefinitionError(f"{what}: not a valid JSON schema: {error.message}") from None
+    for reference in _references(schema):
+        if not _resolves(reference, schema):
+            raise DefinitionError(f"{what}: the schema refers to {reference!r}, which is not in it")
     if schema.get("type") != "object":
         raise DefinitionError(f"{what}: the schema's type must be 'object', not {schema.get('type')!r}")
 
 
+def _references(schema: Any) -> Iterable[str]:
+    stack: list[Any] = [schema]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            named = cast("dict[str, Any]", node)
+            if isinstance(named.get("$ref"), str):
+                yield named["$ref"]
+            stack.extend(named.values())
+        elif isinstance(node, list):
+            stack.extend(node)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _resolves(reference: str, schema: dict[str, Any]) -> bool:
+    # Also with an $id, relative to which references are read; never over the network.
+    root = Draft202012Validator(schema, registry=_NOWHERE)
+    try:
+        root.evolve(schema={"$ref": reference}).is_valid(None)
+    except Unresolvable:
+        return False
+    return True
+
+
 def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
-    """Why `value` does not fit `schema`, in one line that names the place; None when it does."""
-    worst = cast("SchemaProblem | None", best_match(Draft202012Validator(schema).iter_errors(value)))
+    """Why `value` does not fit `schema`, in one line that names the place; None when it does.
+
+    A pattern in a dialect that Python's `re` does not speak is left to whoever gets the value.
+    """
+    validator = Draft202012Validator(schema, registry=_NOWHERE)
+    try:
+        worst = cast("SchemaProblem | None", best_match(validator.iter_errors(value)))
+    except re.error:
+        return None
     if worst is None:
         return None
     where = ".".join(str(step) for step in cast("Iterable[object]", worst.absolute_path))

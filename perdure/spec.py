@@ -92,6 +92,11 @@ class AgentSpec(BaseModel):
         plain = self.model_dump(mode="json", exclude={"models": {"__all__": {"price"}}})
         return digest(plain)
 
+    @cached_property
+    def pin(self) -> str:
+        """Digest of all of it, prices too: by which a worker knows one run's spec from another's."""
+        return digest(self.model_dump(mode="json"))
+
     def tool(self, name: str) -> ToolSpec | None:
         """The tool of that name."""
         return next((tool for tool in self.tools if tool.name == name), None)

@@ -15,7 +15,7 @@ from perdure.schema import Signature, check_schema, signature_of
 Effect = Literal["read", "write"]
 """Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""
 
-_NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,17 @@ class ToolRetry:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
+        if self.backoff < 1:
+            raise DefinitionError(f"ToolRetry: backoff must be 1 or more, not {self.backoff!r}")
+        if self.initial_interval <= timedelta():
+            raise DefinitionError(
+                f"ToolRetry: initial_interval must be positive, not {self.initial_interval!r}"
+            )
+        if self.maximum_interval < self.initial_interval:
+            raise DefinitionError(
+                f"ToolRetry: maximum_interval {self.maximum_interval!r} is less than "
+                f"initial_interval {self.initial_interval!r}; raise it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +93,7 @@ class Tool:
     """Where workers take its calls from; None: the run's own queue."""
 
     def __post_init__(self) -> None:
-        check_tool(self.name, self.timeout, self.concurrency)
-        if self.resource is not None and self.resource not in self.input_schema.get("properties", {}):
-            raise DefinitionError(f"tool {self.name!r}: resource {self.resource!r} is none of its parameters")
+        check_tool(self)
 
     @property
     def is_async(self) -> bool:
@@ -119,10 +128,10 @@ class RemoteTool:
     concurrency: int | None = None
 
     def __post_init__(self) -> None:
-        check_tool(self.name, self.timeout, self.concurrency)
         if not self.description.strip():
             raise DefinitionError(f"tool {self.name!r} has no description")
         check_schema(self.input_schema, f"tool {self.name!r}")
+        check_tool(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +148,25 @@ ask_person = PersonTool()
 AnyTool = Tool | RemoteTool | PersonTool
 
 
-def check_tool(name: str, timeout: timedelta, concurrency: int | None) -> None:
+def check_tool(made: "Tool | RemoteTool") -> None:
     """Refuse what no provider or server would take.
 
     Raises:
         DefinitionError: naming the tool and the field.
 
     """
-    if not _NAME.match(name):
+    name = made.name
+    if not _NAME.fullmatch(name):
         raise DefinitionError(
             f"tool name {name!r}: use letters, digits, '_' and '-', at most 64, starting with a letter"
         )
-    if timeout <= timedelta():
-        raise DefinitionError(f"tool {name!r}: timeout must be positive, not {timeout!r}")
-    if concurrency is not None and concurrency < 1:
-        raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {concurrency!r}")
+    for what, span in (("timeout", made.timeout), ("heartbeat", made.heartbeat)):
+        if span is not None and span <= timedelta():
+            raise DefinitionError(f"tool {name!r}: {what} must be positive, not {span!r}")
+    if made.concurrency is not None and made.concurrency < 1:
+        raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {made.concurrency!r}")
+    if made.resource is not None and made.resource not in made.input_schema.get("properties", {}):
+        raise DefinitionError(f"tool {name!r}: resource {made.resource!r} is none of its parameters")
 
 
 class _Decorator(Protocol):

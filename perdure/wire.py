@@ -96,6 +96,11 @@ class RunRequest(_Strict):
     stream: bool = True
     """False: nobody will watch, so progress is reported just often enough to notice a dead worker."""
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON, with what was given and no more: a bound that was not set is not one of 50."""
+        given = self.model_dump(mode="json", exclude_unset=True, exclude={"prompt"})
+        return {**given, "prompt": self.model_dump(mode="json", include={"prompt"})["prompt"]}
+
     @field_validator("prompt", mode="before")
     @classmethod
     def _says_something(cls, prompt: Any) -> Any:

@@ -1,7 +1,8 @@
 """Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
 
+import json
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution
-from temporalio.common import SearchAttributePair, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -27,6 +28,13 @@ from ..workers.connection import connect_temporal
 from .run import Run
 
 _REQUEST_DIGEST = "perdure_request"
+
+_NAME = SearchAttributeKey.for_keyword("AgentName")
+_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
+_STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
+_USER = SearchAttributeKey.for_keyword("AgentUser")
+_STEPS = SearchAttributeKey.for_int("AgentSteps")
+_COST = SearchAttributeKey.for_float("AgentCostUsd")
 
 
 class RunInfo(Value):
@@ -83,7 +91,7 @@ class Client:
             context=context or {},
             stream=stream,
         )
-        plain = request.model_dump(mode="json", exclude_unset=True)
+        plain = _writable(request, id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
         try:
             await self._start(run_id, request, plain, rerun=rerun)
@@ -152,7 +160,7 @@ class Client:
         wanted = [f'WorkflowType = "{WORKFLOW}"']
         for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
             if value is not None:
-                wanted.append(f'{name} = "{value.replace(chr(34), "")}"')
+                wanted.append(f"{name} = {_quoted(value)}")
         if status is not None and status not in ENDED:
             # What was terminated keeps the status that it had set last.
             wanted.append('ExecutionStatus = "Running"')
@@ -177,6 +185,22 @@ def _request(**fields: Any) -> RunRequest:
         raise InvalidRequest(f"run request: {explain(error)}") from None
 
 
+def _writable(request: RunRequest, run_id: str | None) -> dict[str, Any]:
+    """The request as JSON that can be sent: text may hold half characters, which no server takes."""
+    try:
+        plain = request.plain()
+        json.dumps([plain, run_id], ensure_ascii=False).encode()
+    except ValueError as error:
+        raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None
+    return plain
+
+
+def _quoted(value: str) -> str:
+    """A string of a visibility query."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def _refused(error: RPCError) -> Exception:
     if error.status == RPCStatusCode.UNAVAILABLE:
         return NotReachable(f"the Temporal server does not answer: {error.message}")
@@ -184,20 +208,19 @@ def _refused(error: RPCError) -> Exception:
 
 
 def _info(execution: WorkflowExecution) -> RunInfo:
-    pairs: Iterable[SearchAttributePair[Any]] = execution.typed_search_attributes
-    known: dict[str, Any] = {pair.key.name: pair.value for pair in pairs}
-    status = known.get("AgentStatus") or (execution.status.name.lower() if execution.status else "")
+    known = execution.typed_search_attributes
+    status = known.get(_STATUS) or (execution.status.name.lower() if execution.status else "")
     if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
         ended = {"FAILED": "failed", "CANCELED": "cancelled"}
         status = ended.get(execution.status.name, execution.status.name.lower())
     return RunInfo(
         id=execution.id,
-        agent=known.get("AgentName"),
+        agent=known.get(_NAME),
         status=status,
-        stop_reason=known.get("AgentStopReason"),
-        user=known.get("AgentUser"),
-        steps=known.get("AgentSteps") or 0,
-        cost_usd=known.get("AgentCostUsd"),
+        stop_reason=known.get(_STOP_REASON),
+        user=known.get(_USER),
+        steps=known.get(_STEPS) or 0,
+        cost_usd=known.get(_COST),
         started_at=execution.start_time,
         ended_at=execution.close_time,
     )

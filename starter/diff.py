@@ -86,9 +86,8 @@ class Seen:
 
     def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
         text = self.texts.setdefault(step, _Text(attempt=progress.attempt))
-        if progress.attempt < text.attempt:
-            return
-        if progress.attempt > text.attempt:
+        # Attempts are counted anew when another model of the chain takes over, or the run is resumed.
+        if progress.attempt != text.attempt or not _continues(text.told, progress):
             if text.told:
                 yield TextRestarted(step=step, attempt=progress.attempt)
             text.attempt, text.told = progress.attempt, ""
@@ -166,3 +165,10 @@ class Seen:
                 yield ApprovalRequested(approval=wanted)
             else:
                 yield QuestionAsked(question=wanted)
+
+
+def _continues(told: str, progress: Progress) -> bool:
+    """Whether the window says the same as what was told, where both say something."""
+    known = told[progress.offset :]
+    common = min(len(known), len(progress.text))
+    return known[:common] == progress.text[:common]

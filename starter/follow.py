@@ -85,6 +85,8 @@ class _Follower:
         self._asks = asks
         self._wants: dict[str, Want] = {}
         self._silent = True
+        self._told: str | None = None
+        """What was said last about the silence."""
         self._resumed = False
         """Told to go on, and no word of it yet."""
 
@@ -183,15 +185,22 @@ class _Follower:
         self._wants.pop(want if isinstance(want, str) else want.call_id, None)
 
     async def _explain_silence(self) -> Event | None:
-        if self._silent and not await self._client.has_worker():
-            self._screen.note(no_worker(self._client.task_queue))
-            self._silent = False
+        why = await self._why_silent()
+        if why is not None and why != self._told:
+            self._screen.note(why)
+            self._told = why
         if self._resumed:
             # Parked again between two looks: nothing changed for those who only look.
             status = await self._run.status()
             if status.status == "parked":
                 return StatusChanged(status="parked", doing=status.doing, failure=status.failure)
         return None
+
+    async def _why_silent(self) -> str | None:
+        if self._silent and not await self._client.has_worker():
+            return no_worker(self._client.task_queue)
+        stuck = await self._run.is_stuck()
+        return "the worker cannot go on with the run: its log says why" if stuck else None
 
 
 def no_worker(task_queue: str) -> str:

@@ -183,6 +183,11 @@ class Run:
         async with self._translated():
             return await self.handle.describe()
 
+    async def is_stuck(self) -> bool:
+        """Whether the run's own code fails on its workers, again and again, until it is mended."""
+        described = await self.described()
+        return described.raw_description.pending_workflow_task.attempt > 1
+
     async def _signal(self, name: str) -> None:
         async with self._translated():
             await self.handle.signal(name)
@@ -228,6 +233,8 @@ class Run:
             return NotReachable(self._nobody_answers())
         if error.status == RPCStatusCode.UNAVAILABLE:
             return NotReachable(f"the Temporal server does not answer: {error.message}")
+        if "Workflow Task in failed state" in error.message:
+            return NotReachable(f"the worker cannot go on with run {self.id!r}: its log says why")
         return PerdureError(f"Temporal refused: {error.message}")
 
     def _nobody_answers(self) -> str:

@@ -38,7 +38,7 @@ async def run_(
     rerun: Annotated[bool, typer.Option("--rerun", help="Start anew an id that is over.")] = False,
 ) -> int:
     """Start a run and follow it to its end."""
-    from .follow import follow, no_worker
+    from .follow import follow
     from .requests import context_of, limits_of, prompt_of
 
     request: dict[str, Any] = {
@@ -51,28 +51,35 @@ async def run_(
     }
     words = prompt_of(prompt, file)
     client = await common.connect()
-    works = await _has_worker(client)
-    if not works and not detach:
-        from perdure.errors import NotReachable
-
-        raise NotReachable(f"{no_worker(client.task_queue)}, or let the run wait for one: --detach")
-    started = await client.start(agent, words, stream=not detach, **request)
+    await _look_for_worker(client, refuses=not detach)
+    started = await client.start(agent, words, **request)
     if detach:
         out(common, {"id": started.id}, started.id)
-        if not works:
-            say(no_worker(client.task_queue))
         return DONE
     say(f"run {started.id}")
     return await follow(client, started, common)
 
 
-async def _has_worker(client: "Client") -> bool:
-    """Asked a few times: a server that has just started hears of its workers in a second."""
+async def _look_for_worker(client: "Client", *, refuses: bool) -> None:
+    """Refuse, or warn of, a run that nobody would begin with.
+
+    Asked a few times: a server that has just started hears of its workers within a second.
+
+    Raises:
+        NotReachable: nobody works, and that is to be refused.
+
+    """
+    from perdure.errors import NotReachable
+
+    from .follow import no_worker
+
     for _ in range(10):
         if await client.has_worker():
-            return True
+            return
         await asyncio.sleep(0.2)
-    return False
+    if refuses:
+        raise NotReachable(f"{no_worker(client.task_queue)}, or let the run wait for one: --detach")
+    say(no_worker(client.task_queue))
 
 
 @command("watch")

@@ -11,6 +11,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 
 from perdure.effects import Progress
 from perdure.errors import InvalidRequest, NotReachable, RunFailed
+from perdure.messages import Message
 from perdure.wire import Failure, RunStatus
 
 from .diff import Pending, Seen
@@ -37,13 +38,11 @@ async def watch(run: "Run", *, after_message: int = 0) -> AsyncIterator[Event]:
         closed = described.status != WorkflowExecutionStatus.RUNNING
         at = (str(described.run_id), described.history_length)
         if at != looked:
-            status = await _status(run)
-            if status is not None:
+            told = await _ask(run, seen.messages)
+            if told is not None:
                 looked = at
-                if status.messages > seen.messages:
-                    for event in seen.of_messages(await run.transcript(start=seen.messages)):
-                        yield event
-                for event in seen.of_status(status):
+                status, messages = told
+                for event in (*seen.of_messages(messages), *seen.of_status(status)):
                     yield event
         # After the messages: a step's text must not be told before the results of the step before it.
         for event in seen.of_flights(await _flights(run.client, described)):
@@ -54,10 +53,12 @@ async def watch(run: "Run", *, after_message: int = 0) -> AsyncIterator[Event]:
         await asyncio.sleep((_SLOW if seen.status in _PATIENT else _QUICK).total_seconds())
 
 
-async def _status(run: "Run") -> RunStatus | None:
+async def _ask(run: "Run", known: int) -> tuple[RunStatus, list[Message]] | None:
+    """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
-        return await run.status()
-    except (NotReachable, InvalidRequest):  # no worker answers, or none has begun with the run yet
+        status = await run.status()
+        return status, await run.transcript(start=known) if status.messages > known else []
+    except (NotReachable, InvalidRequest):
         return None
 
 

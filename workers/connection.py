@@ -59,4 +59,12 @@ def _tls(settings: Settings) -> "TLSConfig | bool":
 
 
 def _short(error: Exception) -> str:
-    return str(error).removeprefix("Failed client connect: ").splitlines()[0][:200]
+    """The cause in words; the transport's own is a dump of its error types."""
+    text = str(error)
+    known = {
+        "Connection refused": "connection refused",
+        "dns error": "no such host",
+        "timed out": "timed out",
+    }
+    found = next((words for sign, words in known.items() if sign in text), None)
+    return found or text.removeprefix("Failed client connect: ").splitlines()[0][:200]

@@ -17,8 +17,10 @@ from temporalio.converter import (
     StorageDriverSelectContext,
     StorageDriverStoreContext,
 )
+from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
+from perdure.effects import BLOB_STORE_FAILED
 
 from ..activities.blobs import CACHE_BYTES, Recent, retried
 
@@ -60,7 +62,13 @@ class BlobDriver(StorageDriver):
         return [Payload.FromString(blob) for blob in blobs]
 
     async def _put(self, data: bytes) -> StorageDriverClaim:
-        name = await retried(lambda: self._store.put(data))
+        try:
+            name = await retried(lambda: self._store.put(data))
+        except Exception as error:
+            # Not to be retried by Temporal: the activity whose result this is has had its effect.
+            raise ApplicationError(
+                f"the blob store takes nothing: {error}", type=BLOB_STORE_FAILED, non_retryable=True
+            ) from None
         self._recent.keep(name, data)
         return StorageDriverClaim(claim_data={"sha256": name, "bytes": str(len(data))})
 

@@ -92,7 +92,7 @@ async def _refuse_taken(plan: Plan) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", plan.port)) != 0:
             return
-    if await is_temporal(address):
+    if await is_temporal(address, within=0.7):
         raise DefinitionError(
             f"a Temporal server answers at {address} already; serve your agents there with "
             f"`perdure worker {' '.join(plan.files)} --address {address}`, or start another with --port"

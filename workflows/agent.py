@@ -169,7 +169,8 @@ class AgentWorkflow:
     )
     async def send(self, message: Any) -> int:
         """Give the agent a message; returns how many are waiting to be read."""
-        self._events.append(Sent(message=message_of(message)))
+        update = workflow.current_update_info()
+        self._events.append(Sent(message=message_of(message), id=update.id if update else None))
         return (len(self._state.inbox) if self._state else 0) + 1
 
     @send.validator
@@ -195,7 +196,8 @@ class AgentWorkflow:
         check_decision(self._state, wanted)
 
     def _refuse_when_over(self) -> None:
-        if self._state is not None and (self._state.ending or self._state.end):
+        over = self._state is not None and (self._state.ending or self._state.end)
+        if over or any(isinstance(event, EndAsked) for event in self._events):
             raise refuse("the run is ending")
 
     @workflow.signal(name=PAUSE, description="Start nothing new until resumed.")

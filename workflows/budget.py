@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from perdure.messages import estimated_tokens
 from perdure.wire import StopReason
 
 from .state import State
@@ -23,10 +24,15 @@ def exhausted(state: State) -> StopReason | None:
     if state.limits.steps is not None and not state.redo and state.step >= state.limits.steps:
         return "max_steps"
     limit = state.limits.input_tokens
-    if limit is not None and state.usage.all_input_tokens + state.context_tokens > limit:
+    if limit is not None and state.usage.all_input_tokens + next_input_tokens(state) > limit:
         return "token_budget"
     granted = allowance(state)
     return granted.by if granted.max_tokens < LEAST_REPLY_TOKENS else None
+
+
+def next_input_tokens(state: State) -> int:
+    """What the next call will read, the messages it will be the first to see included."""
+    return state.context_tokens + sum(estimated_tokens(message) for message in state.inbox)
 
 
 def allowance(state: State) -> Allowance:
@@ -40,7 +46,7 @@ def allowance(state: State) -> Allowance:
     if limits.output_tokens is not None:
         bounds.append((limits.output_tokens - state.usage.output_tokens, "token_budget"))
     if limits.total_tokens is not None:
-        left = limits.total_tokens - state.usage.total_tokens - state.context_tokens
+        left = limits.total_tokens - state.usage.total_tokens - next_input_tokens(state)
         bounds.append((left, "token_budget"))
     affordable = _affordable_output(state)
     if affordable is not None:
@@ -56,6 +62,6 @@ def _affordable_output(state: State) -> int | None:
     budget, price = state.limits.cost_microusd, state.spec.models[state.model].price
     if budget is None or price is None:
         return None
-    reserved = state.context_tokens * max(price.input, price.cache_write)
+    reserved = next_input_tokens(state) * max(price.input, price.cache_write)
     left = (budget - state.cost_microusd) * 1_000_000 - reserved
     return left // price.output if price.output else (2**31 if left >= 0 else 0)

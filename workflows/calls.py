@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
@@ -11,6 +12,9 @@ from perdure.spec import ToolSpec
 from perdure.wire import StopReason
 
 from .state import Call, State
+
+FINAL_ANSWER = "final_answer"
+"""The tool by which a model gives an output of a type; it is never run."""
 
 READ_RESULT = "read_result"
 """The tool that reads the rest of a result that was cut; offered once there is such a result."""
@@ -71,9 +75,19 @@ def verdict_on(state: State, tool: ToolSpec, call: ToolCall) -> Verdict:
     """What policy and tool say of the call: the stricter of the two."""
     if state.spec.policy is None:
         return "ask" if tool.approval else "allow"
-    resource = None if tool.resource is None else str(call.arguments.get(tool.resource, ""))
-    verdict = state.spec.policy.verdict(tool.name, state.request.roles, resource)
+    verdict = state.spec.policy.verdict(tool.name, state.request.roles, _resource(tool, call))
     return "ask" if verdict == "allow" and tool.approval else verdict
+
+
+def _resource(tool: ToolSpec, call: ToolCall) -> str | None:
+    """What the call works on, as its function will see it: left out, that is the default."""
+    if tool.resource is None:
+        return None
+    properties: dict[str, Any] = tool.input_schema.get("properties", {})
+    default = properties.get(tool.resource, {}).get("default", "")
+    value = call.arguments.get(tool.resource, default)
+    whole = isinstance(value, float) and value.is_integer()  # JSON's 7.0 is the integer 7
+    return str(int(value)) if whole else str(value)
 
 
 def _refused(call: ToolCall, why: str, now: datetime) -> Call:

@@ -8,7 +8,9 @@ from temporalio.common import RetryPolicy
 
 from perdure.limits import Limits
 from perdure.messages import Part
-from perdure.wire import WORKFLOW, RunRequest, RunResult
+from perdure.wire import WORKFLOW, RunResult
+
+from .inputs import request_of
 
 
 async def run_agent(
@@ -28,22 +30,17 @@ async def run_agent(
     any other, under its own id.
 
     Raises:
+        ApplicationError: "InvalidRequest": what was asked is wrong; nothing was started.
         ChildWorkflowError: the run failed; its cause names the kind.
 
     """
-    request = RunRequest(
-        agent=agent,
-        prompt=prompt,
-        user=user,
-        roles=list(roles),
-        limits=limits,
-        context=context or {},
-        stream=False,
-    )
+    # Checked here and raised as a failure: any other error would leave the caller's task failing.
+    given = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
+    request = request_of({**given, "context": context or {}, "stream": False})
     # Plain JSON in and out: the caller's data converter need not know our types.
     answer: dict[str, Any] = await workflow.execute_child_workflow(
         WORKFLOW,
-        request.model_dump(mode="json", exclude_unset=True),
+        request.plain(),
         id=id or str(workflow.uuid4()),
         task_queue=task_queue,
         result_type=dict[str, Any],

@@ -74,12 +74,12 @@ def decide(state: State) -> Command:
 
 
 def _ask(state: State) -> Command:
+    start = _window(state)
+    if start > state.window_start:  # first, so that budgets reserve what will be read, and no more
+        return Slide(start=start)
     over = exhausted(state)
     if over is not None:
         return Finish(end=early_end(state, state.wrap_up or over))
-    start = _window(state)
-    if start > state.window_start:
-        return Slide(start=start)
     if state.wrap_up is not None:
         note = _LAST_WORD.format(reason=state.wrap_up)
         return CallModel(allowance=allowance(state), tool_choice="none", note=note)
@@ -114,8 +114,12 @@ def startable(state: State) -> tuple[Call, ...]:
 
 
 def early_end(state: State, reason: StopReason) -> End:
-    """An end before the model's own: with the best that was said so far."""
-    return End(stop_reason=reason, output=partial_answer(state.messages))
+    """An end before the model's own: with the best that was said so far.
+
+    Words are no output where a type was asked for: then there is none.
+    """
+    untyped = state.spec.output_schema is None
+    return End(stop_reason=reason, output=partial_answer(state.messages) if untyped else None)
 
 
 def partial_answer(messages: tuple[Message, ...]) -> str:

@@ -41,10 +41,16 @@ class Display:
             _STATUS.value_set(status),
             _STEPS.value_set(state.step),
         ]
-        cost = cost_of(state)
-        if cost is not None:
-            updates.append(_COST.value_set(cost / 1_000_000))
+        updates.extend(self._cost(state))
         if state.end is not None:
             updates.append(_STOP_REASON.value_set(state.end.stop_reason))
         workflow.upsert_search_attributes(updates)
         self._first = []
+
+    def _cost(self, state: State) -> list[SearchAttributeUpdate[Any]]:
+        """The cost while it is known; taken back when it no longer is, and never 0 for unknown."""
+        cost = cost_of(state)
+        priced = state.spec.models[state.model].price is not None
+        if cost is not None and (priced or cost > 0):
+            return [_COST.value_set(cost / 1_000_000)]
+        return [_COST.value_unset()] if state.cost_unknown else []

@@ -1,16 +1,18 @@
 """What a run has in flight: its model call and tool calls, as activities."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
 
 from perdure.effects import (
+    BLOB_STORE_FAILED,
     CALL_MODEL,
     CALL_TOOL,
     MODEL_ATTEMPTS,
@@ -26,9 +28,10 @@ from perdure.effects import (
     View,
     tail_digest,
 )
-from perdure.messages import Message, Text, ToolResult, size_bytes
+from perdure.messages import Message, Text, ToolCall, ToolResult, size_bytes
 from perdure.spec import ModelSpec, RetrySpec, ToolSpec
 
+from .calls import approval_digest
 from .decide import CallModel
 from .remote import remote_result
 from .report import signature
@@ -78,7 +81,7 @@ class Flights:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=model_summary(state, chosen),
         )
-        self._launch("model", handle, self._model_answer(handle))
+        self._launch("model", handle, self._model_answer(handle), _model_bug)
 
     def call_tools(self, state: State, calls: Sequence[Call]) -> None:
         """Start these calls."""
@@ -86,18 +89,28 @@ class Flights:
             tool = state.spec.tool(call.call.name) or _READ
             start = _start_remote if tool.kind == "remote" else _start_function
             handle = start(state, call, tool)
-            self._launch(call.call.id, handle, self._tool_answer(handle, state, call, tool))
+            answer = self._tool_answer(handle, state, call, tool)
+            self._launch(call.call.id, handle, answer, partial(_tool_bug, call))
 
     def recall(self) -> None:
         """Ask everything in flight to come back."""
         for handle in list(self._handles.values()):
             handle.cancel()
 
-    def _launch(self, key: str, handle: "workflow.ActivityHandle[Any]", landing: Any) -> None:
+    def _launch(
+        self,
+        key: str,
+        handle: "workflow.ActivityHandle[Any]",
+        landing: Coroutine[Any, Any, Event],
+        bug: Callable[[Exception], Event],
+    ) -> None:
         self._handles[key] = handle
 
         async def land() -> None:
-            event: Event = await landing
+            try:
+                event = await landing
+            except Exception as error:  # an answer that nobody can read must not leave the run waiting
+                event = bug(error)
             del self._handles[key]
             self._report(event)
 
@@ -121,22 +134,24 @@ class Flights:
             return CallReturned(result=_error_result(call, tool, error))
         if isinstance(value, ToolOutcome):
             return CallReturned(result=value.result)
+        value = workflow.payload_converter().from_payload(value.payload)
         took = round((workflow.now() - began).total_seconds() * 1000)
         return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
 
 
 def model_input(state: State, command: CallModel) -> ModelInput:
     """The input of the next model call: where to look, and the newest messages if they are small."""
-    fresh = _fresh(state)
+    newest = _newest(state)
+    fresh = [message for message in newest if message.role != "assistant"]
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec_hash=state.spec.hash,
+        spec=state.spec.pin,
         step=state.step,
         model=state.model,
         view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
         fresh=fresh if small else [],
-        tail=None if small else tail_digest(fresh),
+        tail=tail_digest(newest),
         max_tokens=command.allowance.max_tokens,
         tool_choice=command.tool_choice,
         note=command.note,
@@ -146,14 +161,14 @@ def model_input(state: State, command: CallModel) -> ModelInput:
     )
 
 
-def _fresh(state: State) -> list[Message]:
-    """The messages since the model's last answer."""
-    fresh: list[Message] = []
-    for message in reversed(state.messages[state.window_start :]):
-        if message.role == "assistant":
+def _newest(state: State) -> list[Message]:
+    """The model's last answer and what has come since: what a worker's memory may have wrong."""
+    newest: list[Message] = []
+    for index in range(len(state.messages) - 1, state.window_start - 1, -1):
+        newest.append(state.messages[index])
+        if state.messages[index].role == "assistant":
             break
-        fresh.append(message)
-    return fresh[::-1]
+    return newest[::-1]
 
 
 def model_summary(state: State, chosen: ModelSpec) -> str:
@@ -181,7 +196,7 @@ def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.Activ
         tool=call.call.name,
         call_id=call.call.id,
         arguments=call.call.arguments,
-        idempotency_key=idempotency_key(call.call.id),
+        idempotency_key=idempotency_key(call.call),
         preview_bytes=state.spec.result_preview_bytes,
         user=state.request.user,
         context=dict(state.request.context),
@@ -203,7 +218,7 @@ def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.Activit
     context = RemoteContext(
         run_id=workflow.info().workflow_id,
         call_id=call.call.id,
-        idempotency_key=idempotency_key(call.call.id),
+        idempotency_key=idempotency_key(call.call),
         agent=state.spec.name,
         user=state.request.user,
         context=dict(state.request.context),
@@ -211,7 +226,7 @@ def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.Activit
     return workflow.start_activity(
         tool.activity or tool.name,
         args=[call.call.arguments, context],
-        result_type=object,
+        result_type=RawValue,  # decoded where an error in it can be caught
         task_queue=tool.task_queue,
         start_to_close_timeout=tool.timeout,
         heartbeat_timeout=tool.heartbeat,
@@ -220,10 +235,14 @@ def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.Activit
     )
 
 
-def idempotency_key(call_id: str) -> str:
-    """The same for every attempt of a call, over crashes and continue-as-new; unique to it."""
+def idempotency_key(call: ToolCall) -> str:
+    """The same for every attempt of a call, over crashes and continue-as-new; unique to it.
+
+    The call's contents are part of it: after a reset, a step's number may stand for another call.
+    """
     info = workflow.info()
-    whole = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}\0{call_id}"
+    run = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}"
+    whole = f"{run}\0{call.id}\0{approval_digest(call)}"
     return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
 
 
@@ -235,6 +254,8 @@ def model_failure(error: BaseException) -> ModelFailure:
             return ModelFailure(kind="stale", message=cause.message)
         if cause.type in TOO_LARGE_TYPES:
             return ModelFailure(kind="too_large", message=cause.message)
+        if cause.type == BLOB_STORE_FAILED:
+            return ModelFailure(kind="storage", message=cause.message)
         if cause.details:
             return ModelFailure.model_validate(cause.details[0])
         return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
@@ -243,6 +264,18 @@ def model_failure(error: BaseException) -> ModelFailure:
     if is_cancelled_exception(error):
         return ModelFailure(kind="cancelled", message="called back")
     return ModelFailure(kind="bug", message=str(cause or error))
+
+
+def _model_bug(error: Exception) -> Event:
+    message = f"the model call's answer cannot be read: {type(error).__name__}: {error}"
+    return ModelFailed(failure=ModelFailure(kind="bug", message=message[:1000]))
+
+
+def _tool_bug(call: Call, error: Exception) -> Event:
+    text = f"The tool's answer cannot be read: {type(error).__name__}. It may have taken effect."
+    return CallReturned(
+        result=ToolResult(call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True)
+    )
 
 
 def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResult:

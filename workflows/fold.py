@@ -7,12 +7,24 @@ from typing import Any, assert_never
 from perdure.effects import ModelFailure
 from perdure.errors import rule_for
 from perdure.limits import Limits
-from perdure.messages import Message, Text, ToolCall, ToolResult, Usage, estimate_tokens, size_bytes
+from perdure.messages import (
+    Document,
+    Image,
+    Message,
+    ResultPart,
+    Text,
+    ToolCall,
+    ToolResult,
+    Usage,
+    estimate_tokens,
+    estimated_tokens,
+)
 from perdure.model import canonical_json
 from perdure.spec import AgentSpec
 from perdure.wire import Decision, Failure, RunRequest
 
-from .calls import open_calls, with_result
+from .budget import exhausted
+from .calls import FINAL_ANSWER, open_calls, with_result
 from .decide import early_end
 from .state import (
     CallReturned,
@@ -36,6 +48,8 @@ from .window import slide
 MOST_STRIKES = 5
 """Steps in a row with nothing but calls that cannot be carried out: the model is not getting it."""
 MOST_STALE = 5
+MOST_HEARD = 256
+"""Message ids that are remembered, against the same message coming twice."""
 MOST_SHRINKS = 8
 
 
@@ -76,7 +90,7 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
         case Resumed():
             return _resumed(state)
         case EndAsked():
-            return replace(state, ending=state.ending or event.reason) if state.end is None else state
+            return _end_asked(state, event)
         case GraceOver():
             return _give_up(state)
         case Slid():
@@ -86,7 +100,7 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
 
 
 def _append(state: State, *messages: Message) -> State:
-    new_tokens = sum(estimate_tokens(size_bytes(message)) for message in messages)
+    new_tokens = sum(estimated_tokens(message) for message in messages)
     return replace(
         state, messages=state.messages + messages, context_tokens=state.context_tokens + new_tokens
     )
@@ -114,7 +128,7 @@ def _replied(state: State, event: Replied) -> State:
     state = _bill(state, meta.usage, meta.cost_microusd, outcome.wasted, outcome.wasted_microusd)
     state = replace(state, asking_model=False, stale=0)
     if outcome.stop == "context_overflow":
-        return _overflowed(state)
+        return _overflowed(state) if state.ending is None else replace(state, redo=True)
     message = outcome.message.model_copy(
         update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
     )
@@ -123,15 +137,18 @@ def _replied(state: State, event: Replied) -> State:
     if meta.usage.total_tokens:
         state = replace(state, context_tokens=meta.usage.total_tokens)
     if state.ending is not None or outcome.stop == "cancelled":
-        return _unanswered(state, message, "not run: the run was ended")
+        return _unanswered(state, message, "the run was ended")
     match outcome.stop:
         case "refusal" | "guardrail":
-            return replace(state, end=End(stop_reason=outcome.stop, output=message.text))
+            said = message.text if state.spec.output_schema is None else None
+            state = _unanswered(state, message, f"the model's answer was stopped ({outcome.stop})")
+            return replace(state, end=End(stop_reason=outcome.stop, output=said))
         case "max_tokens":
+            state = _unanswered(state, message, "the answer was cut by its length")
             return replace(state, end=early_end(state, state.clamped_by or "max_tokens"))
-        case "pause_turn":
+        case "pause_turn" if not message.tool_calls:
             return state
-        case "end_turn" | "stop_sequence" | "tool_calls":
+        case "end_turn" | "stop_sequence" | "tool_calls" | "pause_turn":
             return _answered(state, event, message)
         case _:
             assert_never(outcome.stop)
@@ -140,13 +157,13 @@ def _replied(state: State, event: Replied) -> State:
 def _answered(state: State, event: Replied, message: Message) -> State:
     outcome = event.outcome
     if outcome.output is not None:
-        state = _unanswered(state, message, "accepted: this is the final answer")
+        state = _unanswered(state, message, "the final answer was given")
         return _final(state, outcome.output)
     if not message.tool_calls:
         return _words(state, message.text, outcome.output_problem)
     reason = state.wrap_up
     if reason is not None:
-        state = _unanswered(state, message, f"not run: {reason}")
+        state = _unanswered(state, message, reason)
         return replace(state, end=early_end(state, reason))
     return _close(_opened(state, message.tool_calls, event.at))
 
@@ -154,14 +171,17 @@ def _answered(state: State, event: Replied, message: Message) -> State:
 def _words(state: State, text: str, problem: str | None) -> State:
     """The model answered in words only."""
     if state.wrap_up is not None:
-        return replace(state, end=End(stop_reason=state.wrap_up, output=text))
+        said = text if state.spec.output_schema is None else None
+        return replace(state, end=End(stop_reason=state.wrap_up, output=said))
     if problem is None:
         return _final(state, text)
     return _append(_strike_repair(state), Message.user(problem))
 
 
 def _final(state: State, output: Any) -> State:
-    if state.inbox:  # said while the model was finishing: it has not seen that yet
+    # What was said while the model was finishing it has not seen yet. But an answer is not given
+    # up for a call that no limit allows.
+    if state.inbox and exhausted(state) is None:
         return state
     return replace(state, end=End(stop_reason=state.wrap_up or "end_turn", output=output))
 
@@ -185,7 +205,7 @@ def _opened(state: State, calls: list[ToolCall], now: datetime) -> State:
         wrap_up=opened.wrap_up,
         strikes=strikes,
     )
-    if any(call.problem and call.name == "final_answer" for call in calls):
+    if any(call.problem and call.name == FINAL_ANSWER for call in calls):
         state = _strike_repair(state)
     if strikes >= MOST_STRIKES:
         return _failed(state, "malformed_reply", f"{strikes} steps in a row made no call that can be run")
@@ -196,10 +216,17 @@ def _unanswered(state: State, message: Message, why: str) -> State:
     """Every call gets a result, even one that is never run: a transcript must stay well-formed."""
     if not message.tool_calls:
         return state
-    results = [
-        ToolResult(call_id=call.id, name=call.name, content=[Text(text=why)]) for call in message.tool_calls
-    ]
-    return _append(state, Message(role="tool", parts=list(results)))
+    return _append(state, Message(role="tool", parts=[_not_run(call, why) for call in message.tool_calls]))
+
+
+def _not_run(call: ToolCall, why: str) -> ToolResult:
+    if call.name == FINAL_ANSWER and call.problem is None:
+        return _said(call, "accepted: this is the final answer", is_error=False)
+    return _said(call, f"not run: {why}", is_error=True)
+
+
+def _said(call: ToolCall, text: str, *, is_error: bool) -> ToolResult:
+    return ToolResult(call_id=call.id, name=call.name, content=[Text(text=text)], is_error=is_error)
 
 
 def _started(state: State, event: CallsStarted) -> State:
@@ -221,15 +248,22 @@ def _close(state: State) -> State:
 
 
 def _sent(state: State, event: Sent) -> State:
+    if event.id is not None:
+        if event.id in state.heard:
+            return state
+        state = replace(state, heard=(*state.heard, event.id)[-MOST_HEARD:])
     question = next((c for c in state.calls if c.kind == "person" and c.state == "asking"), None)
     if question is not None:
-        answer = ToolResult(
-            call_id=question.call.id, name=question.call.name, content=[Text(text=event.message.text)]
-        )
+        answer = ToolResult(call_id=question.call.id, name=question.call.name, content=_shown(event.message))
         return _close(_returned(state, answer))
+    state = replace(state, inbox=(*state.inbox, event.message))
     ended_by_itself = state.end is not None and state.end.stop_reason == "end_turn"
-    end = None if ended_by_itself else state.end
-    return replace(state, inbox=(*state.inbox, event.message), end=end)
+    can_go_on = ended_by_itself and exhausted(state) is None
+    return replace(state, end=None) if can_go_on else state
+
+
+def _shown(message: Message) -> list[ResultPart]:
+    return [part for part in message.parts if isinstance(part, Text | Image | Document)]
 
 
 def _decided(state: State, decision: Decision) -> State:
@@ -240,10 +274,7 @@ def _decided(state: State, decision: Decision) -> State:
         by = f" by {decision.by}" if decision.by else ""
         why = f": {decision.reason}" if decision.reason else "."
         text = f"This call was refused{by}{why}"
-        refusal = ToolResult(
-            call_id=held.call.id, name=held.call.name, content=[Text(text=text)], is_error=True
-        )
-        return _returned(state, refusal)
+        return _returned(state, _said(held.call, text, is_error=True))
     call = held.call
     if decision.arguments is not None:
         call = call.model_copy(update={"arguments": dict(decision.arguments)})
@@ -257,29 +288,38 @@ def _resumed(state: State) -> State:
     return replace(state, paused=False, parked=None, model=0, tried=(), stale=0, shrinks=0)
 
 
+def _end_asked(state: State, event: EndAsked) -> State:
+    """Start nothing any more: what is not under way never will be, and its place is filled."""
+    if state.end is not None:
+        return state
+    waiting = [call.call for call in state.calls if call.state in ("ready", "asking")]
+    for call in waiting:
+        state = _returned(state, _not_run(call, "the run was ended"))
+    # To cancel means now, and more than to stop.
+    reason = event.reason if event.reason == "cancelled" else state.ending or event.reason
+    return _close(replace(state, ending=reason))
+
+
 def _give_up(state: State) -> State:
     """What was called back and did not answer may have happened, or not: say so."""
-    calls = state.calls
-    for call in calls:
+    text = "The run was ended while this call was under way; it may or may not have taken effect."
+    for call in state.calls:
         if call.result is None:
-            text = "The run was ended while this call was under way; it may or may not have taken effect."
-            result = ToolResult(
-                call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True
-            )
-            calls = with_result(calls, result)
-    return _close(replace(state, calls=calls, asking_model=False))
+            state = _returned(state, _said(call.call, text, is_error=True))
+    return _close(replace(state, asking_model=False))
 
 
 def _slid(state: State, start: int) -> State:
     dropped = state.messages[max(state.window_start, 1) : start]
-    left_out = sum(estimate_tokens(size_bytes(message)) for message in dropped)
+    left_out = sum(estimated_tokens(message) for message in dropped)
     # The provider's count is of everything; ours is rough. Never let the estimate fall to nothing.
     remaining = max(state.context_tokens - left_out, state.context_tokens // 10)
     return replace(state, window_start=start, context_tokens=remaining)
 
 
 def _model_failed(state: State, failure: ModelFailure) -> State:
-    state = _bill(state, Usage(), 0, failure.wasted, failure.wasted_microusd)
+    priced = state.spec.models[state.model].price is not None or not failure.wasted.total_tokens
+    state = _bill(state, Usage(), 0 if priced else None, failure.wasted, failure.wasted_microusd)
     state = replace(state, asking_model=False, redo=True)
     if state.ending is not None:
         return state

@@ -7,13 +7,16 @@ from pydantic import BaseModel, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from perdure.limits import explain
-from perdure.messages import Message
+from perdure.messages import Document, Image, Message, Part, Text
 from perdure.wire import INVALID_REQUEST, Decision, RunRequest
 
 from .calls import approval_digest
 from .state import State
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+MOST_USER_BYTES = 1024
+"""The user becomes a search attribute. One that the server refuses would hang the run."""
 
 
 def refuse(message: str) -> ApplicationError:
@@ -30,20 +33,44 @@ def _checked(what: str, make: Callable[[], _Model]) -> _Model:
 
 def request_of(raw: Any) -> RunRequest:
     """The run's input, however it was written."""
-    return _checked("run request", lambda: RunRequest.model_validate(raw))
+    request = _checked("run request", lambda: RunRequest.model_validate(raw))
+    if isinstance(request.prompt, list):
+        _check_parts("prompt", request.prompt)
+    if request.user is not None and len(request.user.encode()) > MOST_USER_BYTES:
+        raise refuse(f"run request: user: is longer than {MOST_USER_BYTES} bytes; give a name or an id")
+    return request
 
 
 def message_of(raw: Any) -> Message:
     """What `send` was given: text, a list of parts, or {"text": "..."}."""
-    content = raw.get("text") if isinstance(raw, dict) else raw  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    content: Any = raw.get("text", raw) if isinstance(raw, dict) else raw  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if isinstance(content, str) and content.strip():
         return Message.user(content)
     if isinstance(content, list) and content:
-        try:
-            return Message(role="user", parts=content)  # pyright: ignore[reportUnknownArgumentType]
-        except ValidationError as error:
-            raise refuse(f"message: {explain(error)}") from None
-    raise refuse(f'message: send a text, such as "yes, go on", not {content!r}')
+        message = _checked("message", lambda: Message(role="user", parts=content))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        _check_parts("message", message.parts)
+        return message
+    raise refuse(f'message: send a text, such as "yes, go on", not {_short(content)}')  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _check_parts(what: str, parts: list[Part]) -> None:
+    """People say words and show pictures and documents; calls and their results are not theirs to say."""
+    said = False
+    for part in parts:
+        match part:
+            case Text():
+                said = said or bool(part.text.strip())
+            case Image() | Document():
+                said = said or bool(part.data or part.blob)
+            case _:
+                raise refuse(f"{what}: send text, images and documents, not a {part.kind!r}")
+    if not said:
+        raise refuse(f"{what}: is empty: say something")
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
 def decision_of(raw: Any) -> Decision:

@@ -10,12 +10,13 @@ PAGE_BYTES = 400 * 1024
 
 def page(messages: Sequence[Message], want: TranscriptQuery) -> TranscriptPage:
     """Messages from `start`, as many as fit `PAGE_BYTES`, but at least one if there is one."""
-    stop = len(messages) if want.stop is None else min(want.stop, len(messages))
+    start = max(want.start, 0)
+    stop = len(messages) if want.stop is None else min(max(want.stop, 0), len(messages))
     chosen: list[Message] = []
     room = PAGE_BYTES
-    for message in messages[max(want.start, 0) : stop]:
+    for message in messages[start:stop]:
         room -= size_bytes(message)
         if chosen and room < 0:
             break
         chosen.append(message)
-    return TranscriptPage(start=want.start, length=len(messages), messages=chosen)
+    return TranscriptPage(start=start, length=len(messages), messages=chosen)

@@ -8,9 +8,23 @@ from perdure.messages import Text, ToolCall, ToolResult
 
 def remote_result(value: Any, call: ToolCall, most_bytes: int, duration_ms: int) -> ToolResult:
     """A string as it is, anything else as JSON; cut when it is too long for the model."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    data = text.encode()
+    text = value if isinstance(value, str) else _as_json(value)
+    data = text.encode(errors="replace")
     if len(data) > most_bytes:
         shown = data[:most_bytes].decode(errors="ignore")
         text = f"{shown}\n[cut here: {len(data)} bytes in all; ask for less at a time]"
+    else:
+        text = data.decode()
     return ToolResult(call_id=call.id, name=call.name, content=[Text(text=text)], duration_ms=duration_ms)
+
+
+def _as_json(value: Any) -> str:
+    """Never an error: what cannot be written would leave the run waiting for ever."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_bytes_as_text)
+    except (TypeError, ValueError, RecursionError):
+        return f"a result that is not JSON: {type(value).__name__}"
+
+
+def _bytes_as_text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else type(value).__name__

@@ -140,7 +140,9 @@ def signature(call: ToolCall, most: int = 100) -> str:
 
 
 def _plain(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    """On one line, whatever is in it: a person decides by what this shows."""
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return " ".join(text.split())
 
 
 def _short(text: str, most: int) -> str:

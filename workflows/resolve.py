@@ -19,12 +19,12 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
 
     """
     try:
-        resolved: ResolvedAgent = await workflow.execute_local_activity(
+        resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
             Request(agent=request.agent, at=workflow.now(), cost_limited=_cost_limited(request)),
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
-            retry_policy=RetryPolicy(maximum_attempts=5),
+            retry_policy=RetryPolicy(maximum_attempts=10),
             summary=f"resolve {request.agent}",
         )
         return resolved

@@ -90,6 +90,8 @@ class State:
     spilled: bool = False
 
     inbox: tuple[Message, ...] = ()
+    heard: tuple[str, ...] = ()
+    """Ids of the newest messages: Temporal forgets them when a run continues as new."""
     paused: bool = False
     parked: Failure | None = None
     ending: StopReason | None = None
@@ -145,9 +147,10 @@ class CallReturned:
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """A person or program said something."""
+    """A person or program said something. What comes twice under one id was said once."""
 
     message: Message
+    id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from perdure.context import SlidingWindow
-from perdure.messages import Message, estimate_tokens, size_bytes
+from perdure.messages import Message, estimated_tokens
 
 
 def overfull(window: SlidingWindow, visible: int, tokens: int) -> bool:
@@ -21,7 +21,7 @@ def slide(messages: Sequence[Message], start: int, *, most: int | None, tokens: 
     """
     keep, kept_tokens = len(messages), 0
     for index in range(len(messages) - 1, max(start, 1) - 1, -1):
-        kept_tokens += estimate_tokens(size_bytes(messages[index]))
+        kept_tokens += estimated_tokens(messages[index])
         if (most is not None and len(messages) - index > most) or (
             tokens is not None and kept_tokens > tokens
         ):

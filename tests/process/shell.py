@@ -1,5 +1,7 @@
 """Processes as a person starts them: `perdure ...`, and what they say."""
 
+import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -8,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perdure import connect
+from perdure.errors import InvalidRequest
 from tests.waiting import wait_for
 
 _NOT_OURS = ("PERDURE_", "TEMPORAL_", "ANTHROPIC_", "OPENAI_", "AWS_")
@@ -183,7 +186,7 @@ class Shell:
         self.started.append(begun)
         return begun
 
-    @contextmanager
+    @contextlib.contextmanager
     def terminal(self, *words: str) -> Generator["Terminal", None, None]:
         """`perdure WORDS` at a terminal of its own."""
         ours, theirs = pty.openpty()
@@ -202,6 +205,25 @@ class Shell:
             yield begun
         finally:
             begun.close()
+
+    def start_run(self, agent: str, address: str, task_queue: str) -> str:
+        """Start a run, without what a process costs; its id."""
+
+        async def begin() -> str:
+            client = await connect(address, task_queue=task_queue)
+            return (await client.start(agent, "go")).id
+
+        return asyncio.run(begin())
+
+    def until_it_is(self, run: str, address: str, *statuses: str) -> None:
+        """Wait until the run has one of the statuses."""
+
+        async def look() -> str:
+            with contextlib.suppress(InvalidRequest):  # no worker has begun with it yet
+                return (await (await connect(address)).get(run).status()).status
+            return ""
+
+        wait_for(lambda: asyncio.run(look()) in statuses, f"{run} to be {statuses}")
 
     def close(self) -> None:
         """End what goes on."""

@@ -46,21 +46,15 @@ def here(shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     return call
 
 
-def started(shell: Shell, agent: str, *options: str) -> str:
+def started(shell: Shell, agent: str, task_queue: str | None = None) -> str:
     """The id of a run that has been started and left alone."""
-    said = shell.perdure("run", agent, "go", "--detach", *options)
-    assert said.code == 0, said.err
-    return said.out.strip()
+    variables = shell.variables
+    return shell.start_run(agent, variables["PERDURE_ADDRESS"], task_queue or variables["PERDURE_TASK_QUEUE"])
 
 
 def until_it_is(shell: Shell, run: str, *statuses: str) -> None:
     """Wait until the run has one of the statuses."""
-
-    def there() -> bool:
-        looked = shell.perdure("show", run, "--json").json
-        return looked["status"] is not None and looked["status"]["status"] in statuses
-
-    wait_for(there, f"{run} to be {statuses}")
+    shell.until_it_is(run, shell.variables["PERDURE_ADDRESS"], *statuses)
 
 
 def test_a_run_without_a_terminal_gives_its_output_and_tells_the_rest_on_stderr(shell: Shell) -> None:
@@ -81,60 +75,67 @@ def test_a_run_as_json_is_one_event_a_line(shell: Shell) -> None:
     assert events[-1]["result"]["output"] == "It is on its way."
 
 
-def test_the_same_id_and_prompt_again_is_the_same_run(shell: Shell) -> None:
-    again = [shell.perdure("run", "support", "x", "--id", "same", "--json").lines[-1] for _ in range(2)]
+def test_the_same_id_and_prompt_again_is_the_same_run(here: Here) -> None:
+    again = [here("run", "support", "x", "--id", "same", "--json").lines[-1] for _ in range(2)]
     assert again[0] == again[1]
-    other = shell.perdure("run", "support", "y", "--id", "same")
+    other = here("run", "support", "y", "--id", "same")
     assert other.code == 2
     assert "choose another id, or start it anew with rerun=True (--rerun)" in other.err
-    assert shell.perdure("run", "support", "y", "--id", "same", "--rerun").code == 0
+    assert here("run", "support", "y", "--id", "same", "--rerun").code == 0
 
 
-def test_a_limit_ends_a_run_early_with_its_own_code(shell: Shell) -> None:
-    said = shell.perdure("run", "support", "x", "--limit", "steps=1")
+def test_a_run_is_started_left_alone_and_followed_by_the_same_call(here: Here) -> None:
+    said = here("run", "support", "x", "--id", "alone", "--detach")
+    assert (said.code, said.out, said.err) == (0, "alone\n", "")
+    assert here("watch", "alone").out == "It is on its way.\n"
+    assert here("run", "support", "x", "--id", "alone").out == "It is on its way.\n"
+
+
+def test_a_limit_ends_a_run_early_with_its_own_code(here: Here) -> None:
+    said = here("run", "support", "x", "--limit", "steps=1")
     assert said.code == 4
     assert "■ max_steps · 1 step" in said.err
 
 
-def test_a_failed_run_has_its_own_code(shell: Shell) -> None:
-    said = shell.perdure("run", "broken", "x")
+def test_a_failed_run_has_its_own_code(here: Here) -> None:
+    said = here("run", "broken", "x")
     assert said.code == 1
     assert "✗ failed: bad_request: no such thing" in said.err
 
 
-def test_an_unknown_agent_is_told_with_those_there_are(shell: Shell) -> None:
-    said = shell.perdure("run", "nobody", "x", "--id", "unknown")
+def test_an_unknown_agent_is_told_with_those_there_are(here: Here) -> None:
+    said = here("run", "nobody", "x", "--id", "unknown")
     assert said.code == 1
     assert "UnknownAgent: no agent 'nobody' is served here; the agents are: asker, broken," in said.err
-    shown = shell.perdure("show", "unknown")
+    shown = here("show", "unknown")
     assert (shown.code, "no agent 'nobody' is served here" in shown.out) == (0, True)
 
 
-def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell: Shell) -> None:
+def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell: Shell, here: Here) -> None:
     following = shell.start("run", "payer", "x", "--id", "held")
     following.says("answer with: perdure approve held call-1-1")
-    assert "held" in [run["id"] for run in shell.perdure("list", "--waiting", "--json").json]
-    assert "nothing of run" not in shell.perdure("show", "held").out
+    assert "held" in [run["id"] for run in here("list", "--waiting", "--json").json]
+    assert "nothing of run" not in here("show", "held").out
     said = shell.perdure("approve", "held", "--by", "bob", "--json")
     assert said.json == {"id": "held", "call_id": "call-1-1", "allow": True, "by": "bob"}
     following.says("✓ refund: paid back 12.5 for 1")
     assert following.process.wait(timeout=20) == 0
-    again = shell.perdure("approve", "held", "call-1-1")
+    again = here("approve", "held", "call-1-1")
     assert (again.code, again.err[:6]) == (2, "error:")
 
 
-def test_other_arguments_can_be_approved_and_others_refused(shell: Shell) -> None:
+def test_other_arguments_can_be_approved_and_others_refused(shell: Shell, here: Here) -> None:
     run = started(shell, "twice")
     until_it_is(shell, run, "waiting_approval")
-    unclear = shell.perdure("approve", run)
+    unclear = here("approve", run)
     assert unclear.code == 2
     assert 'waiting are call-1-1: refund(order_id="1", amount=1' in unclear.err
-    wrong = shell.perdure("approve", run, "call-1-9")
+    wrong = here("approve", run, "call-1-9")
     assert (wrong.code, "no call 'call-1-9' waits" in wrong.err) == (2, True)
-    bad = shell.perdure("approve", run, "call-1-1", "--arguments", '["much"]')
+    bad = here("approve", run, "call-1-1", "--arguments", '["much"]')
     assert (bad.code, bad.err[:6], bad.err.count("\n")) == (2, "error:", 1)
     changed = '{"order_id": "1", "amount": 0.5}'
-    assert shell.perdure("approve", run, "call-1-1", "--arguments", changed).code == 0
+    assert here("approve", run, "call-1-1", "--arguments", changed).code == 0
     assert shell.perdure("deny", run, "--reason", "too much").code == 0
     until_it_is(shell, run, "completed")
     told = shell.perdure("transcript", run).out
@@ -142,45 +143,45 @@ def test_other_arguments_can_be_approved_and_others_refused(shell: Shell) -> Non
     assert re.search(r"This call was refused by .*: too much", told)
 
 
-def test_a_question_is_answered_by_send(shell: Shell) -> None:
+def test_a_question_is_answered_by_send(shell: Shell, here: Here) -> None:
     run = started(shell, "asker")
     until_it_is(shell, run, "waiting_person")
-    shown = shell.perdure("show", run).out
+    shown = here("show", run).out
     assert "Which order?" in shown
     assert f'perdure send {run} "..."' in shown
     assert shell.perdure("send", run, "the blue one", "--json").json["id"] == run
-    watched = shell.perdure("watch", run)
+    watched = here("watch", run)
     assert (watched.code, watched.out) == (0, "Thanks.\n")
-    late = shell.perdure("send", run, "more")
+    late = here("send", run, "more")
     assert (late.code, late.err) == (2, f"error: run {run!r} is over; look at it with `perdure show {run}`\n")
 
 
-def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell) -> None:
+def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell, here: Here) -> None:
     said = shell.perdure("run", "locked", "x", "--id", "parked")
     assert said.code == 3
     assert "! parked: authentication at step 1 (locked:x): the key is wrong" in said.err
     assert "perdure resume parked" in said.err
-    assert [run["status"] for run in shell.perdure("list", "--status", "parked", "--json").json] == ["parked"]
+    assert [run["status"] for run in here("list", "--status", "parked", "--json").json] == ["parked"]
     shell.write("key", "")
     assert shell.perdure("resume", "parked").out == "parked: resumed\n"
-    assert shell.perdure("watch", "parked").out == "mended\n"
+    assert here("watch", "parked").out == "mended\n"
 
 
-def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Shell) -> None:
+def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Shell, here: Here) -> None:
     one, two = started(shell, "slow"), started(shell, "slow")
     assert shell.perdure("pause", one, two, "--json").lines == [
         {"id": one, "done": "paused"},
         {"id": two, "done": "paused"},
     ]
     until_it_is(shell, one, "paused")
-    mixed = shell.perdure("resume", one, "nosuchrun", two)
+    mixed = here("resume", one, "nosuchrun", two)
     assert mixed.code == 2
     assert mixed.out == f"{one}: resumed\n{two}: resumed\n"
     assert mixed.err == "error: there is no run 'nosuchrun' in namespace 'default'\n"
-    assert shell.perdure("stop", one).code == 0
-    assert shell.perdure("cancel", two).code == 0
-    assert (shell.perdure("watch", one).code, shell.perdure("watch", two).code) == (4, 4)
-    over = shell.perdure("pause", one)
+    assert here("stop", one).code == 0
+    assert here("cancel", two).code == 0
+    assert (here("watch", one).code, here("watch", two).code) == (4, 4)
+    over = here("pause", one)
     assert (over.code, "is over" in over.err) == (2, True)
 
 
@@ -197,33 +198,33 @@ def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
     assert "Traceback" not in terminal.said
 
 
-def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell) -> None:
+def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell, here: Here) -> None:
     with shell.terminal("run", "asker", "x", "--id", "interrupted") as terminal:
         terminal.says("your answer (empty: detach): ")
         terminal.types("\x03")
         assert terminal.ends() == 130
     assert "perdure watch interrupted" in terminal.said
-    assert shell.perdure("stop", "interrupted").code == 0
+    assert here("stop", "interrupted").code == 0
 
 
-def test_ctrl_c_leaves_the_run_as_it_is(shell: Shell) -> None:
+def test_ctrl_c_leaves_the_run_as_it_is(shell: Shell, here: Here) -> None:
     following = shell.start("run", "slow", "x", "--id", "left")
     following.says("→ gate")
     assert following.interrupt() == 130
     assert "follow it again: perdure watch left" in following.said
     assert "Traceback" not in following.said
     until_it_is(shell, "left", "acting")
-    assert shell.perdure("stop", "left").code == 0
+    assert here("stop", "left").code == 0
 
 
-def test_runs_are_listed_and_shown(shell: Shell) -> None:
-    assert shell.perdure("run", "support", "x", "--id", "seen", "--user", "eve").code == 0
+def test_runs_are_listed_and_shown(shell: Shell, here: Here) -> None:
+    assert here("run", "support", "x", "--id", "seen", "--user", "eve").code == 0
 
     def listed() -> list[str]:
-        return [run["id"] for run in shell.perdure("list", "--user", "eve", "--json").json]
+        return [run["id"] for run in here("list", "--user", "eve", "--json").json]
 
     wait_for(lambda: listed() == ["seen"], "the list to have it")
-    table = shell.perdure("list", "--agent", "support", "--query", 'AgentUser = "eve"', "--most", "1").out
+    table = here("list", "--agent", "support", "--query", 'AgentUser = "eve"', "--most", "1").out
     assert table.splitlines()[0].split() == [
         "ID",
         "AGENT",
@@ -235,24 +236,24 @@ def test_runs_are_listed_and_shown(shell: Shell) -> None:
         "STARTED",
     ]
     assert table.splitlines()[1].split()[:4] == ["seen", "support", "completed", "end_turn"]
-    looked = shell.perdure("show", "seen", "--json").json
+    looked = here("show", "seen", "--json").json
     assert (looked["state"], len(looked["steps"])) == ("completed", 2)
     shown = shell.perdure("show", "seen").out
     assert '✓ order_status(order_id="1")' in shown
     assert "cost unknown" in shown
-    told = shell.perdure("transcript", "seen", "--json").json
+    told = here("transcript", "seen", "--json").json
     assert [message["role"] for message in told] == ["user", "assistant", "tool", "assistant"]
-    assert shell.perdure("list", "--user", "nobody-at-all").err == "no such run\n"
+    assert here("list", "--user", "nobody-at-all").err == "no such run\n"
 
 
-def test_agents_are_told_from_a_file_and_from_runs(shell: Shell) -> None:
-    of_file = shell.perdure("agents", "desk.py", "--json").json
+def test_agents_are_told_from_a_file_and_from_runs(here: Here) -> None:
+    of_file = here("agents", "desk.py", "--json").json
     assert [agent["name"] for agent in of_file][:2] == ["support", "payer"]
-    assert "support" in shell.perdure("agents", "desk.py").out
-    assert shell.perdure("run", "support", "x").code == 0
-    of_runs = wait_for(lambda: shell.perdure("agents", "--json").json, "a run to be listed")
+    assert "support" in here("agents", "desk.py").out
+    assert here("run", "support", "x").code == 0
+    of_runs = wait_for(lambda: here("agents", "--json").json, "a run to be listed")
     assert {"name", "runs"} == set(of_runs[0])
-    assert "from the latest" in shell.perdure("agents").err
+    assert "from the latest" in here("agents").err
 
 
 def test_doctor_finds_nothing_wrong_and_tells_no_secret(shell: Shell) -> None:
@@ -341,6 +342,12 @@ def test_a_worker_refuses_a_wrong_file_in_one_line(shell: Shell, wrong: str) -> 
     assert said.err.count("\n") == 1
 
 
+def test_a_run_without_a_worker_waits_when_it_may(here: Here) -> None:
+    said = here("run", "support", "x", "--task-queue", "nobody-polls", "--id", "waits", "--detach")
+    assert (said.code, said.out, "start one: perdure worker FILE" in said.err) == (0, "waits\n", True)
+    assert here("cancel", "waits").code == 0
+
+
 def test_a_deployment_without_a_build_is_refused(shell: Shell) -> None:
     said = shell.perdure("worker", "desk.py", "--deployment", "d")
     assert (said.code, "a worker deployment needs a build id too: --build" in said.err) == (2, True)
@@ -373,7 +380,7 @@ def test_a_second_signal_ends_a_worker_at_once(shell: Shell, tmp_path: Path) -> 
     file = shell.write("desk2.py", AGENTS.replace('"open"', f'"{tmp_path / "never"}"', 1))
     worker = shell.start("worker", file, "--task-queue", "twice")
     worker.says("ready: ")
-    run = started(shell, "slow", "--task-queue", "twice")
+    run = started(shell, "slow", "twice")
     until_it_is(shell, run, "acting")
     worker.process.terminate()
     worker.says("once more leaves at once")

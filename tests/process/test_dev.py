@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.workers.server import free_port
+from perdure.workers.server import DevServer, free_port
 from tests.waiting import wait_for
 
 from .shell import AGENTS, Background, Shell
@@ -109,11 +109,7 @@ def test_runs_outlive_dev_and_go_on_with_the_next(shell: Shell, port: int) -> No
     first = developing(shell, port, "--headless")
     shell.perdure("run", "payer", "go", "--id", "kept", "--detach", *address)
 
-    def waits() -> bool:
-        looked = shell.perdure("show", "kept", "--json", *address).json
-        return looked["status"] is not None and looked["status"]["status"] == "waiting_approval"
-
-    wait_for(waits, "the approval")
+    shell.until_it_is("kept", address[1], "waiting_approval")
     assert first.interrupt(signal.SIGTERM) == 0
     developing(shell, port, "--headless")
     assert shell.perdure("approve", "kept", *address).code == 0
@@ -137,9 +133,9 @@ def test_a_server_that_dies_ends_dev(shell: Shell, port: int) -> None:
     assert dev.process.wait(timeout=20) == 5
 
 
-def test_a_busy_port_is_told_with_what_to_do(shell: Shell, port: int) -> None:
-    developing(shell, port, "--headless")
-    taken = shell.perdure("dev", "desk.py", "--port", str(port), "--headless")
+def test_a_busy_port_is_told_with_what_to_do(shell: Shell, server: DevServer) -> None:
+    port = server.address.rpartition(":")[2]
+    taken = shell.perdure("dev", "desk.py", "--port", port, "--headless")
     assert taken.code == 2
     assert f"`perdure worker desk.py --address 127.0.0.1:{port}`, or start another with --port" in taken.err
     with socket.socket() as other:

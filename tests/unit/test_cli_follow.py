@@ -37,6 +37,7 @@ class FakeRun:
     """Plays events; those after an `asyncio.Event` come when something was done to it."""
 
     id = "r"
+    stuck = False
 
     def __init__(self, *script: Event | None) -> None:
         self.script = script
@@ -70,6 +71,9 @@ class FakeRun:
 
     async def stop(self) -> None:
         self.did("stop")
+
+    async def is_stuck(self) -> bool:
+        return self.stuck
 
     async def status(self) -> RunStatus:
         self.acted.set()
@@ -203,3 +207,11 @@ async def test_silence_without_a_worker_is_explained_once(monkeypatch: pytest.Mo
     asyncio.get_running_loop().call_later(0.1, run.acted.set)
     _, screen = await followed(run, monkeypatch, asks=False)
     assert screen.notes == ["no worker takes work from task queue 'perdure'; start one: perdure worker FILE"]
+
+
+async def test_a_run_whose_code_fails_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(StatusChanged(status="thinking", doing=""), None, ended("end_turn"))
+    run.stuck = True
+    asyncio.get_running_loop().call_later(0.1, run.acted.set)
+    _, screen = await followed(run, monkeypatch, asks=False)
+    assert screen.notes == ["the worker cannot go on with the run: its log says why"]

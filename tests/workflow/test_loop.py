@@ -146,7 +146,7 @@ async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
             for e in history.events
             if e.HasField("activity_task_scheduled_event_attributes")
         ]
-        assert scheduled == ["call_model", "call_model"], "nothing was scheduled for it"
+        assert scheduled == ["resolve_agent", "call_model", "call_model"], "nothing was scheduled for it"
 
 
 async def test_calls_that_can_never_be_made_are_bounded(serve: Serve) -> None:

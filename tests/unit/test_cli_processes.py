@@ -1,0 +1,86 @@
+"""What worker, dev and doctor decide before they do anything."""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from temporalio.common import VersioningBehavior
+
+from perdure import Agent, ModelConfig
+from perdure.errors import DefinitionError, ModelError
+from perdure.settings import load
+from perdure.testing import ScriptedModel, says
+from perdure.workers.dev import Plan, planned
+from perdure.workers.doctor import _key_of, _skew
+from perdure.workers.worker import Ready, check_models, worker_options
+
+
+class Keyless(ScriptedModel):
+    def check(self, config: ModelConfig) -> None:
+        raise ModelError("authentication", "set THE_KEY")
+
+
+class Picky(ScriptedModel):
+    def check(self, config: ModelConfig) -> None:
+        raise DefinitionError("no option 'x'")
+
+
+def test_each_model_of_each_agent_is_checked() -> None:
+    models = {"good": ScriptedModel([says("hi")]), "keyless": Keyless([]), "picky": Picky([])}
+    chain = Agent(name="chain", model="good:x", fallbacks=["keyless:y"])
+    assert check_models([chain], models) == ["agent 'chain', model keyless:y: set THE_KEY"]
+    with pytest.raises(DefinitionError, match="agent 'p': no option 'x'"):
+        check_models([Agent(name="p", model="picky:x")], models)
+    with pytest.raises(DefinitionError, match=r"no provider 'nosuch' .*; there are: good, keyless, picky"):
+        check_models([Agent(name="n", model="nosuch:x")], models)
+
+
+def test_the_worker_takes_its_bounds_from_the_settings() -> None:
+    options = worker_options(load(max_concurrent_activities=3, graceful_shutdown_timeout="5s"))
+    assert options["max_concurrent_activities"] == 3
+    assert options["graceful_shutdown_timeout"] == timedelta(seconds=5)
+    assert "deployment_config" not in options
+
+
+def test_a_deployment_pins_runs_to_its_build() -> None:
+    config = worker_options(load(deployment_name="desk", build_id="7"))["deployment_config"]
+    assert (config.version.deployment_name, config.version.build_id) == ("desk", "7")
+    assert config.use_worker_versioning
+    assert config.default_versioning_behavior == VersioningBehavior.PINNED
+
+
+def test_a_ready_worker_says_what_it_serves_and_where() -> None:
+    ready = Ready(agents=("a", "b"), address="h:1", task_queue="q", health="h:2")
+    assert ready.line() == "ready: a, b on task queue 'q' of h:1; health on http://h:2"
+
+
+def plan(monkeypatch: pytest.MonkeyPatch, address: str, **given: object) -> Plan:
+    monkeypatch.setenv("PERDURE_ADDRESS", address)
+    asked = {"files": ["a.py"], "port": None, "ui_port": None, "headless": False, "db": None}
+    return planned(argparse.Namespace(**{**asked, "task_queue": None, **given}))
+
+
+def test_dev_takes_the_port_that_clients_on_this_machine_ask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PERDURE_HOME", str(tmp_path))
+    here, elsewhere = plan(monkeypatch, "localhost:7300"), plan(monkeypatch, "temporal.example:7300")
+    assert (here.port, here.ui_port) == (7300, 8300)
+    assert (elsewhere.port, elsewhere.ui_port) == (7233, 8233)
+    chosen = plan(monkeypatch, "localhost:7300", port=1234, headless=True, db=Path("~/x.db"))
+    assert (chosen.port, chosen.ui_port, chosen.db) == (1234, False, Path.home() / "x.db")
+    assert here.db == tmp_path / "temporal.db"
+
+
+def test_a_clock_is_wrong_only_by_what_our_own_cannot_explain() -> None:
+    assert _skew(105.0, 100.0, 110.0).verdict == "ok"
+    ahead, behind = _skew(40.0, 100.0, 110.0), _skew(170.0, 100.0, 110.0)
+    assert (ahead.verdict, "60 s ahead of" in ahead.text) == ("warn", True)
+    assert (behind.verdict, "60 s behind" in behind.text) == ("warn", True)
+
+
+def test_keys_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    assert _key_of("openai", ("OTHER_KEY", "SOME_KEY")) == "SOME_KEY"
+    assert _key_of("openai", ("OTHER_KEY",)) is None

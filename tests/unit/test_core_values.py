@@ -1,0 +1,333 @@
+"""Window, budget, pages, carrying over, reports, remote results and inputs: pure parts of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
+
+from perdure.limits import Limits
+from perdure.messages import Image, Message, Text, ToolCall, Usage, estimated_tokens, size_bytes
+from perdure.model import ModelConfig
+from perdure.prices import Price
+from perdure.spec import ModelSpec
+from perdure.wire import Decision, TranscriptQuery
+from perdure.workflows import carry, pages
+from perdure.workflows.budget import LEAST_REPLY_TOKENS, Allowance, allowance, exhausted
+from perdure.workflows.calls import approval_digest, with_result
+from perdure.workflows.inputs import MOST_USER_BYTES, check_decision, decision_of, message_of, request_of
+from perdure.workflows.remote import remote_result
+from perdure.workflows.report import details, dollars, result_of, signature, status_report
+from perdure.workflows.state import End
+from perdure.workflows.window import slide
+
+from .runs import PRICE, answered, begun, call, result
+
+ROLES = st.lists(st.sampled_from(["user", "words", "calls"]), max_size=20)
+
+
+def transcript(shape: Sequence[str], size: int = 40) -> list[Message]:
+    """A well-formed transcript of that shape, after the task."""
+    messages = [Message.user("the task")]
+    for n, what in enumerate(shape):
+        if what == "calls":
+            asked = ToolCall(id=f"call-{n}-1", name="work", arguments={})
+            messages.append(Message(role="assistant", parts=[asked]))
+            messages.append(Message(role="tool", parts=[result(asked.id, text="x" * size)]))
+        else:
+            role: Any = "user" if what == "user" else "assistant"
+            messages.append(Message(role=role, parts=[Text(text="x" * size)]))
+    return messages
+
+
+# The window.
+
+
+@given(ROLES, st.integers(0, 25), st.none() | st.integers(1, 12), st.none() | st.integers(1, 400))
+def test_a_window_opens_at_a_whole_exchange_and_only_moves_on(
+    shape: list[str], start: int, most: int | None, tokens: int | None
+) -> None:
+    messages = transcript(shape)
+    start = min(start, len(messages))
+    found = slide(messages, start, most=most, tokens=tokens)
+    assert start <= found <= len(messages)
+    if found > start:
+        assert messages[found].role != "tool"
+        assert found < len(messages)
+
+
+@given(ROLES, st.integers(2, 12))
+def test_a_window_keeps_at_most_what_it_may_or_else_one_exchange(shape: list[str], most: int) -> None:
+    messages = transcript(shape)
+    found = slide(messages, 0, most=most, tokens=None)
+    assert len(messages) - found <= max(most, 2) or found == 0
+    if len(messages) <= most:
+        assert found == 0
+
+
+def test_a_window_without_bounds_stays() -> None:
+    assert slide(transcript(["calls"] * 5), 0, most=None, tokens=None) == 0
+
+
+def test_the_newest_exchange_is_never_given_up_however_long_it_is() -> None:
+    messages = transcript(["calls", "calls"], size=10_000)
+    found = slide(messages, 0, most=None, tokens=1)
+    assert [m.role for m in messages[found:]] == ["assistant", "tool"]
+
+
+# Budgets.
+
+
+@given(
+    spent=st.integers(0, 5_000),
+    context=st.integers(0, 5_000),
+    limits=st.builds(
+        Limits,
+        input_tokens=st.none() | st.integers(1, 9_000),
+        output_tokens=st.none() | st.integers(1, 9_000),
+        total_tokens=st.none() | st.integers(1, 9_000),
+        cost_usd=st.none() | st.floats(0.0001, 0.05),
+    ),
+    price=st.builds(
+        Price,
+        input=st.integers(0, 10_000_000),
+        output=st.integers(0, 50_000_000),
+        cache_read=st.just(0),
+        cache_write=st.integers(0, 12_000_000),
+    ),
+)
+def test_a_granted_call_passes_no_budget_even_if_it_uses_all_of_its_grant(
+    spent: int, context: int, limits: Limits, price: Price
+) -> None:
+    model = ModelSpec(config=ModelConfig(name="scripted:x", max_tokens=1_000), price=price)
+    used = Usage(input_tokens=spent, output_tokens=spent // 4)
+    state = replace(
+        begun(limits=limits, models=(model,)),
+        usage=used,
+        cost_microusd=price.cost_microusd(used),
+        context_tokens=context,
+    )
+    if exhausted(state) is not None:
+        return
+    granted = allowance(state)
+    assert LEAST_REPLY_TOKENS <= granted.max_tokens <= 1_000
+    worst = Usage(cache_write_tokens=context, output_tokens=granted.max_tokens)
+    cost = max(
+        price.cost_microusd(worst),
+        price.cost_microusd(Usage(input_tokens=context, output_tokens=granted.max_tokens)),
+    )
+    total = used + worst
+    assert limits.input_tokens is None or total.all_input_tokens <= limits.input_tokens
+    assert limits.output_tokens is None or total.output_tokens <= limits.output_tokens
+    assert limits.total_tokens is None or total.total_tokens <= limits.total_tokens
+    assert limits.cost_microusd is None or state.cost_microusd + cost <= limits.cost_microusd
+
+
+def test_without_budgets_a_call_gets_what_is_configured() -> None:
+    assert allowance(begun()) == Allowance(max_tokens=8192)
+
+
+def test_a_model_configured_for_tiny_answers_is_not_taken_for_a_spent_budget() -> None:
+    tiny = ModelSpec(config=ModelConfig(name="scripted:x", max_tokens=8), price=PRICE)
+    assert exhausted(begun(models=(tiny,), limits=Limits(output_tokens=100))) is None
+
+
+def test_a_free_model_is_not_bounded_by_money() -> None:
+    free = Price(input=0, output=0, cache_read=0, cache_write=0)
+    model = ModelSpec(config=ModelConfig(name="scripted:x"), price=free)
+    assert exhausted(begun(models=(model,), limits=Limits(cost_usd=0.0000001))) is None
+
+
+# Pages and carrying over.
+
+
+@given(ROLES, st.integers(-3, 30), st.none() | st.integers(-3, 30))
+def test_pages_put_together_are_the_transcript(shape: list[str], start: int, stop: int | None) -> None:
+    messages = transcript(shape)
+    page = pages.page(messages, TranscriptQuery(start=start, stop=stop))
+    assert page.start >= 0
+    assert page.length == len(messages)
+    last = len(messages) if stop is None else max(stop, 0)
+    assert page.messages == messages[page.start : last]
+
+
+def test_a_page_is_bounded_but_never_empty_when_there_is_more() -> None:
+    big = Message.user("x" * (pages.PAGE_BYTES + 1))
+    messages = [big, Message.user("a"), big]
+    sizes: list[int] = []
+    start = 0
+    while start < len(messages):
+        page = pages.page(messages, TranscriptQuery(start=start))
+        sizes.append(len(page.messages))
+        start += len(page.messages)
+    assert sizes == [1, 1, 1]
+
+
+def test_what_is_carried_over_is_the_same_bytes_as_before_but_for_the_last_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carry, "CHUNK_BYTES", 700)
+    messages = transcript(["calls", "words", "user"] * 12)
+    before: list[bytes] = []
+    for length in range(1, len(messages) + 1):
+        state = replace(begun(), messages=tuple(messages[:length]))
+        _, *parts = carry.pack(state, search_attributes=False)
+        written = [json.dumps(part).encode() for part in parts]
+        assert written[: max(len(before) - 1, 0)] == before[:-1]
+        before = written
+        first, *again = carry.pack(state, search_attributes=False)
+        assert carry.unpack(json.loads(json.dumps(first)), again) == (state, False)
+    assert len(before) > 5
+    assert all(
+        sum(size_bytes(m) for m in chunk) <= 700 or len(chunk) == 1 for chunk in carry.chunks(messages)
+    )
+
+
+# Reports.
+
+
+def test_what_a_person_reads_of_a_call_is_one_line_that_arguments_cannot_forge() -> None:
+    forged = 'x")\n- **waits for a person**: `call-9-9`\n\n# All is `well`'
+    state = answered(begun(), call("pay", to=forged))
+    shown = details(state)
+    [line] = [line for line in shown.splitlines() if line.startswith("- **waits")]
+    assert line.startswith("- **waits for a person**: `call-1-1` `pay(")
+    assert line.count("`") == 4
+    assert "\n" not in signature(state.calls[0].call)
+
+
+def test_a_signature_is_bounded() -> None:
+    assert len(signature(call("pay", to="x" * 10_000))) == 100
+
+
+def test_what_waits_names_the_digest_that_a_decision_is_checked_against() -> None:
+    state = answered(begun(), call("pay", cents=5), call("ask_person", question="why?"))
+    approval, question = status_report(state).waiting
+    assert approval.kind == "approval"
+    assert approval.digest == approval_digest(state.calls[0].call)
+    assert approval.digest != approval_digest(call("pay", cents=6))
+    assert question.kind == "question"
+    assert question.text == "why?"
+    check_decision(state, Decision(call_id="call-1-1", allow=True, digest=approval.digest))
+
+
+@pytest.mark.parametrize(
+    ("decision", "why"),
+    [
+        ({"call_id": "call-9-9", "allow": True}, "does not wait for an approval; waiting: call-1-1"),
+        ({"call_id": "call-1-2", "allow": True}, "does not wait for an approval"),
+        ({"call_id": "call-1-1", "allow": True, "digest": "x"}, "not what you saw"),
+        ({"call_id": "call-1-1", "allow": False, "arguments": {}}, "only when the call is allowed"),
+    ],
+)
+def test_a_decision_about_something_else_is_refused(decision: dict[str, Any], why: str) -> None:
+    state = answered(begun(), call("pay", cents=5), call("ask_person", question="why?"))
+    with pytest.raises(ApplicationError, match=why):
+        check_decision(state, decision_of(decision))
+
+
+def test_an_unknown_cost_is_said_to_be_unknown() -> None:
+    state = replace(begun(), cost_unknown=True, cost_microusd=5)
+    assert result_of(state, End(stop_reason="stopped")).cost_microusd is None
+    assert dollars(None) == "cost unknown"
+    assert dollars(1_500) == "$0.0015"
+
+
+def test_a_result_that_comes_twice_changes_nothing() -> None:
+    state = answered(begun(), call("work"), call("work"))
+    once = with_result(state.calls, result("call-1-1", text="first"))
+    assert with_result(once, result("call-1-1", text="second")) == once
+
+
+# Remote tools' results.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as it is", "as it is"),
+        ({"a": "ä"}, '{"a": "ä"}'),
+        (None, "null"),
+        (b"bytes", '"bytes"'),
+        ({"a": {1, 2}}, '{"a": "set"}'),
+        ({(1, 2): 3}, "a result that is not JSON: dict"),
+        ("half \ud83d", "half ?"),
+    ],
+)
+def test_whatever_a_remote_tool_gives_becomes_text(value: Any, text: str) -> None:
+    assert remote_result(value, call("far"), 1000, 3).text == text
+
+
+@given(st.text(max_size=60), st.integers(8, 40))
+def test_a_long_remote_result_is_cut_at_a_whole_character(text: str, most: int) -> None:
+    shown = remote_result(text, call("far"), most, 3).text
+    if len(text.encode()) <= most:
+        assert shown == text
+    else:
+        assert text.startswith(shown.partition("\n[cut here")[0]) or "\n[cut here" in text
+        assert f"[cut here: {len(text.encode())} bytes in all" in shown
+
+
+# What comes from outside.
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "go on",
+        {"text": "go on"},
+        [{"kind": "text", "text": "go on"}],
+        {"text": [{"kind": "text", "text": "go on"}]},
+    ],
+)
+def test_a_message_may_be_written_in_several_ways(said: Any) -> None:
+    assert message_of(said) == Message.user("go on")
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("  ", "send a text"),
+        (3, "not 3"),
+        ({"words": "x"}, "not {'words': 'x'}"),
+        ([], "send a text"),
+        (["x" * 10_000], "parts.0"),
+        ([{"kind": "text", "text": " "}], "is empty"),
+        ([{"kind": "image"}], "is empty"),
+        ([{"kind": "tool_call", "id": "call-1-1", "name": "pay"}], "not a 'tool_call'"),
+        ([{"kind": "tool_result", "call_id": "call-1-1", "name": "pay"}], "not a 'tool_result'"),
+    ],
+)
+def test_a_message_that_says_nothing_or_pretends_to_be_the_model_is_refused(said: Any, why: str) -> None:
+    with pytest.raises(ApplicationError, match=why) as refused:
+        message_of(said)
+    assert refused.value.non_retryable
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"prompt": [1] * 5000}, "and 4993 more"),
+        ({"prompt": [{"kind": "tool_call", "id": "x", "name": "y"}]}, "not a 'tool_call'"),
+        ({"user": "x" * (MOST_USER_BYTES + 1)}, "user: is longer than 1024 bytes"),
+        ({"limits": {"cost_usd": 1e308}}, "limits.cost_usd"),
+        ({"limits": {"cost_usd": float("inf")}}, "limits.cost_usd"),
+        ({"limits": {"timeout": "P999999999D"}}, "limits.timeout"),
+        ({"promt": "x"}, "promt: Extra inputs"),
+    ],
+)
+def test_a_request_that_could_not_be_kept_is_refused(changed: dict[str, Any], why: str) -> None:
+    with pytest.raises(ApplicationError, match=why) as refused:
+        request_of({"agent": "a", "prompt": "go", **changed})
+    assert len(str(refused.value)) < 2_000
+
+
+def test_a_picture_alone_is_a_message() -> None:
+    message = message_of([{"kind": "image", "data": "QQ=="}])
+    assert message.parts == [Image(data="QQ==")]
+    assert estimated_tokens(message) > 1_000

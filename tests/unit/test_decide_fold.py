@@ -1,0 +1,598 @@
+"""decide and fold: whatever happens to a run, in whatever order, what is promised about it holds."""
+
+import json
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from perdure.context import SlidingWindow
+from perdure.effects import ModelFailure, ModelOutcome
+from perdure.errors import RULES
+from perdure.limits import Limits
+from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, Usage, estimated_tokens
+from perdure.model import ModelConfig, ModelStop
+from perdure.policy import Policy, Rule
+from perdure.spec import ModelSpec
+from perdure.wire import ENDED, Decision, RunRequest, Status
+from perdure.workflows.budget import next_input_tokens
+from perdure.workflows.carry import pack, unpack
+from perdure.workflows.decide import (
+    CallModel,
+    CallTools,
+    Finish,
+    Recall,
+    Slide,
+    Wait,
+    decide,
+)
+from perdure.workflows.fold import GRACE, MOST_STALE, fold
+from perdure.workflows.report import details, result_of, status_of, status_report
+from perdure.workflows.state import (
+    CallReturned,
+    CallsStarted,
+    Decided,
+    End,
+    EndAsked,
+    Event,
+    GraceOver,
+    ModelFailed,
+    Paused,
+    Replied,
+    Resumed,
+    Sent,
+    Slid,
+    State,
+    StepBegan,
+)
+
+from .runs import (
+    NOW,
+    PRICE,
+    answered,
+    asked,
+    assert_well_formed,
+    begun,
+    call,
+    failed,
+    reply,
+    result,
+    tool_spec,
+)
+
+TYPED = {"type": "object", "properties": {"city": {"type": "string"}}}
+CHEAP = ModelSpec(config=ModelConfig(name="scripted:y", max_tokens=300), price=PRICE)
+COMMANDS = CallModel | CallTools | Slide | Recall | Wait | Finish
+
+LIMITS = st.builds(
+    Limits,
+    steps=st.integers(1, 30),
+    tool_calls=st.none() | st.integers(0, 12),
+    per_tool=st.sampled_from([{}, {"work": 2}, {"pay": 0, "work": 5}]),
+    input_tokens=st.none() | st.integers(500, 20_000),
+    output_tokens=st.none() | st.integers(20, 2_000),
+    total_tokens=st.none() | st.integers(500, 20_000),
+    cost_usd=st.none() | st.floats(0.0005, 0.05),
+)
+WINDOWS = st.builds(
+    SlidingWindow, messages=st.none() | st.integers(4, 10), tokens=st.none() | st.integers(256, 2000)
+)
+POLICIES = st.sampled_from(
+    [
+        None,
+        Policy(
+            rules=(Rule(verdict="deny", tool="single"), Rule(verdict="ask", tool="w*"), Rule(verdict="allow"))
+        ),
+    ]
+)
+CALLS = st.builds(
+    call,
+    st.sampled_from(["work", "single", "pay", "ask_person", "read_result", "nobody", "final_answer"]),
+    st.none() | st.none() | st.just("does not fit"),
+)
+STOPS: st.SearchStrategy[ModelStop] = st.sampled_from(
+    ["end_turn", "tool_calls", "tool_calls", "tool_calls", "pause_turn", "stop_sequence"]
+)
+LAST_STOPS: st.SearchStrategy[ModelStop] = st.sampled_from(
+    ["max_tokens", "refusal", "guardrail", "context_overflow", "cancelled", "end_turn"]
+)
+FAILURES = st.sampled_from([*RULES, "stale", "stale", "cancelled", "a kind of tomorrow"])
+
+
+class Run(RuleBasedStateMachine):
+    """Plays the shell: carries out what `decide` says, and lets anything happen in between."""
+
+    @initialize(
+        limits=LIMITS,
+        window=WINDOWS,
+        policy=POLICIES,
+        typed=st.booleans(),
+        models=st.integers(1, 3),
+        on_failure=st.sampled_from(["park", "fail"]),
+    )
+    def start(  # noqa: PLR0917 - Hypothesis fills them in
+        self, limits: Limits, window: SlidingWindow, policy: Any, typed: bool, models: int, on_failure: str
+    ) -> None:
+        self.state = begun(
+            limits=limits,
+            context=window,
+            policy=policy,
+            output_schema=TYPED if typed else None,
+            models=(CHEAP,) * models,
+            on_failure=on_failure,
+            tool_concurrency=3,
+        )
+        self.sent = ["the task"]
+        self.granted = 0
+        self.budgeted = True
+        self.recalled = False
+        self.finished: End | None = None
+        self.step()
+
+    def fold(self, event: Event) -> None:
+        before = self.state
+        written = repr(before)
+        after = fold(before, event)
+        assert repr(before) == written, "a state is never changed, only followed by another"
+        assert after.messages[: len(before.messages)] == before.messages, "a transcript only grows"
+        assert after.step >= before.step
+        self.state = after
+
+    def step(self) -> None:
+        """Carry out commands until there is something to wait for."""
+        for _ in range(200):
+            command = decide(self.state)
+            assert isinstance(command, COMMANDS)
+            match command:
+                case CallModel():
+                    self.check_call(command)
+                    self.granted = command.allowance.max_tokens
+                    self.fold(StepBegan(clamped_by=command.allowance.by))
+                    assert_well_formed(self.state.messages)
+                case CallTools():
+                    assert not self.state.paused
+                    assert command.calls
+                    assert all(c.state == "ready" for c in command.calls)
+                    self.fold(CallsStarted(ids=tuple(c.call.id for c in command.calls)))
+                    running = [c for c in self.state.calls if c.state == "running"]
+                    assert len(running) <= self.state.spec.tool_concurrency
+                    assert sum(c.call.name == "single" for c in running) <= 1
+                case Slide():
+                    assert command.start > self.state.window_start
+                    self.fold(Slid(start=command.start))
+                    assert self.state.messages[self.state.window_start].role != "tool"
+                case Recall():
+                    assert self.state.busy
+                    if not self.recalled:
+                        self.recalled = True
+                        return
+                    self.fold(GraceOver())
+                case Finish():
+                    self.finished = command.end
+                    self.state = replace(self.state, end=command.end)
+                    return
+                case Wait():
+                    return
+        raise AssertionError("decide and fold go round in circles")
+
+    def check_call(self, command: CallModel) -> None:
+        state = self.state
+        assert not state.busy
+        assert not state.paused
+        assert not state.calls
+        assert state.parked is None
+        assert state.ending is None
+        assert state.end is None
+        assert command.allowance.max_tokens > 0
+        assert command.allowance.max_tokens <= state.spec.models[state.model].config.max_tokens
+        assert (command.tool_choice == "none") == (state.wrap_up is not None)
+
+    # What comes back.
+
+    @precondition(lambda self: self.state.asking_model)
+    @rule(
+        calls=st.lists(CALLS, max_size=5),
+        stop=STOPS | STOPS | LAST_STOPS,
+        text=st.sampled_from(["", "so far"]),
+        part=st.floats(0, 1),
+        typed=st.booleans(),
+        problem=st.booleans(),
+    )
+    def model_answers(  # noqa: PLR0917 - Hypothesis fills them in
+        self, calls: list[ToolCall], stop: ModelStop, text: str, part: float, typed: bool, problem: bool
+    ) -> None:
+        if stop == "max_tokens":
+            calls = []
+        read = self.state.context_tokens
+        usage = Usage(input_tokens=read, output_tokens=int(self.granted * part))
+        output = wrong = None
+        if self.state.spec.output_schema is not None and stop in ("end_turn", "tool_calls"):
+            output = {"city": "Bonn"} if typed else None
+            wrong = None if output or calls else "that does not fit"
+        self.fold(reply(self.state, *calls, text=text, stop=stop, usage=usage, output=output, problem=wrong))
+        self.step()
+
+    @precondition(lambda self: self.state.asking_model)
+    @rule(kind=FAILURES, wasted=st.sampled_from([0, 0, 7]))
+    def model_fails(self, kind: str, wasted: int) -> None:
+        if wasted:
+            self.budgeted = False  # what a cut call has cost, nobody could have forbidden
+        used = Usage(output_tokens=wasted)
+        self.fold(
+            ModelFailed(failure=ModelFailure(kind=kind, message="no", wasted=used, wasted_microusd=wasted))
+        )
+        self.step()
+
+    @precondition(lambda self: any(c.state == "running" for c in self.state.calls))
+    @rule(data=st.data(), error=st.booleans(), twice=st.booleans())
+    def tool_answers(self, data: st.DataObject, error: bool, twice: bool) -> None:
+        running = [c.call for c in self.state.calls if c.state == "running"]
+        done = data.draw(st.sampled_from(running))
+        for _ in range(1 + twice):
+            self.fold(CallReturned(result=result(done.id, done.name, is_error=error)))
+        self.step()
+
+    @rule()
+    def a_result_nobody_waits_for_comes(self) -> None:
+        before = self.state
+        self.fold(CallReturned(result=result("call-0-0")))
+        assert self.state == before
+
+    # What people do.
+
+    @precondition(lambda self: self.state.ending is None and self.finished is None)
+    @rule()
+    def somebody_speaks(self) -> None:
+        text = f"message {len(self.sent)}"
+        self.sent.append(text)
+        self.fold(Sent(message=Message.user(text)))
+        self.step()
+
+    @rule(data=st.data(), allow=st.booleans(), edit=st.booleans(), known=st.booleans())
+    def somebody_decides(self, data: st.DataObject, allow: bool, edit: bool, known: bool) -> None:
+        held = [c.call.id for c in self.state.calls if c.state == "asking"]
+        which = data.draw(st.sampled_from(held)) if held and known else "call-9-9"
+        arguments: Any = {"n": 1} if edit and allow else None
+        self.fold(Decided(decision=Decision(call_id=which, allow=allow, by="lee", arguments=arguments)))
+        self.step()
+
+    @rule()
+    def somebody_pauses(self) -> None:
+        self.fold(Paused())
+        self.step()
+
+    @rule()
+    def somebody_resumes(self) -> None:
+        self.fold(Resumed())
+        assert self.state.parked is None
+        assert not self.state.paused
+        self.step()
+
+    @precondition(lambda self: len(self.state.messages) > 6)
+    @rule(reason=st.sampled_from(["stopped", "cancelled", "deadline"]))
+    def somebody_ends_it(self, reason: Any) -> None:
+        self.fold(EndAsked(reason=reason))
+        self.step()
+
+    @precondition(lambda self: self.finished is None and not self.state.busy)
+    @rule()
+    def it_continues_as_new(self) -> None:
+        carried = pack(self.state, search_attributes=True)
+        first, *chunks = json.loads(json.dumps(carried))
+        again, search_attributes = unpack(first, chunks)
+        assert search_attributes
+        assert again == self.state
+        self.state = again
+
+    # What always holds.
+
+    @invariant()
+    def limits_are_kept(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        state, limits = self.state, self.state.limits
+        assert limits.steps is None or state.step <= limits.steps
+        assert limits.tool_calls is None or state.tool_calls <= limits.tool_calls
+        for name, most in limits.per_tool.items():
+            assert state.per_tool.get(name, 0) <= most
+        if self.budgeted:
+            assert limits.output_tokens is None or state.usage.output_tokens <= limits.output_tokens
+            assert limits.input_tokens is None or state.usage.all_input_tokens <= limits.input_tokens
+            assert limits.total_tokens is None or state.usage.total_tokens <= limits.total_tokens
+            assert limits.cost_microusd is None or state.cost_microusd <= limits.cost_microusd
+
+    @invariant()
+    def it_can_be_told_where_it_is(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        status = status_of(self.state)
+        assert status in get_args(Status)
+        assert (status in ENDED) == (self.state.end is not None)
+        report = status_report(self.state)
+        assert report.queued == len(self.state.inbox)
+        assert details(self.state).startswith(f"**{status}**")
+
+    @invariant()
+    def nothing_said_is_lost(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        state = self.state
+        told = [m.text for m in (*state.messages, *state.inbox) if m.role == "user"]
+        told += [r.text for m in state.messages for r in m.tool_results if r.name == "ask_person"]
+        told += [c.result.text for c in state.calls if c.result and c.call.name == "ask_person"]
+        assert [text for text in self.sent if text not in told] == []
+
+    def teardown(self) -> None:
+        """A run in which people answer and the world goes on ends; its transcript is whole."""
+        if not hasattr(self, "state"):
+            return
+        for _ in range(500):
+            if self.finished is not None:
+                break
+            self.go_on()
+        else:
+            raise AssertionError("the run does not end")
+        assert_well_formed(self.state.messages)
+        end = self.finished
+        report = result_of(self.state, end)
+        if self.state.spec.output_schema is not None:
+            assert report.output in (None, {"city": "Bonn"}), "output of a type is of that type or absent"
+        assert (end.failure is None) or end.stop_reason == "error"
+
+    def go_on(self) -> None:
+        state = self.state
+        held = [c for c in state.calls if c.state == "asking"]
+        running = [c for c in state.calls if c.state == "running"]
+        if state.paused or state.parked is not None:
+            self.somebody_resumes()
+        elif state.asking_model:
+            self.fold(reply(state, call("work"), usage=Usage(input_tokens=state.context_tokens)))
+            self.step()
+        elif running:
+            self.fold(CallReturned(result=result(running[0].call.id, running[0].call.name)))
+            self.step()
+        elif held and held[0].kind == "person":
+            self.fold(Sent(message=Message.user("yes")))
+            self.step()
+        elif held:
+            self.fold(Decided(decision=Decision(call_id=held[0].call.id, allow=True)))
+            self.step()
+        else:
+            raise AssertionError(f"the run waits for nothing anybody could do: {status_of(state)}")
+
+
+Run.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
+TestAnyRun = Run.TestCase
+
+
+# One by one: what went wrong once, or is easily got wrong.
+
+
+def test_a_paused_turn_with_tool_calls_runs_them_so_that_none_stays_unanswered() -> None:
+    state = answered(begun(), call("work"), stop="pause_turn")
+    assert isinstance(decide(state), CallTools)
+    state = fold(state, CallReturned(result=result("call-1-1")))
+    assert isinstance(decide(state), CallModel)
+    assert_well_formed(state.messages)
+
+
+def test_a_budget_reserves_what_was_said_and_not_yet_read() -> None:
+    state = begun(limits=Limits(total_tokens=3_000))
+    assert isinstance(decide(state), CallModel)
+    long = Message.user("x" * 20_000)
+    state = fold(state, Sent(message=long))
+    assert next_input_tokens(state) == state.context_tokens + estimated_tokens(long)
+    command = decide(state)
+    assert isinstance(command, Finish)
+    assert command.end.stop_reason == "token_budget"
+
+
+def test_a_budget_reserves_what_will_be_read_after_the_window_has_moved() -> None:
+    state = begun(limits=Limits(total_tokens=6_000), context=SlidingWindow(tokens=1_000))
+    for _ in range(3):
+        state = answered(state, call("work"), usage=Usage(input_tokens=100))
+        state = fold(state, CallReturned(result=result(state.calls[0].call.id, text="x" * 2_400)))
+    state = replace(state, context_tokens=5_900)
+    assert isinstance(decide(state), Slide), "not the end: what is left out will not be read"
+
+
+def test_a_picture_is_not_counted_by_its_bytes() -> None:
+    picture = Image(data="A" * 1_000_000)
+    state = begun([Text(text="what is this?"), picture], limits=Limits(steps=None, total_tokens=50_000))
+    assert isinstance(decide(state), CallModel)
+    assert state.context_tokens < 3_000
+
+
+def test_an_answer_is_kept_when_no_call_is_left_to_read_what_came_meanwhile() -> None:
+    state = asked(begun(limits=Limits(steps=1), output_schema=TYPED))
+    state = fold(state, Sent(message=Message.user("wait")))
+    state = fold(state, reply(state, call("final_answer"), output={"city": "Bonn"}))
+    command = decide(state)
+    assert command == Finish(end=End(stop_reason="end_turn", output={"city": "Bonn"}))
+    assert status_report(state).queued == 1
+
+
+def test_an_answer_is_kept_when_somebody_speaks_after_it_and_no_call_is_left() -> None:
+    state = answered(begun(limits=Limits(steps=1)), text="done")
+    state = fold(state, Sent(message=Message.user("wait")))
+    assert decide(state) == Finish(end=End(stop_reason="end_turn", output="done"))
+
+
+def test_a_message_after_the_answer_is_read_when_a_call_is_left() -> None:
+    state = answered(begun(), text="done")
+    assert isinstance(decide(state), Finish)
+    state = fold(state, Sent(message=Message.user("one more thing")))
+    assert isinstance(decide(state), CallModel)
+
+
+@pytest.mark.parametrize("stop", ["refusal", "guardrail", "max_tokens", "end_turn"])
+def test_words_are_no_output_where_a_type_was_asked_for(stop: ModelStop) -> None:
+    state = replace(begun(output_schema=TYPED), wrap_up="max_tool_calls" if stop == "end_turn" else None)
+    state = answered(state, text="I cannot", stop=stop)
+    command = decide(state)
+    assert isinstance(command, Finish)
+    assert command.end.output is None
+
+
+def test_a_limit_gives_no_words_where_a_type_was_asked_for() -> None:
+    state = answered(begun(limits=Limits(steps=1), output_schema=TYPED), call("work"), text="let me see")
+    state = fold(state, CallReturned(result=result("call-1-1")))
+    assert decide(state) == Finish(end=End(stop_reason="max_steps", output=None))
+
+
+def test_a_call_beside_the_final_answer_is_not_called_accepted() -> None:
+    state = fold(asked(begun(output_schema=TYPED)), Sent(message=Message.user("wait")))
+    state = fold(state, reply(state, call("work"), call("final_answer"), output={"city": "Bonn"}))
+    work, final = state.messages[-1].tool_results
+    assert (work.is_error, work.text) == (True, "not run: the final answer was given")
+    assert (final.is_error, final.text) == (False, "accepted: this is the final answer")
+
+
+def test_the_end_fills_in_calls_that_were_never_started_and_keeps_the_results_of_others() -> None:
+    state = answered(begun(), call("work"), call("pay"))
+    state = fold(state, CallsStarted(ids=("call-1-1",)))
+    state = fold(state, CallReturned(result=result("call-1-1", text="worked")))
+    state = fold(state, EndAsked(reason="stopped"))
+    worked, paid = state.messages[-1].tool_results
+    assert worked.text == "worked"
+    assert (paid.is_error, paid.text) == (True, "not run: the run was ended")
+    assert isinstance(decide(state), Finish)
+    assert_well_formed(state.messages)
+
+
+def test_only_a_call_that_was_under_way_may_have_taken_effect() -> None:
+    state = answered(begun(tool_concurrency=1), call("work"), call("work"), call("pay"))
+    state = fold(state, CallsStarted(ids=("call-1-1",)))
+    state = fold(fold(state, EndAsked(reason="cancelled")), GraceOver())
+    texts = [r.text for r in state.messages[-1].tool_results]
+    assert "may or may not have taken effect" in texts[0]
+    assert texts[1:] == ["not run: the run was ended"] * 2
+
+
+def test_a_persons_answer_may_be_a_picture() -> None:
+    state = answered(begun(), call("ask_person", question="which?"))
+    shown = Message(role="user", parts=[Text(text="this"), Image(data="QQ==")])
+    state = fold(state, Sent(message=shown))
+    assert state.messages[-1].tool_results[0].content == list(shown.parts)
+
+
+def test_what_a_failed_call_of_an_unpriced_model_has_cost_is_unknown_and_not_nothing() -> None:
+    unpriced = ModelSpec(config=ModelConfig(name="other:x"))
+    state = failed(begun(models=(unpriced,)), "authentication", wasted=Usage(input_tokens=9))
+    assert state.cost_unknown
+    assert not failed(begun(models=(unpriced,)), "authentication").cost_unknown
+
+
+def test_a_stale_call_is_made_anew_and_not_for_ever() -> None:
+    state = begun()
+    for _ in range(MOST_STALE - 1):
+        state = failed(state, "stale")
+        assert isinstance(decide(state), CallModel)
+    state = failed(state, "stale")
+    assert state.step == 1
+    assert isinstance(decide(state), Finish)
+
+
+def test_a_reply_that_overflows_the_context_is_not_kept_and_shows_less_next_time() -> None:
+    state = begun()
+    for n in range(4):
+        state = answered(state, call("work", n=n))
+        state = fold(state, CallReturned(result=result(state.calls[0].call.id)))
+    before = state
+    state = answered(state, text="too", stop="context_overflow")
+    assert state.messages == before.messages
+    assert state.window_start > before.window_start
+    assert isinstance(decide(state), CallModel)
+    assert fold(state, StepBegan()).step == before.step + 1, "the same step again"
+
+
+def test_a_late_overflow_does_not_hide_that_the_run_was_stopped() -> None:
+    state = fold(asked(begun()), EndAsked(reason="stopped"))
+    state = fold(state, reply(state, stop="context_overflow"))
+    assert decide(state) == Finish(end=End(stop_reason="stopped", output=""))
+
+
+def test_the_policy_sees_the_default_that_the_function_will_get() -> None:
+    schema = {"type": "object", "properties": {"path": {"type": "string", "default": "/etc/passwd"}}}
+    read = tool_spec("read", input_schema=schema, resource="path")
+    policy = Policy(rules=(Rule(verdict="deny", resource="/etc/*"), Rule(verdict="allow")))
+    state = answered(begun(tools=(read,), policy=policy), call("read"))
+    assert "does not allow" in state.messages[-1].text
+    state = answered(begun(tools=(read,), policy=policy), call("read", path="/home"))
+    assert isinstance(decide(state), CallTools)
+
+
+def test_the_policy_is_not_fooled_by_how_a_number_is_written() -> None:
+    schema = {"type": "object", "properties": {"account": {"type": "integer"}}}
+    read = tool_spec("read", input_schema=schema, resource="account")
+    policy = Policy(rules=(Rule(verdict="deny", resource="7"), Rule(verdict="allow")))
+    for written in (7, 7.0):
+        state = answered(begun(tools=(read,), policy=policy), call("read", account=written))
+        assert "does not allow" in state.messages[-1].text
+
+
+def test_edited_arguments_are_what_runs_and_the_model_is_told() -> None:
+    state = answered(begun(), call("pay", cents=5))
+    state = fold(state, Decided(decision=Decision(call_id="call-1-1", allow=True, arguments={"cents": 4})))
+    command = decide(state)
+    assert isinstance(command, CallTools)
+    assert command.calls[0].call.arguments == {"cents": 4}
+    state = fold(state, CallReturned(result=result("call-1-1", "pay")))
+    assert state.messages[-1].text.startswith("(A person changed the arguments to {'cents': 4}.)")
+
+
+def test_a_refusal_reaches_the_model_with_its_reason() -> None:
+    state = answered(begun(), call("pay"))
+    state = fold(
+        state, Decided(decision=Decision(call_id="call-1-1", allow=False, by="lee", reason="too much"))
+    )
+    assert state.messages[-1].tool_results[0].text == "This call was refused by lee: too much"
+    assert state.messages[-1].tool_results[0].is_error
+
+
+def test_resuming_a_parked_run_begins_again_with_the_first_model_and_the_same_step() -> None:
+    state = failed(begun(models=(CHEAP, CHEAP)), "authentication")
+    assert (state.model, state.parked) == (1, None)
+    state = failed(state, "authentication")
+    assert state.parked is not None
+    assert isinstance(decide(state), Wait)
+    state = fold(state, Resumed())
+    assert (state.model, state.step) == (0, 1)
+    assert fold(state, StepBegan()).step == 1
+
+
+def test_models_that_failed_are_written_beside_the_answer_of_the_one_that_did_not() -> None:
+    state = answered(failed(begun(models=(CHEAP, CHEAP)), "not_found"), text="hi")
+    meta = state.messages[-1].meta
+    assert meta is not None
+    assert meta.errors == ["scripted:y: not_found: no"]
+
+
+def test_a_reply_without_a_record_of_its_cost_is_our_bug() -> None:
+    outcome = ModelOutcome(message=Message(role="assistant", parts=[]), stop="end_turn")
+    with pytest.raises(AssertionError, match="records how a reply came to be"):
+        fold(asked(begun()), Replied(outcome=outcome, at=NOW))
+
+
+def test_a_deadline_counts_from_the_start_of_the_run() -> None:
+    from datetime import timedelta
+
+    assert begun(limits=Limits(timeout=timedelta(hours=1))).deadline_at == NOW + timedelta(hours=1)
+    assert timedelta(seconds=2) > GRACE
+
+
+def test_a_request_tightens_the_limits_of_its_run() -> None:
+    request = RunRequest(agent="a", prompt="go", limits=Limits(steps=2))
+    assert begun(request=request, limits=Limits(steps=9, tool_calls=3)).limits == Limits(
+        steps=2, tool_calls=3
+    )
+
+
+def test_a_state_can_be_made_only_whole() -> None:
+    meta = ReplyMeta(step=1, model="m")
+    assert meta.attempts == 1
+    with pytest.raises(TypeError):
+        State()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

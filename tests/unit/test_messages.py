@@ -1,0 +1,287 @@
+"""Messages and what else is written down: everything read back is what was written."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from perdure.errors import DefinitionError
+from perdure.limits import Limits, explain
+from perdure.messages import (
+    IMAGE_TOKENS,
+    Document,
+    Image,
+    Message,
+    Opaque,
+    Part,
+    ReplyMeta,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResult,
+    Usage,
+    estimate_tokens,
+    estimated_tokens,
+    size_bytes,
+)
+from perdure.policy import Policy, Rule
+from perdure.prices import Entry, Price, PriceTable, load, shipped
+
+WORDS = st.text(max_size=20)
+NAMES = st.text(min_size=1, max_size=8)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = st.dictionaries(NAMES, JSON, max_size=3)
+COUNT = st.integers(0, 10**9)
+USAGE = st.builds(
+    Usage,
+    input_tokens=COUNT,
+    cache_read_tokens=COUNT,
+    cache_write_tokens=COUNT,
+    output_tokens=COUNT,
+    estimated=st.booleans(),
+)
+MEDIA = st.builds(Image, data=st.none() | NAMES, blob=st.none() | NAMES) | st.builds(
+    Document, name=NAMES, data=st.none() | NAMES, blob=st.none() | NAMES
+)
+RESULT = st.builds(
+    ToolResult,
+    call_id=NAMES,
+    name=NAMES,
+    content=st.lists(st.builds(Text, text=WORDS) | MEDIA, max_size=3),
+    is_error=st.booleans(),
+    spilled=st.none() | NAMES,
+    duration_ms=COUNT,
+    attempts=COUNT,
+)
+PART = st.one_of(
+    st.builds(Text, text=WORDS),
+    st.builds(Thinking, text=WORDS, signature=st.none() | NAMES, redacted=st.none() | NAMES),
+    MEDIA,
+    st.builds(Opaque, provider=NAMES, data=ARGUMENTS),
+    st.builds(ToolCall, id=NAMES, name=NAMES, arguments=ARGUMENTS, problem=st.none() | NAMES),
+    RESULT,
+)
+META = st.builds(
+    ReplyMeta,
+    step=COUNT,
+    model=NAMES,
+    usage=USAGE,
+    cost_microusd=st.none() | COUNT,
+    stop=WORDS,
+    duration_ms=COUNT,
+    attempts=st.integers(1, 9),
+    request_id=st.none() | NAMES,
+    errors=st.lists(NAMES, max_size=2),
+)
+MESSAGE = st.builds(
+    Message,
+    role=st.sampled_from(["user", "assistant", "tool"]),
+    parts=st.lists(PART, max_size=4),
+    meta=st.none() | META,
+)
+
+
+@given(MESSAGE)
+def test_a_message_read_back_is_the_message_that_was_written(message: Message) -> None:
+    assert Message.model_validate_json(message.model_dump_json()) == message
+    assert Message.model_validate(message.model_dump(mode="json")) == message
+
+
+@given(PART)
+def test_a_part_is_told_apart_by_its_kind(part: Part) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(Part)
+    assert type(adapter.validate_json(adapter.dump_json(part))) is type(part)
+
+
+@given(USAGE, USAGE, USAGE)
+def test_usage_adds_up_in_any_order(one: Usage, two: Usage, three: Usage) -> None:
+    assert (one + two) + three == three + (two + one)
+    assert (one + two).total_tokens == one.total_tokens + two.total_tokens
+    assert one + Usage() == one
+
+
+def test_what_is_not_there_is_not_written() -> None:
+    written = Message.user("hi").model_dump_json()
+    assert written == '{"role":"user","parts":[{"kind":"text","text":"hi"}]}'
+    call = ToolCall(id="call-1-1", name="t")
+    assert call.model_dump_json() == '{"kind":"tool_call","id":"call-1-1","name":"t","arguments":{}}'
+    assert ReplyMeta(step=1, model="m").model_dump(mode="json") == {
+        "step": 1,
+        "model": "m",
+        "usage": {},
+        "stop": "",
+        "attempts": 1,
+    }
+
+
+def test_a_cost_of_nothing_is_written_and_an_unknown_one_is_not() -> None:
+    assert ReplyMeta(step=1, model="m", cost_microusd=0).model_dump()["cost_microusd"] == 0
+    assert "cost_microusd" not in ReplyMeta(step=1, model="m").model_dump()
+
+
+def test_a_field_of_a_newer_writer_is_passed_over() -> None:
+    assert Text.model_validate({"kind": "text", "text": "a", "later": 1}) == Text(text="a")
+
+
+def test_a_message_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Message.user("a").role = "tool"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@given(MESSAGE)
+def test_sizes_are_those_of_the_written_message(message: Message) -> None:
+    assert size_bytes(message) == len(message.model_dump_json().encode())
+    assert estimated_tokens(message) > 0
+
+
+def test_tokens_are_rounded_up() -> None:
+    assert [estimate_tokens(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_a_picture_in_a_result_counts_as_a_picture() -> None:
+    picture = ToolResult(call_id="c", name="n", content=[Image(data="A" * 100_000)])
+    message = Message(role="tool", parts=[picture])
+    assert IMAGE_TOKENS < estimated_tokens(message) < IMAGE_TOKENS + 100
+
+
+# Limits.
+
+LIMITS = st.builds(
+    Limits,
+    steps=st.none() | st.integers(1, 99),
+    tool_calls=st.none() | st.integers(0, 99),
+    per_tool=st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)),
+    total_tokens=st.none() | st.integers(1, 999),
+    cost_usd=st.none() | st.floats(0.01, 9),
+)
+
+
+@given(LIMITS, LIMITS)
+def test_a_request_can_only_tighten_limits(mine: Limits, theirs: Limits) -> None:
+    both = mine.tightened_by(theirs)
+    for field in ("steps", "tool_calls", "total_tokens", "cost_usd"):
+        bounds = [b for b in (getattr(mine, field), getattr(theirs, field)) if b is not None]
+        assert getattr(both, field) == min(bounds, default=None)
+    for name in {*mine.per_tool, *theirs.per_tool}:
+        assert both.per_tool[name] == min(
+            bound for bound in (mine.per_tool.get(name), theirs.per_tool.get(name)) if bound is not None
+        )
+    assert both.tightened_by(theirs) == both
+    assert mine.tightened_by(None) == mine
+
+
+def test_what_a_request_leaves_out_does_not_tighten() -> None:
+    assert Limits(steps=90).tightened_by(Limits(tool_calls=1)) == Limits(steps=90, tool_calls=1)
+
+
+@pytest.mark.parametrize("cost", [1e308, float("inf"), float("nan"), 0, -1])
+def test_a_cost_limit_is_an_amount_of_money(cost: float) -> None:
+    with pytest.raises(ValidationError):
+        Limits(cost_usd=cost)
+
+
+def test_an_explanation_is_short_whatever_was_wrong() -> None:
+    with pytest.raises(ValidationError) as wrong:
+        Limits.model_validate({f"{n}" * 500: "x" * 500 for n in range(500)})
+    said = explain(wrong.value)
+    assert len(said) < 3_000
+    assert said.endswith("and 492 more")
+
+
+# Policies.
+
+
+@pytest.mark.parametrize(
+    ("tool", "roles", "resource", "verdict"),
+    [
+        ("refund", (), None, "ask"),
+        ("refund", ("boss",), None, "allow"),
+        ("refund", ("clerk", "boss"), "W9", "allow"),
+        ("read", (), "/etc/passwd", "deny"),
+        ("read", (), "/home/a\n/etc", "allow"),
+        ("read", (), None, "allow"),
+        ("write", ("boss",), None, "deny"),
+        ("READ", (), None, "deny"),
+    ],
+)
+def test_the_first_rule_that_matches_decides_and_none_is_a_denial(
+    tool: str, roles: tuple[str, ...], resource: str | None, verdict: str
+) -> None:
+    policy = Policy(
+        rules=(
+            Rule(verdict="allow", tool="refund*", role="boss"),
+            Rule(verdict="ask", tool="refund*"),
+            Rule(verdict="deny", tool="read", resource="/etc/*"),
+            Rule(verdict="allow", tool="read"),
+        )
+    )
+    assert policy.verdict(tool, roles, resource) == verdict
+
+
+def test_a_rule_for_some_resource_says_nothing_of_a_call_without_one() -> None:
+    assert Policy(rules=(Rule(verdict="allow", resource="?*"),)).verdict("t") == "deny"
+    assert Policy().verdict("t", ("boss",), "r") == "deny"
+
+
+# Prices.
+
+
+@given(USAGE)
+def test_a_price_is_rounded_up_and_never_less_than_exact(usage: Usage) -> None:
+    price = Price(input=3, output=5, cache_read=7, cache_write=11)
+    exact = (
+        usage.input_tokens * 3
+        + usage.output_tokens * 5
+        + usage.cache_read_tokens * 7
+        + usage.cache_write_tokens * 11
+    )
+    assert 0 <= price.cost_microusd(usage) * 1_000_000 - exact < 1_000_000
+
+
+def test_the_first_entry_in_effect_counts_and_the_unknown_has_no_price() -> None:
+    from datetime import date
+
+    def entry(model: str, effective: str, amount: int) -> Entry:
+        price = Price(input=amount, output=0, cache_read=0, cache_write=0)
+        return Entry(model=model, effective=date.fromisoformat(effective), price=price)
+
+    table = PriceTable(version="1", entries=(entry("p:new*", "2026-02-01", 2), entry("p:*", "2026-01-01", 1)))
+
+    def found(model: str, day: str) -> int | None:
+        price = table.find(model, date.fromisoformat(day))
+        return price.input if price else None
+
+    assert found("p:new-1", "2026-03-01") == 2
+    assert found("p:new-1", "2026-01-15") == 1
+    assert found("p:old", "2025-01-01") is None
+    assert found("q:x", "2026-03-01") is None
+    mine = PriceTable(version="2", entries=(entry("p:old", "2026-01-01", 9),))
+    over = mine.over(table).find("p:old", date(2026, 5, 1))
+    assert over is not None
+    assert over.input == 9
+
+
+def test_the_shipped_table_knows_what_it_ships_and_the_scripted_model() -> None:
+    from datetime import date
+
+    assert shipped().find("scripted:anything", date(2026, 11, 20)) is not None
+    assert shipped().find("anthropic:claude-sonnet-5-5", date(2026, 11, 20)) is not None
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"version": "1"}', '{"version": "1", "entries": [{}]}'])
+def test_a_price_table_that_cannot_be_read_is_named(tmp_path: Any, text: str | None) -> None:
+    path = tmp_path / "prices.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DefinitionError, match="price table"):
+        load(path)

@@ -1,0 +1,79 @@
+"""What is built is our modules and nothing else; what the sandbox shares is the vocabulary."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from perdure.workers.plugin import PASSED_THROUGH
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("activities", "starter", "workers", "workflows")
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    return table
+
+
+def modules() -> set[str]:
+    """Our modules, as the wheel names them."""
+    own = {f"perdure/{path.name}" for path in (ROOT / "perdure").glob("*.py")}
+    return own | {
+        f"perdure/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")
+    }
+
+
+def test_the_packages_that_are_built_are_those_on_disk() -> None:
+    folders = {
+        ".".join(["perdure", *path.parent.relative_to(ROOT).parts])
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    table = project()
+    assert set(table["packages"]) == {"perdure", *folders}
+    assert table["package-dir"] == {"perdure": "perdure", **{f"perdure.{room}": room for room in ROOMS}}
+
+
+def test_the_links_for_type_checkers_lead_to_the_rooms() -> None:
+    for room in ROOMS:
+        assert (ROOT / "perdure" / room).readlink() == Path("..") / room
+
+
+def test_the_sandbox_shares_the_vocabulary_and_never_the_workflows() -> None:
+    vocabulary = {f"perdure.{path.stem}" for path in (ROOT / "perdure").glob("*.py")}
+    apart = {"perdure.__init__", "perdure.__main__", "perdure.testing"}
+    rooms = {f"perdure.{room}" for room in ROOMS} - {"perdure.workflows"}
+    assert set(PASSED_THROUGH) == (vocabulary - apart) | rooms
+    assert not any("perdure.workflows".startswith(name) for name in PASSED_THROUGH)
+
+
+def test_a_wheel_holds_our_modules_and_data_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes() if (ROOT / name).exists() else b"x\n")
+    for folder in ("perdure", *ROOMS, "tests"):
+        shutil.copytree(
+            ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--quiet",
+            "--wheel-dir",
+            str(tmp_path),
+            str(source),
+        ],
+        check=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == modules() | {"perdure/prices.json", "perdure/py.typed"}

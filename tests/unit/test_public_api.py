@@ -1,0 +1,108 @@
+"""The public surface: pinned, lazy, and free of names that a module of ours would take away."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import perdure
+import perdure.testing
+
+ROOT = Path(__file__).parents[2]
+
+PUBLIC = [
+    "Agent",
+    "Client",
+    "DefinitionError",
+    "Document",
+    "FatalToolError",
+    "Image",
+    "InvalidRequest",
+    "Limits",
+    "Message",
+    "ModelConfig",
+    "ModelError",
+    "NotReachable",
+    "PerdureError",
+    "PerdurePlugin",
+    "Policy",
+    "RemoteTool",
+    "RetryableToolError",
+    "Rule",
+    "Run",
+    "RunConflict",
+    "RunEnded",
+    "RunFailed",
+    "RunNotFound",
+    "RunRequest",
+    "RunResult",
+    "RunStatus",
+    "SlidingWindow",
+    "Tool",
+    "ToolContext",
+    "Usage",
+    "ask_person",
+    "connect",
+    "run_agent",
+    "tool",
+]
+
+HEAVY = (
+    "temporalio",
+    "anthropic",
+    "boto3",
+    "botocore",
+    "openai",
+    "structlog",
+    "httpx",
+    "rich",
+    "typer",
+    "opentelemetry",
+)
+
+
+def in_a_new_process(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_what_is_public_is_what_was_promised() -> None:
+    assert perdure.__all__ == PUBLIC
+    assert dir(perdure) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(perdure, name) is not None
+
+
+def test_every_name_for_tests_is_there() -> None:
+    assert all(getattr(perdure.testing, name) is not None for name in perdure.testing.__all__)
+
+
+def test_a_name_that_is_not_there_is_named() -> None:
+    with pytest.raises(AttributeError, match="module 'perdure' has no attribute 'Agnet'"):
+        perdure.Agnet  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue, reportUnusedExpression]
+
+
+def test_no_module_bears_the_name_of_something_public() -> None:
+    """Importing it would put the module in the place of the name."""
+    folder = ROOT / "perdure"
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert modules & set(perdure.__all__) == set()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    listed = f"import sys, perdure; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert in_a_new_process(listed) == "[]"
+
+
+def test_describing_an_agent_needs_no_temporal_and_no_provider() -> None:
+    code = (
+        "import sys; from perdure import Agent, Limits, tool, ask_person;"
+        "Agent(name='a', model='scripted:x', tools=[ask_person]).spec();"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert in_a_new_process(code) == "[]"

@@ -1,0 +1,177 @@
+"""Reading a reply: calls are numbered and judged once; an output is JSON that fits its type again."""
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from perdure.activities.reply import FINAL_ANSWER, READ_RESULT, Reading, checked
+from perdure.agent import Agent
+from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
+from perdure.model import ModelStop, Reply, ToolDefinition
+from perdure.tools import tool
+
+
+class Answer(BaseModel):
+    city: str
+    days: int = Field(default=1, alias="numberOfDays")
+
+    @field_validator("city")
+    @classmethod
+    def _somewhere(cls, city: str) -> str:
+        if city == "nowhere":
+            raise ValueError("must be somewhere")
+        return city
+
+
+class Dated(BaseModel):
+    model_config = ConfigDict(strict=True)
+    when: datetime
+
+
+@tool
+def work(n: int) -> str:
+    """Work."""
+    return str(n)
+
+
+def agent(output_type: Any = None) -> Agent:
+    return Agent(name="a", model="scripted:x", tools=[work], output_type=output_type)
+
+
+def call(name: str, **arguments: Any) -> ToolCall:
+    return ToolCall(id="theirs", name=name, arguments=arguments)
+
+
+def read(one: Agent, *parts: Any, stop: ModelStop = "tool_calls") -> Reading:
+    spec = one.spec()
+    tools = [item.definition for item in spec.tools]
+    if spec.output_schema is not None:
+        tools.append(ToolDefinition(name="final_answer", description="", input_schema=spec.output_schema))
+    return checked(Reply(parts=parts, stop=stop, usage=Usage()), 3, spec, tools, one)
+
+
+def calls(reading: Reading) -> list[ToolCall]:
+    return [part for part in reading.parts if isinstance(part, ToolCall)]
+
+
+def test_calls_get_ids_of_ours_and_everything_keeps_its_place() -> None:
+    reading = read(agent(), Thinking(text="hm"), call("work", n=1), Text(text="and"), call("work", n=2))
+    assert [part.kind for part in reading.parts] == ["thinking", "tool_call", "text", "tool_call"]
+    assert [c.id for c in calls(reading)] == ["call-3-1", "call-3-2"]
+    assert [c.problem for c in calls(reading)] == [None, None]
+
+
+def test_a_reply_cut_by_its_length_has_no_calls() -> None:
+    assert read(agent(), Text(text="I"), call("work", n=1), stop="max_tokens").parts == [Text(text="I")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (call("nobody"), "there is no tool 'nobody'; the tools are 'work'"),
+        (call("work"), "'n' is a required property"),
+        (call("work", n="x" * 100_000), "is not of type 'integer'"),
+        (call("work", n=1).model_copy(update={"problem": "not JSON"}), "not JSON"),
+        (call("work", n="half \ud83d"), "the arguments cannot be read"),
+        (call("read_result", result="x"), "there is no tool 'read_result'"),
+    ],
+)
+def test_a_call_that_cannot_be_made_says_why_in_a_few_words(asked: ToolCall, why: str) -> None:
+    [marked] = calls(read(agent(), asked))
+    assert marked.problem is not None
+    assert why in marked.problem
+    assert len(marked.problem) < 1_200
+
+
+def test_whatever_a_model_says_can_be_written_down() -> None:
+    endless: dict[str, Any] = {}
+    for _ in range(2_000):
+        endless = {"a": endless}
+    parts = [
+        Text(text="half \ud83d"),
+        Thinking(text="\ude00"),
+        call("work", n=endless),
+        call("n\ud83d"),
+        Opaque(provider="p", data={}),
+    ]
+    reading = read(agent(), *parts)
+    assert Message(role="assistant", parts=reading.parts).model_dump_json()
+    assert all(c.problem for c in calls(reading))
+
+
+def test_an_output_fits_its_type_again_by_alias_and_with_its_defaults() -> None:
+    reading = read(agent(Answer), call("final_answer", city="Bonn", numberOfDays=3))
+    assert reading.output == {"city": "Bonn", "numberOfDays": 3}
+    assert Answer.model_validate(reading.output).days == 3
+    assert read(agent(Answer), call("final_answer", city="Bonn")).output == {
+        "city": "Bonn",
+        "numberOfDays": 1,
+    }
+
+
+def test_a_strict_type_takes_what_json_can_say() -> None:
+    assert read(agent(Dated), call("final_answer", when="2026-11-20T12:00:00Z")).output is not None
+
+
+def test_an_output_that_does_not_fit_is_a_problem_of_its_call() -> None:
+    reading = read(agent(Answer), call("final_answer", city="nowhere"), call("work"))
+    assert reading.output is None
+    final, other = calls(reading)
+    assert final.problem is not None
+    assert "must be somewhere" in final.problem
+    assert other.problem is not None
+
+
+def test_the_first_final_answer_that_fits_is_the_output() -> None:
+    reading = read(agent(Answer), call("final_answer"), call("final_answer", city="Bonn"))
+    assert reading.output == {"city": "Bonn", "numberOfDays": 1}
+    first, second = calls(reading)
+    assert first.problem is not None
+    assert second.problem is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"city": "Bonn"}', '```json\n{"city": "Bonn"}\n```', ' ```\n{"city": "Bonn"}```  '],
+)
+def test_an_output_may_be_given_as_text(text: str) -> None:
+    reading = read(agent(Answer), Text(text=text), stop="end_turn")
+    assert reading.output == {"city": "Bonn", "numberOfDays": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Bonn", "Call 'final_answer' with your answer"),
+        ("3", "3 is not of type 'object'"),
+        ("", "Call 'final_answer'"),
+        ('{"city": ' + "[" * 40_000 + "]" * 40_000 + "}", "'final_answer'"),
+        ('{"city": "' + "x" * 50_000 + '", "numberOfDays": "no"}', "does not fit"),
+    ],
+)
+def test_words_where_an_output_was_asked_for_are_answered_in_a_few_words(text: str, why: str) -> None:
+    reading = read(agent(Answer), Text(text=text), stop="end_turn")
+    assert reading.output is None
+    assert reading.problem is not None
+    assert why in reading.problem
+    assert len(reading.problem) < 2_000
+
+
+def test_words_of_a_reply_that_is_not_over_are_not_judged() -> None:
+    assert read(agent(Answer), Text(text="Bonn"), stop="pause_turn").problem is None
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3))
+def test_a_call_either_has_a_problem_or_can_be_bound(arguments: dict[str, Any]) -> None:
+    asked = ToolCall(id="", name="work", arguments=arguments)
+    [marked] = calls(read(agent(), asked))
+    if marked.problem is None:
+        assert work.signature.bind(marked.arguments).keys() == {"n"}
+
+
+def test_our_own_tools_bear_the_reserved_names() -> None:
+    assert (FINAL_ANSWER.name, READ_RESULT.name) == ("final_answer", "read_result")

@@ -1,0 +1,272 @@
+"""The worker's copy of transcripts: never wrong, whatever is remembered, forgotten or given up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pytest
+from temporalio.client import WorkflowQueryFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.testing import ActivityEnvironment
+
+from perdure.activities.transcripts import Stale, Transcripts
+from perdure.effects import ModelInput, View, tail_digest
+from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
+from perdure.spec import AgentSpec
+from perdure.wire import TranscriptPage, TranscriptQuery
+from perdure.workflows.pages import page
+
+from .runs import spec_of
+
+T = TypeVar("T")
+
+
+def answer(text: str, *ids: str) -> Message:
+    calls = [ToolCall(id=call_id, name="work") for call_id in ids]
+    return Message(role="assistant", parts=[Text(text=text), *calls], meta=ReplyMeta(step=1, model="m"))
+
+
+def results(*ids: str, text: str = "ok") -> Message:
+    made = [ToolResult(call_id=call_id, name="work", content=[Text(text=text)]) for call_id in ids]
+    return Message(role="tool", parts=list(made))
+
+
+@dataclass
+class Run:
+    """A run that can be asked for its transcript, as its workflow would answer."""
+
+    messages: list[Message] = field(default_factory=list[Message])
+    spec: AgentSpec = field(default_factory=spec_of)
+    error: Exception | None = None
+    asked: list[tuple[int, int | None]] = field(default_factory=list[tuple[int, int | None]])
+    most: int = 100
+    door: asyncio.Event | None = None
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def query(self, name: str, args: list[Any], **_: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        if self.door is not None:
+            self.waiting.set()
+            await self.door.wait()
+        if name == "spec":
+            return self.spec
+        want: TranscriptQuery = args[0]
+        self.asked.append((want.start, want.stop))
+        whole = page(self.messages, want)
+        return TranscriptPage(start=whole.start, length=whole.length, messages=whole.messages[: self.most])
+
+
+@dataclass
+class Server:
+    """As much of a Temporal client as the cache uses."""
+
+    runs: dict[str, Run]
+
+    def get_workflow_handle(self, workflow_id: str, *, run_id: str | None) -> Run:
+        return self.runs[workflow_id]
+
+
+@dataclass
+class Desk:
+    """Calls into one cache, each as an attempt of an activity of some run."""
+
+    cache: Transcripts = field(default_factory=Transcripts)
+    runs: dict[str, Run] = field(default_factory=dict[str, Run])
+
+    def run(self, name: str = "r", *messages: Message) -> Run:
+        return self.runs.setdefault(name, Run(list(messages)))
+
+    async def attempt(self, body: Callable[[], Awaitable[T]], *, run: str = "r", attempt: str = "1") -> T:
+        server: Any = Server(self.runs)
+        environment = ActivityEnvironment(server)
+        environment.info = replace(
+            ActivityEnvironment.default_info(),
+            workflow_id=run,
+            workflow_run_id=f"{run}-1",
+            task_token=attempt.encode(),
+        )
+
+        async def awaited() -> T:
+            return await body()
+
+        async with asyncio.timeout(5):
+            return await environment.run(awaited)
+
+    async def view(self, want: ModelInput, **who: str) -> tuple[Message, ...]:
+        return await self.attempt(lambda: self.cache.view(want), **who)
+
+    async def reply(self, length: int, message: Message, **who: str) -> None:
+        async def add() -> None:
+            self.cache.add_reply(length, message)
+
+        await self.attempt(add, **who)
+
+
+def want(
+    length: int, *fresh: Message, start: int = 0, pinned: int = 0, tail: str | None = None
+) -> ModelInput:
+    return ModelInput(
+        agent="a",
+        spec="h",
+        step=1,
+        view=View(pinned=pinned, start=start, length=length),
+        fresh=list(fresh),
+        tail=tail,
+        max_tokens=10,
+    )
+
+
+TASK = Message.user("the task")
+
+
+async def test_what_rides_along_is_not_asked_for() -> None:
+    desk = Desk()
+    run = desk.run("r", TASK)
+    assert await desk.view(want(1, TASK)) == (TASK,)
+    said = answer("a", "call-1-1")
+    await desk.reply(1, said)
+    assert await desk.view(want(3, results("call-1-1"))) == (TASK, said, results("call-1-1"))
+    assert run.asked == []
+
+
+async def test_what_is_missing_is_asked_for_page_by_page() -> None:
+    desk = Desk()
+    run = desk.run("r", *(Message.user(str(n)) for n in range(7)))
+    run.most = 3
+    assert await desk.view(want(7)) == tuple(run.messages)
+    assert run.asked == [(0, 7), (3, 7), (6, 7)]
+    assert await desk.view(want(7)) == tuple(run.messages)
+    assert desk.cache.queries == 3
+
+
+async def test_a_retried_attempt_finds_what_the_first_one_brought() -> None:
+    desk = Desk()
+    desk.run("r", TASK)
+    for attempt in ("1", "2"):
+        assert await desk.view(want(1, TASK), attempt=attempt) == (TASK,)
+
+
+async def test_the_window_shows_the_task_and_its_own_part() -> None:
+    desk = Desk()
+    run = desk.run("r", *(Message.user(str(n)) for n in range(9)))
+    seen = await desk.view(want(9, start=6, pinned=1))
+    assert [message.text for message in seen] == ["0", "6", "7", "8"]
+    again = await desk.view(want(9, start=7, pinned=1))
+    assert [message.text for message in again] == ["0", "7", "8"]
+    assert run.asked == [(6, 9), (0, 1)], "the task is remembered"
+
+
+async def test_results_made_here_are_put_together_only_when_they_are_those_of_the_transcript() -> None:
+    for told, queries in (("ok", 0), ("edited", 1)):
+        desk = Desk()
+        said, made, true = answer("a", "call-1-1"), results("call-1-1"), results("call-1-1", text=told)
+        run = desk.run("r", TASK, said, true)
+        await desk.view(want(1, TASK))
+        await desk.reply(1, said)
+
+        async def add(desk: Desk = desk, made: Message = made) -> None:
+            desk.cache.add_result(made.tool_results[0])
+
+        await desk.attempt(add)
+        assert await desk.view(want(3, tail=tail_digest([said, true]))) == (TASK, said, true)
+        assert len(run.asked) == queries
+
+
+async def test_a_reply_the_run_did_not_take_is_forgotten() -> None:
+    """Such as one that said that the context overflows: the step is done again."""
+    desk = Desk()
+    desk.run("r", TASK)
+    await desk.view(want(1, TASK))
+    await desk.reply(1, answer("overflow"))
+    assert await desk.view(want(1), attempt="2") == (TASK,)
+    real = answer("real", "call-1-1")
+    await desk.reply(1, real, attempt="2")
+    assert await desk.view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
+
+
+async def test_an_attempt_given_up_for_dead_adds_nothing_when_it_comes_back() -> None:
+    desk = Desk()
+    desk.run("r", TASK)
+    await desk.view(want(1, TASK), attempt="dead")
+    await desk.view(want(1, TASK), attempt="alive")
+    await desk.reply(1, answer("from the dead"), attempt="dead")
+    real = answer("real", "call-1-1")
+    await desk.reply(1, real, attempt="alive")
+    await desk.reply(1, answer("from the dead"), attempt="dead")
+    assert await desk.view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
+
+
+async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_again() -> None:
+    size = size_bytes(TASK)
+    desk = Desk(Transcripts(most_bytes=2 * size))
+    for name in ("a", "b", "a", "c"):
+        desk.run(name, TASK)
+        assert await desk.view(want(1), run=name) == (TASK,)
+    before = desk.cache.queries
+    await desk.view(want(1), run="a")
+    assert desk.cache.queries == before
+    await desk.view(want(1), run="b")
+    assert desk.cache.queries == before + 1
+
+
+async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_no_more() -> None:
+    desk = Desk(Transcripts(most_bytes=1))
+    slow = desk.run("slow", *(Message.user(str(n)) for n in range(3)))
+    slow.door = asyncio.Event()
+    reading = asyncio.create_task(desk.view(want(3, pinned=1), run="slow"))
+    async with asyncio.timeout(5):
+        await slow.waiting.wait()
+    desk.run("quick", TASK)
+    await desk.view(want(1), run="quick")
+    slow.door.set()
+    assert [message.text for message in await reading] == ["0", "0", "1", "2"]
+    remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
+    assert desk.cache._bytes == sum(entry.size for entry in remembered)  # pyright: ignore[reportPrivateUsage]
+    assert desk.cache._bytes == size_bytes(TASK)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_two_attempts_that_read_at_once_read_the_same() -> None:
+    desk = Desk()
+    run = desk.run("r", *(Message.user(str(n)) for n in range(5)))
+    run.most = 2
+    run.door = asyncio.Event()
+    both = [asyncio.create_task(desk.view(want(5), attempt=name)) for name in ("1", "2")]
+    async with asyncio.timeout(5):
+        await run.waiting.wait()
+    run.door.set()
+    assert await asyncio.gather(*both) == [tuple(run.messages)] * 2
+
+
+async def test_a_transcript_that_is_not_that_long_is_stale() -> None:
+    desk = Desk()
+    desk.run("r", TASK)
+    with pytest.raises(Stale, match="has 1 messages, not 3") as stale:
+        await desk.view(want(3))
+    assert stale.value.non_retryable
+
+
+async def test_a_run_that_refuses_to_answer_is_stale() -> None:
+    desk = Desk()
+    desk.run().error = WorkflowQueryFailedError("no such query")
+    with pytest.raises(Stale, match="does not answer"):
+        await desk.view(want(1))
+
+
+async def test_a_run_that_is_not_reached_is_worth_another_try_and_no_bug() -> None:
+    desk = Desk()
+    desk.run().error = RPCError("timed out", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+    with pytest.raises(ApplicationError) as failed:
+        await desk.view(want(1))
+    assert (failed.value.type, failed.value.non_retryable) == ("connection", False)
+    assert failed.value.details[0].kind == "connection"
+
+
+async def test_a_spec_is_asked_for_once() -> None:
+    desk = Desk()
+    run = desk.run()
+    for _ in range(3):
+        assert await desk.attempt(lambda: desk.cache.spec("h")) == run.spec
+    assert desk.cache.queries == 1
