@@ -26,9 +26,10 @@ from perdure.model import (
     UsageSoFar,
 )
 from perdure.spec import AgentSpec, ModelSpec
+from perdure.texts import bounded, whole
 
 from .heartbeat import Heart, last_progress
-from .redact import bounded, redact, whole
+from .redact import redact
 from .reply import FINAL_ANSWER, READ_RESULT, checked
 from .telemetry import model_span
 from .transcripts import Transcripts

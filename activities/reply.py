@@ -17,8 +17,7 @@ from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import problem_with
 from perdure.spec import AgentSpec
-
-from .redact import bounded, whole
+from perdure.texts import bounded, whole
 
 FINAL_ANSWER = ToolDefinition(
     name="final_answer",
@@ -78,7 +77,9 @@ def _numbered(reply: Reply, step: int) -> list[Part]:
 def _writable(call: ToolCall) -> ToolCall:
     """The call; as a problem when it cannot be written down again: half characters, endless nesting."""
     try:
-        to_json(call.arguments)
+        # As deep as it will ever stand: what can be written may still be too deep, or too long a
+        # number, to be read again, and then the run could never go on.
+        from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]]))
     except ValueError as error:
         problem = bounded(f"the arguments cannot be read: {error}", 1000)
         return call.model_copy(update={"name": whole(call.name), "arguments": {}, "problem": problem})

@@ -10,8 +10,7 @@ from pydantic import TypeAdapter
 from perdure.blobs import BlobStore
 from perdure.effects import ToolInput
 from perdure.messages import Document, Image, ResultPart, Text
-
-from .redact import bounded, whole
+from perdure.texts import bounded, whole
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _INLINE_MEDIA_BYTES = 8 * 1024

@@ -132,6 +132,13 @@ def _input_tokens(request: ModelRequest) -> int:
     return estimate_tokens(written + sum(size_bytes(message) for message in request.messages))
 
 
+def _written_bytes(part: Part) -> int:
+    try:
+        return len(part.model_dump_json().encode())
+    except ValueError:  # half characters and the like: a script may try what a model may do
+        return len(repr(part))
+
+
 def _reply(request: ModelRequest, line: Line, read: int) -> Reply:
     parts: list[Part] = []
     if line.thinking:
@@ -139,7 +146,7 @@ def _reply(request: ModelRequest, line: Line, read: int) -> Reply:
     if line.text:
         parts.append(Text(text=line.text))
     parts.extend(line.calls)
-    said = sum(len(part.model_dump_json().encode()) for part in parts)
+    said = sum(_written_bytes(part) for part in parts)
     stop: ModelStop = line.stop or ("tool_calls" if line.calls else "end_turn")
     return Reply(
         parts=tuple(parts),

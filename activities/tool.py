@@ -18,10 +18,11 @@ from perdure.blobs import BlobStore
 from perdure.effects import CALL_TOOL, Progress, ToolInput, ToolOutcome
 from perdure.errors import FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
+from perdure.texts import bounded, whole
 from perdure.tools import Tool, ToolContext
 
 from .heartbeat import Heart
-from .redact import bounded, redact, whole
+from .redact import redact
 from .reply import READ_RESULT
 from .results import Kept, keep, read_more
 from .telemetry import tool_span

@@ -99,7 +99,10 @@ class Client:
             await self._check_same(run_id, plain)
         except RPCError as error:
             raise _refused(error) from error
-        return Run(self.temporal, run_id)
+        run = Run(self.temporal, run_id)
+        if id is not None:
+            await _check_ours(run)
+        return run
 
     async def _start(self, run_id: str, request: RunRequest, plain: dict[str, Any], *, rerun: bool) -> None:
         words = request.prompt if isinstance(request.prompt, str) else f"{len(request.prompt)} parts"
@@ -183,6 +186,15 @@ def _request(**fields: Any) -> RunRequest:
         return RunRequest.model_validate(given)
     except ValidationError as error:
         raise InvalidRequest(f"run request: {explain(error)}") from None
+
+
+async def _check_ours(run: Run) -> None:
+    """An id that somebody chose may be that of any workflow."""
+    described = await run.described()
+    if described.workflow_type != WORKFLOW:
+        raise RunConflict(
+            f"id {run.id!r} belongs to a workflow of type {described.workflow_type!r}; choose another id"
+        )
 
 
 def _writable(request: RunRequest, run_id: str | None) -> dict[str, Any]:

@@ -41,6 +41,9 @@ from .steps import Step, steps_of
 from .watch import watch
 
 _Answer = TypeVar("_Answer")
+_OVER = ("already completed", "aborted by closing workflow")
+"""What the server says of a run that is over, or was while we asked."""
+
 ANSWER_WITHIN = timedelta(seconds=10)
 """How long a worker may take to answer a question about a run."""
 
@@ -202,7 +205,10 @@ class Run:
                 cause.message if isinstance(cause, ApplicationError) else str(cause)
             ) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
-            raise NotReachable(self._nobody_answers()) from None
+            raise NotReachable(
+                f"{self._nobody_answers()}. It was delivered all the same and will be acted upon "
+                "when one is: do not say it again, or say it under the same id"
+            ) from None
 
     async def _ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
         given: _Answer = await self.handle.query(
@@ -224,7 +230,7 @@ class Run:
 
     def _in_our_words(self, error: RPCError) -> PerdureError:
         if error.status == RPCStatusCode.NOT_FOUND:
-            if "already completed" in error.message:
+            if any(sign in error.message for sign in _OVER):
                 return RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
             return RunNotFound(f"there is no run {self.id!r} in namespace {self.client.namespace!r}")
         if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED) or (
@@ -233,6 +239,10 @@ class Run:
             return NotReachable(self._nobody_answers())
         if error.status == RPCStatusCode.UNAVAILABLE:
             return NotReachable(f"the Temporal server does not answer: {error.message}")
+        if "no poller" in error.message:
+            return NotReachable(self._nobody_answers())
+        if any(sign in error.message for sign in _OVER):
+            return RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
         if "Workflow Task in failed state" in error.message:
             return NotReachable(f"the worker cannot go on with run {self.id!r}: its log says why")
         return PerdureError(f"Temporal refused: {error.message}")

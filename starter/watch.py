@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from perdure.effects import Progress
-from perdure.errors import InvalidRequest, NotReachable, RunFailed
+from perdure.errors import PerdureError, RunFailed
 from perdure.messages import Message
 from perdure.wire import Failure, RunStatus
 
@@ -58,7 +57,7 @@ async def _ask(run: "Run", known: int) -> tuple[RunStatus, list[Message]] | None
     try:
         status = await run.status()
         return status, await run.transcript(start=known) if status.messages > known else []
-    except (NotReachable, InvalidRequest):
+    except PerdureError:
         return None
 
 
@@ -75,11 +74,11 @@ async def _pending(client: Client, info: PendingActivityInfo) -> Pending:
 async def _progress(client: Client, info: PendingActivityInfo) -> Progress | None:
     if not info.heartbeat_details.payloads:
         return None
-    details: list[Any] = await client.data_converter.decode(list(info.heartbeat_details.payloads))
     try:
+        details: list[Any] = await client.data_converter.decode(list(info.heartbeat_details.payloads))
         return Progress.model_validate(details[0])
-    except (ValidationError, IndexError):
-        return None  # a remote tool heartbeats as it likes
+    except Exception:
+        return None  # a remote tool heartbeats as it likes, in any encoding
 
 
 async def _finished(run: "Run", status: WorkflowExecutionStatus | None) -> Finished:

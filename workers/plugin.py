@@ -52,6 +52,7 @@ PASSED_THROUGH = (
     "perdure.settings",
     "perdure.spec",
     "perdure.starter",
+    "perdure.texts",
     "perdure.tools",
     "perdure.wire",
     "perdure.workers",

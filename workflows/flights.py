@@ -30,6 +30,7 @@ from perdure.effects import (
 )
 from perdure.messages import Message, Text, ToolCall, ToolResult, size_bytes
 from perdure.spec import ModelSpec, RetrySpec, ToolSpec
+from perdure.texts import bounded, masked
 
 from .calls import approval_digest
 from .decide import CallModel
@@ -290,6 +291,5 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:
         text = str(cause or error)
-    return ToolResult(
-        call_id=call.call.id, name=call.call.name, content=[Text(text=text[:4000])], is_error=True
-    )
+    said = Text(text=bounded(masked(text)))
+    return ToolResult(call_id=call.call.id, name=call.call.name, content=[said], is_error=True)

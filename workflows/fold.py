@@ -296,7 +296,7 @@ def _end_asked(state: State, event: EndAsked) -> State:
     for call in waiting:
         state = _returned(state, _not_run(call, "the run was ended"))
     # To cancel means now, and more than to stop.
-    reason = event.reason if event.reason == "cancelled" else state.ending or event.reason
+    reason = "cancelled" if event.reason == "cancelled" else state.ending or event.reason
     return _close(replace(state, ending=reason))
 
 

@@ -1,0 +1,259 @@
+"""Odd input, from people, models, tools and stores: an answer or one typed error, never a hang."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from temporalio import activity, workflow
+from temporalio.client import Client as TemporalClient
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+from perdure import Agent, InvalidRequest, RemoteTool, RunConflict, RunEnded, ToolContext, tool
+from perdure.blobs import BlobStore
+from perdure.messages import Text, ToolCall
+from perdure.model import ModelRequest
+from perdure.settings import Settings
+from perdure.testing import Line, ScriptedModel, calls, says
+from perdure.wire import RunRequest
+from perdure.workflows.fold import fold, initial
+from perdure.workflows.state import EndAsked
+from tests.conftest import Gate, Serve, until_status
+
+HALF = "half \ud83d"
+"""Half of a character: Python can hold it, UTF-8 and JSON cannot."""
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@tool
+async def work(value: Any = None) -> str:
+    """Work."""
+    return "worked"
+
+
+AGENT = Agent(name="a", model="scripted:x", tools=[work])
+
+
+async def test_a_prompt_of_parts_is_read(serve: Serve) -> None:
+    async with serve(AGENT, models={"scripted": ScriptedModel([says("ok")])}) as client:
+        run = await client.start("a", [Text(text="hello")])
+        await run.result()
+        assert (await run.transcript())[0].text == "hello"
+
+
+@pytest.mark.parametrize("what", ["prompt", "id", "context"])
+async def test_half_a_character_is_refused_where_it_enters(serve: Serve, what: str) -> None:
+    given: dict[str, Any] = {"prompt": "go", "id": None, "context": None}
+    given[what] = {"k": HALF} if what == "context" else HALF
+    async with serve(AGENT) as client:
+        with pytest.raises(InvalidRequest, match="cannot be written"):
+            await client.start("a", given["prompt"], id=given["id"], context=given["context"])
+
+
+async def test_half_characters_of_a_model_are_mended_not_retried(serve: Serve) -> None:
+    asked: list[int] = []
+
+    def script(request: ModelRequest) -> Line:
+        asked.append(request.step)
+        return says(HALF) + calls("work", value=HALF) if request.step == 1 else says(HALF)
+
+    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+        result = await client.run("a", "go")
+    assert asked == [1, 2]
+    assert result.output.startswith("half ")
+
+
+@pytest.mark.parametrize("value", [nested(400), 10**5000], ids=["deep", "long"])
+async def test_arguments_that_cannot_be_read_back_go_back_to_the_model(serve: Serve, value: Any) -> None:
+    call = ToolCall.model_construct(id="", name="work", arguments={"value": value}, problem=None)
+    script = [Line(calls=(call,)), says("sorry")]
+    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+        run = await client.start("a", "go")
+        assert (await run.result()).output == "sorry"
+        assert (await run.transcript())[2].tool_results[0].is_error
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(HALF), Unspeakable(), asyncio.CancelledError(), BaseExceptionGroup("g", [KeyError("x")])],
+    ids=["half", "unspeakable", "cancelled", "group"],
+)
+async def test_an_error_that_cannot_be_told_does_not_repeat_the_effect(
+    serve: Serve, error: BaseException
+) -> None:
+    effects = 0
+
+    @tool(effect="write")
+    async def odd(context: ToolContext) -> str:
+        """Do something, then fail oddly."""
+        nonlocal effects
+        effects += 1
+        context.progress(HALF)
+        raise error
+
+    agent = Agent(name="a", model="scripted:x", tools=[odd])
+    async with serve(agent, models={"scripted": ScriptedModel([calls("odd"), says("ok")])}) as client:
+        run = await client.start("a", "go")
+        async with asyncio.timeout(10):
+            assert (await run.result()).output == "ok"
+        assert (await run.transcript())[2].tool_results[0].is_error
+    assert effects == 1
+
+
+async def test_temporals_own_error_keeps_its_meaning_and_loses_its_secrets(serve: Serve) -> None:
+    tries = 0
+
+    @tool
+    async def raises() -> str:
+        """Raise."""
+        nonlocal tries
+        tries += 1
+        raise ApplicationError("password=hunter2hunter2", non_retryable=True)
+
+    agent = Agent(name="a", model="scripted:x", tools=[raises])
+    async with serve(agent, models={"scripted": ScriptedModel([calls("raises"), says("ok")])}) as client:
+        run = await client.start("a", "go")
+        await run.result()
+        assert (await run.transcript())[2].tool_results[0].text == "password=[redacted]"
+        history = (await run.handle.fetch_history()).to_json()
+    assert tries == 1
+    assert "hunter2" not in history
+
+
+class Full:
+    """A blob store that takes nothing."""
+
+    async def put(self, data: bytes) -> str:
+        raise OSError("No space left on device")
+
+    async def get(self, name: str) -> bytes:
+        raise KeyError(name)
+
+
+async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings) -> None:
+    from perdure.starter.client import Client
+    from perdure.workers.running import serving
+
+    effects, asked = 0, 0
+
+    @tool(effect="write")
+    async def big() -> str:
+        """Give much."""
+        nonlocal effects
+        effects += 1
+        return "x" * 100_000
+
+    def script(request: ModelRequest) -> Line:
+        nonlocal asked
+        asked += 1
+        return calls("big") if request.step == 1 else says("y" * 100_000)
+
+    agent = Agent(name="a", model="scripted:x", tools=[big])
+    store: BlobStore = Full()
+    models = {"scripted": ScriptedModel(script, chunk=10_000)}
+    async with serving(
+        [agent], models=models, address=settings.address, settings=settings, blobs=store
+    ) as served:
+        client = Client(served[0], task_queue=served[1])
+        run = await client.start("a", "go")
+        await until_status(client, run.id, "parked")
+        failure = (await run.status()).failure
+        [result] = (await run.transcript())[2].tool_results
+        await run.stop()
+        await run.result()
+    assert effects == 1
+    assert "could not be kept" in result.text
+    assert failure is not None
+    assert failure.kind == "storage"
+    assert asked == 2, "the reply that could not be kept was paid for once"
+
+
+async def test_what_a_remote_tool_answers_badly_is_an_error_result(serve: Serve, settings: Settings) -> None:
+    @activity.defn(name="bytes")
+    async def gives_bytes(arguments: Any, context: Any) -> bytes:
+        return b"\xff\x00"
+
+    @activity.defn(name="deep")
+    async def gives_depth(arguments: Any, context: Any) -> Any:
+        activity.heartbeat(b"\xff")
+        return nested(150)
+
+    queue = f"{settings.task_queue}-remote"
+    schema: dict[str, Any] = {"type": "object"}
+    tools = [
+        RemoteTool(name=n, description=n, input_schema=schema, task_queue=queue) for n in ("bytes", "deep")
+    ]
+
+    def script(request: ModelRequest) -> Any:
+        return [calls("bytes"), calls("deep")] if request.step == 1 else says("ok")
+
+    agent = Agent(name="a", model="scripted:x", tools=tools)
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        elsewhere = await TemporalClient.connect(settings.address)
+        async with Worker(elsewhere, task_queue=queue, activities=[gives_bytes, gives_depth]):
+            async with asyncio.timeout(15):
+                assert (await client.run("a", "go")).output == "ok"
+
+
+async def test_a_message_is_acknowledged_only_if_it_can_be_heard(serve: Serve) -> None:
+    """Sent together with a stop, it is refused, or in the transcript or the queue."""
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        await gate.wait()
+        return says("done")
+
+    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client:
+        for _ in range(5):
+            run = await client.start("a", "go")
+            await until_status(client, run.id, "thinking")
+            await run.stop()
+            with pytest.raises((InvalidRequest, RunEnded)):
+                await run.send("too late")
+            assert (await run.result()).stop_reason == "stopped"
+        gate.opened.set()
+
+
+def test_cancel_is_stronger_than_stop_and_nothing_is_stronger_than_cancel() -> None:
+    begun = initial(RunRequest(agent="a", prompt="go"), AGENT.spec(), datetime.now(UTC))
+    stopped = fold(begun, EndAsked(reason="stopped"))
+    cancelled = fold(stopped, EndAsked(reason="cancelled"))
+    assert (stopped.ending, cancelled.ending) == ("stopped", "cancelled")
+    assert fold(cancelled, EndAsked(reason="deadline")).ending == "cancelled"
+
+
+@workflow.defn
+class Foreign:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
+
+
+async def test_an_id_of_somebody_elses_workflow_is_not_taken_for_a_run(
+    serve: Serve, settings: Settings
+) -> None:
+    temporal = await TemporalClient.connect(settings.address)
+    handle = await temporal.start_workflow(Foreign.run, id=settings.task_queue, task_queue="nobody")
+    async with serve(AGENT, models={"scripted": ScriptedModel([says("ok")])}) as client:
+        with pytest.raises(RunConflict, match="'Foreign'"):
+            await client.start("a", "go", id=settings.task_queue)
+    await handle.terminate()
+
+
+async def test_quotes_in_a_filter_are_part_of_the_name(serve: Serve) -> None:
+    async with serve(AGENT, models={"scripted": ScriptedModel([says("ok")])}) as client:
+        await client.run("a", "go", user="ann")
+        for user in ('an"n', "b\\", '" OR AgentUser = "ann'):
+            assert [info async for info in client.list(user=user)] == []
