@@ -22,6 +22,7 @@ from tests.conftest import Serve
 AGENT = Agent(name="a", model="scripted:x")
 Act = Callable[[Run], Coroutine[Any, Any, Any]]
 
+
 async def pause_and_resume(run: Run) -> None:
     await run.pause()
     await run.resume()
