@@ -70,12 +70,16 @@ def body_of(request: ModelRequest, options: AnthropicOptions) -> dict[str, Any]:
     if config.stop_sequences:
         body["stop_sequences"] = list(config.stop_sequences)
     if config.thinking is not None:
-        body["thinking"] = _thinking(config.thinking)
+        body["thinking"] = _thinking(config.thinking, request.max_tokens)
     if config.effort is not None:
         body["output_config"] = {"effort": config.effort}
     if options.service_tier is not None:
         body["service_tier"] = options.service_tier
     return body
+
+
+_LEAST_THINKING = 1024
+"""The API takes no smaller budget."""
 
 
 def _mark(options: AnthropicOptions) -> dict[str, Any]:
@@ -99,9 +103,11 @@ def _tool_choice(request: ModelRequest, options: AnthropicOptions) -> dict[str, 
     return None
 
 
-def _thinking(thinking: Literal["adaptive", "off"] | int) -> dict[str, Any]:
+def _thinking(thinking: Literal["adaptive", "off"] | int, max_tokens: int) -> dict[str, Any]:
     if isinstance(thinking, int):
-        return {"type": "enabled", "budget_tokens": thinking}
+        # A budget of the run may leave less than the reply's usual length; thinking is part of it.
+        left = min(thinking, max_tokens - 1)
+        return {"type": "enabled", "budget_tokens": left} if left >= _LEAST_THINKING else {"type": "disabled"}
     return {"type": "disabled" if thinking == "off" else "adaptive"}
 
 

@@ -1,10 +1,11 @@
 """A provider's reply while it arrives, the same for every adapter: blocks, cost, and how it ends."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, cast
+
+from pydantic_core import from_json
 
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Opaque, Part, Text, Thinking, ToolCall, Usage, estimate_tokens
@@ -45,7 +46,7 @@ class Block:
 def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
     """The call with its arguments parsed; what is not a JSON object becomes a `problem`."""
     try:
-        value: Any = json.loads(arguments) if arguments.strip() else {}
+        value: Any = from_json(arguments) if arguments.strip() else {}
     except ValueError as error:
         return _broken_call(call_id, name, arguments, f"the arguments are not valid JSON: {error}")
     if not isinstance(value, dict):

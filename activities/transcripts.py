@@ -78,6 +78,7 @@ class Transcripts:
             # An answer was remembered that did not count, because its worker was given up for dead.
             self._drop(entry.key)
             entry = self._entry(entry.key, want.view.start)
+            entry.asked_by = activity.info().task_token
             await self._fill(entry, want.view.length)
             seen = _seen(entry, want)
         return (*await self._pins(entry, want.view.pinned), *seen)

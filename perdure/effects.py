@@ -68,7 +68,7 @@ def tail_digest(messages: Sequence[Message]) -> str:
     """What `ModelInput.tail` holds."""
     whole = sha256()
     for message in messages:
-        whole.update(message.model_dump_json().encode())
+        whole.update(message.model_dump_json(exclude={"meta"}).encode())
     return whole.hexdigest()[:24]
 
 
@@ -77,7 +77,7 @@ class ModelOutcome(Value):
 
     message: Message
     stop: ModelStop
-    output: Any = Field(default=None, exclude_if=_absent)
+    output: Any = Field(default=None, exclude_if=lambda v: v is None)
     """The validated output, when the model gave its final answer in the form asked for."""
     output_problem: str | None = Field(default=None, exclude_if=_absent)
     wasted: Usage = Field(default=Usage(), exclude_if=lambda v: v == Usage())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from perdure.messages import Message, Part, Usage
 
@@ -60,6 +60,12 @@ class ModelConfig(BaseModel):
         if not (provider and colon and model):
             raise ValueError('write the model as "provider:model", such as "anthropic:claude-sonnet-5-5"')
         return name
+
+    @model_validator(mode="after")
+    def _leaves_room_to_answer(self) -> "ModelConfig":
+        if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
+            raise ValueError(f"thinking ({self.thinking}) must be less than max_tokens ({self.max_tokens})")
+        return self
 
     @property
     def provider(self) -> str:

@@ -8,10 +8,11 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
+from perdure.schema import problem_with
 from perdure.wire import INVALID_REQUEST, Decision, RunRequest
 
 from .calls import approval_digest
-from .state import State
+from .state import Call, State
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -95,3 +96,14 @@ def check_decision(state: State | None, decision: Decision) -> None:
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")
     if decision.arguments is not None and not decision.allow:
         raise refuse("arguments can be changed only when the call is allowed")
+    _check_arguments(state, call, decision)
+
+
+def _check_arguments(state: State | None, call: Call, decision: Decision) -> None:
+    """A slip of the person's must not use up the approval."""
+    tool = state.spec.tool(call.call.name) if state else None
+    if decision.arguments is None or tool is None:
+        return
+    problem = problem_with(decision.arguments, tool.input_schema)
+    if problem is not None:
+        raise refuse(f"the arguments do not fit {tool.name!r}: {problem}")

@@ -85,12 +85,14 @@ async def test_edited_arguments_are_the_ones_used_and_the_model_is_told(serve: S
     assert output == "(A person changed the arguments to {'order_id': 'W1', 'cents': 100}.)\nrefunded 100"
 
 
-async def test_edited_arguments_that_do_not_fit_do_nothing(serve: Serve) -> None:
+async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_still_waits(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
-        await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "many"})
-        assert "arguments do not fit: cents" in (await run.result()).output
-    assert REFUNDS == []
+        with pytest.raises(InvalidRequest, match="'refund': cents: 'many' is not of type 'integer'"):
+            await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "many"})
+        await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": 7})
+        await run.result()
+    assert REFUNDS == [("W1", 7)]
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,17 @@ async def test_openai_gets_a_cache_key_only_when_asked_to(openai_wire: Wire) -> 
 # -- settings on the wire
 
 
+@pytest.mark.parametrize(
+    ("left", "thinking"),
+    [(1500, {"type": "enabled", "budget_tokens": 1499}), (1000, {"type": "disabled"})],
+)
+async def test_thinking_shrinks_with_what_a_budget_leaves(
+    anthropic_wire: Wire, left: int, thinking: dict[str, Any]
+) -> None:
+    request = anthropic_wire.request({"thinking": 2048}, messages=(Message.user("a"),), max_tokens=left)
+    assert (await anthropic_wire.body_of(request))["thinking"] == thinking
+
+
 async def test_anthropics_settings_reach_the_wire(anthropic_wire: Wire) -> None:
     options: dict[str, Any] = {
         "extra_body": {"temperature": 0.2},
@@ -359,11 +370,11 @@ async def test_anthropics_settings_reach_the_wire(anthropic_wire: Wire) -> None:
         "parallel_tool_calls": False,
     }
     config = {"thinking": 2048, "effort": "high", "stop_sequences": ("END",), "options": options}
-    request = anthropic_wire.request(config, messages=(Message.user("a"),), tools=(SEARCH,), max_tokens=99)
+    request = anthropic_wire.request(config, messages=(Message.user("a"),), tools=(SEARCH,), max_tokens=4000)
     body = await anthropic_wire.body_of(request)
     assert body["thinking"] == {"type": "enabled", "budget_tokens": 2048}
     assert body["output_config"] == {"effort": "high"}
-    assert (body["stop_sequences"], body["temperature"], body["max_tokens"]) == (["END"], 0.2, 99)
+    assert (body["stop_sequences"], body["temperature"], body["max_tokens"]) == (["END"], 0.2, 4000)
     assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
     assert body["service_tier"] == "auto"
     assert body["stream"] is True
