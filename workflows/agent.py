@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from temporalio import workflow
+from temporalio.exceptions import is_cancelled_exception
 
 from perdure.effects import SPEC_QUERY
-from perdure.spec import AgentSpec
+from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.wire import (
     DECIDE,
     PAUSE,
@@ -25,8 +26,10 @@ from perdure.wire import (
     STOP,
     TRANSCRIPT,
     WORKFLOW,
+    RunRequest,
     RunResult,
     RunStatus,
+    Status,
     TranscriptPage,
     TranscriptQuery,
 )
@@ -67,6 +70,7 @@ class AgentWorkflow:
         self._flights = Flights(self._events.append)
         self._recalled = False
         self._agent = ""
+        self._begun: Status = "thinking"
 
     @workflow.run
     async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
@@ -78,7 +82,7 @@ class AgentWorkflow:
         if carried is None:
             asked = request_of(request)
             self._agent = asked.agent
-            resolved = await resolve(asked)
+            resolved = await self._resolved(asked)
             self._state = initial(asked, resolved.spec, workflow.now())
             search_attributes = resolved.search_attributes
         else:
@@ -90,6 +94,13 @@ class AgentWorkflow:
         finally:
             deadline.cancel()
         return ended(end, result_of(self._now, end))
+
+    async def _resolved(self, asked: RunRequest) -> ResolvedAgent:
+        try:
+            return await resolve(asked)
+        except BaseException as error:
+            self._begun = "cancelled" if is_cancelled_exception(error) else "failed"
+            raise
 
     async def _loop(self, display: Display, request: Any) -> End:
         while True:
@@ -220,7 +231,9 @@ class AgentWorkflow:
     @workflow.query(name=STATUS, description="Where the run is: status, step, cost, what it waits for.")
     def status(self) -> RunStatus:
         """Where the run is."""
-        return starting_report(self._agent) if self._state is None else status_report(self._state)
+        if self._state is None:
+            return starting_report(self._agent, self._begun)
+        return status_report(self._state)
 
     @workflow.query(name=RESULT, description="The result so far; final once the run is over.")
     def result(self) -> RunResult:

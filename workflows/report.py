@@ -88,9 +88,10 @@ def status_report(state: State) -> RunStatus:
     )
 
 
-def starting_report(agent: str) -> RunStatus:
-    """Where a run is whose agent no worker has resolved yet."""
-    return RunStatus(agent=agent, status="thinking", doing="starting")
+def starting_report(agent: str, status: Status) -> RunStatus:
+    """Where a run is whose agent no worker has resolved yet, or never will."""
+    doing = "starting" if status == "thinking" else f"{status} before it began"
+    return RunStatus(agent=agent, status=status, doing=doing)
 
 
 def doing(state: State, status: Status) -> str:

@@ -172,6 +172,8 @@ async def test_an_unknown_agent_is_named_with_those_there_are(serve: Serve) -> N
             RunFailed, match="no agent 'other' is served here; the agents are: known"
         ) as failed:
             await client.run("other", "go")
+        [run] = [info async for info in client.list(query=f'TaskQueue = "{client.task_queue}"')]
+        assert (await client.get(run.id).status()).status == "failed"
     assert failed.value.kind == "UnknownAgent"
 
 
