@@ -34,6 +34,7 @@ class Crew:
             "PERDURE_HOME": str(self.settings.home),
             "PERDURE_ADDRESS": self.settings.address,
             "PERDURE_TASK_QUEUE": self.settings.task_queue,
+            "PERDURE_GRACEFUL_SHUTDOWN_TIMEOUT": "1s",
         }
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -49,6 +50,11 @@ class Crew:
         """`kill -9` the newest worker, and wait until it is gone."""
         self.processes[-1].send_signal(signal.SIGKILL)
         self.processes[-1].wait()
+
+    def stop(self) -> int:
+        """SIGTERM the newest worker, and wait for its exit code."""
+        self.processes[-1].terminate()
+        return self.processes[-1].wait(timeout=30)
 
     def happened(self, what: str | None = None) -> list[tuple[str, str, str]]:
         """What the ledger says, in order."""

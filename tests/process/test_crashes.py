@@ -91,6 +91,20 @@ async def test_a_run_goes_on_on_a_new_worker_wherever_the_old_one_died(
     assert len(workers.effects()) == len(set(workers.happened("charge") + workers.happened("refund")))
 
 
+async def test_a_worker_told_to_stop_hands_over_what_it_cannot_finish(
+    workers: Crew, settings: Settings
+) -> None:
+    client = await connect(settings=settings)
+    run = await client.start("hanging", "go", user="ann")
+    await _reach("model", workers, client, run)
+    stopped = await asyncio.to_thread(workers.stop)
+    workers.start()
+    async with asyncio.timeout(15):
+        result = await run.result()
+    assert stopped == 0
+    assert result.output == "back again", "nobody waited for the five minutes the first call would take"
+
+
 async def _reach(moment: str, workers: Crew, client: Client, run: Run) -> None:
     async def there() -> bool:
         return bool(workers.happened("model" if moment == "model" else "charge"))
