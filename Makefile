@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-quick lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
-	$(BIN)/python examples/support_desk/demo.py
+	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
 test: .venv/ready            ## All tests, against the real server
 	$(BIN)/pytest -q

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
@@ -214,12 +214,17 @@ class _Call:
         failure = ModelFailure(
             kind=error.kind, message=message, wasted=spent, wasted_microusd=self.wasted_microusd(spent)
         )
+        activity.logger.warning("model call failed: %s: %s", error.kind, message)
         too_long = error.retry_after is not None and error.retry_after > MOST_PATIENCE
         return ApplicationError(
             message,
             failure,
             type=error.kind,
             non_retryable=too_long or not RULES[error.kind].retried,
+            # Said in one line below; Temporal would log its own traceback of it.
+            category=ApplicationErrorCategory.UNSPECIFIED
+            if error.kind == "bug"
+            else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
 

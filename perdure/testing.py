@@ -1,8 +1,10 @@
 """For tests of agents: a scripted model, and a server and worker in the test's own process.
 
-script = [calls("order_status", order_id="1"), says("It is on its way.")]
-async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
-result = await (await client.start("support", "Where is 1?")).result()
+    script = [calls("order_status", order_id="1"), says("It is on its way.")]
+    async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
+        result = await client.run("support", "Where is 1?")
+
+The agent names the model as "scripted:" and anything.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence

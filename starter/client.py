@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import temporalio.client
@@ -27,6 +27,7 @@ from perdure.wire import ENDED, TASK_QUEUE, WORKFLOW, RunRequest, RunResult, Sta
 from ..workers.connection import connect_temporal
 from .run import Run
 
+_WORKER_SEEN_WITHIN = timedelta(seconds=90)
 _REQUEST_DIGEST = "perdure_request"
 
 _NAME = SearchAttributeKey.for_keyword("AgentName")
@@ -134,7 +135,7 @@ class Client:
         return await started.result()
 
     async def has_worker(self) -> bool:
-        """Whether a worker has taken work from the task queue within the last minutes."""
+        """Whether a worker has asked the task queue for work within the last minute and a half."""
         request = DescribeTaskQueueRequest(
             namespace=self.temporal.namespace,
             task_queue=TaskQueue(name=self.task_queue),
@@ -144,7 +145,10 @@ class Client:
             described = await self.temporal.workflow_service.describe_task_queue(request)
         except RPCError as error:
             raise _refused(error) from error
-        return bool(described.pollers)
+        # A worker asks for work once a minute or more often; the server lists it for five minutes.
+        now = datetime.now(UTC)
+        asked = [poller.last_access_time.ToDatetime(tzinfo=UTC) for poller in described.pollers]
+        return any(now - at < _WORKER_SEEN_WITHIN for at in asked)
 
     def get(self, id: str) -> Run:  # noqa: A002
         """The run of that id, whether or not there is one."""

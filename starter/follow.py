@@ -7,8 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final, Literal
 
-from perdure.errors import InvalidRequest, RunEnded
-from perdure.wire import Approval, Question
+from perdure.errors import InvalidRequest, NotReachable, RunEnded
+from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT, Approval, Question
 
 from . import show
 from .events import (
@@ -20,7 +20,7 @@ from .events import (
     ToolFinished,
     ToolStarted,
 )
-from .options import DONE, EARLY, FAILED, PARKED, Common
+from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
 from .screen import Json, Lines, Screen, Terminal
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SILENCE: Final = 10.0
 """Seconds without a word after which we look whether anybody works at all."""
 
+WHERE_TO_LOOK: Final = "look at the worker's own output"
 _SOON: Final = 1.5
 
 Want = Approval | Question | Literal["parked"]
@@ -66,13 +67,16 @@ async def follow(client: "Client", run: "Run", common: Common) -> int:
 
 def detached(run_id: str) -> str:
     """How to come back to a run."""
-    return f"the run goes on; follow it again: perdure watch {run_id}    (or end it: perdure stop {run_id})"
+    follow, end = hint(f"watch {run_id}"), hint(f"stop {run_id}")
+    return f"the run goes on; follow it again: {follow}    (or end it: {end})"
 
 
 def code_of_end(end: Finished) -> int:
     """The exit code of a run that is over."""
     if end.status == "failed":
-        return FAILED
+        # The agent's name, or the request, was wrong: the call, not the run.
+        wrong = end.error is not None and end.error.kind in (UNKNOWN_AGENT, INVALID_REQUEST)
+        return USAGE if wrong else FAILED
     natural = end.status == "completed" and end.result is not None and end.result.stop_reason == "end_turn"
     return DONE if natural else EARLY
 
@@ -199,6 +203,10 @@ class _Follower:
     async def _why_silent(self) -> str | None:
         if self._silent and not await self._client.has_worker():
             return no_worker(self._client.task_queue)
+        try:
+            await self._run.status()
+        except NotReachable:
+            return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"
         stuck = await self._run.is_stuck()
         return "the worker cannot go on with the run: its log says why" if stuck else None
 

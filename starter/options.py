@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -87,6 +88,15 @@ class Common:
 Body = Callable[..., int | None] | Callable[..., Coroutine[Any, Any, int | None]]
 
 
+REACHED_BY: ContextVar[tuple[str, ...]] = ContextVar("REACHED_BY", default=())
+"""The options by which this command found the server: whoever copies a hint needs them again."""
+
+
+def hint(command: str) -> str:
+    """A command to be copied and run as it is."""
+    return " ".join(["perdure", command, *REACHED_BY.get()])
+
+
 def command(name: str, *, epilog: str | None = None) -> Callable[[Body], Body]:
     """Make a command of a function `(common, ...) -> exit code`, sync or async; None is 0."""
 
@@ -94,6 +104,7 @@ def command(name: str, *, epilog: str | None = None) -> Callable[[Body], Body]:
         @functools.wraps(body)
         def call(**given: Any) -> None:
             common = Common(**{field.name: given.pop(field.name) for field in fields(Common)})
+            REACHED_BY.set(tuple(common.arguments("address", "namespace")))
             raise SystemExit(guarded(common, functools.partial(body, common, **given)))
 
         # Typer reads the signature: the body's own parameters, then those that all have.

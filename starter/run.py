@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -177,7 +178,15 @@ class Run:
         await self._signal(STOP)
 
     async def cancel(self) -> None:
-        """End now, as cancelled."""
+        """End now, as cancelled.
+
+        Raises:
+            RunEnded: the run is over.
+
+        """
+        described = await self.described()
+        if described.status != WorkflowExecutionStatus.RUNNING:
+            raise RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
         async with self._translated():
             await self.handle.cancel()
 

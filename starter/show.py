@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from .options import hint
+
 if TYPE_CHECKING:
     from perdure.messages import Message, Part
     from perdure.wire import Approval, Failure, Question, RunResult, RunStatus
@@ -108,13 +110,14 @@ def wanted(want: "Approval | Question") -> str:
 def how_to_answer(run_id: str, want: "Approval | Question") -> str:
     """The command that answers it."""
     if want.kind == "approval":
-        return f"perdure approve {run_id} {want.call_id}    (or: perdure deny {run_id} {want.call_id})"
-    return f'perdure send {run_id} "..."'
+        call = f"{run_id} {want.call_id}"
+        return f"{hint(f'approve {call}')}    (or: {hint(f'deny {call}')})"
+    return hint(f'send {run_id} "..."')
 
 
 def how_to_go_on(run_id: str) -> str:
     """The commands for a parked run."""
-    return f"mend the cause, then: perdure resume {run_id}    (or: perdure stop {run_id})"
+    return f"mend the cause, then: {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
 
 
 def status_word(status: str) -> Text:

@@ -270,8 +270,21 @@ async def _changes(folders: Sequence[Path]) -> AsyncIterator[None]:
     except ImportError:
         tell('changes of the files are not noticed: pip install "perdure[dev]"')
         return
-    async for _ in awatch(*folders, watch_filter=PythonFilter(), debounce=200, step=50):
-        yield
+    relevant = PythonFilter()
+    async for changes in awatch(*folders, watch_filter=relevant, debounce=200, step=50):
+        if any(_is_the_agents(Path(path), folders) for _, path in changes):
+            yield
+
+
+def _is_the_agents(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether an agent may be made of this file: not when it is a test's, or of a virtual environment."""
+    roots = {folder.resolve() for folder in folders}
+    for folder in path.resolve().parents:
+        if folder in roots:
+            return True
+        if folder.name == "tests" or (folder / "pyvenv.cfg").exists():
+            return False
+    return True
 
 
 # -- the command line

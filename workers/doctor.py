@@ -63,7 +63,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Every finding; those that need a server only when there is one."""
     yield _versions()
     yield _binary()
-    yield _keys()
+    yield _keys(settings)
     yield await _guarded("blob store", "fail", lambda: _blobs(settings))
     try:
         temporal = await connect_temporal(settings)
@@ -110,9 +110,9 @@ def _binary() -> Finding:
         return Finding(name="embedded server", verdict="warn", text=text)
 
 
-def _keys() -> Finding:
+def _keys(settings: Settings) -> Finding:
     """Names only: a value must not end up in a bug report."""
-    found = {provider: _key_of(provider, names) for provider, names in _KEYS.items()}
+    found = {provider: _key_of(settings, provider, names) for provider, names in _KEYS.items()}
     there = [f"{provider} ({name})" for provider, name in found.items() if name]
     missing = [f"{provider}: set {_KEYS[provider][0]}" for provider, name in found.items() if not name]
     if not there:
@@ -122,8 +122,10 @@ def _keys() -> Finding:
     return Finding(name="provider keys", verdict="ok", text=text)
 
 
-def _key_of(provider: str, names: Sequence[str]) -> str | None:
+def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | None:
     found = next((name for name in names if os.environ.get(name)), None)
+    if found is None and getattr(settings, f"{provider}_api_key", None) is not None:
+        return f"PERDURE_{provider.upper()}_API_KEY in .env"
     if found is None and provider == "bedrock" and (Path.home() / ".aws" / "credentials").exists():
         return "~/.aws/credentials"
     return found

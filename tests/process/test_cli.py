@@ -105,7 +105,7 @@ def test_a_failed_run_has_its_own_code(here: Here) -> None:
 
 def test_an_unknown_agent_is_told_with_those_there_are(here: Here) -> None:
     said = here("run", "nobody", "x", "--id", "unknown")
-    assert said.code == 1
+    assert said.code == 2
     assert "UnknownAgent: no agent 'nobody' is served here; the agents are: asker, broken," in said.err
     shown = here("show", "unknown")
     assert (shown.code, "no agent 'nobody' is served here" in shown.out) == (0, True)

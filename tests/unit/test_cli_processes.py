@@ -11,7 +11,7 @@ from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
-from perdure.workers.dev import Plan, planned
+from perdure.workers.dev import Plan, _is_the_agents, planned
 from perdure.workers.doctor import _key_of, _skew
 from perdure.workers.worker import Ready, check_models, worker_options
 
@@ -82,5 +82,20 @@ def test_a_clock_is_wrong_only_by_what_our_own_cannot_explain() -> None:
 
 def test_keys_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "secret")
-    assert _key_of("openai", ("OTHER_KEY", "SOME_KEY")) == "SOME_KEY"
-    assert _key_of("openai", ("OTHER_KEY",)) is None
+    monkeypatch.delenv("PERDURE_OPENAI_API_KEY", raising=False)
+    settings = load()
+    assert _key_of(settings, "openai", ("OTHER_KEY", "SOME_KEY")) == "SOME_KEY"
+    assert _key_of(settings, "openai", ("OTHER_KEY",)) is None
+    configured = load(openai_api_key="secret")
+    assert _key_of(configured, "openai", ("OTHER_KEY",)) == "PERDURE_OPENAI_API_KEY in .env"
+
+
+def test_dev_restarts_for_the_agents_files_only(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "lib").mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    (tmp_path / "tests").mkdir()
+    assert _is_the_agents(tmp_path / "agent.py", [tmp_path])
+    assert _is_the_agents(tmp_path / "package" / "tools.py", [tmp_path])
+    assert not _is_the_agents(tmp_path / "tests" / "test_agent.py", [tmp_path])
+    assert not _is_the_agents(tmp_path / "venv" / "lib" / "thing.py", [tmp_path])
+    assert _is_the_agents(tmp_path / "tests" / "agent.py", [tmp_path / "tests"]), "if it lives there"

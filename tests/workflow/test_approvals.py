@@ -127,6 +127,8 @@ async def test_nothing_can_be_said_to_a_run_that_is_over(serve: Serve) -> None:
             await run.decide("call-1-1", allow=True)
         with pytest.raises(RunEnded, match="is over"):
             await run.stop()
+        with pytest.raises(RunEnded, match="is over"):
+            await run.cancel()
 
 
 async def test_waiting_runs_are_found_by_a_visibility_query(serve: Serve) -> None:
