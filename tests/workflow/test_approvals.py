@@ -166,9 +166,12 @@ async def test_a_policy_can_ask_for_what_a_tool_does_not(serve: Serve) -> None:
 async def test_plain_json_is_all_another_language_needs(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         handle = await client.temporal.start_workflow(
-            "AgentWorkflow", {"agent": "a", "prompt": "refund W1"}, id="plain", task_queue=client.task_queue
+            "AgentWorkflow",
+            {"agent": "a", "prompt": "refund W1"},
+            id=client.task_queue,
+            task_queue=client.task_queue,
         )
-        await until_status(client, "plain", "waiting_approval")
+        await until_status(client, client.task_queue, "waiting_approval")
         status: dict[str, Any] = await handle.query("status")
         await handle.execute_update("send", "hello")
         await handle.execute_update("decide", {"call_id": status["waiting"][0]["call_id"], "allow": True})
