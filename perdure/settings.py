@@ -133,9 +133,11 @@ class Settings(BaseSettings):
 
     # Model providers
     anthropic_api_key: SecretStr | None = Field(
-        None, description="Anthropic API key. Unset: `ANTHROPIC_API_KEY`."
+        None, description="Anthropic API key. Unset: `ANTHROPIC_API_KEY` of the environment (not of `.env`)."
     )
-    openai_api_key: SecretStr | None = Field(None, description="OpenAI API key. Unset: `OPENAI_API_KEY`.")
+    openai_api_key: SecretStr | None = Field(
+        None, description="OpenAI API key. Unset: `OPENAI_API_KEY` of the environment."
+    )
     openai_base_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible API. Unset: `OPENAI_BASE_URL`, then OpenAI."
     )
