@@ -48,7 +48,7 @@ def _scrubbed(value: Any) -> Any:
         kept = {key: _scrubbed(each) for key, each in fields.items() if key != "stackTrace"}
         return {**kept, "identity": "recorder"} if "identity" in kept else kept
     if isinstance(value, list):
-        items: list[Any] = value
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
         return [_scrubbed(each) for each in items]
     return value
 
