@@ -30,7 +30,7 @@ from perdure.texts import bounded, whole
 
 from .heartbeat import Heart, last_progress
 from .redact import redact
-from .reply import FINAL_ANSWER, READ_RESULT, checked
+from .reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
 from .telemetry import model_span
 from .transcripts import Transcripts
 
@@ -260,7 +260,7 @@ def _definitions(spec: AgentSpec, *, spilled: bool) -> tuple[ToolDefinition, ...
     """The agent's tools, in their fixed order, then ours: the provider's prompt cache counts on it."""
     tools = [tool.definition for tool in spec.tools]
     if spec.output_schema is not None:
-        tools.append(FINAL_ANSWER.model_copy(update={"input_schema": spec.output_schema}))
+        tools.append(FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema}))
     if spilled:
-        tools.append(READ_RESULT)
+        tools.append(READ_RESULT_TOOL)
     return tuple(tools)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from perdure.agent import Agent
+from perdure.effects import FINAL_ANSWER, READ_RESULT
 from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
@@ -19,13 +20,13 @@ from perdure.schema import problem_with
 from perdure.spec import AgentSpec
 from perdure.texts import bounded, whole
 
-FINAL_ANSWER = ToolDefinition(
-    name="final_answer",
+FINAL_ANSWER_TOOL = ToolDefinition(
+    name=FINAL_ANSWER,
     description="Give the final answer, in the form asked for. Call this, alone, when you are done.",
     input_schema={"type": "object"},
 )
-READ_RESULT = ToolDefinition(
-    name="read_result",
+READ_RESULT_TOOL = ToolDefinition(
+    name=READ_RESULT,
     description="Read more of a tool result that was too long to be shown whole.",
     input_schema={
         "type": "object",
@@ -111,7 +112,7 @@ def _with_output(
 ) -> Reading:
     schemas = {tool.name: tool.input_schema for tool in tools}
     asked = [part for part in parts if isinstance(part, ToolCall)]
-    finals = [call for call in asked if call.name == FINAL_ANSWER.name]
+    finals = [call for call in asked if call.name == FINAL_ANSWER]
     if finals:
         return _from_calls(parts, finals, schemas, spec, agent)
     if asked or reply.stop not in ("end_turn", "stop_sequence"):
@@ -136,7 +137,7 @@ def _from_calls(
             output = given
     marked: list[Part] = []
     for part in parts:
-        if isinstance(part, ToolCall) and part.name == FINAL_ANSWER.name:
+        if isinstance(part, ToolCall) and part.name == FINAL_ANSWER:
             marked.append(part.model_copy(update={"problem": problems.get(part.id)}))
         else:
             marked.append(_checked(part, schemas))
@@ -150,12 +151,10 @@ def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Readi
     try:
         value = from_json(text)
     except ValueError:
-        return Reading(
-            parts=parts, problem=f"Call {FINAL_ANSWER.name!r} with your answer in the form asked for."
-        )
+        return Reading(parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for.")
     output, problem = _judged(value, spec, agent)
     if problem is not None:
-        return Reading(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER.name!r}.")
+        return Reading(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER!r}.")
     return Reading(parts=parts, output=output)
 
 

@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_TOOL, Progress, ToolInput, ToolOutcome
+from perdure.effects import CALL_TOOL, READ_RESULT, Progress, ToolInput, ToolOutcome
 from perdure.errors import FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
 from perdure.texts import bounded, whole
@@ -23,7 +23,6 @@ from perdure.tools import Tool, ToolContext
 
 from .heartbeat import Heart
 from .redact import redact
-from .reply import READ_RESULT
 from .results import Kept, keep, read_more
 from .telemetry import tool_span
 from .transcripts import Transcripts
@@ -72,7 +71,7 @@ class ToolCalls:
             return ToolOutcome(result=result)
 
     async def _kept(self, want: ToolInput) -> tuple[Kept, bool]:
-        if want.tool == READ_RESULT.name:
+        if want.tool == READ_RESULT:
             return await read_more(self.blobs, want), False
         tool = self._tool(want)
         try:

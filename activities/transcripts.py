@@ -94,15 +94,15 @@ class Transcripts:
         # A retried attempt finds some of what is fresh in the cache already.
         self._add(entry, want.fresh[max(entry.end - base, 0) :])
 
-    async def spec(self, spec_hash: str) -> AgentSpec:
-        """The pinned spec of that hash; asked of the run once a worker."""
-        known = self._specs.get(spec_hash)
+    async def spec(self, pin: str) -> AgentSpec:
+        """The pinned spec of that digest; asked of the run once a worker."""
+        known = self._specs.get(pin)
         if known is None:
             known = await self._ask(SPEC_QUERY, None, AgentSpec)
-            self._specs[spec_hash] = known
+            self._specs[pin] = known
             if len(self._specs) > _MOST_SPECS:
                 self._specs.popitem(last=False)
-        self._specs.move_to_end(spec_hash)
+        self._specs.move_to_end(pin)
         return known
 
     def add_reply(self, length: int, message: Message) -> None:

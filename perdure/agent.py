@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import SlidingWindow
+from perdure.effects import FINAL_ANSWER, READ_RESULT
 from perdure.errors import DefinitionError
 from perdure.limits import Limits
 from perdure.model import ModelConfig
@@ -18,7 +19,7 @@ from perdure.spec import AgentSpec, ModelSpec, OnFailure, RetrySpec, ToolSpec
 from perdure.tools import AnyTool, PersonTool, RemoteTool, Tool
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
-_RESERVED = frozenset({"read_result", "final_answer"})
+_RESERVED = frozenset({FINAL_ANSWER, READ_RESULT})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,12 @@ RESOLVE_AGENT: Final = "resolve_agent"
 CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 
+FINAL_ANSWER: Final = "final_answer"
+"""The tool of ours by which a model gives an output of a type; it is never run."""
+
+READ_RESULT: Final = "read_result"
+"""The tool of ours that reads the rest of a result that was cut; offered once there is one."""
+
 SPEC_QUERY: Final = "spec"
 """Query that gives an activity the run's pinned AgentSpec."""
 

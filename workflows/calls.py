@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from perdure.effects import READ_RESULT
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
 from perdure.policy import Verdict
@@ -12,12 +13,6 @@ from perdure.spec import ToolSpec
 from perdure.wire import StopReason
 
 from .state import Call, State
-
-FINAL_ANSWER = "final_answer"
-"""The tool by which a model gives an output of a type; it is never run."""
-
-READ_RESULT = "read_result"
-"""The tool that reads the rest of a result that was cut; offered once there is such a result."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from perdure.effects import (
     CALL_TOOL,
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
+    READ_RESULT,
     STALE,
     TOO_LARGE_TYPES,
     ModelFailure,
@@ -46,7 +47,7 @@ _MODEL_SLACK = timedelta(seconds=30)
 """The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
 
 _READ = ToolSpec(
-    kind="function", name="read_result", description="", input_schema={}, heartbeat=timedelta(seconds=10)
+    kind="function", name=READ_RESULT, description="", input_schema={}, heartbeat=timedelta(seconds=10)
 )
 
 

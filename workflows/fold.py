@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
-from perdure.effects import ModelFailure
+from perdure.effects import FINAL_ANSWER, ModelFailure
 from perdure.errors import rule_for
 from perdure.limits import Limits
 from perdure.messages import (
@@ -24,7 +24,7 @@ from perdure.spec import AgentSpec
 from perdure.wire import Decision, Failure, RunRequest
 
 from .budget import exhausted
-from .calls import FINAL_ANSWER, open_calls, with_result
+from .calls import open_calls, with_result
 from .decide import early_end
 from .state import (
     CallReturned,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from perdure.activities.reply import FINAL_ANSWER, READ_RESULT, Reading, checked
+from perdure.activities.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, Reading, checked
 from perdure.agent import Agent
 from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
 from perdure.model import ModelStop, Reply, ToolDefinition
@@ -174,4 +174,4 @@ def test_a_call_either_has_a_problem_or_can_be_bound(arguments: dict[str, Any]) 
 
 
 def test_our_own_tools_bear_the_reserved_names() -> None:
-    assert (FINAL_ANSWER.name, READ_RESULT.name) == ("final_answer", "read_result")
+    assert (FINAL_ANSWER_TOOL.name, READ_RESULT_TOOL.name) == ("final_answer", "read_result")
