@@ -25,7 +25,9 @@ from perdure.model import (
     ToolDefinition,
     UsageSoFar,
 )
+from perdure.planning import PLAN_TOOL
 from perdure.spec import AgentSpec, ModelSpec
+from perdure.swarm import HANDOFF_TOOL
 from perdure.texts import bounded, whole
 
 from .heartbeat import Heart, last_progress
@@ -82,7 +84,7 @@ class ModelCalls:
             config=call.chosen.config,
             instructions=instructions,
             messages=messages,
-            tools=_definitions(spec, spilled=want.spilled),
+            tools=_definitions(spec, want),
             tool_choice=want.tool_choice,
             max_tokens=want.max_tokens,
             step=want.step,
@@ -256,11 +258,15 @@ def _blob_names(message: Message) -> list[str]:
     return [part.blob for part in parts if isinstance(part, Image | Document) and part.blob]
 
 
-def _definitions(spec: AgentSpec, *, spilled: bool) -> tuple[ToolDefinition, ...]:
+def _definitions(spec: AgentSpec, want: ModelInput) -> tuple[ToolDefinition, ...]:
     """The agent's tools, in their fixed order, then ours: the provider's prompt cache counts on it."""
     tools = [tool.definition for tool in spec.tools]
     if spec.output_schema is not None:
         tools.append(FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema}))
-    if spilled:
+    if spec.planning:
+        tools.append(PLAN_TOOL)
+    if want.handoffs:
+        tools.append(HANDOFF_TOOL)
+    if want.spilled:
         tools.append(READ_RESULT_TOOL)
     return tuple(tools)

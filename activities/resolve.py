@@ -1,46 +1,68 @@
-"""Resolving: from an agent's name to the spec a run keeps."""
+"""Resolving: from a name to the specs a run keeps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from perdure.agent import Agent
-from perdure.effects import RESOLVE_AGENT, Request
+from perdure.effects import RESOLVE_AGENT, SPEC_QUERY, Request
 from perdure.errors import DefinitionError
+from perdure.members import Member, resolved
 from perdure.prices import PriceTable
 from perdure.spec import ResolvedAgent
 from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT
 
+_QUERY_TIMEOUT = timedelta(seconds=5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resolver:
-    """The agents this worker serves."""
+    """The agents, swarms and graphs this worker serves."""
 
-    agents: Mapping[str, Agent]
+    members: Mapping[str, Member]
     prices: PriceTable
     search_attributes: bool = True
 
     @activity.defn(name=RESOLVE_AGENT)
     async def resolve_agent(self, request: Request) -> ResolvedAgent:
-        """The agent's spec as of now.
+        """The specs as of now; for a child of another run, as that run pinned them.
 
         Raises:
             ApplicationError: "UnknownAgent", with the names there are; "InvalidRequest" for limits
                 that cannot be kept.
 
         """
-        agent = self.agents.get(request.agent)
-        if agent is None:
-            known = ", ".join(sorted(self.agents)) or "none"
+        if request.parent is None:
+            return self._own(request)
+        if request.agent in self.members:
+            own = self._own(request)
+            if own.spec.pin == request.pin:
+                return own
+        return await self._pinned(request, request.parent)
+
+    def _own(self, request: Request) -> ResolvedAgent:
+        member = self.members.get(request.agent)
+        if member is None:
+            known = ", ".join(sorted(self.members)) or "none"
             raise ApplicationError(
                 f"no agent {request.agent!r} is served here; the agents are: {known}",
                 type=UNKNOWN_AGENT,
                 non_retryable=True,
             )
         try:
-            spec = agent.spec(prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited)
+            found = resolved(
+                member, prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited
+            )
         except DefinitionError as error:
             raise ApplicationError(str(error), type=INVALID_REQUEST, non_retryable=True) from None
-        return ResolvedAgent(spec=spec, search_attributes=self.search_attributes)
+        return found.model_copy(update={"search_attributes": self.search_attributes})
+
+    async def _pinned(self, request: Request, parent: str) -> ResolvedAgent:
+        """What the parent has: another version was deployed since it began."""
+        handle = activity.client().get_workflow_handle(parent)
+        found: ResolvedAgent = await handle.query(
+            SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
+        )
+        return found.model_copy(update={"search_attributes": self.search_attributes})

@@ -17,7 +17,7 @@ from temporalio.service import RPCError
 
 from perdure.effects import SPEC_QUERY, STALE, ModelFailure, ModelInput, tail_digest
 from perdure.messages import Message, ToolResult, size_bytes
-from perdure.spec import AgentSpec
+from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.wire import TRANSCRIPT, TranscriptPage, TranscriptQuery
 
 _Answer = TypeVar("_Answer")
@@ -98,7 +98,7 @@ class Transcripts:
         """The pinned spec of that digest; asked of the run once a worker."""
         known = self._specs.get(pin)
         if known is None:
-            known = await self._ask(SPEC_QUERY, None, AgentSpec)
+            known = _of_agent(await self._ask(SPEC_QUERY, None, ResolvedAgent))
             self._specs[pin] = known
             if len(self._specs) > _MOST_SPECS:
                 self._specs.popitem(last=False)
@@ -195,6 +195,11 @@ class Transcripts:
             # Not our bug, and nobody's fault but the network's: worth trying again, and to park for.
             failure = ModelFailure(kind="connection", message=f"the run was not reached: {error}")
             raise ApplicationError(failure.message, failure, type=failure.kind) from error
+
+
+def _of_agent(found: ResolvedAgent) -> AgentSpec:
+    assert isinstance(found.spec, AgentSpec), "only agents call models"
+    return found.spec
 
 
 def _key() -> tuple[str, str]:

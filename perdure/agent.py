@@ -9,17 +9,18 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import SlidingWindow
-from perdure.effects import FINAL_ANSWER, READ_RESULT
+from perdure.effects import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.errors import DefinitionError
 from perdure.limits import Limits
+from perdure.members import Member, reached
 from perdure.model import ModelConfig
 from perdure.policy import Policy
 from perdure.prices import PriceTable, shipped
-from perdure.spec import AgentSpec, ModelSpec, OnFailure, RetrySpec, ToolSpec
-from perdure.tools import AnyTool, PersonTool, RemoteTool, Tool
+from perdure.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolSpec
+from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
-_RESERVED = frozenset({FINAL_ANSWER, READ_RESULT})
+_RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Agent:
     name: str
     model: str | ModelConfig
     instructions: str = ""
+    description: str = ""
+    """What it is good for, in a line: for other agents, which may call it or hand over to it."""
     tools: Sequence[AnyTool] = ()
     fallbacks: Sequence[str | ModelConfig] = ()
     """Models tried in order when the one before has given up."""
@@ -49,6 +52,8 @@ class Agent:
     """Of a longer text result the model sees this much, and can read the rest by a tool."""
     on_failure: OnFailure = "park"
     """When a model call fails for good in a way a person could mend: wait for them, or fail."""
+    planning: bool = False
+    """Give the model a plan that it keeps: shown to people, and kept when the conversation is cut."""
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +66,33 @@ class Agent:
         object.__setattr__(self, "tools", self._check_tools())
         self._check_bounds()
         self.output_schema()
+        reached(self)
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """The agents, swarms and graphs among its tools, by name."""
+        return {tool.member.name: tool.member for tool in self.tools if isinstance(tool, AgentTool)}
+
+    def as_tool(
+        self,
+        name: str | None = None,
+        description: str | None = None,
+        *,
+        collect: Collect = "all",
+        approval: bool = False,
+        timeout: timedelta | None = None,
+        concurrency: int | None = 100,
+    ) -> AgentTool:
+        """A tool by which another agent's model calls this one; see `AgentTool`."""
+        return as_tool(
+            self,
+            name,
+            description,
+            collect=collect,
+            approval=approval,
+            timeout=timeout,
+            concurrency=concurrency,
+        )
 
     def _config(self, model: str | ModelConfig) -> ModelConfig:
         if isinstance(model, str):
@@ -159,6 +191,7 @@ class Agent:
             self._check_prices(models)
         return AgentSpec(
             name=self.name,
+            description=self.description,
             instructions=self.instructions,
             models=models,
             tools=tuple(_tool_spec(tool) for tool in self.tools),
@@ -171,6 +204,7 @@ class Agent:
             tool_concurrency=self.tool_concurrency,
             result_preview_bytes=self.result_preview_bytes,
             on_failure=self.on_failure,
+            planning=self.planning,
         )
 
     def _check_prices(self, models: Sequence[ModelSpec]) -> None:
@@ -181,6 +215,16 @@ class Agent:
                 f"the price of {', '.join(unknown)} is not known; "
                 "add it to the table PERDURE_PRICES points to"
             )
+
+
+_INPUT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "input": {"type": "string", "description": "What it is to do, with all it needs to know."}
+    },
+    "required": ["input"],
+    "additionalProperties": False,
+}
 
 
 def _tool_spec(tool: AnyTool) -> ToolSpec:
@@ -194,6 +238,19 @@ def _tool_spec(tool: AnyTool) -> ToolSpec:
             }
             return ToolSpec(
                 kind="person", name=tool.name, description=tool.description, input_schema=question
+            )
+        case AgentTool():
+            return ToolSpec(
+                kind="agent",
+                name=tool.name,
+                description=tool.description,
+                input_schema=_INPUT,
+                approval=tool.approval,
+                concurrency=tool.concurrency,
+                agent=tool.member.name,
+                agent_hash=tool.member.spec().hash,
+                collect=tool.collect,
+                deadline=tool.timeout,
             )
         case Tool() | RemoteTool():
             return ToolSpec(

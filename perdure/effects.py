@@ -11,6 +11,9 @@ from perdure.messages import Message, ToolResult, Usage, Value, _absent
 from perdure.model import ModelStop, ToolChoice
 
 RESOLVE_AGENT: Final = "resolve_agent"
+CALL_NODE: Final = "call_node"
+KEEP_TEXT: Final = "keep_text"
+RELAY: Final = "relay"
 CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 
@@ -19,6 +22,15 @@ FINAL_ANSWER: Final = "final_answer"
 
 READ_RESULT: Final = "read_result"
 """The tool of ours that reads the rest of a result that was cut; offered once there is one."""
+
+HANDOFF: Final = "handoff_to_agent"
+"""The tool of ours by which an agent of a swarm passes control on."""
+
+UPDATE_PLAN: Final = "update_plan"
+"""The tool of ours by which an agent keeps its plan."""
+
+GRAPH_CODE: Final = "perdure_graph_code"
+"""The worker's own function that gives a run the functions of a graph."""
 
 SPEC_QUERY: Final = "spec"
 """Query that gives an activity the run's pinned AgentSpec."""
@@ -66,6 +78,8 @@ class ModelInput(Value):
     """A line for this call only, after the instructions."""
     spilled: bool = Field(default=False, exclude_if=_absent)
     """True when results were cut: then the model gets the tool that reads the rest."""
+    handoffs: bool = Field(default=False, exclude_if=_absent)
+    """True in a swarm: then the model gets the tool to hand off."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     user: str | None = Field(default=None, exclude_if=_absent)
 
@@ -156,6 +170,41 @@ class Request(Value):
     at: datetime
     cost_limited: bool = False
     """The request bounds the cost, so every price must be known."""
+    parent: str | None = Field(default=None, exclude_if=_absent)
+    """The run that pinned the spec, by its workflow id; to be asked where this worker has another."""
+    pin: str | None = Field(default=None, exclude_if=_absent)
+
+
+class NodeCall(Value):
+    """One call of a function that is a node of a graph."""
+
+    graph: str
+    node: str
+    key: str
+    input: dict[str, Any]
+    """A `perdure.graph.NodeInput`."""
+
+
+class Keep(Value):
+    """A text that may be too long for a model."""
+
+    text: str
+    preview_bytes: int
+
+
+class Kept(Value):
+    """What the model sees of it; `spilled` names the whole."""
+
+    shown: str
+    spilled: str | None = None
+
+
+class Relay(Value):
+    """An update for another run of the tree."""
+
+    run_id: str
+    update: str
+    argument: Any
 
 
 MODEL_HEARTBEAT: Final = timedelta(seconds=5)

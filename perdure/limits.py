@@ -1,11 +1,13 @@
 """Limits: hard bounds of a run, checked before each call."""
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _Count = Annotated[int, Field(ge=1)]
+
+_Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
 _MOST_EXPLAINED = 8
 
@@ -26,7 +28,7 @@ class Limits(BaseModel):
     output_tokens: _Count | None = None
     total_tokens: _Count | None = None
     cost_usd: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] | None = None
-    timeout: Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))] | None = None
+    timeout: _Span | None = None
     """Wall clock from the start of the run, waiting for people included."""
 
     @property
@@ -34,7 +36,7 @@ class Limits(BaseModel):
         """`cost_usd` in millionths of a dollar."""
         return None if self.cost_usd is None else round(self.cost_usd * 1_000_000)
 
-    def tightened_by(self, other: "Limits | None") -> "Limits":
+    def tightened_by(self, other: "Limits | None") -> Self:
         """The smaller bound of the two, field by field."""
         if other is None:
             return self
@@ -44,7 +46,36 @@ class Limits(BaseModel):
         merged = {name: _smaller(mine[name], theirs.get(name)) for name in mine if name != "per_tool"}
         tools = sorted({*self.per_tool, *theirs_per_tool})
         per_tool = {name: _smaller(self.per_tool.get(name), theirs_per_tool.get(name)) for name in tools}
-        return Limits(**merged, per_tool=per_tool)
+        return type(self)(**merged, per_tool=per_tool)
+
+
+class SwarmLimits(Limits):
+    """Hard bounds of a swarm. Tokens, cost and tool calls are of all its agents together."""
+
+    steps: _Count | None = None
+    """Model calls of each agent run, beside the agent's own bound."""
+    timeout: _Span | None = timedelta(minutes=15)
+    max_handoffs: Annotated[int, Field(ge=0)] = 20
+    """Handoffs: 1 allows one."""
+    max_iterations: _Count = 20
+    """Agent runs, the first included."""
+    node_timeout: _Span | None = timedelta(minutes=5)
+    """Wall clock of one agent run."""
+    repetitive_handoff_detection_window: Annotated[int, Field(ge=0)] = 0
+    """How many of the latest agent runs are looked at; 0 looks at none."""
+    repetitive_handoff_min_unique_agents: Annotated[int, Field(ge=0)] = 0
+    """Fewer different agents than this within the window: the swarm goes round in circles."""
+
+
+class GraphLimits(Limits):
+    """Hard bounds of a graph. Tokens, cost and tool calls are of all its nodes together."""
+
+    steps: _Count | None = None
+    """Model calls of each agent run, beside the agent's own bound."""
+    max_node_executions: _Count | None = None
+    """Runs of nodes, retries included. A graph with a cycle needs this or a timeout."""
+    node_timeout: _Span | None = None
+    """Wall clock of one run of a node."""
 
 
 def _smaller(one: Any, other: Any) -> Any:

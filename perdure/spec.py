@@ -6,18 +6,22 @@ run starts, and pinned: a deploy changes no prompt, schema, limit or price under
 
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from perdure.context import SlidingWindow
-from perdure.limits import Limits
+from perdure.limits import GraphLimits, Limits, SwarmLimits
 from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
 from perdure.prices import Price
 
 OnFailure = Literal["park", "fail"]
-ToolKind = Literal["function", "remote", "person"]
+ToolKind = Literal["function", "remote", "person", "agent"]
+Collect = Literal["all", "completion"]
+"""How answers of agents called as tools come back: all of a step together, or each when it is there."""
+NodeKind = Literal["agent", "swarm", "graph", "function"]
+OnError = Literal["fail", "skip"]
 
 
 class RetrySpec(BaseModel):
@@ -49,6 +53,12 @@ class ToolSpec(BaseModel):
     concurrency: int | None = None
     task_queue: str | None = None
     activity: str | None = None
+    agent: str | None = None
+    """Kind "agent": who answers the call, by name; a member of the run."""
+    agent_hash: str | None = None
+    collect: Collect = "all"
+    deadline: timedelta | None = None
+    """Wall clock of one run of the agent that answers."""
 
     @property
     def definition(self) -> ToolDefinition:
@@ -71,7 +81,10 @@ class AgentSpec(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
+    kind: Literal["agent"] = "agent"
     name: str
+    description: str = ""
+    """For other agents: what it is good for."""
     instructions: str
     models: tuple[ModelSpec, ...]
     """The model, then its fallbacks."""
@@ -85,6 +98,8 @@ class AgentSpec(BaseModel):
     tool_concurrency: int = 8
     result_preview_bytes: int = 16_384
     on_failure: OnFailure = "park"
+    planning: bool = False
+    """The model gets a tool by which it keeps a plan."""
 
     @cached_property
     def hash(self) -> str:
@@ -102,11 +117,110 @@ class AgentSpec(BaseModel):
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
+class SwarmSpec(BaseModel):
+    """A swarm as a run keeps it. Its agents are members of the run, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    kind: Literal["swarm"] = "swarm"
+    name: str
+    description: str = ""
+    agents: tuple[str, ...]
+    """In the order they were given."""
+    entry: str
+    limits: SwarmLimits = SwarmLimits()
+    member_hashes: tuple[str, ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """The spec hash: covers the members by theirs."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def pin(self) -> str:
+        """As for agents; a swarm has no prices of its own."""
+        return self.hash
+
+
+class NodeSpec(BaseModel):
+    """A node of a graph without its functions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: NodeKind
+    member: str | None = None
+    """Name of the agent, swarm or graph it runs; None for a function."""
+    join: Literal["all", "any"] | int = "all"
+    """How many of the incoming edges must have brought something before it runs."""
+    on_error: OnError = "fail"
+    retries: int = 0
+    """How often a run of it that failed is started again before `on_error` counts."""
+    timeout: timedelta | None = None
+    """Wall clock of one run of it."""
+    input: str | None = None
+    """Name of the function that builds its input, in place of the default."""
+    description: str = ""
+
+
+class EdgeSpec(BaseModel):
+    """An edge of a graph without its function."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    target: str
+    when: str | None = None
+    """Name of the condition; None: always."""
+
+
+class GraphSpec(BaseModel):
+    """A graph as a run keeps it. What its nodes run are members of the run, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    kind: Literal["graph"] = "graph"
+    name: str
+    description: str = ""
+    nodes: tuple[NodeSpec, ...]
+    edges: tuple[EdgeSpec, ...] = ()
+    entries: tuple[str, ...]
+    limits: GraphLimits = GraphLimits()
+    concurrency: int = 8
+    """Most nodes running at once."""
+    reset_on_revisit: bool = False
+    """False: an agent that is visited again remembers what it was asked and answered before."""
+    siblings: Literal["cancel", "finish"] = "cancel"
+    """What becomes of nodes in flight when one fails the graph."""
+    member_hashes: tuple[str, ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """The spec hash: covers the members by theirs."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def pin(self) -> str:
+        """As for agents; a graph has no prices of its own."""
+        return self.hash
+
+    def node(self, name: str) -> NodeSpec:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+
+AnySpec = Annotated[AgentSpec | SwarmSpec | GraphSpec, Field(discriminator="kind")]
+
+
 class ResolvedAgent(BaseModel):
     """What resolving gives a run: its spec, and what the worker's settings say about it."""
 
     model_config = ConfigDict(frozen=True)
 
-    spec: AgentSpec = Field(repr=False)
+    spec: AnySpec = Field(repr=False)
+    members: tuple[AnySpec, ...] = Field(default=(), repr=False)
+    """Specs of all that the run may start, directly or through others: pinned with it."""
     search_attributes: bool = True
     """False where the server lets nobody register them: then the run sets none."""

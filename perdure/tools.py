@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Event
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, get_args, overload
 
 from perdure.errors import DefinitionError
+from perdure.members import Member
 from perdure.schema import Signature, check_schema, signature_of
+from perdure.spec import Collect
 
 Effect = Literal["read", "write"]
 """Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""
@@ -142,10 +144,65 @@ class PersonTool:
     description: str = "Ask a person a question and wait for the answer. Use it only when you cannot go on."
 
 
+@dataclass(frozen=True, kw_only=True)
+class AgentTool:
+    """An agent, swarm or graph that a model may call; each call is a run of its own. Made by `as_tool`."""
+
+    name: str
+    description: str
+    member: Member = field(repr=False)
+    collect: Collect = "all"
+    """"all": the call's result is the answer. "completion": the call returns at once, and each answer
+    reaches the model as a message when it is there, the quickest first."""
+    approval: bool = False
+    timeout: timedelta | None = None
+    """Wall clock of one run of it."""
+    concurrency: int | None = 100
+    """Most runs of it at once, of one run of the caller."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise _bad_name(self.name)
+        if not self.description.strip():
+            raise DefinitionError(
+                f"tool {self.name!r} has no description: the model would not know when to call it"
+            )
+        if self.collect not in get_args(Collect):
+            raise DefinitionError(f"tool {self.name!r}: collect is {self.collect!r}; all or completion")
+        if self.timeout is not None and self.timeout <= timedelta():
+            raise DefinitionError(f"tool {self.name!r}: timeout must be positive, not {self.timeout!r}")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise DefinitionError(
+                f"tool {self.name!r}: concurrency must be 1 or more, not {self.concurrency!r}"
+            )
+
+
+def as_tool(
+    member: Member,
+    name: str | None = None,
+    description: str | None = None,
+    *,
+    collect: Collect = "all",
+    approval: bool = False,
+    timeout: timedelta | None = None,
+    concurrency: int | None = 100,
+) -> AgentTool:
+    """Make a tool of an agent, swarm or graph. Name and description are its own unless given."""
+    return AgentTool(
+        name=name or member.name.replace(".", "_"),
+        description=description or member.description,
+        member=member,
+        collect=collect,
+        approval=approval,
+        timeout=timeout,
+        concurrency=concurrency,
+    )
+
+
 ask_person = PersonTool()
 """The tool that asks whoever can answer: put it among an agent's tools."""
 
-AnyTool = Tool | RemoteTool | PersonTool
+AnyTool = Tool | RemoteTool | PersonTool | AgentTool
 
 
 def check_tool(made: "Tool | RemoteTool") -> None:
@@ -157,9 +214,7 @@ def check_tool(made: "Tool | RemoteTool") -> None:
     """
     name = made.name
     if not _NAME.fullmatch(name):
-        raise DefinitionError(
-            f"tool name {name!r}: use letters, digits, '_' and '-', at most 64, starting with a letter"
-        )
+        raise _bad_name(name)
     for what, span in (("timeout", made.timeout), ("heartbeat", made.heartbeat)):
         if span is not None and span <= timedelta():
             raise DefinitionError(f"tool {name!r}: {what} must be positive, not {span!r}")
@@ -167,6 +222,12 @@ def check_tool(made: "Tool | RemoteTool") -> None:
         raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {made.concurrency!r}")
     if made.resource is not None and made.resource not in made.input_schema.get("properties", {}):
         raise DefinitionError(f"tool {name!r}: resource {made.resource!r} is none of its parameters")
+
+
+def _bad_name(name: str) -> DefinitionError:
+    return DefinitionError(
+        f"tool name {name!r}: use letters, digits, '_' and '-', at most 64, starting with a letter"
+    )
 
 
 class _Decorator(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from perdure.limits import Limits
-from perdure.messages import Message, Part, Usage, Value
+from perdure.messages import Message, Part, Usage, Value, _absent
 
 WORKFLOW: Final = "AgentWorkflow"
 TASK_QUEUE: Final = "perdure"
@@ -46,6 +46,7 @@ Status = Literal[
     "waiting_person",
     "paused",
     "parked",
+    "idle",
     "stopping",
     "completed",
     "failed",
@@ -69,6 +70,10 @@ StopReason = Literal[
     "max_iterations",
     "repetitive_handoff",
     "max_node_executions",
+    "node_timeout",
+    "unmet_join",
+    "handoff",
+    "idle",
 ]
 ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
 
@@ -122,6 +127,8 @@ class Decision(_Strict):
     """With `allow`: call it with these instead."""
     digest: str | None = None
     """The approval's digest as the person saw it; refused when it is another by now."""
+    run_id: str | None = None
+    """Of the run in the tree that waits, when the call's id alone does not say which."""
 
 
 class Approval(Value):
@@ -134,6 +141,10 @@ class Approval(Value):
     digest: str
     """SHA-256 of tool and arguments: what exactly is being allowed."""
     since: datetime
+    run_id: str = ""
+    """The run that waits: this one, or one that it started, directly or through others."""
+    path: list[str] = Field(default_factory=list[str])
+    """From the run that was asked to the one that waits: the names of nodes, agents, calls between."""
 
 
 class Question(Value):
@@ -143,6 +154,8 @@ class Question(Value):
     call_id: str
     text: str
     since: datetime
+    run_id: str = ""
+    path: list[str] = Field(default_factory=list[str])
 
 
 class Failure(Value):
@@ -166,6 +179,42 @@ class CallStatus(Value):
     """The beginning of the result."""
 
 
+NodeState = Literal["running", "done", "failed", "skipped", "cancelled"]
+
+
+class NodeStatus(Value):
+    """One run of a node: of a graph's node, of a swarm's agent, of an agent called as a tool."""
+
+    key: str
+    """Unique in the run: the node's name and the number of the visit, such as "draft-2"."""
+    node: str
+    kind: Literal["agent", "swarm", "graph", "function"] = "agent"
+    state: NodeState = "running"
+    run_id: str | None = None
+    """The child's workflow id; None for a function."""
+    stop_reason: StopReason | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    steps: int = 0
+    tool_calls: int = 0
+    usage: Usage = Usage()
+    cost_microusd: int | None = 0
+    error: Failure | None = None
+
+
+class NodeResult(NodeStatus):
+    """What one run of a node gave."""
+
+    output: Any = None
+
+
+class PlanItem(Value):
+    """A line of an agent's plan."""
+
+    text: str
+    state: Literal["pending", "in_progress", "done", "dropped"] = "pending"
+
+
 class RunResult(Value):
     """How a run ended."""
 
@@ -181,6 +230,15 @@ class RunResult(Value):
     """Millionths of a dollar; None when the price of a model used is not known."""
     spec_hash: str = ""
     error: Failure | None = None
+    nodes: list[NodeResult] = Field(default_factory=list[NodeResult], exclude_if=_absent)
+    """Swarm and graph: every run of a node, in the order in which they ended. Usage and cost above
+    count each of them once."""
+    shared_context: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict[str, dict[str, JsonValue]], exclude_if=_absent
+    )
+    """Swarm: what the agents told each other with their handoffs, by agent."""
+    unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=_absent)
+    """Graph: nodes that never ran, and why."""
 
 
 class RunStatus(Value):
@@ -207,6 +265,13 @@ class RunStatus(Value):
     """The model that answers now."""
     queued: int = 0
     """Messages sent and not yet seen by the model."""
+    kind: Literal["agent", "swarm", "graph", "session"] = "agent"
+    nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=_absent)
+    """What the run started, in order of their start; of many, those in flight and the newest."""
+    plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=_absent)
+    shared_context: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict[str, dict[str, JsonValue]], exclude_if=_absent
+    )
 
 
 class TranscriptQuery(Value):

@@ -14,19 +14,31 @@ from typing import Any
 
 from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.plugin import SimplePlugin
-from temporalio.worker import Worker, WorkerConfig, WorkflowRunner
+from temporalio.worker import (
+    Interceptor,
+    Worker,
+    WorkerConfig,
+    WorkflowInterceptorClassInput,
+    WorkflowRunner,
+)
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
+from perdure.effects import GRAPH_CODE
 from perdure.errors import DefinitionError
+from perdure.graph import Graph, GraphCode
+from perdure.members import Member, reached
 from perdure.model import Model
 from perdure.prices import load as load_prices
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
+from perdure.swarm import Swarm
 
 from ..activities.model import ModelCalls
+from ..activities.node import NodeCalls
 from ..activities.providers import default_models
+from ..activities.relay import relay
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls
 from ..activities.transcripts import Transcripts
@@ -43,18 +55,24 @@ PASSED_THROUGH = (
     "perdure.context",
     "perdure.effects",
     "perdure.errors",
+    "perdure.graph",
     "perdure.limits",
+    "perdure.members",
     "perdure.messages",
     "perdure.model",
+    "perdure.planning",
     "perdure.policy",
     "perdure.prices",
     "perdure.schema",
     "perdure.settings",
     "perdure.spec",
     "perdure.starter",
+    "perdure.swarm",
     "perdure.texts",
     "perdure.tools",
+    "perdure.tree",
     "perdure.wire",
+    "perdure.wiring",
     "perdure.workers",
 )
 """Not re-imported by the sandbox. One by one: passing "perdure" would pass `perdure.workflows` too,
@@ -69,7 +87,8 @@ class PerdurePlugin(SimplePlugin):
     """Serves agents: registers the workflow, the activities, the converter and the telemetry.
 
     Args:
-        agents: what this worker serves; none on a mere client.
+        agents: the agents, swarms and graphs this worker serves, and with them all whom they run; none
+            on a mere client.
         models: providers by the name before the colon, over the built-in ones.
         settings: those of the environment when None.
         blobs: the blob store; the settings' when None.
@@ -81,14 +100,16 @@ class PerdurePlugin(SimplePlugin):
 
     def __init__(
         self,
-        agents: Sequence[Agent] = (),
+        agents: Sequence[Member] = (),
         *,
         models: Mapping[str, Model] | None = None,
         settings: Settings | None = None,
         blobs: BlobStore | None = None,
     ) -> None:
         self.settings = settings or load_settings()
-        self.agents = by_name(agents)
+        self.members = by_name(agents)
+        self.agents = {name: one for name, one in self.members.items() if isinstance(one, Agent)}
+        self.graphs = {name: one for name, one in self.members.items() if isinstance(one, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.blobs = blobs or store_of(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
@@ -99,13 +120,13 @@ class PerdurePlugin(SimplePlugin):
             workflow_runner=pass_vocabulary_through,
             workflows=[AgentWorkflow],
             activities=self._activities(),
-            interceptors=interceptors(self.settings),
+            interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
         )
 
     def _activities(self) -> list[Callable[..., Any]]:
         interval = self.settings.progress_interval
         resolver = Resolver(
-            agents=self.agents,
+            members=self.members,
             prices=load_prices(self.settings.prices),
             search_attributes=self.settings.search_attributes,
         )
@@ -123,7 +144,15 @@ class PerdurePlugin(SimplePlugin):
             transcripts=self.transcripts,
             progress_interval=interval,
         )
-        return [resolver.resolve_agent, model_calls.call_model, tool_calls.call_tool]
+        nodes = NodeCalls(graphs=self.graphs, blobs=self.blobs, executor=self._executor)
+        return [
+            resolver.resolve_agent,
+            model_calls.call_model,
+            tool_calls.call_tool,
+            nodes.call_node,
+            nodes.keep_text,
+            relay,
+        ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what is ours; limits and intervals that the user left at their defaults become ours."""
@@ -154,21 +183,32 @@ def _check_converter(config: WorkerConfig) -> None:
         )
 
 
-def by_name(agents: Sequence[Agent]) -> dict[str, Agent]:
-    """The agents by their names.
+def by_name(agents: Sequence[Member]) -> dict[str, Member]:
+    """The agents, swarms and graphs by their names, and with them all whom they run.
 
     Raises:
-        DefinitionError: two of one name, or something that is no agent.
+        DefinitionError: two of one name, or something that is none of these.
 
     """
-    named: dict[str, Agent] = {}
     for agent in agents:
-        if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DefinitionError(f"{agent!r} is no Agent")
-        if agent.name in named:
-            raise DefinitionError(f"two agents are called {agent.name!r}; rename one")
-        named[agent.name] = agent
-    return named
+        if not isinstance(agent, Agent | Swarm | Graph):
+            raise DefinitionError(f"{agent!r} is no Agent, Swarm or Graph")
+    return reached(*agents)
+
+
+class GraphFunctions(Interceptor):
+    """Gives runs of graphs their functions: the workflow binds them anew, under the sandbox."""
+
+    def __init__(self, graphs: Mapping[str, Graph]) -> None:
+        self._graphs = graphs
+
+    def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> None:  # noqa: A002
+        """Hand over the functions, by the graph's name."""
+        input.unsafe_extern_functions[GRAPH_CODE] = self._code
+
+    def _code(self, name: str) -> GraphCode | None:
+        graph = self._graphs.get(name)
+        return None if graph is None else graph.code()
 
 
 def pass_vocabulary_through(existing: WorkflowRunner | None) -> WorkflowRunner:

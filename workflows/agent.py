@@ -1,21 +1,26 @@
 """AgentWorkflow: carries out what `decide` says, and feeds what happens back through `fold`.
 
-Nothing is decided here. The shell starts activities, keeps their handles, and puts what happens
-(results, messages, timers) into one queue, in the order Temporal delivers it; the main loop folds
-the queue into the state and asks `decide` again. That order is in history, so replay repeats it.
+Nothing is decided here. The shell starts activities and child runs, keeps their handles, and puts
+what happens (results, messages, timers) into one queue, in the order Temporal delivers it; the main
+loop folds the queue into the state and asks `decide` again. That order is in history, so replay
+repeats it. An agent, a swarm and a graph differ in their state and its `decide` and `fold` only.
 """
 
 import asyncio
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import is_cancelled_exception
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
-from perdure.effects import SPEC_QUERY
+from perdure.effects import RELAY, SPEC_QUERY, Relay
+from perdure.members import within
 from perdure.spec import AgentSpec, ResolvedAgent
+from perdure.tree import GRANT, REPORT, Branch, Grant, Report
 from perdure.wire import (
     DECIDE,
     PAUSE,
@@ -34,23 +39,53 @@ from perdure.wire import (
     TranscriptQuery,
 )
 
+from . import fold, team
 from .carry import pack, unpack
-from .decide import CallModel, CallTools, Finish, Recall, Slide, Wait, decide
+from .code import code_of
+from .decide import (
+    Answer,
+    Ask,
+    CallModel,
+    CallTools,
+    Command,
+    Finish,
+    Recall,
+    Slide,
+    StartNodes,
+    Wait,
+    decide,
+)
 from .display import Display
 from .flights import Flights
-from .fold import GRACE, fold, initial
-from .inputs import check_decision, decision_of, message_of, refuse, request_of
+from .fold import Birth
+from .inputs import (
+    addressed,
+    check_decision,
+    decision_of,
+    held_below,
+    listener,
+    message_of,
+    refuse,
+    request_of,
+    run_below,
+)
 from .outcome import ended
 from .pages import page
-from .report import result_of, starting_report, status_report
+from .report import report_due, result_of, starting_report, status_report
 from .resolve import resolve
+from .runs import Runs
 from .state import (
+    Asked,
     CallsStarted,
+    ChildAnswered,
+    ChildReported,
     Decided,
     End,
     EndAsked,
     Event,
     GraceOver,
+    Granted,
+    NodesStarted,
     Paused,
     Resumed,
     Sent,
@@ -58,46 +93,65 @@ from .state import (
     State,
     StepBegan,
 )
+from .team import Team
+from .tree import grace_of
+
+_RELAYED_WITHIN = timedelta(seconds=10)
 
 
 @workflow.defn(name=WORKFLOW)
 class AgentWorkflow:
-    """One run of an agent."""
+    """One run of an agent, a swarm or a graph."""
 
     def __init__(self) -> None:
-        self._state: State | None = None
+        self._state: State | Team | None = None
+        self._code = team.NO_CODE
         self._events: deque[Event] = deque()
         self._flights = Flights(self._events.append)
+        self._runs = Runs(self._events.append)
         self._recalled = False
         self._agent = ""
         self._begun: Status = "thinking"
 
     @workflow.run
     async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
-        """Run an agent to its end.
+        """Run an agent, swarm or graph to its end.
 
-        `request` is a RunRequest as JSON. The further arguments are ours: what a run that
-        continued as new has taken with it.
+        `request` is a RunRequest as JSON. The further arguments are ours: the Branch of a run that
+        another started, or what a run that continued as new has taken with it.
         """
-        if carried is None:
-            asked = request_of(request)
-            self._agent = asked.agent
-            resolved = await self._resolved(asked)
-            self._state = initial(asked, resolved.spec, workflow.now())
-            search_attributes = resolved.search_attributes
+        if carried is None or "state" not in carried:
+            search_attributes = await self._begin(request, carried)
         else:
             self._state, search_attributes = unpack(carried, chunks)
-        display = Display(self._state, search_attributes, fresh=carried is None)
+        self._code = code_of(self._now.spec)
+        display = Display(self._now, search_attributes, fresh=carried is None or "state" not in carried)
         deadline = asyncio.create_task(self._deadline())
         try:
             end = await self._loop(display, request)
         finally:
             deadline.cancel()
-        return ended(end, result_of(self._now, end))
+        result = result_of(self._now, end)
+        await self._say_last_words(end, result)
+        return ended(end, result)
 
-    async def _resolved(self, asked: RunRequest) -> ResolvedAgent:
+    async def _begin(self, request: Any, carried: Any) -> bool:
+        """Fetch the agent, into history; whether it sets search attributes."""
+        asked = request_of(request)
+        self._agent = asked.agent
+        branch = None if carried is None else Branch.model_validate(carried)
+        resolved = await self._resolved(asked, branch)
+        birth = Birth(id=workflow.info().workflow_id, members=resolved.members, branch=branch)
+        spec, now = resolved.spec, workflow.now()
+        if isinstance(spec, AgentSpec):
+            self._state = fold.initial(asked, spec, now, birth)
+        else:
+            self._state = team.initial(asked, spec, now, birth)
+        return resolved.search_attributes
+
+    async def _resolved(self, asked: RunRequest, branch: Branch | None) -> ResolvedAgent:
         try:
-            return await resolve(asked)
+            return await resolve(asked, branch)
         except BaseException as error:
             self._begun = "cancelled" if is_cancelled_exception(error) else "failed"
             raise
@@ -105,41 +159,79 @@ class AgentWorkflow:
     async def _loop(self, display: Display, request: Any) -> End:
         while True:
             self._fold_events()
-            command = decide(self._now)
+            command = self._decided()
             match command:
-                case CallModel():
-                    if workflow.info().is_continue_as_new_suggested():
-                        await self._continue(display, request)
-                    self._apply(StepBegan(clamped_by=command.allowance.by))
-                    self._flights.ask_model(self._now, command)
-                case CallTools():
-                    self._apply(CallsStarted(ids=tuple(call.call.id for call in command.calls)))
-                    self._flights.call_tools(self._now, command.calls)
-                case Slide():
-                    self._apply(Slid(start=command.start))
-                case Recall():
-                    await self._recall(display)
+                case CallModel() | StartNodes() if workflow.info().is_continue_as_new_suggested():
+                    await self._continue_or_drain(display, request, command)
                 case Wait():
+                    self._tell_parent()
                     display.show(self._now)
                     await self._something_happens()
+                case Recall():
+                    await self._recall(display)
                 case Finish():
                     await workflow.wait_condition(workflow.all_handlers_finished)
                     if not self._events:  # else somebody spoke while it was ending
                         self._state = replace(self._now, end=command.end)
                         display.show(self._now)
                         return command.end
+                case _:
+                    self._carry_out(command)
+
+    def _decided(self) -> Command:
+        state = self._now
+        return decide(state) if isinstance(state, State) else team.decide(state, self._code)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case CallModel():
+                self._apply(StepBegan(clamped_by=command.allowance.by))
+                self._flights.ask_model(self._agent_state, command)
+            case CallTools():
+                self._apply(CallsStarted(ids=tuple(call.call.id for call in command.calls)))
+                self._flights.call_tools(
+                    self._agent_state, [call for call in command.calls if call.kind != "agent"]
+                )
+                for call in command.calls:
+                    if call.kind == "agent":
+                        self._runs.call_agent(self._agent_state, call)
+            case StartNodes():
+                self._apply(NodesStarted(starts=command.starts, at=workflow.now()))
+                assert isinstance(self._state, Team), "only teams have nodes"
+                self._runs.start_nodes(self._state, command.starts)
+            case Answer():
+                for key, grant in command.grants:
+                    self._apply(ChildAnswered(key=key, grant=grant))
+                    self._runs.grant(key, grant)
+            case Ask():
+                self._apply(Asked(wish=command.want.wish))
+                self._tell_parent(need=command)
+            case Slide():
+                self._apply(Slid(start=command.start))
+            case _:
+                raise AssertionError(f"{command!r} is carried out by the loop")
 
     @property
-    def _now(self) -> State:
+    def _now(self) -> State | Team:
         assert self._state is not None, "the run has been given its agent"
         return self._state
 
+    @property
+    def _agent_state(self) -> State:
+        assert isinstance(self._state, State), "only an agent's loop asks for this"
+        return self._state
+
     def _apply(self, event: Event) -> None:
-        self._state = fold(self._now, event)
+        state = self._now
+        changed = fold.fold(state, event) if isinstance(state, State) else team.fold(state, event, self._code)
+        self._state = changed
 
     def _fold_events(self) -> None:
         while self._events:
-            self._apply(self._events.popleft())
+            event = self._events.popleft()
+            self._apply(event)
+            if isinstance(event, Paused | Resumed):
+                self._runs.pass_on(PAUSE if isinstance(event, Paused) else RESUME)
 
     async def _something_happens(self) -> None:
         try:
@@ -148,46 +240,108 @@ class AgentWorkflow:
             # Not swallowed: the run calls back what is in flight and then ends as cancelled.
             self._events.append(EndAsked(reason="cancelled"))
 
+    def _tell_parent(self, need: Ask | None = None) -> None:
+        """Tell the parent who waits for people, and what is needed; give back what is not."""
+        branch = self._now.tree.branch
+        if branch is None:
+            return
+        report, told = report_due(self._now, branch, need.want if need else None)
+        if report is not None:
+            self._apply(told)
+            self._runs.tell_parent(branch, report)
+
+    async def _say_last_words(self, end: End, result: RunResult) -> None:
+        """Temporal keeps no result of a cancelled run: its parent is told what it has used."""
+        branch = self._now.tree.branch
+        if branch is not None and end.stop_reason == "cancelled":
+            await self._runs.last_words(branch, Report(key=branch.key, final=result))
+        await self._runs.settle()
+
     async def _recall(self, display: Display) -> None:
         """Call back what is in flight, and wait a moment for its last words."""
         if self._recalled:
+            self._recalled = False
             return self._apply(GraceOver())
         self._recalled = True
         display.show(self._now)
         self._flights.recall()
-        # Out of patience, or told again: either way the run ends now.
+        self._runs.recall(self._now.ending)
+        # Out of patience, or told again: either way the run goes on without them.
         with suppress(TimeoutError, asyncio.CancelledError):
-            await workflow.wait_condition(lambda: not self._flights.aloft, timeout=GRACE)
+            await workflow.wait_condition(
+                lambda: not self._flights.aloft and not self._runs.aloft, timeout=grace_of(self._now.tree)
+            )
         return None
+
+    async def _continue_or_drain(self, display: Display, request: Any, command: Command) -> None:
+        """Continue as new when nothing is in flight; else wait until what is in flight has ended."""
+        if not self._now.busy:
+            await self._continue(display, request)
+        if self._events:
+            return
+        display.show(self._now)
+        await self._something_happens()
 
     async def _continue(self, display: Display, request: Any) -> None:
         """Continue as new, with everything: nothing is in flight between two steps."""
+        await self._runs.settle()
         await workflow.wait_condition(workflow.all_handlers_finished)
-        self._fold_events()
+        if self._events:
+            return
         workflow.continue_as_new(args=[request, *pack(self._now, display.search_attributes)])
 
     async def _deadline(self) -> None:
         """Durable: the timer is in history, and survives every worker."""
-        if self._now.deadline_at is None:
+        state = self._now
+        if state.deadline_at is None:
             return
-        left = self._now.deadline_at - workflow.now()
+        left = state.deadline_at - workflow.now()
         if left.total_seconds() > 0:
             await workflow.sleep(left, summary="deadline of the run")
-        self._events.append(EndAsked(reason="deadline"))
+        branch = state.tree.branch
+        from_above = branch is not None and branch.deadline_at == state.deadline_at
+        reason = branch.deadline_reason if branch is not None and from_above else "deadline"
+        self._events.append(EndAsked(reason=reason))
 
     @workflow.update(
         name=SEND, description="Say something to the agent: a JSON string. It reads it before its next step."
     )
     async def send(self, message: Any) -> int:
         """Give the agent a message; returns how many are waiting to be read."""
+        below = self._listener(message)
+        if below is not None:
+            return int(await self._relayed(below, SEND, addressed(message)[1]))
         update = workflow.current_update_info()
-        self._events.append(Sent(message=message_of(message), id=update.id if update else None))
-        return (len(self._state.inbox) if self._state else 0) + 1
+        self._events.append(Sent(message=message_of(addressed(message)[1]), id=update.id if update else None))
+        return (len(self._state.inbox) if isinstance(self._state, State) else 0) + 1
 
     @send.validator
     def _check_send(self, message: Any) -> None:
-        message_of(message)
+        message_of(addressed(message)[1])
         self._refuse_when_over()
+        self._listener(message)
+
+    def _listener(self, message: Any) -> str | None:
+        """The run below that the message is for; None: this one."""
+        run_id, _ = addressed(message)
+        if self._state is None or run_id == self._state.id:
+            return None
+        return listener(self._state) if run_id is None else run_below(self._state, run_id)
+
+    async def _relayed(self, run_id: str, update: str, argument: Any) -> Any:
+        """Give an update to a run below; its answer, or its refusal, is the caller's."""
+        try:
+            return await workflow.execute_activity(
+                RELAY,
+                Relay(run_id=run_id, update=update, argument=argument),
+                result_type=object,
+                start_to_close_timeout=_RELAYED_WITHIN,
+                retry_policy=RetryPolicy(maximum_attempts=3),
+                summary=f"{update} to {run_id}",
+            )
+        except ActivityError as error:
+            cause = error.cause
+            raise refuse(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None
 
     @workflow.update(
         name=DECIDE,
@@ -195,7 +349,13 @@ class AgentWorkflow:
     )
     async def decide(self, decision: Any) -> None:
         """Allow a held call, with other arguments if you wish, or refuse it with a reason."""
-        self._events.append(Decided(decision=decision_of(decision)))
+        made = decision_of(decision)
+        below = held_below(self._state, made)
+        if below is not None:
+            plain = made.model_dump(mode="json", exclude_unset=True, exclude={"run_id"})
+            await self._relayed(below, DECIDE, plain)
+        else:
+            self._events.append(Decided(decision=made))
 
     @decide.validator
     def _check_decide(self, decision: Any) -> None:
@@ -204,7 +364,8 @@ class AgentWorkflow:
         earlier = [event.decision.call_id for event in self._events if isinstance(event, Decided)]
         if wanted.call_id in earlier:
             raise refuse(f"call {wanted.call_id!r} has been decided already")
-        check_decision(self._state, wanted)
+        if held_below(self._state, wanted) is None:
+            check_decision(self._state, wanted)
 
     def _refuse_when_over(self) -> None:
         over = self._state is not None and (self._state.ending or self._state.end)
@@ -243,16 +404,32 @@ class AgentWorkflow:
 
     @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
     def transcript(self, want: Any = None) -> TranscriptPage:
-        """Messages from `start` on."""
+        """Messages from `start` on. A swarm or graph has none: its nodes' runs have."""
         asked = TranscriptQuery.model_validate(want or {})
-        return page(self._ready().messages, asked)
+        state = self._ready()
+        return page(state.messages if isinstance(state, State) else (), asked)
 
-    @workflow.query(name=SPEC_QUERY, description="The agent as this run keeps it.")
-    def spec(self) -> AgentSpec:
-        """The pinned spec."""
-        return self._ready().spec
+    @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
+    def spec(self, member: Any = None) -> ResolvedAgent:
+        """The pinned specs: the run's own, or that of a member first."""
+        state = self._ready()
+        pinned = ResolvedAgent(spec=state.spec, members=state.members)
+        found = pinned if member is None else within(pinned, str(member))
+        if found is None:
+            raise refuse(f"the run knows no {member!r}")
+        return found
 
-    def _ready(self) -> State:
+    @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
+    def child_report(self, report: Report) -> None:
+        """Take in what a child says."""
+        self._events.append(ChildReported(report=report))
+
+    @workflow.signal(name=GRANT, description="Of the run that started this one: what it may spend.")
+    def grant(self, grant: Grant) -> None:
+        """Take in what the parent says."""
+        self._events.append(Granted(grant=grant))
+
+    def _ready(self) -> State | Team:
         if self._state is None:
             raise refuse("the run has not started yet: no worker has resolved its agent")
         return self._state

@@ -1,14 +1,21 @@
 """Limits, as pure arithmetic: what is used up, and what the next model call may still spend."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from perdure.messages import estimated_tokens
+from perdure.tree import Amount
 from perdure.wire import StopReason
 
+from .account import limits_of, room, spent
+from .amounts import FIELDS, REASONS, least, minus, missing, of
 from .state import State
+from .tree import lacking
 
-LEAST_REPLY_TOKENS = 16
+LEAST_REPLY_TOKENS: Final = 16
 """With less than this left for the answer, a model call is not worth its input."""
+_CALLS_AHEAD: Final = 4
+"""For how many calls a child asks its parent at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +26,50 @@ class Allowance:
     by: StopReason | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What the parent is asked for: this much is needed, that much would be nice."""
+
+    need: Amount
+    wish: Amount
+
+
 def exhausted(state: State) -> StopReason | None:
     """The limit that forbids another model call, if one does."""
     if state.limits.steps is not None and not state.redo and state.step >= state.limits.steps:
         return "max_steps"
-    limit = state.limits.input_tokens
-    if limit is not None and state.usage.all_input_tokens + next_input_tokens(state) > limit:
-        return "token_budget"
-    granted = allowance(state)
-    return granted.by if granted.max_tokens < LEAST_REPLY_TOKENS else None
+    return short_of(missing(call_amount(state, LEAST_REPLY_TOKENS), room(state)))
+
+
+def short_of(short: Amount | None) -> StopReason | None:
+    """The reason that goes with what is missing."""
+    if short is None:
+        return None
+    return next(REASONS[name] for name in FIELDS if of(short, name))
+
+
+def wanted(state: State) -> Want | None:
+    """What to ask the parent for before the next model call; None when nothing need be asked."""
+    if state.tree.branch is None or state.tree.refused:
+        return None
+    floor, full = (call_amount(state, tokens) for tokens in (LEAST_REPLY_TOKENS, _configured(state)))
+    ahead = call_amount(state, _configured(state), times=_CALLS_AHEAD)
+    short, parent_could = lacking(state.tree, limits_of(state), spent(state), floor)
+    if short is not None:
+        return Want(need=short, wish=missing(ahead, room(state)) or short) if parent_could else None
+    scant, parent_could = lacking(state.tree, limits_of(state), spent(state), full)
+    if scant is None or not parent_could or state.tree.scarce:
+        return None
+    return Want(need=Amount(), wish=missing(ahead, room(state)) or scant)
+
+
+def waits_for_children(state: State) -> bool:
+    """Whether what is missing is held by the run's own children, who will give it back."""
+    short = missing(call_amount(state, LEAST_REPLY_TOKENS), room(state))
+    if short is None or not state.tree.children:
+        return False
+    alone = minus(least(limits_of(state), state.tree.lease), spent(state))
+    return missing(call_amount(state, LEAST_REPLY_TOKENS), alone) is None
 
 
 def next_input_tokens(state: State) -> int:
@@ -35,20 +77,38 @@ def next_input_tokens(state: State) -> int:
     return state.context_tokens + sum(estimated_tokens(message) for message in state.inbox)
 
 
-def allowance(state: State) -> Allowance:
-    """How long the next answer may be, so that no budget is passed even if it uses all of it.
+def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
+    """What the next model call spends when its answer is so long; so many times.
 
     The input is reserved at its full price, as if nothing were cached: a budget is a promise.
     """
-    configured = state.spec.models[state.model].config.max_tokens
+    read = next_input_tokens(state)
+    price = state.spec.models[state.model].price
+    cost = None
+    if price is not None:
+        cost = -(-(read * max(price.input, price.cache_write) + reply_tokens * price.output) // 1_000_000)
+    return Amount(
+        cost_microusd=None if cost is None else cost * times,
+        input_tokens=read * times,
+        output_tokens=reply_tokens * times,
+        total_tokens=(read + reply_tokens) * times,
+    )
+
+
+def _configured(state: State) -> int:
+    return state.spec.models[state.model].config.max_tokens
+
+
+def allowance(state: State) -> Allowance:
+    """How long the next answer may be, so that no budget is passed even if it uses all of it."""
+    configured = _configured(state)
+    there = room(state)
     bounds: list[tuple[int, StopReason]] = []
-    limits = state.limits
-    if limits.output_tokens is not None:
-        bounds.append((limits.output_tokens - state.usage.output_tokens, "token_budget"))
-    if limits.total_tokens is not None:
-        left = limits.total_tokens - state.usage.total_tokens - next_input_tokens(state)
-        bounds.append((left, "token_budget"))
-    affordable = _affordable_output(state)
+    if there.output_tokens is not None:
+        bounds.append((there.output_tokens, "token_budget"))
+    if there.total_tokens is not None:
+        bounds.append((there.total_tokens - next_input_tokens(state), "token_budget"))
+    affordable = _affordable_output(state, there.cost_microusd)
     if affordable is not None:
         bounds.append((affordable, "cost_budget"))
     smallest = min(bounds, default=None)
@@ -57,11 +117,11 @@ def allowance(state: State) -> Allowance:
     return Allowance(max_tokens=max(smallest[0], 0), by=smallest[1])
 
 
-def _affordable_output(state: State) -> int | None:
-    """Output tokens that the cost budget still pays for; None without such a budget."""
-    budget, price = state.limits.cost_microusd, state.spec.models[state.model].price
+def _affordable_output(state: State, budget: int | None) -> int | None:
+    """Output tokens that the budget still pays for; None without one."""
+    price = state.spec.models[state.model].price
     if budget is None or price is None:
         return None
     reserved = next_input_tokens(state) * max(price.input, price.cache_write)
-    left = (budget - state.cost_microusd) * 1_000_000 - reserved
-    return left // price.output if price.output else (2**31 if left >= 0 else 0)
+    there = budget * 1_000_000 - reserved
+    return there // price.output if price.output else (2**31 if there >= 0 else 0)

@@ -1,53 +1,150 @@
 """The tool calls of a step: which may run, which a person decides, which go straight back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from perdure.effects import READ_RESULT
+from perdure.effects import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
+from perdure.planning import plan_of, receipt
 from perdure.policy import Verdict
 from perdure.spec import ToolSpec
-from perdure.wire import StopReason
+from perdure.tree import Handoff, Peer
+from perdure.wire import PlanItem, StopReason
 
+from .amounts import bounds_of, least, minus
 from .state import Call, State
+from .tree import held
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Opened:
     """A step's calls, and the counters after them."""
 
-    calls: tuple[Call, ...]
+    calls: list[Call] = field(default_factory=list[Call])
     tool_calls: int
     per_tool: dict[str, int]
     wrap_up: StopReason | None
+    handoff: Handoff | None = None
+    plan: tuple[PlanItem, ...] | None = None
+    unpaid: int = 0
 
 
 def open_calls(state: State, asked: Sequence[ToolCall], now: datetime) -> Opened:
     """Sort the calls. Each gets a state; those that cannot run get their error result at once."""
-    total, per_tool, wrap_up = state.tool_calls, dict(state.per_tool), state.wrap_up
-    calls: list[Call] = []
+    opened = Opened(tool_calls=state.tool_calls, per_tool=dict(state.per_tool), wrap_up=state.wrap_up)
+    several = sum(call.name == HANDOFF for call in asked) > 1
     for call in asked:
-        over = _over(state, call.name, total, per_tool)
-        if over is not None:
-            wrap_up = "max_tool_calls"
-            calls.append(_refused(call, over, now))
-            continue
-        total += 1
-        per_tool[call.name] = per_tool.get(call.name, 0) + 1
-        calls.append(_sorted(state, call, now))
-    return Opened(calls=tuple(calls), tool_calls=total, per_tool=per_tool, wrap_up=wrap_up)
+        if call.problem is None and call.name == HANDOFF and state.peers:
+            opened.calls.append(_handoff(state, call, now, opened, several=several))
+        elif call.problem is None and call.name == UPDATE_PLAN and state.spec.planning:
+            opened.calls.append(_plan(call, now, opened))
+        else:
+            opened.calls.append(_counted(state, call, now, opened))
+    return opened
 
 
-def _over(state: State, name: str, total: int, per_tool: dict[str, int]) -> str | None:
-    if state.limits.tool_calls is not None and total >= state.limits.tool_calls:
-        return f"not run: all {state.limits.tool_calls} tool calls of this run are used up"
+def _counted(state: State, call: ToolCall, now: datetime, opened: Opened) -> Call:
+    over = _over(state, call.name, opened)
+    if over is not None:
+        opened.wrap_up = "max_tool_calls"
+        return _refused(call, over, now)
+    opened.per_tool[call.name] = opened.per_tool.get(call.name, 0) + 1
+    if not _paid(state, opened):
+        opened.unpaid += 1
+        return Call(call=call, kind="function", state="unpaid", since=now)
+    opened.tool_calls += 1
+    return _sorted(state, call, now)
+
+
+def _over(state: State, name: str, opened: Opened) -> str | None:
+    limit = state.limits.tool_calls
+    if limit is not None and opened.tool_calls + opened.unpaid >= limit:
+        return f"not run: all {limit} tool calls of this run are used up"
+    if _never(state, opened) and not _paid(state, opened):
+        return "not run: all tool calls of the runs that this one belongs to are used up"
     bound = state.limits.per_tool.get(name)
-    if bound is not None and per_tool.get(name, 0) >= bound:
+    if bound is not None and opened.per_tool.get(name, 0) >= bound:
         return f"not run: all {bound} calls of {name!r} are used up"
     return None
+
+
+def _paid(state: State, opened: Opened) -> bool:
+    """Whether the run may make one more call without asking."""
+    there = minus(least(bounds_of(state.limits), state.tree.lease), held(state.tree)).tool_calls
+    return there is None or opened.tool_calls < there
+
+
+def settled(state: State) -> State:
+    """After the parent's answer: calls that are paid for now go on, the others wait, or never will."""
+    opened = Opened(tool_calls=state.tool_calls, per_tool=dict(state.per_tool), wrap_up=state.wrap_up)
+    calls: list[Call] = []
+    for call in state.calls:
+        if call.state != "unpaid":
+            calls.append(call)
+        elif _paid(state, opened):
+            opened.tool_calls += 1
+            calls.append(_sorted(state, call.call, call.since))
+        elif _never(state, opened):
+            opened.wrap_up = "max_tool_calls"
+            why = "not run: all tool calls of the runs that this one belongs to are used up"
+            calls.append(_refused(call.call, why, call.since))
+        else:
+            calls.append(call)
+    return replace(state, calls=tuple(calls), tool_calls=opened.tool_calls, wrap_up=opened.wrap_up)
+
+
+def _never(state: State, opened: Opened) -> bool:
+    """Whether waiting is no use: nobody will give back, or give, what a call needs."""
+    limit = state.limits.tool_calls
+    spent_out = limit is not None and opened.tool_calls >= limit
+    return spent_out or (state.tree.refused and not state.tree.children)
+
+
+def _handoff(state: State, call: ToolCall, now: datetime, opened: Opened, *, several: bool) -> Call:
+    """Hand over once this step's other calls are done; or say why not, so that nothing is lost."""
+    name = str(call.arguments.get("agent_name", ""))
+    peer = next((peer for peer in state.peers if peer.name == name), None)
+    problem = _no_handoff(state, name, peer, several=several)
+    if problem is not None:
+        if peer is not None and peer.barred is not None and not several:
+            opened.wrap_up = peer.barred
+        return _refused(call, problem, now)
+    opened.handoff = Handoff(
+        agent_name=name,
+        message=str(call.arguments.get("message", "")),
+        context=dict(call.arguments.get("context") or {}),
+    )
+    return _answered(call, f"handed over to {name!r}", now)
+
+
+def _no_handoff(state: State, name: str, peer: Peer | None, *, several: bool) -> str | None:
+    if several:
+        return "not handed over: hand over to one agent, once; decide which"
+    if peer is None:
+        known = ", ".join(repr(one.name) for one in state.peers)
+        who = "yourself" if name == state.spec.name else f"{name!r}, who is not here"
+        return f"not handed over: you cannot hand over to {who}; there are: {known}"
+    if peer.barred is not None:
+        return f"not handed over: no more ({peer.barred}); answer yourself with what you have"
+    if state.inbox:
+        return "not handed over: a message for you has come in meanwhile; read it first"
+    return None
+
+
+def _plan(call: ToolCall, now: datetime, opened: Opened) -> Call:
+    try:
+        opened.plan = plan_of(call.arguments)
+    except ValueError as error:
+        return _refused(call, f"the plan is as it was: {error}", now)
+    return _answered(call, receipt(opened.plan), now)
+
+
+def _answered(call: ToolCall, text: str, now: datetime) -> Call:
+    result = ToolResult(call_id=call.id, name=call.name, content=[Text(text=text)])
+    return Call(call=call, kind="function", state="done", since=now, result=result)
 
 
 def _sorted(state: State, call: ToolCall, now: datetime) -> Call:

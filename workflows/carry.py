@@ -14,14 +14,15 @@ from pydantic import TypeAdapter
 from perdure.messages import Message, size_bytes
 
 from .state import State
+from .team import Team
 
 CHUNK_BYTES = 256 * 1024
 
 
 @cache
-def _state() -> "TypeAdapter[State]":
+def _states() -> "dict[str, TypeAdapter[Any]]":
     # Made on first use: this file is imported anew for each run, and few runs get this far.
-    return TypeAdapter(State)
+    return {"agent": TypeAdapter(State), "team": TypeAdapter(Team)}
 
 
 @cache
@@ -29,18 +30,27 @@ def _chunk() -> "TypeAdapter[list[Message]]":
     return TypeAdapter(list[Message])
 
 
-def pack(state: State, search_attributes: bool) -> list[Any]:
+def pack(state: State | Team, search_attributes: bool) -> list[Any]:
     """The run's further arguments, all plain JSON values: the state, then the transcript's chunks."""
-    bare = _state().dump_python(replace(state, messages=()), mode="json")
-    carried = {"version": 1, "search_attributes": search_attributes, "state": bare}
-    return [carried, *(_chunk().dump_python(chunk, mode="json") for chunk in chunks(state.messages))]
+    kind = "agent" if isinstance(state, State) else "team"
+    bare = replace(state, messages=()) if isinstance(state, State) else state
+    carried = {
+        "version": 1,
+        "search_attributes": search_attributes,
+        "kind": kind,
+        "state": _states()[kind].dump_python(bare, mode="json"),
+    }
+    messages = state.messages if isinstance(state, State) else ()
+    return [carried, *(_chunk().dump_python(chunk, mode="json") for chunk in chunks(messages))]
 
 
-def unpack(carried: dict[str, Any], parts: Sequence[Any]) -> tuple[State, bool]:
+def unpack(carried: dict[str, Any], parts: Sequence[Any]) -> tuple[State | Team, bool]:
     """What `pack` was given."""
-    state = _state().validate_python(carried["state"])
-    messages = tuple(message for part in parts for message in _chunk().validate_python(part))
-    return replace(state, messages=messages), bool(carried["search_attributes"])
+    state: State | Team = _states()[carried["kind"]].validate_python(carried["state"])
+    if isinstance(state, State):
+        messages = tuple(message for part in parts for message in _chunk().validate_python(part))
+        state = replace(state, messages=messages)
+    return state, bool(carried["search_attributes"])
 
 
 def chunks(messages: Sequence[Message]) -> list[list[Message]]:

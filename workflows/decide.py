@@ -4,10 +4,15 @@ from dataclasses import dataclass
 
 from perdure.messages import Message
 from perdure.model import ToolChoice
+from perdure.planning import reminder
+from perdure.tree import Amount, Grant
 from perdure.wire import StopReason
 
-from .budget import Allowance, allowance, exhausted
+from .account import limits_of, spent
+from .budget import Allowance, Want, allowance, exhausted, waits_for_children, wanted
+from .plan import Start
 from .state import Call, End, State
+from .tree import answers, lacking
 from .window import overfull, slide
 
 
@@ -25,6 +30,27 @@ class CallTools:
     """Start these calls, all at once."""
 
     calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartNodes:
+    """Start these nodes of a swarm or graph, all at once."""
+
+    starts: tuple[Start, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Tell children what they get."""
+
+    grants: tuple[tuple[str, Grant], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Ask the parent for more."""
+
+    want: Want
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +77,7 @@ class Finish:
     end: End
 
 
-Command = CallModel | CallTools | Slide | Recall | Wait | Finish
+Command = CallModel | CallTools | StartNodes | Answer | Ask | Slide | Recall | Wait | Finish
 
 _LAST_WORD = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
@@ -60,30 +86,63 @@ _LAST_WORD = (
 
 
 def decide(state: State) -> Command:
-    """The next command. While something is in flight it is `Wait`, `Recall` or more `CallTools`."""
+    """The next command. While something is in flight it is `Wait`, `Recall` or something beside it."""
     if state.end is not None:
-        return Finish(end=state.end)
+        return Recall() if state.tree.children else Finish(end=state.end)
     if state.ending is not None:
         return Recall() if state.busy else Finish(end=early_end(state, state.ending))
+    return _for_children(state) or _onward(state)
+
+
+def _for_children(state: State) -> Command | None:
+    """What the children's needs ask of it: an answer, or a question to the run's own parent."""
+    if all(child.need is None for child in state.tree.children):
+        return None
+    found = answers(state.tree, limits_of(state), spent(state), busy=state.asking_model or state.running)
+    if found.grants:
+        return Answer(grants=found.grants)
+    if found.need is not None and found.wish is not None:
+        return Ask(want=Want(need=found.need, wish=found.wish))
+    return None
+
+
+def _onward(state: State) -> Command:
     if state.paused or state.parked is not None or state.asking_model:
         return Wait()
     if state.calls:
-        ready = startable(state)
-        return CallTools(calls=ready) if ready else Wait()
+        return _calls(state)
+    if state.resting:
+        return Wait()
     return _ask(state)
+
+
+def _calls(state: State) -> Command:
+    ready = startable(state)
+    if ready:
+        return CallTools(calls=ready)
+    unpaid = sum(call.state == "unpaid" for call in state.calls)
+    one = Amount(tool_calls=1)
+    if unpaid and not state.tree.asking and lacking(state.tree, limits_of(state), spent(state), one)[1]:
+        return Ask(want=Want(need=one, wish=Amount(tool_calls=unpaid)))
+    return Wait()
 
 
 def _ask(state: State) -> Command:
     start = _window(state)
     if start > state.window_start:  # first, so that budgets reserve what will be read, and no more
         return Slide(start=start)
+    if state.tree.asking or waits_for_children(state):
+        return Wait()
+    want = wanted(state)
+    if want is not None:
+        return Ask(want=want)
     over = exhausted(state)
     if over is not None:
-        return Finish(end=early_end(state, state.wrap_up or over))
+        return Recall() if state.busy else Finish(end=early_end(state, state.wrap_up or over))
     if state.wrap_up is not None:
         note = _LAST_WORD.format(reason=state.wrap_up)
         return CallModel(allowance=allowance(state), tool_choice="none", note=note)
-    return CallModel(allowance=allowance(state))
+    return CallModel(allowance=allowance(state), note=_reminder(state))
 
 
 def _window(state: State) -> int:
@@ -99,18 +158,27 @@ def _window(state: State) -> int:
 def startable(state: State) -> tuple[Call, ...]:
     """The ready calls that both caps, the run's and each tool's, let start now; in order."""
     running = [call.call.name for call in state.calls if call.state == "running"]
+    tools = sum(call.state == "running" and call.kind != "agent" for call in state.calls)
     chosen: list[Call] = []
     for call in state.calls:
         if call.state != "ready":
             continue
-        if len(running) >= state.spec.tool_concurrency:
-            break
         tool = state.spec.tool(call.call.name)
         cap = tool.concurrency if tool else None
+        if call.kind != "agent" and tools >= state.spec.tool_concurrency:
+            continue
         if cap is None or running.count(call.call.name) < cap:
+            tools += call.kind != "agent"
             running.append(call.call.name)
             chosen.append(call)
     return tuple(chosen)
+
+
+def _reminder(state: State) -> str | None:
+    """The plan, for a model that does not see any more where it wrote it."""
+    if not state.plan or state.planned_at >= state.window_start:
+        return None
+    return reminder(state.plan)
 
 
 def early_end(state: State, reason: StopReason) -> End:

@@ -158,6 +158,7 @@ def model_input(state: State, command: CallModel) -> ModelInput:
         tool_choice=command.tool_choice,
         note=command.note,
         spilled=state.spilled,
+        handoffs=bool(state.peers),
         stream=state.request.stream,
         user=state.request.user,
     )

@@ -1,7 +1,7 @@
 """fold: what an event makes of a run's state. Pure and total; see the rules in `state`."""
 
-from dataclasses import replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, assert_never
 
 from perdure.effects import FINAL_ANSWER, ModelFailure
@@ -20,21 +20,32 @@ from perdure.messages import (
     estimated_tokens,
 )
 from perdure.model import canonical_json
-from perdure.spec import AgentSpec
+from perdure.spec import AgentSpec, AnySpec
+from perdure.tree import Branch
 from perdure.wire import Decision, Failure, RunRequest
 
+from . import tree
+from .account import limits_of, spent
 from .budget import exhausted
-from .calls import open_calls, with_result
+from .calls import open_calls, settled, with_result
+from .children import answer_of, child_key, receipt
 from .decide import early_end
 from .state import (
+    Asked,
+    Call,
     CallReturned,
     CallsStarted,
+    ChildAnswered,
+    ChildEnded,
+    ChildReported,
     Decided,
     End,
     EndAsked,
     Event,
     GraceOver,
+    Granted,
     ModelFailed,
+    NodesStarted,
     Paused,
     Replied,
     Resumed,
@@ -42,7 +53,9 @@ from .state import (
     Slid,
     State,
     StepBegan,
+    Told,
 )
+from .tree import Child, rooted
 from .window import slide
 
 MOST_STRIKES = 5
@@ -53,8 +66,18 @@ MOST_HEARD = 256
 MOST_SHRINKS = 8
 
 
-def initial(request: RunRequest, spec: AgentSpec, now: datetime) -> State:
+@dataclass(frozen=True, kw_only=True)
+class Birth:
+    """How a run came to be, beside what it was asked."""
+
+    id: str = ""
+    members: tuple[AnySpec, ...] = ()
+    branch: Branch | None = None
+
+
+def initial(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth | None = None) -> State:
     """The state of a run that has just been given its agent."""
+    birth = birth or Birth()
     limits: Limits = spec.limits.tightened_by(request.limits)
     fixed = canonical_json([spec.instructions, [tool.input_schema for tool in spec.tools]])
     state = State(
@@ -62,10 +85,21 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime) -> State:
         spec=spec,
         limits=limits,
         started_at=now,
-        deadline_at=None if limits.timeout is None else now + limits.timeout,
+        deadline_at=deadline_of(limits, now, birth.branch),
         context_tokens=estimate_tokens(len(fixed)),
+        id=birth.id,
+        members=birth.members,
+        tree=rooted(birth.branch),
     )
-    return _append(state, Message.user(request.prompt))
+    history = birth.branch.history if birth.branch else []
+    return _append(state, *history, Message.user(request.prompt))
+
+
+def deadline_of(limits: Limits, now: datetime, branch: Branch | None) -> datetime | None:
+    """When the run must end: by its own limit, or by the one of those above it."""
+    own = None if limits.timeout is None else now + limits.timeout
+    above = branch.deadline_at if branch else None
+    return min((at for at in (own, above) if at is not None), default=None)
 
 
 def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
@@ -95,6 +129,20 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
             return _give_up(state)
         case Slid():
             return _slid(state, event.start)
+        case ChildEnded():
+            return _child_ended(state, event)
+        case ChildReported():
+            return replace(state, tree=tree.reported(state.tree, event.report))
+        case ChildAnswered():
+            return replace(state, tree=tree.granted(state.tree, event.key, event.grant.amount))
+        case Asked():
+            return replace(state, tree=tree.asked(state.tree, event.wish))
+        case Granted():
+            return _close(settled(replace(state, tree=tree.answered(state.tree, event.grant))))
+        case Told():
+            return replace(state, tree=tree.told(state.tree, event.waiting, event.returned))
+        case NodesStarted():
+            return state  # an agent has none
         case _:
             assert_never(event)
 
@@ -183,6 +231,8 @@ def _final(state: State, output: Any) -> State:
     # up for a call that no limit allows.
     if state.inbox and exhausted(state) is None:
         return state
+    if state.tree.children and state.wrap_up is None:
+        return replace(state, resting=True)
     return replace(state, end=End(stop_reason=state.wrap_up or "end_turn", output=output))
 
 
@@ -199,11 +249,14 @@ def _opened(state: State, calls: list[ToolCall], now: datetime) -> State:
     strikes = state.strikes + 1 if nothing_possible else 0
     state = replace(
         state,
-        calls=opened.calls,
+        calls=tuple(opened.calls),
         tool_calls=opened.tool_calls,
         per_tool=opened.per_tool,
         wrap_up=opened.wrap_up,
         strikes=strikes,
+        handoff=opened.handoff,
+        plan=state.plan if opened.plan is None else opened.plan,
+        planned_at=state.planned_at if opened.plan is None else len(state.messages) - 1,
     )
     if any(call.problem and call.name == FINAL_ANSWER for call in calls):
         state = _strike_repair(state)
@@ -231,7 +284,47 @@ def _said(call: ToolCall, text: str, *, is_error: bool) -> ToolResult:
 
 def _started(state: State, event: CallsStarted) -> State:
     calls = tuple(replace(c, state="running") if c.call.id in event.ids else c for c in state.calls)
-    return replace(state, calls=calls)
+    state = replace(state, calls=calls)
+    agents = [call for call in state.calls if call.call.id in event.ids and call.kind == "agent"]
+    return _children_born(state, agents) if agents else state
+
+
+def _children_born(state: State, calls: list[Call]) -> State:
+    """Give each child its lease; a call that is to be answered at once gets its receipt."""
+    others = [call for call in state.calls if call.kind == "agent" and call.state == "ready"]
+    later = any(tool.kind == "agent" and tool.collect == "completion" for tool in state.spec.tools)
+    lease = tree.lease_for(
+        state.tree, limits_of(state), spent(state), len(calls) + len(others), alone=not later
+    )
+    for call in calls:
+        tool = state.spec.tool(call.call.name)
+        assert tool is not None, "only calls of known tools are started"
+        assert tool.agent is not None, "a tool of kind agent names one"
+        key = child_key(tool.agent, call.call)
+        child = Child(key=key, name=tool.agent, run_id=f"{state.id}/{key}", lease=lease)
+        state = replace(state, tree=tree.born(state.tree, child))
+        if tool.collect == "completion":
+            state = _returned(state, _said(call.call, receipt(key), is_error=False))
+    return _close(state)
+
+
+def _child_ended(state: State, event: ChildEnded) -> State:
+    """Take in what a child used and gave. A child that was given up is not counted twice."""
+    child = state.tree.child(event.key)
+    if child is None:
+        return state
+    outcome = tree.outcome_of(child, event.outcome)
+    state = _bill(state, outcome.usage, outcome.cost_microusd, Usage(), 0)
+    state = replace(
+        state, tree=tree.gone(state.tree, event.key), tool_calls=state.tool_calls + outcome.tool_calls
+    )
+    state = settled(state)
+    if event.result is None:
+        return _close(state)
+    if any(call.call.id == event.result.call_id for call in state.calls if call.state == "running"):
+        return _close(_returned(state, event.result))
+    message = Message(role="user", parts=[*answer_of(event.key, event.result)])
+    return replace(state, inbox=(*state.inbox, message), resting=False)
 
 
 def _returned(state: State, result: ToolResult) -> State:
@@ -244,7 +337,10 @@ def _close(state: State) -> State:
     if not state.calls or len(results) < len(state.calls):
         return state
     spilled = state.spilled or any(result.spilled for result in results)
-    return _append(replace(state, calls=(), spilled=spilled), Message(role="tool", parts=list(results)))
+    state = _append(replace(state, calls=(), spilled=spilled), Message(role="tool", parts=list(results)))
+    if state.handoff is None or state.end is not None or state.ending is not None:
+        return state
+    return replace(state, end=End(stop_reason="handoff", output=state.handoff.model_dump(mode="json")))
 
 
 def _sent(state: State, event: Sent) -> State:
@@ -256,7 +352,7 @@ def _sent(state: State, event: Sent) -> State:
     if question is not None:
         answer = ToolResult(call_id=question.call.id, name=question.call.name, content=_shown(event.message))
         return _close(_returned(state, answer))
-    state = replace(state, inbox=(*state.inbox, event.message))
+    state = replace(state, inbox=(*state.inbox, event.message), resting=False)
     ended_by_itself = state.end is not None and state.end.stop_reason == "end_turn"
     can_go_on = ended_by_itself and exhausted(state) is None
     return replace(state, end=None) if can_go_on else state
@@ -292,7 +388,7 @@ def _end_asked(state: State, event: EndAsked) -> State:
     """Start nothing any more: what is not under way never will be, and its place is filled."""
     if state.end is not None:
         return state
-    waiting = [call.call for call in state.calls if call.state in ("ready", "asking")]
+    waiting = [call.call for call in state.calls if call.state in ("unpaid", "ready", "asking")]
     for call in waiting:
         state = _returned(state, _not_run(call, "the run was ended"))
     # To cancel means now, and more than to stop.
@@ -306,7 +402,16 @@ def _give_up(state: State) -> State:
     for call in state.calls:
         if call.result is None:
             state = _returned(state, _said(call.call, text, is_error=True))
-    return _close(replace(state, asking_model=False))
+    return _close(without_children(replace(state, asking_model=False)))
+
+
+def without_children(state: State) -> State:
+    """Give up the children that did not answer; that what they used is missing, the usage says."""
+    for child in state.tree.children:
+        used = child.final.usage if child.final else Usage(estimated=True)
+        cost = child.final.cost_microusd if child.final else 0
+        state = _bill(state, used, cost, Usage(), 0)
+    return replace(state, tree=replace(state.tree, children=()))
 
 
 def _slid(state: State, start: int) -> State:
@@ -360,7 +465,3 @@ def _overflowed(state: State) -> State:
     if start > state.window_start and state.shrinks < MOST_SHRINKS:
         return replace(_slid(state, start), shrinks=state.shrinks + 1)
     return replace(state, end=early_end(state, "context_overflow"))
-
-
-GRACE = timedelta(milliseconds=1500)
-"""How long what is called back may take to say its last word."""

@@ -1,7 +1,7 @@
 """What comes from outside, checked where it enters: requests, messages, decisions."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from temporalio.exceptions import ApplicationError
@@ -9,10 +9,12 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
-from perdure.wire import INVALID_REQUEST, Decision, RunRequest
+from perdure.wire import INVALID_REQUEST, Approval, Decision, Question, RunRequest
 
 from .calls import approval_digest
 from .state import Call, State
+from .team import Team
+from .tree import waiting_below
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -74,23 +76,87 @@ def _short(value: object) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
+def addressed(raw: Any) -> tuple[str | None, Any]:
+    """Which run below a message is for, and the message itself."""
+    if not isinstance(raw, dict) or "run_id" not in raw:
+        return None, raw
+    fields = cast("dict[str, Any]", raw)
+    rest = {name: value for name, value in fields.items() if name != "run_id"}
+    run_id = fields["run_id"]
+    if not isinstance(run_id, str):
+        raise refuse(f"message: run_id must be the id of a run, not {_short(run_id)}")
+    return run_id, rest
+
+
+def run_below(state: State | Team, run_id: str) -> str:
+    """The run of that id, which must be a living one below this one.
+
+    Raises:
+        ApplicationError: the caller's; there is none.
+
+    """
+    direct = [child.run_id for child in state.tree.children]
+    if any(run_id == known or run_id.startswith(f"{known}/") for known in direct):
+        return run_id
+    raise refuse(f"no run {run_id!r} goes on below this one; there are: {', '.join(direct) or 'none'}")
+
+
+def listener(state: State | Team) -> str | None:
+    """Who below is meant by a message that names nobody; None: the run itself.
+
+    Raises:
+        ApplicationError: the caller's; it could be several, or there is nobody.
+
+    """
+    if isinstance(state, State):
+        return None
+    asking = [one.run_id for one in waiting_below(state.tree) if isinstance(one, Question)]
+    heard = asking or [child.run_id for child in state.tree.children]
+    if len(heard) == 1:
+        return heard[0]
+    if not heard:
+        raise refuse("nobody here can take a message now: no agent is running")
+    raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(heard)}')
+
+
+def held_below(state: State | Team | None, decision: Decision) -> str | None:
+    """The run below that waits for this decision; None: the run itself is meant.
+
+    Raises:
+        ApplicationError: the caller's; several wait under that call id.
+
+    """
+    if state is None or decision.run_id == state.id:
+        return None
+    below = [one for one in waiting_below(state.tree) if isinstance(one, Approval)]
+    if decision.run_id is not None:
+        return run_below(state, decision.run_id)
+    if isinstance(state, State) and any(c.call.id == decision.call_id for c in state.calls):
+        return None
+    meant = [one.run_id for one in below if one.call_id == decision.call_id]
+    if len(meant) > 1:
+        raise refuse(f"several runs wait with {decision.call_id!r}; add run_id, one of: {', '.join(meant)}")
+    return meant[0] if meant else None
+
+
 def decision_of(raw: Any) -> Decision:
     """What `decide` was given."""
     return _checked("decision", lambda: Decision.model_validate(raw))
 
 
-def check_decision(state: State | None, decision: Decision) -> None:
+def check_decision(state: State | Team | None, decision: Decision) -> None:
     """Refuse a decision about nothing, about something else, or one that changes nothing.
 
     Raises:
         ApplicationError: the caller's; nothing was decided.
 
     """
-    calls = state.calls if state else ()
+    calls = state.calls if isinstance(state, State) else ()
     held = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
     call = held.get(decision.call_id)
     if call is None:
-        waiting = ", ".join(held) or "none"
+        below = [one.call_id for one in waiting_below(state.tree)] if state else []
+        waiting = ", ".join([*held, *below]) or "none"
         raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {waiting}")
     if decision.digest is not None and decision.digest != approval_digest(call.call):
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")
@@ -99,9 +165,9 @@ def check_decision(state: State | None, decision: Decision) -> None:
     _check_arguments(state, call, decision)
 
 
-def _check_arguments(state: State | None, call: Call, decision: Decision) -> None:
+def _check_arguments(state: State | Team | None, call: Call, decision: Decision) -> None:
     """A slip of the person's must not use up the approval."""
-    tool = state.spec.tool(call.call.name) if state else None
+    tool = state.spec.tool(call.call.name) if isinstance(state, State) else None
     if decision.arguments is None or tool is None:
         return
     problem = problem_with(decision.arguments, tool.input_schema)

@@ -1,10 +1,28 @@
 """What a run says of itself: status, result, details for the UI. Pure."""
 
-from perdure.messages import Text, ToolCall
-from perdure.wire import Approval, CallStatus, Question, RunResult, RunStatus, Status
+import json
+from collections.abc import Mapping
+from typing import Final, Literal
 
+from perdure.messages import Text, ToolCall
+from perdure.planning import shown
+from perdure.spec import GraphSpec
+from perdure.tree import Branch, Report
+from perdure.wire import Approval, CallStatus, NodeStatus, Question, RunResult, RunStatus, Status
+
+from . import graph
+from .account import limits_of, spent
+from .budget import Want
 from .calls import approval_digest
-from .state import Call, End, State
+from .state import Call, CallState, End, State, Told
+from .team import Team
+from .tree import Child, idle_lease, waiting_below
+
+MOST_NODES: Final = 200
+"""Most ended runs of nodes that a status holds."""
+MOST_SHOWN: Final = 40
+_IDLE: Final[frozenset[Status]] = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+_SHOWN: Final[dict[CallState, Literal["waiting", "ready"]]] = {"asking": "waiting", "unpaid": "ready"}
 
 _WORDS: dict[Status, str] = {
     "thinking": "waiting for the model",
@@ -12,6 +30,7 @@ _WORDS: dict[Status, str] = {
     "waiting_approval": "waiting for a person to approve",
     "waiting_person": "waiting for a person to answer",
     "paused": "paused: resume it to go on",
+    "idle": "waiting for the next message",
     "parked": "parked: mend the cause, then resume it, or stop it",
     "stopping": "stopping: calling back what is in flight",
     "completed": "done",
@@ -20,13 +39,13 @@ _WORDS: dict[Status, str] = {
 }
 
 
-def status_of(state: State) -> Status:
+def status_of(state: State | Team) -> Status:
     """The run's status, one of the closed set."""
     if state.end is not None:
         return _ended(state.end)
     if state.ending is not None:
         return "stopping"
-    if state.parked is not None:
+    if isinstance(state, State) and state.parked is not None:
         return "parked"
     if state.paused:
         return "paused"
@@ -39,20 +58,53 @@ def _ended(end: End) -> Status:
     return "cancelled" if end.stop_reason == "cancelled" else "completed"
 
 
-def _working(state: State) -> Status:
-    held = [call.kind for call in state.calls if call.state == "asking"]
+def _working(state: State | Team) -> Status:
+    held = [one.kind for one in waiting_of(state)]
     if held:
-        return "waiting_person" if all(kind == "person" for kind in held) else "waiting_approval"
-    return "acting" if state.calls else "thinking"
+        return "waiting_person" if all(kind == "question" for kind in held) else "waiting_approval"
+    if isinstance(state, Team):
+        return "acting"
+    return "acting" if state.calls or state.resting else "thinking"
 
 
-def cost_of(state: State) -> int | None:
+def waiting_of(state: State | Team) -> list[Approval | Question]:
+    """Who waits for a person: the run's own calls, then those of the runs below it."""
+    own: list[Approval | Question] = []
+    if isinstance(state, State):
+        own = [waiting_for(call, state.id) for call in state.calls if call.state == "asking"]
+    return [*own, *waiting_below(state.tree)]
+
+
+def cost_of(state: State | Team) -> int | None:
     """What the run has cost so far; None when it used a model whose price is not known."""
     return None if state.cost_unknown else state.cost_microusd
 
 
-def result_of(state: State, end: End) -> RunResult:
+def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[Report | None, Told]:
+    """What to tell the parent now, if it does not know it, and what the state is after that.
+
+    A run that only waits for people gives back what it does not need; it asks again when it goes on.
+    """
+    waiting = waiting_of(state)
+    ids = tuple(f"{one.run_id}/{one.call_id}" for one in waiting)
+    idle = want is None and not state.busy and status_of(state) in _IDLE
+    spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
+    told = Told(waiting=ids, returned=spare)
+    if want is None and spare is None and ids == state.tree.told:
+        return None, told
+    need, wish = (want.need, want.wish) if want else (None, None)
+    return Report(key=branch.key, waiting=waiting, need=need, wish=wish, returned=spare), told
+
+
+def steps_of(state: State | Team) -> int:
+    """Model calls: the run's own, or those of a team's nodes."""
+    return state.step if isinstance(state, State) else state.steps
+
+
+def result_of(state: State | Team, end: End) -> RunResult:
     """The run's result."""
+    if isinstance(state, Team):
+        return team_result(state, end)
     return RunResult(
         agent=state.spec.name,
         output=end.output,
@@ -66,9 +118,11 @@ def result_of(state: State, end: End) -> RunResult:
     )
 
 
-def status_report(state: State) -> RunStatus:
+def status_report(state: State | Team) -> RunStatus:
     """Where the run is, whole."""
     status = status_of(state)
+    if isinstance(state, Team):
+        return team_status(state, status)
     return RunStatus(
         agent=state.spec.name,
         status=status,
@@ -78,7 +132,9 @@ def status_report(state: State) -> RunStatus:
         messages=len(state.messages),
         usage=state.usage,
         cost_microusd=cost_of(state),
-        waiting=[waiting_for(call) for call in state.calls if call.state == "asking"],
+        waiting=waiting_of(state),
+        nodes=[_child_status(child) for child in state.tree.children],
+        plan=list(state.plan),
         calls=[_call_status(call) for call in state.calls],
         failure=state.parked or (state.end.failure if state.end else None),
         stop_reason=state.end.stop_reason if state.end else None,
@@ -86,6 +142,72 @@ def status_report(state: State) -> RunStatus:
         model=state.spec.models[state.model].config.name,
         queued=len(state.inbox),
     )
+
+
+def team_result(team: Team, end: End) -> RunResult:
+    """The result of a swarm or graph, with what each node gave: whatever ended it."""
+    unmet = graph.unmet(team.graph, team.spec) if team.graph and isinstance(team.spec, GraphSpec) else {}
+    return RunResult(
+        agent=team.spec.name,
+        output=end.output,
+        stop_reason=end.stop_reason,
+        steps=team.steps,
+        tool_calls=team.tool_calls,
+        usage=team.usage,
+        cost_microusd=cost_of(team),
+        spec_hash=team.spec.hash,
+        error=end.failure,
+        nodes=list(team.results),
+        shared_context=dict(team.swarm.shared_context) if team.swarm else {},
+        unmet=unmet,
+    )
+
+
+def team_status(team: Team, status: Status) -> RunStatus:
+    """Where a swarm or graph is."""
+    return RunStatus(
+        agent=team.spec.name,
+        kind=team.spec.kind,
+        status=status,
+        doing=team_doing(team, status),
+        step=team.steps,
+        tool_calls=team.tool_calls,
+        usage=team.usage,
+        cost_microusd=cost_of(team),
+        waiting=waiting_of(team),
+        nodes=nodes_of(team),
+        failure=team.end.failure if team.end else None,
+        stop_reason=team.end.stop_reason if team.end else None,
+        spec_hash=team.spec.hash,
+        shared_context=dict(team.swarm.shared_context) if team.swarm else {},
+    )
+
+
+def nodes_of(team: Team) -> list[NodeStatus]:
+    """Runs of nodes, without what they gave, in order of their start; of many, the newest."""
+    plain = [NodeStatus(**one.model_dump(exclude={"output"})) for one in team.results[-MOST_NODES:]]
+    return sorted([*plain, *team.running], key=_began)
+
+
+def _began(node: NodeStatus) -> float:
+    return node.started_at.timestamp() if node.started_at else 0.0
+
+
+def team_doing(team: Team, status: Status) -> str:
+    """What a team does, in one line for people."""
+    words = _WORDS[status]
+    if status == "failed" and team.end is not None and team.end.failure is not None:
+        return f"{words} ({team.end.failure.kind}: {team.end.failure.message})"
+    if status == "completed" and team.end is not None:
+        return f"{words} ({team.end.stop_reason})"
+    running = ", ".join(one.key for one in team.running)
+    if status == "acting":
+        return f"running {running}" if running else "choosing who is next"
+    return f"{words} ({running})" if running else words
+
+
+def _child_status(child: Child) -> NodeStatus:
+    return NodeStatus(key=child.key, node=child.name, run_id=child.run_id)
 
 
 def starting_report(agent: str, status: Status) -> RunStatus:
@@ -103,16 +225,20 @@ def doing(state: State, status: Status) -> str:
         return f"{words} ({state.end.failure.kind}: {state.end.failure.message})"
     if status == "completed" and state.end is not None:
         return f"{words} ({state.end.stop_reason})"
-    shown = [signature(call.call) for call in state.calls if call.state != "done"]
-    return f"{words}: {', '.join(shown)}" if shown else words
+    open_calls = [signature(call.call) for call in state.calls if call.state != "done"]
+    below = [one.path[0] for one in waiting_below(state.tree)] if not open_calls else []
+    named = open_calls or below
+    return f"{words}: {', '.join(named)}" if named else words
 
 
-def waiting_for(call: Call) -> Approval | Question:
+def waiting_for(call: Call, run_id: str = "") -> Approval | Question:
     """What a held call wants of a person."""
     asked = call.call
     if call.kind == "person":
-        return Question(call_id=asked.id, text=str(asked.arguments.get("question", "")), since=call.since)
+        text = str(asked.arguments.get("question", ""))
+        return Question(call_id=asked.id, text=text, since=call.since, run_id=run_id)
     return Approval(
+        run_id=run_id,
         call_id=asked.id,
         tool=asked.name,
         arguments=asked.arguments,
@@ -128,7 +254,7 @@ def _call_status(call: Call) -> CallStatus:
         call_id=call.call.id,
         tool=call.call.name,
         arguments=call.call.arguments,
-        state="waiting" if call.state == "asking" else call.state,
+        state=_SHOWN.get(call.state, call.state),
         is_error=result.is_error if result else False,
         summary=_short(said, 200),
     )
@@ -136,8 +262,13 @@ def _call_status(call: Call) -> CallStatus:
 
 def signature(call: ToolCall, most: int = 100) -> str:
     """`search(query="...")`, in at most so many characters."""
-    arguments = ", ".join(f"{name}={_plain(value)}" for name, value in call.arguments.items())
-    return _short(f"{call.name}({arguments})", most)
+    return called(call.name, call.arguments, most)
+
+
+def called(name: str, arguments: Mapping[str, object], most: int) -> str:
+    """As `signature`, of a call that is only known by name and arguments."""
+    given = ", ".join(f"{argument}={_plain(value)}" for argument, value in arguments.items())
+    return _short(f"{name}({given})", most)
 
 
 def _plain(value: object) -> str:
@@ -155,8 +286,10 @@ def dollars(microusd: int | None) -> str:
     return "cost unknown" if microusd is None else f"${microusd / 1_000_000:.4f}"
 
 
-def details(state: State) -> str:
+def details(state: State | Team) -> str:
     """The run's page in the Temporal UI: Markdown, newest state only, no history."""
+    if isinstance(state, Team):
+        return team_details(state)
     status = status_of(state)
     spent = f"{state.usage.total_tokens} tokens, {dollars(cost_of(state))}"
     model = state.spec.models[state.model].config.name
@@ -170,7 +303,51 @@ def details(state: State) -> str:
         if call.state == "asking":
             lines.append(f"- **waits for a person**: `{call.call.id}` {_literal(signature(call.call, 300))}")
             lines.append(f"  - {_how_to(call)}")
+    lines += _people_below(state)
+    if state.tree.children:
+        lines.append(f"- runs below: {', '.join(f'`{one.key}`' for one in state.tree.children)}")
+    if state.plan:
+        lines += ["", "**Plan**", "", shown(state.plan)]
     return "\n".join(lines)
+
+
+def team_details(team: Team) -> str:
+    """The page of a swarm or graph: what runs, what has run, what the agents told each other."""
+    status = status_of(team)
+    spent = f"{team.usage.total_tokens} tokens, {dollars(cost_of(team))}"
+    lines = [
+        f"**{status}** · {team_doing(team, status)}",
+        "",
+        f"- {team.steps} steps, {team.tool_calls} tool calls, {spent}",
+        f"- {team.spec.kind} `{team.spec.name}`, spec `{team.spec.hash[:12]}`",
+        *_people_below(team),
+        "",
+        "| run | state | steps | cost |",
+        "| --- | --- | --- | --- |",
+    ]
+    for node in nodes_of(team)[-MOST_SHOWN:]:
+        reason = f" ({node.stop_reason})" if node.stop_reason not in (None, "end_turn") else ""
+        cost = dollars(node.cost_microusd) if node.ended_at else ""
+        lines.append(f"| `{node.key}` | {node.state}{reason} | {node.steps or ''} | {cost} |")
+    if team.swarm is not None and team.swarm.shared_context:
+        told = json.dumps(team.swarm.shared_context, ensure_ascii=False, indent=1)
+        lines += ["", "**Shared context**", "", "```json", _short(told, 4000), "```"]
+    return "\n".join(lines)
+
+
+def _people_below(state: State | Team) -> list[str]:
+    lines: list[str] = []
+    for one in waiting_below(state.tree):
+        what = _short(one.text, 300) if isinstance(one, Question) else called(one.tool, one.arguments, 300)
+        lines.append(f"- **waits for a person**: {' / '.join(one.path)} `{one.call_id}` {_literal(what)}")
+        call = f'"run_id": "{one.run_id}", '
+        if isinstance(one, Question):
+            lines.append(f'  - answer with the update `send`: `{{{call}"text": "..."}}`')
+        else:
+            lines.append(
+                f'  - decide with the update `decide`: `{{{call}"call_id": "{one.call_id}", "allow": true}}`'
+            )
+    return lines
 
 
 def _literal(text: str) -> str:

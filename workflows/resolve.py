@@ -8,11 +8,14 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from perdure.effects import RESOLVE_AGENT, Request
 from perdure.spec import ResolvedAgent
+from perdure.tree import Branch
 from perdure.wire import RunRequest
 
 
-async def resolve(request: RunRequest) -> ResolvedAgent:
+async def resolve(request: RunRequest, branch: Branch | None = None) -> ResolvedAgent:
     """The agent as it is now; a deploy after this changes nothing for the run.
+
+    A child gets what its parent pinned for it, whatever was deployed in between.
 
     Raises:
         ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
@@ -21,7 +24,7 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
-            Request(agent=request.agent, at=workflow.now(), cost_limited=_cost_limited(request)),
+            _asked(request, branch),
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=10),
@@ -34,5 +37,14 @@ async def resolve(request: RunRequest) -> ResolvedAgent:
         raise
 
 
-def _cost_limited(request: RunRequest) -> bool:
-    return request.limits is not None and request.limits.cost_usd is not None
+def _asked(request: RunRequest, branch: Branch | None) -> Request:
+    limited = request.limits is not None and request.limits.cost_usd is not None
+    if branch is None:
+        return Request(agent=request.agent, at=workflow.now(), cost_limited=limited)
+    return Request(
+        agent=request.agent,
+        at=branch.at,
+        cost_limited=limited or branch.lease.cost_microusd is not None,
+        parent=branch.parent,
+        pin=branch.pin,
+    )

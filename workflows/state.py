@@ -9,6 +9,8 @@ Theory of operation
    a result. So the transcript is well-formed whenever a model is asked.
 4. What ends a run is written into `end` by `fold`; `decide` then only reports it.
 5. Everything needed to go on is in the state: continue-as-new carries it and nothing else.
+6. Usage, cost and tool calls are the run's own and those of its children that have ended: each is
+   counted once, when the child ends, and so reaches the root.
 """
 
 from dataclasses import dataclass, field
@@ -18,15 +20,21 @@ from typing import Literal
 from perdure.effects import ModelFailure, ModelOutcome
 from perdure.limits import Limits
 from perdure.messages import Message, ToolCall, ToolResult, Usage
-from perdure.spec import AgentSpec, ToolKind
-from perdure.wire import Decision, Failure, RunRequest, StopReason
+from perdure.spec import AgentSpec, AnySpec, ToolKind
+from perdure.tree import Amount, Grant, Handoff, Peer, Report
+from perdure.wire import Decision, Failure, PlanItem, RunRequest, RunResult, StopReason
 
-CallState = Literal["ready", "asking", "running", "done"]
+from .plan import Start
+from .tree import Tree
+
+CallState = Literal["unpaid", "ready", "asking", "running", "done"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A tool call of the step in hand. "asking": held for a person."""
+    """A tool call of the step in hand. "asking": held for a person; "unpaid": until the parent of the
+    run has let it make more calls.
+    """
 
     call: ToolCall
     kind: ToolKind
@@ -54,6 +62,11 @@ class State:
     spec: AgentSpec
     limits: Limits
     started_at: datetime
+    id: str = ""
+    """The run's workflow id: its children's ids begin with it."""
+    members: tuple[AnySpec, ...] = ()
+    """Specs of all whom it may start, directly or through others."""
+    tree: Tree = Tree()  # noqa: RUF009 - a frozen value
     deadline_at: datetime | None = None
     messages: tuple[Message, ...] = ()
 
@@ -89,6 +102,14 @@ class State:
     """Times in a row the provider said that the context overflows."""
     spilled: bool = False
 
+    plan: tuple[PlanItem, ...] = ()
+    planned_at: int = 0
+    """Index of the message with the newest plan: once it has slid out of sight, the model is reminded."""
+    handoff: Handoff | None = None
+    """To whom the step in hand hands over, once all its calls have their results."""
+    resting: bool = False
+    """The model has ended its turn while children run: their answers wake it."""
+
     inbox: tuple[Message, ...] = ()
     heard: tuple[str, ...] = ()
     """Ids of the newest messages: Temporal forgets them when a run continues as new."""
@@ -101,7 +122,18 @@ class State:
     @property
     def busy(self) -> bool:
         """Whether anything is in flight."""
-        return self.asking_model or any(call.state == "running" for call in self.calls)
+        running = any(call.state == "running" for call in self.calls)
+        return self.asking_model or running or bool(self.tree.children)
+
+    @property
+    def running(self) -> bool:
+        """Whether a tool call of its own is under way."""
+        return any(call.state == "running" and call.kind != "agent" for call in self.calls)
+
+    @property
+    def peers(self) -> list[Peer]:
+        """Whom it may hand off to."""
+        return self.tree.branch.peers if self.tree.branch else []
 
     @property
     def pinned(self) -> int:
@@ -189,6 +221,61 @@ class Slid:
     start: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChildEnded:
+    """A run that this one started has ended, well or not. `result` is for the model, if a call asked."""
+
+    key: str
+    outcome: RunResult
+    at: datetime
+    result: ToolResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodesStarted:
+    """These nodes of a swarm or graph are under way."""
+
+    starts: tuple[Start, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildReported:
+    """A child says where it is, or needs more."""
+
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildAnswered:
+    """A child was told what it gets."""
+
+    key: str
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The parent was asked for more."""
+
+    wish: Amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Granted:
+    """The parent answered."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """The parent was told who waits for people, and given back what is not needed meanwhile."""
+
+    waiting: tuple[str, ...]
+    returned: Amount | None = None
+
+
 Event = (
     StepBegan
     | Replied
@@ -202,4 +289,11 @@ Event = (
     | EndAsked
     | GraceOver
     | Slid
+    | NodesStarted
+    | ChildEnded
+    | ChildReported
+    | ChildAnswered
+    | Asked
+    | Granted
+    | Told
 )

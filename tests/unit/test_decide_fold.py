@@ -29,7 +29,7 @@ from perdure.workflows.decide import (
     Wait,
     decide,
 )
-from perdure.workflows.fold import GRACE, MOST_STALE, fold
+from perdure.workflows.fold import MOST_STALE, fold
 from perdure.workflows.report import details, result_of, status_of, status_report
 from perdure.workflows.state import (
     CallReturned,
@@ -48,6 +48,7 @@ from perdure.workflows.state import (
     State,
     StepBegan,
 )
+from perdure.workflows.tree import GRACE
 
 from .runs import (
     NOW,

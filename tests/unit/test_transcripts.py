@@ -14,7 +14,7 @@ from temporalio.testing import ActivityEnvironment
 from perdure.activities.transcripts import Stale, Transcripts
 from perdure.effects import ModelInput, View, tail_digest
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
-from perdure.spec import AgentSpec
+from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.wire import TranscriptPage, TranscriptQuery
 from perdure.workflows.pages import page
 
@@ -52,7 +52,7 @@ class Run:
             self.waiting.set()
             await self.door.wait()
         if name == "spec":
-            return self.spec
+            return ResolvedAgent(spec=self.spec)
         want: TranscriptQuery = args[0]
         self.asked.append((want.start, want.stop))
         whole = page(self.messages, want)

@@ -1,0 +1,103 @@
+"""Functions of graphs, and long answers: what a run of agents does itself."""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from perdure.blobs import BlobStore
+from perdure.effects import CALL_NODE, KEEP_TEXT, Keep, Kept, NodeCall, Progress
+from perdure.errors import RetryableToolError
+from perdure.graph import Graph, NodeInput
+from perdure.messages import Text
+from perdure.texts import bounded
+
+from .heartbeat import Heart
+from .redact import redact
+from .results import keep
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
+_BEAT = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCalls:
+    """The functions of the graphs this worker serves."""
+
+    graphs: Mapping[str, Graph]
+    blobs: BlobStore
+    executor: Executor
+
+    @activity.defn(name=CALL_NODE)
+    async def call_node(self, want: NodeCall) -> Any:
+        """Call the function; gives what it gave, as JSON.
+
+        Raises:
+            ApplicationError: retryable for connection errors, timeouts and RetryableToolError.
+
+        """
+        function = self._function(want)
+        given = NodeInput.model_validate({**want.input, "idempotency_key": _key(want)})
+
+        def progress(seq: int, window: int) -> Progress:
+            return Progress(call=want.key, attempt=activity.info().attempt, seq=seq)
+
+        try:
+            async with Heart(progress, _BEAT):
+                value = await self._called(function, given)
+            return _ANY.dump_python(value, mode="json")
+        except Exception as error:
+            raise _failure(error) from None
+
+    def _function(self, want: NodeCall) -> Any:
+        graph = self.graphs.get(want.graph)
+        function = graph.code().functions.get(want.node) if graph else None
+        if function is None:  # another worker may have it: a deploy is under way
+            raise ApplicationError(
+                f"the function {want.node!r} of graph {want.graph!r} is not on this worker"
+            )
+        return function
+
+    async def _called(self, function: Any, given: NodeInput) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await function(given)
+        call = functools.partial(contextvars.copy_context().run, function, given)
+        value = await asyncio.get_running_loop().run_in_executor(self.executor, call)
+        return await value if asyncio.iscoroutine(value) else value
+
+    @activity.defn(name=KEEP_TEXT)
+    async def keep_text(self, want: Keep) -> Kept:
+        """Keep a text that is too long for a model, and say what it sees of it."""
+        kept = await keep(want.text, self.blobs, want.preview_bytes)
+        shown = "".join(part.text for part in kept.content if isinstance(part, Text))
+        return Kept(shown=shown, spilled=kept.spilled)
+
+
+def _key(want: NodeCall) -> str:
+    """The same for every attempt of a visit, of no other; as tools' keys."""
+    info = activity.info()
+    whole = "\0".join([info.namespace, str(info.workflow_id), str(info.workflow_run_id), want.node, want.key])
+    return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
+
+
+def _failure(error: Exception) -> ApplicationError:
+    if isinstance(error, ApplicationError):
+        return error
+    kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
+    return ApplicationError(
+        bounded(redact(f"{type(error).__name__}: {error}")),
+        type=kind,
+        non_retryable=not isinstance(error, _TRANSIENT),
+        next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,
+    )

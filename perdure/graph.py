@@ -1,0 +1,400 @@
+"""Graph: nodes that run agents, swarms, graphs or functions, and the edges that lead from one to the next."""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import date, timedelta
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, cast, get_args
+
+from pydantic import Field
+
+from perdure.agent import Agent
+from perdure.errors import DefinitionError
+from perdure.limits import GraphLimits
+from perdure.messages import Part, Value
+from perdure.prices import PriceTable
+from perdure.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
+from perdure.wire import NodeResult
+from perdure.wiring import Join, Wiring, problem
+
+_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
+
+
+class NodeInput(Value):
+    """What a function node is called with."""
+
+    task: str
+    """Text of the graph's prompt."""
+    inputs: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Outputs of the nodes that led here, by name."""
+    prompt: Any = ""
+    """What an agent would be asked here: text or parts."""
+    node: str
+    visit: int = 1
+    """Which visit of this node it is, from 1."""
+    idempotency_key: str = ""
+    """The same for every attempt of this visit."""
+    user: str | None = None
+    context: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphState:
+    """Where a graph is: what conditions and input builders decide by."""
+
+    task: str
+    """Text of the prompt."""
+    results: Mapping[str, NodeResult] = field(default_factory=dict[str, NodeResult])
+    """The latest finished visit of each node that has run."""
+    visits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How often each node was started, retries not counted; 0 for one that was not."""
+
+    def output(self, name: str) -> Any:
+        """What the node gave last; None when it has not run."""
+        result = self.results.get(name)
+        return None if result is None else result.output
+
+    def text(self, name: str) -> str:
+        """What the node gave last, as text."""
+        return as_text(self.output(name))
+
+
+def as_text(output: Any) -> str:
+    """An output as a model reads it: text as it is, nothing as nothing, the rest as compact JSON."""
+    if output is None:
+        return ""
+    if isinstance(output, str):
+        return output
+    return json.dumps(output, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+Condition = Callable[[GraphState], bool]
+InputBuilder = Callable[[GraphState], str | list[Part]]
+NodeFunction = Callable[[NodeInput], Any]
+
+
+class Member(Protocol):
+    """What a graph asks of the swarms and graphs among its nodes."""
+
+    @property
+    def name(self) -> str:
+        """By which the run starts it."""
+        ...
+
+    @property
+    def member_kind(self) -> Literal["swarm", "graph"]:
+        """What it is."""
+        ...
+
+    def spec(
+        self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
+    ) -> SwarmSpec | GraphSpec:
+        """It as data."""
+        ...
+
+
+Executor = Agent | Member | NodeFunction
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From `source` to `target`, once `source` has run, if `when` says so. No `when`: always."""
+
+    source: str
+    target: str
+    when: Condition | None = None
+
+    def __post_init__(self) -> None:
+        _check_deciding(self.when, f"edge {self.source!r} -> {self.target!r}: when")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node runs, and when, and what becomes of its failures."""
+
+    run: Executor
+    """An agent, swarm or graph, or a function that gets a `NodeInput` and gives JSON."""
+    _: KW_ONLY
+    join: Join = "all"
+    """How many of its edges must have brought something before it runs: "all", "any", or so many."""
+    on_error: OnError = "fail"
+    """A run of it failed, its retries too: the graph fails, or goes on as if the node led nowhere."""
+    retries: int = 0
+    timeout: timedelta | None = None
+    """Wall clock of one run of it."""
+    input: InputBuilder | None = None
+    """Builds its prompt, in place of the original task and the outputs of the nodes that led to it."""
+    description: str = ""
+    kind: NodeKind = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", _kind(self.run))
+        what = f"Node({getattr(self.run, 'name', None) or getattr(self.run, '__name__', '')!r})"
+        if self.join not in ("all", "any") and not _at_least(self.join, 1):
+            raise DefinitionError(f"{what}: join must be 'all', 'any' or 1 and more, not {self.join!r}")
+        if self.on_error not in get_args(OnError):
+            raise DefinitionError(f"{what}: on_error must be 'fail' or 'skip', not {self.on_error!r}")
+        if not _at_least(self.retries, 0):
+            raise DefinitionError(f"{what}: retries must be 0 or more, not {self.retries!r}")
+        if self.timeout is not None and not _positive(self.timeout):
+            raise DefinitionError(f"{what}: timeout must be a positive timedelta, not {self.timeout!r}")
+        _check_deciding(self.input, f"{what}: input")
+
+    @property
+    def member(self) -> Agent | Member | None:
+        """What it runs, unless that is a function."""
+        return None if self.kind == "function" else cast("Agent | Member", self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCode:
+    """The functions of a graph, by their place in it; all else about it is in its spec."""
+
+    conditions: Mapping[tuple[str, str], Condition] = field(default_factory=dict[tuple[str, str], Condition])
+    inputs: Mapping[str, InputBuilder] = field(default_factory=dict[str, InputBuilder])
+    functions: Mapping[str, NodeFunction] = field(default_factory=dict[str, NodeFunction])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph. Raises DefinitionError, when it is made, for anything that could not run.
+
+    Entries start at once, whatever edges lead to them. A node starts as soon as its join is met.
+    A graph with a cycle needs `limits.max_node_executions` or `limits.timeout`.
+    """
+
+    member_kind: ClassVar[Literal["graph"]] = "graph"
+
+    name: str
+    nodes: Mapping[str, Executor | Node]
+    """By name. What is not a Node becomes one with its defaults."""
+    edges: Sequence[Edge | tuple[str, str]] = ()
+    """In the order in which their conditions are asked."""
+    entry: str | Sequence[str]
+    limits: GraphLimits = GraphLimits()
+    concurrency: int = 8
+    """Most nodes running at once."""
+    reset_on_revisit: bool = False
+    """False: an agent that is visited again remembers what it was asked and answered before."""
+    siblings: Literal["cancel", "finish"] = "cancel"
+    """What becomes of nodes in flight when one fails the graph."""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not _is_name(self.name):
+            raise DefinitionError(f"graph name {self.name!r}: {_NAMES}")
+        object.__setattr__(self, "nodes", MappingProxyType(_made_nodes(self)))
+        object.__setattr__(self, "edges", tuple(_made_edges(self)))
+        object.__setattr__(self, "entry", _made_entries(self))
+        _check_settings(self)
+        _check_wiring(self)
+        _check_members(self)
+
+    @property
+    def _edges(self) -> tuple[Edge, ...]:
+        return cast("tuple[Edge, ...]", self.edges)
+
+    @property
+    def _nodes(self) -> Mapping[str, Node]:
+        return cast("Mapping[str, Node]", self.nodes)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """`entry`, always several."""
+        return cast("tuple[str, ...]", self.entry)
+
+    @property
+    def members(self) -> dict[str, Agent | Member]:
+        """What its nodes run, by name, functions left out; in the order of the nodes."""
+        found = (node.member for node in self._nodes.values())
+        return {member.name: member for member in found if member is not None}
+
+    def spec(
+        self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
+    ) -> GraphSpec:
+        """The graph as data; what it runs is named, and covered by the hashes of its specs.
+
+        Raises:
+            DefinitionError: a cost limit, but a model below it whose price is not known.
+
+        """
+        limited = cost_limited or self.limits.cost_usd is not None
+        specs: list[AgentSpec | SwarmSpec | GraphSpec] = [
+            member.spec(prices=prices, today=today, cost_limited=limited) for member in self.members.values()
+        ]
+        return GraphSpec(
+            name=self.name,
+            description=self.description,
+            nodes=tuple(_node_spec(name, node) for name, node in self._nodes.items()),
+            edges=tuple(
+                EdgeSpec(source=edge.source, target=edge.target, when=_named(edge.when, "condition"))
+                for edge in self._edges
+            ),
+            entries=self.entries,
+            limits=self.limits,
+            concurrency=self.concurrency,
+            reset_on_revisit=self.reset_on_revisit,
+            siblings=self.siblings,
+            member_hashes=tuple(spec.hash for spec in specs),
+        )
+
+    def code(self) -> GraphCode:
+        """Its functions, which no spec can hold."""
+        return GraphCode(
+            conditions={(e.source, e.target): e.when for e in self._edges if e.when is not None},
+            inputs={name: node.input for name, node in self._nodes.items() if node.input is not None},
+            functions={
+                name: cast("NodeFunction", node.run)
+                for name, node in self._nodes.items()
+                if node.member is None
+            },
+        )
+
+
+_NAMES = "use letters, digits, '_', '-' and '.', starting with a letter"
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _at_least(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _positive(span: object) -> bool:
+    return isinstance(span, timedelta) and span > timedelta()
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # some of those written in C do not say
+        return True
+    return True
+
+
+def _kind(run: object) -> NodeKind:
+    if isinstance(run, Agent):
+        return "agent"
+    kind = getattr(run, "member_kind", None) if hasattr(run, "name") else None
+    if kind in get_args(NodeKind):
+        return cast("NodeKind", kind)
+    generates = inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
+    if (inspect.isfunction(run) or inspect.ismethod(run)) and not generates and _takes_one(run):
+        return "function"
+    raise DefinitionError(
+        f"{run!r} cannot be a node: give an Agent, a Swarm, a Graph, "
+        "or a function of one parameter (the NodeInput)"
+    )
+
+
+def _check_deciding(function: object, what: str) -> None:
+    """Conditions and input builders are asked by the scheduler, which does not wait."""
+    if function is None:
+        return
+    if not callable(function):
+        raise DefinitionError(f"{what} must be a function, not {function!r}")
+    call = getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+        raise DefinitionError(f"{what} is async; make it a plain function of the GraphState")
+    if not _takes_one(function):
+        raise DefinitionError(f"{what} must take one parameter, the GraphState")
+
+
+def _wrong(graph: Graph, text: str) -> DefinitionError:
+    return DefinitionError(f"graph {graph.name!r}: {text}")
+
+
+def _made_nodes(graph: Graph) -> dict[str, Node]:
+    if not isinstance(graph.nodes, Mapping) or not graph.nodes:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _wrong(graph, f"nodes must map names to what they run, not {graph.nodes!r}")
+    made: dict[str, Node] = {}
+    for name, run in graph.nodes.items():
+        if not _is_name(name):
+            raise _wrong(graph, f"node name {name!r}: {_NAMES}")
+        try:
+            made[name] = run if isinstance(run, Node) else Node(run)
+        except DefinitionError as error:
+            raise _wrong(graph, f"node {name!r}: {error}") from None
+    return made
+
+
+def _made_edges(graph: Graph) -> Iterator[Edge]:
+    if not isinstance(graph.edges, list | tuple):
+        raise _wrong(graph, f"edges must be a list, not {graph.edges!r}")
+    for edge in graph.edges:
+        if isinstance(edge, Edge):
+            yield edge
+        elif isinstance(edge, tuple) and len(edge) == 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            yield Edge(*edge)
+        else:
+            raise _wrong(graph, f'{edge!r} is no edge; write Edge("a", "b") or ("a", "b")')
+
+
+def _made_entries(graph: Graph) -> tuple[str, ...]:
+    entries = (graph.entry,) if isinstance(graph.entry, str) else graph.entry
+    if not isinstance(entries, list | tuple) or not entries:
+        raise _wrong(graph, "no entry; name the node or nodes it starts with")
+    return tuple(entries)
+
+
+def _check_settings(graph: Graph) -> None:
+    if not isinstance(graph.limits, GraphLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _wrong(graph, f"limits must be GraphLimits, not {graph.limits!r}")
+    if not _at_least(graph.concurrency, 1):
+        raise _wrong(graph, f"concurrency must be 1 or more, not {graph.concurrency!r}")
+    if graph.siblings not in ("cancel", "finish"):
+        raise _wrong(graph, f"siblings must be 'cancel' or 'finish', not {graph.siblings!r}")
+
+
+def _check_wiring(graph: Graph) -> None:
+    wiring = Wiring(
+        joins={name: node.join for name, node in graph._nodes.items()},
+        edges=tuple((edge.source, edge.target) for edge in graph._edges),
+        entries=graph.entries,
+    )
+    bounded = graph.limits.max_node_executions is not None or graph.limits.timeout is not None
+    found = problem(wiring, bounded=bounded)
+    if found is not None:
+        raise _wrong(graph, found)
+
+
+def _check_members(graph: Graph) -> None:
+    """A name means one thing in a run, so it means one thing in all that is below a graph."""
+    seen: dict[str, object] = {graph.name: graph}
+    todo: list[Any] = [node.member for node in graph._nodes.values() if node.member is not None]
+    while todo:
+        member = todo.pop()
+        if member.name not in seen:
+            seen[member.name] = member
+            todo.extend(getattr(member, "members", {}).values())
+        elif seen[member.name] is not member:
+            raise _wrong(graph, f"it and what it runs have two members called {member.name!r}; rename one")
+
+
+def _named(function: Callable[..., Any] | None, lambda_name: str) -> str | None:
+    """The function's name, for people who read the spec."""
+    if function is None:
+        return None
+    name = getattr(function, "__name__", type(function).__name__)
+    return lambda_name if name == "<lambda>" else name
+
+
+def _node_spec(name: str, node: Node) -> NodeSpec:
+    return NodeSpec(
+        name=name,
+        kind=node.kind,
+        member=None if node.member is None else node.member.name,
+        join=node.join,
+        on_error=node.on_error,
+        retries=node.retries,
+        timeout=node.timeout,
+        input=_named(node.input, "input"),
+        description=node.description,
+    )

@@ -1,0 +1,121 @@
+"""Planning: the plan that a model keeps of its own work, and how it and people see it.
+
+A plan is replaced as a whole: the model says all of it each time, so that it can never be of two
+minds with us about which item is which.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from perdure.effects import UPDATE_PLAN
+from perdure.limits import explain
+from perdure.model import ToolDefinition
+from perdure.wire import PlanItem
+
+MOST_ITEMS: Final = 50
+MOST_CHARACTERS: Final = 500
+"""Of one item's text."""
+
+PLAN_TOOL: Final = ToolDefinition(
+    name=UPDATE_PLAN,
+    description=(
+        "Write down your plan for this task, and keep it up to date: people follow it, and you are "
+        "reminded of it. Give the whole plan each time; it replaces the one before. Mark an item "
+        "in_progress when you begin it and done as soon as it is done, and drop what is not needed any more."
+    ),
+    input_schema={
+        "type": "object",
+        "properties": {
+            "items": {
+                "type": "array",
+                "maxItems": MOST_ITEMS,
+                "description": "The whole plan, in the order in which you go about it.",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "text": {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": MOST_CHARACTERS,
+                            "description": "What is to be done, in one line.",
+                        },
+                        "state": {
+                            "type": "string",
+                            "enum": ["pending", "in_progress", "done", "dropped"],
+                        },
+                    },
+                    "required": ["text", "state"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "required": ["items"],
+        "additionalProperties": False,
+    },
+)
+"""What the model sees of it."""
+
+_BOXES: Final = {"pending": "[ ]", "in_progress": "[~]", "done": "[x]", "dropped": "[-]"}
+
+
+def _one_line(text: Any) -> Any:
+    return " ".join(text.split()) if isinstance(text, str) else text
+
+
+class _Item(PlanItem):
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), BeforeValidator(_one_line)]
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    items: Annotated[list[_Item], Field(max_length=MOST_ITEMS)]
+
+
+def plan_of(arguments: dict[str, Any]) -> tuple[PlanItem, ...]:
+    """The plan that a call of the tool gives; each text on one line, an item without a state pending.
+
+    Raises:
+        ValueError: the arguments are no plan; the message tells the model which field and why.
+
+    """
+    try:
+        plan = _Plan.model_validate(arguments)
+    except ValidationError as error:
+        raise ValueError(f"the plan was not changed: {explain(error)}") from None
+    return tuple(PlanItem(text=item.text, state=item.state) for item in plan.items)
+
+
+def shown(items: Sequence[PlanItem]) -> str:
+    """The plan as a Markdown checklist, for people; nothing for no plan."""
+    return "\n".join(f"- {_BOXES[item.state]} {item.text}" for item in items)
+
+
+def reminder(items: Sequence[PlanItem]) -> str:
+    """The plan for a model that may not see its last call of the tool any more; nothing for no plan."""
+    if not items:
+        return ""
+    key = "[x] done, [~] in progress, [ ] pending, [-] dropped"
+    return f"Your plan, as you last gave it to {UPDATE_PLAN} ({key}):\n{shown(items)}"
+
+
+def receipt(items: Sequence[PlanItem]) -> str:
+    """What the model gets back for the plan: how far it is, and what comes next."""
+    if not items:
+        return "The plan is empty."
+    kept = [item for item in items if item.state != "dropped"]
+    done = sum(item.state == "done" for item in kept)
+    dropped = f", {len(items) - len(kept)} dropped" if len(kept) < len(items) else ""
+    return f"{done} of {len(kept)} done{dropped}; {_next(kept)}"
+
+
+def _next(items: Sequence[PlanItem]) -> str:
+    for state in ("in_progress", "pending"):
+        found = next((item.text for item in items if item.state == state), None)
+        if found is not None:
+            return f"next: {found}"
+    return "nothing is left"

@@ -1,0 +1,145 @@
+"""Wiring: which nodes a graph's edges join, and why some wirings could never run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal, cast
+
+Join = Literal["all", "any"] | int
+
+
+def needed(join: Join, incoming: int) -> int:
+    """How many arrivals meet the join of a node that so many edges lead to."""
+    match join:
+        case "all":
+            return incoming
+        case "any":
+            return 1
+        case _:
+            return join
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """A graph by names alone."""
+
+    joins: Mapping[str, Join]
+    """Of every node."""
+    edges: tuple[tuple[str, str], ...]
+    """Source and target."""
+    entries: tuple[str, ...]
+
+    @property
+    def sources(self) -> dict[str, list[str]]:
+        """Of each node, those that its edges come from."""
+        found: dict[str, list[str]] = {name: [] for name in self.joins}
+        for source, target in self.edges:
+            found[target].append(source)
+        return found
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """Of each node, those that its edges lead to."""
+        found: dict[str, list[str]] = {name: [] for name in self.joins}
+        for source, target in self.edges:
+            found[source].append(target)
+        return found
+
+
+def problem(wiring: Wiring, *, bounded: bool) -> str | None:
+    """What is wrong with it and what to do, or None. A cycle is wrong unless the run is `bounded`."""
+    return (
+        _entry_problem(wiring)
+        or _edge_problem(wiring)
+        or _count_problem(wiring)
+        or _reach_problem(wiring)
+        or (None if bounded else _cycle_problem(wiring))
+        or _order_problem(wiring)
+    )
+
+
+def _entry_problem(wiring: Wiring) -> str | None:
+    for index, entry in enumerate(wiring.entries):
+        if entry not in wiring.joins:
+            return f"entry {entry!r} is none of its nodes"
+        if entry in wiring.entries[:index]:
+            return f"entry {entry!r} is named twice; name it once"
+    return None
+
+
+def _edge_problem(wiring: Wiring) -> str | None:
+    seen: set[tuple[str, str]] = set()
+    for source, target in wiring.edges:
+        unknown = [name for name in (source, target) if name not in wiring.joins]
+        if unknown:
+            return f"edge {source!r} -> {target!r}: {unknown[0]!r} is none of its nodes"
+        if (source, target) in seen:
+            return f"two edges lead from {source!r} to {target!r}; make them one"
+        seen.add((source, target))
+    return None
+
+
+def _count_problem(wiring: Wiring) -> str | None:
+    for name, sources in wiring.sources.items():
+        join = wiring.joins[name]
+        if isinstance(join, int) and join > len(sources):
+            return f"join={join} of {name!r} can never be met: it has {len(sources)} incoming edges"
+    return None
+
+
+def _reached(targets: Mapping[str, Sequence[str]], start: Iterable[str]) -> set[str]:
+    """`start`, and all that edges lead to from there."""
+    todo = list(start)
+    reached = set(todo)
+    while todo:
+        fresh = [name for name in targets[todo.pop()] if name not in reached]
+        reached.update(fresh)
+        todo.extend(fresh)
+    return reached
+
+
+def _reach_problem(wiring: Wiring) -> str | None:
+    reached = _reached(wiring.targets, wiring.entries)
+    lost = [name for name in wiring.joins if name not in reached]
+    return f"node {lost[0]!r} cannot be reached; lead an edge to it or make it an entry" if lost else None
+
+
+def _cycle_problem(wiring: Wiring) -> str | None:
+    try:
+        TopologicalSorter(wiring.sources).prepare()
+    except CycleError as error:
+        cycle = " -> ".join(cast("list[str]", error.args[1]))
+        return f"the cycle {cycle} has no bound; set limits.max_node_executions or limits.timeout"
+    return None
+
+
+def _order_problem(wiring: Wiring) -> str | None:
+    """A join that cannot be met for a first time, though every condition said yes."""
+    able, targets = _able(wiring), wiring.targets
+    for name, sources in wiring.sources.items():
+        missing = [source for source in sources if source not in able]
+        # Of nodes that cannot run, the one to mend is one that others lead to and that waits for
+        # what comes after itself; the rest only wait for it.
+        if name in able or len(missing) == len(sources) or not _reached(targets, [name]).issuperset(missing):
+            continue
+        after = ", ".join(repr(source) for source in missing)
+        comes = "comes" if len(missing) == 1 else "come"
+        return (
+            f"join {wiring.joins[name]!r} of {name!r} can never be met: "
+            f"{after} {comes} after it; say join='any'"
+        )
+    return None
+
+
+def _able(wiring: Wiring) -> set[str]:
+    """The nodes that may get to run: entries, and those with enough nodes before them that may."""
+    targets = wiring.targets
+    missing = {name: needed(wiring.joins[name], len(before)) for name, before in wiring.sources.items()}
+    able, todo = set(wiring.entries), list(wiring.entries)
+    while todo:
+        for name in targets[todo.pop()]:
+            missing[name] -= 1
+            if missing[name] <= 0 and name not in able:
+                able.add(name)
+                todo.append(name)
+    return able

@@ -1,0 +1,252 @@
+"""Graphs that are played: a shell of no effects, random graphs, and an oracle of what may start."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+from zlib import crc32
+
+from pydantic import TypeAdapter
+
+from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
+from perdure.limits import GraphLimits
+from perdure.messages import Part
+from perdure.spec import GraphSpec
+from perdure.wire import Failure, NodeResult, StopReason
+from perdure.workflows.graph import GraphPlan, begin, ended, over, startable, started
+from perdure.workflows.plan import Over, Start
+
+ADAPTER = TypeAdapter(GraphPlan)
+BOUND = GraphLimits(max_node_executions=50)
+
+
+def work(given: NodeInput) -> str:
+    return given.task
+
+
+def answer(start: Start, output: Any = None, **changed: Any) -> NodeResult:
+    done = NodeResult(
+        key=start.key,
+        node=start.node,
+        kind=start.kind,
+        state="done",
+        stop_reason="end_turn",
+        output=start.key if output is None else output,
+    )
+    return done.model_copy(update=changed)
+
+
+class Play:
+    """Plays the shell: starts what can start, and ends what it is told to."""
+
+    def __init__(self, graph: Graph, task: str | list[Part] = "the task") -> None:
+        self.spec, self.code = graph.spec(), graph.code()
+        self.plan = begin(self.spec, task)
+        self.running: dict[str, Start] = {}
+        self.starts: dict[str, Start] = {}
+        self.order: list[str] = []
+        self.go()
+
+    def go(self) -> list[str]:
+        """Start what can be started; the keys of it."""
+        before = repr(self.plan)
+        starts = startable(self.plan, self.spec, self.code)
+        after = started(self.plan, starts)
+        assert repr(self.plan) == before, "a plan is never changed, only followed by another"
+        self.plan = after
+        assert startable(after, self.spec, self.code) == (), "all that can start starts at once"
+        fresh = {start.key: start for start in starts}
+        assert len(fresh) == len(starts)
+        assert not fresh.keys() & self.starts.keys(), "a key is of one run only"
+        self.running.update(fresh)
+        self.starts.update(fresh)
+        self.order += fresh
+        return list(fresh)
+
+    def end(self, key: str, output: Any = None, **changed: Any) -> list[str]:
+        """One run ends; the keys of what starts then."""
+        before = repr(self.plan)
+        after = ended(self.plan, self.spec, self.code, answer(self.running.pop(key), output, **changed))
+        assert repr(self.plan) == before
+        self.plan = after
+        return self.go()
+
+    def fail(self, key: str, message: str = "no", **changed: Any) -> list[str]:
+        error = Failure(kind="bad_request", message=message)
+        return self.end(key, **{"state": "failed", "stop_reason": "error", "error": error, **changed})
+
+    @property
+    def over(self) -> Over | None:
+        return over(self.plan, self.spec, self.code)
+
+    @property
+    def reason(self) -> StopReason | None:
+        found = self.over
+        return found.stop_reason if found else None
+
+
+def wired(names: str, *edges: str | Edge, **changed: Any) -> Graph:
+    """Function nodes by letter, edges such as "ab"; entry "a" if nothing else is said."""
+    nodes: dict[str, Any] = dict.fromkeys(names, work) | changed.pop("nodes", {})
+    pairs = [edge if isinstance(edge, Edge) else (edge[0], edge[1]) for edge in edges]
+    given: dict[str, Any] = {"name": "g", "nodes": nodes, "edges": pairs, "entry": "a", "limits": BOUND}
+    return Graph(**given | changed)
+
+
+def times(node: str, most: int) -> Callable[[GraphState], bool]:
+    """A condition: until the node has been visited so often."""
+
+    def fewer(state: GraphState) -> bool:
+        return state.visits[node] < most
+
+    return fewer
+
+
+def decided(seed: int, source: str, target: str, visit: int) -> bool:
+    return crc32(f"{seed} {source} {target} {visit}".encode()) % (2 + seed % 20) > 0
+
+
+class Course:
+    """A random graph, run in a random order with random failures, beside an oracle of what may start."""
+
+    def __init__(self, seed: int, size: int, written_at: int | None = None) -> None:
+        self.random = Random(seed)
+        self.seed = seed
+        self.written_at = written_at
+        graph = self.made(size)
+        self.spec, self.code = graph.spec(), graph.code()
+        self.play = Play(graph)
+        self.oracle = Oracle(self.spec)
+
+    def made(self, size: int) -> Graph:
+        names = [f"n{index}" for index in range(size)]
+        entries = names[: self.random.randint(1, min(3, size))]
+        forward = {
+            (names[self.random.randrange(index)], names[index])
+            for index in range(len(entries), size)
+            for _ in range(self.random.randint(1, 3))
+        }
+        back = {
+            (names[index], names[self.random.randint(0, index)])
+            for index in self.random.sample(range(size), self.random.randint(0, size // 6))
+        }
+        edges = sorted(forward | back)
+        self.random.shuffle(edges)
+        return Graph(
+            name="g",
+            nodes={name: self.node(name, forward, edges) for name in names},
+            edges=[self.edge(*pair) for pair in edges],
+            entry=entries,
+            limits=GraphLimits(max_node_executions=self.random.randint(1, 3 * size)),
+            concurrency=self.random.randint(1, 9),
+            siblings=self.random.choice(["cancel", "finish"]),
+        )
+
+    def node(self, name: str, forward: set[tuple[str, str]], edges: Sequence[tuple[str, str]]) -> Node:
+        before = sum(target == name for _, target in forward)
+        alone = before == sum(target == name for _, target in edges)
+        join: Any = self.random.choice(["any", max(1, self.random.randint(1, max(1, before)))])
+        if before == 0 or (alone and self.random.random() < 0.6):
+            join = "all"
+        fatal = self.random.random() < 0.05
+        return Node(work, join=join, retries=self.random.randint(0, 1), on_error="fail" if fatal else "skip")
+
+    def edge(self, source: str, target: str) -> Edge:
+        def when(state: GraphState) -> bool:
+            return decided(self.seed, source, target, state.visits[source])
+
+        return Edge(source, target, when)
+
+    def run(self) -> list[str]:
+        """Run it to its end, checking each step; the order of starts."""
+        play = self.play
+        self.check(play.order)
+        for step in range(10_000):
+            found = play.over
+            if found is not None and (not play.running or not found.cancel_running):
+                break
+            if step == self.written_at:
+                play.plan = ADAPTER.validate_json(ADAPTER.dump_json(play.plan))
+            key = self.random.choice(list(play.running))
+            fresh = self.end(key)
+            self.check(fresh)
+        assert not play.running, "what is over has nothing in flight"
+        assert play.over is not None
+        assert startable(play.plan, self.spec, self.code) == ()
+        return play.order
+
+    def end(self, key: str) -> list[str]:
+        start = self.play.running[key]
+        if self.random.random() < 0.1:
+            return self.play.fail(key)
+        if self.play.plan.end is None:
+            for edge in self.spec.edges:
+                if edge.source == start.node and decided(self.seed, edge.source, edge.target, start.visit):
+                    self.oracle.bring(edge.source, edge.target)
+        return self.play.end(key, f"{start.node}-{start.visit}")
+
+    def check(self, fresh: Sequence[str]) -> None:
+        play = self.play
+        for key in fresh:
+            if "." not in key:
+                assert play.starts[key].inputs == self.oracle.visit(play.starts[key].node)
+        assert len(play.order) <= (self.spec.limits.max_node_executions or 0) == self.oracle.most
+        assert len(play.running) <= self.spec.concurrency
+        nodes = [start.node for start in play.running.values()]
+        assert len(nodes) == len(set(nodes)), "no node overlaps itself"
+        room = len(play.running) < self.spec.concurrency and len(play.order) < self.oracle.most
+        if room and play.plan.end is None:
+            waiting = [node.name for node in self.spec.nodes if self.oracle.met(node.name)]
+            assert set(waiting) <= set(nodes), "a node starts as soon as its join is met"
+
+
+class Oracle:
+    """What each node holds, worked out from whole sets of ancestors."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+        self.most = spec.limits.max_node_executions or 0
+        self.visits = {node.name: 0 for node in spec.nodes}
+        self.joins = {node.name: node.join for node in spec.nodes}
+        self.incoming = {name: sum(edge.target == name for edge in spec.edges) for name in self.visits}
+        self.ancestors: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+        self.held: dict[str, dict[str, int]] = {name: {} for name in self.visits}
+
+    def bring(self, source: str, target: str) -> None:
+        """The source's latest visit ended, and its edge to the target was taken."""
+        if self.counts(source, target):
+            self.held[target][source] = self.visits[source]
+
+    def counts(self, source: str, target: str) -> bool:
+        visits = self.visits[target]
+        if visits == 0:
+            return target not in self.spec.entries
+        came = self.ancestors[source, self.visits[source]]
+        last = self.ancestors[target, visits]
+        if (target, visits) in came:
+            return True
+        newest_of_last = dict(sorted(last))
+        return any(
+            number > newest_of_last[name]
+            for name, number in came
+            if name != target and name in newest_of_last
+        )
+
+    def met(self, name: str) -> bool:
+        if self.visits[name] == 0 and name in self.spec.entries:
+            return True
+        join = self.joins[name]
+        enough = {"all": self.incoming[name], "any": 1}.get(join) if isinstance(join, str) else join
+        return enough is not None and 0 < enough <= len(self.held[name])
+
+    def visit(self, name: str) -> dict[str, str]:
+        """The node starts; what it must have been given: the keys of those that led to it."""
+        assert self.met(name), "no node starts before its join is met"
+        taken, self.held[name] = self.held[name], {}
+        self.visits[name] += 1
+        here = (name, self.visits[name])
+        sources = [self.ancestors[visit] for visit in taken.items()]
+        self.ancestors[here] = frozenset({here}).union(*sources)
+        return {source: self.key(source, number) for source, number in taken.items()}
+
+    def key(self, source: str, number: int) -> str:
+        return f"{source}-{number}"
