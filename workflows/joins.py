@@ -119,9 +119,9 @@ def arrived(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> Gr
     target, ancestry = edge.target, plan.ancestry[edge.source]
     if not _counts(plan, spec, target, ancestry):
         return replace(plan, late={**plan.late, target: plan.late.get(target, 0) + 1})
-    held = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
-    plan = replace(plan, arrivals={**plan.arrivals, target: held})
-    if target in plan.ready or len(held) < needed(spec.node(target).join, len(incoming(spec, target))):
+    there = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
+    plan = replace(plan, arrivals={**plan.arrivals, target: there})
+    if target in plan.ready or len(there) < needed(spec.node(target).join, len(incoming(spec, target))):
         return plan
     return replace(plan, ready=(*plan.ready, target))
 
@@ -133,7 +133,7 @@ def _counts(plan: GraphPlan, spec: GraphSpec, target: str, ancestry: Ancestry) -
     if ancestry.get(target, 0) == visits:
         return True
     last = plan.ancestry[target]
-    return any(visit > last[name] for name, visit in ancestry.items() if name in last and name != target)
+    return any(visit > last[name] for name, visit in ancestry.items() if name in last)
 
 
 def held(plan: GraphPlan, spec: GraphSpec, name: str) -> dict[str, Arrival]:

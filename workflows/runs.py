@@ -48,6 +48,8 @@ class Runs:
         self._handles: dict[str, workflow.ChildWorkflowHandle[Any, Any]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._signals: set[asyncio.Task[None]] = set()
+        self._unsent: dict[str, list[tuple[str, list[Any]]]] = {}
+        """For children that speak, or are to be told something, before their start is confirmed."""
 
     @property
     def aloft(self) -> int:
@@ -88,14 +90,19 @@ class Runs:
     def pass_on(self, signal: str) -> None:
         """Send a signal of people (pause, resume) to all children."""
         assert signal in (PAUSE, RESUME), "a stop is a recall"
-        for handle in list(self._handles.values()):
-            self._send(handle.signal(signal))
+        for key in list(self._tasks):
+            self._tell(key, signal)
 
     def grant(self, key: str, grant: Grant) -> None:
         """Tell a child what it gets."""
+        self._tell(key, GRANT, grant)
+
+    def _tell(self, key: str, signal: str, *args: Any) -> None:
         handle = self._handles.get(key)
-        if handle is not None:
-            self._send(handle.signal(GRANT, grant))
+        if handle is None:
+            self._unsent.setdefault(key, []).append((signal, list(args)))
+        else:
+            self._send(handle.signal(signal, args=args))
 
     def tell_parent(self, branch: Branch, report: Report) -> None:
         """Send a report up."""
@@ -127,6 +134,7 @@ class Runs:
             finally:
                 self._tasks.pop(key, None)
                 self._handles.pop(key, None)
+                self._unsent.pop(key, None)
             self._report(event)
 
         self._tasks[key] = asyncio.create_task(land())
@@ -150,6 +158,8 @@ class Runs:
                 static_summary=summary_of(start),
             )
             self._handles[start.key] = handle
+            for signal, args in self._unsent.pop(start.key, []):
+                self._tell(start.key, signal, *args)
             outcome: RunResult = await handle
         except (FailureError, asyncio.CancelledError) as error:
             return lost(start, error)

@@ -130,7 +130,7 @@ def fold(team: Team, event: Event, code: Code = NO_CODE) -> Team:  # noqa: C901 
         case EndAsked():
             return _end_asked(team, event)
         case GraceOver():
-            return _give_up(team)
+            return _give_up(team, code)
         case _:
             return team
 
@@ -213,7 +213,7 @@ def _end_asked(team: Team, event: EndAsked) -> Team:
     return replace(team, ending=reason)
 
 
-def _give_up(team: Team) -> Team:
+def _give_up(team: Team, code: Code) -> Team:
     """Those that did not answer: their usage is not known, and the sum says so."""
     for one in team.running:
         child = team.tree.child(one.key)
@@ -230,7 +230,7 @@ def _give_up(team: Team) -> Team:
                 "output": final.output if final else None,
             }
         )
-        team = _booked(team, result, NO_CODE) if team.ending is None else _counted(team, result)
+        team = _booked(team, result, code) if team.ending is None else _counted(team, result)
     return team
 
 

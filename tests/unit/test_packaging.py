@@ -43,11 +43,15 @@ def test_the_links_for_type_checkers_lead_to_the_rooms() -> None:
         assert (ROOT / "perdure" / room).readlink() == Path("..") / room
 
 
-def test_the_sandbox_shares_the_vocabulary_and_never_the_workflows() -> None:
+def test_the_sandbox_shares_the_vocabulary_and_of_the_workflows_only_what_decides() -> None:
     vocabulary = {f"perdure.{path.stem}" for path in (ROOT / "perdure").glob("*.py")}
     apart = {"perdure.__init__", "perdure.__main__", "perdure.testing"}
     rooms = {f"perdure.{room}" for room in ROOMS} - {"perdure.workflows"}
-    assert set(PASSED_THROUGH) == (vocabulary - apart) | rooms
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    pure = [set(one["source_modules"]) for one in contracts if one["name"].startswith("What decides")]
+    assert len(pure) == 2
+    assert pure[0] == pure[1]
+    assert set(PASSED_THROUGH) == (vocabulary - apart) | rooms | pure[0]
     assert not any("perdure.workflows".startswith(name) for name in PASSED_THROUGH)
 
 
