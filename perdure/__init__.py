@@ -23,29 +23,39 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
     )
-    from perdure.limits import Limits
+    from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
+    from perdure.limits import GraphLimits, Limits, SwarmLimits
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
     from perdure.policy import Policy, Rule
     from perdure.starter.client import Client, connect
     from perdure.starter.run import Run
-    from perdure.tools import RemoteTool, Tool, ToolContext, ask_person, tool
-    from perdure.wire import RunRequest, RunResult, RunStatus
+    from perdure.swarm import Swarm
+    from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, as_tool, ask_person, tool
+    from perdure.wire import NodeResult, RunRequest, RunResult, RunStatus
     from perdure.workers.plugin import PerdurePlugin
     from perdure.workflows.child import run_agent
 
 _HOME = {
     "Agent": "perdure.agent",
+    "AgentTool": "perdure.tools",
     "Client": "perdure.starter.client",
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
+    "Edge": "perdure.graph",
     "FatalToolError": "perdure.errors",
+    "Graph": "perdure.graph",
+    "GraphLimits": "perdure.limits",
+    "GraphState": "perdure.graph",
     "Image": "perdure.messages",
     "InvalidRequest": "perdure.errors",
     "Limits": "perdure.limits",
     "Message": "perdure.messages",
     "ModelConfig": "perdure.model",
     "ModelError": "perdure.errors",
+    "Node": "perdure.graph",
+    "NodeInput": "perdure.graph",
+    "NodeResult": "perdure.wire",
     "NotReachable": "perdure.errors",
     "PerdureError": "perdure.errors",
     "PerdurePlugin": "perdure.workers.plugin",
@@ -62,9 +72,12 @@ _HOME = {
     "RunResult": "perdure.wire",
     "RunStatus": "perdure.wire",
     "SlidingWindow": "perdure.context",
+    "Swarm": "perdure.swarm",
+    "SwarmLimits": "perdure.limits",
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
     "Usage": "perdure.messages",
+    "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
     "connect": "perdure.starter.client",
     "run_agent": "perdure.workflows.child",
@@ -73,16 +86,24 @@ _HOME = {
 
 __all__ = [
     "Agent",
+    "AgentTool",
     "Client",
     "DefinitionError",
     "Document",
+    "Edge",
     "FatalToolError",
+    "Graph",
+    "GraphLimits",
+    "GraphState",
     "Image",
     "InvalidRequest",
     "Limits",
     "Message",
     "ModelConfig",
     "ModelError",
+    "Node",
+    "NodeInput",
+    "NodeResult",
     "NotReachable",
     "PerdureError",
     "PerdurePlugin",
@@ -99,9 +120,12 @@ __all__ = [
     "RunResult",
     "RunStatus",
     "SlidingWindow",
+    "Swarm",
+    "SwarmLimits",
     "Tool",
     "ToolContext",
     "Usage",
+    "as_tool",
     "ask_person",
     "connect",
     "run_agent",

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import date, timedelta
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from pydantic import Field
 
 from perdure.agent import Agent
 from perdure.errors import DefinitionError
 from perdure.limits import GraphLimits
+from perdure.members import Member, reached
 from perdure.messages import Part, Value
 from perdure.prices import PriceTable
 from perdure.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
@@ -74,26 +75,6 @@ def as_text(output: Any) -> str:
 Condition = Callable[[GraphState], bool]
 InputBuilder = Callable[[GraphState], str | list[Part]]
 NodeFunction = Callable[[NodeInput], Any]
-
-
-class Member(Protocol):
-    """What a graph asks of the swarms and graphs among its nodes."""
-
-    @property
-    def name(self) -> str:
-        """By which the run starts it."""
-        ...
-
-    @property
-    def member_kind(self) -> Literal["swarm", "graph"]:
-        """What it is."""
-        ...
-
-    def spec(
-        self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
-    ) -> SwarmSpec | GraphSpec:
-        """It as data."""
-        ...
 
 
 Executor = Agent | Member | NodeFunction
@@ -191,7 +172,7 @@ class Graph:
         object.__setattr__(self, "entry", _made_entries(self))
         _check_settings(self)
         _check_wiring(self)
-        _check_members(self)
+        reached(self, *(node.member for node in self._nodes.values() if node.member is not None))
 
     @property
     def _edges(self) -> tuple[Edge, ...]:
@@ -363,19 +344,6 @@ def _check_wiring(graph: Graph) -> None:
     found = problem(wiring, bounded=bounded)
     if found is not None:
         raise _wrong(graph, found)
-
-
-def _check_members(graph: Graph) -> None:
-    """A name means one thing in a run, so it means one thing in all that is below a graph."""
-    seen: dict[str, object] = {graph.name: graph}
-    todo: list[Any] = [node.member for node in graph._nodes.values() if node.member is not None]
-    while todo:
-        member = todo.pop()
-        if member.name not in seen:
-            seen[member.name] = member
-            todo.extend(getattr(member, "members", {}).values())
-        elif seen[member.name] is not member:
-            raise _wrong(graph, f"it and what it runs have two members called {member.name!r}; rename one")
 
 
 def _named(function: Callable[..., Any] | None, lambda_name: str) -> str | None:

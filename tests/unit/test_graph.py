@@ -182,7 +182,7 @@ def test_a_cycle_may_be_bounded_by_executions_or_by_time() -> None:
 def test_a_name_means_one_member_in_all_that_is_below_a_graph() -> None:
     one, other = agent(), agent()
     graph(nodes={"a": one, "b": one})
-    with pytest.raises(DefinitionError, match="two members called 'writer'; rename one"):
+    with pytest.raises(DefinitionError, match="called 'writer'; rename one"):
         graph(nodes={"a": one, "b": other})
     inner = graph(name="inner", nodes={"a": one, "b": work})
     graph(nodes={"a": one, "b": inner})
