@@ -24,6 +24,8 @@ class Crew:
     settings: Settings
     ledger: Path
     log: Path
+    module: str = "tests.process.crew"
+    """What the workers serve."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
     def start(self) -> None:
@@ -38,7 +40,7 @@ class Crew:
         }
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "perdure.workers", "tests.process.crew"],
+                [sys.executable, "-m", "perdure.workers", self.module],
                 env=environment,
                 cwd=Path(__file__).parents[2],
                 stdout=log,
@@ -69,10 +71,12 @@ class Crew:
 
 
 @pytest.fixture
-def workers(settings: Settings, tmp_path: Path) -> Iterator[Crew]:
+def workers(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Crew]:
+    """A worker of the crew, or of the module that the test module names as `CREW`."""
     ledger = tmp_path / "ledger.db"
     crew.prepare(ledger)
-    made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log")
+    module: str = getattr(request.module, "CREW", "tests.process.crew")
+    made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log", module=module)
     made.start()
     try:
         yield made
