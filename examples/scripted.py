@@ -1,0 +1,29 @@
+"""What stands in for the models of the examples when there is no key."""
+
+from perdure.model import ModelRequest
+from perdure.testing import Line, calls, says
+
+
+def research(request: ModelRequest) -> Line:
+    """The swarm: its instructions tell who is speaking."""
+    told, handed = request.messages[0].text, "handoff_to_agent"
+    if request.instructions.startswith("Find"):
+        topic = "springs" if "Handoff Message" in told else "tides"
+        if request.step == 1:
+            return calls("search", topic=topic)
+        found = request.messages[-1].text
+        return calls(handed, agent_name="sceptic", message=f"{topic}: {found}", context={topic: found})
+    if request.instructions.startswith("Ask"):
+        if "Full and new moon" not in told:
+            return calls(handed, agent_name="finder", message="And when is the tide highest?")
+        return calls(handed, agent_name="writer", message="That will do: write it down.")
+    return says("The Moon makes the tides, helped by the Sun most of all at full and new moon.")
+
+
+def review(request: ModelRequest) -> Line:
+    """The graph: an author whose second draft is good, and three reviewers."""
+    if request.instructions.startswith("Write"):
+        drafts = sum(message.role == "assistant" for message in request.messages)
+        return says(f"Draft {drafts + 1}")
+    good = "Draft 2" in request.messages[-1].text
+    return calls("final_answer", verdict="publish" if good else "revise", why="good" if good else "too short")

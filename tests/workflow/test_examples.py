@@ -1,0 +1,60 @@
+"""The short examples: each under 60 lines, and does what it says."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.conftest import Serve
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORT = ("research_swarm", "review_graph")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports an example as a person does who stands beside it, without a key."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    known = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in (*SHORT, "scripted"):
+        if name not in known:
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_each_short_example_is_under_60_lines(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
+
+
+async def test_a_research_swarm_hands_one_question_round_until_it_is_answered(
+    serve: Serve, example: Any
+) -> None:
+    research = example("research_swarm")
+    async with serve(research.research, models=research.models) as client:
+        result = await client.run("research", "What makes the tides, and when are they highest?")
+    assert [node.node for node in result.nodes] == ["finder", "sceptic", "finder", "sceptic", "writer"]
+    assert result.shared_context["finder"]["springs"] == "Full and new moon."
+    assert result.output.startswith("The Moon makes the tides")
+    assert result.stop_reason == "end_turn"
+    assert sum(node.usage.total_tokens for node in result.nodes) == result.usage.total_tokens
+
+
+async def test_a_review_graph_goes_round_again_until_two_of_three_agree(serve: Serve, example: Any) -> None:
+    review = example("review_graph")
+    async with serve(review.review, models=review.models) as client:
+        result = await client.run("review", "a note on tides")
+    keys = [node.key for node in result.nodes]
+    assert result.output == "published: Draft 2"
+    assert keys.count("votes-1") == keys.count("votes-2") == 1, "the third vote of a round is late"
+    assert keys[-1] == "publish-1"
+    assert "votes-3" not in keys
