@@ -2,16 +2,20 @@
 
 An `Agent` has functions and classes in it; its spec has none. The spec is resolved once, when a
 run starts, and pinned: a deploy changes no prompt, schema, limit or price under a running agent.
+
+A field that is added is left out of the JSON while it has its default: the digests of specs that
+do not use it stay what they were.
 """
 
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from perdure.context import SlidingWindow
 from perdure.limits import GraphLimits, Limits, SwarmLimits
+from perdure.messages import _absent
 from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
 from perdure.prices import Price
@@ -53,11 +57,11 @@ class ToolSpec(BaseModel):
     concurrency: int | None = None
     task_queue: str | None = None
     activity: str | None = None
-    agent: str | None = None
+    agent: str | None = Field(default=None, exclude_if=_absent)
     """Kind "agent": who answers the call, by name; a member of the run."""
-    agent_hash: str | None = None
-    collect: Collect = "all"
-    deadline: timedelta | None = None
+    agent_hash: str | None = Field(default=None, exclude_if=_absent)
+    collect: Collect = Field(default="all", exclude_if=lambda v: v == "all")
+    deadline: timedelta | None = Field(default=None, exclude_if=_absent)
     """Wall clock of one run of the agent that answers."""
 
     @property
@@ -81,9 +85,9 @@ class AgentSpec(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
-    kind: Literal["agent"] = "agent"
+    kind: Literal["agent"] = Field(default="agent", exclude=True)
     name: str
-    description: str = ""
+    description: str = Field(default="", exclude_if=_absent)
     """For other agents: what it is good for."""
     instructions: str
     models: tuple[ModelSpec, ...]
@@ -98,7 +102,7 @@ class AgentSpec(BaseModel):
     tool_concurrency: int = 8
     result_preview_bytes: int = 16_384
     on_failure: OnFailure = "park"
-    planning: bool = False
+    planning: bool = Field(default=False, exclude_if=_absent)
     """The model gets a tool by which it keeps a plan."""
 
     @cached_property
@@ -211,7 +215,19 @@ class GraphSpec(BaseModel):
         return next(node for node in self.nodes if node.name == name)
 
 
-AnySpec = Annotated[AgentSpec | SwarmSpec | GraphSpec, Field(discriminator="kind")]
+def _kind(spec: Any) -> str:
+    """Of a spec, or of its JSON: 0.1 wrote none, and knew agents only."""
+    if isinstance(spec, dict):
+        return str(cast("dict[str, Any]", spec).get("kind", "agent"))
+    return str(getattr(spec, "kind", "agent"))
+
+
+AnySpec = Annotated[
+    Annotated[AgentSpec, Tag("agent")]
+    | Annotated[SwarmSpec, Tag("swarm")]
+    | Annotated[GraphSpec, Tag("graph")],
+    Discriminator(_kind),
+]
 
 
 class ResolvedAgent(BaseModel):
@@ -220,7 +236,7 @@ class ResolvedAgent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     spec: AnySpec = Field(repr=False)
-    members: tuple[AnySpec, ...] = Field(default=(), repr=False)
+    members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=_absent)
     """Specs of all that the run may start, directly or through others: pinned with it."""
     search_attributes: bool = True
     """False where the server lets nobody register them: then the run sets none."""

@@ -46,7 +46,7 @@ def pack(state: State | Team, search_attributes: bool) -> list[Any]:
 
 def unpack(carried: dict[str, Any], parts: Sequence[Any]) -> tuple[State | Team, bool]:
     """What `pack` was given."""
-    state: State | Team = _states()[carried["kind"]].validate_python(carried["state"])
+    state: State | Team = _states()[carried.get("kind", "agent")].validate_python(carried["state"])
     if isinstance(state, State):
         messages = tuple(message for part in parts for message in _chunk().validate_python(part))
         state = replace(state, messages=messages)
