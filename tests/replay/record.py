@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -12,7 +13,7 @@ from perdure.starter.client import Client
 from perdure.testing import running
 from perdure.workers.server import DevServer
 
-from .scenarios import AGENTS, MODELS, play
+from .scenarios import AGENTS, MODELS, TEAMS, play
 
 HISTORIES = Path(__file__).parent / "histories"
 
@@ -25,16 +26,24 @@ async def record(version: str) -> None:
     with TemporaryDirectory() as home:
         async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
             settings = load(home=Path(home), address=server.address)
-            async with running(AGENTS, models=MODELS, address=server.address, settings=settings) as client:
-                for agent in AGENTS:
+            async with running(
+                [*AGENTS, *TEAMS], models=MODELS, address=server.address, settings=settings
+            ) as client:
+                for agent in [*AGENTS, *TEAMS]:
                     await play(client, agent.name)
                     await _keep(client, agent.name, folder)
 
 
 async def _keep(client: Client, name: str, folder: Path) -> None:
-    executions = client.temporal.list_workflows(f'WorkflowId = "replay-{name}"')
+    """The run's history and those of the runs below it; a "/" in a run's id becomes a "=" in the name."""
+    root = f"replay-{name}"
+    executions = client.temporal.list_workflows(f'WorkflowId = "{root}" OR WorkflowId STARTS_WITH "{root}/"')
     runs = sorted([execution async for execution in executions], key=lambda e: e.start_time)
-    for number, execution in enumerate(runs, start=1):
+    numbers = Counter[str]()
+    for execution in runs:
+        numbers[execution.id] += 1
+        number = numbers[execution.id]
+        name = execution.id.removeprefix("replay-").replace("/", "=")
         handle = client.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
         history = await handle.fetch_history()
         plain = _scrubbed(json.loads(history.to_json()))

@@ -2,18 +2,34 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
 
-from perdure import Agent, Limits, SlidingWindow, ask_person, tool
-from perdure.errors import ModelError
+from perdure import (
+    Agent,
+    Edge,
+    Graph,
+    GraphLimits,
+    GraphState,
+    Limits,
+    Node,
+    NodeInput,
+    SlidingWindow,
+    Swarm,
+    SwarmLimits,
+    ask_person,
+    tool,
+)
+from perdure.errors import ModelError, RunNotFound
 from perdure.model import ModelRequest
 from perdure.starter.client import Client
 from perdure.starter.run import Run
 from perdure.testing import ScriptedModel, calls, says
-from tests.conftest import until_status
+from perdure.wire import ENDED
+from tests.conftest import until, until_status
 
 
 class Answer(BaseModel):
@@ -40,8 +56,17 @@ async def hang() -> str:
     return ""
 
 
+ALONE = (
+    *("parallel", "approval", "stopped", "cancelled", "deadline", "parked", "typed", "limited", "window"),
+    *("question", "continued", "fallback"),
+)
+
+
 def _agent(name: str, **changed: Any) -> Agent:
-    settings: dict[str, Any] = {"model": "scripted:x", "tools": [look, pay, hang, ask_person]}
+    settings: dict[str, Any] = {
+        "model": f"scripted:{'x' if name in ALONE else name}",
+        "tools": [look, pay, hang, ask_person],
+    }
     return Agent(name=name, **{**settings, **changed})
 
 
@@ -60,10 +85,57 @@ AGENTS = [
     _agent("fallback", model="broken:x", fallbacks=["scripted:x"]),
 ]
 
+_sub = _agent("sub", description="Does one thing.", tools=[look, pay])
+_middle = _agent("middle", description="Has it done.", tools=[_sub.as_tool()])
+
+
+def _again(state: GraphState) -> bool:
+    return state.visits["draft"] < 2
+
+
+async def _stamp(done: NodeInput) -> str:
+    return f"stamped {done.inputs['decide']}"
+
+
+TEAMS: list[Agent | Swarm | Graph] = [
+    Swarm(
+        name="swarm",
+        agents=[_agent("finder", description="Finds.", tools=[look]), _agent("writer", tools=[pay])],
+        limits=SwarmLimits(max_handoffs=3, cost_usd=5.0),
+    ),
+    Graph(
+        name="graph",
+        nodes={
+            "draft": _agent("drafter", tools=[look]),
+            "law": _agent("law", tools=[look]),
+            "style": _agent("style", tools=[look]),
+            "late": Node(_agent("late", tools=[hang]), on_error="skip"),
+            "decide": Node(_agent("decider", tools=[]), join=2),
+            "stamp": _stamp,
+        },
+        edges=[
+            *(edge for n in ("law", "style", "late") for edge in (("draft", n), (n, "decide"))),
+            Edge("decide", "draft", when=_again),
+            Edge("decide", "stamp", when=lambda state: not _again(state)),
+        ],
+        entry="draft",
+        limits=GraphLimits(max_node_executions=30, node_timeout=timedelta(seconds=1)),
+        siblings="finish",
+    ),
+    _agent(
+        "supervisor", tools=[_middle.as_tool(), _sub.as_tool()], limits=Limits(cost_usd=2.0, tool_calls=9)
+    ),
+    _agent("collector", tools=[_sub.as_tool(collect="completion")]),
+    _agent("tree_cancelled", tools=[_agent("hanger", description="Hangs.", tools=[hang]).as_tool()]),
+    _agent("planner", tools=[look], planning=True, context=SlidingWindow(messages=6)),
+]
+
 _failures: dict[str, int] = {}
 
 
 def _script(request: ModelRequest) -> Any:
+    if request.config.model != "x":
+        return _team_script(request)
     task = request.messages[0].text
     step = request.step
     match task:
@@ -88,11 +160,46 @@ def _script(request: ModelRequest) -> Any:
             return says("done") if step > 12 else calls("look", n=step)
 
 
+def _team_script(request: ModelRequest) -> Any:  # noqa: C901 - one case an agent
+    """Of the agents in teams: the model's name tells who speaks."""
+    who, step = request.config.model, request.step
+    match who:
+        case "finder":
+            if step == 1:
+                return calls("look", n=1)
+            return calls("handoff_to_agent", agent_name="writer", message="found", context={"n": 1})
+        case "writer":
+            return calls("pay", cents=1) if step == 1 else says("written")
+        case "sub":
+            return [calls("look", n=step), calls("pay", cents=step)] if step == 1 else says("did it")
+        case "middle":
+            return calls("sub", input="below") if step == 1 else says("had it done")
+        case "supervisor":
+            if step > 1 or request.tool_choice == "none":
+                return says("all done")
+            return [calls("middle", input="a"), *(calls("sub", input=str(n)) for n in range(3))]
+        case "collector":
+            return [calls("sub", input="a"), calls("sub", input="b")] if step == 1 else says(f"heard {step}")
+        case "tree_cancelled":
+            return calls("hanger", input="x")
+        case "hanger" | "late":
+            return calls("hang")
+        case "planner":
+            if step == 1:
+                return calls("update_plan", items=[{"text": "look"}, {"text": "tell", "state": "pending"}])
+            return says("done") if step > 6 else calls("look", n=step)
+        case _:
+            return says(f"{who} has spoken")
+
+
 def _broken(request: ModelRequest) -> Any:
     raise ModelError("not_found", "no such model")
 
 
-MODELS = {"scripted": ScriptedModel(_script), "broken": ScriptedModel(_broken)}
+MODELS = {
+    "scripted": ScriptedModel(_script),
+    "broken": ScriptedModel(_broken),
+}
 
 
 async def _nothing(client: Client, run: Run) -> None:
@@ -127,12 +234,42 @@ async def _answer(client: Client, run: Run) -> None:
     await run.send("the blue one")
 
 
+async def _approve_below(client: Client, run: Run) -> None:
+    """Say yes to all that waits anywhere in the tree, from its root, until the root is over."""
+    decided: set[tuple[str, str]] = set()
+
+    async def over() -> bool:
+        status = await run.status()
+        for one in status.waiting:
+            if (one.run_id, one.call_id) not in decided:
+                decided.add((one.run_id, one.call_id))
+                plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
+                await run.handle.execute_update("decide", plain)
+        return status.status in ENDED
+
+    await until(over, within=60)
+
+
+async def _cancel_tree(client: Client, run: Run) -> None:
+    async def hangs() -> bool:
+        with suppress(RunNotFound):
+            return (await client.get(f"{run.id}/hanger-1-1").status()).status == "acting"
+        return False
+
+    await until(hangs)
+    await run.cancel()
+
+
 _PEOPLE: dict[str, Callable[[Client, Run], Awaitable[None]]] = {
     "approval": _approve,
     "stopped": _stop,
     "cancelled": _cancel,
     "parked": _resume,
     "question": _answer,
+    "swarm": _approve_below,
+    "supervisor": _approve_below,
+    "collector": _approve_below,
+    "tree_cancelled": _cancel_tree,
 }
 
 

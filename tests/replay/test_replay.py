@@ -22,6 +22,8 @@ from temporalio.workflow import ActivityHandle, NondeterminismError
 from perdure import PerdurePlugin
 from perdure.settings import load
 
+from .scenarios import TEAMS
+
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*/*.json"))
 NAMES = [f"{path.parent.name}/{path.stem}" for path in HISTORIES]
 
@@ -61,13 +63,14 @@ def _json(value: Any) -> bytes:
 
 
 def replayer(home: Path) -> Replayer:
-    plugin = PerdurePlugin(settings=load(home=home))
+    plugin = PerdurePlugin(TEAMS, settings=load(home=home))  # graphs: their conditions run again
     # The namespace is part of idempotency keys, so it must be the recorded one.
     return Replayer(workflows=[], namespace="default", plugins=[plugin], interceptors=[Listening()])
 
 
 def history_of(path: Path) -> WorkflowHistory:
-    return WorkflowHistory.from_json(f"replay-{path.stem.rpartition('-')[0]}", path.read_text())
+    name = path.stem.rpartition("-")[0].replace("=", "/")
+    return WorkflowHistory.from_json(f"replay-{name}", path.read_text())
 
 
 def recorded(history: WorkflowHistory) -> list[Any]:
@@ -105,6 +108,13 @@ def test_there_are_histories_of_every_kind_of_end() -> None:
         "parked",
         "typed",
         "continued",
+        "swarm",
+        "graph",
+        "supervisor",
+        "supervisor=middle-1-1=sub-1-1",
+        "collector",
+        "tree_cancelled=hanger-1-1",
+        "planner",
     } <= names
     assert "continued-3" in {path.stem for path in HISTORIES}, "one that continued as new, whole"
 
@@ -127,7 +137,7 @@ def test_they_replay_under_another_hash_seed(seed: str) -> None:
 
 async def test_an_altered_history_fails(tmp_path: Path) -> None:
     """Two tool calls in the other order: the check is worth something."""
-    [path] = [path for path in HISTORIES if path.stem == "approval-1"]
+    path = next(path for path in HISTORIES if path.stem == "approval-1")
     events = json.loads(path.read_text())["events"]
     altered = [event for event in events if "activityTaskScheduledEventAttributes" in event]
     altered[0]["activityTaskScheduledEventAttributes"]["activityType"]["name"] = "call_tool"
@@ -139,7 +149,7 @@ async def test_an_altered_history_fails(tmp_path: Path) -> None:
 
 async def test_an_altered_answer_is_noticed_though_the_server_would_not(tmp_path: Path) -> None:
     """The tool's name in a model's answer is another: same activities, other inputs."""
-    [path] = [path for path in HISTORIES if path.stem == "continued-1"]
+    path = next(path for path in HISTORIES if path.stem == "continued-1")
     history = history_of(path)
     for event in history.events:
         done = event.activity_task_completed_event_attributes
