@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-quick lint types lock record-histories clean
+.PHONY: demo test test-quick stress lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -12,6 +12,9 @@ test: .venv/ready            ## All tests, against the real server
 
 test-quick: .venv/ready      ## The unit tests only
 	$(BIN)/pytest -q tests/unit
+
+stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under kill -9 (some 15 minutes)
+	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .

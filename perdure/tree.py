@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import Field
 
 from perdure.messages import Message, Value, _absent
-from perdure.wire import Approval, Question, RunResult, StopReason
+from perdure.wire import RunResult, StopReason, Waiting
 
 REPORT: Final = "child_report"
 """Signal, child to parent: a Report."""
@@ -75,7 +75,7 @@ class Report(Value):
     """What a child tells its parent, each time the newest whole state of it."""
 
     key: str
-    waiting: list[Approval | Question] = Field(default_factory=list[Approval | Question])
+    waiting: list[Waiting] = Field(default_factory=list[Waiting])
     """Who waits for a person in it and below, with the path from it."""
     need: Amount | None = None
     """It cannot go on without this much more."""

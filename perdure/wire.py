@@ -158,15 +158,6 @@ class Question(Value):
     path: list[str] = Field(default_factory=list[str])
 
 
-class Failure(Value):
-    """Why a run is parked, or failed."""
-
-    kind: str
-    message: str
-    model: str | None = None
-    step: int = 0
-
-
 class CallStatus(Value):
     """A tool call of the step in hand."""
 
@@ -178,6 +169,27 @@ class CallStatus(Value):
     summary: str = ""
     """The beginning of the result."""
 
+
+class Failure(Value):
+    """Why a run is parked, or failed."""
+
+    kind: str
+    message: str
+    model: str | None = None
+    step: int = 0
+
+
+class Parked(Value):
+    """A run below that cannot go on until a person has mended something; `resume` goes on from there."""
+
+    kind: Literal["parked"] = "parked"
+    failure: Failure
+    run_id: str = ""
+    path: list[str] = Field(default_factory=list[str])
+
+
+Waiting = Approval | Question | Parked
+"""What a person can do something about."""
 
 NodeState = Literal["running", "done", "failed", "skipped", "cancelled"]
 
@@ -255,7 +267,8 @@ class RunStatus(Value):
     """Length of the transcript."""
     usage: Usage = Usage()
     cost_microusd: int | None = 0
-    waiting: list[Approval | Question] = Field(default_factory=list[Approval | Question])
+    waiting: list[Waiting] = Field(default_factory=list[Waiting])
+    """Who waits for a person: in this run and in all below it."""
     calls: list[CallStatus] = Field(default_factory=list[CallStatus])
     failure: Failure | None = None
     """Why it is parked, or failed."""

@@ -155,7 +155,9 @@ def check_decision(state: State | Team | None, decision: Decision) -> None:
     held = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
     call = held.get(decision.call_id)
     if call is None:
-        below = [one.call_id for one in waiting_below(state.tree)] if state else []
+        below = (
+            [one.call_id for one in waiting_below(state.tree) if isinstance(one, Approval)] if state else []
+        )
         waiting = ", ".join([*held, *below]) or "none"
         raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {waiting}")
     if decision.digest is not None and decision.digest != approval_digest(call.call):

@@ -8,7 +8,17 @@ from perdure.messages import Text, ToolCall
 from perdure.planning import shown
 from perdure.spec import GraphSpec
 from perdure.tree import Branch, Report
-from perdure.wire import Approval, CallStatus, NodeStatus, Question, RunResult, RunStatus, Status
+from perdure.wire import (
+    Approval,
+    CallStatus,
+    NodeStatus,
+    Parked,
+    Question,
+    RunResult,
+    RunStatus,
+    Status,
+    Waiting,
+)
 
 from . import graph
 from .account import limits_of, spent
@@ -21,6 +31,12 @@ from .tree import Child, idle_lease, waiting_below
 MOST_NODES: Final = 200
 """Most ended runs of nodes that a status holds."""
 MOST_SHOWN: Final = 40
+_BY_KIND: Final[dict[str, Status]] = {
+    "approval": "waiting_approval",
+    "question": "waiting_person",
+    "parked": "parked",
+}
+"""Of several, what a person is asked first."""
 _IDLE: Final[frozenset[Status]] = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 _SHOWN: Final[dict[CallState, Literal["waiting", "ready"]]] = {"asking": "waiting", "unpaid": "ready"}
 
@@ -61,15 +77,15 @@ def _ended(end: End) -> Status:
 def _working(state: State | Team) -> Status:
     held = [one.kind for one in waiting_of(state)]
     if held:
-        return "waiting_person" if all(kind == "question" for kind in held) else "waiting_approval"
+        return next(status for kind, status in _BY_KIND.items() if kind in held)
     if isinstance(state, Team):
         return "acting"
     return "acting" if state.calls or state.resting else "thinking"
 
 
-def waiting_of(state: State | Team) -> list[Approval | Question]:
+def waiting_of(state: State | Team) -> list[Waiting]:
     """Who waits for a person: the run's own calls, then those of the runs below it."""
-    own: list[Approval | Question] = []
+    own: list[Waiting] = []
     if isinstance(state, State):
         own = [waiting_for(call, state.id) for call in state.calls if call.state == "asking"]
     return [*own, *waiting_below(state.tree)]
@@ -86,7 +102,9 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
     A run that only waits for people gives back what it does not need; it asks again when it goes on.
     """
     waiting = waiting_of(state)
-    ids = tuple(f"{one.run_id}/{one.call_id}" for one in waiting)
+    if isinstance(state, State) and state.parked is not None:
+        waiting.append(Parked(failure=state.parked, run_id=state.id))
+    ids = tuple(_id_of(one) for one in waiting)
     idle = want is None and not state.busy and status_of(state) in _IDLE
     spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
     told = Told(waiting=ids, returned=spare)
@@ -94,6 +112,10 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
         return None, told
     need, wish = (want.need, want.wish) if want else (None, None)
     return Report(key=branch.key, waiting=waiting, need=need, wish=wish, returned=spare), told
+
+
+def _id_of(one: Waiting) -> str:
+    return f"{one.run_id}/{'parked' if isinstance(one, Parked) else one.call_id}"
 
 
 def steps_of(state: State | Team) -> int:
@@ -219,7 +241,7 @@ def starting_report(agent: str, status: Status) -> RunStatus:
 def doing(state: State, status: Status) -> str:
     """What the run does or waits for, in one line for people."""
     words = _WORDS[status]
-    if status == "parked" and state.parked is not None:
+    if status == "parked" and isinstance(state, State) and state.parked is not None:
         return f"{words} ({state.parked.kind}: {state.parked.message})"
     if status == "failed" and state.end is not None and state.end.failure is not None:
         return f"{words} ({state.end.failure.kind}: {state.end.failure.message})"
@@ -338,6 +360,11 @@ def team_details(team: Team) -> str:
 def _people_below(state: State | Team) -> list[str]:
     lines: list[str] = []
     for one in waiting_below(state.tree):
+        if isinstance(one, Parked):
+            why = _literal(_short(f"{one.failure.kind}: {one.failure.message}", 300))
+            lines.append(f"- **parked**: {' / '.join(one.path)} {why}")
+            lines.append("  - mend the cause, then send the signal `resume`")
+            continue
         what = _short(one.text, 300) if isinstance(one, Question) else called(one.tool, one.arguments, 300)
         lines.append(f"- **waits for a person**: {' / '.join(one.path)} `{one.call_id}` {_literal(what)}")
         call = f'"run_id": "{one.run_id}", '

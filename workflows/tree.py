@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from perdure.tree import Amount, Branch, Grant, Report
-from perdure.wire import Approval, Question, RunResult
+from perdure.wire import RunResult, Waiting
 
 from .amounts import (
     NOTHING,
@@ -45,7 +45,7 @@ class Child:
     wish: Amount | None = None
     asked: int = 0
     """When it asked, as a number that grows."""
-    waiting: tuple[Approval | Question, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
     final: RunResult | None = None
 
 
@@ -235,7 +235,7 @@ def answered(tree: Tree, grant: Grant) -> Tree:
     return replace(tree, asking=False, scarce=scarce, lease=plus(tree.lease, grant.amount))
 
 
-def waiting_below(tree: Tree) -> list[Approval | Question]:
+def waiting_below(tree: Tree) -> list[Waiting]:
     """Who waits for a person below this run, with the path from it."""
     return [
         one.model_copy(update={"path": [child.key, *one.path]})

@@ -10,6 +10,7 @@ import pytest
 
 from perdure import Agent
 from perdure.errors import RULES
+from perdure.members import resolved
 from perdure.settings import Settings
 from perdure.testing import ScriptedModel, calls, says
 from tests.conftest import Serve, until_status
@@ -54,6 +55,15 @@ async def test_the_readmes_code_runs(
             monkeypatch.setenv(f"PERDURE_{name.upper()}", str(getattr(settings, name)))
         await space["main"]()
         assert (await client.get("ticket-77").result()).output == "This morning."
+
+
+async def test_the_code_of_the_page_on_teams_makes_what_can_be_served(serve: Serve) -> None:
+    space = run_blocks("docs/teams.md")
+    members = [space[name] for name in ("editor", "research", "review")]
+    for member in members:
+        assert resolved(member).spec.name == member.name
+    async with serve(*members) as client:
+        assert client.task_queue
 
 
 async def test_the_guides_code_runs(serve: Serve) -> None:
