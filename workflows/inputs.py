@@ -131,7 +131,8 @@ def held_below(state: State | Team | None, decision: Decision) -> str | None:
     below = [one for one in waiting_below(state.tree) if isinstance(one, Approval)]
     if decision.run_id is not None:
         return run_below(state, decision.run_id)
-    if isinstance(state, State) and any(c.call.id == decision.call_id for c in state.calls):
+    own = state.calls if isinstance(state, State) else ()
+    if any(call.call.id == decision.call_id and call.state == "asking" for call in own):
         return None
     meant = [one.run_id for one in below if one.call_id == decision.call_id]
     if len(meant) > 1:

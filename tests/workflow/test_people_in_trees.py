@@ -1,0 +1,171 @@
+"""What waits for a person anywhere in a tree is seen at its root, and answered there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from temporalio.api.sdk.v1 import WorkflowMetadata
+
+from perdure import Agent, InvalidRequest, ask_person, tool
+from perdure.errors import ModelError
+from perdure.model import ModelRequest
+from perdure.starter.run import Run
+from perdure.testing import ScriptedModel, calls, says
+from perdure.wire import Approval, Parked, Question, RunStatus
+from tests.conftest import Serve, until, until_status
+
+
+@pytest.fixture(params=[1000, 0], ids=["cached", "replayed"])
+def worker(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Arguments of the worker: each behaviour also holds when every task is a replay."""
+    return {"max_cached_workflows": request.param}
+
+
+@tool(effect="write", approval=True)
+async def pay(cents: int) -> str:
+    """Pay."""
+    return f"paid {cents}"
+
+
+def _tree() -> Agent:
+    """A boss, two middle ones, and one below each."""
+    tools = [pay, ask_person]
+    leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.", tools=tools, on_failure="park")
+    middle = Agent(name="middle", model="scripted:middle", description="Has it done.", tools=[leaf.as_tool()])
+    return Agent(name="boss", model="scripted:boss", tools=[middle.as_tool()])
+
+
+def _script(of_leaf: Callable[[ModelRequest], Any], jobs: tuple[str, ...] = ("a", "b")) -> ScriptedModel:
+    def answer(request: ModelRequest) -> Any:
+        match request.config.model:
+            case "boss" if request.step == 1:
+                return [calls("middle", input=job) for job in jobs]
+            case "middle" if request.step == 1:
+                return calls("leaf", input=request.messages[0].text)
+            case "leaf":
+                return of_leaf(request)
+            case _:
+                return says("; ".join(r.text for r in request.messages[-1].tool_results))
+
+    return ScriptedModel(answer)
+
+
+def _pays(request: ModelRequest) -> Any:
+    if request.step == 1:
+        return calls("pay", cents=1 if request.messages[0].text == "a" else 2)
+    return says(request.messages[-1].tool_results[0].text)
+
+
+async def _waiting(run: Run, many: int) -> RunStatus:
+    async def all_there() -> bool:
+        return len((await run.status()).waiting) == many
+
+    await until(all_there)
+    return await run.status()
+
+
+async def _decide(run: Run, **decision: Any) -> None:
+    await run.handle.execute_update("decide", decision)
+
+
+async def test_approvals_below_are_listed_at_the_root_with_their_path_and_decided_there(
+    serve: Serve, worker: dict[str, Any]
+) -> None:
+    async with serve(_tree(), models={"scripted": _script(_pays)}, worker=worker) as client:
+        run = await client.start("boss", "go")
+        status = await _waiting(run, 2)
+        assert status.status == "waiting_approval"
+        wants = {want.path[0]: want for want in status.waiting if isinstance(want, Approval)}
+        first, second = wants["middle-1-1"], wants["middle-1-2"]
+        assert first.path == ["middle-1-1", "leaf-1-1"]
+        assert first.run_id == f"{run.id}/middle-1-1/leaf-1-1"
+        assert (first.arguments, second.arguments) == ({"cents": 1}, {"cents": 2})
+        plain = {"call_id": "call-1-1", "by": "lee"}
+        await _decide(run, **plain, run_id=first.run_id, allow=True, digest=first.digest)
+        await _decide(run, **plain, run_id=second.run_id, allow=False, reason="too much")
+        result = await run.result()
+    assert result.output == "paid 1; This call was refused by lee: too much"
+
+
+async def test_a_call_id_that_several_runs_wait_with_is_refused_until_one_is_named(serve: Serve) -> None:
+    async with serve(_tree(), models={"scripted": _script(_pays)}) as client:
+        run = await client.start("boss", "go")
+        status = await _waiting(run, 2)
+        with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id"):
+            await run.decide("call-1-1", allow=True)
+        await run.stop()
+        assert len(status.waiting) == 2
+        assert (await run.result()).stop_reason == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("decision", "problem"),
+    [
+        ({"digest": "0" * 64}, "not what you saw"),
+        ({"arguments": {"cents": "many"}}, "do not fit 'pay'"),
+        ({"call_id": "call-9-9"}, "does not wait for an approval"),
+        ({"run_id": "a-stranger"}, "no run 'a-stranger' goes on below this one"),
+    ],
+)
+async def test_what_the_run_below_refuses_is_refused_at_the_root(
+    serve: Serve, decision: dict[str, Any], problem: str
+) -> None:
+    async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
+        run = await client.start("boss", "go")
+        await _waiting(run, 1)
+        with pytest.raises(InvalidRequest, match=problem):
+            await run._update("decide", {"call_id": "call-1-1", "allow": True, **decision})  # pyright: ignore[reportPrivateUsage]
+        await run.decide("call-1-1", allow=True)
+        assert (await run.result()).output == "paid 1"
+
+
+async def test_a_question_below_is_answered_at_the_root(serve: Serve, worker: dict[str, Any]) -> None:
+    def asks(request: ModelRequest) -> Any:
+        if request.step == 1:
+            return calls("ask_person", question=f"Which of {request.messages[0].text}?")
+        return says(request.messages[-1].tool_results[0].text)
+
+    async with serve(_tree(), models={"scripted": _script(asks)}, worker=worker) as client:
+        run = await client.start("boss", "go")
+        status = await _waiting(run, 2)
+        assert status.status == "waiting_person"
+        for want in status.waiting:
+            assert isinstance(want, Question)
+            await run.handle.execute_update("send", {"run_id": want.run_id, "text": f"not {want.text[9]}"})
+        result = await run.result()
+    assert result.output == "not a; not b"
+
+
+async def test_a_parked_run_below_is_seen_at_the_root_and_resumed_there(
+    serve: Serve, worker: dict[str, Any]
+) -> None:
+    mended: list[bool] = []
+
+    def fails_until_mended(request: ModelRequest) -> Any:
+        if not mended:
+            raise ModelError("authentication", "no key")
+        return says("went on")
+
+    model = _script(fails_until_mended, jobs=("a",))
+    async with serve(_tree(), models={"scripted": model}, worker=worker) as client:
+        run = await client.start("boss", "go")
+        await until_status(client, run.id, "parked")
+        [want] = (await run.status()).waiting
+        assert isinstance(want, Parked)
+        assert want.path == ["middle-1-1", "leaf-1-1"]
+        assert want.failure.kind == "authentication"
+        mended.append(True)
+        await run.resume()
+        assert (await run.result()).output == "went on"
+
+
+async def test_the_details_page_of_the_root_says_who_waits_below(serve: Serve) -> None:
+    async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
+        run = await client.start("boss", "go")
+        await _waiting(run, 1)
+        metadata = await run.handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+        below = f"{run.id}/middle-1-1/leaf-1-1"
+        assert "middle-1-1 / leaf-1-1 `call-1-1`" in metadata.current_details
+        assert f'{{"run_id": "{below}", "call_id": "call-1-1", "allow": true}}' in metadata.current_details
+        await run.decide("call-1-1", allow=True)
+        await run.result()
