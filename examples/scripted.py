@@ -27,3 +27,13 @@ def review(request: ModelRequest) -> Line:
         return says(f"Draft {drafts + 1}")
     good = "Draft 2" in request.messages[-1].text
     return calls("final_answer", verdict="publish" if good else "revise", why="good" if good else "too short")
+
+
+def support(request: ModelRequest) -> Line:
+    """The session: what was said last, and whether the tools have been asked."""
+    last = request.messages[-1]
+    if last.role == "tool":
+        return says(f"I looked: {last.tool_results[-1].text}.")
+    if "money back" in last.text:
+        return calls("refund", order_id="W1", cents=4900)
+    return calls("order_status", order_id="W1")

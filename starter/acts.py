@@ -70,6 +70,8 @@ async def _decide(common: Common, run_id: str, call: str | None, **decision: Any
     run = client.get(run_id)
     want = await _held(run, call)
     decision["by"] = person() if decision["by"] is None else decision["by"]
+    if want.run_id and want.run_id != run_id:
+        decision["run_id"] = want.run_id
     await run.decide(want.call_id, digest=want.digest, **decision)
     done = "approved" if decision["allow"] else "denied"
     plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
@@ -87,7 +89,7 @@ async def _held(run: "Run", call: str | None) -> "Approval":
         return chosen[0]
     if not held:
         refuse(f"nothing of run {run.id!r} waits for approval: it is {status.doing}")
-    listed = "; ".join(f"{want.call_id}: {show.wanted(want)}" for want in held)
+    listed = "; ".join(f"{want.run_id or run.id} {want.call_id}: {show.wanted(want)}" for want in held)
     problem = f"no call {call!r} waits" if call else f"{len(held)} calls wait: say which"
     return refuse(f"{problem}; waiting are {listed}")
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 # Imported for the commands they add, in the order of the help.
-from . import acts, runs
+from . import acts, graphs, runs
 from .options import DONE, USAGE, Common, app, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
     from .client import RunInfo
 
-__all__ = ["acts", "app", "run", "runs"]
+__all__ = ["acts", "app", "graphs", "run", "runs"]
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="path/to/file.py, or package.module.")]
 
@@ -140,8 +140,9 @@ def _agents_of_files(common: Common, files: list[str]) -> int:
         return DONE
     table = show.table("AGENT", "MODEL", "TOOLS", "SPEC")
     for agent in found:
-        chain = ", then ".join([agent["model"], *agent["fallbacks"]])
-        table.add_row(agent["name"], chain, ", ".join(agent["tools"]), agent["spec_hash"][:12])
+        chain = ", then ".join([agent["model"], *agent["fallbacks"]]) if agent["model"] else agent["kind"]
+        named = agent["tools"] or agent["members"]
+        table.add_row(agent["name"], chain, ", ".join(named), agent["spec_hash"][:12])
     pretty(table)
     return DONE
 

@@ -1,16 +1,34 @@
 """What changed since the last look at a run, as events. Pure: looks in, events out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
 
 from perdure.effects import Progress
 from perdure.messages import Message, Text, Thinking, ToolCall, ToolResult
-from perdure.wire import ENDED, Approval, RunStatus, Status
+from perdure.wire import (
+    ENDED,
+    Approval,
+    Failure,
+    NodeStatus,
+    Parked,
+    PlanItem,
+    Question,
+    RunResult,
+    RunStatus,
+    Status,
+    Waiting,
+)
 
 from .events import (
     ApprovalRequested,
     Event,
     MessageFinished,
+    NodeFinished,
+    NodeStarted,
+    ParkedBelow,
+    PlanChanged,
     QuestionAsked,
     Retrying,
     StatusChanged,
@@ -21,7 +39,8 @@ from .events import (
     ToolStarted,
 )
 
-_SUMMARY = 200
+_SUMMARY: Final = 200
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +72,13 @@ class Seen:
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
     started: set[str] = field(default_factory=set[str])
     finished: set[str] = field(default_factory=set[str])
-    waiting: set[str] = field(default_factory=set[str])
+    waiting: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """By run and call: in a tree the same call id may wait in several runs."""
+    nodes: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
+    """Runs below by key, as they were told."""
+    of_calls: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
+    """Runs of agents called as tools, as they are now, by call id."""
+    plan: list[PlanItem] = field(default_factory=list[PlanItem])
     notes: dict[str, str] = field(default_factory=dict[str, str])
     retries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
@@ -67,8 +92,9 @@ class Seen:
             if flight.error and (progress.call, flight.attempt) not in self.retries:
                 self.retries.add((progress.call, flight.attempt))
                 yield Retrying(call=progress.call, attempt=flight.attempt, error=flight.error)
-            if progress.call.startswith("step-"):
-                yield from self._partial(int(progress.call.removeprefix("step-")), progress)
+            step = _step_of(progress.call)
+            if step is not None:
+                yield from self._partial(step, progress)
             elif progress.note and self._is_running(progress.call) and self._is_news(progress):
                 self.notes[progress.call] = progress.note
                 yield ToolProgress(call_id=progress.call, attempt=progress.attempt, text=progress.note)
@@ -78,8 +104,8 @@ class Seen:
         return call_id in self.started and call_id not in self.finished
 
     def _is_over(self, call: str) -> bool:
-        step = call.removeprefix("step-")
-        return call in self.finished or (step != call and int(step) <= self.answered)
+        step = _step_of(call)
+        return call in self.finished or (step is not None and step <= self.answered)
 
     def _is_news(self, progress: Progress) -> bool:
         return self.notes.get(progress.call) != progress.note
@@ -140,31 +166,117 @@ class Seen:
         if call_id not in self.started:
             self.started.add(call_id)
             yield ToolStarted(call_id=call_id, tool=tool, arguments=arguments)
+            if call_id in self.of_calls:
+                yield from self._node_started(self.of_calls[call_id])
 
     def _finish(self, call_id: str, tool: str, is_error: bool, text: str) -> Iterator[Event]:
         if call_id not in self.finished:
             self.finished.add(call_id)
             self.notes.pop(call_id, None)
+            if call_id in self.of_calls:
+                yield from self._node_ended(self.of_calls[call_id])
             yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text)
 
-    def of_status(self, status: RunStatus) -> Iterator[Event]:
-        """News of the run itself. To be asked after `of_messages`."""
+    def of_status(self, status: RunStatus, nodes: Sequence[NodeStatus] | None = None) -> Iterator[Event]:
+        """News of the run itself. To be asked after `of_messages`.
+
+        `nodes`: of what it has started, when more is known than the status says.
+        """
         for call in status.calls:
             if call.state in ("running", "done"):
                 yield from self._start(call.call_id, call.tool, call.arguments)
             if call.state == "done":
                 yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
+        yield from self.of_nodes(status.nodes if nodes is None else nodes)
         if status.status != self.status and status.status not in ENDED:
             self.status = status.status
-            yield StatusChanged(status=status.status, doing=status.doing, failure=status.failure)
-        for wanted in status.waiting:
-            if wanted.call_id in self.waiting:
+            yield StatusChanged(status=status.status, doing=status.doing, failure=_failure(status))
+        if status.plan != self.plan:
+            self.plan = status.plan
+            yield PlanChanged(items=status.plan)
+        yield from self._waiting(status.waiting)
+
+    def _waiting(self, waiting: Sequence[Waiting]) -> Iterator[Event]:
+        there = {_name_of(wanted): wanted for wanted in waiting}
+        # Who is resumed and parks again is news; a call waits once.
+        self.waiting = {name for name in self.waiting if name in there or name[1]}
+        for name, wanted in there.items():
+            if name in self.waiting:
                 continue
-            self.waiting.add(wanted.call_id)
-            if isinstance(wanted, Approval):
-                yield ApprovalRequested(approval=wanted)
-            else:
-                yield QuestionAsked(question=wanted)
+            self.waiting.add(name)
+            match wanted:
+                case Approval():
+                    yield ApprovalRequested(approval=wanted)
+                case Question():
+                    yield QuestionAsked(question=wanted)
+                case Parked():
+                    yield ParkedBelow(parked=wanted)
+
+    def knows(self, nodes: Sequence[NodeStatus]) -> None:
+        """What is known of agents called as tools, so that their runs are told beside their calls."""
+        self.of_calls = {call_of(node.key): node for node in nodes}
+
+    def of_nodes(self, nodes: Sequence[NodeStatus]) -> Iterator[Event]:
+        """News of the runs below, in the order in which it happened."""
+        news: list[tuple[datetime, NodeStatus, bool]] = []
+        for node in nodes:
+            news.append((node.started_at or _LONG_AGO, node, False))
+            if node.state != "running":
+                news.append((node.ended_at or node.started_at or _LONG_AGO, node, True))
+        for _, node, ended in sorted(news, key=lambda one: one[0]):
+            yield from self._node_ended(node) if ended else self._node_started(node)
+
+    def _node_started(self, node: NodeStatus) -> Iterator[Event]:
+        if node.key not in self.nodes:
+            self.nodes[node.key] = node.model_copy(update={"state": "running"})
+            yield NodeStarted(key=node.key, node=node.node, node_kind=node.kind, run_id=node.run_id)
+
+    def _node_ended(self, node: NodeStatus) -> Iterator[Event]:
+        if node.state == "running":
+            return
+        yield from self._node_started(node)
+        if self.nodes[node.key].state == "running":
+            self.nodes[node.key] = node
+            yield NodeFinished(
+                key=node.key,
+                node=node.node,
+                node_kind=node.kind,
+                run_id=node.run_id,
+                state=node.state,
+                stop_reason=node.stop_reason,
+                steps=node.steps,
+                cost_microusd=node.cost_microusd,
+            )
+
+    def of_end(self, result: RunResult | None) -> Iterator[Event]:
+        """News of the runs below once the run is over: none of them is left without its end."""
+        plain = [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes] if result else []
+        yield from self.of_nodes(plain)
+        for node in list(self.nodes.values()):
+            yield from self._node_ended(
+                node.model_copy(update={"state": "cancelled", "stop_reason": "cancelled"})
+            )
+
+
+def _step_of(call: str) -> int | None:
+    """Which step's model call it is, if it is one. A graph's node may be called step-one."""
+    number = call.removeprefix("step-")
+    return int(number) if number != call and number.isdecimal() else None
+
+
+def call_of(key: str) -> str:
+    """The call that started a run of this key: "researcher-3-1" is of "call-3-1"."""
+    return "-".join(["call", *key.rsplit("-", 2)[1:]])
+
+
+def _name_of(wanted: Waiting) -> tuple[str, str]:
+    return wanted.run_id, "" if isinstance(wanted, Parked) else wanted.call_id
+
+
+def _failure(status: RunStatus) -> Failure | None:
+    """Why it is parked: for a reason of its own, or of a run below."""
+    below = (one.failure for one in status.waiting if isinstance(one, Parked))
+    return status.failure or (next(below, None) if status.status == "parked" else None)
 
 
 def _continues(told: str, progress: Progress) -> bool:

@@ -5,7 +5,7 @@ import contextlib
 import getpass
 import sys
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from perdure.errors import InvalidRequest, NotReachable, RunEnded
 from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT, Approval, Question
@@ -15,6 +15,7 @@ from .events import (
     ApprovalRequested,
     Event,
     Finished,
+    NodeFinished,
     QuestionAsked,
     StatusChanged,
     ToolFinished,
@@ -115,11 +116,14 @@ class _Follower:
         self._screen.show(event)
         match event:
             case ApprovalRequested():
-                self._wants[event.approval.call_id] = event.approval
+                self._wants[_place(event.approval)] = event.approval
             case QuestionAsked():
-                self._wants[event.question.call_id] = event.question
+                self._wants[_place(event.question)] = event.question
             case ToolStarted() | ToolFinished():  # decided, here or elsewhere
-                self._wants.pop(event.call_id, None)
+                self._wants.pop(f"{self._run.id} {event.call_id}", None)
+            case NodeFinished():
+                for place in [place for place in self._wants if place.startswith(f"{event.run_id}")]:
+                    del self._wants[place]
             case StatusChanged():
                 self._resumed = False
                 self._wants.pop("parked", None)
@@ -167,7 +171,7 @@ class _Follower:
             await self._carry_out(want, (line or "").strip(), word.lower(), rest.strip())
         except (InvalidRequest, RunEnded) as error:  # somebody else was faster
             self._screen.note(str(error))
-            self._wants.pop(want if isinstance(want, str) else want.call_id, None)
+            self._wants.pop(_place(want), None)
         return None
 
     async def _carry_out(self, want: Want, line: str, word: str, rest: str) -> None:
@@ -178,15 +182,21 @@ class _Follower:
             case "parked", "s" | "stop":
                 await self._run.stop()
             case Question(), _:
-                await self._run.send(line)
+                below = self._below(want)
+                await (self._run.send(line, run_id=below) if below else self._run.send(line))
             case Approval(), "y" | "yes" | "n" | "no":
                 allow = word.startswith("y")
-                await self._run.decide(
-                    want.call_id, allow=allow, by=person(), reason=rest, digest=want.digest
-                )
+                decided: dict[str, Any] = {"allow": allow, "by": person(), "reason": rest}
+                below = self._below(want)
+                decided |= {"digest": want.digest} | ({"run_id": below} if below else {})
+                await self._run.decide(want.call_id, **decided)
             case _:
                 return  # not understood: asked again
-        self._wants.pop(want if isinstance(want, str) else want.call_id, None)
+        self._wants.pop(_place(want), None)
+
+    def _below(self, want: Approval | Question) -> str | None:
+        """The run below that is meant; None: this one."""
+        return want.run_id if want.run_id and want.run_id != self._run.id else None
 
     async def _explain_silence(self) -> Event | None:
         why = await self._why_silent()
@@ -209,6 +219,11 @@ class _Follower:
             return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"
         stuck = await self._run.is_stuck()
         return "the worker cannot go on with the run: its log says why" if stuck else None
+
+
+def _place(want: Want) -> str:
+    """What tells one want from another: call ids repeat from run to run."""
+    return want if isinstance(want, str) else f"{want.run_id} {want.call_id}"
 
 
 def no_worker(task_queue: str) -> str:

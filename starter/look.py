@@ -48,6 +48,8 @@ class Look:
         if self.problem:
             rows.append(("unknown", f"the rest: {self.problem}"))
         things: list[Any] = [_grid(rows)]
+        if self.status is not None and self.status.nodes:
+            things += ["", show.nodes(self.status.nodes)]
         if self.steps:
             things += ["", show.steps(self.steps)]
         if self.result is not None and self.result.output not in (None, ""):

@@ -4,7 +4,7 @@ import builtins
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from temporalio.client import (
     Client,
@@ -20,8 +20,10 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 from temporalio.service import RPCError, RPCStatusCode
 
+from perdure.effects import SPEC_QUERY
 from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunFailed, RunNotFound
 from perdure.messages import Message, Part
+from perdure.spec import ResolvedAgent
 from perdure.wire import (
     DECIDE,
     PAUSE,
@@ -31,14 +33,16 @@ from perdure.wire import (
     STATUS,
     STOP,
     TRANSCRIPT,
+    NodeStatus,
     RunResult,
     RunStatus,
     TranscriptPage,
     TranscriptQuery,
 )
 
-from .events import Event
+from .events import Event, TreeEvent
 from .steps import Step, steps_of
+from .tree import watch_tree
 from .watch import watch
 
 _Answer = TypeVar("_Answer")
@@ -110,6 +114,31 @@ class Run:
         async with self._translated():
             return await self._ask(STATUS, RunStatus)
 
+    async def spec(self) -> ResolvedAgent:
+        """What the run was started with, and keeps: its agent, swarm or graph, and all it may start.
+
+        Raises:
+            InvalidRequest: no worker has resolved it yet.
+            NotReachable: no worker answers.
+
+        """
+        async with self._translated():
+            return await self._ask(SPEC_QUERY, ResolvedAgent)
+
+    async def nodes(self) -> list[NodeStatus]:
+        """The runs it has started, in order: a graph's nodes, a swarm's agents, agents it called as
+        tools. Of the last, those that go on; of many, those that go on and the newest.
+        """
+        return (await self.status()).nodes
+
+    async def children(self) -> list["Run"]:
+        """Handles on those of `nodes` that are runs of their own; functions of a graph are none."""
+        return [self.of(node.run_id) for node in await self.nodes() if node.run_id is not None]
+
+    def of(self, run_id: str) -> "Run":
+        """Another run, such as one of its tree, on the same connection."""
+        return Run(self.client, run_id)
+
     async def transcript(self, *, start: int = 0) -> list[Message]:
         """The messages from number `start` on, in order."""
         messages: list[Message] = []
@@ -125,21 +154,44 @@ class Run:
         """Each step: model, tool calls, durations, tokens, cost, attempts, errors."""
         return steps_of(await self.transcript())
 
-    def events(self, *, after_message: int = 0) -> AsyncIterator[Event]:
-        """What happens, as it happens, from the beginning of the run or after a message, to its end."""
+    @overload
+    def events(self, *, after_message: int = 0, tree: Literal[False] = False) -> AsyncIterator[Event]: ...
+
+    @overload
+    def events(self, *, after_message: int = 0, tree: Literal[True]) -> AsyncIterator[TreeEvent]: ...
+
+    def events(self, *, after_message: int = 0, tree: bool = False) -> Any:
+        """What happens, as it happens, from the beginning of the run or after a message, to its end.
+
+        With `tree`, also what happens in the runs below it, each such event within a ChildEvent.
+        """
+        if tree:
+            return watch_tree(self, after_message=after_message)
         return watch(self, after_message=after_message)
 
-    async def send(self, message: str | list[Part], *, id: str | None = None) -> int:  # noqa: A002
+    async def send(
+        self,
+        message: str | list[Part],
+        *,
+        id: str | None = None,  # noqa: A002
+        run_id: str | None = None,
+    ) -> int:
         """Say something to the agent: it reads it before its next step, or takes it as the answer
         to its question. Returns how many messages wait to be read.
 
-        With an `id`, sending the same again changes nothing.
+        With an `id`, sending the same again changes nothing. `run_id` names a run below that it is
+        for; without it, a swarm or graph gives it to the one that asks, or the only one that works.
 
         Raises:
+            InvalidRequest: nobody could take it, or it does not say who of several is to.
             RunEnded: the run is over.
 
         """
-        plain = message if isinstance(message, str) else [part.model_dump(mode="json") for part in message]
+        plain: Any = (
+            message if isinstance(message, str) else [part.model_dump(mode="json") for part in message]
+        )
+        if run_id not in (None, self.id):
+            plain = {"run_id": run_id, "text": plain}
         return int(await self._update(SEND, plain, id=id))
 
     async def decide(
@@ -151,18 +203,18 @@ class Run:
         reason: str = "",
         arguments: dict[str, Any] | None = None,
         digest: str | None = None,
+        run_id: str | None = None,
     ) -> None:
-        """Decide about a held tool call; with `arguments`, allow it with these instead.
+        """Decide about a held tool call of the run, or of one below it; with `arguments`, allow it
+        with these instead. `run_id` says which run's call it is, when several wait with that id.
 
         Raises:
-            InvalidRequest: the call does not wait, or is not what `digest` says.
+            InvalidRequest: the call does not wait, is not what `digest` says, or could be several.
 
         """
+        given = {"arguments": arguments, "digest": digest, "run_id": run_id}
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
-        if arguments is not None:
-            decision["arguments"] = arguments
-        if digest is not None:
-            decision["digest"] = digest
+        decision |= {name: value for name, value in given.items() if value is not None}
         await self._update(DECIDE, decision)
 
     async def pause(self) -> None:

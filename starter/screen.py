@@ -15,6 +15,9 @@ from .events import (
     Event,
     Finished,
     MessageFinished,
+    NodeFinished,
+    NodeStarted,
+    PlanChanged,
     QuestionAsked,
     Retrying,
     StatusChanged,
@@ -240,12 +243,26 @@ def line_of(event: Event) -> str | None:
             return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
             return f"[yellow]?[/] the agent asks: [bold]{escape(show.wanted(event.question))}[/]"
+        case NodeStarted() | NodeFinished() | PlanChanged():
+            return _below_line(event)
         case StatusChanged():
             return _status_line(event)
         case Finished():
             return _end_line(event)
         case _:
             return None
+
+
+def _below_line(event: NodeStarted | NodeFinished | PlanChanged) -> str | None:
+    match event:
+        case NodeStarted():
+            return f"[cyan]▸[/] {escape(event.key)}"
+        case NodeFinished():
+            good = event.state == "done" and event.stop_reason in (None, "end_turn", "handoff")
+            why = "" if event.stop_reason in (None, "end_turn") else f"[dim]: {event.stop_reason}[/]"
+            return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {escape(event.key)}{why}"
+        case PlanChanged():
+            return "\n".join(f"  {escape(line)}" for line in show.plan(event.items)) or None
 
 
 def _status_line(event: StatusChanged) -> str | None:

@@ -12,7 +12,7 @@ from .options import hint
 
 if TYPE_CHECKING:
     from perdure.messages import Message, Part
-    from perdure.wire import Approval, Failure, Question, RunResult, RunStatus
+    from perdure.wire import Failure, NodeStatus, PlanItem, RunResult, RunStatus, Waiting
 
     from .client import RunInfo
     from .steps import Step
@@ -100,19 +100,29 @@ def failure(why: "Failure | None") -> str:
     return f"{why.kind}{where}: {short(why.message, 500)}"
 
 
-def wanted(want: "Approval | Question") -> str:
-    """What a run wants of a person, whole."""
-    if want.kind == "approval":
-        return call(want.tool, want.arguments)
-    return clean(want.text)
+def wanted(want: "Waiting") -> str:
+    """What a run wants of a person, whole; of a run below, with the way to it."""
+    where = f"{clean(' / '.join(want.path))}: " if want.path else ""
+    match want.kind:
+        case "approval":
+            return where + call(want.tool, want.arguments)
+        case "question":
+            return where + clean(want.text)
+        case "parked":
+            return f"{where}parked: {failure(want.failure)}"
 
 
-def how_to_answer(run_id: str, want: "Approval | Question") -> str:
-    """The command that answers it."""
-    if want.kind == "approval":
-        call = f"{run_id} {want.call_id}"
-        return f"{hint(f'approve {call}')}    (or: {hint(f'deny {call}')})"
-    return hint(f'send {run_id} "..."')
+def how_to_answer(run_id: str, want: "Waiting") -> str:
+    """The command that answers it: said to the run that waits, whichever of the tree it is."""
+    waits = want.run_id or run_id
+    match want.kind:
+        case "approval":
+            held = f"{waits} {want.call_id}"
+            return f"{hint(f'approve {held}')}    (or: {hint(f'deny {held}')})"
+        case "question":
+            return hint(f'send {waits} "..."')
+        case "parked":
+            return how_to_go_on(waits)
 
 
 def how_to_go_on(run_id: str) -> str:
@@ -198,7 +208,34 @@ def report(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
         rows.append(("go on", how_to_go_on(run_id)))
     for want in status.waiting:
         rows += [("waits for", wanted(want)), ("", how_to_answer(run_id, want))]
+    rows += [("plan" if number == 0 else "", line) for number, line in enumerate(plan(status.plan))]
+    if status.shared_context:
+        told = json.dumps(status.shared_context, ensure_ascii=False)
+        rows.append(("shared", short(told, 1000)))
     return rows
+
+
+_MARKS: Final[dict[str, str]] = {"pending": "☐", "in_progress": "▸", "done": "☑", "dropped": "✗"}
+
+
+def plan(items: "Sequence[PlanItem]") -> list[str]:
+    """A plan, a line an item."""
+    return [f"{_MARKS[item.state]} {clean(item.text)}" for item in items]
+
+
+def nodes(of_run: "Sequence[NodeStatus]") -> Table:
+    """What a run has started, one a line."""
+    made = table("RUN BELOW", "STATE", "STOP", "STEPS", "TOKENS", "COST", right=("STEPS", "TOKENS", "COST"))
+    for node in of_run:
+        made.add_row(
+            Text(node.run_id or node.key),
+            status_word(node.state),
+            node.stop_reason or "",
+            str(node.steps or ""),
+            str(node.usage.total_tokens or ""),
+            cost(node.cost_microusd) if node.ended_at else "",
+        )
+    return made
 
 
 def message(said: "Message") -> list[tuple[str, str]]:

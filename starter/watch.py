@@ -2,63 +2,119 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 
 from perdure.effects import Progress
-from perdure.errors import PerdureError, RunFailed
+from perdure.errors import NotReachable, PerdureError, RunFailed
 from perdure.messages import Message
-from perdure.wire import Failure, RunStatus
+from perdure.wire import Failure, NodeStatus, RunStatus, Status
 
+from .below import Below
 from .diff import Pending, Seen
 from .events import Event, Finished
 
 if TYPE_CHECKING:
     from .run import Run
 
-_QUICK = timedelta(milliseconds=100)
-_SLOW = timedelta(seconds=1)
-_PATIENT = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+_QUICK: Final = timedelta(milliseconds=100)
+_SLOW: Final = timedelta(seconds=1)
+_AT_ONCE: Final = 8
+"""Runs of a tree that are looked at in full haste; of more, each is looked at less often."""
+_PATIENT: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 
 
-async def watch(run: "Run", *, after_message: int = 0) -> AsyncIterator[Event]:
+@dataclass
+class Pace:
+    """How often the runs of a tree are looked at: seldom while all of them wait for people."""
+
+    statuses: dict[str, Status | None] = field(default_factory=dict[str, Status | None])
+    """Of those that are watched, by run id."""
+    deaf: bool = False
+    """No worker answered the last question: what is over is not asked about any more."""
+
+    async def wait(self, run_id: str, status: Status | None) -> None:
+        """Until the next look at that run."""
+        self.statuses[run_id] = status
+        patient = all(one in _PATIENT for one in self.statuses.values())
+        await asyncio.sleep((_SLOW if patient else self.quick).total_seconds())
+
+    @property
+    def quick(self) -> timedelta:
+        """Between two looks at a run that works."""
+        return _QUICK * max(1.0, len(self.statuses) / _AT_ONCE)
+
+
+async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
     """Every event of the run from message `after_message` on, until it is over.
 
     A look costs one `describe`, and a query when the run's history has grown since. If no worker
     answers the query, watching goes on with what the server knows.
     """
-    seen = Seen(messages=after_message)
+    pace = pace or Pace()
+    try:
+        async for event in _watch(run, Seen(messages=after_message), pace):
+            yield event
+    finally:
+        pace.statuses.pop(run.id, None)
+
+
+async def _watch(run: "Run", seen: Seen, pace: Pace) -> AsyncIterator[Event]:
+    below = Below(run)
     looked: tuple[str, int] | None = None
     while True:
         described = await run.described()
         closed = described.status != WorkflowExecutionStatus.RUNNING
         at = (str(described.run_id), described.history_length)
-        if at != looked:
-            told = await _ask(run, seen.messages)
+        if at != looked and not (closed and pace.deaf):
+            told = await _ask(run, seen.messages, below, described, pace)
             if told is not None:
                 looked = at
-                status, messages = told
-                for event in (*seen.of_messages(messages), *seen.of_status(status)):
+                for event in told.news(seen):
                     yield event
         # After the messages: a step's text must not be told before the results of the step before it.
         for event in seen.of_flights(await _flights(run.client, described)):
             yield event
         if closed:
-            yield await _finished(run, described.status)
+            finished = await _finished(run, described.status)
+            for event in seen.of_end(finished.result):
+                yield event
+            yield finished
             return
-        await asyncio.sleep((_SLOW if seen.status in _PATIENT else _QUICK).total_seconds())
+        await pace.wait(run.id, seen.status)
 
 
-async def _ask(run: "Run", known: int) -> tuple[RunStatus, list[Message]] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What a worker told of a run."""
+
+    status: RunStatus
+    messages: list[Message]
+    nodes: list[NodeStatus]
+
+    def news(self, seen: Seen) -> list[Event]:
+        if self.status.kind not in ("swarm", "graph"):
+            seen.knows(self.nodes)
+        return [*seen.of_messages(self.messages), *seen.of_status(self.status, self.nodes)]
+
+
+async def _ask(
+    run: "Run", known: int, below: Below, described: WorkflowExecutionDescription, pace: Pace
+) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         status = await run.status()
-        return status, await run.transcript(start=known) if status.messages > known else []
-    except PerdureError:
+        messages = await run.transcript(start=known) if status.messages > known else []
+        nodes = await below.nodes(status, messages, described)
+    except PerdureError as error:
+        pace.deaf = isinstance(error, NotReachable)
         return None
+    pace.deaf = False
+    return _Told(status=status, messages=messages, nodes=nodes)
 
 
 async def _flights(client: Client, described: WorkflowExecutionDescription) -> list[Pending]:

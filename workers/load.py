@@ -1,6 +1,7 @@
-"""Loading: from a file or module that a person wrote to the agents in it.
+"""Loading: from a file or module that a person wrote to the agents, swarms and graphs in it.
 
     python -m perdure.workers.load FILE... [--json]      # what is in them, as `perdure agents` shows it
+    python -m perdure.workers.load FILE... --spec NAME   # one of them as data, for `perdure graph`
 
 Whatever is wrong with the file is told in one line that names the line of it, because the person
 who reads it is the one who wrote the file.
@@ -23,18 +24,23 @@ from typing import Any, Final, cast
 
 from perdure.agent import Agent
 from perdure.errors import DefinitionError, PerdureError
+from perdure.graph import Graph
+from perdure.members import Member, resolved
 from perdure.model import Model
+from perdure.spec import ResolvedAgent
+from perdure.swarm import Swarm
 
 from .plugin import by_name
 
+_KINDS: Final = (Agent, Swarm, Graph)
 _EXAMPLE: Final = 'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What agent files hold: agents in the order they were written, and providers of their own."""
+    """What agent files hold: agents, swarms and graphs in the order they were written, and providers."""
 
-    agents: tuple[Agent, ...] = ()
+    agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
 
 
@@ -55,7 +61,7 @@ def load_agents(target: str) -> Loaded:
     found = vars(module) if not name else {name: _named(module, place, name)}
     agents = tuple(_without_repetition(_agents_in(found.values())))
     if not agents:
-        what = f"{target} is no Agent" if name else f"{place} defines no Agent"
+        what = f"{target} is no Agent, Swarm or Graph" if name else f"{place} defines no Agent"
         raise DefinitionError(f"{what}; write one at its top level, such as {_EXAMPLE}")
     by_name(agents)
     return Loaded(agents=agents, models=_models_of(module, place))
@@ -184,15 +190,15 @@ def _named(module: ModuleType, place: str, name: str) -> Any:
     return getattr(module, name)
 
 
-def _agents_in(values: Any) -> Iterator[Agent]:
+def _agents_in(values: Any) -> Iterator[Member]:
     for value in values:
-        if isinstance(value, Agent):
+        if isinstance(value, _KINDS):
             yield value
         elif isinstance(value, list | tuple):
-            yield from (item for item in cast("Sequence[Any]", value) if isinstance(item, Agent))
+            yield from (item for item in cast("Sequence[Any]", value) if isinstance(item, _KINDS))
 
 
-def _without_repetition(agents: Iterator[Agent]) -> Iterator[Agent]:
+def _without_repetition(agents: Iterator[Member]) -> Iterator[Member]:
     seen: set[int] = set()
     for agent in agents:
         if id(agent) not in seen:
@@ -219,15 +225,38 @@ def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
 # -- as a command
 
 
-def describe(agent: Agent) -> dict[str, Any]:
-    """An agent in a few plain words, for a table."""
-    return {
-        "name": agent.name,
-        "model": agent.models[0].name,
-        "fallbacks": [config.name for config in agent.models[1:]],
-        "tools": [tool.name for tool in agent.tools],
-        "spec_hash": agent.spec().hash,
+def describe(member: Member) -> dict[str, Any]:
+    """An agent, swarm or graph in a few plain words, for a table."""
+    spec = member.spec()
+    plain: dict[str, Any] = {
+        "name": member.name,
+        "kind": spec.kind,
+        "members": sorted(member.members),
+        "spec_hash": spec.hash,
+        "model": "",
+        "fallbacks": [],
+        "tools": [],
     }
+    if isinstance(member, Agent):
+        plain |= {
+            "model": member.models[0].name,
+            "fallbacks": [config.name for config in member.models[1:]],
+            "tools": [tool.name for tool in member.tools],
+        }
+    return plain
+
+
+def spec_named(members: Sequence[Member], name: str) -> ResolvedAgent:
+    """The one of that name, among those that are served with them, as data.
+
+    Raises:
+        DefinitionError: there is none.
+
+    """
+    served = by_name(members)
+    if name not in served:
+        raise DefinitionError(f"nothing is called {name!r} here; there are: {', '.join(served)}")
+    return resolved(served[name])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,16 +264,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m perdure.workers.load", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--spec", metavar="NAME", help="print that one as data")
     given = parser.parse_args(arguments)
     try:
-        described = [describe(agent) for agent in load_all(given.files).agents]
+        members = load_all(given.files).agents
+        if given.spec is not None:
+            said = spec_named(members, given.spec).model_dump_json()
+        elif given.json:
+            said = json.dumps([describe(member) for member in members])
+        else:
+            said = "\n".join(
+                f"{one['name']}\t{one['model'] or one['kind']}" for one in map(describe, members)
+            )
     except PerdureError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    if given.json:
-        sys.stdout.write(json.dumps(described) + "\n")
-    else:
-        sys.stdout.writelines(f"{one['name']}\t{one['model']}\n" for one in described)
+    sys.stdout.write(f"{said}\n")
     return 0
 
 

@@ -89,7 +89,7 @@ async def work(orders: Orders) -> None:
         # The connection takes the process's default: there is one of each.
         Runtime.set_default(runtime, error_if_already_set=False)
         plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
-        warnings = await asyncio.to_thread(check_models, loaded.agents, plugin.models)
+        warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)
         for warning in warnings:
             orders.tell(f"warning: {warning}")
         temporal = await connect_temporal(settings, [plugin])

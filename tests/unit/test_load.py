@@ -85,7 +85,7 @@ def test_the_same_agent_in_two_files_is_one(write: Write) -> None:
 
 def test_two_agents_of_one_name_are_refused(write: Write) -> None:
     file, other = write(AGENT), write(AGENT, "other_of_test.py")
-    assert refusal(file, other) == "two agents are called 'one'; rename one"
+    assert refusal(file, other) == "two different agents, swarms or graphs are called 'one'; rename one"
 
 
 def test_providers_of_the_file_come_along(write: Write) -> None:
