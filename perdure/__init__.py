@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from perdure.policy import Policy, Rule
     from perdure.starter.client import Client, connect
     from perdure.starter.run import Run
+    from perdure.starter.session import Session
     from perdure.tools import RemoteTool, Tool, ToolContext, ask_person, tool
-    from perdure.wire import RunRequest, RunResult, RunStatus
+    from perdure.wire import RunRequest, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
     from perdure.workflows.child import run_agent
 
@@ -61,9 +62,11 @@ _HOME = {
     "RunRequest": "perdure.wire",
     "RunResult": "perdure.wire",
     "RunStatus": "perdure.wire",
+    "Session": "perdure.starter.session",
     "SlidingWindow": "perdure.context",
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
+    "TurnReply": "perdure.wire",
     "Usage": "perdure.messages",
     "ask_person": "perdure.tools",
     "connect": "perdure.starter.client",
@@ -98,9 +101,11 @@ __all__ = [
     "RunRequest",
     "RunResult",
     "RunStatus",
+    "Session",
     "SlidingWindow",
     "Tool",
     "ToolContext",
+    "TurnReply",
     "Usage",
     "ask_person",
     "connect",

@@ -43,6 +43,7 @@ from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls
 from ..activities.transcripts import Transcripts
 from ..workflows.agent import AgentWorkflow
+from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
 from .converter import over
@@ -118,7 +119,7 @@ class PerdurePlugin(SimplePlugin):
             "perdure",
             data_converter=lambda existing: over(existing, self.blobs, self.settings.blob_threshold_bytes),
             workflow_runner=pass_vocabulary_through,
-            workflows=[AgentWorkflow],
+            workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
             interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
         )
