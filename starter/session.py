@@ -167,6 +167,7 @@ class Session:
         except WorkflowAlreadyStartedError:
             raise over(self.id) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
+            _stay_cancelled()
             raise NotReachable(f"{self.run.nobody_answers()}; say it again, under the same id") from None
 
     async def _update(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
@@ -222,6 +223,7 @@ class Session:
         except WorkflowUpdateFailedError as error:
             raise refusal(error) from None
         except (RunEnded, NotReachable, WorkflowUpdateRPCTimeoutOrCancelledError):
+            _stay_cancelled()
             return None  # the question is lost, not the message
 
     async def _recorded(self, message_id: str) -> TurnReply | None:
@@ -238,6 +240,13 @@ def over(session_id: str) -> RunEnded:
     return RunEnded(
         f"session {session_id!r} is over; choose another id, or open it anew with reopen=True (--new)"
     )
+
+
+def _stay_cancelled() -> None:
+    """Temporal tells a cancelled wait by an error of its own: whoever cancelled us must not be ignored."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _message(text: str | list[Part], message_id: str | None, when_busy: WhenBusy) -> dict[str, Any]:

@@ -566,25 +566,24 @@ def impatiently(
     return running(agents, models=models(script), address=server.address, settings=mine, worker=worker)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-async def test_a_session_of_60_turns_with_continue_as_new_in_mid_turn_loses_nothing(
-    impatient: DevServer, settings: Settings, cached: bool
+@pytest.mark.parametrize(("turns", "cache"), [(60, {}), (10, {"max_cached_workflows": 0})])
+async def test_a_session_with_continue_as_new_in_mid_turn_loses_nothing(
+    impatient: DevServer, settings: Settings, turns: int, cache: dict[str, Any]
 ) -> None:
-    cache: dict[str, Any] = {} if cached else {"max_cached_workflows": 0}
     async with impatiently(impatient, settings, chatty(), **cache) as client:
         session = await client.session("long", agent="chatty")
         replies: list[TurnReply] = []
-        for n in range(60):
-            text = "work 25" if n in (20, 40) else "work 1" if n % 3 == 0 else f"m{n}"
+        for n in range(turns):
+            text = "work 25" if n in (turns // 3, turns - 4) else "work 1" if n % 3 == 0 else f"m{n}"
             replies.append(await session.say(text, id=f"id-{n}"))
-        again = [await session.say("?", id=f"id-{n}") for n in (0, 20, 59)]
+        again = [await session.say("?", id=f"id-{n}") for n in (0, turns // 3, turns - 1)]
         transcript = await session.transcript()
         status = await session.status()
         sizes = await history_sizes(client, "long")
-    assert len(sizes) > 8, "25 calls do not fit a hundred events: it continued as new in mid-turn"
-    assert [reply.turn for reply in replies] == list(range(1, 61))
+    assert len(sizes) > 5, "25 calls do not fit a hundred events: it continued as new in mid-turn"
+    assert [reply.turn for reply in replies] == list(range(1, turns + 1))
     assert all(reply.stop_reason == "end_turn" for reply in replies)
-    assert again == [replies[0], replies[20], replies[59]]
+    assert again == [replies[0], replies[turns // 3], replies[-1]]
     assert sum(reply.steps for reply in replies) == status.step
     assert sum(reply.tool_calls for reply in replies) == status.tool_calls
     assert sum(reply.cost_microusd or 0 for reply in replies) == status.cost_microusd
@@ -601,17 +600,17 @@ async def test_messages_that_come_while_it_continues_as_new_in_mid_turn_are_answ
     async with impatiently(impatient, settings, chatty()) as client:
         session = await client.session("crowded", agent="chatty")
         await session.say("hello")
-        long = [asyncio.create_task(session.say("work 40")) for _ in range(2)]
-        short = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(20)]
-        same = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(20)]
+        long = [asyncio.create_task(session.say("work 20")) for _ in range(2)]
+        short = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(12)]
+        same = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(12)]
         replies = await asyncio.gather(*long, *short, *same)
         sizes = await history_sizes(client, "crowded")
         transcript = await session.transcript()
-    assert len(sizes) > 3
-    assert [reply.text for reply in replies[2:22]] == [f"you said: m{n}" for n in range(20)]
-    assert replies[2:22] == replies[22:]
+    assert len(sizes) > 2
+    assert [reply.text for reply in replies[2:14]] == [f"you said: m{n}" for n in range(12)]
+    assert replies[2:14] == replies[14:]
     users = collections.Counter(message.text for message in transcript if message.role == "user")
-    assert users == {"hello": 1, "work 40": 2, **{f"m{n}": 1 for n in range(20)}}
+    assert users == {"hello": 1, "work 20": 2, **{f"m{n}": 1 for n in range(12)}}
 
 
 async def test_a_turns_deadline_outlives_continue_as_new(impatient: DevServer, settings: Settings) -> None:
