@@ -28,6 +28,8 @@ from .watch import watch_turn
 
 _SOONEST: Final = 0.03
 _LATEST: Final = 1.0
+_AT_THE_DOOR: Final = 4
+"""Messages handed over at a time: the server allows ten a session, with those that wait for their reply."""
 _TRIES: Final = 40
 """How often a message is offered to a session that is full, or just continuing as new."""
 
@@ -63,6 +65,7 @@ class Session:
         self.run = run
         """The same as a run: pause, resume, decide, result, and so on."""
         self._opening = opening
+        self._door = asyncio.Semaphore(_AT_THE_DOOR)
 
     @property
     def id(self) -> str:
@@ -145,7 +148,8 @@ class Session:
         """Hand the message over; it is kept once this returns."""
         for attempt in range(_TRIES):
             try:
-                accepted = await self._offer(message)
+                async with self._door:
+                    accepted = await self._offer(message)
             except RPCError as error:
                 if error.status != RPCStatusCode.RESOURCE_EXHAUSTED:
                     raise

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
@@ -226,7 +226,7 @@ def _typed() -> str | None:
 
 
 @contextlib.contextmanager
-def _on_interrupt(act: "_Act") -> Iterator[None]:
+def _on_interrupt(act: "_Act") -> Generator[None]:
     loop = asyncio.get_running_loop()
     pressed = 0
 

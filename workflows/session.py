@@ -33,8 +33,8 @@ from .fold import Birth
 from .inputs import refuse, said_of, session_request_of
 from .state import EndAsked, Event, IdleNoticed, Interrupted, Session, State, TurnBegan, TurnEnded
 
-MOST_WAITING: Final = 8
-"""Messages whose senders are kept waiting: the server allows ten at a time."""
+MOST_WAITING: Final = 5
+"""Messages whose senders are kept waiting. The server allows ten at a time, and others must get in."""
 IDLE_EVENTS: Final = 1000
 """An idle session with more events continues as new: whoever picks it up again reads few."""
 

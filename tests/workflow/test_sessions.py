@@ -2,13 +2,13 @@
 
 import asyncio
 import collections
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowExecutionStatus
 
 from perdure import (
     Agent,
@@ -305,7 +305,7 @@ async def test_limits_hold_per_turn_and_per_session(serve: Serve) -> None:
         ("max_steps", 1),
     ]
     assert [r.tool_calls for r in replies] == [2, 1, 0, 0, 1]
-    assert (result.stop_reason, result.steps, result.tool_calls) == ("max_steps", 8, 5)
+    assert (result.stop_reason, result.steps, result.tool_calls) == ("max_steps", 8, 4)
 
 
 async def test_money_bounds_a_turn_and_a_session(serve: Serve) -> None:
@@ -315,9 +315,10 @@ async def test_money_bounds_a_turn_and_a_session(serve: Serve) -> None:
         assert cost is not None
         bound = Limits(cost_usd=cost * 5 / 1_000_000)
         session = await client.session("dear", agent="chatty", session_limits=bound)
-        replies: list[TurnReply] = []
-        while (await session.run.described()).status == WorkflowExecutionStatus.RUNNING:
-            replies.append(await session.say("hello"))
+        replies = [await session.say("hello")]
+        with contextlib.suppress(RunEnded):
+            for _ in range(50):
+                replies.append(await session.say("hello"))  # noqa: PERF401 - kept when one raises
         result = await session.run.result()
     assert result.stop_reason == "cost_budget"
     assert result.cost_microusd is not None
@@ -509,8 +510,9 @@ async def test_a_wrong_message_is_refused_and_leaves_no_trace(
 
 
 async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
-    team = Swarm(name="team", agents=[chatty(), chatty(name="other")])
-    async with serve(chatty(), team, models=models()) as client:  # type: ignore[arg-type]
+    alone = chatty()
+    team = Swarm(name="team", agents=[alone, chatty(name="other")])
+    async with serve(alone, team, models=models()) as client:  # type: ignore[arg-type]
         for name, why in (("nobody", "nobody"), ("team", "sessions are held with agents")):
             session = await client.session(f"wrong-{name}", agent=name)
             with pytest.raises(InvalidRequest, match=why):
@@ -530,7 +532,7 @@ async def test_pictures_and_output_types_work_in_sessions(serve: Serve) -> None:
 
     async with serve(chatty(output_type=Answer), models=models(script)) as client:
         session = await client.session("typed", agent="chatty")
-        picture = Image(media_type="image/png", data=b"png")
+        picture = Image(media_type="image/png", data="cG5n")
         replies = [await session.say([Text(text="look"), picture]), await session.say("again")]
     assert [reply.output for reply in replies] == [{"n": 1}, {"n": 2}]
 
@@ -566,7 +568,7 @@ def impatiently(
     return running(agents, models=models(script), address=server.address, settings=mine, worker=worker)
 
 
-@pytest.mark.parametrize(("turns", "cache"), [(60, {}), (10, {"max_cached_workflows": 0})])
+@pytest.mark.parametrize(("turns", "cache"), [(40, {}), (10, {"max_cached_workflows": 0})])
 async def test_a_session_with_continue_as_new_in_mid_turn_loses_nothing(
     impatient: DevServer, settings: Settings, turns: int, cache: dict[str, Any]
 ) -> None:
