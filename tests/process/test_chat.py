@@ -103,6 +103,9 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
 def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "interrupted") as terminal:
         terminal.says("you> ")
+        terminal.types("hello\n")
+        terminal.says("Message 1 was: hello")
+        terminal.says("you> ")
         terminal.types("hang\n")
         terminal.says("waiting for the model")
         terminal.types("\x03")
@@ -112,7 +115,7 @@ def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
         terminal.says("(Ctrl-D leaves)")
         terminal.says("you> ")
         terminal.types("still there?\n")
-        terminal.says("Message 2 was: still there?")
+        terminal.says("Message 3 was: still there?")
         terminal.says("you> ")
         terminal.types("\x04")
         assert terminal.ends() == 0
