@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from perdure.messages import Value
-from perdure.wire import Approval, Failure, Question, RunResult, Status
+from perdure.wire import Approval, Failure, Question, RunResult, Status, TurnReply
 
 
 class TextDelta(Value):
@@ -111,6 +111,13 @@ class Finished(Value):
     error: Failure | None = None
 
 
+class TurnFinished(Value):
+    """A turn of a session is over: nothing follows, though the session goes on."""
+
+    kind: Literal["turn_finished"] = "turn_finished"
+    reply: TurnReply
+
+
 Event = Annotated[
     TextDelta
     | TextRestarted
@@ -122,7 +129,8 @@ Event = Annotated[
     | ApprovalRequested
     | QuestionAsked
     | StatusChanged
-    | Finished,
+    | Finished
+    | TurnFinished,
     Field(discriminator="kind"),
 ]
 

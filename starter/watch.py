@@ -11,10 +11,10 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from perdure.effects import Progress
 from perdure.errors import PerdureError, RunFailed
 from perdure.messages import Message
-from perdure.wire import Failure, RunStatus
+from perdure.wire import Failure, RunStatus, TurnReply
 
 from .diff import Pending, Seen
-from .events import Event, Finished
+from .events import Event, Finished, TurnFinished
 
 if TYPE_CHECKING:
     from .run import Run
@@ -30,26 +30,65 @@ async def watch(run: "Run", *, after_message: int = 0) -> AsyncIterator[Event]:
     A look costs one `describe`, and a query when the run's history has grown since. If no worker
     answers the query, watching goes on with what the server knows.
     """
-    seen = Seen(messages=after_message)
-    looked: tuple[str, int] | None = None
+    looks = _Looks(run, after_message)
     while True:
-        described = await run.described()
-        closed = described.status != WorkflowExecutionStatus.RUNNING
-        at = (str(described.run_id), described.history_length)
-        if at != looked:
-            told = await _ask(run, seen.messages)
-            if told is not None:
-                looked = at
-                status, messages = told
-                for event in (*seen.of_messages(messages), *seen.of_status(status)):
-                    yield event
-        # After the messages: a step's text must not be told before the results of the step before it.
-        for event in seen.of_flights(await _flights(run.client, described)):
+        events, status = await looks.next()
+        for event in events:
             yield event
-        if closed:
-            yield await _finished(run, described.status)
+        if status != WorkflowExecutionStatus.RUNNING:
+            yield await _finished(run, status)
             return
-        await asyncio.sleep((_SLOW if seen.status in _PATIENT else _QUICK).total_seconds())
+        await asyncio.sleep(looks.pause.total_seconds())
+
+
+async def watch_turn(
+    run: "Run", reply: "asyncio.Future[TurnReply]", *, after_message: int
+) -> AsyncIterator[Event]:
+    """Every event of a session from message `after_message` on, until the reply is there.
+
+    Raises:
+        PerdureError: whatever the reply raises.
+
+    """
+    looks = _Looks(run, after_message)
+    while True:
+        over = reply.done()
+        events, _ = await looks.next()
+        for event in events:
+            yield event
+        if over:
+            yield TurnFinished(reply=reply.result())
+            return
+        await asyncio.wait({reply}, timeout=looks.pause.total_seconds())
+
+
+class _Looks:
+    """Looks at a run, and what was new at each."""
+
+    def __init__(self, run: "Run", after_message: int) -> None:
+        self._run = run
+        self._seen = Seen(messages=after_message)
+        self._looked: tuple[str, int] | None = None
+
+    @property
+    def pause(self) -> timedelta:
+        """How long until the next look is worth it."""
+        return _SLOW if self._seen.status in _PATIENT else _QUICK
+
+    async def next(self) -> tuple[list[Event], WorkflowExecutionStatus | None]:
+        """What is new, and whether the workflow is still there."""
+        seen, news = self._seen, list[Event]()
+        described = await self._run.described()
+        at = (str(described.run_id), described.history_length)
+        if at != self._looked:
+            told = await _ask(self._run, seen.messages)
+            if told is not None:
+                self._looked = at
+                status, messages = told
+                news += [*seen.of_messages(messages), *seen.of_status(status)]
+        # After the messages: a step's text must not be told before the results of the step before it.
+        news += seen.of_flights(await _flights(self._run.client, described))
+        return news, described.status
 
 
 async def _ask(run: "Run", known: int) -> tuple[RunStatus, list[Message]] | None:
