@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from perdure.policy import Policy, Rule
     from perdure.starter.client import Client, connect
     from perdure.starter.run import Run
+    from perdure.starter.session import Session
     from perdure.swarm import Swarm
     from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, as_tool, ask_person, tool
-    from perdure.wire import NodeResult, RunRequest, RunResult, RunStatus
+    from perdure.wire import NodeResult, RunRequest, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
     from perdure.workflows.child import run_agent
 
@@ -71,11 +72,13 @@ _HOME = {
     "RunRequest": "perdure.wire",
     "RunResult": "perdure.wire",
     "RunStatus": "perdure.wire",
+    "Session": "perdure.starter.session",
     "SlidingWindow": "perdure.context",
     "Swarm": "perdure.swarm",
     "SwarmLimits": "perdure.limits",
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
+    "TurnReply": "perdure.wire",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
@@ -119,11 +122,13 @@ __all__ = [
     "RunRequest",
     "RunResult",
     "RunStatus",
+    "Session",
     "SlidingWindow",
     "Swarm",
     "SwarmLimits",
     "Tool",
     "ToolContext",
+    "TurnReply",
     "Usage",
     "as_tool",
     "ask_person",

@@ -4,7 +4,7 @@ Any Temporal client in any language can speak this. Names and shapes are contrac
 fields with defaults, it never renames.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
@@ -13,6 +13,8 @@ from perdure.limits import Limits
 from perdure.messages import Message, Part, Usage, Value, _absent
 
 WORKFLOW: Final = "AgentWorkflow"
+SESSION_WORKFLOW: Final = "SessionWorkflow"
+WORKFLOWS: Final = (WORKFLOW, SESSION_WORKFLOW)
 TASK_QUEUE: Final = "perdure"
 
 # Updates, signals and queries of AgentWorkflow.
@@ -24,6 +26,11 @@ STOP: Final = "stop"
 STATUS: Final = "status"
 TRANSCRIPT: Final = "transcript"
 RESULT: Final = "result"
+
+# Of SessionWorkflow, beside those.
+SAY: Final = "say"
+REPLY: Final = "reply"
+INTERRUPT: Final = "interrupt"
 
 # Search attributes, and their Temporal types.
 SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double"]]] = {
@@ -38,6 +45,8 @@ SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double"]]] = {
 # Types of the errors a run may fail with, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"
 INVALID_REQUEST: Final = "InvalidRequest"
+SESSION_OVER: Final = "SessionOver"
+"""Type of the error a message gets that the session ended before reading."""
 
 Status = Literal[
     "thinking",
@@ -114,6 +123,43 @@ class RunRequest(_Strict):
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
             raise ValueError("is empty: say what the agent is to do")
         return prompt  # pyright: ignore[reportUnknownVariableType]
+
+
+MAX_IDLE: Final = timedelta(days=30)
+"""How long a session waits for the next message, unless it is told otherwise."""
+
+
+class SessionRequest(_Strict):
+    """The input of a session. `{"agent": "support"}` is enough."""
+
+    agent: str = Field(min_length=1)
+    user: str | None = None
+    roles: list[str] = Field(default_factory=list[str])
+    context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    stream: bool = True
+    limits: Limits | None = None
+    """Of each turn: tightens the agent's own."""
+    session_limits: Limits | None = None
+    """Of the whole session; only what is set bounds it. `timeout` is wall clock from its start."""
+    max_idle: timedelta | None = Field(default=MAX_IDLE, gt=timedelta(), le=timedelta(days=3650))
+    """The session closes when nothing was said for so long; None: never."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, with what was given and no more."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+WhenBusy = Literal["queue", "steer"]
+"""What becomes of a message that comes during a turn: a turn of its own afterwards, or part of this one."""
+
+
+class Say(_Strict):
+    """The argument of `say`: a message to a session."""
+
+    id: str = Field(min_length=1, max_length=256)
+    """The same id again is the same message: it is answered once."""
+    text: str | list[Part]
+    when_busy: WhenBusy = "queue"
 
 
 class Decision(_Strict):
@@ -281,10 +327,37 @@ class RunStatus(Value):
     kind: Literal["agent", "swarm", "graph", "session"] = "agent"
     nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=_absent)
     """What the run started, in order of their start; of many, those in flight and the newest."""
+    turn: int = Field(default=0, exclude_if=_absent)
+    """Session: the turn in hand, or the newest one."""
     plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=_absent)
     shared_context: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict[str, dict[str, JsonValue]], exclude_if=_absent
     )
+
+
+class TurnReply(Value):
+    """What a message to a session came to: how its turn ended. All numbers are of that turn."""
+
+    version: Literal[1] = 1
+    message_id: str = ""
+    done: bool = True
+    """False: the message is kept and its turn is not over; ask again, with the same message id."""
+    known: bool = Field(default=True, exclude_if=lambda v: v is True)
+    """False, of the query only: no message of that id was said, or it is long forgotten."""
+    turn: int = 0
+    """Turns are counted from 1; messages that steered a turn have its number."""
+    output: Any = None
+    text: str = ""
+    """The newest words of the agent in this turn."""
+    stop_reason: StopReason | None = None
+    error: Failure | None = None
+    """Why the turn failed. The session goes on all the same."""
+    steps: int = 0
+    tool_calls: int = 0
+    usage: Usage = Usage()
+    cost_microusd: int | None = None
+    messages: int = 0
+    """Length of the session's transcript when the turn was over."""
 
 
 class TranscriptQuery(Value):

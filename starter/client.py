@@ -4,28 +4,40 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import temporalio.client
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import WorkflowExecution
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.errors import InvalidRequest, NotReachable, RunConflict
+from perdure.errors import InvalidRequest, NotReachable, RunConflict, RunNotFound
 from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
 from perdure.model import digest
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
-from perdure.wire import ENDED, TASK_QUEUE, WORKFLOW, RunRequest, RunResult, Status
+from perdure.wire import (
+    ENDED,
+    MAX_IDLE,
+    SESSION_WORKFLOW,
+    TASK_QUEUE,
+    WORKFLOW,
+    WORKFLOWS,
+    RunRequest,
+    RunResult,
+    SessionRequest,
+    Status,
+)
 
 from ..workers.connection import connect_temporal
 from .run import Run
+from .session import Opening, Session, over
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
 _REQUEST_DIGEST = "perdure_request"
@@ -38,10 +50,14 @@ _STEPS = SearchAttributeKey.for_int("AgentSteps")
 _COST = SearchAttributeKey.for_float("AgentCostUsd")
 
 
+_Asked = TypeVar("_Asked", bound=BaseModel)
+
+
 class RunInfo(Value):
     """A run in a list: what its search attributes tell, without asking a worker."""
 
     id: str
+    kind: Literal["run", "session"] = "run"
     agent: str | None = None
     status: Status | str = ""
     stop_reason: str | None = None
@@ -84,6 +100,7 @@ class Client:
 
         """
         request = _request(
+            RunRequest,
             agent=agent,
             prompt=prompt,
             user=user,
@@ -134,6 +151,72 @@ class Client:
         started = await self.start(agent, prompt, **settings)
         return await started.result()
 
+    async def session(
+        self,
+        id: str,  # noqa: A002
+        *,
+        agent: str | None = None,
+        user: str | None = None,
+        roles: Sequence[str] = (),
+        context: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        session_limits: Limits | None = None,
+        max_idle: timedelta | None = MAX_IDLE,
+        stream: bool = True,
+        reopen: bool = False,
+    ) -> Session:
+        """The session of that id. With an `agent` it is started by its first message, if need be.
+
+        `limits` tighten the agent's own in each turn, `session_limits` bound the whole. It closes when
+        nothing was said for `max_idle` (None: never).
+
+        Raises:
+            InvalidRequest: the request is wrong.
+            RunConflict: the id belongs to something else, or to a session with another request.
+            RunEnded: the session is over; with `reopen` it begins anew, with nothing said.
+            RunNotFound: without an agent: there is no such session.
+
+        """
+        run = Run(self.temporal, id)
+        if agent is None:
+            await _check_ours(run, SESSION_WORKFLOW)
+            return Session(run)
+        request = _request(
+            SessionRequest,
+            agent=agent,
+            user=user,
+            roles=list(roles),
+            context=context or {},
+            limits=limits,
+            session_limits=session_limits,
+            stream=stream,
+        )
+        if max_idle != MAX_IDLE:
+            request = _valid(SessionRequest, {**request.plain(), "max_idle": max_idle})
+        plain = _writable(request, id)
+        if await self._goes_on(run, plain, reopen=reopen):
+            return Session(run)
+        memo = {_REQUEST_DIGEST: digest(plain)}
+        return Session(run, Opening(request=plain, task_queue=self.task_queue, memo=memo, reopen=reopen))
+
+    async def _goes_on(self, run: Run, plain: dict[str, Any], *, reopen: bool) -> bool:
+        """Whether a session of that id and request is open."""
+        try:
+            described = await run.described()
+        except RunNotFound:
+            return False
+        await _check_ours(run, SESSION_WORKFLOW)
+        if described.status != WorkflowExecutionStatus.RUNNING:
+            if reopen:
+                return False
+            raise over(run.id)
+        if (await described.memo()).get(_REQUEST_DIGEST) != digest(plain):
+            raise RunConflict(
+                f"session {run.id!r} goes on with another request (agent, user, limits ...); choose another "
+                f"id, or take it as it is: client.session({run.id!r}), without an agent"
+            )
+        return True
+
     async def has_worker(self) -> bool:
         """Whether a worker has asked the task queue for work within the last minute and a half."""
         request = DescribeTaskQueueRequest(
@@ -163,8 +246,8 @@ class Client:
         query: str | None = None,
         most: int = 100,
     ) -> AsyncIterator[RunInfo]:
-        """Runs, the newest first. `query` is a Temporal visibility query, joined with "and"."""
-        wanted = [f'WorkflowType = "{WORKFLOW}"']
+        """Runs and sessions, the newest first. `query` is a Temporal visibility query, joined with "and"."""
+        wanted = [f"WorkflowType IN ({', '.join(_quoted(kind) for kind in WORKFLOWS)})"]
         for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
             if value is not None:
                 wanted.append(f"{name} = {_quoted(value)}")
@@ -182,26 +265,31 @@ class Client:
             raise _refused(error) from error
 
 
-def _request(**fields: Any) -> RunRequest:
+def _request(kind: type[_Asked], **fields: Any) -> _Asked:
     given = {name: value for name, value in fields.items() if value not in (None, [], {})}
     if given.get("stream") is True:
         del given["stream"]
+    return _valid(kind, given)
+
+
+def _valid(kind: type[_Asked], given: dict[str, Any]) -> _Asked:
     try:
-        return RunRequest.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        raise InvalidRequest(f"run request: {explain(error)}") from None
+        what = "session" if kind is SessionRequest else "run"
+        raise InvalidRequest(f"{what} request: {explain(error)}") from None
 
 
-async def _check_ours(run: Run) -> None:
+async def _check_ours(run: Run, wanted: str = WORKFLOW) -> None:
     """An id that somebody chose may be that of any workflow."""
     described = await run.described()
-    if described.workflow_type != WORKFLOW:
+    if described.workflow_type != wanted:
         raise RunConflict(
             f"id {run.id!r} belongs to a workflow of type {described.workflow_type!r}; choose another id"
         )
 
 
-def _writable(request: RunRequest, run_id: str | None) -> dict[str, Any]:
+def _writable(request: RunRequest | SessionRequest, run_id: str | None) -> dict[str, Any]:
     """The request as JSON that can be sent: text may hold half characters, which no server takes."""
     try:
         plain = request.plain()
@@ -231,6 +319,7 @@ def _info(execution: WorkflowExecution) -> RunInfo:
         status = ended.get(execution.status.name, execution.status.name.lower())
     return RunInfo(
         id=execution.id,
+        kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
         agent=known.get(_NAME),
         status=status,
         stop_reason=known.get(_STOP_REASON),

@@ -16,6 +16,7 @@ from perdure.wire import (
     RunResult,
     Status,
     StopReason,
+    TurnReply,
 )
 
 
@@ -164,6 +165,13 @@ class Finished(Value):
     error: Failure | None = None
 
 
+class TurnFinished(Value):
+    """A turn of a session is over: nothing follows, though the session goes on."""
+
+    kind: Literal["turn_finished"] = "turn_finished"
+    reply: TurnReply
+
+
 Event = Annotated[
     TextDelta
     | TextRestarted
@@ -179,7 +187,8 @@ Event = Annotated[
     | NodeFinished
     | PlanChanged
     | StatusChanged
-    | Finished,
+    | Finished
+    | TurnFinished,
     Field(discriminator="kind"),
 ]
 

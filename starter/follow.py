@@ -20,6 +20,7 @@ from .events import (
     StatusChanged,
     ToolFinished,
     ToolStarted,
+    TurnFinished,
 )
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
 from .screen import Json, Lines, Screen, Terminal
@@ -56,9 +57,9 @@ async def follow(client: "Client", run: "Run", common: Common) -> int:
     left with the code for that; approvals are waited for, for they may come from elsewhere.
     """
     screen = screen_for(common, run.id)
-    follower = _Follower(client, run, screen, asks=is_conversation(common))
+    follower = Follower(client, run, screen, asks=is_conversation(common), leave=detached(run.id))
     try:
-        return await follower.to_the_end()
+        return await follower.to_the_end(run.events())
     except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels us, and raises KeyboardInterrupt after
         screen.note(f"\n{detached(run.id)}")
         raise
@@ -82,8 +83,22 @@ def code_of_end(end: Finished) -> int:
     return DONE if natural else EARLY
 
 
-class _Follower:
-    def __init__(self, client: "Client", run: "Run", screen: Screen, *, asks: bool) -> None:
+class Follower:
+    """Shows events of a run, or of a turn, and asks the person what the agent asks.
+
+    Args:
+        client: for a look at the workers.
+        run: the run, or session, that people act on.
+        screen: where it is shown.
+        asks: somebody is there to answer.
+        leave: what to say to a person who leaves before the end.
+
+    """
+
+    def __init__(self, client: "Client", run: "Run", screen: Screen, *, asks: bool, leave: str) -> None:
+        self.detached = False
+        self.last: Event | None = None
+        self._leave = leave
         self._client = client
         self._run = run
         self._screen = screen
@@ -95,11 +110,14 @@ class _Follower:
         self._resumed = False
         """Told to go on, and no word of it yet."""
 
-    async def to_the_end(self) -> int:
-        """The exit code."""
-        async with contextlib.aclosing(_peekable(self._run)) as events:
+    async def to_the_end(self, stream: AsyncIterator[Event]) -> int:
+        """Follow these events to their end; the exit code."""
+        async with contextlib.aclosing(_Events(stream)) as events:
             while True:
-                event = await self._next(events)
+                try:
+                    event = await self._next(events)
+                except StopAsyncIteration:
+                    return DONE
                 if isinstance(event, int):
                     return event
                 if event is None:
@@ -107,12 +125,15 @@ class _Follower:
                 self._take(event)
                 if isinstance(event, Finished):
                     return code_of_end(event)
+                if isinstance(event, TurnFinished):
+                    return DONE
                 if isinstance(event, StatusChanged) and event.status == "parked" and not self._asks:
                     self._screen.note(f"  {show.how_to_go_on(self._run.id)}")
                     return PARKED
 
     def _take(self, event: Event) -> None:
         self._silent = False
+        self.last = event
         self._screen.show(event)
         match event:
             case ApprovalRequested():
@@ -165,7 +186,9 @@ class _Follower:
         if isinstance(want, Question):
             asks_to_detach = not (line or "").strip()
         if asks_to_detach:
-            self._screen.note(detached(self._run.id))
+            self.detached = True
+            if self._leave:
+                self._screen.note(self._leave)
             return DONE
         try:
             await self._carry_out(want, (line or "").strip(), word.lower(), rest.strip())
@@ -289,7 +312,3 @@ class _Events:
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
-
-
-def _peekable(run: "Run") -> _Events:
-    return _Events(run.events())

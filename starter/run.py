@@ -30,6 +30,7 @@ from perdure.wire import (
     RESULT,
     RESUME,
     SEND,
+    SESSION_OVER,
     STATUS,
     STOP,
     TRANSCRIPT,
@@ -75,7 +76,7 @@ class Run:
         """
         handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
         try:
-            async with self._translated():
+            async with self.translated():
                 result: RunResult = await handle.result()
                 return result
         except WorkflowFailureError as error:
@@ -99,8 +100,8 @@ class Run:
     async def _cancelled(self) -> RunResult:
         """What a cancelled run had: asked of a worker, for Temporal keeps no result of it."""
         try:
-            async with self._translated():
-                return await self._ask(RESULT, RunResult)
+            async with self.translated():
+                return await self.ask(RESULT, RunResult)
         except (PerdureError, WorkflowQueryFailedError):
             return RunResult(agent="", stop_reason="cancelled", output="")
 
@@ -111,8 +112,8 @@ class Run:
             NotReachable: no worker answers.
 
         """
-        async with self._translated():
-            return await self._ask(STATUS, RunStatus)
+        async with self.translated():
+            return await self.ask(STATUS, RunStatus)
 
     async def spec(self) -> ResolvedAgent:
         """What the run was started with, and keeps: its agent, swarm or graph, and all it may start.
@@ -144,8 +145,8 @@ class Run:
         messages: list[Message] = []
         while True:
             want = TranscriptQuery(start=start + len(messages))
-            async with self._translated():
-                page = await self._ask(TRANSCRIPT, TranscriptPage, want)
+            async with self.translated():
+                page = await self.ask(TRANSCRIPT, TranscriptPage, want)
             messages += page.messages
             if not page.messages or start + len(messages) >= page.length:
                 return messages
@@ -219,15 +220,15 @@ class Run:
 
     async def pause(self) -> None:
         """Let what is in flight finish and start nothing new."""
-        await self._signal(PAUSE)
+        await self.signal(PAUSE)
 
     async def resume(self) -> None:
         """Go on after a pause, or from exactly the step at which the run was parked."""
-        await self._signal(RESUME)
+        await self.signal(RESUME)
 
     async def stop(self) -> None:
         """Finish now, gracefully: completed, with the best partial answer."""
-        await self._signal(STOP)
+        await self.signal(STOP)
 
     async def cancel(self) -> None:
         """End now, as cancelled.
@@ -239,12 +240,12 @@ class Run:
         described = await self.described()
         if described.status != WorkflowExecutionStatus.RUNNING:
             raise RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
-        async with self._translated():
+        async with self.translated():
             await self.handle.cancel()
 
     async def described(self) -> WorkflowExecutionDescription:
         """What the server knows of the run, without asking a worker."""
-        async with self._translated():
+        async with self.translated():
             return await self.handle.describe()
 
     async def is_stuck(self) -> bool:
@@ -252,42 +253,43 @@ class Run:
         described = await self.described()
         return described.raw_description.pending_workflow_task.attempt > 1
 
-    async def _signal(self, name: str) -> None:
-        async with self._translated():
+    async def signal(self, name: str) -> None:
+        """Send a signal without argument."""
+        async with self.translated():
             await self.handle.signal(name)
 
     async def _update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
         try:
-            async with self._translated():
+            async with self.translated():
                 return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
         except WorkflowUpdateFailedError as error:
-            cause = error.cause
-            raise InvalidRequest(
-                cause.message if isinstance(cause, ApplicationError) else str(cause)
-            ) from None
+            raise refusal(error) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
             raise NotReachable(
-                f"{self._nobody_answers()}. It was delivered all the same and will be acted upon "
+                f"{self.nobody_answers()}. It was delivered all the same and will be acted upon "
                 "when one is: do not say it again, or say it under the same id"
             ) from None
 
-    async def _ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
+    async def ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
+        """Ask a query of the run. Errors are Temporal's: see `translated`."""
         given: _Answer = await self.handle.query(
             query, args=args, result_type=answer, rpc_timeout=ANSWER_WITHIN
         )
         return given
 
     @asynccontextmanager
-    async def _translated(self) -> AsyncGenerator[None]:
-        """Temporal's errors in our words."""
+    async def translated(self, *, passing: tuple[RPCStatusCode, ...] = ()) -> AsyncGenerator[None]:
+        """Temporal's errors in our words; those of a status in `passing` as they are."""
         try:
             yield
         except RPCError as error:
+            if error.status in passing:
+                raise
             raise self._in_our_words(error) from error
         except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
             raise InvalidRequest(str(error)) from error
         except builtins.TimeoutError:
-            raise NotReachable(self._nobody_answers()) from None
+            raise NotReachable(self.nobody_answers()) from None
 
     def _in_our_words(self, error: RPCError) -> PerdureError:
         if error.status == RPCStatusCode.NOT_FOUND:
@@ -297,19 +299,28 @@ class Run:
         if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED) or (
             "Timeout expired" in error.message
         ):
-            return NotReachable(self._nobody_answers())
+            return NotReachable(self.nobody_answers())
         if error.status == RPCStatusCode.UNAVAILABLE:
             return NotReachable(f"the Temporal server does not answer: {error.message}")
         if "no poller" in error.message:
-            return NotReachable(self._nobody_answers())
+            return NotReachable(self.nobody_answers())
         if any(sign in error.message for sign in _OVER):
             return RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
         if "Workflow Task in failed state" in error.message:
             return NotReachable(f"the worker cannot go on with run {self.id!r}: its log says why")
         return PerdureError(f"Temporal refused: {error.message}")
 
-    def _nobody_answers(self) -> str:
+    def nobody_answers(self) -> str:
+        """What to say when no worker does."""
         return (
             f"no worker answered for run {self.id!r} within {ANSWER_WITHIN.total_seconds():.0f} s; "
             "is one running? Start it with `perdure worker FILE`"
         )
+
+
+def refusal(error: WorkflowUpdateFailedError) -> PerdureError:
+    """Why the run took no update, or did not finish it."""
+    cause = error.cause
+    said = cause.message if isinstance(cause, ApplicationError) else str(cause)
+    ended = isinstance(cause, ApplicationError) and cause.type == SESSION_OVER
+    return RunEnded(said) if ended else InvalidRequest(said)

@@ -26,6 +26,7 @@ from .events import (
     ToolFinished,
     ToolProgress,
     ToolStarted,
+    TurnFinished,
 )
 
 if TYPE_CHECKING:
@@ -170,6 +171,9 @@ class Terminal:
             case Finished():
                 self._finish(event)
                 return
+            case TurnFinished():
+                self._finish_turn(event)
+                return
             case _:
                 pass
         line = line_of(event)
@@ -187,6 +191,15 @@ class Terminal:
         result = event.result
         if result is not None and result.output not in (None, "", self._told):
             self._console.print(show.output(result.output), markup=False)
+        line = line_of(event)
+        if line is not None:
+            self._console.print(line)
+
+    def _finish_turn(self, event: TurnFinished) -> None:
+        self.rest()
+        output = event.reply.output
+        if output not in (None, "", self._told):
+            self._console.print(show.output(output), markup=False)
         line = line_of(event)
         if line is not None:
             self._console.print(line)
@@ -249,6 +262,8 @@ def line_of(event: Event) -> str | None:
             return _status_line(event)
         case Finished():
             return _end_line(event)
+        case TurnFinished():
+            return _turn_line(event)
         case _:
             return None
 
@@ -284,6 +299,16 @@ def _end_line(event: Finished) -> str:
         return f"[red]✗ failed:[/] {why}" + (f"\n{numbers}" if event.result else "")
     good = event.status == "completed" and _is_natural(event.result)
     return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {numbers or event.status}"
+
+
+def _turn_line(event: TurnFinished) -> str:
+    reply = event.reply
+    steps = f"turn {reply.turn}, {show.plural(reply.steps, 'step')}, {show.cost(reply.cost_microusd)}"
+    if reply.error is not None:
+        return f"[red]✗ the turn failed:[/] {escape(show.failure(reply.error))} [dim]({escape(steps)})[/]"
+    if reply.stop_reason not in (None, "end_turn"):
+        return f"[yellow]■[/] the turn ended early: {reply.stop_reason} [dim]({escape(steps)})[/]"
+    return f"[dim]{escape(steps)}[/]"
 
 
 def _is_natural(result: "RunResult | None") -> bool:

@@ -12,11 +12,11 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from perdure.effects import Progress
 from perdure.errors import NotReachable, PerdureError, RunFailed
 from perdure.messages import Message
-from perdure.wire import Failure, NodeStatus, RunStatus, Status
+from perdure.wire import Failure, NodeStatus, RunStatus, Status, TurnReply
 
 from .below import Below
 from .diff import Pending, Seen
-from .events import Event, Finished
+from .events import Event, Finished, TurnFinished
 
 if TYPE_CHECKING:
     from .run import Run
@@ -56,36 +56,73 @@ async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None)
     answers the query, watching goes on with what the server knows.
     """
     pace = pace or Pace()
+    looks = _Looks(run, after_message, pace)
     try:
-        async for event in _watch(run, Seen(messages=after_message), pace):
-            yield event
+        while True:
+            events, status = await looks.next()
+            for event in events:
+                yield event
+            if status != WorkflowExecutionStatus.RUNNING:
+                finished = await _finished(run, status)
+                for event in looks.seen.of_end(finished.result):
+                    yield event
+                yield finished
+                return
+            await pace.wait(run.id, looks.seen.status)
     finally:
         pace.statuses.pop(run.id, None)
 
 
-async def _watch(run: "Run", seen: Seen, pace: Pace) -> AsyncIterator[Event]:
-    below = Below(run)
-    looked: tuple[str, int] | None = None
+async def watch_turn(
+    run: "Run", reply: "asyncio.Future[TurnReply]", *, after_message: int
+) -> AsyncIterator[Event]:
+    """Every event of a session from message `after_message` on, until the reply is there.
+
+    Raises:
+        PerdureError: whatever the reply raises.
+
+    """
+    looks = _Looks(run, after_message, Pace())
     while True:
-        described = await run.described()
+        over = reply.done()
+        events, _ = await looks.next()
+        for event in events:
+            yield event
+        if over:
+            yield TurnFinished(reply=reply.result())
+            return
+        await asyncio.wait({reply}, timeout=looks.pause.total_seconds())
+
+
+class _Looks:
+    """Looks at a run, and what was new at each."""
+
+    def __init__(self, run: "Run", after_message: int, pace: Pace) -> None:
+        self.seen = Seen(messages=after_message)
+        self._run = run
+        self._pace = pace
+        self._below = Below(run)
+        self._looked: tuple[str, int] | None = None
+
+    @property
+    def pause(self) -> timedelta:
+        """How long until the next look is worth it."""
+        return _SLOW if self.seen.status in _PATIENT else _QUICK
+
+    async def next(self) -> tuple[list[Event], WorkflowExecutionStatus | None]:
+        """What is new, and whether the workflow is still there."""
+        seen, news = self.seen, list[Event]()
+        described = await self._run.described()
         closed = described.status != WorkflowExecutionStatus.RUNNING
         at = (str(described.run_id), described.history_length)
-        if at != looked and not (closed and pace.deaf):
-            told = await _ask(run, seen.messages, below, described, pace)
+        if at != self._looked and not (closed and self._pace.deaf):
+            told = await _ask(self._run, seen.messages, self._below, described, self._pace)
             if told is not None:
-                looked = at
-                for event in told.news(seen):
-                    yield event
+                self._looked = at
+                news += told.news(seen)
         # After the messages: a step's text must not be told before the results of the step before it.
-        for event in seen.of_flights(await _flights(run.client, described)):
-            yield event
-        if closed:
-            finished = await _finished(run, described.status)
-            for event in seen.of_end(finished.result):
-                yield event
-            yield finished
-            return
-        await pace.wait(run.id, seen.status)
+        news += seen.of_flights(await _flights(self._run.client, described))
+        return news, described.status
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls
 from ..activities.transcripts import Transcripts
 from ..workflows.agent import AgentWorkflow
+from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
 from .converter import over
@@ -92,6 +93,7 @@ PASSED_THROUGH = (
     "perdure.workflows.swarm",
     "perdure.workflows.team",
     "perdure.workflows.tree",
+    "perdure.workflows.turns",
     "perdure.workflows.window",
 )
 """Not re-imported by the sandbox. One by one: passing "perdure" would pass `perdure.workflows` too,
@@ -139,7 +141,7 @@ class PerdurePlugin(SimplePlugin):
             "perdure",
             data_converter=lambda existing: over(existing, self.blobs, self.settings.blob_threshold_bytes),
             workflow_runner=pass_vocabulary_through,
-            workflows=[AgentWorkflow],
+            workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
             interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
         )

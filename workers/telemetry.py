@@ -39,7 +39,7 @@ from temporalio.worker import (
 
 from perdure.errors import DefinitionError
 from perdure.settings import Settings
-from perdure.wire import WORKFLOW
+from perdure.wire import WORKFLOWS
 
 from ..activities import genai
 from ..activities.telemetry import CAPTURE_CONTENT
@@ -109,7 +109,7 @@ class _ReportedRun(WorkflowInboundInterceptor):
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         info = workflow.info()
-        if info.workflow_type != WORKFLOW:
+        if info.workflow_type not in WORKFLOWS:
             return await super().execute_workflow(input)
         agent = _agent_of(input)
         span = genai.run_span(agent, info.workflow_id) if _replay_safe() else trace.INVALID_SPAN

@@ -163,6 +163,8 @@ class AgentWorkflow:
             match command:
                 case CallModel() | StartNodes() if workflow.info().is_continue_as_new_suggested():
                     await self._continue_or_drain(display, request, command)
+                case Wait() if self._may_renew():
+                    await self._continue_or_drain(display, request, command)
                 case Wait():
                     self._tell_parent()
                     display.show(self._now)
@@ -181,6 +183,10 @@ class AgentWorkflow:
     def _decided(self) -> Command:
         state = self._now
         return decide(state) if isinstance(state, State) else team.decide(state, self._code)
+
+    def _may_renew(self) -> bool:
+        """Whether to continue as new though there is nothing to do."""
+        return False
 
     def _carry_out(self, command: Command) -> None:
         match command:

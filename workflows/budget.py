@@ -82,7 +82,7 @@ def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
 
     The input is reserved at its full price, as if nothing were cached: a budget is a promise.
     """
-    read = next_input_tokens(state)
+    read = max(next_input_tokens(state), 1)  # so that a budget that was passed is used up
     price = state.spec.models[state.model].price
     cost = None
     if price is not None:

@@ -77,7 +77,21 @@ class Finish:
     end: End
 
 
-Command = CallModel | CallTools | StartNodes | Answer | Ask | Slide | Recall | Wait | Finish
+@dataclass(frozen=True, kw_only=True)
+class OpenTurn:
+    """Let a session's next message have its turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseTurn:
+    """The turn of a session is over."""
+
+    end: End
+
+
+Command = (
+    CallModel | CallTools | StartNodes | Answer | Ask | Slide | Recall | Wait | Finish | OpenTurn | CloseTurn
+)
 
 _LAST_WORD = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
@@ -187,7 +201,7 @@ def early_end(state: State, reason: StopReason) -> End:
     Words are no output where a type was asked for: then there is none.
     """
     untyped = state.spec.output_schema is None
-    return End(stop_reason=reason, output=partial_answer(state.messages) if untyped else None)
+    return End(stop_reason=reason, output=partial_answer(state.messages[state.first :]) if untyped else None)
 
 
 def partial_answer(messages: tuple[Message, ...]) -> str:

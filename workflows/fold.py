@@ -44,6 +44,8 @@ from .state import (
     Event,
     GraceOver,
     Granted,
+    IdleNoticed,
+    Interrupted,
     ModelFailed,
     NodesStarted,
     Paused,
@@ -51,9 +53,12 @@ from .state import (
     Resumed,
     Sent,
     Slid,
+    Spoke,
     State,
     StepBegan,
     Told,
+    TurnBegan,
+    TurnEnded,
 )
 from .tree import Child, rooted
 from .window import slide
@@ -78,9 +83,15 @@ class Birth:
 def initial(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth | None = None) -> State:
     """The state of a run that has just been given its agent."""
     birth = birth or Birth()
+    history = birth.branch.history if birth.branch else []
+    return append(speechless(request, spec, now, birth), *history, Message.user(request.prompt))
+
+
+def speechless(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth) -> State:
+    """The same, before anything is said."""
     limits: Limits = spec.limits.tightened_by(request.limits)
     fixed = canonical_json([spec.instructions, [tool.input_schema for tool in spec.tools]])
-    state = State(
+    return State(
         request=request,
         spec=spec,
         limits=limits,
@@ -91,8 +102,6 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth | 
         members=birth.members,
         tree=rooted(birth.branch),
     )
-    history = birth.branch.history if birth.branch else []
-    return _append(state, *history, Message.user(request.prompt))
 
 
 def deadline_of(limits: Limits, now: datetime, branch: Branch | None) -> datetime | None:
@@ -143,11 +152,14 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
             return replace(state, tree=tree.told(state.tree, event.waiting, event.returned))
         case NodesStarted():
             return state  # an agent has none
+        case Spoke() | TurnBegan() | TurnEnded() | Interrupted() | IdleNoticed():
+            return state  # a session's: see `turns`
         case _:
             assert_never(event)
 
 
-def _append(state: State, *messages: Message) -> State:
+def append(state: State, *messages: Message) -> State:
+    """With these messages at its end."""
     new_tokens = sum(estimated_tokens(message) for message in messages)
     return replace(
         state, messages=state.messages + messages, context_tokens=state.context_tokens + new_tokens
@@ -155,7 +167,7 @@ def _append(state: State, *messages: Message) -> State:
 
 
 def _begin(state: State, event: StepBegan) -> State:
-    state = _append(replace(state, inbox=()), *state.inbox)
+    state = append(replace(state, inbox=()), *state.inbox)
     step = state.step if state.redo else state.step + 1
     return replace(state, step=step, redo=False, asking_model=True, clamped_by=event.clamped_by)
 
@@ -223,7 +235,7 @@ def _words(state: State, text: str, problem: str | None) -> State:
         return replace(state, end=End(stop_reason=state.wrap_up, output=said))
     if problem is None:
         return _final(state, text)
-    return _append(_strike_repair(state), Message.user(problem))
+    return append(_strike_repair(state), Message.user(problem))
 
 
 def _final(state: State, output: Any) -> State:
@@ -269,7 +281,7 @@ def _unanswered(state: State, message: Message, why: str) -> State:
     """Every call gets a result, even one that is never run: a transcript must stay well-formed."""
     if not message.tool_calls:
         return state
-    return _append(state, Message(role="tool", parts=[_not_run(call, why) for call in message.tool_calls]))
+    return append(state, Message(role="tool", parts=[_not_run(call, why) for call in message.tool_calls]))
 
 
 def _not_run(call: ToolCall, why: str) -> ToolResult:
@@ -337,7 +349,7 @@ def _close(state: State) -> State:
     if not state.calls or len(results) < len(state.calls):
         return state
     spilled = state.spilled or any(result.spilled for result in results)
-    state = _append(replace(state, calls=(), spilled=spilled), Message(role="tool", parts=list(results)))
+    state = append(replace(state, calls=(), spilled=spilled), Message(role="tool", parts=list(results)))
     if state.handoff is None or state.end is not None or state.ending is not None:
         return state
     return replace(state, end=End(stop_reason="handoff", output=state.handoff.model_dump(mode="json")))

@@ -9,10 +9,10 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
-from perdure.wire import INVALID_REQUEST, Approval, Decision, Question, RunRequest
+from perdure.wire import INVALID_REQUEST, Approval, Decision, Question, RunRequest, Say, SessionRequest
 
 from .calls import approval_digest
-from .state import Call, State
+from .state import Call, Spoke, Spoken, State
 from .team import Team
 from .tree import waiting_below
 
@@ -39,9 +39,27 @@ def request_of(raw: Any) -> RunRequest:
     request = _checked("run request", lambda: RunRequest.model_validate(raw))
     if isinstance(request.prompt, list):
         _check_parts("prompt", request.prompt)
-    if request.user is not None and len(request.user.encode()) > MOST_USER_BYTES:
-        raise refuse(f"run request: user: is longer than {MOST_USER_BYTES} bytes; give a name or an id")
+    _check_user("run request", request.user)
     return request
+
+
+def session_request_of(raw: Any) -> SessionRequest:
+    """A session's input, however it was written."""
+    request = _checked("session request", lambda: SessionRequest.model_validate(raw))
+    _check_user("session request", request.user)
+    return request
+
+
+def _check_user(what: str, user: str | None) -> None:
+    if user is not None and len(user.encode()) > MOST_USER_BYTES:
+        raise refuse(f"{what}: user: is longer than {MOST_USER_BYTES} bytes; give a name or an id")
+
+
+def said_of(raw: Any) -> Spoke:
+    """What `say` was given."""
+    said = _checked("message", lambda: Say.model_validate(raw))
+    text: Any = said.text if isinstance(said.text, str) else raw["text"]
+    return Spoke(spoken=Spoken(id=said.id, message=message_of(text)), when_busy=said.when_busy)
 
 
 def message_of(raw: Any) -> Message:

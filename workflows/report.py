@@ -80,6 +80,8 @@ def _working(state: State | Team) -> Status:
         return next(status for kind, status in _BY_KIND.items() if kind in held)
     if isinstance(state, Team):
         return "acting"
+    if state.session is not None and not state.session.is_open:
+        return "idle"
     return "acting" if state.calls or state.resting else "thinking"
 
 
@@ -162,7 +164,9 @@ def status_report(state: State | Team) -> RunStatus:
         stop_reason=state.end.stop_reason if state.end else None,
         spec_hash=state.spec.hash,
         model=state.spec.models[state.model].config.name,
-        queued=len(state.inbox),
+        queued=len(state.inbox) + (len(state.session.queue) if state.session else 0),
+        kind="session" if state.session else "agent",
+        turn=state.session.turn if state.session else 0,
     )
 
 
@@ -318,7 +322,7 @@ def details(state: State | Team) -> str:
     lines = [
         f"**{status}** · {doing(state, status)}",
         "",
-        f"- step {state.step}, {state.tool_calls} tool calls, {spent}",
+        f"- {_turn(state)}step {state.step}, {state.tool_calls} tool calls, {spent}",
         f"- agent `{state.spec.name}`, model `{model}`, spec `{state.spec.hash[:12]}`",
     ]
     for call in state.calls:
@@ -331,6 +335,13 @@ def details(state: State | Team) -> str:
     if state.plan:
         lines += ["", "**Plan**", "", shown(state.plan)]
     return "\n".join(lines)
+
+
+def _turn(state: State) -> str:
+    if state.session is None:
+        return ""
+    queued = f" ({len(state.session.queue)} more messages wait)" if state.session.queue else ""
+    return f"turn {state.session.turn}{queued}, "
 
 
 def team_details(team: Team) -> str:

@@ -14,7 +14,7 @@ Theory of operation
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from perdure.effects import ModelFailure, ModelOutcome
@@ -22,7 +22,16 @@ from perdure.limits import Limits
 from perdure.messages import Message, ToolCall, ToolResult, Usage
 from perdure.spec import AgentSpec, AnySpec, ToolKind
 from perdure.tree import Amount, Grant, Handoff, Peer, Report
-from perdure.wire import Decision, Failure, PlanItem, RunRequest, RunResult, StopReason
+from perdure.wire import (
+    Decision,
+    Failure,
+    PlanItem,
+    RunRequest,
+    RunResult,
+    StopReason,
+    TurnReply,
+    WhenBusy,
+)
 
 from .plan import Start
 from .tree import Tree
@@ -52,6 +61,60 @@ class End:
     stop_reason: StopReason
     output: object = None
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """A message to a session, and the id by which its sender knows it."""
+
+    id: str
+    message: Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """The counters of a session when its turn began: the turn's own are what came after."""
+
+    at: datetime
+    messages: int = 0
+    step: int = 0
+    tool_calls: int = 0
+    usage: Usage = Usage()
+    cost_microusd: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A turn that is over. `at` is the message its words are in, when they are too long to keep twice."""
+
+    ids: tuple[str, ...]
+    reply: TurnReply
+    at: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a session knows beside the run in it. Its rules are in `turns`."""
+
+    turn_limits: Limits
+    limits: Limits
+    """Of the whole session."""
+    max_idle: timedelta | None
+    deadline_at: datetime | None
+    mark: Mark
+    turn: int = 0
+    is_open: bool = False
+    """A turn goes on."""
+    ids: tuple[str, ...] = ()
+    """The messages that the turn answers."""
+    unread: tuple[Spoken, ...] = ()
+    """Messages that steer the turn, once the model reads them."""
+    queue: tuple[Spoken, ...] = ()
+    answered: tuple[Answered, ...] = ()
+    said: int = 0
+    """Messages said without an id of their own."""
+    closing: StopReason | None = None
+    """The session is to end, when the turn is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +181,12 @@ class State:
     ending: StopReason | None = None
     """Asked to end from outside; what is in flight is being called back."""
     end: End | None = None
+    session: Session | None = None
+
+    @property
+    def first(self) -> int:
+        """Index of the message with which the run, or the turn in hand, began."""
+        return self.session.mark.messages if self.session else 0
 
     @property
     def busy(self) -> bool:
@@ -276,6 +345,46 @@ class Told:
     returned: Amount | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spoke:
+    """Somebody said something to the session."""
+
+    spoken: Spoken
+    when_busy: WhenBusy = "queue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnBegan:
+    """The next message has its turn."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnEnded:
+    """The turn is over, in the way in which a run would have ended."""
+
+    end: End
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    """End the turn, not the session: somebody asked for it, or its time is over."""
+
+    turn: int | None = None
+    """Only if it is this one."""
+    reason: StopReason = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdleNoticed:
+    """Time has passed: perhaps nobody says anything any more."""
+
+    at: datetime
+
+
+SessionEvent = Spoke | TurnBegan | TurnEnded | Interrupted | IdleNoticed
 Event = (
     StepBegan
     | Replied
@@ -296,4 +405,5 @@ Event = (
     | Asked
     | Granted
     | Told
+    | SessionEvent
 )

@@ -82,6 +82,16 @@ async def _work(request: ModelRequest) -> Any:
             return says("all done")
 
 
+async def _talk(request: ModelRequest) -> Any:
+    """Each turn looks, charges, and says what was asked."""
+    note("model", request.user or "", str(request.step))
+    await asyncio.sleep(0.2)
+    if request.messages[-1].role == "tool":
+        said = [message.text for message in request.messages if message.role == "user"]
+        return says(f"done: {said[-1]}")
+    return [calls("look", n=1), calls("charge")]
+
+
 async def _hang(request: ModelRequest) -> Line:
     """A model that takes five minutes the first time, as far as anyone can tell."""
     attempt_file = LEDGER.with_suffix(".hung")
@@ -99,10 +109,12 @@ def _long(request: ModelRequest) -> Line:
 
 worker_of_many = Agent(name="many", model="scripted:work", tools=[charge, refund, look])
 hanging = Agent(name="hanging", model="hang:x", limits=Limits(timeout=timedelta(minutes=10)))
+clerk = Agent(name="clerk", model="talk:x", tools=[charge, look])
 talker = Agent(name="talker", model="long:x")
 
 models = {
     "scripted": ScriptedModel(_work),
     "hang": ScriptedModel(_hang),
+    "talk": ScriptedModel(_talk),
     "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=800),
 }

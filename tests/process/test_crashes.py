@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from perdure import NotReachable, connect
+from perdure import NotReachable, Session, TurnReply, connect
 from perdure.settings import Settings
 from perdure.starter.client import Client
 from perdure.starter.events import Event, TextDelta, TextRestarted
@@ -89,6 +89,44 @@ async def test_a_run_goes_on_on_a_new_worker_wherever_the_old_one_died(
         await run.decide("call-2-1", allow=True)
     assert (await run.result()).output == ("back again" if moment == "model" else "all done")
     assert len(workers.effects()) == len(set(workers.happened("charge") + workers.happened("refund")))
+
+
+async def _say_until_heard(session: Session, text: str) -> TurnReply:
+    """As a caller would: the same id again, when no worker was there to take the message."""
+    while True:
+        try:
+            return await session.say(text, id=text)
+        except NotReachable:
+            continue
+
+
+async def test_a_session_outlives_workers_killed_in_mid_turn(workers: Crew, settings: Settings) -> None:
+    client = await connect(settings=settings)
+    session = await client.session("outliving", agent="clerk", user="ann")
+    said = [f"job {n}" for n in range(8)]
+    replies: list[TurnReply] = []
+
+    async def converse() -> None:
+        for text in said:
+            replies.append(await _say_until_heard(session, text))  # noqa: PERF401 - counted meanwhile
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(converse())
+        for turn, moment in ((1, "model"), (3, "charge"), (5, "charge")):
+
+            async def in_mid_turn(turn: int = turn, moment: str = moment) -> bool:
+                return len(workers.happened(moment)) > (2 * turn if moment == "model" else turn)
+
+            await until(in_mid_turn, within=60)
+            workers.kill()
+            workers.start()
+    again = await session.say("job 0", id="job 0")
+    assert [reply.text for reply in replies] == [f"done: {text}" for text in said]
+    assert [reply.turn for reply in replies] == list(range(1, 9))
+    assert again == replies[0]
+    assert collections.Counter(workers.effects()) == {("outliving", "charge"): 8}
+    transcript = await session.transcript()
+    assert [message.text for message in transcript if message.role == "user"] == said
 
 
 async def test_a_worker_told_to_stop_hands_over_what_it_cannot_finish(

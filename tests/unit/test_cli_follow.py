@@ -18,7 +18,7 @@ from perdure.starter.events import (
     StatusChanged,
     ToolStarted,
 )
-from perdure.starter.follow import _Follower
+from perdure.starter.follow import Follower
 from perdure.starter.run import Run
 from perdure.wire import Approval, Failure, Question, RunResult, RunStatus, StopReason
 
@@ -121,9 +121,11 @@ async def followed(
     monkeypatch.setattr(follow, "_SOON", 0.01)
     monkeypatch.setattr(follow, "_SILENCE", 0.01)
     screen = FakeScreen()
-    follower = _Follower(cast("Client", FakeClient()), cast("Run", run), screen, asks=asks)
+    followed = cast("Run", run)
+    leave = follow.detached(followed.id)
+    follower = Follower(cast("Client", FakeClient()), followed, screen, asks=asks, leave=leave)
     async with asyncio.timeout(10):
-        return await follower.to_the_end(), screen
+        return await follower.to_the_end(followed.events()), screen
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ async def test_the_guides_code_runs(serve: Serve) -> None:
         while (await run.status()).waiting:
             await space["decide_everything"](client)
         assert (await run.result()).output == "done"
+    async with serve(
+        space["clerk"], models={"scripted": ScriptedModel([says("four"), says("none")])}
+    ) as client:
+        assert (await space["talk"](client)).text == "four"
+        assert (await client.get("ticket-78").status()).turn == 2
 
 
 def test_the_table_of_errors_is_the_codes_own() -> None:

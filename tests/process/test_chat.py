@@ -1,0 +1,201 @@
+"""`perdure chat` as people and scripts use it: at a terminal of its own, and through pipes."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from perdure.workers.server import DevServer
+
+from .shell import Shell
+
+AGENTS = '''
+import asyncio
+
+from perdure import Agent, tool
+from perdure.testing import ScriptedModel, calls, fails, says
+
+
+@tool(approval=True, effect="write")
+async def refund(order_id: str) -> str:
+    """Pay an order back."""
+    return f"paid back {order_id}"
+
+
+async def script(request):
+    last = request.messages[-1]
+    if last.role == "tool":
+        return says(last.text + " indeed")
+    if last.text.startswith("refund"):
+        return calls("refund", order_id="W1")
+    if last.text == "hang":
+        await asyncio.sleep(60)
+    if last.text == "fail":
+        return fails("bad_request", "no such thing")
+    count = sum(message.role == "user" for message in request.messages)
+    return says(f"Message {count} was: {last.text}")
+
+
+clerk = Agent(name="clerk", model="clerk:x", tools=[refund], on_failure="fail")
+models = {"clerk": ScriptedModel(script)}
+'''
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterator[Shell]:
+    """A shell whose settings lead to the session's server, and a worker that serves `AGENTS`."""
+    folder = tmp_path_factory.mktemp("chat")
+    variables = {"PERDURE_ADDRESS": server.address, "PERDURE_TASK_QUEUE": f"chat-{time.time_ns()}"}
+    made = Shell(folder, variables)
+    made.write("desk.py", AGENTS)
+    made.start("worker", "desk.py").says("ready: clerk")
+    yield made
+    made.close()
+
+
+def test_a_chat_at_a_terminal_is_left_and_resumed(shell: Shell) -> None:
+    with shell.terminal("chat", "clerk", "--session", "at-terminal", "--user", "ann") as terminal:
+        terminal.says("session at-terminal")
+        terminal.says("you> ")
+        terminal.types("hello\n")
+        terminal.says("Message 1 was: hello")
+        terminal.says("you> ")
+        terminal.types("/status\n")
+        terminal.says("idle")
+        terminal.says("you> ")
+        terminal.types("/nonsense\n")
+        terminal.says("no command '/nonsense'")
+        terminal.says("you> ")
+        terminal.types("\x04")
+        terminal.says("come back: perdure chat --session at-terminal")
+        assert terminal.ends() == 0
+    with shell.terminal("chat", "--session", "at-terminal") as terminal:
+        terminal.says("Message 1 was: hello")
+        terminal.says("you> ")
+        terminal.types("\x1b[A\n")
+        terminal.says("Message 2 was: hello")
+        terminal.says("you> ")
+        terminal.types("/close\n")
+        terminal.says("is closed")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+
+
+def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
+    with shell.terminal("chat", "clerk", "--session", "approvals") as terminal:
+        terminal.says("you> ")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach: ")
+        terminal.types("y\n")
+        terminal.says("paid back W1 indeed")
+        terminal.says("you> ")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-3-1?")
+        terminal.types("n not today\n")
+        terminal.says("not today indeed")
+        terminal.says("you> ")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+
+
+def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
+    with shell.terminal("chat", "clerk", "--session", "interrupted") as terminal:
+        terminal.says("you> ")
+        terminal.types("hello\n")
+        terminal.says("Message 1 was: hello")
+        terminal.says("you> ")
+        terminal.types("hang\n")
+        terminal.says("waiting for the model")
+        terminal.types("\x03")
+        terminal.says("the turn ended early: stopped")
+        terminal.says("you> ")
+        terminal.types("\x03")
+        terminal.says("(Ctrl-D leaves)")
+        terminal.says("you> ")
+        terminal.types("still there?\n")
+        terminal.says("Message 3 was: still there?")
+        terminal.says("you> ")
+        terminal.types("\x04")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+
+
+def test_a_chat_that_was_left_in_mid_turn_is_picked_up_there(shell: Shell) -> None:
+    with shell.terminal("chat", "clerk", "--session", "picked-up") as terminal:
+        terminal.says("you> ")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-1-1?")
+        terminal.types("d\n")
+        terminal.says("come back")
+        assert terminal.ends() == 0
+    with shell.terminal("chat", "--session", "picked-up") as terminal:
+        terminal.says("approve call-1-1?")
+        terminal.types("y\n")
+        terminal.says("paid back W1 indeed")
+        terminal.says("you> ")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+
+
+def test_ones_open_sessions_are_offered(shell: Shell) -> None:
+    for name in ("one", "two"):
+        assert shell.perdure("chat", "clerk", "--session", name, "--user", "eve", stdin="x\n").code == 0
+    with shell.terminal("chat", "--resume", "--user", "eve") as terminal:
+        terminal.says("which? ")
+        assert {"one", "two"} <= set(terminal.said.split())
+        terminal.types("1\n")
+        terminal.says("you> ")
+        terminal.types("again\n")
+        terminal.says("Message 2 was: again")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+    nobody = shell.perdure("chat", "--resume", "--user", "nobody-ever")
+    assert nobody.code == 2
+    assert "no open session" in nobody.err
+
+
+def test_through_a_pipe_a_line_is_a_turn(shell: Shell) -> None:
+    said = shell.perdure("chat", "clerk", "--session", "piped", stdin="hello\n\nhow are you?\n")
+    assert said.code == 0, said.err
+    assert said.out == "Message 1 was: hello\nMessage 2 was: how are you?\n"
+    assert "session piped" in said.err
+    again = shell.perdure("chat", "--session", "piped", "--json", stdin="and now?\n")
+    assert json.loads(again.out)["turn"] == 3
+    failed = shell.perdure("chat", "--session", "piped", stdin="fail\n")
+    assert failed.code == 1
+    assert "bad_request" in failed.err
+
+
+def test_a_chat_of_its_own_gets_an_id_that_says_whose_it_is(shell: Shell) -> None:
+    said = shell.perdure("chat", "clerk", "--user", "Ann Lee", stdin="hello\n")
+    assert said.code == 0
+    assert "session clerk-Ann-Lee-" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["chat"], "say with whom"),
+        (["chat", "--session", "no-such-session"], "no-such-session"),
+        (["chat", "nobody", "--session", "wrong-agent"], "nobody"),
+    ],
+)
+def test_a_chat_that_cannot_be_says_why(shell: Shell, words: list[str], why: str) -> None:
+    said = shell.perdure(*words, stdin="hello\n")
+    assert said.code == 2
+    assert why in said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_closed_session_is_opened_anew_only_when_asked_to(shell: Shell) -> None:
+    assert shell.perdure("chat", "clerk", "--session", "closed", stdin="x\n").code == 0
+    assert shell.perdure("stop", "closed").code == 0
+    refused = shell.perdure("chat", "clerk", "--session", "closed", stdin="y\n")
+    while "is over" not in refused.err:  # the stop takes a moment
+        assert refused.code == 0, refused.err
+        refused = shell.perdure("chat", "clerk", "--session", "closed", stdin="y\n")
+    assert "--new" in refused.err
+    anew = shell.perdure("chat", "clerk", "--session", "closed", "--new", stdin="y\n")
+    assert anew.out == "Message 1 was: y\n"

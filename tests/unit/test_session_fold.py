@@ -1,0 +1,336 @@
+"""Turns, without a server: what becomes of messages, replies and limits, whatever happens when."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.limits import Limits
+from perdure.messages import Message, Usage
+from perdure.wire import SessionRequest, TurnReply, WhenBusy
+from perdure.workflows import turns
+from perdure.workflows.carry import pack, unpack
+from perdure.workflows.decide import CallModel, CallTools, CloseTurn, Finish, OpenTurn, Recall, Slide, Wait
+from perdure.workflows.fold import Birth
+from perdure.workflows.report import status_report
+from perdure.workflows.state import (
+    CallReturned,
+    CallsStarted,
+    Decided,
+    EndAsked,
+    GraceOver,
+    IdleNoticed,
+    Interrupted,
+    ModelFailed,
+    Paused,
+    Resumed,
+    Sent,
+    Slid,
+    Spoke,
+    Spoken,
+    State,
+    StepBegan,
+    TurnBegan,
+    TurnEnded,
+)
+from perdure.workflows.turns import decide, fold, is_pending, reply_to, session_of
+from tests.unit.runs import NOW, assert_well_formed, call, reply, result, spec_of
+
+SECOND = timedelta(seconds=1)
+
+
+def opened(request: dict[str, Any] | None = None, **spec: Any) -> State:
+    asked = SessionRequest.model_validate({"agent": "a", **(request or {})})
+    return turns.initial(asked, spec_of(**spec), NOW, Birth())
+
+
+def say(state: State, message_id: str, text: str = "hi", when_busy: WhenBusy = "queue") -> State:
+    return fold(state, Spoke(spoken=Spoken(id=message_id, message=Message.user(text)), when_busy=when_busy))
+
+
+def go(state: State) -> State:
+    """Carry out turns' own commands, until something of the loop is next."""
+    while True:
+        match decide(state):
+            case OpenTurn():
+                state = fold(state, TurnBegan(at=NOW))
+            case CloseTurn() as command:
+                state = fold(state, TurnEnded(end=command.end, at=NOW))
+            case Slide() as command:
+                state = fold(state, Slid(start=command.start))
+            case _:
+                return state
+
+
+def asked(state: State) -> State:
+    state = go(state)
+    assert isinstance(decide(state), CallModel)
+    return fold(state, StepBegan())
+
+
+def answered(state: State, *calls: Any, **more: Any) -> State:
+    state = asked(state)
+    return go(fold(state, reply(state, *calls, **more)))
+
+
+def replied(state: State, message_id: str) -> TurnReply:
+    found = reply_to(state, message_id)
+    assert found is not None
+    return found
+
+
+def test_a_turn_ends_where_a_run_would() -> None:
+    state = answered(say(opened(), "m1", "hello"), text="hi there")
+    assert decide(state) == Wait()
+    said = replied(state, "m1")
+    assert (said.turn, said.text, said.output, said.stop_reason) == (1, "hi there", "hi there", "end_turn")
+    assert [message.text for message in state.messages] == ["hello", "hi there"]
+    assert status_report(state).status == "idle"
+
+
+def test_a_message_known_in_any_place_says_nothing_new() -> None:
+    state = say(say(opened(), "queued"), "queued")
+    assert len(session_of(state).queue) == 1
+    state = say(asked(state), "queued")
+    assert session_of(state).queue == ()
+    state = say(say(state, "steer", when_busy="steer"), "steer")
+    assert len(state.inbox) == 1
+    state = answered(fold(state, reply(state, text="done")), text="done again")
+    assert say(state, "queued") == say(state, "steer") == state
+
+
+def test_what_steers_a_turn_that_ends_unread_has_the_next_turn() -> None:
+    state = asked(say(opened(), "m1"))
+    state = say(say(state, "m2"), "m3", "steer", when_busy="steer")
+    state = go(fold(fold(state, Interrupted()), reply(state, text="so far", stop="cancelled")))
+    assert replied(state, "m1").stop_reason == "stopped"
+    assert session_of(state).ids == ("m3",)
+    assert [one.id for one in session_of(state).queue] == ["m2"]
+    assert state.inbox == ()
+
+
+def test_a_question_is_answered_by_what_steers() -> None:
+    state = answered(say(opened(), "m1"), call("ask_person", question="Which?"))
+    state = say(state, "m2", "the red one", when_busy="steer")
+    assert state.messages[-1].tool_results[0].text == "the red one"
+    state = answered(state, text="thanks")
+    assert replied(state, "m2").turn == replied(state, "m1").turn == 1
+
+
+def test_send_begins_a_turn_when_idle_and_steers_one_that_goes_on() -> None:
+    state = go(fold(opened(), Sent(message=Message.user("hello"))))
+    assert session_of(state).is_open
+    state = fold(state, Sent(message=Message.user("more"), id="u1"))
+    assert [message.text for message in state.inbox] == ["more"]
+
+
+def test_limits_of_a_turn_are_counted_from_its_start() -> None:
+    limits = Limits(steps=2, tool_calls=1, per_tool={"work": 1}, total_tokens=10_000)
+    state = say(say(opened(limits=limits), "m1"), "m2")
+    for name in ("m1", "m2"):
+        state = answered(state, call("work"))
+        step = state.step
+        state = fold(state, CallsStarted(ids=(f"call-{step}-1",)))
+        state = answered(fold(state, CallReturned(result=result(f"call-{step}-1"))), call("work"))
+        assert replied(state, name).stop_reason == "max_tool_calls"
+        assert (replied(state, name).steps, replied(state, name).tool_calls) == (2, 1)
+
+
+def test_limits_of_a_session_end_it_after_the_reply() -> None:
+    state = say(opened({"session_limits": {"steps": 2}}), "m1")
+    state = answered(state, text="one")
+    assert decide(state) == Wait()
+    state = answered(say(state, "m2"), text="two")
+    assert replied(state, "m2").text == "two"
+    ending = decide(state)
+    assert isinstance(ending, Finish)
+    assert (ending.end.stop_reason, ending.end.output) == ("max_steps", "two")
+
+
+def test_what_a_session_limit_leaves_out_is_not_bounded() -> None:
+    assert session_of(opened({"session_limits": {"cost_usd": 1}})).limits.steps is None
+
+
+def test_a_failed_turn_has_no_words_of_another() -> None:
+    state = answered(say(opened(on_failure="fail"), "m1"), text="good")
+    state = asked(say(state, "m2"))
+    from perdure.effects import ModelFailure
+
+    state = go(fold(state, ModelFailed(failure=ModelFailure(kind="bad_request", message="no"))))
+    failed = replied(state, "m2")
+    assert failed.error is not None
+    assert (failed.error.kind, failed.text, failed.stop_reason) == ("bad_request", "", "error")
+    assert replied(answered(say(state, "m3"), text="on"), "m3").text == "on"
+
+
+def test_it_is_idle_only_with_nothing_to_do_for_long_enough() -> None:
+    state = opened({"max_idle": "PT10S"})
+    assert session_of(fold(state, IdleNoticed(at=NOW + 9 * SECOND))).closing is None
+    assert session_of(fold(say(state, "m"), IdleNoticed(at=NOW + 11 * SECOND))).closing is None
+    over = fold(state, IdleNoticed(at=NOW + 10 * SECOND))
+    ending = decide(over)
+    assert isinstance(ending, Finish)
+    assert ending.end.stop_reason == "idle"
+
+
+def test_a_turns_timer_is_no_concern_of_another_turn() -> None:
+    state = asked(say(opened(), "m1"))
+    assert fold(state, Interrupted(turn=7, reason="deadline")) == state
+    assert fold(state, Interrupted(turn=1, reason="deadline")).ending == "deadline"
+
+
+def test_a_long_answer_is_kept_once() -> None:
+    long = "x" * 5000
+    state = answered(say(opened(), "m1"), text=long)
+    state = answered(say(state, "m2"), text="short")
+    assert session_of(state).answered[0].reply.text == ""
+    assert (replied(state, "m1").text, replied(state, "m1").output) == (long, long)
+
+
+def test_replies_that_are_kept_are_bounded() -> None:
+    state = opened()
+    for n in range(turns.MOST_ANSWERED + 10):
+        state = answered(say(state, f"m{n}"), text="ok")
+    assert len(session_of(state).answered) == turns.MOST_ANSWERED
+    assert reply_to(state, "m0") is None
+    assert replied(state, "m500").turn == 501
+
+
+def test_a_session_is_carried_over_whole() -> None:
+    state = say(asked(say(opened({"session_limits": {"steps": 9}}), "m1")), "m2", when_busy="steer")
+    carried, *chunks = pack(state, True)
+    assert unpack(carried, chunks) == (state, True)
+
+
+Deed = tuple[str, int]
+
+OFTEN = ["say", "steer", "words", "words", "interrupt", "work", "start", "return"]
+SELDOM = ["again", "ask", "empty", "fail", "allow", "pause", "resume", "grace", "time out", "carry", "noise"]
+deeds = st.lists(
+    st.tuples(
+        st.sampled_from([*OFTEN, *OFTEN, *OFTEN, *SELDOM]),
+        st.integers(min_value=0, max_value=5),
+    ),
+    min_size=12,
+    max_size=60,
+)
+
+
+class Play:
+    """A session, and what is expected of it."""
+
+    def __init__(self) -> None:
+        self.state = opened({"max_idle": None}, limits=Limits(steps=4, tool_calls=6))
+        self.said: list[str] = []
+        self.replies: dict[str, TurnReply] = {}
+
+    def do(self, deed: Deed) -> None:
+        self.state = self._after(deed)
+        self.state = go(self.state)
+        command = decide(self.state)
+        if isinstance(command, CallModel):
+            self.state = fold(self.state, StepBegan())
+        self.check()
+
+    def _after(self, deed: Deed) -> State:  # noqa: C901 - one case a deed
+        state, (what, n) = self.state, deed
+        command = decide(state)
+        match what:
+            case "say" | "steer":
+                self.said.append(f"m{len(self.said)}")
+                return say(state, self.said[-1], when_busy="steer" if what == "steer" else "queue")
+            case "again" if self.said:
+                return say(state, self.said[n % len(self.said)], when_busy="steer" if n % 2 else "queue")
+            case "work" | "ask" | "words" | "empty" if state.asking_model:
+                calls = {"work": [call("work"), call("pay")], "ask": [call("ask_person", question="?")]}
+                usage = Usage(input_tokens=5, output_tokens=5)
+                return fold(state, reply(state, *calls.get(what, []), text="ok " * n, usage=usage))
+            case "fail" if state.asking_model:
+                from perdure.effects import ModelFailure
+
+                kind = "authentication" if n % 2 else "bad_request"
+                return fold(state, ModelFailed(failure=ModelFailure(kind=kind, message="no")))
+            case "start" if isinstance(command, CallTools):
+                return fold(state, CallsStarted(ids=tuple(one.call.id for one in command.calls)))
+            case "return" if state.calls:
+                running = [one.call for one in state.calls if one.state == "running"]
+                return fold(state, CallReturned(result=result(running[0].id))) if running else state
+            case "allow" if state.calls:
+                from perdure.wire import Decision
+
+                return fold(state, Decided(decision=Decision(call_id=state.calls[-1].call.id, allow=n > 2)))
+            case "grace" if isinstance(command, Recall):
+                return fold(state, GraceOver())
+            case "interrupt":
+                return fold(state, Interrupted())
+            case "time out":
+                return fold(state, Interrupted(turn=session_of(state).turn - n % 2, reason="deadline"))
+            case "pause":
+                return fold(state, Paused())
+            case "resume":
+                return fold(state, Resumed())
+            case "carry" if not state.busy:
+                carried, *chunks = pack(state, False)
+                return replace(unpack(carried, chunks)[0])  # type: ignore[return-value]
+            case "noise":
+                return fold(state, CallReturned(result=result(f"call-{n}-1")))
+            case _:
+                return state
+
+    def check(self) -> None:
+        """Each message in one place; a reply, once given, stays; limits hold."""
+        session = session_of(self.state)
+        waiting = [*session.ids, *(one.id for one in (*session.unread, *session.queue))]
+        given = [one for turn in session.answered for one in turn.ids]
+        assert sorted([*waiting, *given]) == sorted(self.said)
+        for message_id in given:
+            found = replied(self.state, message_id)
+            assert self.replies.setdefault(message_id, found) == found
+            assert not is_pending(self.state, message_id)
+        assert all(turn.reply.steps <= 4 for turn in session.answered)
+        assert len(self.state.inbox) == len(session.unread)
+        if isinstance(decide(self.state), CallModel):
+            assert_well_formed(self.state.messages)
+
+
+@given(deeds)
+def test_no_message_is_lost_or_answered_twice_whatever_happens(course: list[Deed]) -> None:
+    play = Play()
+    for deed in course:
+        play.do(deed)
+    spoken = [message for message in play.state.messages if message.role == "user"]
+    answers = session_of(play.state).answered
+    assert [one.reply.turn for one in answers] == list(range(1, len(answers) + 1))
+    assert len(spoken) <= len(play.said)
+
+
+@given(deeds)
+def test_every_message_is_answered_once_the_trouble_is_over(course: list[Deed]) -> None:
+    play = Play()
+    for deed in course:
+        play.do(deed)
+    for _ in range(1000):
+        if not any(is_pending(play.state, message_id) for message_id in play.said):
+            break
+        for mending in ("resume", "allow", "start", "return", "words", "grace", "interrupt"):
+            play.do((mending, 3))
+    assert all(reply_to(play.state, message_id) for message_id in play.said)
+    assert_well_formed(play.state.messages)
+
+
+@given(deeds, st.sampled_from(["stopped", "cancelled", "deadline"]))
+def test_a_session_that_is_told_to_end_ends(course: list[Deed], reason: Any) -> None:
+    play = Play()
+    for deed in course:
+        play.do(deed)
+    play.state = fold(play.state, EndAsked(reason=reason))
+    for _ in range(20):
+        if isinstance(decide(play.state), Finish):
+            break
+        play.do(("grace", 0))
+    ending = decide(play.state)
+    assert isinstance(ending, Finish)
+    assert ending.end.stop_reason == reason
+    assert not session_of(play.state).is_open

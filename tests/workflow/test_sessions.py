@@ -1,0 +1,684 @@
+"""Sessions: turns, messages that come again, limits, idleness, and continue-as-new in mid-turn."""
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perdure import (
+    Agent,
+    InvalidRequest,
+    Limits,
+    RunConflict,
+    RunEnded,
+    RunNotFound,
+    Session,
+    TurnReply,
+    ask_person,
+    tool,
+)
+from perdure.messages import Image, Text
+from perdure.model import ModelRequest
+from perdure.settings import Settings
+from perdure.starter.client import Client
+from perdure.starter.events import (
+    ApprovalRequested,
+    Event,
+    MessageFinished,
+    TextDelta,
+    ToolFinished,
+    TurnFinished,
+)
+from perdure.swarm import Swarm
+from perdure.testing import Line, ScriptedModel, calls, fails, running, says
+from perdure.workers.server import DevServer
+from tests.conftest import Gate, Serve, texts, until, until_status
+from tests.workflow.test_history import history_sizes
+
+
+@tool
+async def work(n: int) -> str:
+    """Work."""
+    return "x" * 200
+
+
+@tool(approval=True, effect="write")
+async def pay(n: int) -> str:
+    """Pay."""
+    return f"paid {n}"
+
+
+def chatty(**changed: Any) -> Agent:
+    settings: dict[str, Any] = {"name": "chatty", "model": "scripted:x", "tools": [work, pay, ask_person]}
+    return Agent(**{**settings, **changed})
+
+
+def newest(request: ModelRequest) -> str:
+    """What the person said last."""
+    return next(m.text for m in reversed(request.messages) if m.role == "user")
+
+
+def echo(request: ModelRequest) -> Line:
+    """Says what was said; "work n" calls a tool first, n times."""
+    said = newest(request)
+    if said.startswith("work "):
+        done = 0
+        for message in reversed(request.messages):
+            if message.role == "user":
+                break
+            done += message.role == "tool"
+        if done < int(said.removeprefix("work ")):
+            return calls("work", n=done)
+    return says(f"you said: {said}")
+
+
+def models(script: Any = echo) -> dict[str, Any]:
+    return {"scripted": ScriptedModel(script)}
+
+
+async def test_a_session_remembers_from_turn_to_turn(serve: Serve) -> None:
+    seen: list[list[str]] = []
+
+    def script(request: ModelRequest) -> Line:
+        seen.append(texts(request.messages))
+        return echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("ticket-77", agent="chatty", user="ann")
+        first = await session.say("I am Ann")
+        second = await session.say([Text(text="who am I?")])
+        status = await session.status()
+        described = await session.run.described()
+    assert (first.turn, first.text, first.output, first.stop_reason, first.done) == (
+        1,
+        "you said: I am Ann",
+        "you said: I am Ann",
+        "end_turn",
+        True,
+    )
+    assert (second.turn, second.text, second.steps) == (2, "you said: who am I?", 1)
+    assert seen[1] == ["I am Ann", "you said: I am Ann", "who am I?"]
+    assert (status.status, status.kind, status.turn, status.messages) == ("idle", "session", 2, 4)
+    assert first.usage + second.usage == status.usage
+    assert first.cost_microusd is not None
+    assert second.cost_microusd is not None
+    assert first.cost_microusd + second.cost_microusd == status.cost_microusd
+    assert described.workflow_type == "SessionWorkflow"
+
+
+async def test_nothing_is_started_before_the_first_message(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("silent", agent="chatty")
+        with pytest.raises(RunNotFound):
+            await session.status()
+        with pytest.raises(RunNotFound):
+            await client.session("silent")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_say_twice_with_one_id_answers_once(serve: Serve, cached: bool) -> None:
+    answered: list[str] = []
+
+    def script(request: ModelRequest) -> Line:
+        answered.append(newest(request))
+        return echo(request)
+
+    cache = {} if cached else {"max_cached_workflows": 0}
+    async with serve(chatty(), models=models(script), worker=cache) as client:
+        session = await client.session(f"twice-{cached}", agent="chatty")
+        first = await session.say("one", id="m1")
+        again = await session.say("one", id="m1")
+        others = await asyncio.gather(*(session.say("two", id="m2") for _ in range(5)))
+        transcript = await session.transcript()
+        await session.close()
+        await session.run.result()
+        attached = await client.session(f"twice-{cached}")
+        late = await attached.say("one", id="m1")
+        with pytest.raises(RunEnded):
+            await attached.say("three", id="m3")
+    assert first == again == late
+    assert {reply.text for reply in others} == {"you said: two"}
+    assert answered == ["one", "two"]
+    assert len(transcript) == 4
+
+
+async def test_turns_are_serial_and_queued_messages_are_answered_in_order(serve: Serve) -> None:
+    gate, answered = Gate(), list[str]()
+
+    async def script(request: ModelRequest) -> Line:
+        if newest(request) == "first":
+            await gate.wait()
+        answered.append(newest(request))
+        return echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("serial", agent="chatty")
+        first = asyncio.create_task(session.say("first"))
+        await gate.reached.wait()
+        others: list[asyncio.Task[TurnReply]] = []
+        for n in range(15):
+            others.append(asyncio.create_task(session.say(f"m{n}")))
+
+            async def queued(n: int = n) -> bool:
+                return (await session.status()).queued == n + 1
+
+            await until(queued)
+        gate.opened.set()
+        replies = [await first, *[await other for other in others]]
+    said = ["first", *[f"m{n}" for n in range(15)]]
+    assert answered == said, "more at once than the server lets wait"
+    assert [reply.text for reply in replies] == [f"you said: {one}" for one in said]
+    assert [reply.turn for reply in replies] == list(range(1, 17))
+
+
+async def test_a_burst_of_messages_loses_none(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        opened = await client.session("burst", agent="chatty")
+        await opened.say("hello")
+        replies = await asyncio.gather(*(opened.say(f"m{n}") for n in range(40)))
+        transcript = await opened.transcript()
+    assert [reply.text for reply in replies] == [f"you said: m{n}" for n in range(40)]
+    assert sorted(reply.turn for reply in replies) == list(range(2, 42))
+    assert len(transcript) == 82
+
+
+async def test_a_message_in_a_turn_steers_it(serve: Serve) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        if request.step == 1:
+            await gate.wait()
+            return calls("work", n=1)
+        return says(" and ".join(m.text for m in request.messages if m.role == "user"))
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("steered", agent="chatty")
+        first = asyncio.create_task(session.say("find it"))
+        await gate.reached.wait()
+        second = asyncio.create_task(session.say("the red one", when_busy="steer"))
+
+        async def unread() -> bool:
+            return (await session.status()).queued == 1
+
+        await until(unread)
+        gate.opened.set()
+        replies = await first, await second
+    assert {reply.text for reply in replies} == {"find it and the red one"}
+    assert {reply.turn for reply in replies} == {1}
+    assert replies[0].message_id != replies[1].message_id
+
+
+async def test_a_turn_that_fails_fails_alone(serve: Serve) -> None:
+    def script(request: ModelRequest) -> Line:
+        return fails("bad_request", "no") if newest(request) == "bad" else echo(request)
+
+    async with serve(chatty(on_failure="fail"), models=models(script)) as client:
+        session = await client.session("failing", agent="chatty")
+        await session.say("good")
+        failed = await session.say("bad")
+        after = await session.say("good again")
+    assert failed.stop_reason == "error"
+    assert failed.error is not None
+    assert failed.error.kind == "bad_request"
+    assert failed.text == "", "the words of an earlier turn are not this one's"
+    assert (after.turn, after.text, after.error) == (3, "you said: good again", None)
+
+
+async def test_a_parked_turn_waits_and_goes_on(serve: Serve) -> None:
+    broken = True
+
+    def script(request: ModelRequest) -> Line:
+        return fails("authentication", "key") if broken else echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("parked", agent="chatty")
+        saying = asyncio.create_task(session.say("hello"))
+
+        async def parked() -> bool:
+            try:
+                return (await session.status()).status == "parked"
+            except (RunNotFound, InvalidRequest):
+                return False
+
+        await until(parked)
+        broken = False
+        await session.run.resume()
+        assert (await saying).text == "you said: hello"
+
+
+async def test_approvals_and_questions_are_answered_within_a_turn(serve: Serve) -> None:
+    def script(request: ModelRequest) -> Any:
+        match request.step:
+            case 1:
+                return calls("pay", n=7)
+            case 2:
+                return calls("ask_person", question="Which?")
+            case _:
+                return says(" ".join(r.text for m in request.messages for r in m.tool_results))
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("people", agent="chatty")
+        seen: list[Event] = []
+        async for event in session.stream("go"):
+            seen.append(event)
+            if isinstance(event, ApprovalRequested):
+                await session.decide(event.approval.call_id, allow=True)
+            elif event.kind == "question_asked":
+                await session.run.send("the red one")
+    last = seen[-1]
+    assert isinstance(last, TurnFinished)
+    assert last.reply.text == "paid 7 the red one"
+    assert [e.tool for e in seen if isinstance(e, ToolFinished)] == ["pay", "ask_person"]
+
+
+async def test_a_stream_tells_its_own_turn_whole_and_nothing_of_those_before(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("streamed", agent="chatty")
+        first = [event async for event in session.stream("one")]
+        second = [event async for event in session.stream("work 2")]
+    assert "".join(e.text for e in first if isinstance(e, TextDelta)) == "you said: one"
+    assert "".join(e.text for e in second if isinstance(e, TextDelta)) == "you said: work 2"
+    assert [e.index for e in second if isinstance(e, MessageFinished)] == [3, 5, 7]
+    assert sum(isinstance(e, ToolFinished) for e in second) == 2
+    assert isinstance(second[-1], TurnFinished)
+    assert second[-1].reply.turn == 2
+
+
+async def test_limits_hold_per_turn_and_per_session(serve: Serve) -> None:
+    agent = chatty(limits=Limits(steps=3, per_tool={"work": 2}))
+    async with serve(agent, models=models()) as client:
+        session = await client.session("bounded", agent="chatty", session_limits=Limits(steps=8))
+        replies = [await session.say(text) for text in ("work 9", "work 1", "hello", "hi", "work 9")]
+        result = await session.run.result()
+        with pytest.raises(RunEnded):
+            await session.say("more?")
+    assert [(r.stop_reason, r.steps) for r in replies] == [
+        ("max_tool_calls", 3),
+        ("end_turn", 2),
+        ("end_turn", 1),
+        ("end_turn", 1),
+        ("max_steps", 1),
+    ]
+    assert [r.tool_calls for r in replies] == [2, 1, 0, 0, 1]
+    assert (result.stop_reason, result.steps, result.tool_calls) == ("max_steps", 8, 4)
+
+
+async def test_money_bounds_a_turn_and_a_session(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        free = await client.session("free", agent="chatty")
+        cost = (await free.say("hello")).cost_microusd
+        assert cost is not None
+        bound = Limits(cost_usd=cost * 5 / 1_000_000)
+        session = await client.session("dear", agent="chatty", session_limits=bound)
+        replies = [await session.say("hello")]
+        with contextlib.suppress(RunEnded):
+            for _ in range(50):
+                replies.append(await session.say("hello"))  # noqa: PERF401 - kept when one raises
+        result = await session.run.result()
+    assert result.stop_reason == "cost_budget"
+    assert result.cost_microusd is not None
+    assert result.cost_microusd <= cost * 5
+    assert result.cost_microusd == sum(reply.cost_microusd or 0 for reply in replies)
+
+
+async def test_a_turn_has_its_own_deadline(serve: Serve) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        if newest(request) == "hang":
+            await gate.wait()
+        return echo(request)
+
+    agent = chatty(limits=Limits(timeout=timedelta(seconds=1)))
+    async with serve(agent, models=models(script)) as client:
+        session = await client.session("timed", agent="chatty")
+        first = await session.say("hello")
+        late = await session.say("hang")
+        after = await session.say("still there?")
+    assert (first.stop_reason, late.stop_reason, after.stop_reason) == ("end_turn", "deadline", "end_turn")
+
+
+async def test_an_interrupt_ends_the_turn_and_not_the_session(serve: Serve) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        if newest(request) == "hang":
+            await gate.wait()
+        return echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("interrupted", agent="chatty")
+        hanging = asyncio.create_task(session.say("hang"))
+        await gate.reached.wait()
+        await session.interrupt()
+        interrupted = await hanging
+        await session.interrupt()
+        after = await session.say("go on")
+    assert interrupted.stop_reason == "stopped"
+    assert (after.text, after.turn) == ("you said: go on", 2)
+
+
+async def test_a_tool_given_up_in_one_turn_is_no_concern_of_the_next(serve: Serve) -> None:
+    gate = Gate()
+
+    @tool(timeout=timedelta(seconds=30))
+    async def stubborn() -> str:
+        """Do not stop when told to."""
+        while not gate.opened.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    def script(request: ModelRequest) -> Line:
+        return calls("stubborn") if request.step == 1 else echo(request)
+
+    async with serve(chatty(tools=[stubborn]), models=models(script)) as client:
+        session = await client.session("stubborn", agent="chatty")
+        first = asyncio.create_task(session.say("go"))
+        await gate.reached.wait()
+        await session.interrupt()
+        assert (await first).stop_reason == "stopped"
+        gate.opened.set()
+        assert (await session.say("next")).text == "you said: next"
+        assert (await session.say("and next")).text == "you said: and next"
+
+
+async def test_stop_ends_the_turn_and_closes_the_session(serve: Serve) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        await gate.wait()
+        return echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("stopped", agent="chatty")
+        running_turn = asyncio.create_task(session.say("one"))
+        await gate.reached.wait()
+        queued = asyncio.create_task(session.say("two"))
+
+        async def is_queued() -> bool:
+            return (await session.status()).queued == 1
+
+        await until(is_queued)
+        await session.close()
+        assert (await running_turn).stop_reason == "stopped"
+        with pytest.raises(RunEnded, match="before it read"):
+            await queued
+        assert (await session.run.result()).stop_reason == "stopped"
+
+
+async def test_a_cancelled_session_ends_as_cancelled(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("cancelled", agent="chatty")
+        await session.say("one")
+        await session.cancel()
+        result = await session.run.result()
+    assert (result.stop_reason, result.steps) == ("cancelled", 1)
+
+
+async def test_an_idle_session_closes_after_max_idle(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("idle", agent="chatty", max_idle=timedelta(seconds=1))
+        replies = [await session.say(text) for text in ("one", "two")]
+        result = await session.run.result()
+        with pytest.raises(RunEnded, match="reopen=True"):
+            await client.session("idle", agent="chatty", max_idle=timedelta(seconds=1))
+        anew = await client.session("idle", agent="chatty", max_idle=timedelta(seconds=1), reopen=True)
+        first = await anew.say("again")
+    assert result.stop_reason == "idle"
+    assert result.output == replies[-1].output
+    assert first.turn == 1
+
+
+async def test_a_turn_that_waits_for_a_person_is_not_idle(serve: Serve) -> None:
+    def script(request: ModelRequest) -> Line:
+        return calls("pay", n=1) if request.step == 1 else says("done")
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("patient", agent="chatty", max_idle=timedelta(milliseconds=200))
+        saying = asyncio.create_task(session.say("pay"))
+
+        async def fired() -> bool:
+            try:
+                history = await session.run.handle.fetch_history()
+            except Exception:
+                return False
+            return sum(e.HasField("timer_fired_event_attributes") for e in history.events) >= 3
+
+        await until(fired)
+        assert (await session.status()).status == "waiting_approval"
+        await session.decide("call-1-1", allow=True)
+        assert (await saying).text == "done"
+
+
+async def test_an_id_that_is_somebody_elses_is_refused(serve: Serve) -> None:
+    async with serve(chatty(), chatty(name="other"), models=models()) as client:
+        await (await client.session("mine", agent="chatty", user="ann")).say("hello")
+        with pytest.raises(RunConflict, match="another request"):
+            await client.session("mine", agent="other", user="ann")
+        with pytest.raises(RunConflict, match="another request"):
+            await client.session("mine", agent="chatty", user="bob")
+        same = await client.session("mine", agent="chatty", user="ann")
+        assert (await same.say("me again")).turn == 2
+        run = await client.start("chatty", "go", id="a-run")
+        await run.result()
+        with pytest.raises(RunConflict, match="AgentWorkflow"):
+            await client.session("a-run", agent="chatty")
+        with pytest.raises(RunConflict, match="SessionWorkflow"):
+            await client.start("chatty", "go", id="mine")
+
+
+WRONG: list[tuple[Any, str]] = [
+    ({"id": "1", "text": " "}, "send a text"),
+    ({"id": "1", "text": []}, "send a text"),
+    ({"id": "", "text": "x"}, "id"),
+    ({"id": "x" * 257, "text": "x"}, "id"),
+    ({"text": "x"}, "id: Field required"),
+    ({"id": "1", "text": "x", "when_busy": "shout"}, "when_busy"),
+    ({"id": "1", "text": "x", "loud": True}, "loud"),
+    (
+        {"id": "1", "text": [{"kind": "tool_call", "id": "1", "name": "x", "arguments": {}}]},
+        "not a 'tool",
+    ),
+    ("hello", "message"),
+]
+
+
+@pytest.mark.parametrize(("message", "says_why"), WRONG)
+async def test_a_wrong_message_is_refused_and_leaves_no_trace(
+    serve: Serve, message: Any, says_why: str
+) -> None:
+    from temporalio.client import WorkflowUpdateFailedError
+
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("strict", agent="chatty", reopen=True)
+        await session.say("hello")
+        length = (await session.run.described()).history_length
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await session.run.handle.execute_update("say", message)
+        assert says_why in str(refused.value.cause)
+        assert (await session.run.described()).history_length == length
+        await session.close()
+        await session.run.result()
+
+
+async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
+    alone = chatty()
+    team = Swarm(name="team", agents=[alone, chatty(name="other")])
+    async with serve(alone, team, models=models()) as client:  # type: ignore[arg-type]
+        for name, why in (("nobody", "nobody"), ("team", "sessions are held with agents")):
+            session = await client.session(f"wrong-{name}", agent=name)
+            with pytest.raises(InvalidRequest, match=why):
+                await session.say("hello")
+        with pytest.raises(InvalidRequest, match="max_idle"):
+            await client.session("x", agent="chatty", max_idle=timedelta())
+
+
+async def test_pictures_and_output_types_work_in_sessions(serve: Serve) -> None:
+    from pydantic import BaseModel
+
+    class Answer(BaseModel):
+        n: int
+
+    def script(request: ModelRequest) -> Line:
+        return calls("final_answer", n=request.step)
+
+    async with serve(chatty(output_type=Answer), models=models(script)) as client:
+        session = await client.session("typed", agent="chatty")
+        picture = Image(media_type="image/png", data="cG5n")
+        replies = [await session.say([Text(text="look"), picture]), await session.say("again")]
+    assert [reply.output for reply in replies] == [{"n": 1}, {"n": 2}]
+
+
+async def test_sessions_are_listed_with_runs(serve: Serve) -> None:
+    async with serve(chatty(name="listed"), models=models()) as client:
+        await (await client.session("listed-session", agent="listed", user="ann")).say("hello")
+        await client.run("listed", "go", id="listed-run")
+
+        async def both() -> bool:
+            found = {info.id: info async for info in client.list(agent="listed")}
+            if len(found) < 2:
+                return False
+            session = found["listed-session"]
+            assert (session.kind, found["listed-run"].kind) == ("session", "run")
+            return (session.status, session.user) == ("idle", "ann")
+
+        await until(both)
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[DevServer]:
+    """A server that wants runs to continue as new after a hundred events."""
+    config = {"limit.historyCount.suggestContinueAsNew": "100"}
+    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
+        yield server
+
+
+def impatiently(
+    server: DevServer, settings: Settings, *agents: Agent, script: Any = echo, **worker: Any
+) -> AbstractAsyncContextManager[Client]:
+    mine = settings.model_copy(update={"address": server.address})
+    return running(agents, models=models(script), address=server.address, settings=mine, worker=worker)
+
+
+@pytest.mark.parametrize(("turns", "long", "cache"), [(40, 25, {}), (8, 9, {"max_cached_workflows": 0})])
+async def test_a_session_with_continue_as_new_in_mid_turn_loses_nothing(
+    impatient: DevServer, settings: Settings, turns: int, long: int, cache: dict[str, Any]
+) -> None:
+    async with impatiently(impatient, settings, chatty(), **cache) as client:
+        session = await client.session("long", agent="chatty")
+        replies: list[TurnReply] = []
+        for n in range(turns):
+            text = f"work {long}" if n in (turns // 3, turns - 4) else "work 1" if n % 3 == 0 else f"m{n}"
+            replies.append(await session.say(text, id=f"id-{n}"))
+        again = [await session.say("?", id=f"id-{n}") for n in (0, turns // 3, turns - 1)]
+        transcript = await session.transcript()
+        status = await session.status()
+        sizes = await history_sizes(client, "long")
+    assert len(sizes) > 2 * (long // 9), "the long turns do not fit a hundred events"
+    assert [reply.turn for reply in replies] == list(range(1, turns + 1))
+    assert all(reply.stop_reason == "end_turn" for reply in replies)
+    assert again == [replies[0], replies[turns // 3], replies[-1]]
+    assert sum(reply.steps for reply in replies) == status.step
+    assert sum(reply.tool_calls for reply in replies) == status.tool_calls
+    assert sum(reply.cost_microusd or 0 for reply in replies) == status.cost_microusd
+    assert sum((reply.usage for reply in replies[1:]), replies[0].usage) == status.usage
+    said = [message.text for message in transcript if message.role == "assistant" and message.text]
+    assert said == [reply.text for reply in replies]
+    ids = [call.id for message in transcript for call in message.tool_calls]
+    assert [n for n, count in collections.Counter(ids).items() if count > 1] == []
+
+
+async def test_messages_that_come_while_it_continues_as_new_in_mid_turn_are_answered(
+    impatient: DevServer, settings: Settings
+) -> None:
+    async with impatiently(impatient, settings, chatty()) as client:
+        session = await client.session("crowded", agent="chatty")
+        await session.say("hello")
+        long = [asyncio.create_task(session.say("work 20")) for _ in range(2)]
+        short = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(12)]
+        same = [asyncio.create_task(session.say(f"m{n}", id=f"m{n}")) for n in range(12)]
+        replies = await asyncio.gather(*long, *short, *same)
+        sizes = await history_sizes(client, "crowded")
+        transcript = await session.transcript()
+    assert len(sizes) > 2
+    assert [reply.text for reply in replies[2:14]] == [f"you said: m{n}" for n in range(12)]
+    assert replies[2:14] == replies[14:]
+    users = collections.Counter(message.text for message in transcript if message.role == "user")
+    assert users == {"hello": 1, "work 20": 2, **{f"m{n}": 1 for n in range(12)}}
+
+
+async def test_a_turns_deadline_outlives_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        if request.step > 16:
+            await gate.wait()
+        return calls("work", n=request.step)
+
+    agent = chatty(limits=Limits(steps=None, timeout=timedelta(seconds=6)))
+    async with impatiently(impatient, settings, agent, script=script) as client:
+        session = await client.session("deadline", agent="chatty")
+        reply = await session.say("go")
+        sizes = await history_sizes(client, "deadline")
+    assert gate.reached.is_set()
+    assert len(sizes) > 1
+    assert reply.stop_reason == "deadline"
+
+
+async def test_an_idle_session_keeps_its_time_over_continue_as_new(
+    impatient: DevServer, settings: Settings
+) -> None:
+    async with impatiently(impatient, settings, chatty()) as client:
+        session = await client.session("idling", agent="chatty", max_idle=timedelta(seconds=2))
+        await session.say("work 30")
+        result = await session.run.result()
+    assert result.stop_reason == "idle"
+
+
+@pytest.mark.slow
+async def test_a_session_of_500_turns_has_small_histories_and_loses_nothing(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("very-long", agent="chatty", stream=False)
+        replies = [await session.say("work 1" if n % 2 else f"m{n}", id=f"id-{n}") for n in range(500)]
+        again = await session.say("?", id="id-0")
+        transcript = await session.transcript()
+        sizes = await history_sizes(client, "very-long")
+    assert [reply.turn for reply in replies] == list(range(1, 501))
+    assert again == replies[0]
+    assert len(transcript) == 250 * 2 + 250 * 4
+    assert len(sizes) > 1
+    assert max(sizes) < 6_000_000, sizes
+
+
+async def test_what_is_asked_of_a_session_while_a_person_decides_does_not_time_out(serve: Serve) -> None:
+    def script(request: ModelRequest) -> Line:
+        return calls("pay", n=1) if request.step == 1 else echo(request)
+
+    async with serve(chatty(), models=models(script)) as client:
+        session = await client.session("slow-person", agent="chatty")
+        first = asyncio.create_task(session.say("pay"))
+
+        async def begun() -> bool:
+            try:
+                return (await session.status()).status == "waiting_approval"
+            except (RunNotFound, InvalidRequest):
+                return False
+
+        await until(begun)
+        queued = asyncio.create_task((await client.session("slow-person")).say("and then?"))
+        await until_status(client, "slow-person", "waiting_approval")
+        await session.decide("call-1-1", allow=False, reason="no")
+        assert (await first).turn == 1
+        assert (await queued).text == "you said: and then?"
+
+
+def test_the_names_are_public() -> None:
+    assert Session.__module__ == "perdure.starter.session"

@@ -1,0 +1,338 @@
+"""Watching a tree from its root: whole, in order, and acted upon there."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from perdure import Agent, InvalidRequest, ask_person
+from perdure.graph import Graph, NodeInput
+from perdure.model import ModelRequest
+from perdure.starter import below
+from perdure.starter.events import (
+    ApprovalRequested,
+    ChildEvent,
+    Event,
+    Finished,
+    MessageFinished,
+    NodeFinished,
+    NodeStarted,
+    PlanChanged,
+    QuestionAsked,
+    Reader,
+    TextDelta,
+    TextRestarted,
+    ToolStarted,
+    TreeEvent,
+)
+from perdure.starter.run import Run
+from perdure.swarm import Swarm
+from perdure.testing import ScriptedModel, calls, says
+from perdure.tools import as_tool
+from perdure.wire import Approval, RunStatus
+from perdure.workflows.children import child_key
+from tests.conftest import Serve, until
+
+from .test_people_in_trees import pay
+from .test_swarm_runs import Cast, agent, team, to
+
+LONG = "".join(f"word{n} " for n in range(200))
+
+
+async def collect(run: Run) -> list[TreeEvent]:
+    return [event async for event in run.events(tree=True)]
+
+
+def by_run(run: Run, events: Sequence[TreeEvent]) -> dict[str, list[Event]]:
+    """Each run's own events."""
+    found = defaultdict[str, list[Event]](list)
+    for event in events:
+        if isinstance(event, ChildEvent):
+            found[event.run_id].append(event.event)
+        else:
+            found[run.id].append(event)
+    return found
+
+
+async def assert_whole(run: Run, events: Sequence[TreeEvent]) -> dict[str, list[Event]]:
+    """Every run of the tree was told to its end, its text without gap, within its parent's word of it."""
+    told, reader = by_run(run, events), Reader()
+    for event in events:
+        reader.feed(event)
+    for run_id, own in told.items():
+        assert isinstance(own[-1], Finished), run_id
+        assert sum(isinstance(event, Finished) for event in own) == 1
+        said: dict[int, str] = {}
+        for event in own:
+            match event:
+                case TextDelta():
+                    assert event.offset == len(said.get(event.step, ""))
+                    said[event.step] = said.get(event.step, "") + event.text
+                case TextRestarted():
+                    said[event.step] = ""
+                case _:
+                    pass
+        messages = {e.step: e.text for e in own if isinstance(e, MessageFinished)}
+        kept = [m for m in await run.of(run_id).transcript() if m.meta is not None]
+        assert {m.meta.step: m.text for m in kept if m.meta} == messages
+        for step, text in messages.items():
+            assert said.get(step, "") == text
+            assert reader.text(step, "" if run_id == run.id else run_id) == text
+    assert_nested(run, events)
+    return told
+
+
+def assert_nested(run: Run, events: Sequence[TreeEvent]) -> None:
+    """What a run below says comes after its parent told its start, and before it told its end."""
+    alive: dict[str, str] = {}
+    keys: set[tuple[str, str]] = set()
+    for event in events:
+        owner = event.run_id if isinstance(event, ChildEvent) else run.id
+        if isinstance(event, ChildEvent):
+            assert owner in alive
+            assert owner == "/".join([run.id, *event.path])
+        match event.event if isinstance(event, ChildEvent) else event:
+            case NodeStarted() as started:
+                assert (owner, started.key) not in keys
+                keys.add((owner, started.key))
+                alive[started.run_id or f"{owner}/{started.key}"] = started.key
+            case NodeFinished() as finished:
+                assert alive.pop(finished.run_id or f"{owner}/{finished.key}") == finished.key
+                assert finished.state != "running"
+            case _:
+                pass
+    assert alive == {}
+
+
+def lives(events: Sequence[Event]) -> list[str]:
+    """Starts and ends of runs below, in order."""
+    return [
+        f"+{event.key}" if isinstance(event, NodeStarted) else f"-{event.key} {event.stop_reason}"
+        for event in events
+        if isinstance(event, NodeStarted | NodeFinished)
+    ]
+
+
+async def test_a_swarm_is_told_run_by_run(serve: Serve) -> None:
+    cast = Cast({"finder": says(LONG) + to("writer"), "writer": says(f"written {LONG}")})
+    async with serve(team("finder", "writer"), models=cast.models) as client:
+        run = await client.start("team", "go")
+        for watched in (await collect(run), await collect(run)):
+            told = await assert_whole(run, watched)
+            assert set(told) == {run.id, f"{run.id}/finder-1", f"{run.id}/writer-1"}
+            assert lives(told[run.id]) == [
+                "+finder-1",
+                "-finder-1 handoff",
+                "+writer-1",
+                "-writer-1 end_turn",
+            ]
+
+
+async def test_a_graph_is_told_with_its_functions_and_the_runs_of_its_agents(serve: Serve) -> None:
+    async def publish(given: NodeInput) -> str:
+        return f"published {given.node}"
+
+    nodes = {"draft": agent("author"), "law": agent("lawyer"), "style": agent("stylist"), "out": publish}
+    edges = [("draft", "law"), ("draft", "style"), ("law", "out"), ("style", "out")]
+    review = Graph(name="review", nodes=nodes, edges=edges, entry="draft")
+    cast = Cast({name: says(f"{name} {LONG}") for name in ("author", "lawyer", "stylist")})
+    async with serve(review, models=cast.models) as client:
+        run = await client.start("review", "go")
+        told = await assert_whole(run, await collect(run))
+        assert len(told) == 4
+        own = lives(told[run.id])
+        assert own[:2] == ["+draft-1", "-draft-1 end_turn"]
+        assert set(own[2:4]) == {"+law-1", "+style-1"}
+        assert own[-2:] == ["+out-1", "-out-1 end_turn"]
+
+
+def _deep(jobs: int, tools: Sequence[Any] = ()) -> tuple[Agent, ScriptedModel]:
+    """A boss, as many middle ones as jobs, a swarm of one below each."""
+    leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.", tools=tools)
+    crew = Swarm(name="crew", agents=[leaf], description="Do it.")
+    middle = Agent(name="middle", model="scripted:middle", description="Has it done.", tools=[as_tool(crew)])
+    boss = Agent(name="boss", model="scripted:boss", tools=[middle.as_tool()], planning=True)
+
+    def answer(request: ModelRequest) -> Any:
+        results = request.messages[-1].tool_results
+        match request.config.model:
+            case "boss" if request.step == 1:
+                return calls("update_plan", items=[{"text": "ask", "state": "in_progress"}])
+            case "boss" if request.step == 2:
+                return [says(f"I ask. {LONG}"), *(calls("middle", input=f"job {n}") for n in range(jobs))]
+            case "middle" if request.step == 1:
+                return calls("crew", input=request.messages[0].text)
+            case "leaf" if request.step == 1 and tools:
+                return says("Hm. ") + calls(tools[0].name, **_arguments(tools[0].name))
+            case _:
+                return says("; ".join(r.text for r in results) or f"done {LONG}")
+
+    return boss, ScriptedModel(answer)
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    return {"pay": {"cents": 1}, "ask_person": {"question": "Which?"}}.get(name, {})
+
+
+async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve: Serve) -> None:
+    boss, model = _deep(jobs=3)
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        for watched in (await collect(run), await collect(run)):
+            told = await assert_whole(run, watched)
+            assert len(told) == 1 + 3 * 3
+            own = told[run.id]
+            assert {line.split()[0] for line in lives(own)} == {
+                f"{sign}middle-2-{n}" for sign in "+-" for n in (1, 2, 3)
+            }
+            kinds = {e.node_kind for one in told.values() for e in one if isinstance(e, NodeStarted)}
+            assert kinds == {"agent", "swarm"}
+            started = [e.call_id for e in own if isinstance(e, ToolStarted) and e.tool == "middle"]
+            assert started == ["call-2-1", "call-2-2", "call-2-3"]
+        plans = [e for e in own if isinstance(e, PlanChanged)]
+        assert [item.text for item in plans[-1].items] == ["ask"]
+
+
+async def test_a_call_that_was_refused_has_started_nothing(serve: Serve) -> None:
+    leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
+    boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
+    cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
+    async with serve(boss, models=cast.models) as client:
+        run = await client.start("boss", "go")
+        async for event in run.events(tree=True):
+            if isinstance(event, ApprovalRequested):
+                await run.decide(event.approval.call_id, allow=False)
+            assert not isinstance(event, NodeStarted)
+        again = await collect(run)
+        assert [e for e in again if isinstance(e, NodeStarted)] == []
+
+
+async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before(serve: Serve) -> None:
+    leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
+    boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
+    cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
+    async with serve(boss, models=cast.models) as client:
+        for allow, many in ((True, 1), (False, 0)):
+            run = await client.start("boss", "go", id="again", rerun=True)
+            events: list[TreeEvent] = []
+            async for event in run.events(tree=True):
+                events.append(event)
+                if isinstance(event, ApprovalRequested):
+                    await run.decide(event.approval.call_id, allow=allow)
+            await assert_whole(run, events)
+            for watched in (events, await collect(run)):
+                assert len([e for e in watched if isinstance(e, NodeStarted)]) == many
+
+
+async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: Serve) -> None:
+    boss, model = _deep(jobs=1, tools=[pay])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        events: list[TreeEvent] = []
+        async for event in run.events(tree=True):
+            events.append(event)
+            if isinstance(event, ApprovalRequested):
+                want = event.approval
+                assert want.path == ["middle-2-1", "crew-1-1", "leaf-1"]
+                assert want.run_id == "/".join([run.id, *want.path])
+                await run.decide(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
+                with pytest.raises(InvalidRequest, match="does not wait for an approval"):
+                    await run.decide(want.call_id, allow=True, run_id=want.run_id)
+        asked = [e for e in events if isinstance(e, ApprovalRequested)]
+        assert len(asked) == 1, "told by the root, and not again by those between"
+        assert not any(isinstance(e, ChildEvent) and isinstance(e.event, ApprovalRequested) for e in events)
+        await assert_whole(run, events)
+        assert (await run.result()).output == "paid 1"
+
+
+async def _waiting(run: Run, many: int) -> RunStatus:
+    async def there() -> bool:
+        return len((await run.status()).waiting) == many
+
+    await until(there)
+    return await run.status()
+
+
+async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve: Serve) -> None:
+    boss, model = _deep(jobs=2, tools=[pay])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        status = await _waiting(run, 2)
+        with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id, one of: "):
+            await run.decide("call-1-1", allow=True)
+        for want in status.waiting:
+            assert isinstance(want, Approval)
+            await run.decide(want.call_id, allow=True, run_id=want.run_id)
+        assert (await run.result()).output == "paid 1; paid 1"
+
+
+async def test_a_question_below_is_answered_from_the_root(serve: Serve) -> None:
+    boss, model = _deep(jobs=2, tools=[ask_person])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        events: list[TreeEvent] = []
+        async for event in run.events(tree=True):
+            events.append(event)
+            if isinstance(event, QuestionAsked):
+                path = event.question.path
+                await run.send(f"answer for {path[0]}", run_id=event.question.run_id)
+        await assert_whole(run, events)
+        assert (await run.result()).output == "answer for middle-2-1; answer for middle-2-2"
+
+
+async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve: Serve) -> None:
+    boss, model = _deep(jobs=1, tools=[pay])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        status = await _waiting(run, 1)
+        assert [node.key for node in await run.nodes()] == ["middle-2-1"]
+        [child] = await run.children()
+        assert child.id == f"{run.id}/middle-2-1"
+        assert (await child.status()).agent == "middle"
+        resolved = await run.spec()
+        assert resolved.spec.name == "boss"
+        assert {one.name for one in resolved.members} == {"middle", "crew", "leaf"}
+        await run.decide("call-1-1", allow=True, run_id=status.waiting[0].run_id)
+        await run.result()
+
+
+async def test_a_cancelled_tree_is_told_to_its_end(serve: Serve) -> None:
+    boss, model = _deep(jobs=2, tools=[pay])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        events: list[TreeEvent] = []
+        async for event in run.events(tree=True):
+            events.append(event)
+            if isinstance(event, ApprovalRequested):
+                await run.cancel()
+        assert_nested(run, events)
+        assert isinstance(events[-1], Finished)
+        assert events[-1].status == "cancelled"
+        ends = [e for e in events if isinstance(e, NodeFinished)]
+        assert [e.state for e in ends] == ["cancelled", "cancelled"]
+
+
+async def test_runs_that_others_started_are_listed_only_when_asked_for(serve: Serve) -> None:
+    boss, model = _deep(jobs=2)
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go", id="listed", user="lister")
+        await run.result()
+
+        async def listed(*, roots: bool) -> list[str]:
+            found = client.list(user="lister", roots=roots)
+            return [info.id async for info in found]
+
+        async def all_there() -> bool:
+            return len(await listed(roots=False)) == 7
+
+        await until(all_there)
+        assert await listed(roots=True) == ["listed"]
+
+
+def test_a_call_and_the_key_of_the_run_it_starts_lead_to_each_other() -> None:
+    call = calls("x").calls[0].model_copy(update={"id": "call-12-3"})
+    for name in ("a", "with-dash-9", "v1.2"):
+        key = child_key(name, call)
+        assert below.key_of(name, call.id) == key
+        assert below.call_of(key) == call.id
