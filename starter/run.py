@@ -123,8 +123,8 @@ class Run:
             NotReachable: no worker answers.
 
         """
-        async with self._translated():
-            return await self._ask(SPEC_QUERY, ResolvedAgent)
+        async with self.translated():
+            return await self.ask(SPEC_QUERY, ResolvedAgent)
 
     async def nodes(self) -> list[NodeStatus]:
         """The runs it has started, in order: a graph's nodes, a swarm's agents, agents it called as

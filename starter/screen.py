@@ -236,7 +236,7 @@ def _line(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def line_of(event: Event) -> str | None:
+def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
     """The event as a line of rich markup; None for what is no line."""
     match event:
         case ToolStarted():
