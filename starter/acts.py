@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The runs' ids.")]
 By = Annotated[str | None, typer.Option(help="Who decides. [the user of this machine]")]
 Why = Annotated[str, typer.Option(help="Told to the agent.")]
-CallId = Annotated[str | None, typer.Argument(metavar="CALL", help="Needed when several calls wait.")]
+CallId = Annotated[
+    str | None,
+    typer.Argument(metavar="CALL", help="Needed when several calls wait; of a run below: RUN_ID/CALL."),
+]
+Below = Annotated[str | None, typer.Option("--run-id", help="The run below that waits.")]
 
 
 @command("send")
@@ -24,10 +28,11 @@ async def send(
     *,
     id: Id,  # noqa: A002
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say, or the answer to its question.")],
+    run_id: Below = None,
 ) -> None:
-    """Say something to a run."""
+    """Say something to a run; to one below it with --run-id, or by its own id."""
     client = await common.connect()
-    queued = await client.get(id).send(text)
+    queued = await client.get(id).send(text, run_id=run_id)
     out(common, {"id": id, "unread": queued}, "sent")
 
 
@@ -39,14 +44,16 @@ async def approve(
     call: CallId = None,
     by: By = None,
     reason: Why = "",
+    run_id: Below = None,
     arguments: Annotated[
         str | None, typer.Option(metavar="JSON", help="Call it with these arguments instead.")
     ] = None,
 ) -> None:
-    """Let a tool call that waits happen."""
+    """Let a tool call that waits, of the run or of one below it, happen."""
     from .requests import arguments_of
 
-    await _decide(common, id, call, allow=True, by=by, reason=reason, arguments=arguments_of(arguments))
+    decision = {"by": by, "reason": reason, "arguments": arguments_of(arguments)}
+    await _decide(common, id, (run_id, call), allow=True, **decision)
 
 
 @command("deny")
@@ -57,41 +64,62 @@ async def deny(
     call: CallId = None,
     by: By = None,
     reason: Why = "",
+    run_id: Below = None,
 ) -> None:
-    """Refuse a tool call that waits."""
-    await _decide(common, id, call, allow=False, by=by, reason=reason)
+    """Refuse a tool call that waits, of the run or of one below it."""
+    await _decide(common, id, (run_id, call), allow=False, by=by, reason=reason)
 
 
-async def _decide(common: Common, run_id: str, call: str | None, **decision: Any) -> None:
+_Meant = tuple[str | None, str | None]
+"""Which call is meant: its run below, and its id; either may be left out."""
+
+
+async def _decide(common: Common, run_id: str, meant: _Meant, **decision: Any) -> None:
     from . import show
     from .follow import person
 
     client = await common.connect()
     run = client.get(run_id)
-    want = await _held(run, call)
+    want = await _held(run, meant)
     decision["by"] = person() if decision["by"] is None else decision["by"]
-    if want.run_id and want.run_id != run_id:
-        decision["run_id"] = want.run_id
-    await run.decide(want.call_id, digest=want.digest, **decision)
+    below = want.run_id if want.path else None
+    await run.decide(want.call_id, digest=want.digest, run_id=below, **decision)
     done = "approved" if decision["allow"] else "denied"
     plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
+    plain |= {"run_id": below} if below else {}
     out(common, plain, f"{done}: {want.call_id} {show.wanted(want)}")
 
 
-async def _held(run: "Run", call: str | None) -> "Approval":
+async def _held(run: "Run", meant: _Meant) -> "Approval":
     """The call meant: the one named, or the only one that waits."""
-    from . import show
-
     status = await run.status()
     held = [want for want in status.waiting if want.kind == "approval"]
-    chosen = [want for want in held if call in (None, want.call_id)]
+    chosen = [want for want in held if _is_meant(want, meant)]
+    # Its own call, before those of the same id below it.
+    chosen = [want for want in chosen if not want.path and want.call_id == meant[1]] or chosen
     if len(chosen) == 1:
         return chosen[0]
     if not held:
         refuse(f"nothing of run {run.id!r} waits for approval: it is {status.doing}")
-    listed = "; ".join(f"{want.run_id or run.id} {want.call_id}: {show.wanted(want)}" for want in held)
-    problem = f"no call {call!r} waits" if call else f"{len(held)} calls wait: say which"
-    return refuse(f"{problem}; waiting are {listed}")
+    listed = "; ".join(_listed(want) for want in chosen or held)
+    if chosen:
+        refuse(f"{len(chosen)} calls wait: say which, as CALL or RUN_ID/CALL; waiting are {listed}")
+    named = "/".join(word for word in meant if word)
+    return refuse(f"no call {named!r} waits; waiting are {listed}")
+
+
+def _is_meant(want: "Approval", meant: _Meant) -> bool:
+    run_id, call = meant
+    names = (want.call_id, f"{want.run_id}/{want.call_id}", "/".join([*want.path, want.call_id]))
+    runs = (want.run_id, "/".join(want.path))
+    return call in (None, *names) and run_id in (None, *runs)
+
+
+def _listed(want: "Approval") -> str:
+    from . import show
+
+    name = f"{want.run_id}/{want.call_id}" if want.path else want.call_id
+    return f"{name}: {show.wanted(want)}"
 
 
 Act = Callable[["Run"], Coroutine[Any, Any, None]]

@@ -138,11 +138,11 @@ def _agents_of_files(common: Common, files: list[str]) -> int:
     if common.json:
         out(common, found)
         return DONE
-    table = show.table("AGENT", "MODEL", "TOOLS", "SPEC")
+    table = show.table("AGENT", "KIND", "MODEL", "TOOLS AND MEMBERS", "SPEC")
     for agent in found:
-        chain = ", then ".join([agent["model"], *agent["fallbacks"]]) if agent["model"] else agent["kind"]
-        named = agent["tools"] or agent["members"]
-        table.add_row(agent["name"], chain, ", ".join(named), agent["spec_hash"][:12])
+        chain = ", then ".join(name for name in [agent["model"], *agent["fallbacks"]] if name)
+        used = ", ".join(dict.fromkeys([*agent["tools"], *agent["members"]]))
+        table.add_row(agent["name"], agent["kind"], chain, used, agent["spec_hash"][:12])
     pretty(table)
     return DONE
 

@@ -1,6 +1,7 @@
 """Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
 
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,8 @@ from .run import Run
 from .session import Opening, Session, over
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
+_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
+"""What a run calls one that it started; the id of that is its own, a slash and this."""
 _REQUEST_DIGEST = "perdure_request"
 
 _NAME = SearchAttributeKey.for_keyword("AgentName")
@@ -245,8 +248,13 @@ class Client:
         user: str | None = None,
         query: str | None = None,
         most: int = 100,
+        roots: bool = True,
     ) -> AsyncIterator[RunInfo]:
-        """Runs and sessions, the newest first. `query` is a Temporal visibility query, joined with "and"."""
+        """Runs and sessions, the newest first. `query` is a Temporal visibility query, joined with "and".
+
+        With `roots`, without those that another run started: a swarm's agents, a graph's nodes,
+        agents called as tools. What a workflow of your own started is a root.
+        """
         wanted = [f"WorkflowType IN ({', '.join(_quoted(kind) for kind in WORKFLOWS)})"]
         for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
             if value is not None:
@@ -259,8 +267,13 @@ class Client:
         # A run that continued as new is listed by its newest part only.
         wanted.append('ExecutionStatus != "ContinuedAsNew"')
         try:
-            async for execution in self.temporal.list_workflows(" AND ".join(wanted), limit=most):
+            async for execution in self.temporal.list_workflows(" AND ".join(wanted)):
+                if roots and _is_below(execution):
+                    continue
                 yield _info(execution)
+                most -= 1
+                if most <= 0:
+                    return
         except RPCError as error:
             raise _refused(error) from error
 
@@ -309,6 +322,12 @@ def _refused(error: RPCError) -> Exception:
     if error.status == RPCStatusCode.UNAVAILABLE:
         return NotReachable(f"the Temporal server does not answer: {error.message}")
     return InvalidRequest(f"Temporal refused: {error.message}")
+
+
+def _is_below(execution: WorkflowExecution) -> bool:
+    """Whether another run started it: visibility does not tell what type a parent is, our ids do."""
+    parent = execution.parent_id
+    return parent is not None and _KEY.fullmatch(execution.id.removeprefix(f"{parent}/")) is not None
 
 
 def _info(execution: WorkflowExecution) -> RunInfo:

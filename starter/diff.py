@@ -250,12 +250,16 @@ class Seen:
 
     def of_end(self, result: RunResult | None) -> Iterator[Event]:
         """News of the runs below once the run is over: none of them is left without its end."""
-        plain = [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes] if result else []
-        yield from self.of_nodes(plain)
+        yield from self.of_nodes(nodes_of(result) if result else [])
         for node in list(self.nodes.values()):
             yield from self._node_ended(
                 node.model_copy(update={"state": "cancelled", "stop_reason": "cancelled"})
             )
+
+
+def nodes_of(result: RunResult) -> list[NodeStatus]:
+    """What a swarm or graph has started, without what that gave."""
+    return [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes]
 
 
 def _step_of(call: str) -> int | None:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import getpass
 import sys
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Final, Literal
 
 from perdure.errors import InvalidRequest, NotReachable, RunEnded
 from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT, Approval, Question
@@ -13,6 +13,7 @@ from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT, Approval, Question
 from . import show
 from .events import (
     ApprovalRequested,
+    ChildEvent,
     Event,
     Finished,
     NodeFinished,
@@ -20,6 +21,7 @@ from .events import (
     StatusChanged,
     ToolFinished,
     ToolStarted,
+    TreeEvent,
     TurnFinished,
 )
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
@@ -36,6 +38,8 @@ WHERE_TO_LOOK: Final = "look at the worker's own output"
 _SOON: Final = 1.5
 
 Want = Approval | Question | Literal["parked"]
+_Place = tuple[str, str]
+"""What tells one want from another: the run that waits, and its call. Call ids repeat from run to run."""
 
 
 def screen_for(common: Common, run_id: str) -> Screen:
@@ -59,7 +63,7 @@ async def follow(client: "Client", run: "Run", common: Common) -> int:
     screen = screen_for(common, run.id)
     follower = Follower(client, run, screen, asks=is_conversation(common), leave=detached(run.id))
     try:
-        return await follower.to_the_end(run.events())
+        return await follower.to_the_end(run.events(tree=True))
     except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels us, and raises KeyboardInterrupt after
         screen.note(f"\n{detached(run.id)}")
         raise
@@ -97,20 +101,21 @@ class Follower:
 
     def __init__(self, client: "Client", run: "Run", screen: Screen, *, asks: bool, leave: str) -> None:
         self.detached = False
-        self.last: Event | None = None
+        self.last: TreeEvent | None = None
         self._leave = leave
         self._client = client
         self._run = run
         self._screen = screen
         self._asks = asks
-        self._wants: dict[str, Want] = {}
+        self._wants: dict[_Place, Want] = {}
+        self._decided: set[_Place] = set()
         self._silent = True
         self._told: str | None = None
         """What was said last about the silence."""
         self._resumed = False
         """Told to go on, and no word of it yet."""
 
-    async def to_the_end(self, stream: AsyncIterator[Event]) -> int:
+    async def to_the_end(self, stream: AsyncIterator[TreeEvent]) -> int:
         """Follow these events to their end; the exit code."""
         async with contextlib.aclosing(_Events(stream)) as events:
             while True:
@@ -131,29 +136,49 @@ class Follower:
                     self._screen.note(f"  {show.how_to_go_on(self._run.id)}")
                     return PARKED
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: TreeEvent) -> None:
         self._silent = False
         self.last = event
         self._screen.show(event)
+        if isinstance(event, ChildEvent):
+            return self._took(event.run_id, event.event)
         match event:
             case ApprovalRequested():
-                self._wants[_place(event.approval)] = event.approval
+                self._ask(event.approval)
             case QuestionAsked():
-                self._wants[_place(event.question)] = event.question
-            case ToolStarted() | ToolFinished():  # decided, here or elsewhere
-                self._wants.pop(f"{self._run.id} {event.call_id}", None)
-            case NodeFinished():
-                for place in [place for place in self._wants if place.startswith(f"{event.run_id}")]:
-                    del self._wants[place]
+                self._ask(event.question)
             case StatusChanged():
                 self._resumed = False
-                self._wants.pop("parked", None)
+                self._wants.pop(self._place("parked"), None)
                 if event.status == "parked":
-                    self._wants["parked"] = "parked"
+                    self._wants[self._place("parked")] = "parked"
+            case _:
+                self._took(self._run.id, event)
+        return None
+
+    def _ask(self, want: Approval | Question) -> None:
+        if self._place(want) not in self._decided:  # the root hears of it later than we of its end
+            self._wants[self._place(want)] = want
+
+    def _took(self, run_id: str, event: Event) -> None:
+        """What an event of a run says about who waits for a person."""
+        match event:
+            case ToolStarted() | ToolFinished():  # decided, here or elsewhere
+                self._decided.add((run_id, event.call_id))
+                self._wants.pop((run_id, event.call_id), None)
+            case NodeFinished() if event.run_id is not None:
+                gone = [at for at in self._wants if f"{at[0]}/".startswith(f"{event.run_id}/")]
+                for place in gone:
+                    del self._wants[place]
             case _:
                 pass
 
-    async def _next(self, events: "_Events") -> Event | int | None:
+    def _place(self, want: Want) -> _Place:
+        if isinstance(want, str):
+            return self._run.id, ""
+        return want.run_id or self._run.id, want.call_id
+
+    async def _next(self, events: "_Events") -> TreeEvent | int | None:
         """The next event; or an exit code, when a person detaches; None after anything else."""
         coming = events.peek()
         if not (self._asks and self._wants):
@@ -177,8 +202,10 @@ class Follower:
         if want == "parked":
             return "[r]esume, [s]top or [d]etach? "
         if isinstance(want, Question):
-            return "your answer (empty: detach): "
-        return f"approve {want.call_id}? [y]es, [n]o and why, [d]etach: "
+            whose = f" to {show.short('/'.join(want.path), 80)}" if want.path else ""
+            return f"your answer{whose} (empty: detach): "
+        call = show.short("/".join([*want.path, want.call_id]), 80)
+        return f"approve {call}? [y]es, [n]o and why, [d]etach: "
 
     async def _answered(self, want: Want, line: str | None) -> int | None:
         word, _, rest = (line or "d").strip().partition(" ")
@@ -194,7 +221,7 @@ class Follower:
             await self._carry_out(want, (line or "").strip(), word.lower(), rest.strip())
         except (InvalidRequest, RunEnded) as error:  # somebody else was faster
             self._screen.note(str(error))
-            self._wants.pop(_place(want), None)
+            self._wants.pop(self._place(want), None)
         return None
 
     async def _carry_out(self, want: Want, line: str, word: str, rest: str) -> None:
@@ -205,17 +232,14 @@ class Follower:
             case "parked", "s" | "stop":
                 await self._run.stop()
             case Question(), _:
-                below = self._below(want)
-                await (self._run.send(line, run_id=below) if below else self._run.send(line))
+                await self._run.send(line, run_id=self._below(want))
             case Approval(), "y" | "yes" | "n" | "no":
                 allow = word.startswith("y")
-                decided: dict[str, Any] = {"allow": allow, "by": person(), "reason": rest}
-                below = self._below(want)
-                decided |= {"digest": want.digest} | ({"run_id": below} if below else {})
-                await self._run.decide(want.call_id, **decided)
+                decision = {"by": person(), "reason": rest, "digest": want.digest}
+                await self._run.decide(want.call_id, allow=allow, run_id=self._below(want), **decision)
             case _:
                 return  # not understood: asked again
-        self._wants.pop(_place(want), None)
+        self._wants.pop(self._place(want), None)
 
     def _below(self, want: Approval | Question) -> str | None:
         """The run below that is meant; None: this one."""
@@ -242,11 +266,6 @@ class Follower:
             return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"
         stuck = await self._run.is_stuck()
         return "the worker cannot go on with the run: its log says why" if stuck else None
-
-
-def _place(want: Want) -> str:
-    """What tells one want from another: call ids repeat from run to run."""
-    return want if isinstance(want, str) else f"{want.run_id} {want.call_id}"
 
 
 def no_worker(task_queue: str) -> str:
@@ -287,20 +306,20 @@ async def read_line() -> str | None:
 class _Events:
     """Events of which the next can be waited for beside something else."""
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
+    def __init__(self, events: AsyncIterator[TreeEvent]) -> None:
         self._events = events
-        self._coming: asyncio.Task[Event] | None = None
+        self._coming: asyncio.Task[TreeEvent] | None = None
 
-    def peek(self) -> "asyncio.Task[Event]":
+    def peek(self) -> "asyncio.Task[TreeEvent]":
         """The next event, in a while; the same until it is taken."""
         if self._coming is None:
-            self._coming = asyncio.create_task(self._ask())
+            self._coming = asyncio.create_task(self._next())
         return self._coming
 
-    async def _ask(self) -> Event:
+    async def _next(self) -> TreeEvent:
         return await anext(self._events)
 
-    def take(self) -> Event:
+    def take(self) -> TreeEvent:
         """The event that has come."""
         assert self._coming is not None
         event = self._coming.result()
@@ -312,3 +331,5 @@ class _Events:
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
+        if isinstance(self._events, AsyncGenerator):  # what watches the runs below ends with it
+            await self._events.aclose()

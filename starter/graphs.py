@@ -198,8 +198,9 @@ def _on_terminal(sight: _Sight) -> "list[Text]":
     if status.status == "parked":
         things.append(Text(f"\nparked: {show.failure(status.failure)}\n  {show.how_to_go_on(sight.run_id)}"))
     for want in status.waiting:
-        where = f"{show.short(' / '.join(want.path), 100)} waits for: " if want.path else "waits for: "
-        things.append(Text(f"\n{where}{show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}"))
+        things.append(
+            Text(f"\nwaits for: {show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}")
+        )
     return things
 
 

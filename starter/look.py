@@ -7,11 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from perdure.errors import InvalidRequest, NotReachable, RunFailed
-from perdure.wire import RunResult, RunStatus
+from perdure.wire import NodeStatus, RunResult, RunStatus
 
 from . import show
+from .below import Below
+from .diff import nodes_of
 from .run import Run
-from .steps import Step
+from .steps import Step, steps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class Look:
     state: str
     """The workflow's state, as the server tells it."""
     status: RunStatus | None = None
+    nodes: tuple[NodeStatus, ...] = ()
+    """What it has started; more than the status says, where more can be known."""
     steps: tuple[Step, ...] = ()
     result: RunResult | None = None
     error: str | None = None
@@ -34,6 +38,7 @@ class Look:
             "id": self.id,
             "state": self.state,
             "status": self.status.model_dump(mode="json") if self.status else None,
+            "nodes": [node.model_dump(mode="json") for node in self.nodes],
             "steps": [step.model_dump(mode="json") for step in self.steps],
             "result": self.result.model_dump(mode="json") if self.result else None,
             "error": self.error,
@@ -45,11 +50,13 @@ class Look:
         rows = show.report(self.id, self.status) if self.status else [("run", self.id), ("state", self.state)]
         if self.error and not (self.status and self.status.failure):
             rows.append(("error", show.short(self.error, 500)))
+        for name, why in self.result.unmet.items() if self.result else ():
+            rows.append(("never ran", f"{name}: {why}"))
         if self.problem:
             rows.append(("unknown", f"the rest: {self.problem}"))
         things: list[Any] = [_grid(rows)]
-        if self.status is not None and self.status.nodes:
-            things += ["", show.nodes(self.status.nodes)]
+        if self.nodes:
+            things += ["", show.nodes(self.nodes)]
         if self.steps:
             things += ["", show.steps(self.steps)]
         if self.result is not None and self.result.output not in (None, ""):
@@ -78,13 +85,22 @@ async def look_at(run: Run) -> Look:
     state = described.status.name.lower() if described.status else "unknown"
     result, error = await _end(run) if state != "running" else (None, None)
     try:
-        status, steps = await run.status(), tuple(await run.steps())
+        status, messages = await run.status(), await run.transcript()
+        nodes = await Below(run).nodes(status, messages, described)
     except (NotReachable, InvalidRequest) as reason:
         # A run that never got its agent has no status and never will: its error says it all.
-        return Look(
-            id=run.id, state=state, result=result, error=error, problem=None if error else str(reason)
-        )
-    return Look(id=run.id, state=state, status=status, steps=steps, result=result, error=error)
+        problem = None if error else str(reason)
+        return Look(id=run.id, state=state, result=result, error=error, problem=problem)
+    known = nodes_of(result) if result and result.nodes else nodes
+    return Look(
+        id=run.id,
+        state=state,
+        status=status,
+        nodes=tuple(known),
+        steps=tuple(steps_of(messages)),
+        result=result,
+        error=error,
+    )
 
 
 async def _end(run: Run) -> tuple[RunResult | None, str | None]:

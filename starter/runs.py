@@ -84,7 +84,7 @@ async def _look_for_worker(client: "Client", *, refuses: bool) -> None:
 
 @command("watch")
 async def watch(common: Common, id: Id) -> int:  # noqa: A002 - the argument's name
-    """Follow a run that goes on, from its beginning to its end."""
+    """Follow a run that goes on, and those below it, from its beginning to its end."""
     from .follow import follow
 
     client = await common.connect()
@@ -103,8 +103,11 @@ async def list_(
     query: Annotated[str | None, typer.Option(help="A Temporal visibility query.")] = None,
     waiting: Annotated[bool, typer.Option("--waiting", help="Only runs that wait for a person.")] = False,
     most: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    all: Annotated[  # noqa: A002 - the option's name
+        bool, typer.Option("--all", help="Also runs that another run started.")
+    ] = False,
 ) -> None:
-    """List runs."""
+    """List runs that people and programs started; with --all, those below them too."""
     from . import show
 
     if waiting:
@@ -112,7 +115,7 @@ async def list_(
             [f'{_WAITING} AND ExecutionStatus = "Running"', *([f"({query})"] if query else [])]
         )
     client = await common.connect()
-    found = client.list(status=_status(status), agent=agent, user=user, query=query, most=most)
+    found = client.list(status=_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
     infos = [info async for info in found]
     if common.json:
         return out(common, [info.model_dump(mode="json") for info in infos])
@@ -132,7 +135,7 @@ def _status(word: str | None) -> Any:
 
 @command("show")
 async def show_(common: Common, id: Id) -> None:  # noqa: A002
-    """Show a run: where it is, its steps, what it cost, what it waits for."""
+    """Show a run: where it is, what it runs, its steps, what it cost, what it waits for."""
     from .look import look_at
 
     client = await common.connect()

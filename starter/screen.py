@@ -10,13 +10,16 @@ from rich.markup import escape
 from rich.status import Status
 
 from . import show
+from .crew import Crew, name_of
 from .events import (
     ApprovalRequested,
+    ChildEvent,
     Event,
     Finished,
     MessageFinished,
     NodeFinished,
     NodeStarted,
+    ParkedBelow,
     PlanChanged,
     QuestionAsked,
     Retrying,
@@ -26,6 +29,7 @@ from .events import (
     ToolFinished,
     ToolProgress,
     ToolStarted,
+    TreeEvent,
     TurnFinished,
 )
 
@@ -41,7 +45,7 @@ _LONG_WORD: Final = 40
 class Screen(Protocol):
     """Shows events, in order."""
 
-    def show(self, event: Event) -> None:
+    def show(self, event: TreeEvent) -> None:
         """Show the next event."""
         ...
 
@@ -57,7 +61,7 @@ class Screen(Protocol):
 class Json:
     """One event a line on stdout."""
 
-    def show(self, event: Event) -> None:
+    def show(self, event: TreeEvent) -> None:
         """Print it."""
         _line(sys.stdout, event.model_dump_json())
 
@@ -76,13 +80,16 @@ class Lines:
         self._run_id = run_id
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, no_color=True)
 
-    def show(self, event: Event) -> None:
+    def show(self, event: TreeEvent) -> None:
         """Print it, when it is worth a line."""
+        if isinstance(event, ChildEvent):
+            line = line_below(event)
+            return None if line is None else self._console.print(line)
         if isinstance(event, MessageFinished):
             said = show.short(event.text, _LINE)
             if said:
                 self.note(f"step {event.step}: {said}")
-            return
+            return None
         line = line_of(event)
         if line is not None:
             self._console.print(line)
@@ -91,6 +98,7 @@ class Lines:
             self.note(f"  answer with: {show.how_to_answer(self._run_id, want)}")
         if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
             _line(sys.stdout, show.output(event.result.output))
+        return None
 
     def note(self, line: str) -> None:
         """A line of stderr."""
@@ -155,12 +163,19 @@ class Terminal:
         self._moving: Status | None = None
         self._doing = "starting"
         self._told = ""
+        self._crew = Crew()
+        self._writing = ""
+        """Whose text the open line is; the run's own is nobody's."""
 
-    def show(self, event: Event) -> None:
+    def show(self, event: TreeEvent) -> None:
         """Show it."""
+        self._crew.feed(event)
         match event:
+            case ChildEvent():
+                self._show_below(event)
+                return
             case TextDelta():
-                self._write(show.clean(event.text), first=event.offset == 0)
+                self._write("", show.clean(event.text), first=event.offset == 0)
             case MessageFinished():
                 self._told = event.text
                 self.rest()
@@ -182,9 +197,42 @@ class Terminal:
             self._console.print(line)
         self._move()
 
-    def _write(self, text: str, *, first: bool) -> None:
+    def _show_below(self, event: ChildEvent) -> None:
+        """A line for what is worth one; the text of the only one that works, as it comes."""
+        inner = event.event
+        match inner:
+            case TextDelta():
+                self._stream(event, inner)
+            case StatusChanged():
+                self._crew.does(event.run_id, show.short(inner.doing, 80))
+            case ToolProgress():
+                self._crew.does(event.run_id, f"{inner.call_id}: {show.short(inner.text, 60)}")
+            case MessageFinished() if self._crew.was_shown(event, inner):
+                self.rest()
+            case _:
+                self._print(line_below(event))
+        self._move()
+
+    def _stream(self, event: ChildEvent, piece: TextDelta) -> None:
+        other = self._text.is_open and self._writing != event.run_id
+        if other or not self._crew.streams(event, piece):
+            return
+        first = piece.offset == 0
+        if first:
+            self._write(event.run_id, f"{name_of(event.path)} | ", first=True)
+        self._write(event.run_id, show.clean(piece.text), first=first)
+
+    def _write(self, who: str, text: str, *, first: bool) -> None:
         self._still()
+        if who != self._writing:
+            self._text.end_line()
+            self._writing = who
         self._text.write(text.lstrip("\n") if first else text)
+
+    def _print(self, line: str | None) -> None:
+        if line is not None:
+            self.rest()
+            self._console.print(line)
 
     def _finish(self, event: Finished) -> None:
         self.rest()
@@ -218,7 +266,9 @@ class Terminal:
         """The moving line, unless text is being written where it would stand."""
         if self._text.is_open:
             return
-        words = f"[dim]{escape(show.short(self._doing, max(self._console.width - 4, 10)))}[/]"
+        width = max(self._console.width - 4, 10)
+        lines = [show.short(line, width) for line in (self._doing, *self._crew.lines())]
+        words = f"[dim]{escape(f'{chr(10)}  '.join(lines))}[/]"
         if self._moving is None:
             self._moving = self._console.status(words)
             self._moving.start()
@@ -256,8 +306,12 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
             return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
             return f"[yellow]?[/] the agent asks: [bold]{escape(show.wanted(event.question))}[/]"
-        case NodeStarted() | NodeFinished() | PlanChanged():
+        case ParkedBelow():
+            return f"[red]![/] {escape(show.wanted(event.parked))}"
+        case NodeStarted() | NodeFinished():
             return _below_line(event)
+        case PlanChanged():
+            return "\n".join(f"  {escape(line)}" for line in show.plan(event.items)) or None
         case StatusChanged():
             return _status_line(event)
         case Finished():
@@ -268,16 +322,30 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
             return None
 
 
-def _below_line(event: NodeStarted | NodeFinished | PlanChanged) -> str | None:
-    match event:
-        case NodeStarted():
-            return f"[cyan]▸[/] {escape(event.key)}"
-        case NodeFinished():
-            good = event.state == "done" and event.stop_reason in (None, "end_turn", "handoff")
-            why = "" if event.stop_reason in (None, "end_turn") else f"[dim]: {event.stop_reason}[/]"
-            return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {escape(event.key)}{why}"
-        case PlanChanged():
-            return "\n".join(f"  {escape(line)}" for line in show.plan(event.items)) or None
+def line_below(event: ChildEvent) -> str | None:
+    """What a run below does, as a line that begins with its name; None for what is no line."""
+    inner = event.event
+    match inner:
+        case StatusChanged() | Finished():
+            return None  # its end is told by the run that started it
+        case MessageFinished():
+            said = show.short(inner.text, _LINE)
+            line = escape(f"step {inner.step}: {said}") if said else None
+        case _:
+            line = line_of(inner)
+    before = f"[dim]{escape(name_of(event.path))} |[/] "
+    return None if line is None else "\n".join(f"{before}{one}" for one in line.split("\n"))
+
+
+def _below_line(event: NodeStarted | NodeFinished) -> str:
+    if isinstance(event, NodeStarted):
+        return f"[cyan]▸[/] {escape(event.key)}"
+    good = event.state == "done" and event.stop_reason in (None, "end_turn", "handoff")
+    bad = event.state == "failed"
+    mark = "[green]✓[/]" if good else "[red]✗[/]" if bad else "[yellow]■[/]"
+    how = event.state if event.stop_reason in (None, "end_turn") else event.stop_reason
+    spent = [show.plural(event.steps, "step"), show.cost(event.cost_microusd)] if event.steps else []
+    return f"{mark} {escape(event.key)}[dim]: {' · '.join([str(how), *spent])}[/]"
 
 
 def _status_line(event: StatusChanged) -> str | None:

@@ -27,6 +27,8 @@ COLOURS: Final[Mapping[str, str]] = {
     "timed_out": "red",
     "completed": "green",
     "cancelled": "magenta",
+    "done": "green",
+    "skipped": "yellow",
 }
 
 # Text of models and tools goes to terminals: an escape sequence in it must not.
@@ -195,7 +197,7 @@ def report(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     )
     rows = [
         ("run", run_id),
-        ("agent", f"{status.agent} ({status.model}, spec {status.spec_hash[:12]})"),
+        ("agent", f"{status.agent} ({status.model or status.kind}, spec {status.spec_hash[:12]})"),
         ("status", status.status + (f" ({status.stop_reason})" if status.stop_reason else "")),
         ("doing", short(status.doing, 300)),
         ("so far", so_far),
@@ -225,15 +227,16 @@ def plan(items: "Sequence[PlanItem]") -> list[str]:
 
 def nodes(of_run: "Sequence[NodeStatus]") -> Table:
     """What a run has started, one a line."""
-    made = table("RUN BELOW", "STATE", "STOP", "STEPS", "TOKENS", "COST", right=("STEPS", "TOKENS", "COST"))
+    made = table("RUN BELOW", "STATE", "STOP", "STEPS", "COST", "ID", right=("STEPS", "COST"))
     for node in of_run:
+        over = node.state != "running"
         made.add_row(
-            Text(node.run_id or node.key),
+            Text(node.key),
             status_word(node.state),
             node.stop_reason or "",
-            str(node.steps or ""),
-            str(node.usage.total_tokens or ""),
-            cost(node.cost_microusd) if node.ended_at else "",
+            str(node.steps) if over and node.run_id else "",
+            cost(node.cost_microusd) if over and node.run_id else "",
+            Text(node.run_id or "(a function)"),
         )
     return made
 

@@ -61,8 +61,10 @@ def load_agents(target: str) -> Loaded:
     found = vars(module) if not name else {name: _named(module, place, name)}
     agents = tuple(_without_repetition(_agents_in(found.values())))
     if not agents:
-        what = f"{target} is no Agent, Swarm or Graph" if name else f"{place} defines no Agent"
-        raise DefinitionError(f"{what}; write one at its top level, such as {_EXAMPLE}")
+        what = f"{target} is" if name else f"{place} defines"
+        raise DefinitionError(
+            f"{what} no Agent, Swarm or Graph; write one at its top level, such as {_EXAMPLE}"
+        )
     by_name(agents)
     return Loaded(agents=agents, models=_models_of(module, place))
 
@@ -231,7 +233,7 @@ def describe(member: Member) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "name": member.name,
         "kind": spec.kind,
-        "members": sorted(member.members),
+        "members": list(member.members),
         "spec_hash": spec.hash,
         "model": "",
         "fallbacks": [],

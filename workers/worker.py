@@ -25,13 +25,14 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from perdure.agent import Agent
 from perdure.errors import DefinitionError, ModelError, NotReachable
+from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
 
 from . import health
 from .connection import connect_temporal
 from .load import Loaded, load_all
-from .plugin import PerdurePlugin
+from .plugin import PerdurePlugin, by_name
 from .telemetry import reporting
 
 _POLLING_WITHIN: Final = 15.0
@@ -106,7 +107,7 @@ async def _serve(orders: Orders, loaded: Loaded, temporal: Client, warnings: tup
             async with _health(orders.settings, worker, temporal) as health_address:
                 if await _polls(temporal, orders.settings.task_queue, worker, running, stopping):
                     ready = Ready(
-                        agents=tuple(agent.name for agent in loaded.agents),
+                        agents=served(loaded.agents),
                         address=orders.settings.address,
                         task_queue=orders.settings.task_queue,
                         warnings=warnings,
@@ -119,6 +120,13 @@ async def _serve(orders: Orders, loaded: Loaded, temporal: Client, warnings: tup
             if not running.done():
                 await worker.shutdown()
         await running
+
+
+def served(members: Sequence[Member]) -> tuple[str, ...]:
+    """The names of all that can be started, those first that nobody else runs: people start with them."""
+    everyone = by_name(members)
+    below = {name for one in everyone.values() for name in one.members}
+    return tuple(sorted(everyone, key=lambda name: name in below))
 
 
 def worker_options(settings: Settings) -> dict[str, Any]:

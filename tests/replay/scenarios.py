@@ -127,6 +127,7 @@ TEAMS: list[Agent | Swarm | Graph] = [
     ),
     _agent("collector", tools=[_sub.as_tool(collect="completion")]),
     _agent("tree_cancelled", tools=[_agent("hanger", description="Hangs.", tools=[hang]).as_tool()]),
+    _agent("session", tools=[look, pay], limits=Limits(timeout=timedelta(minutes=5))),
     _agent("planner", tools=[look], planning=True, context=SlidingWindow(messages=6)),
 ]
 
@@ -184,6 +185,10 @@ def _team_script(request: ModelRequest) -> Any:  # noqa: C901 - one case an agen
             return calls("hanger", input="x")
         case "hanger" | "late":
             return calls("hang")
+        case "session":
+            if request.messages[-1].role == "tool":
+                return says("seen" if step < 20 else "enough")
+            return calls("pay", cents=2) if "pay" in request.messages[-1].text else calls("look", n=step)
         case "planner":
             if step == 1:
                 return calls("update_plan", items=[{"text": "look"}, {"text": "tell", "state": "pending"}])
@@ -273,8 +278,30 @@ _PEOPLE: dict[str, Callable[[Client, Run], Awaitable[None]]] = {
 }
 
 
+async def _talk(client: Client) -> Run:
+    """A session of some turns: one steered, one with an approval, one interrupted, then closed."""
+    session = await client.session("replay-session", agent="session", user="ann", max_idle=timedelta(days=1))
+    for number in range(6):
+        await session.say(f"look {number}", id=f"m-{number}")
+    await session.say("look 0", id="m-0")
+    paying = asyncio.ensure_future(session.say("pay", id="m-pay"))
+    await until_status(client, session.id, "waiting_approval")
+    steering = asyncio.ensure_future(session.say("be quick", id="m-steer", when_busy="steer"))
+    await session.decide("call-13-1", allow=True, by="lee")
+    await asyncio.gather(paying, steering)
+    held = asyncio.ensure_future(session.say("pay again", id="m-held"))
+    await until_status(client, session.id, "waiting_approval")
+    await session.interrupt()
+    await held
+    await session.close()
+    await session.run.result()
+    return session.run
+
+
 async def play(client: Client, name: str) -> Run:
     """Play the scenario to its end."""
+    if name == "session":
+        return await _talk(client)
     run = await client.start(name, name, id=f"replay-{name}", user="ann")
     await _PEOPLE.get(name, _nothing)(client, run)
     await run.result()

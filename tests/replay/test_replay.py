@@ -115,6 +115,7 @@ def test_there_are_histories_of_every_kind_of_end() -> None:
         "collector",
         "tree_cancelled=hanger-1-1",
         "planner",
+        "session",
     } <= names
     assert "continued-3" in {path.stem for path in HISTORIES}, "one that continued as new, whole"
 

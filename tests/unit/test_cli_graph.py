@@ -149,7 +149,7 @@ def test_who_waits_is_told_with_the_command_that_answers(perdure: Perdure) -> No
     )
     said = perdure("review", runs=[FakeRun("r", looks=[status(RUNNING, waiting=[want])])])
     assert "? draft (entry)  agent     waits for a person" in said.out
-    assert "draft-1 waits for: pay(sum=1)\n  perdure approve r call-1-1" in said.out
+    assert "waits for: draft-1: pay(sum=1)\n  perdure approve r call-1-1" in said.out
 
 
 @pytest.mark.parametrize(

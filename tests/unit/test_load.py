@@ -57,7 +57,7 @@ def test_a_name_behind_the_file_takes_only_that(write: Write) -> None:
     assert names(f"{file}:one") == ["one"]
     assert names(f"{file}:list_") == ["two"]
     assert refusal(f"{file}:three") == f"{file} has no 'three'"
-    assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent; write one")
+    assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent, Swarm or Graph; write one")
 
 
 def test_a_module_is_found_from_the_working_directory(write: Write) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT = ("research_swarm", "review_graph")
+SHORT = ("research_swarm", "review_graph", "support_session")
 
 
 @pytest.fixture
@@ -58,3 +58,19 @@ async def test_a_review_graph_goes_round_again_until_two_of_three_agree(serve: S
     assert keys.count("votes-1") == keys.count("votes-2") == 1, "the third vote of a round is late"
     assert keys[-1] == "publish-1"
     assert "votes-3" not in keys
+
+
+async def test_a_support_session_has_a_refund_decided_in_its_second_turn(
+    serve: Serve, example: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    support = example("support_session")
+    async with serve(support.support, models=support.models) as client:
+        await support.talk(client)
+        session = await client.session("ticket-77")
+        status = await session.status()
+        transcript = await session.transcript()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "I looked: delivered on Monday, 49.00 dollars."
+    assert said[1] == "I looked: 4900 cents are on their way back."
+    assert (status.status, status.turn) == ("idle", 2)
+    assert sum(message.role == "user" for message in transcript) == 2
