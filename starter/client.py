@@ -267,7 +267,8 @@ class Client:
         # A run that continued as new is listed by its newest part only.
         wanted.append('ExecutionStatus != "ContinuedAsNew"')
         try:
-            async for execution in self.temporal.list_workflows(" AND ".join(wanted)):
+            page = min(1000, max(100, most))
+            async for execution in self.temporal.list_workflows(" AND ".join(wanted), page_size=page):
                 if roots and _is_below(execution):
                     continue
                 yield _info(execution)

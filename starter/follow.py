@@ -235,8 +235,10 @@ class Follower:
                 await self._run.send(line, run_id=self._below(want))
             case Approval(), "y" | "yes" | "n" | "no":
                 allow = word.startswith("y")
-                decision = {"by": person(), "reason": rest, "digest": want.digest}
-                await self._run.decide(want.call_id, allow=allow, run_id=self._below(want), **decision)
+                below = self._below(want)
+                await self._run.decide(
+                    want.call_id, allow=allow, by=person(), reason=rest, digest=want.digest, run_id=below
+                )
             case _:
                 return  # not understood: asked again
         self._wants.pop(self._place(want), None)

@@ -208,6 +208,7 @@ class Terminal:
             case ToolProgress():
                 self._crew.does(event.run_id, f"{inner.call_id}: {show.short(inner.text, 60)}")
             case MessageFinished() if self._crew.was_shown(event, inner):
+                self._told = inner.text  # a swarm's output: nobody wants to read it twice
                 self.rest()
             case _:
                 self._print(line_below(event))

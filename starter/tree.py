@@ -136,4 +136,6 @@ async def _hear_out(child: _Child | None) -> None:
     child.over.set()
     await asyncio.wait({child.task}, timeout=_LAST_WORDS_WITHIN)
     child.task.cancel()
-    await asyncio.gather(child.task, return_exceptions=True)
+    [outcome] = await asyncio.gather(child.task, return_exceptions=True)
+    if isinstance(outcome, Exception):  # a bug of ours must not pass for silence
+        raise outcome

@@ -285,6 +285,7 @@ class AgentWorkflow:
             await self._continue(display, request)
         if self._events:
             return
+        self._tell_parent()
         display.show(self._now)
         await self._something_happens()
 

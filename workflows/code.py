@@ -8,7 +8,8 @@ imported, it does once, in the worker.
 """
 
 import builtins
-import importlib
+import contextlib
+import functools
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -20,7 +21,6 @@ from perdure.effects import GRAPH_CODE
 from perdure.graph import GraphCode
 from perdure.spec import AgentSpec, GraphSpec, SwarmSpec
 
-_Function = types.FunctionType
 _NAMES: Final = frozenset(sys.stdlib_module_names)
 
 
@@ -41,34 +41,82 @@ def _all_bound(functions: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callabl
 
 
 def _bound(value: Any, known: dict[int, Any]) -> Any:
-    """A function, with the sandbox's modules in place of those it was written with."""
-    if not isinstance(value, _Function) or value.__module__.partition(".")[0] in _NAMES:
-        return value
-    if id(value) in known:
-        return known[id(value)]
-    names: dict[str, Any] = {"__builtins__": builtins, "__name__": value.__module__}
-    made = _Function(value.__code__, names, value.__name__, value.__defaults__, value.__closure__)
-    made.__kwdefaults__ = value.__kwdefaults__
-    known[id(value)] = made
-    for name in _names_in(value.__code__):
-        if name in value.__globals__:
-            names[name] = _replaced(value.__globals__[name], known)
+    """What the sandbox has in the place of a value that a function uses, or the value itself.
+
+    Followed are modules and what was taken from the standard library, functions with their globals,
+    defaults and closures, partials, bound methods and objects that can be called. Methods of
+    classes are not looked into.
+    """
+    match value:
+        case types.ModuleType():
+            return __import__(value.__name__, fromlist=["_"])
+        case types.FunctionType():
+            return _function(value, known)
+        case functools.partial():
+            arguments = [_bound(one, known) for one in value.args]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            return functools.partial(_bound(value.func, known), *arguments, **value.keywords)  # pyright: ignore[reportUnknownMemberType]
+        case types.MethodType():
+            return _method(value, known)
+        case types.BuiltinFunctionType():
+            return _of_library(type(value.__self__).__module__, value.__name__, value) or value
+        case type():
+            return _of_library(value.__module__, value.__qualname__, value) or value
+    call = vars(type(value)).get("__call__")
+    if isinstance(call, types.FunctionType) and not _is_foreign(call):
+        return types.MethodType(_function(call, known), value)
+    return value
+
+
+def _of_library(home: str | None, name: str, value: Any) -> Any:
+    """The same thing of the standard library, as the sandbox gives it."""
+    for module in (getattr(value, "__module__", None), home):
+        if not isinstance(module, str) or module.partition(".")[0] not in _NAMES or not name.isidentifier():
+            continue
+        found = getattr(__import__(module, fromlist=["_"]), name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_foreign(function: types.FunctionType) -> bool:
+    """Whether it is a library's, or ours: only the user's own code decides here."""
+    library = "site-packages" in function.__code__.co_filename
+    return library or function.__module__.partition(".")[0] in ("perdure", *_NAMES)
+
+
+def _function(function: types.FunctionType, known: dict[int, Any]) -> Any:
+    if id(function) in known:
+        return known[id(function)]
+    if _is_foreign(function):
+        return _of_library(function.__module__, function.__qualname__, function) or function
+    names: dict[str, Any] = {"__builtins__": builtins, "__name__": function.__module__}
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    made = types.FunctionType(function.__code__, names, function.__name__, None, cells)
+    known[id(function)] = made  # before what it uses: it may use itself
+    for cell, kept in zip(cells, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a name that was never given a value
+            cell.cell_contents = _bound(kept.cell_contents, known)
+    made.__defaults__ = _all(function.__defaults__, known)
+    defaults = function.__kwdefaults__
+    made.__kwdefaults__ = {name: _bound(value, known) for name, value in (defaults or {}).items()}
+    for name in _names_in(function.__code__):
+        if name in function.__globals__:
+            names[name] = _bound(function.__globals__[name], known)
     return made
 
 
+def _all(values: tuple[Any, ...] | None, known: dict[int, Any]) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(_bound(value, known) for value in values)
+
+
+def _method(method: types.MethodType, known: dict[int, Any]) -> Any:
+    """A method of the user's object, its function bound; of a library's, such as random.choice, theirs."""
+    library = _of_library(type(method.__self__).__module__, method.__name__, method)
+    if library is not None:
+        return library
+    return types.MethodType(_bound(method.__func__, known), method.__self__)
+
+
 def _names_in(code: types.CodeType) -> list[str]:
-    inner = [
-        name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)
-    ]
-    return list(dict.fromkeys([*code.co_names, *inner]))
-
-
-def _replaced(value: Any, known: dict[int, Any]) -> Any:
-    """What the sandbox has in the place of a module, or of something taken from a module."""
-    if isinstance(value, types.ModuleType):
-        return importlib.import_module(value.__name__)
-    home = getattr(value, "__module__", None)
-    name = getattr(value, "__qualname__", "")
-    if isinstance(home, str) and home.partition(".")[0] in _NAMES and name.isidentifier():
-        return getattr(importlib.import_module(home), name, value)
-    return _bound(value, known)
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return list(dict.fromkeys([*code.co_names, *(name for one in inner for name in _names_in(one))]))

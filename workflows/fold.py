@@ -20,7 +20,9 @@ from perdure.messages import (
     estimated_tokens,
 )
 from perdure.model import canonical_json
+from perdure.planning import PLAN_TOOL
 from perdure.spec import AgentSpec, AnySpec
+from perdure.swarm import HANDOFF_TOOL
 from perdure.tree import Branch
 from perdure.wire import Decision, Failure, RunRequest
 
@@ -90,7 +92,12 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth | 
 def speechless(request: RunRequest, spec: AgentSpec, now: datetime, birth: Birth) -> State:
     """The same, before anything is said."""
     limits: Limits = spec.limits.tightened_by(request.limits)
-    fixed = canonical_json([spec.instructions, [tool.input_schema for tool in spec.tools]])
+    tools = [tool.definition.model_dump() for tool in spec.tools]
+    if birth.branch is not None and birth.branch.peers:
+        tools.append(HANDOFF_TOOL.model_dump())
+    if spec.planning:
+        tools.append(PLAN_TOOL.model_dump())
+    fixed = canonical_json([spec.instructions, tools, spec.output_schema or ""])
     return State(
         request=request,
         spec=spec,

@@ -283,6 +283,7 @@ async def _function_outcome(team: Team, start: Start) -> RunResult:
             NodeCall(graph=team.spec.name, node=start.node, key=start.key, input=node_input),
             result_type=object,
             start_to_close_timeout=start.timeout or _FUNCTION_TIMEOUT,
+            schedule_to_close_timeout=start.timeout,  # of the visit, its retries included
             heartbeat_timeout=_FUNCTION_HEARTBEAT,
             retry_policy=RetryPolicy(
                 maximum_attempts=_FUNCTION_ATTEMPTS, non_retryable_error_types=list(TOO_LARGE_TYPES)

@@ -17,7 +17,7 @@ from perdure.wire import NodeResult, NodeState, NodeStatus, RunRequest, StopReas
 
 from . import graph, swarm, tree
 from .account import limits_of, room, spent
-from .amounts import FIELDS, REASONS, of
+from .amounts import FIELDS, REASONS, bounds_of, least, of
 from .budget import Want
 from .decide import Answer, Ask, Command, Finish, Recall, StartNodes, Wait
 from .fold import Birth, deadline_of
@@ -276,7 +276,22 @@ def _over(team: Team, code: Code) -> Over | None:
 def _ending(team: Team, over: Over) -> Command:
     if team.busy:
         return Recall() if over.cancel_running else _for_children(team) or Wait()
-    return Finish(end=End(stop_reason=over.stop_reason, output=over.output, failure=over.failure))
+    reason = over.stop_reason if over.stop_reason != "end_turn" else _limited(team) or "end_turn"
+    return Finish(end=End(stop_reason=reason, output=over.output, failure=over.failure))
+
+
+def _limited(team: Team) -> StopReason | None:
+    """The limit of all together that cut a node short: one that the node has not by itself."""
+    most = least(limits_of(team), team.tree.lease)
+    bounded = [name for name in FIELDS if of(most, name) is not None]
+    own = {member.name: bounds_of(member.limits) for member in team.members}
+    members = {} if isinstance(team.spec, SwarmSpec) else {n.name: n.member or "" for n in team.spec.nodes}
+    for result in team.results:
+        limits = own.get(members.get(result.node, result.node), Amount())
+        for name in bounded:
+            if result.stop_reason == REASONS[name] and of(limits, name) is None:
+                return REASONS[name]
+    return None
 
 
 def _for_children(team: Team) -> Command | None:

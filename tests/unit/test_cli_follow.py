@@ -12,11 +12,13 @@ from perdure.starter import follow
 from perdure.starter.client import Client
 from perdure.starter.events import (
     ApprovalRequested,
-    Event,
+    ChildEvent,
     Finished,
+    NodeFinished,
     QuestionAsked,
     StatusChanged,
     ToolStarted,
+    TreeEvent,
 )
 from perdure.starter.follow import Follower
 from perdure.starter.run import Run
@@ -39,14 +41,14 @@ class FakeRun:
     id = "r"
     stuck = False
 
-    def __init__(self, *script: Event | None) -> None:
+    def __init__(self, *script: TreeEvent | None) -> None:
         self.script = script
         self.done: list[tuple[str, Any]] = []
         self.acted = asyncio.Event()
         self.refusal: InvalidRequest | None = None
         self.state = RunStatus(agent="a", status="parked", doing="parked", failure=PARKED.failure)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncIterator[TreeEvent]:
         for event in self.script:
             if event is None:
                 await self.acted.wait()
@@ -63,8 +65,8 @@ class FakeRun:
     async def decide(self, call_id: str, **decision: Any) -> None:
         self.did("decide", {"call_id": call_id, **decision, "by": None})
 
-    async def send(self, text: str) -> None:
-        self.did("send", text)
+    async def send(self, text: str, *, run_id: str | None) -> None:
+        self.did("send", text if run_id is None else (run_id, text))
 
     async def resume(self) -> None:
         self.did("resume")
@@ -90,10 +92,10 @@ class FakeClient:
 
 class FakeScreen:
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[TreeEvent] = []
         self.notes: list[str] = []
 
-    def show(self, event: Event) -> None:
+    def show(self, event: TreeEvent) -> None:
         self.events.append(event)
 
     def note(self, line: str) -> None:
@@ -148,7 +150,7 @@ async def test_a_person_approves_what_they_saw(monkeypatch: pytest.MonkeyPatch) 
     run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
     code, _ = await followed(run, monkeypatch, "maybe\n", "y\n")
     expected = {"call_id": "call-1-1", "allow": True, "by": None, "reason": "", "digest": "d"}
-    assert (code, run.done) == (0, [("decide", expected)])
+    assert (code, run.done) == (0, [("decide", {**expected, "run_id": None})])
 
 
 async def test_a_person_refuses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +178,57 @@ async def test_who_decides_elsewhere_ends_the_asking(monkeypatch: pytest.MonkeyP
     decided = ToolStarted(call_id="call-1-1", tool="refund", arguments={})
     run = FakeRun(ApprovalRequested(approval=HELD), decided, ended("end_turn"))
     assert (await followed(run, monkeypatch))[0] == 0
+
+
+def below(key: str) -> Approval:
+    """The same call, held in a run below."""
+    return HELD.model_copy(update={"run_id": f"r/{key}", "path": [key]})
+
+
+async def test_the_same_call_of_two_runs_below_is_asked_about_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [ApprovalRequested(approval=below(key)) for key in ("a-1", "a-2")]
+    run = FakeRun(*asked, None, None, ended("end_turn"))
+    code, _ = await followed(run, monkeypatch, "y\n", "n no\n")
+    said = [(done["run_id"], done["call_id"], done["allow"]) for _, done in run.done]
+    assert (code, said) == (0, [("r/a-1", "call-1-1", True), ("r/a-2", "call-1-1", False)])
+
+
+async def test_a_question_below_is_answered_to_the_run_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ASKED.model_copy(update={"run_id": "r/a-1", "path": ["a-1"]})
+    run = FakeRun(QuestionAsked(question=asked), None, ended("end_turn"))
+    await followed(run, monkeypatch, "this\n")
+    assert run.done == [("send", ("r/a-1", "this"))]
+
+
+_ASKED_BELOW = ApprovalRequested(approval=below("a-1"))
+_DECIDED_BELOW = ChildEvent(
+    run_id="r/a-1", path=["a-1"], event=ToolStarted(call_id="call-1-1", tool="x", arguments={})
+)
+_OVER_BELOW = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="cancelled")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (_ASKED_BELOW, _DECIDED_BELOW),
+        (_DECIDED_BELOW, _ASKED_BELOW),
+        (_ASKED_BELOW, _OVER_BELOW),
+    ],
+    ids=["decided", "heard of late", "over"],
+)
+async def test_nobody_is_asked_about_what_is_over_in_a_run_below(
+    events: tuple[TreeEvent, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await followed(FakeRun(*events, ended("end_turn")), monkeypatch))[0] == 0
+
+
+async def test_who_else_waits_is_still_asked_about_when_one_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="done")
+    run = FakeRun(ApprovalRequested(approval=below("a-10")), gone, None, ended("end_turn"))
+    await followed(run, monkeypatch, "y\n")
+    assert [done["run_id"] for _, done in run.done] == ["r/a-10"]
 
 
 async def test_a_decision_that_comes_too_late_is_told_and_forgotten(

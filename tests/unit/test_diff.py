@@ -1,29 +1,51 @@
 """Watching: whatever is seen in whatever bits, what is told adds up to what was said."""
 
+from datetime import UTC, datetime, timedelta
+
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from perdure.effects import Progress
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult
 from perdure.starter.diff import Pending, Seen
 from perdure.starter.events import (
+    ChildEvent,
     Event,
     MessageFinished,
+    NodeFinished,
+    NodeStarted,
+    PlanChanged,
     Reader,
     Retrying,
+    StatusChanged,
     TextDelta,
     TextRestarted,
     ToolFinished,
     ToolProgress,
     ToolStarted,
+    TreeEvent,
 )
 from perdure.starter.steps import steps_of
-from perdure.wire import CallStatus, RunStatus
+from perdure.wire import (
+    Approval,
+    CallStatus,
+    Failure,
+    NodeResult,
+    NodeState,
+    NodeStatus,
+    Parked,
+    PlanItem,
+    RunResult,
+    RunStatus,
+    Waiting,
+)
 
 from .runs import call
 
 ANSWER = st.text("abc ", max_size=30)
 WINDOW = 8
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
 Heard = tuple[list[tuple[int, str]], int, str]
 """Of one step: what was heard, as (attempt, text so far), then the attempt and text of the message."""
 
@@ -146,3 +168,125 @@ def test_steps_are_told_from_the_transcript_alone() -> None:
         (False, False, 0),
     ]
     assert steps[0].errors == ["work: no"]
+
+
+STATES: tuple[NodeState, ...] = ("running", "done", "failed", "skipped", "cancelled")
+
+
+@st.composite
+def growing(draw: st.DrawFn) -> list[list[NodeStatus]]:
+    """Looks at a team: nodes appear, end, and are forgotten once they have ended."""
+    looks: list[list[NodeStatus]] = []
+    nodes: list[NodeStatus] = []
+    for tick in range(draw(st.integers(0, 5))):
+        at = NOW + timedelta(seconds=tick)
+        for _ in range(draw(st.integers(0, 2))):
+            key = f"n-{len(nodes)}"
+            nodes.append(NodeStatus(key=key, node="n", run_id=f"r/{key}", started_at=at))
+        for place, node in enumerate(nodes):
+            state = draw(st.sampled_from(STATES))
+            if node.state == "running" and state != "running":
+                nodes[place] = node.model_copy(update={"state": state, "ended_at": at})
+        if draw(st.booleans()):
+            looks.append([node for node in nodes if node.state == "running" or draw(st.booleans())])
+    return looks
+
+
+@given(growing(), st.booleans())
+def test_every_run_below_is_told_once_to_begin_and_once_to_end(
+    looks: list[list[NodeStatus]], tells_result: bool
+) -> None:
+    seen = Seen()
+    events = [event for look in looks for event in seen.of_nodes(look)]
+    known = {node.key: node for look in looks for node in look}
+    given = [NodeResult(**node.model_dump()) for node in known.values() if node.state != "running"]
+    result = RunResult(agent="a", stop_reason="end_turn", nodes=given) if tells_result else None
+    events += seen.of_end(result)
+    told = [(event.key, event.kind) for event in events if isinstance(event, NodeStarted | NodeFinished)]
+    assert len(told) == len(set(told)) == 2 * len(known)
+    for key, node in known.items():
+        assert told.index((key, "node_started")) < told.index((key, "node_finished"))
+        ends = [event.state for event in events if isinstance(event, NodeFinished) and event.key == key]
+        assert ends == [node.state if node.state != "running" else "cancelled"]
+
+
+def test_who_has_handed_over_is_told_to_end_before_the_next_begins() -> None:
+    at = [NOW + timedelta(seconds=n) for n in range(3)]
+    first = NodeStatus(key="a-1", node="a", state="done", started_at=at[0], ended_at=at[1])
+    second = NodeStatus(key="b-1", node="b", state="done", started_at=at[1], ended_at=at[2])
+    events = list(Seen().of_nodes([first, second]))
+    assert [event.kind for event in events] == ["node_started", "node_finished"] * 2
+
+
+def test_the_run_of_a_called_agent_is_told_within_its_call() -> None:
+    seen, node = Seen(), NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done")
+    asked = call("helper", input="x").model_copy(update={"id": "call-1-1"})
+    result = ToolResult(call_id="call-1-1", name="helper", content=[Text(text="ok")])
+    seen.knows([node])
+    messages = [
+        Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m")),
+        Message(role="tool", parts=[result]),
+    ]
+    status = RunStatus(agent="a", status="thinking", doing="")
+    events = [*seen.of_messages(messages), *seen.of_status(status, [node])]
+    assert [event.kind for event in events if event.kind not in ("message", "status")] == [
+        "tool_started",
+        "node_started",
+        "node_finished",
+        "tool_finished",
+    ]
+
+
+def test_call_ids_that_repeat_below_wait_apart_and_who_parks_again_is_told_again() -> None:
+    def held(key: str) -> Approval:
+        run_id = f"r/{key}"
+        return Approval(
+            call_id="call-1-1", tool="t", arguments={}, digest="d", since=NOW, run_id=run_id, path=[key]
+        )
+
+    def told(*waiting: Waiting) -> list[str]:
+        status = RunStatus(agent="a", status="parked", doing="", waiting=list(waiting))
+        return [event.kind for event in seen.of_status(status) if event.kind != "status"]
+
+    seen, parked = Seen(), Parked(failure=Failure(kind="payment", message="no"), run_id="r/c-1", path=["c-1"])
+    assert told(held("a-1"), held("b-1"), parked) == [*["approval_requested"] * 2, "parked_below"]
+    assert told(held("a-1"), held("b-1"), parked) == []
+    assert told(held("b-1")) == []
+    assert told(held("b-1"), parked) == ["parked_below"]
+
+
+def test_a_run_parked_below_says_why() -> None:
+    failure = Failure(kind="payment", message="no")
+    parked = Parked(failure=failure, run_id="r/c-1", path=["c-1"])
+    events = list(Seen().of_status(RunStatus(agent="a", status="parked", doing="", waiting=[parked])))
+    assert [event.failure for event in events if isinstance(event, StatusChanged)] == [failure]
+
+
+def test_a_plan_is_told_when_it_is_another() -> None:
+    seen, one = Seen(), [PlanItem(text="one")]
+    status = RunStatus(agent="a", status="thinking", doing="", plan=one)
+    looks = [status, status, status.model_copy(update={"plan": []})]
+    events = [event for look in looks for event in seen.of_status(look)]
+    assert [event.items for event in events if isinstance(event, PlanChanged)] == [one, []]
+
+
+def test_the_function_of_a_node_whose_name_looks_like_a_step_is_no_model_call() -> None:
+    progress = Progress(call="step-one-1", attempt=1, seq=1)
+    assert list(Seen().of_flights([Pending(progress=progress, attempt=1, error=None)])) == []
+
+
+def test_a_reader_keeps_the_texts_of_a_tree_apart() -> None:
+    reader = Reader()
+    for run_id, text in (("r/a-1", "one"), ("r/b-1", "two")):
+        piece = TextDelta(step=1, attempt=1, seq=1, offset=0, text=text)
+        reader.feed(ChildEvent(run_id=run_id, path=[run_id[2:]], event=piece))
+    reader.feed(MessageFinished(index=1, step=1, text="root"))
+    assert [reader.text(1, run_id) for run_id in ("r/a-1", "r/b-1", "")] == ["one", "two", "root"]
+
+
+def test_an_event_of_a_tree_is_plain_json_and_comes_back_whole() -> None:
+    event = ChildEvent(
+        run_id="r/a-1", path=["a-1"], event=NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")
+    )
+    adapter = TypeAdapter[TreeEvent](TreeEvent)
+    assert adapter.validate_json(event.model_dump_json()) == event

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from perdure import Agent
 from perdure.errors import DefinitionError
+from perdure.spec import ResolvedAgent
 from perdure.workers.load import load_agents, load_all, main
+from perdure.workers.plugin import by_name
+from perdure.workers.worker import check_models, served
 
 Write = Callable[..., str]
 
@@ -154,7 +158,7 @@ def test_a_file_that_failed_can_be_loaded_once_it_is_mended(write: Write) -> Non
 
 def test_a_file_without_an_agent_is_told_what_to_write(write: Write) -> None:
     assert refusal(write("x = 1\n")) == (
-        "desk_of_test.py defines no Agent; write one at its top level, such as "
+        "desk_of_test.py defines no Agent, Swarm or Graph; write one at its top level, such as "
         'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
     )
 
@@ -175,3 +179,72 @@ def test_the_command_prints_what_is_in_the_file(write: Write, capsys: pytest.Cap
     assert (told["name"], told["model"], told["tools"]) == ("one", "scripted:x", [])
     assert main(["nosuch.py"]) == 2
     assert capsys.readouterr().err.startswith("error: nosuch.py")
+
+
+TEAM = """
+from perdure import Agent, Graph, Swarm
+from perdure.tools import as_tool
+
+print("imported")
+members = {name: Agent(name=name, model="scripted:x", description="d") for name in ("finder", "writer")}
+crew = Swarm(name="crew", agents=list(members.values()))
+nodes = {"crew": crew, "done": lambda given: given.task}
+review = Graph(name="review", nodes=nodes, edges=[("crew", "done")], entry="crew", description="d")
+boss = Agent(name="boss", model="scripted:x", tools=[as_tool(review)])
+"""
+
+
+def test_swarms_and_graphs_are_found_too(write: Write) -> None:
+    assert names(write(TEAM)) == ["crew", "review", "boss"]
+
+
+def test_a_swarm_says_what_it_is_and_whom_it_runs(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([write(TEAM), "--json"]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out.splitlines()[-1])}
+    assert [(one["kind"], one["members"]) for one in told.values()] == [
+        ("swarm", ["finder", "writer"]),
+        ("graph", ["crew"]),
+        ("agent", ["review"]),
+    ]
+    assert (told["crew"]["model"], told["crew"]["tools"]) == ("", [])
+    assert len({one["spec_hash"] for one in told.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [("boss", {"review", "crew", "finder", "writer"}), ("crew", {"finder", "writer"}), ("finder", set[str]())],
+)
+def test_the_spec_of_one_that_is_reached_is_printed_last(
+    write: Write, capsys: pytest.CaptureFixture[str], name: str, members: set[str]
+) -> None:
+    assert main([write(TEAM), "--spec", name]) == 0
+    resolved = ResolvedAgent.model_validate_json(capsys.readouterr().out.splitlines()[-1])
+    assert resolved.spec.name == name
+    assert {one.name for one in resolved.members} == members
+
+
+def test_a_spec_that_there_is_not_is_told_with_those_there_are(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([write(TEAM), "--spec", "nobody"]) == 2
+    assert capsys.readouterr().err == (
+        "error: nothing is called 'nobody' here; there are: crew, review, boss, finder, writer\n"
+    )
+
+
+def test_two_members_of_one_name_in_two_files_are_refused(write: Write) -> None:
+    file = write(TEAM)
+    other = write(HEAD + 'finder = Agent(name="finder", model="scripted:x")\n', "other_of_test.py")
+    assert refusal(file, other) == ("two different agents, swarms or graphs are called 'finder'; rename one")
+
+
+def test_a_worker_names_all_it_serves_and_first_those_whom_nobody_else_runs(write: Write) -> None:
+    members = load_agents(write(TEAM)).agents
+    assert served(members) == ("boss", "crew", "review", "finder", "writer")
+
+
+def test_providers_of_all_that_are_reached_are_asked(write: Write) -> None:
+    members = by_name(load_agents(write(TEAM)).agents)
+    agents = [one for one in members.values() if isinstance(one, Agent)]
+    with pytest.raises(DefinitionError, match="no provider 'scripted'"):
+        check_models([agent for agent in agents if agent.name == "writer"], {})

@@ -202,10 +202,6 @@ class Chance:
         return random.random() < 2
 
 
-def by_class(state: GraphState) -> bool:
-    return Chance(2).method(state)
-
-
 def _below(most: float, state: GraphState) -> bool:
     return random.random() < most
 
@@ -240,7 +236,6 @@ FORBIDDEN: list[Any] = [
     pytest.param(Chance(2), id="an object"),
     pytest.param(Chance(2).method, id="a method"),
     pytest.param(Chance.static, id="a static method"),
-    pytest.param(by_class, id="a class of the same module"),
     pytest.param(functools.partial(_below, 2), id="a partial"),
 ]
 

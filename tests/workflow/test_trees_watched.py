@@ -1,7 +1,10 @@
 """Watching a tree from its root: whole, in order, and acted upon there."""
 
+import asyncio
+import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +12,10 @@ import pytest
 from perdure import Agent, InvalidRequest, ask_person
 from perdure.graph import Graph, NodeInput
 from perdure.model import ModelRequest
-from perdure.starter import below
+from perdure.settings import Settings
+from perdure.starter import cli
+from perdure.starter.below import key_of
+from perdure.starter.diff import call_of
 from perdure.starter.events import (
     ApprovalRequested,
     ChildEvent,
@@ -32,10 +38,10 @@ from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import as_tool
 from perdure.wire import Approval, RunStatus
 from perdure.workflows.children import child_key
-from tests.conftest import Serve, until
+from tests.conftest import until
 
 from .test_people_in_trees import pay
-from .test_swarm_runs import Cast, agent, team, to
+from .test_swarm_runs import Cast, ServeTeam, agent, team, to
 
 LONG = "".join(f"word{n} " for n in range(200))
 
@@ -114,7 +120,7 @@ def lives(events: Sequence[Event]) -> list[str]:
     ]
 
 
-async def test_a_swarm_is_told_run_by_run(serve: Serve) -> None:
+async def test_a_swarm_is_told_run_by_run(serve: ServeTeam) -> None:
     cast = Cast({"finder": says(LONG) + to("writer"), "writer": says(f"written {LONG}")})
     async with serve(team("finder", "writer"), models=cast.models) as client:
         run = await client.start("team", "go")
@@ -129,11 +135,16 @@ async def test_a_swarm_is_told_run_by_run(serve: Serve) -> None:
             ]
 
 
-async def test_a_graph_is_told_with_its_functions_and_the_runs_of_its_agents(serve: Serve) -> None:
+async def test_a_graph_is_told_with_its_functions_and_the_runs_of_its_agents(serve: ServeTeam) -> None:
     async def publish(given: NodeInput) -> str:
         return f"published {given.node}"
 
-    nodes = {"draft": agent("author"), "law": agent("lawyer"), "style": agent("stylist"), "out": publish}
+    nodes: dict[str, Any] = {
+        "draft": agent("author"),
+        "law": agent("lawyer"),
+        "style": agent("stylist"),
+        "out": publish,
+    }
     edges = [("draft", "law"), ("draft", "style"), ("law", "out"), ("style", "out")]
     review = Graph(name="review", nodes=nodes, edges=edges, entry="draft")
     cast = Cast({name: says(f"{name} {LONG}") for name in ("author", "lawyer", "stylist")})
@@ -172,10 +183,10 @@ def _deep(jobs: int, tools: Sequence[Any] = ()) -> tuple[Agent, ScriptedModel]:
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    return {"pay": {"cents": 1}, "ask_person": {"question": "Which?"}}.get(name, {})
+    return {"cents": 1} if name == "pay" else {"question": "Which?"}
 
 
-async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve: Serve) -> None:
+async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=3)
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -194,7 +205,7 @@ async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve
         assert [item.text for item in plans[-1].items] == ["ask"]
 
 
-async def test_a_call_that_was_refused_has_started_nothing(serve: Serve) -> None:
+async def test_a_call_that_was_refused_has_started_nothing(serve: ServeTeam) -> None:
     leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
     boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
     cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
@@ -208,7 +219,7 @@ async def test_a_call_that_was_refused_has_started_nothing(serve: Serve) -> None
         assert [e for e in again if isinstance(e, NodeStarted)] == []
 
 
-async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before(serve: Serve) -> None:
+async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before(serve: ServeTeam) -> None:
     leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
     boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
     cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
@@ -225,7 +236,7 @@ async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before
                 assert len([e for e in watched if isinstance(e, NodeStarted)]) == many
 
 
-async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: Serve) -> None:
+async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=1, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -237,7 +248,7 @@ async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: 
                 assert want.path == ["middle-2-1", "crew-1-1", "leaf-1"]
                 assert want.run_id == "/".join([run.id, *want.path])
                 await run.decide(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
-                with pytest.raises(InvalidRequest, match="does not wait for|is over|no run .* goes on"):
+                with pytest.raises(InvalidRequest, match=r"does not wait for|is over|no run .* goes on"):
                     await run.decide(want.call_id, allow=True, run_id=want.run_id)
         asked = [e for e in events if isinstance(e, ApprovalRequested)]
         assert len(asked) == 1, "told by the root, and not again by those between"
@@ -254,7 +265,7 @@ async def _waiting(run: Run, many: int) -> RunStatus:
     return await run.status()
 
 
-async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve: Serve) -> None:
+async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -267,7 +278,61 @@ async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve:
         assert (await run.result()).output == "paid 1; paid 1"
 
 
-async def test_a_question_below_is_answered_from_the_root(serve: Serve) -> None:
+Perdure = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+def perdure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], settings: Settings
+) -> Perdure:
+    """`perdure WORDS` against the session's server: exit code, stdout, stderr."""
+
+    async def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["perdure", *words, "--address", settings.address])
+        capfd.readouterr()
+        code = await asyncio.to_thread(cli.run)
+        told = capfd.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+async def test_the_commands_show_and_decide_what_waits_below(serve: ServeTeam, perdure: Perdure) -> None:
+    boss, model = _deep(jobs=2, tools=[pay])
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go", id="commanded")
+        await _waiting(run, 2)
+        code, out, _ = await perdure("show", run.id)
+        assert code == 0
+        assert "middle-2-1 / crew-1-1 / leaf-1: pay(cents=1)" in out
+        assert f"perdure approve {run.id}/middle-2-1/crew-1-1/leaf-1 call-1-1" in out
+        assert "[~] ask" in out or "▸ ask" in out
+        assert [line.split()[:2] for line in out.splitlines() if line.startswith("middle-2")] == [
+            ["middle-2-1", "running"],
+            ["middle-2-2", "running"],
+        ]
+        code, _, err = await perdure("approve", run.id)
+        assert code == 2
+        assert f"2 calls wait: say which, as CALL or RUN_ID/CALL; waiting are {run.id}/middle-2-1/" in err
+        first = "middle-2-1/crew-1-1/leaf-1/call-1-1"
+        code, out, _ = await perdure("approve", run.id, f"{run.id}/{first}", "--by", "lee", "--json")
+        said = {"id": run.id, "call_id": "call-1-1", "allow": True, "by": "lee"}
+        assert json.loads(out) == {**said, "run_id": f"{run.id}/middle-2-1/crew-1-1/leaf-1"}
+        code, _, err = await perdure("approve", run.id, first)
+        assert (code, err[:6]) == (2, "error:")
+        code, out, err = await perdure("deny", f"{run.id}/middle-2-2/crew-1-1/leaf-1", "--reason", "too much")
+        assert (code, out.strip(), err) == (0, "denied: call-1-1 pay(cents=1)", "")
+        result = await run.result()
+        assert re.fullmatch(r"paid 1; This call was refused by .*: too much", str(result.output))
+        code, out, err = await perdure("watch", run.id)
+        assert (code, out) == (0, f"{result.output}\n")
+        assert "middle-2-1/crew-1-1/leaf-1 | → pay(cents=1)" in err
+        code, out, _ = await perdure("show", run.id)
+        ended = [line.split()[:3] for line in out.splitlines() if line.startswith("middle-2")]
+        assert ended == [["middle-2-1", "done", "end_turn"], ["middle-2-2", "done", "end_turn"]]
+
+
+async def test_a_question_below_is_answered_from_the_root(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[ask_person])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -281,7 +346,7 @@ async def test_a_question_below_is_answered_from_the_root(serve: Serve) -> None:
         assert (await run.result()).output == "answer for middle-2-1; answer for middle-2-2"
 
 
-async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve: Serve) -> None:
+async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=1, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -297,7 +362,7 @@ async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve:
         await run.result()
 
 
-async def test_a_cancelled_tree_is_told_to_its_end(serve: Serve) -> None:
+async def test_a_cancelled_tree_is_told_to_its_end(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -313,7 +378,7 @@ async def test_a_cancelled_tree_is_told_to_its_end(serve: Serve) -> None:
         assert [e.state for e in ends] == ["cancelled", "cancelled"]
 
 
-async def test_runs_that_others_started_are_listed_only_when_asked_for(serve: Serve) -> None:
+async def test_runs_that_others_started_are_listed_only_when_asked_for(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2)
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go", id="listed", user="lister")
@@ -334,5 +399,5 @@ def test_a_call_and_the_key_of_the_run_it_starts_lead_to_each_other() -> None:
     call = calls("x").calls[0].model_copy(update={"id": "call-12-3"})
     for name in ("a", "with-dash-9", "v1.2"):
         key = child_key(name, call)
-        assert below.key_of(name, call.id) == key
-        assert below.call_of(key) == call.id
+        assert key_of(name, call.id) == key
+        assert call_of(key) == call.id

@@ -1,0 +1,310 @@
+"""How trees look: runs below, plans, who waits where, and which call is meant."""
+
+import io
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from perdure.errors import InvalidRequest
+from perdure.starter import show
+from perdure.starter.acts import _held
+from perdure.starter.crew import Crew
+from perdure.starter.diff import nodes_of
+from perdure.starter.events import (
+    ChildEvent,
+    Event,
+    Finished,
+    MessageFinished,
+    NodeFinished,
+    NodeStarted,
+    ParkedBelow,
+    PlanChanged,
+    StatusChanged,
+    TextDelta,
+    ToolStarted,
+    TreeEvent,
+)
+from perdure.starter.look import Look
+from perdure.starter.run import Run
+from perdure.starter.screen import Lines, Terminal
+from perdure.wire import (
+    Approval,
+    Failure,
+    NodeResult,
+    NodeStatus,
+    Parked,
+    PlanItem,
+    Question,
+    RunResult,
+    RunStatus,
+    Waiting,
+)
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def held(*path: str, call_id: str = "call-1-1") -> Approval:
+    run_id = "/".join(["r", *path])
+    return Approval(
+        call_id=call_id,
+        tool="pay",
+        arguments={"sum": 1},
+        digest="d",
+        since=NOW,
+        run_id=run_id,
+        path=list(path),
+    )
+
+
+def started(key: str) -> NodeStarted:
+    return NodeStarted(key=key, node=key, run_id=f"r/{key}")
+
+
+def finished(key: str, **changed: Any) -> NodeFinished:
+    given: dict[str, Any] = {
+        "state": "done",
+        "stop_reason": "end_turn",
+        "steps": 2,
+        "cost_microusd": 1000,
+        **changed,
+    }
+    return NodeFinished(key=key, node=key, run_id=f"r/{key}", **given)
+
+
+def child(key: str, event: Event) -> ChildEvent:
+    return ChildEvent(run_id=f"r/{key}", path=key.split("/"), event=event)
+
+
+def piece(text: str, offset: int = 0) -> TextDelta:
+    return TextDelta(step=1, attempt=1, seq=1, offset=offset, text=text)
+
+
+def said(text: str) -> MessageFinished:
+    return MessageFinished(index=1, step=1, text=text)
+
+
+def printed(*things: Any) -> str:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    for thing in things:
+        console.print(thing)
+    return cast("io.StringIO", console.file).getvalue()
+
+
+# -- perdure show
+
+
+def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
+    nodes = [
+        NodeStatus(key="draft-1", node="draft", state="done", stop_reason="end_turn", steps=3, run_id="r/x"),
+        NodeStatus(key="law-1", node="law", run_id="r/law-1"),
+        NodeStatus(key="out-1", node="out", kind="function", state="failed"),
+    ]
+    status = RunStatus(
+        agent="review",
+        kind="graph",
+        status="waiting_approval",
+        doing="",
+        nodes=nodes,
+        waiting=[held("law-1")],
+        plan=[PlanItem(text="read\x1b it", state="done"), PlanItem(text="judge")],
+        shared_context={"finder": {"x": 1}},
+    )
+    result = RunResult(agent="review", stop_reason="unmet_join", unmet={"late": "its join was never met"})
+    look = Look(id="r", state="running", status=status, nodes=tuple(nodes), result=result)
+    shown = [" ".join(line.split()) for line in printed(*look.pretty()).splitlines()]
+    assert "agent review (graph, spec )" in shown
+    assert "waits for law-1: pay(sum=1)" in shown
+    assert "perdure approve r/law-1 call-1-1 (or: perdure deny r/law-1 call-1-1)" in shown
+    assert "plan ☑ read it" in shown
+    assert 'shared {"finder": {"x": 1}}' in shown
+    assert "never ran late: its join was never met" in shown
+    assert "draft-1 done end_turn 3 $0.0000 r/x" in shown
+    assert "law-1 running r/law-1" in shown
+    assert "out-1 failed (a function)" in shown
+    assert [node["key"] for node in look.plain()["nodes"]] == ["draft-1", "law-1", "out-1"]
+
+
+@pytest.mark.parametrize(
+    ("want", "command"),
+    [
+        (held(), "perdure approve r call-1-1"),
+        (held("a-1", "b-1"), "perdure approve r/a-1/b-1 call-1-1"),
+        (
+            Question(call_id="call-1-1", text="?", since=NOW, run_id="r/a-1", path=["a-1"]),
+            'perdure send r/a-1 "..."',
+        ),
+        (
+            Parked(failure=Failure(kind="bug", message=""), run_id="r/a-1", path=["a-1"]),
+            "perdure resume r/a-1",
+        ),
+    ],
+)
+def test_the_command_that_answers_names_the_run_that_waits(want: Waiting, command: str) -> None:
+    assert command in show.how_to_answer("r", want)
+
+
+# -- perdure approve
+
+
+async def chosen(waiting: list[Waiting], run_id: str | None = None, call: str | None = None) -> Approval:
+    status = RunStatus(agent="a", status="waiting_approval", doing="acting", waiting=waiting)
+
+    async def answer() -> RunStatus:
+        return status
+
+    return await _held(cast("Run", SimpleNamespace(id="r", status=answer)), (run_id, call))
+
+
+@pytest.mark.parametrize(
+    ("run_id", "call"),
+    [
+        ("r/a-2", None),
+        ("a-2", "call-1-1"),
+        (None, "r/a-2/call-1-1"),
+        (None, "a-2/call-1-1"),
+    ],
+)
+async def test_a_call_below_is_named_by_its_run_and_id(run_id: str | None, call: str | None) -> None:
+    assert (await chosen([held("a-1"), held("a-2")], run_id, call)).run_id == "r/a-2"
+
+
+async def test_the_runs_own_call_is_meant_before_those_of_the_same_id_below_it() -> None:
+    assert (await chosen([held("a-1"), held()], None, "call-1-1")).path == []
+    assert (await chosen([held("a-1")], None, "call-1-1")).path == ["a-1"]
+
+
+async def test_a_call_id_of_several_runs_is_refused_with_what_there_is() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await chosen([held("a-1"), held("a-2"), held("b-1", call_id="call-9-9")], None, "call-1-1")
+    assert str(caught.value) == (
+        "2 calls wait: say which, as CALL or RUN_ID/CALL; waiting are "
+        "r/a-1/call-1-1: a-1: pay(sum=1); r/a-2/call-1-1: a-2: pay(sum=1)"
+    )
+    with pytest.raises(InvalidRequest, match="no call 'b-1/call-1-1' waits; waiting are r/a-1/call-1-1: "):
+        await chosen([held("a-1")], "b-1", "call-1-1")
+    with pytest.raises(InvalidRequest, match="nothing of run 'r' waits for approval: it is acting"):
+        await chosen([], None, None)
+
+
+# -- perdure run, perdure watch
+
+
+def test_lines_of_a_tree_begin_with_who_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines("r")
+    events: list[TreeEvent] = [
+        started("writer-1"),
+        child("writer-1", StatusChanged(status="thinking", doing="thinking")),
+        child("writer-1", piece("It is")),
+        child("writer-1", said("It is [b]done[/b].")),
+        child("writer-1", ToolStarted(call_id="call-1-1", tool="look", arguments={})),
+        child("writer-1", PlanChanged(items=[PlanItem(text="one"), PlanItem(text="two")])),
+        child("writer-1/helper-1-1", said("yes")),
+        child("writer-1", Finished(status="completed", result=RunResult(agent="w", stop_reason="end_turn"))),
+        finished("writer-1"),
+        finished("other-1", state="failed", stop_reason="error", steps=0),
+        ParkedBelow(parked=Parked(failure=Failure(kind="payment", message="no"), path=["a-1"])),
+    ]
+    for event in events:
+        lines.show(event)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "▸ writer-1",
+        "writer-1 | step 1: It is [b]done[/b].",
+        "writer-1 | → look()",
+        "writer-1 |   ☐ one",
+        "writer-1 |   ☐ two",
+        "writer-1/helper-1-1 | step 1: yes",
+        "✓ writer-1: done · 2 steps · $0.0010",
+        "✗ other-1: error",
+        "! a-1: parked: payment: no",
+    ]
+
+
+def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
+    crew = Crew()
+    crew.feed(started("a-1"))
+    one = child("a-1", piece("It "))
+    assert crew.streams(one, piece("It "))
+    crew.feed(started("b-1"))
+    assert not crew.streams(one, piece("is", offset=3)), "two work"
+    crew.feed(finished("b-1"))
+    assert not crew.streams(one, piece("done", offset=5)), "a piece is missing"
+    assert not crew.was_shown(one, said("It isdone"))
+    assert crew.streams(one, piece("is", offset=3))
+    assert crew.was_shown(one, said("It is"))
+
+
+def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None:
+    crew = Crew()
+    crew.feed(started("a-1"))
+    crew.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
+    crew.does("r/a-1/b-1", "thinking")
+    assert crew.lines() == ["a-1/b-1: thinking"]
+    assert crew.streams(child("a-1/b-1", piece("x")), piece("x"))
+    crew.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/a-1/b-1", state="done")))
+    assert crew.lines() == ["a-1: starting"]
+
+
+def test_of_many_that_work_a_few_are_told() -> None:
+    crew = Crew()
+    for number in range(1, 10):
+        crew.feed(started(f"a-{number}"))
+    assert crew.lines()[-2:] == ["a-6: starting", "and 3 more"]
+
+
+def test_on_a_terminal_nothing_is_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    events: list[TreeEvent] = [
+        started("a-1"),
+        child("a-1", piece("one ")),
+        child("a-1", piece("two", offset=4)),
+        child("a-1", said("one two")),
+        started("b-1"),
+        child("b-1", piece("lost")),
+        child("b-1", said("lost and found")),
+        finished("a-1"),
+        finished("b-1"),
+        piece("The end."),
+        MessageFinished(index=1, step=1, text="The end."),
+        Finished(status="completed", result=RunResult(agent="r", output="The end.", stop_reason="end_turn")),
+    ]
+    for event in events:
+        terminal.show(event)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "▸ a-1",
+        "a-1 | one two",
+        "▸ b-1",
+        "b-1 | step 1: lost and found",
+        "✓ a-1: done · 2 steps · $0.0010",
+        "✓ b-1: done · 2 steps · $0.0010",
+        "The end.",
+        "✓ end_turn · 0 steps · 0 tool calls · 0 tokens · cost unknown",
+    ]
+
+
+def test_what_a_swarm_answers_is_not_told_again_when_it_was_shown_as_it_came(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal = Terminal()
+    result = RunResult(agent="r", output="It is so.", stop_reason="end_turn")
+    for event in (
+        started("a-1"),
+        child("a-1", piece("It is so.")),
+        child("a-1", said("It is so.")),
+        finished("a-1"),
+        Finished(status="completed", result=result),
+    ):
+        terminal.show(event)
+    assert capsys.readouterr().out.count("It is so.") == 1
+
+
+def test_a_result_of_nodes_is_told_without_what_they_gave() -> None:
+    result = RunResult(
+        agent="r", stop_reason="end_turn", nodes=[NodeResult(key="a-1", node="a", output="x" * 999)]
+    )
+    assert nodes_of(result) == [NodeStatus(key="a-1", node="a")]
