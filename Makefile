@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-quick stress lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
 test: .venv/ready            ## All tests, against the real server
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not cold"
+
+test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay
+	$(BIN)/pytest -q -m cold
 
 test-quick: .venv/ready      ## The unit tests only
 	$(BIN)/pytest -q tests/unit

@@ -11,7 +11,8 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -26,7 +27,6 @@ from .heartbeat import Heart
 from .redact import redact
 from .results import keep
 
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
 _BEAT = timedelta(seconds=1)
 
@@ -56,7 +56,7 @@ class NodeCalls:
         try:
             async with Heart(progress, _BEAT):
                 value = await self._called(function, given)
-            return _ANY.dump_python(value, mode="json")
+            return _readable(value)
         except Exception as error:
             raise _failure(error) from None
 
@@ -84,6 +84,22 @@ class NodeCalls:
         return Kept(shown=shown, spilled=kept.spilled)
 
 
+def _readable(value: Any) -> Any:
+    """The value as JSON that the workflow can read again: what it cannot would hold it up for ever.
+
+    The function has done its work: that it is not JSON is no reason to do it again.
+    """
+    try:
+        return from_json(to_json(value))
+    except Exception as error:
+        said = bounded(redact(f"{type(error).__name__}: {error}"), 1000)
+        raise ApplicationError(
+            f"it is done, but what it gave, a {type(value).__name__}, is not JSON: {said}",
+            type="function",
+            non_retryable=True,
+        ) from None
+
+
 def _key(want: NodeCall) -> str:
     """The same for every attempt of a visit, of no other; as tools' keys."""
     info = activity.info()
@@ -95,8 +111,12 @@ def _failure(error: Exception) -> ApplicationError:
     if isinstance(error, ApplicationError):
         return error
     kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
+    try:
+        said = str(error)
+    except Exception:
+        said = "(an error that cannot say what it is)"
     return ApplicationError(
-        bounded(redact(f"{type(error).__name__}: {error}")),
+        bounded(redact(f"{type(error).__name__}: {said}")),
         type=kind,
         non_retryable=not isinstance(error, _TRANSIENT),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,

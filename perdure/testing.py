@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.activities.scripted import Line, ScriptedModel, calls, fails, says
-    from perdure.agent import Agent
+    from perdure.members import Member
     from perdure.model import Model
     from perdure.settings import Settings
     from perdure.starter.client import Client
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
 @asynccontextmanager
 async def running(
-    agents: "Sequence[Agent]",
+    agents: "Sequence[Member]",
     *,
     models: "Mapping[str, Model] | None" = None,
     address: str | None = None,
@@ -51,7 +51,7 @@ async def running(
     the Temporal server there.
 
     Args:
-        agents: what the worker serves.
+        agents: the agents, swarms and graphs that the worker serves.
         models: providers by name, such as {"scripted": ScriptedModel(script)}.
         address: of a running server.
         settings: in place of those of the environment.

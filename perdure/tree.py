@@ -52,6 +52,8 @@ class Branch(Value):
 
     parent: str
     """Workflow id of the run that started it; reports go there, and its spec is asked there."""
+    family: str = ""
+    """Which execution of that id it was: a rerun knows nothing of the children of the one before."""
     key: str
     """What the parent calls it."""
     path: list[str] = Field(default_factory=list[str])
@@ -75,12 +77,15 @@ class Report(Value):
     """What a child tells its parent, each time the newest whole state of it."""
 
     key: str
+    family: str = ""
     waiting: list[Waiting] = Field(default_factory=list[Waiting])
     """Who waits for a person in it and below, with the path from it."""
     need: Amount | None = None
     """It cannot go on without this much more."""
     wish: Amount | None = None
     """It would like this much, so that it need not ask again so soon; at least the need."""
+    idle: bool = False
+    """It only waits for people: nothing of what it holds will come back before they have spoken."""
     returned: Amount | None = None
     """It gives this much of its lease back."""
     final: RunResult | None = None

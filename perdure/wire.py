@@ -229,6 +229,8 @@ class Parked(Value):
     """A run below that cannot go on until a person has mended something; `resume` goes on from there."""
 
     kind: Literal["parked"] = "parked"
+    call_id: str = ""
+    """No call waits: nothing is to be decided, `resume` is the answer."""
     failure: Failure
     run_id: str = ""
     path: list[str] = Field(default_factory=list[str])

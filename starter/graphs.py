@@ -197,10 +197,10 @@ def _on_terminal(sight: _Sight) -> "list[Text]":
         return things
     if status.status == "parked":
         things.append(Text(f"\nparked: {show.failure(status.failure)}\n  {show.how_to_go_on(sight.run_id)}"))
-    for want in status.waiting:
-        things.append(
-            Text(f"\nwaits for: {show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}")
-        )
+    things.extend(
+        Text(f"\nwaits for: {show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}")
+        for want in status.waiting
+    )
     return things
 
 

@@ -36,6 +36,8 @@ class Pace:
     """Of those that are watched, by run id."""
     deaf: bool = False
     """No worker answered the last question: what is over is not asked about any more."""
+    door: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    """Of so many runs at once is asked where they are: a worker may have to replay each of them."""
 
     async def wait(self, run_id: str, status: Status | None) -> None:
         """Until the next look at that run."""
@@ -144,9 +146,10 @@ async def _ask(
 ) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
-        status = await run.status()
-        messages = await run.transcript(start=known) if status.messages > known else []
-        nodes = await below.nodes(status, messages, described)
+        async with pace.door:
+            status = await run.status()
+            messages = await run.transcript(start=known) if status.messages > known else []
+            nodes = await below.nodes(status, messages, described)
     except PerdureError as error:
         pace.deaf = isinstance(error, NotReachable)
         return None

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from perdure import Agent
+from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings, load
 from perdure.starter.client import Client
@@ -38,7 +38,7 @@ class Serve(Protocol):
 
     def __call__(
         self,
-        *agents: Agent,
+        *agents: Member,
         models: Mapping[str, Model] | None = None,
         worker: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -55,7 +55,7 @@ def settings(tmp_path: Path, server: DevServer) -> Settings:
 def serve(settings: Settings, server: DevServer) -> Serve:
     @asynccontextmanager
     async def start(
-        *agents: Agent,
+        *agents: Member,
         models: Mapping[str, Model] | None = None,
         worker: Mapping[str, Any] | None = None,
         **changed: Any,

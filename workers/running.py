@@ -9,8 +9,8 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from perdure.agent import Agent
 from perdure.blobs import BlobStore
+from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
@@ -22,7 +22,7 @@ from .server import DevServer
 
 @asynccontextmanager
 async def serving(
-    agents: Sequence[Agent],
+    agents: Sequence[Member],
     *,
     models: Mapping[str, Model] | None = None,
     address: str | None = None,

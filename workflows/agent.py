@@ -35,6 +35,7 @@ from perdure.wire import (
     RunResult,
     RunStatus,
     Status,
+    StopReason,
     TranscriptPage,
     TranscriptQuery,
 )
@@ -110,6 +111,7 @@ class AgentWorkflow:
         self._flights = Flights(self._events.append)
         self._runs = Runs(self._events.append)
         self._recalled = False
+        self._recalled_for: StopReason | None = None
         self._agent = ""
         self._begun: Status = "thinking"
 
@@ -172,13 +174,23 @@ class AgentWorkflow:
                 case Recall():
                     await self._recall(display)
                 case Finish():
-                    await workflow.wait_condition(workflow.all_handlers_finished)
+                    with suppress(asyncio.CancelledError):  # it is over: what it had is its result
+                        await workflow.wait_condition(workflow.all_handlers_finished)
                     if not self._events:  # else somebody spoke while it was ending
                         self._state = replace(self._now, end=command.end)
                         display.show(self._now)
                         return command.end
                 case _:
                     self._carry_out(command)
+                    if isinstance(command, StartNodes) and command.more:
+                        await self._next_task()
+
+    async def _next_task(self) -> None:
+        """Let this workflow task end, and go on in another."""
+        try:
+            await workflow.sleep(timedelta(milliseconds=1), summary="start the others")
+        except asyncio.CancelledError:
+            self._events.append(EndAsked(reason="cancelled"))
 
     def _decided(self) -> Command:
         state = self._now
@@ -210,8 +222,8 @@ class AgentWorkflow:
                     self._apply(ChildAnswered(key=key, grant=grant))
                     self._runs.grant(key, grant)
             case Ask():
-                self._apply(Asked(wish=command.want.wish))
                 self._tell_parent(need=command)
+                self._apply(Asked(need=command.want.need, wish=command.want.wish))
             case Slide():
                 self._apply(Slid(start=command.start))
             case _:
@@ -260,23 +272,26 @@ class AgentWorkflow:
         """Temporal keeps no result of a cancelled run: its parent is told what it has used."""
         branch = self._now.tree.branch
         if branch is not None and end.stop_reason == "cancelled":
-            await self._runs.last_words(branch, Report(key=branch.key, final=result))
+            await self._runs.last_words(branch, Report(key=branch.key, family=branch.family, final=result))
         await self._runs.settle()
 
     async def _recall(self, display: Display) -> None:
         """Call back what is in flight, and wait a moment for its last words."""
-        if self._recalled:
+        if self._recalled and (self._recalled_for == self._now.ending or self._now.ending != "cancelled"):
             self._recalled = False
             return self._apply(GraceOver())
-        self._recalled = True
+        self._recalled, self._recalled_for = True, self._now.ending
         display.show(self._now)
         self._flights.recall()
         self._runs.recall(self._now.ending)
-        # Out of patience, or told again: either way the run goes on without them.
-        with suppress(TimeoutError, asyncio.CancelledError):
-            await workflow.wait_condition(
-                lambda: not self._flights.aloft and not self._runs.aloft, timeout=grace_of(self._now.tree)
-            )
+        try:
+            with suppress(TimeoutError):  # out of patience: the run goes on without them
+                await workflow.wait_condition(
+                    lambda: not self._flights.aloft and not self._runs.aloft,
+                    timeout=grace_of(self._now.tree),
+                )
+        except asyncio.CancelledError:  # what was to stop is to be cancelled by now
+            self._events.append(EndAsked(reason="cancelled"))
         return None
 
     async def _continue_or_drain(self, display: Display, request: Any, command: Command) -> None:
@@ -429,7 +444,8 @@ class AgentWorkflow:
     @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
     def child_report(self, report: Report) -> None:
         """Take in what a child says."""
-        self._events.append(ChildReported(report=report))
+        if report.family == workflow.info().first_execution_run_id:
+            self._events.append(ChildReported(report=report))
 
     @workflow.signal(name=GRANT, description="Of the run that started this one: what it may spend.")
     def grant(self, grant: Grant) -> None:

@@ -1,6 +1,5 @@
 """Arithmetic of amounts. None is no bound: nothing is taken from it, and nothing makes it more."""
 
-from collections.abc import Callable
 from typing import Final
 
 from perdure.limits import Limits
@@ -50,12 +49,22 @@ def spent_of(usage: Usage, cost_microusd: int, tool_calls: int) -> Amount:
 
 def minus(amount: Amount, *taken: Amount) -> Amount:
     """What is left; never less than nothing."""
-    return _each(lambda one, *others: max(one - sum(o or 0 for o in others), 0), amount, *taken)
+    values = {
+        name: max(there - sum(of(one, name) or 0 for one in taken), 0)
+        for name in FIELDS
+        if (there := of(amount, name)) is not None
+    }
+    return Amount(**values)
 
 
 def plus(amount: Amount, *added: Amount) -> Amount:
     """The sum; what has no bound keeps none."""
-    return _each(lambda one, *others: one + sum(o or 0 for o in others), amount, *added)
+    values = {
+        name: there + sum(of(one, name) or 0 for one in added)
+        for name in FIELDS
+        if (there := of(amount, name)) is not None
+    }
+    return Amount(**values)
 
 
 def least(one: Amount, other: Amount) -> Amount:
@@ -76,7 +85,8 @@ def missing(wanted: Amount, there: Amount) -> Amount | None:
 
 def share(amount: Amount, parts: int) -> Amount:
     """One of so many equal parts."""
-    return _each(lambda one: one // max(parts, 1), amount)
+    values = {name: there // max(parts, 1) for name in FIELDS if (there := of(amount, name)) is not None}
+    return Amount(**values)
 
 
 def between(low: Amount, wish: Amount, high: Amount) -> Amount:
@@ -97,15 +107,6 @@ def is_bounded(amount: Amount) -> bool:
 def is_something(amount: Amount) -> bool:
     """Whether any field of it is more than nothing."""
     return any((of(amount, name) or 0) > 0 for name in FIELDS)
-
-
-def _each(make: Callable[..., int], amount: Amount, *others: Amount) -> Amount:
-    values = {
-        name: make(one, *(of(other, name) for other in others))
-        for name in FIELDS
-        if (one := of(amount, name)) is not None
-    }
-    return Amount(**values)
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:

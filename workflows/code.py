@@ -28,8 +28,8 @@ def code_of(spec: AgentSpec | SwarmSpec | GraphSpec) -> GraphCode:
     """The functions of that graph; none of what is no graph, or of one this worker does not serve."""
     if not isinstance(spec, GraphSpec):
         return GraphCode()
-    found = workflow.extern_functions().get(GRAPH_CODE)
-    code: GraphCode | None = found(spec.name) if found else None
+    found: Callable[[str], GraphCode | None] | None = workflow.extern_functions().get(GRAPH_CODE)
+    code = found(spec.name) if found else None
     if code is None:
         return GraphCode()
     return GraphCode(conditions=_all_bound(code.conditions), inputs=_all_bound(code.inputs))
@@ -37,7 +37,21 @@ def code_of(spec: AgentSpec | SwarmSpec | GraphSpec) -> GraphCode:
 
 def _all_bound(functions: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
     known: dict[int, Any] = {}
-    return {place: _bound(function, known) for place, function in functions.items()}
+    return {place: _bound_or_failing(function, known) for place, function in functions.items()}
+
+
+def _bound_or_failing(function: Callable[..., Any], known: dict[int, Any]) -> Callable[..., Any]:
+    """A function that cannot be bound fails when it is called, with the reason, and not the whole run."""
+    try:
+        bound: Callable[..., Any] = _bound(function, known)
+    except Exception as error:
+        problem = f"it cannot be run in a workflow: {type(error).__name__}: {error}"
+
+        def fail(_: object) -> None:
+            raise RuntimeError(problem)
+
+        return fail
+    return bound
 
 
 def _bound(value: Any, known: dict[int, Any]) -> Any:
@@ -49,7 +63,7 @@ def _bound(value: Any, known: dict[int, Any]) -> Any:
     """
     match value:
         case types.ModuleType():
-            return __import__(value.__name__, fromlist=["_"])
+            return _module(value, known)
         case types.FunctionType():
             return _function(value, known)
         case functools.partial():
@@ -60,11 +74,37 @@ def _bound(value: Any, known: dict[int, Any]) -> Any:
         case types.BuiltinFunctionType():
             return _of_library(type(value.__self__).__module__, value.__name__, value) or value
         case type():
-            return _of_library(value.__module__, value.__qualname__, value) or value
+            return _of_library(value.__module__, value.__qualname__, value) or value  # pyright: ignore[reportUnknownArgumentType]
+        case _:
+            return _object(value, known)
+
+
+def _object(value: Any, known: dict[int, Any]) -> Any:
+    """An object of the user's that can be called, its own function bound."""
     call = vars(type(value)).get("__call__")
     if isinstance(call, types.FunctionType) and not _is_foreign(call):
         return types.MethodType(_function(call, known), value)
     return value
+
+
+class _Module:
+    """A module of the user's, as its functions see it when they are bound."""
+
+    def __init__(self, module: types.ModuleType, known: dict[int, Any]) -> None:
+        self._module = module
+        self._known = known
+
+    def __getattr__(self, name: str) -> Any:
+        return _bound(getattr(self._module, name), self._known)
+
+
+def _module(module: types.ModuleType, known: dict[int, Any]) -> Any:
+    """The sandbox's in place of one of the standard library; the user's own is looked through."""
+    if module.__name__.partition(".")[0] in _NAMES:
+        return __import__(module.__name__, fromlist=["_"])
+    place = getattr(module, "__file__", None) or ""
+    foreign = "site-packages" in place or not place or module.__name__.partition(".")[0] == "perdure"
+    return module if foreign else _Module(module, known)
 
 
 def _of_library(home: str | None, name: str, value: Any) -> Any:
@@ -81,7 +121,7 @@ def _of_library(home: str | None, name: str, value: Any) -> Any:
 def _is_foreign(function: types.FunctionType) -> bool:
     """Whether it is a library's, or ours: only the user's own code decides here."""
     library = "site-packages" in function.__code__.co_filename
-    return library or function.__module__.partition(".")[0] in ("perdure", *_NAMES)
+    return library or str(function.__module__).partition(".")[0] in ("perdure", *_NAMES)
 
 
 def _function(function: types.FunctionType, known: dict[int, Any]) -> Any:

@@ -37,6 +37,8 @@ class StartNodes:
     """Start these nodes of a swarm or graph, all at once."""
 
     starts: tuple[Start, ...]
+    more: bool = False
+    """There are more, for the next workflow task: all at once they would pass what one may carry."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from perdure.planning import PLAN_TOOL
 from perdure.spec import AgentSpec, AnySpec
 from perdure.swarm import HANDOFF_TOOL
 from perdure.tree import Branch
-from perdure.wire import Decision, Failure, RunRequest
+from perdure.wire import Decision, Failure, RunRequest, RunResult
 
 from . import tree
 from .account import limits_of, spent
@@ -32,6 +32,7 @@ from .budget import exhausted
 from .calls import open_calls, settled, with_result
 from .children import answer_of, child_key, receipt
 from .decide import early_end
+from .plan import run_id_of
 from .state import (
     Asked,
     Call,
@@ -148,11 +149,11 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
         case ChildEnded():
             return _child_ended(state, event)
         case ChildReported():
-            return replace(state, tree=tree.reported(state.tree, event.report))
+            return _close(settled(replace(state, tree=tree.reported(state.tree, event.report))))
         case ChildAnswered():
             return replace(state, tree=tree.granted(state.tree, event.key, event.grant.amount))
         case Asked():
-            return replace(state, tree=tree.asked(state.tree, event.wish))
+            return replace(state, tree=tree.asked(state.tree, event.need, event.wish))
         case Granted():
             return _close(settled(replace(state, tree=tree.answered(state.tree, event.grant))))
         case Told():
@@ -320,7 +321,7 @@ def _children_born(state: State, calls: list[Call]) -> State:
         assert tool is not None, "only calls of known tools are started"
         assert tool.agent is not None, "a tool of kind agent names one"
         key = child_key(tool.agent, call.call)
-        child = Child(key=key, name=tool.agent, run_id=f"{state.id}/{key}", lease=lease)
+        child = Child(key=key, name=tool.agent, run_id=run_id_of(state.id, key), lease=lease)
         state = replace(state, tree=tree.born(state.tree, child))
         if tool.collect == "completion":
             state = _returned(state, _said(call.call, receipt(key), is_error=False))
@@ -427,9 +428,10 @@ def _give_up(state: State) -> State:
 def without_children(state: State) -> State:
     """Give up the children that did not answer; that what they used is missing, the usage says."""
     for child in state.tree.children:
-        used = child.final.usage if child.final else Usage(estimated=True)
-        cost = child.final.cost_microusd if child.final else 0
-        state = _bill(state, used, cost, Usage(), 0)
+        unheard = RunResult(agent=child.name, stop_reason="cancelled", usage=Usage(estimated=True))
+        outcome = tree.outcome_of(child, unheard)
+        state = _bill(state, outcome.usage, outcome.cost_microusd, Usage(), 0)
+        state = replace(state, tool_calls=state.tool_calls + outcome.tool_calls)
     return replace(state, tree=replace(state.tree, children=()))
 
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from perdure.graph import GraphCode, GraphState, as_text
 from perdure.messages import Message, Part, Text
 from perdure.spec import EdgeSpec, GraphSpec, NodeSpec
+from perdure.texts import bounded, masked, whole
 from perdure.wire import Failure, NodeResult
 
 from .joins import Arrival, Exchange, GraphPlan, Visit, arrived, has_cycle, held, outgoing, unmet, visited
@@ -34,6 +35,13 @@ __all__ = [
 ]
 
 _PROMPT = TypeAdapter[str | list[Part]](str | list[Part])
+
+
+class MissingCode(LookupError):
+    """The worker's code lacks a function that the run's graph names.
+
+    It fails the workflow task, not the run: a worker with the right code goes on with it.
+    """
 
 
 def begin(spec: GraphSpec, task: str | list[Part]) -> GraphPlan:
@@ -159,20 +167,31 @@ def _built(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part]
     what = f"the input {node.input!r} of node {node.name!r}"
     builder = code.inputs.get(node.name)
     if builder is None:
-        return Failure(kind="input", message=f"{what} is not in the graph's code any more; bring it back")
+        raise MissingCode(
+            f"{what} is not in the graph's code here: serve the run with the code it began with"
+        )
     try:
         prompt = _PROMPT.validate_python(builder(graph_state(plan)))
     except ValidationError:
         return Failure(kind="input", message=f"{what} must give text or a list of parts")
-    except Exception as error:
+    except BaseException as error:  # a SystemExit in it would end the worker
         return Failure(kind="input", message=f"{what} raised {_said(error)}")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         return Failure(kind="input", message=f"{what} gave nothing to ask")
+    if isinstance(prompt, str) and whole(prompt) != prompt:
+        return Failure(
+            kind="input", message=f"{what} gave text with half characters, which cannot be written"
+        )
     return prompt
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _said(error: BaseException) -> str:
+    """What an error of the user's code says, in bounded length; never an error itself."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "(an error that cannot say what it is)"
+    return bounded(masked(whole(f"{type(error).__name__}: {said}")), 1000)
 
 
 def _text(prompt: str | list[Part]) -> str:
@@ -261,14 +280,16 @@ def _taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure
     what = f"the condition {edge.when!r} of edge {edge.source!r} -> {edge.target!r}"
     condition = code.conditions.get((edge.source, edge.target))
     if condition is None:
-        return Failure(kind="condition", message=f"{what} is not in the graph's code any more; bring it back")
+        raise MissingCode(
+            f"{what} is not in the graph's code here: serve the run with the code it began with"
+        )
     try:
         taken = cast("object", condition(state))
-    except Exception as error:
+    except BaseException as error:  # a SystemExit in it would end the worker
         return Failure(kind="condition", message=f"{what} raised {_said(error)}")
     if isinstance(taken, bool):
         return taken
-    return Failure(kind="condition", message=f"{what} must give True or False, not {taken!r}")
+    return Failure(kind="condition", message=f"{what} must give True or False, not a {type(taken).__name__}")
 
 
 def over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:

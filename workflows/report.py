@@ -38,7 +38,13 @@ _BY_KIND: Final[dict[str, Status]] = {
 }
 """Of several, what a person is asked first."""
 _IDLE: Final[frozenset[Status]] = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
-_SHOWN: Final[dict[CallState, Literal["waiting", "ready"]]] = {"asking": "waiting", "unpaid": "ready"}
+_SHOWN: Final[dict[CallState, Literal["ready", "waiting", "running", "done"]]] = {
+    "unpaid": "ready",
+    "ready": "ready",
+    "asking": "waiting",
+    "running": "running",
+    "done": "done",
+}
 
 _WORDS: dict[Status, str] = {
     "thinking": "waiting for the model",
@@ -106,18 +112,39 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
     waiting = waiting_of(state)
     if isinstance(state, State) and state.parked is not None:
         waiting.append(Parked(failure=state.parked, run_id=state.id))
-    ids = tuple(_id_of(one) for one in waiting)
-    idle = want is None and not state.busy and status_of(state) in _IDLE
+    ids = [_id_of(one) for one in waiting]
+    if want is None and state.tree.asking and state.tree.needed and state.tree.wished:
+        want = Want(need=state.tree.needed, wish=state.tree.wished)  # it stands until it is answered
+        asks_anew = False
+    else:
+        asks_anew = want is not None
+    idle = want is None and not _works(state) and status_of(state) in _IDLE
     spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
-    told = Told(waiting=ids, returned=spare)
-    if want is None and spare is None and ids == state.tree.told:
+    told = Told(waiting=(*ids, "idle") if idle else tuple(ids), returned=spare)
+    if not asks_anew and spare is None and told.waiting == state.tree.told:
         return None, told
     need, wish = (want.need, want.wish) if want else (None, None)
-    return Report(key=branch.key, waiting=waiting, need=need, wish=wish, returned=spare), told
+    report = Report(
+        key=branch.key,
+        family=branch.family,
+        waiting=waiting,
+        need=need,
+        wish=wish,
+        idle=idle,
+        returned=spare,
+    )
+    return report, told
+
+
+def _works(state: State | Team) -> bool:
+    """Whether the run itself does something, beside waiting for those below."""
+    if isinstance(state, State):
+        return state.asking_model or state.running
+    return any(one.run_id is None for one in state.running)
 
 
 def _id_of(one: Waiting) -> str:
-    return f"{one.run_id}/{'parked' if isinstance(one, Parked) else one.call_id}"
+    return f"{one.run_id}/{one.call_id or one.kind}"
 
 
 def steps_of(state: State | Team) -> int:
@@ -245,7 +272,7 @@ def starting_report(agent: str, status: Status) -> RunStatus:
 def doing(state: State, status: Status) -> str:
     """What the run does or waits for, in one line for people."""
     words = _WORDS[status]
-    if status == "parked" and isinstance(state, State) and state.parked is not None:
+    if status == "parked" and state.parked is not None:
         return f"{words} ({state.parked.kind}: {state.parked.message})"
     if status == "failed" and state.end is not None and state.end.failure is not None:
         return f"{words} ({state.end.failure.kind}: {state.end.failure.message})"
@@ -280,7 +307,7 @@ def _call_status(call: Call) -> CallStatus:
         call_id=call.call.id,
         tool=call.call.name,
         arguments=call.call.arguments,
-        state=_SHOWN.get(call.state, call.state),
+        state=_SHOWN[call.state],
         is_error=result.is_error if result else False,
         summary=_short(said, 200),
     )

@@ -1,13 +1,14 @@
 """What a run has started: child runs, as child workflows, and functions of a graph, as activities."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -29,7 +30,7 @@ from perdure.tree import GRANT, REPORT, Amount, Branch, Grant, Report
 from perdure.wire import PAUSE, RESUME, STOP, WORKFLOW, Failure, RunRequest, RunResult, StopReason
 
 from .children import child_key, is_error, result_text
-from .plan import Start
+from .plan import Start, run_id_of
 from .state import Call, ChildEnded, Event, State
 from .team import Team
 from .tree import grace_of
@@ -38,6 +39,8 @@ _FUNCTION_TIMEOUT = timedelta(minutes=10)
 _FUNCTION_HEARTBEAT = timedelta(seconds=10)
 _FUNCTION_ATTEMPTS = 3
 _LAST_WORD_WITHIN = timedelta(seconds=1)
+_PARENT = "/"
+"""In the place of a child's key."""
 
 
 class Runs:
@@ -47,9 +50,10 @@ class Runs:
         self._report = report
         self._handles: dict[str, workflow.ChildWorkflowHandle[Any, Any]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._signals: set[asyncio.Task[None]] = set()
-        self._unsent: dict[str, list[tuple[str, list[Any]]]] = {}
-        """For children that speak, or are to be told something, before their start is confirmed."""
+        self._outgoing: dict[str, deque[tuple[str, list[Any]]]] = {}
+        """Signals on their way, by child: the server keeps no order among several to one run."""
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._parent = ""
 
     @property
     def aloft(self) -> int:
@@ -85,7 +89,7 @@ class Runs:
             if handle is None or reason in (None, "cancelled"):
                 task.cancel()
             else:
-                self._send(handle.signal(STOP))
+                self._tell(key, STOP)
 
     def pass_on(self, signal: str) -> None:
         """Send a signal of people (pause, resume) to all children."""
@@ -98,15 +102,13 @@ class Runs:
         self._tell(key, GRANT, grant)
 
     def _tell(self, key: str, signal: str, *args: Any) -> None:
-        handle = self._handles.get(key)
-        if handle is None:
-            self._unsent.setdefault(key, []).append((signal, list(args)))
-        else:
-            self._send(handle.signal(signal, args=args))
+        self._outgoing.setdefault(key, deque()).append((signal, list(args)))
+        self._flush(key)
 
     def tell_parent(self, branch: Branch, report: Report) -> None:
-        """Send a report up."""
-        self._send(workflow.get_external_workflow_handle(branch.parent).signal(REPORT, report))
+        """Send a report up, after those before it."""
+        self._parent = branch.parent
+        self._tell(_PARENT, REPORT, report)
 
     async def last_words(self, branch: Branch, report: Report) -> None:
         """Send a report up, and wait until it is there: what comes after it is the end."""
@@ -116,25 +118,37 @@ class Runs:
 
     async def settle(self) -> None:
         """Wait until every signal is on its way."""
-        await workflow.wait_condition(lambda: not self._signals)
+        await workflow.wait_condition(lambda: not self._sending)
 
-    def _send(self, sending: Any) -> None:
+    def _flush(self, key: str) -> None:
+        """Send what is to be told, one after the other; a child hears of it once it has started."""
+        if key in self._sending or (key != _PARENT and key not in self._handles):
+            return
+
         async def send() -> None:
-            with suppress(FailureError):  # whom it was for has ended meanwhile
-                await sending
+            waiting = self._outgoing.get(key, deque())
+            while waiting and (target := self._target(key)) is not None:
+                signal, args = waiting.popleft()
+                with suppress(FailureError):  # whom it was for has ended meanwhile
+                    await target.signal(signal, args=args)
+            del self._sending[key]
 
-        task = asyncio.create_task(send())
-        self._signals.add(task)
-        task.add_done_callback(self._signals.discard)
+        self._sending[key] = asyncio.create_task(send())
+
+    def _target(self, key: str) -> Any:
+        if key == _PARENT:
+            return workflow.get_external_workflow_handle(self._parent)
+        return self._handles.get(key)
 
     def _launch(self, key: str, body: Any) -> None:
         async def land() -> None:
             try:
-                event = await body
+                event: Event = await body
+            except Exception as error:  # an end that nobody hears of would leave the run waiting
+                event = ChildEnded(key=key, outcome=_bug(key, error), at=workflow.now())
             finally:
-                self._tasks.pop(key, None)
-                self._handles.pop(key, None)
-                self._unsent.pop(key, None)
+                for known in (self._tasks, self._handles, self._outgoing):
+                    known.pop(key, None)
             self._report(event)
 
         self._tasks[key] = asyncio.create_task(land())
@@ -149,8 +163,13 @@ class Runs:
         try:
             handle = await workflow.start_child_workflow(
                 WORKFLOW,
-                args=[request_for(state, start).plain(), branch_for(state, start, workflow.now())],
-                id=f"{state.id}/{start.key}",
+                args=[
+                    request_for(state, start).plain(),
+                    branch_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
+                ],
+                id=run_id_of(state.id, start.key),
+                # Of a run of this id that is over and was started anew: nobody waits for it any more.
+                id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
                 result_type=RunResult,
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
                 cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -158,8 +177,7 @@ class Runs:
                 static_summary=summary_of(start),
             )
             self._handles[start.key] = handle
-            for signal, args in self._unsent.pop(start.key, []):
-                self._tell(start.key, signal, *args)
+            self._flush(start.key)
             outcome: RunResult = await handle
         except (FailureError, asyncio.CancelledError) as error:
             return lost(start, error)
@@ -174,16 +192,27 @@ def request_for(state: State | Team, start: Start) -> RunRequest:
     """What a child is asked: on behalf of the same person, with the same context."""
     assert start.member is not None, "only functions have none"
     asked = state.request
-    given: dict[str, Any] = {"agent": start.member, "prompt": start.prompt, "stream": asked.stream}
-    if isinstance(state, Team):
-        own = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
-        tighter = {name: bound for name, bound in own.items() if bound}
-        given |= {"limits": Limits(**tighter)} if tighter else {}
-    kept = {"user": asked.user, "roles": asked.roles, "context": asked.context}
-    return RunRequest(**given, **{name: value for name, value in kept.items() if value})
+    given: dict[str, Any] = {
+        "agent": start.member,
+        "prompt": start.prompt,
+        "stream": asked.stream,
+        "limits": _handed_down(state),
+    }
+    kept: dict[str, Any] = {"user": asked.user, "roles": asked.roles, "context": asked.context}
+    asked_for = {name: value for name, value in (given | kept).items() if value not in (None, [], {})}
+    return RunRequest.model_validate(asked_for)
 
 
-def branch_for(state: State | Team, start: Start, now: datetime) -> Branch:
+def _handed_down(state: State | Team) -> Limits | None:
+    """A team's own bounds of each run; what is shared is leased."""
+    if not isinstance(state, Team):
+        return None
+    own: dict[str, Any] = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
+    tighter = {name: bound for name, bound in own.items() if bound}
+    return Limits.model_validate(tighter) if tighter else None
+
+
+def branch_for(state: State | Team, start: Start, now: datetime, family: str) -> Branch:
     """What a child is given by its parent."""
     assert start.member is not None, "only functions have none"
     child = state.tree.child(start.key)
@@ -195,6 +224,7 @@ def branch_for(state: State | Team, start: Start, now: datetime) -> Branch:
     timed: StopReason = above.deadline_reason if above and above.deadline_at == deadline else "deadline"
     return Branch(
         parent=state.id,
+        family=family,
         key=start.key,
         path=[*state.tree.path, start.key],
         pin=found.spec.pin if found else "",
@@ -206,6 +236,11 @@ def branch_for(state: State | Team, start: Start, now: datetime) -> Branch:
         peers=list(start.peers),
         history=list(start.history),
     )
+
+
+def _bug(key: str, error: Exception) -> RunResult:
+    failure = Failure(kind="bug", message=bounded(masked(f"{type(error).__name__}: {error}"), 1000))
+    return RunResult(agent=key, stop_reason="error", error=failure, cost_microusd=0)
 
 
 def summary_of(start: Start) -> str:
@@ -232,7 +267,10 @@ def lost(start: Start, error: BaseException) -> RunResult:
     elif isinstance(error, WorkflowAlreadyStartedError):
         kind, message = "conflict", f"a run {error.workflow_id!r} goes on already"
     failure = Failure(kind=kind, message=bounded(masked(message)))
-    return RunResult(agent=name, stop_reason="error", error=failure, usage=Usage(estimated=kind != "bug"))
+    cut = kind in ("Terminated", "TimedOut")  # then the lease says what it may have used
+    return RunResult(
+        agent=name, stop_reason="error", error=failure, usage=Usage(estimated=cut), cost_microusd=0
+    )
 
 
 async def _tool_result(state: State, call: Call, outcome: RunResult) -> ToolResult:

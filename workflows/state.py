@@ -327,6 +327,7 @@ class ChildAnswered:
 class Asked:
     """The parent was asked for more."""
 
+    need: Amount
     wish: Amount
 
 

@@ -11,6 +11,7 @@ from typing import assert_never
 from perdure.graph import GraphCode
 from perdure.limits import GraphLimits, SwarmLimits
 from perdure.messages import Usage
+from perdure.model import canonical_json
 from perdure.spec import AnySpec, GraphSpec, SwarmSpec
 from perdure.tree import Amount
 from perdure.wire import NodeResult, NodeState, NodeStatus, RunRequest, StopReason
@@ -22,7 +23,7 @@ from .budget import Want
 from .decide import Answer, Ask, Command, Finish, Recall, StartNodes, Wait
 from .fold import Birth, deadline_of
 from .joins import GraphPlan
-from .plan import Over, Start
+from .plan import Over, Start, run_id_of
 from .state import (
     Asked,
     ChildAnswered,
@@ -44,6 +45,8 @@ from .tree import Child, Tree
 Code = GraphCode
 NO_CODE = Code()
 
+MOST_STARTED_BYTES = 1024 * 1024
+"""Of prompts and inputs, in one workflow task."""
 _NEEDED = Amount(cost_microusd=1, input_tokens=1, output_tokens=1, total_tokens=1)
 """With less than this left, no node is worth starting."""
 
@@ -118,7 +121,7 @@ def fold(team: Team, event: Event, code: Code = NO_CODE) -> Team:  # noqa: C901 
         case ChildAnswered():
             return replace(team, tree=tree.granted(team.tree, event.key, event.grant.amount))
         case Asked():
-            return replace(team, tree=tree.asked(team.tree, event.wish))
+            return replace(team, tree=tree.asked(team.tree, event.need, event.wish))
         case Granted():
             return replace(team, tree=tree.answered(team.tree, event.grant))
         case Told():
@@ -140,7 +143,7 @@ def _started(team: Team, event: NodesStarted) -> Team:
     alone = team.swarm is not None
     lease = tree.lease_for(team.tree, limits_of(team), spent(team), len(leased), alone=alone)
     for start in event.starts:
-        run_id = None if start.kind == "function" else f"{team.id}/{start.key}"
+        run_id = None if start.kind == "function" else run_id_of(team.id, start.key)
         flying = NodeStatus(
             key=start.key, node=start.node, kind=start.kind, run_id=run_id, started_at=event.at
         )
@@ -160,8 +163,8 @@ def _ended(team: Team, event: ChildEnded, code: Code) -> Team:
         return team  # given up before it answered
     child = team.tree.child(event.key)
     outcome = tree.outcome_of(child, event.outcome) if child else event.outcome
-    result = NodeResult(
-        **{
+    result = NodeResult.model_validate(
+        {
             **flying.model_dump(),
             "state": _state_of(event),
             "stop_reason": outcome.stop_reason,
@@ -219,8 +222,8 @@ def _give_up(team: Team, code: Code) -> Team:
         child = team.tree.child(one.key)
         final = child.final if child else None
         unknown = Usage(estimated=one.run_id is not None)
-        result = NodeResult(
-            **{
+        result = NodeResult.model_validate(
+            {
                 **one.model_dump(),
                 "state": "cancelled",
                 "stop_reason": "cancelled",
@@ -311,16 +314,28 @@ def _onward(team: Team, code: Code) -> Command:
     starts = startable(team, code)
     if not starts:
         return Wait()
+    many, starts = len(starts), _together(team, starts)
     if all(start.kind == "function" for start in starts):
-        return StartNodes(starts=starts)
-    return _if_affordable(team, starts)
+        return StartNodes(starts=starts, more=len(starts) < many)
+    return _if_affordable(team, starts, more=len(starts) < many)
 
 
-def _if_affordable(team: Team, starts: tuple[Start, ...]) -> Command:
+def _together(team: Team, starts: tuple[Start, ...]) -> tuple[Start, ...]:
+    """As many as one workflow task may start: the server ends a run that sends it too much at once."""
+    each = len(canonical_json(team.request.context))
+    there = MOST_STARTED_BYTES
+    for number, start in enumerate(starts):
+        there -= each + len(canonical_json([start.prompt, start.inputs, list(start.history)]))
+        if there < 0 and number > 0:
+            return starts[:number]
+    return starts
+
+
+def _if_affordable(team: Team, starts: tuple[Start, ...], *, more: bool) -> Command:
     there = room(team)
     short = next((name for name in FIELDS if of(_NEEDED, name) and of(there, name) == 0), None)
     if short is None:
-        return StartNodes(starts=starts)
+        return StartNodes(starts=starts, more=more)
     if team.busy:
         return Wait()  # those in flight may give something back
     need, parent_could = tree.lacking(team.tree, limits_of(team), spent(team), _NEEDED)

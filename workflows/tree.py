@@ -12,6 +12,7 @@ Rules
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from perdure.messages import Usage
 from perdure.tree import Amount, Branch, Grant, Report
 from perdure.wire import RunResult, Waiting
 
@@ -46,6 +47,8 @@ class Child:
     asked: int = 0
     """When it asked, as a number that grows."""
     waiting: tuple[Waiting, ...] = ()
+    idle: bool = False
+    """It waits for people, and has given back what it could."""
     final: RunResult | None = None
 
 
@@ -58,7 +61,9 @@ class Tree:
     """What the parent lets it and its children spend in all."""
     asking: bool = False
     """The parent was asked for more and has not answered."""
+    needed: Amount | None = None
     wished: Amount | None = None
+    """What it was asked for: said again with each report, until there is an answer."""
     scarce: bool = False
     """The parent gave less than was wished: ask again only for what is needed."""
     refused: bool = False
@@ -134,9 +139,18 @@ def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     if outcome.stop_reason == "cancelled" and child.final is not None:
         return child.final
     lost = outcome.error is not None and outcome.error.kind in ("Terminated", "TimedOut")
-    if lost or (outcome.stop_reason == "cancelled" and outcome.usage.estimated):
-        return outcome.model_copy(update={"cost_microusd": child.lease.cost_microusd or 0})
-    return outcome
+    if not lost and not (outcome.stop_reason == "cancelled" and outcome.usage.estimated):
+        return outcome
+    lease = child.lease
+    output = lease.output_tokens or 0
+    read = max(lease.input_tokens or 0, (lease.total_tokens or 0) - output)
+    return outcome.model_copy(
+        update={
+            "cost_microusd": lease.cost_microusd or 0,
+            "usage": Usage(input_tokens=read, output_tokens=output, estimated=True),
+            "tool_calls": lease.tool_calls or 0,
+        }
+    )
 
 
 def reported(tree: Tree, report: Report) -> Tree:
@@ -148,6 +162,7 @@ def reported(tree: Tree, report: Report) -> Tree:
     changed = replace(
         child,
         waiting=tuple(report.waiting),
+        idle=report.idle,
         lease=lease,
         need=report.need,
         wish=report.wish,
@@ -206,7 +221,7 @@ def _unmet(
     if parent_could:
         wish = missing(child.wish or child.need, left(tree, limits, spent)) or short
         return Answers(grants=grants, need=short, wish=wish) if not tree.asking else Answers(grants=grants)
-    others = any(one.need is None and is_something(one.lease) for one in tree.children)
+    others = any(one.need is None and not one.idle and is_something(one.lease) for one in tree.children)
     if grants or others or busy:
         return Answers(grants=grants)
     newest = max((one for one in tree.children if one.need is not None), key=lambda one: one.asked)
@@ -222,9 +237,9 @@ def granted(tree: Tree, key: str, amount: Amount | None) -> Tree:
     return _with(tree, replace(child, lease=lease, need=None, wish=None))
 
 
-def asked(tree: Tree, wish: Amount) -> Tree:
+def asked(tree: Tree, need: Amount, wish: Amount) -> Tree:
     """After the parent was asked for more."""
-    return replace(tree, asking=True, wished=wish)
+    return replace(tree, asking=True, needed=need, wished=wish)
 
 
 def answered(tree: Tree, grant: Grant) -> Tree:
@@ -246,9 +261,10 @@ def waiting_below(tree: Tree) -> list[Waiting]:
 
 def idle_lease(tree: Tree, limits: Amount, spent: Amount) -> Amount | None:
     """What a run that only waits for people can give back, if anything."""
-    if tree.branch is None or tree.children or not is_bounded(tree.lease):
+    working = any(not child.idle for child in tree.children)
+    if tree.branch is None or tree.asking or working or not is_bounded(tree.lease):
         return None
-    spare = minus(tree.lease, spent)
+    spare = minus(tree.lease, spent, held(tree))
     return spare if is_something(spare) else None
 
 

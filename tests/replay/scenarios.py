@@ -246,7 +246,7 @@ async def _approve_below(client: Client, run: Run) -> None:
     async def over() -> bool:
         status = await run.status()
         for one in status.waiting:
-            if (one.run_id, one.call_id) not in decided:
+            if one.call_id and (one.run_id, one.call_id) not in decided:
                 decided.add((one.run_id, one.call_id))
                 plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
                 await run.handle.execute_update("decide", plain)

@@ -212,7 +212,11 @@ def test_a_swarm_says_what_it_is_and_whom_it_runs(write: Write, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("name", "members"),
-    [("boss", {"review", "crew", "finder", "writer"}), ("crew", {"finder", "writer"}), ("finder", set[str]())],
+    [
+        ("boss", {"review", "crew", "finder", "writer"}),
+        ("crew", {"finder", "writer"}),
+        ("finder", set[str]()),
+    ],
 )
 def test_the_spec_of_one_that_is_reached_is_printed_last(
     write: Write, capsys: pytest.CaptureFixture[str], name: str, members: set[str]

@@ -48,7 +48,9 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def support(loaded: Loaded, database: Path) -> Agent:
-    return loaded.agents[0]
+    [agent] = loaded.agents
+    assert isinstance(agent, Agent)
+    return agent
 
 
 @pytest.fixture
@@ -154,7 +156,9 @@ async def converse(loaded: Loaded, prompt: str) -> str:
 
 
 async def result_of(loaded: Loaded, name: str, arguments: dict[str, Any], *, key: str) -> ToolResult:
-    tool = tool_of(loaded.agents[0], name)
+    [agent] = loaded.agents
+    assert isinstance(agent, Agent)
+    tool = tool_of(agent, name)
     bound = tool.signature.bind(arguments)
     if tool.signature.context is not None:
         bound[tool.signature.context] = called_with(key)

@@ -35,10 +35,10 @@ How = Literal["cancel", "deadline"]
 KINDS: list[Kind] = ["swarm", "graph", "tool"]
 
 
-@pytest.fixture(params=[None, 0], ids=["warm", "cold"])
+@pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.cold)])
 def serve(serve: Serve, request: pytest.FixtureRequest) -> ServeTeam:
     """Cold: each workflow task replays the whole history, so what is not deterministic fails."""
-    cold: dict[str, Any] = {} if request.param is None else {"worker": {"max_cached_workflows": 0}}
+    cold: dict[str, Any] = {} if request.param == "warm" else {"worker": {"max_cached_workflows": 0}}
     return partial(serve, **cold)
 
 
@@ -229,7 +229,9 @@ async def test_what_a_person_can_mend_waits_for_them_below_the_root(serve: Serve
         run = await client.start("root", "go")
 
         async def found() -> bool:
-            return f"{run.id}/worker-1" in [info.id async for info in client.list(status="parked")]
+            return f"{run.id}/worker-1" in [
+                info.id async for info in client.list(status="parked", roots=False)
+            ]
 
         await until(found)
         await client.get(f"{run.id}/worker-1").resume()
@@ -332,7 +334,7 @@ async def test_a_swarm_that_continues_as_new_in_mid_run_keeps_everything(
     )
     mine = settings.model_copy(update={"address": impatient.address})
     async with running(
-        [swarm],  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+        [swarm],
         models=cast.models,
         address=impatient.address,
         settings=mine,
@@ -387,7 +389,7 @@ async def test_a_graph_that_continues_as_new_in_mid_run_keeps_everything(
     )
     mine = settings.model_copy(update={"address": impatient.address})
     async with running(
-        [graph],  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+        [graph],
         models=cast.models,
         address=impatient.address,
         settings=mine,
@@ -436,7 +438,7 @@ async def test_an_approval_below_is_seen_at_the_root_while_a_run_between_waits_t
     mine = settings.model_copy(update={"address": impatient.address})
     cast = Cast({"slow": part})
     async with running(
-        [outer],  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+        [outer],
         models=cast.models,
         address=impatient.address,
         settings=mine,

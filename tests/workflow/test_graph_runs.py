@@ -38,10 +38,10 @@ from .test_swarm_runs import (
 BIG = "0123456789abcdef" * 196_608  # 3 MiB
 
 
-@pytest.fixture(params=[None, 0], ids=["warm", "cold"])
+@pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.cold)])
 def serve(serve: Serve, request: pytest.FixtureRequest) -> ServeTeam:
     """Cold: each workflow task replays the whole history, so what is not deterministic fails."""
-    cold: dict[str, Any] = {} if request.param is None else {"worker": {"max_cached_workflows": 0}}
+    cold: dict[str, Any] = {} if request.param == "warm" else {"worker": {"max_cached_workflows": 0}}
     return partial(serve, **cold)
 
 
@@ -480,7 +480,7 @@ def _no_bool(state: GraphState) -> Any:
     ("what", "function", "kind", "says_why"),
     [
         ("condition", _raises, "condition", "the condition '_raises' of edge 'a' -> 'c' raised TypeError"),
-        ("condition", _no_bool, "condition", "must give True or False, not 'yes'"),
+        ("condition", _no_bool, "condition", "must give True or False, not a str"),
         ("input", _raises, "input", "the input '_raises' of node 'c' raised TypeError"),
         ("input", _no_text, "input", "must give text or a list of parts"),
         ("input", _nothing, "input", "gave nothing to ask"),

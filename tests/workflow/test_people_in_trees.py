@@ -11,6 +11,7 @@ from perdure.errors import ModelError
 from perdure.model import ModelRequest
 from perdure.starter.run import Run
 from perdure.testing import ScriptedModel, calls, says
+from perdure.tools import PersonTool, Tool
 from perdure.wire import Approval, Parked, Question, RunStatus
 from tests.conftest import Serve, until, until_status
 
@@ -29,7 +30,7 @@ async def pay(cents: int) -> str:
 
 def _tree() -> Agent:
     """A boss, two middle ones, and one below each."""
-    tools = [pay, ask_person]
+    tools: list[Tool | PersonTool] = [pay, ask_person]
     leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.", tools=tools, on_failure="park")
     middle = Agent(name="middle", model="scripted:middle", description="Has it done.", tools=[leaf.as_tool()])
     return Agent(name="boss", model="scripted:boss", tools=[middle.as_tool()])

@@ -512,7 +512,7 @@ async def test_a_wrong_message_is_refused_and_leaves_no_trace(
 async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
     alone = chatty()
     team = Swarm(name="team", agents=[alone, chatty(name="other")])
-    async with serve(alone, team, models=models()) as client:  # type: ignore[arg-type]
+    async with serve(alone, team, models=models()) as client:
         for name, why in (("nobody", "nobody"), ("team", "sessions are held with agents")):
             session = await client.session(f"wrong-{name}", agent=name)
             with pytest.raises(InvalidRequest, match=why):

@@ -181,7 +181,7 @@ async def _until_started(client: Any, run_id: str) -> None:
 
     async def there() -> bool:
         try:
-            return (await client.get(run_id).status()).step >= 1
+            return bool((await client.get(run_id).status()).step >= 1)
         except Exception:
             return False
 

@@ -1,6 +1,7 @@
 """Starting runs: idempotent ids, somebody else's worker, and agents as children of their workflows."""
 
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -104,8 +105,10 @@ async def test_a_plugin_given_to_the_worker_only_says_where_it_belongs(settings:
 
 
 async def test_two_agents_of_one_name_are_refused(settings: Settings) -> None:
-    with pytest.raises(DefinitionError, match="two agents are called 'support'"):
-        PerdurePlugin(agents=[SUPPORT, SUPPORT], settings=settings)
+
+    other = replace(SUPPORT, instructions="Another one.")
+    with pytest.raises(DefinitionError, match="called 'support'; rename one"):
+        PerdurePlugin(agents=[SUPPORT, other], settings=settings)
 
 
 async def test_a_remote_tool_is_an_activity_of_any_worker(serve: Serve, settings: Settings) -> None:
