@@ -13,7 +13,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from temporalio import workflow
 
@@ -28,7 +28,7 @@ def code_of(spec: AgentSpec | SwarmSpec | GraphSpec) -> GraphCode:
     """The functions of that graph; none of what is no graph, or of one this worker does not serve."""
     if not isinstance(spec, GraphSpec):
         return GraphCode()
-    found: Callable[[str], GraphCode | None] | None = workflow.extern_functions().get(GRAPH_CODE)
+    found = cast("Callable[[str], GraphCode | None] | None", workflow.extern_functions().get(GRAPH_CODE))
     code = found(spec.name) if found else None
     if code is None:
         return GraphCode()
@@ -81,7 +81,7 @@ def _bound(value: Any, known: dict[int, Any]) -> Any:
 
 def _object(value: Any, known: dict[int, Any]) -> Any:
     """An object of the user's that can be called, its own function bound."""
-    call = vars(type(value)).get("__call__")
+    call: Any = vars(type(value)).get("__call__")  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(call, types.FunctionType) and not _is_foreign(call):
         return types.MethodType(_function(call, known), value)
     return value

@@ -97,7 +97,7 @@ def _short(value: object) -> str:
 def addressed(raw: Any) -> tuple[str | None, Any]:
     """Which run below a message is for, and the message itself."""
     if not isinstance(raw, dict) or "run_id" not in raw:
-        return None, raw
+        return None, raw  # pyright: ignore[reportUnknownVariableType]
     fields = cast("dict[str, Any]", raw)
     rest = {name: value for name, value in fields.items() if name != "run_id"}
     run_id = fields["run_id"]

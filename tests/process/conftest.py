@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -75,7 +76,7 @@ def workers(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) 
     """A worker of the crew, or of the module that the test module names as `CREW`."""
     ledger = tmp_path / "ledger.db"
     crew.prepare(ledger)
-    module: str = getattr(request.module, "CREW", "tests.process.crew")
+    module = str(getattr(cast("Any", request.module), "CREW", "tests.process.crew"))
     made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log", module=module)
     made.start()
     try:

@@ -284,6 +284,7 @@ class Run(RuleBasedStateMachine):
         carried = pack(self.state, search_attributes=True)
         first, *chunks = json.loads(json.dumps(carried))
         again, search_attributes = unpack(first, chunks)
+        assert isinstance(again, State)
         assert search_attributes
         assert again == self.state
         self.state = again
