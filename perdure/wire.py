@@ -328,7 +328,8 @@ class RunStatus(Value):
     """Messages sent and not yet seen by the model."""
     kind: Literal["agent", "swarm", "graph", "session"] = "agent"
     nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=_absent)
-    """What the run started, in order of their start; of many, those in flight and the newest."""
+    """What the run started, in order of their start. Of a swarm or graph, of many those in flight and the
+    newest; of an agent those in flight: what the others gave are its tools' results."""
     turn: int = Field(default=0, exclude_if=_absent)
     """Session: the turn in hand, or the newest one."""
     plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=_absent)

@@ -184,7 +184,7 @@ def status_report(state: State | Team) -> RunStatus:
         usage=state.usage,
         cost_microusd=cost_of(state),
         waiting=waiting_of(state),
-        nodes=[_child_status(child) for child in state.tree.children],
+        nodes=[_child_status(state, child) for child in state.tree.children],
         plan=list(state.plan),
         calls=[_call_status(call) for call in state.calls],
         failure=state.parked or (state.end.failure if state.end else None),
@@ -259,8 +259,9 @@ def team_doing(team: Team, status: Status) -> str:
     return f"{words} ({running})" if running else words
 
 
-def _child_status(child: Child) -> NodeStatus:
-    return NodeStatus(key=child.key, node=child.name, run_id=child.run_id)
+def _child_status(state: State, child: Child) -> NodeStatus:
+    kind = next((member.kind for member in state.members if member.name == child.name), "agent")
+    return NodeStatus(key=child.key, node=child.name, kind=kind, run_id=child.run_id)
 
 
 def starting_report(agent: str, status: Status) -> RunStatus:
