@@ -273,7 +273,8 @@ class AgentWorkflow:
         branch = self._now.tree.branch
         if branch is not None and end.stop_reason == "cancelled":
             await self._runs.last_words(branch, Report(key=branch.key, family=branch.family, final=result))
-        await self._runs.settle()
+        with suppress(asyncio.CancelledError):  # it is over already, with this result
+            await self._runs.settle()
 
     async def _recall(self, display: Display) -> None:
         """Call back what is in flight, and wait a moment for its last words."""
@@ -306,8 +307,11 @@ class AgentWorkflow:
 
     async def _continue(self, display: Display, request: Any) -> None:
         """Continue as new, with everything: nothing is in flight between two steps."""
-        await self._runs.settle()
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        try:
+            await self._runs.settle()
+            await workflow.wait_condition(workflow.all_handlers_finished)
+        except asyncio.CancelledError:
+            self._events.append(EndAsked(reason="cancelled"))
         if self._events:
             return
         workflow.continue_as_new(args=[request, *pack(self._now, display.search_attributes)])
