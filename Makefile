@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
-test: .venv/ready            ## All tests, against the real server
+test: .venv/ready            ## The tests, against the real server; `test-cold` and `stress` are the long ones
 	$(BIN)/pytest -q -m "not cold"
 
 test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay

@@ -20,7 +20,7 @@ from .conftest import Crew
 from .family import BUDGET_USD, TOOL_CALLS
 
 CREW = "tests.process.family"
-RUNS = int(os.environ.get("FAMILY_RUNS", "2"))
+RUNS = int(os.environ.get("FAMILY_RUNS", "1"))
 CHILDREN = int(os.environ.get("FAMILY_CHILDREN", "20"))
 
 

@@ -58,10 +58,10 @@ class Level(Enum):
     HIGH = 2
 
 
-@pytest.fixture(params=[None, 0], ids=["warm", "cold"])
+@pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.cold)])
 def serve(serve: Serve, request: pytest.FixtureRequest) -> ServeTeam:
     """Cold: each workflow task replays the whole history, so what is not deterministic fails."""
-    cold: dict[str, Any] = {} if request.param is None else {"worker": {"max_cached_workflows": 0}}
+    cold: dict[str, Any] = {} if request.param == "warm" else {"worker": {"max_cached_workflows": 0}}
     return partial(serve, **cold)
 
 

@@ -16,7 +16,7 @@ from perdure.testing import ScriptedModel, calls, says
 from tests.conftest import Gate, Serve, until_status
 
 
-@pytest.fixture(params=[1000, 0], ids=["cached", "replayed"])
+@pytest.fixture(params=[1000, pytest.param(0, marks=pytest.mark.cold)], ids=["cached", "replayed"])
 def worker(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Arguments of the worker: each behaviour also holds when every task is a replay."""
     return {"max_cached_workflows": request.param}
