@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from perdure.messages import Text, ToolCall
 from perdure.planning import shown
-from perdure.spec import GraphSpec
+from perdure.spec import GraphSpec, NodeKind
 from perdure.tree import Branch, Report
 from perdure.wire import (
     Approval,
@@ -260,7 +260,8 @@ def team_doing(team: Team, status: Status) -> str:
 
 
 def _child_status(state: State, child: Child) -> NodeStatus:
-    kind = next((member.kind for member in state.members if member.name == child.name), "agent")
+    kinds: dict[str, NodeKind] = {member.name: member.kind for member in state.members}
+    kind = kinds.get(child.name, "agent")
     return NodeStatus(key=child.key, node=child.name, kind=kind, run_id=child.run_id)
 
 
