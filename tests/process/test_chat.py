@@ -101,7 +101,7 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
 
 
 def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
-    with shell.terminal("chat", "clerk", "--session", "interrupted") as terminal:
+    with shell.terminal("chat", "clerk", "--session", "chat-interrupted") as terminal:
         terminal.says("you> ")
         terminal.types("hello\n")
         terminal.says("Message 1 was: hello")
@@ -141,8 +141,8 @@ def test_a_chat_that_was_left_in_mid_turn_is_picked_up_there(shell: Shell) -> No
 
 def test_ones_open_sessions_are_offered(shell: Shell) -> None:
     for name in ("one", "two"):
-        assert shell.perdure("chat", "clerk", "--session", name, "--user", "eve", stdin="x\n").code == 0
-    with shell.terminal("chat", "--resume", "--user", "eve") as terminal:
+        assert shell.perdure("chat", "clerk", "--session", name, "--user", "eva", stdin="x\n").code == 0
+    with shell.terminal("chat", "--resume", "--user", "eva") as terminal:
         terminal.says("which? ")
         assert {"one", "two"} <= set(terminal.said.split())
         terminal.types("1\n")

@@ -180,7 +180,7 @@ async def test_twenty_watchers_lose_and_repeat_nothing_when_the_worker_dies_in_m
             group.create_task(_watch(run, events))
 
         async def half_way() -> bool:
-            return all(len(_read(events)) > 20_000 for events in seen)
+            return all(len(_read(events)) > 4_000 for events in seen)
 
         await until(half_way, within=30)
         workers.kill()
