@@ -38,7 +38,7 @@ support = Agent(
 
 
 async def talk(client: Client) -> None:
-    session = await client.session("ticket-77", agent="support", session_limits=Limits(cost_usd=1.00))
+    session = await client.session("ticket-79", agent="support", session_limits=Limits(cost_usd=1.00))
     print((await session.say("Where is W1?")).output)
     async for event in session.stream("It is broken. I want my money back."):
         if event.kind == "approval_requested":

@@ -25,6 +25,8 @@ _QUICK: Final = timedelta(milliseconds=100)
 _SLOW: Final = timedelta(seconds=1)
 _AT_ONCE: Final = 8
 """Runs of a tree that are looked at in full haste; of more, each is looked at less often."""
+_ANSWER_WITHIN: Final = 2.0
+"""Seconds for a worker to answer a look; the next look asks again."""
 _PATIENT: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 
 
@@ -146,10 +148,13 @@ async def _ask(
 ) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
-        async with pace.door:
+        # A question that gets lost must not keep what the server itself knows from those who watch.
+        async with pace.door, asyncio.timeout(_ANSWER_WITHIN):
             status = await run.status()
             messages = await run.transcript(start=known) if status.messages > known else []
             nodes = await below.nodes(status, messages, described)
+    except TimeoutError:
+        return None
     except PerdureError as error:
         pace.deaf = isinstance(error, NotReachable)
         return None

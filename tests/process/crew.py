@@ -15,8 +15,8 @@ from perdure.testing import Line, ScriptedModel, calls, says
 LEDGER = Path(os.environ.get("CREW_LEDGER", "/nonexistent/ledger.db"))
 """An SQLite file that outlives the worker: `happened` in order, `effects` once a key."""
 
-ANSWER = "".join(f"word{n} " for n in range(10_000))
-"""About 20,000 tokens."""
+ANSWER = "".join(f"word{n} " for n in range(4_000))
+"""About 9,000 tokens."""
 
 _SCHEMA = """
 create table if not exists happened (what text, run text, detail text);
@@ -116,5 +116,5 @@ models = {
     "scripted": ScriptedModel(_work),
     "hang": ScriptedModel(_hang),
     "talk": ScriptedModel(_talk),
-    "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=800),
+    "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=300),
 }

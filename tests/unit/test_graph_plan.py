@@ -344,7 +344,7 @@ def test_an_input_that_cannot_be_built_stays_the_reason_when_siblings_finish() -
 def test_code_that_a_deploy_took_away_fails_the_task_and_never_the_graph() -> None:
     graph = wired("ab", Edge("a", "b", never), nodes={"a": Node(work, input=lambda state: state.task)})
     spec, code = graph.spec(), graph.code()
-    with pytest.raises(MissingCode, match="the input 'input' of node 'a' is not in this worker's code"):
+    with pytest.raises(MissingCode, match="the input 'input' of node 'a' is not in the graph's code here"):
         over(begin(spec, "t"), spec, GraphCode())
     plan = begin(spec, "t")
     starts = startable(plan, spec, code)

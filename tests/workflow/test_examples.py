@@ -66,7 +66,7 @@ async def test_a_support_session_has_a_refund_decided_in_its_second_turn(
     support = example("support_session")
     async with serve(support.support, models=support.models) as client:
         await support.talk(client)
-        session = await client.session("ticket-77")
+        session = await client.session("ticket-79")
         status = await session.status()
         transcript = await session.transcript()
     said = capsys.readouterr().out.splitlines()

@@ -89,7 +89,7 @@ async def test_a_session_remembers_from_turn_to_turn(serve: Serve) -> None:
         return echo(request)
 
     async with serve(chatty(), models=models(script)) as client:
-        session = await client.session("ticket-77", agent="chatty", user="ann")
+        session = await client.session("session-77", agent="chatty", user="ann")
         first = await session.say("I am Ann")
         second = await session.say([Text(text="who am I?")])
         status = await session.status()
@@ -236,7 +236,7 @@ async def test_a_parked_turn_waits_and_goes_on(serve: Serve) -> None:
         return fails("authentication", "key") if broken else echo(request)
 
     async with serve(chatty(), models=models(script)) as client:
-        session = await client.session("parked", agent="chatty")
+        session = await client.session("session-parked", agent="chatty")
         saying = asyncio.create_task(session.say("hello"))
 
         async def parked() -> bool:
@@ -352,7 +352,7 @@ async def test_an_interrupt_ends_the_turn_and_not_the_session(serve: Serve) -> N
         return echo(request)
 
     async with serve(chatty(), models=models(script)) as client:
-        session = await client.session("interrupted", agent="chatty")
+        session = await client.session("session-interrupted", agent="chatty")
         hanging = asyncio.create_task(session.say("hang"))
         await gate.reached.wait()
         await session.interrupt()
