@@ -1,9 +1,8 @@
 """Agents called as tools: what their runs are called, and what their answers are to the model. Pure."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
+from perdure.graph import as_text
 from perdure.messages import Document, Image, Part, Text, ToolCall, ToolResult
 from perdure.wire import RunResult
 
@@ -25,16 +24,9 @@ def answer_of(key: str, result: ToolResult) -> Sequence[Part]:
     return [Text(text=f"[{key} {what}]\n{result.text}"), *media]
 
 
-def text_of(output: Any) -> str:
-    """An output as text for a model: a string as it is, anything else as compact JSON."""
-    if isinstance(output, str):
-        return output
-    return "" if output is None else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
-
-
 def result_text(outcome: RunResult) -> str:
     """What the model gets of a child that has ended: its answer, and why it ended if not by itself."""
-    said = text_of(outcome.output)
+    said = as_text(outcome.output)
     if outcome.error is not None:
         why = f"{outcome.agent} failed: {outcome.error.kind}: {outcome.error.message}"
         return f"{why}\nUntil then it had: {said}" if said else why
