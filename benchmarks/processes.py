@@ -1,0 +1,126 @@
+"""Starting, asking and measuring the processes of a subject."""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .kit import Job
+
+ROOT = Path(__file__).resolve().parent.parent
+_TICKS = os.sysconf("SC_CLK_TCK")
+_READY_WITHIN = 60.0
+
+
+class Failed(Exception):
+    """A subject said an error, or died; the message is what it said."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU of a process up to now, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def memory_bytes(pid: int, *, peak: bool = False) -> int:
+    """Resident memory of a process, now or at its peak."""
+    name = "VmHWM" if peak else "VmRSS"
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@dataclass
+class Process:
+    """A worker or driver of a subject."""
+
+    process: asyncio.subprocess.Process
+    log: Path
+    asked: int = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the operating system."""
+        return self.process.pid
+
+    async def read(self, within: float) -> dict[str, Any]:
+        """The next line it says."""
+        assert self.process.stdout is not None
+        try:
+            line = await asyncio.wait_for(self.process.stdout.readline(), within)
+        except TimeoutError:
+            raise Failed(f"no answer within {within:.0f} s") from None
+        if not line:
+            raise Failed(f"died: {self.last_words()}")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    async def write(self, line: str) -> None:
+        """Say a line to it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        await self.process.stdin.drain()
+
+    async def ask(self, do: str, jobs: Sequence[Job], within: float, **more: Any) -> dict[str, Any]:
+        """Have a driver do something, and wait for its answer. Raises Failed with its error."""
+        self.asked += 1
+        number = self.asked
+        command = {"n": number, "do": do, "jobs": [asdict(job) for job in jobs], **more}
+        await self.write(json.dumps(command))
+        while True:
+            said = await self.read(within)
+            if said["n"] == number:
+                break
+        if "error" in said:
+            raise Failed(said["error"])
+        return said
+
+    def last_words(self) -> str:
+        """The end of what it wrote to standard error."""
+        return self.log.read_text(errors="replace").strip()[-600:]
+
+
+@asynccontextmanager
+async def process(
+    python: Path, subject: str, role: str, *, address: str, queue: str, folder: Path, cache: int = 1000, hold: bool = False
+) -> AsyncIterator[Process]:
+    """A process of a subject, ready (or held) when the block begins, gone when it ends."""
+    words = [str(python), "-m", f"benchmarks.subjects.{subject}", role]
+    words += ["--address", address, "--queue", queue, "--folder", str(folder), "--cache", str(cache)]
+    words += ["--hold"] if hold else []
+    with tempfile.NamedTemporaryFile("w+", suffix=f"-{subject}-{role}.log", delete=False) as log:
+        started = await asyncio.create_subprocess_exec(
+            *words,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            limit=64 * 1024 * 1024,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    running = Process(started, Path(log.name))
+    try:
+        await running.read(_READY_WITHIN)
+        yield running
+    finally:
+        if started.returncode is None:
+            started.terminate()
+            try:
+                await asyncio.wait_for(started.wait(), 20)
+            except TimeoutError:
+                started.kill()
+                await started.wait()
+        running.log.unlink(missing_ok=True)
+
+
+def python_of(subject: str, venvs: Path) -> Path:
+    """The interpreter of a subject's own virtual environment."""
+    own = venvs / subject / "bin" / "python"
+    return own if own.exists() else Path(sys.executable)
