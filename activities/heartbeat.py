@@ -16,7 +16,8 @@ _QUIET = timedelta(milliseconds=500)
 
 
 class Heart:
-    """Beats while the body runs: at once what is new, and now and then what is not.
+    """Beats while the body runs: soon what is new, and now and then what is not. A short call has no beat
+    at all: each is a write to the server's database.
 
     `progress` is given the beat's number and the size of the window, and says what to report.
     """
@@ -41,14 +42,14 @@ class Heart:
     async def _beat(self) -> None:
         seq, last, quiet = 0, None, timedelta()
         while True:
+            await asyncio.sleep(self._interval.total_seconds())
+            quiet += self._interval
             now = self._progress(seq + 1, PROGRESS_WINDOW)
             what = (now.offset, now.text, now.note)
             if what != last or quiet >= _QUIET:
                 seq, last, quiet = seq + 1, what, timedelta()
                 with contextlib.suppress(Exception):  # a word that cannot be sent must not fail the call
                     activity.heartbeat(now)
-            await asyncio.sleep(self._interval.total_seconds())
-            quiet += self._interval
 
 
 def last_progress() -> Progress | None:

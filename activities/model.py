@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -14,7 +13,7 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.errors import RULES, ModelError
-from perdure.messages import Document, Image, Message, ReplyMeta, Text, ToolResult, Usage, estimate_tokens
+from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens
 from perdure.model import (
     Model,
     ModelEvent,
@@ -93,7 +92,7 @@ class ModelCalls:
         )
 
     async def _blobs(self, messages: tuple[Message, ...]) -> dict[str, bytes]:
-        names = sorted({name for message in messages for name in _blob_names(message)})
+        names = sorted({name for message in messages for name in message.blobs})
         return {name: await self.blobs.get(name) for name in names}
 
     async def _answer(self, call: "_Call", request: ModelRequest) -> ModelOutcome:
@@ -248,14 +247,6 @@ def _asked_to_stop() -> bool:
 def _spent_before() -> Usage:
     progress = last_progress()
     return progress.spent if progress else Usage()
-
-
-def _blob_names(message: Message) -> list[str]:
-    parts: list[Any] = list(message.parts)
-    for part in message.parts:
-        if isinstance(part, ToolResult):
-            parts.extend(part.content)
-    return [part.blob for part in parts if isinstance(part, Image | Document) and part.blob]
 
 
 def _definitions(spec: AgentSpec, want: ModelInput) -> tuple[ToolDefinition, ...]:

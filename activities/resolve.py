@@ -34,6 +34,11 @@ class Resolver:
                 that cannot be kept.
 
         """
+        found = await self._found(request)
+        said = {"search_attributes": self.search_attributes, "layout": request.layout}
+        return found.model_copy(update=said)
+
+    async def _found(self, request: Request) -> ResolvedAgent:
         if request.parent is None:
             return self._own(request)
         if request.agent in self.members:
@@ -52,12 +57,11 @@ class Resolver:
                 non_retryable=True,
             )
         try:
-            found = resolved(
+            return resolved(
                 member, prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited
             )
         except DefinitionError as error:
             raise ApplicationError(str(error), type=INVALID_REQUEST, non_retryable=True) from None
-        return found.model_copy(update={"search_attributes": self.search_attributes})
 
     async def _pinned(self, request: Request, parent: str) -> ResolvedAgent:
         """What the parent has: another version was deployed since it began."""
@@ -65,4 +69,4 @@ class Resolver:
         found: ResolvedAgent = await handle.query(
             SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
         )
-        return found.model_copy(update={"search_attributes": self.search_attributes})
+        return found

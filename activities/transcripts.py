@@ -71,6 +71,7 @@ class Transcripts:
             Stale: the run's transcript is not as long as the call says.
 
         """
+        self._adopt(want.continues)
         entry = self._entry(_key(), want.view.start)
         await self._complete(entry, want)
         seen = _seen(entry, want)
@@ -126,6 +127,15 @@ class Transcripts:
         if all(call.id in results for call in last.tool_calls):
             made = [results[call.id] for call in last.tool_calls]
             self._add(entry, [Message(role="tool", parts=list(made))])
+
+    def _adopt(self, continues: str | None) -> None:
+        """Go on with what is here of the run's part before this one: nobody needs that any more."""
+        key = _key()
+        if continues is not None and key not in self._entries:
+            entry = self._entries.pop((key[0], continues), None)
+            if entry is not None:
+                entry.key = key
+                self._entries[key] = entry
 
     def _entry(self, key: tuple[str, str], start: int) -> _Entry:
         entry = self._entries.get(key)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,20 @@ def memory_bytes(pid: int, *, peak: bool = False) -> int:
     return 0
 
 
+def reset_peak(pid: int) -> None:
+    """Begin a new peak of resident memory."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 @dataclass
 class Process:
     """A worker or driver of a subject."""
 
     process: asyncio.subprocess.Process
     log: Path
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    ready_at: float = 0.0
+    """When it said that it was ready, seconds since 1970."""
     asked: int = 0
 
     @property
@@ -61,6 +69,11 @@ class Process:
             raise Failed(f"died: {self.last_words()}")
         said: dict[str, Any] = json.loads(line)
         return said
+
+    async def begin(self) -> None:
+        """Wait until it is ready, or held."""
+        said = await self.read(_READY_WITHIN)
+        self.names, self.ready_at = said.get("names", {}), said.get("at", 0.0)
 
     async def write(self, line: str) -> None:
         """Say a line to it."""
@@ -89,7 +102,15 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    python: Path, subject: str, role: str, *, address: str, queue: str, folder: Path, cache: int = 1000, hold: bool = False
+    python: Path,
+    subject: str,
+    role: str,
+    *,
+    address: str,
+    queue: str,
+    folder: Path,
+    cache: int = 1000,
+    hold: bool = False,
 ) -> AsyncIterator[Process]:
     """A process of a subject, ready (or held) when the block begins, gone when it ends."""
     words = [str(python), "-m", f"benchmarks.subjects.{subject}", role]
@@ -107,7 +128,7 @@ async def process(
         )
     running = Process(started, Path(log.name))
     try:
-        await running.read(_READY_WITHIN)
+        await running.begin()
         yield running
     finally:
         if started.returncode is None:

@@ -72,6 +72,8 @@ class ModelInput(Value):
     """Digest of the model's last answer and what has come since. A worker may remember an answer of
     an attempt that did not count, and puts tool messages together from what it remembers: with
     this it is sure of both, or asks."""
+    continues: str | None = Field(default=None, exclude_if=_absent)
+    """In the first call after a continue-as-new, the run id before it: it had the transcript up to here."""
     max_tokens: int
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=_absent)
@@ -173,6 +175,8 @@ class Request(Value):
     parent: str | None = Field(default=None, exclude_if=_absent)
     """The run that pinned the spec, by its workflow id; to be asked where this worker has another."""
     pin: str | None = Field(default=None, exclude_if=_absent)
+    layout: int = 1
+    """How the run would write its history, see `ResolvedAgent`."""
 
 
 class NodeCall(Value):

@@ -83,4 +83,4 @@ def within(found: ResolvedAgent, name: str) -> ResolvedAgent | None:
     if spec is None:
         return None
     others = tuple(one for one in specs.values() if one.name != name)
-    return ResolvedAgent(spec=spec, members=others, search_attributes=found.search_attributes)
+    return found.model_copy(update={"spec": spec, "members": others})

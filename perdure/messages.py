@@ -4,6 +4,7 @@ A transcript only ever grows at its end. A message is never edited once it is in
 index is its name: caches, queries and continue-as-new all count on that.
 """
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -149,7 +150,7 @@ class ReplyMeta(Value):
     cost_microusd: int | None = Field(default=None, exclude_if=lambda v: v is None)
     stop: str = ""
     duration_ms: int = Field(default=0, exclude_if=_absent)
-    attempts: int = 1
+    attempts: int = Field(default=1, exclude_if=lambda v: v == 1)
     request_id: str | None = Field(default=None, exclude_if=_absent)
     request_digest: str | None = Field(default=None, exclude_if=_absent)
     """SHA-256 of the exact request the provider got, as canonical JSON."""
@@ -178,6 +179,11 @@ class Message(Value):
     def tool_results(self) -> list[ToolResult]:
         """The results this message carries, in the order of the calls."""
         return [part for part in self.parts if isinstance(part, ToolResult)]
+
+    @cached_property
+    def blobs(self) -> tuple[str, ...]:
+        """Names of the blobs that hold its images and documents. Kept: each step looks at every message."""
+        return tuple(part.blob for part in _media(self) if part.blob)
 
     @classmethod
     def user(cls, content: "str | list[Part]") -> "Message":

@@ -1,9 +1,11 @@
 """A tool's JSON schema, from its type hints and docstring. Strict: nothing is guessed."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast, get_type_hints
 
 import docstring_parser
@@ -179,14 +181,19 @@ def _resolves(reference: str, schema: dict[str, Any]) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Draft202012Validator:
+    """Making one costs more than most checks."""
+    return Draft202012Validator(json.loads(schema), registry=_NOWHERE)
+
+
 def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
     """Why `value` does not fit `schema`, in one line that names the place; None when it does.
 
     A pattern in a dialect that Python's `re` does not speak is left to whoever gets the value.
     """
-    validator = Draft202012Validator(schema, registry=_NOWHERE)
     try:
-        worst = cast("SchemaProblem | None", best_match(validator.iter_errors(value)))
+        worst = cast("SchemaProblem | None", best_match(_validator(json.dumps(schema)).iter_errors(value)))
     except re.error:
         return None
     if worst is None:

@@ -194,6 +194,10 @@ class Settings(BaseSettings):
     search_attributes: bool = Field(
         True, description="Set search attributes on runs. False where nobody may register them."
     )
+    strict_sandbox: bool = Field(
+        False,
+        description="Have Temporal's sandbox check Perdure's own workflow code too: for those who change it.",
+    )
     deployment_name: str | None = Field(
         None,
         validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),

@@ -240,3 +240,6 @@ class ResolvedAgent(BaseModel):
     """Specs of all that the run may start, directly or through others: pinned with it."""
     search_attributes: bool = True
     """False where the server lets nobody register them: then the run sets none."""
+    layout: int = 1
+    """How the run writes its history: 1 as version 0.1.0 did; 2 sets search attributes less often. It is what
+    the run's worker asked for, given back: so history says it, and every worker replays the same."""

@@ -61,6 +61,20 @@ Status = Literal[
     "failed",
     "cancelled",
 ]
+ListedStatus = Literal[
+    "working",
+    "waiting_approval",
+    "waiting_person",
+    "paused",
+    "parked",
+    "idle",
+    "stopping",
+    "completed",
+    "failed",
+    "cancelled",
+]
+"""What lists and the search attribute say: `working` is `thinking` or `acting`. Those two change with
+each call, and each change of an attribute is an event and a write to the server's index."""
 StopReason = Literal[
     "end_turn",
     "max_steps",
@@ -85,6 +99,15 @@ StopReason = Literal[
     "idle",
 ]
 ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
+
+
+def listed(status: Status) -> ListedStatus:
+    """The status as lists have it."""
+    match status:
+        case "thinking" | "acting":
+            return "working"
+        case _:
+            return status
 
 
 class _Strict(BaseModel):

@@ -30,10 +30,10 @@ from perdure.wire import (
     TASK_QUEUE,
     WORKFLOW,
     WORKFLOWS,
+    ListedStatus,
     RunRequest,
     RunResult,
     SessionRequest,
-    Status,
 )
 
 from ..workers.connection import connect_temporal
@@ -62,7 +62,7 @@ class RunInfo(Value):
     id: str
     kind: Literal["run", "session"] = "run"
     agent: str | None = None
-    status: Status | str = ""
+    status: ListedStatus | str = ""
     stop_reason: str | None = None
     user: str | None = None
     steps: int = 0
@@ -243,7 +243,7 @@ class Client:
     async def list(
         self,
         *,
-        status: Status | None = None,
+        status: ListedStatus | None = None,
         agent: str | None = None,
         user: str | None = None,
         query: str | None = None,
@@ -256,7 +256,9 @@ class Client:
         agents called as tools. What a workflow of your own started is a root.
         """
         wanted = [f"WorkflowType IN ({', '.join(_quoted(kind) for kind in WORKFLOWS)})"]
-        for name, value in (("AgentStatus", status), ("AgentName", agent), ("AgentUser", user)):
+        if status is not None:
+            wanted.append(f"AgentStatus IN ({', '.join(_quoted(one) for one in _recorded(status))})")
+        for name, value in (("AgentName", agent), ("AgentUser", user)):
             if value is not None:
                 wanted.append(f"{name} = {_quoted(value)}")
         if status is not None and status not in ENDED:
@@ -313,6 +315,15 @@ def _writable(request: RunRequest | SessionRequest, run_id: str | None) -> dict[
     return plain
 
 
+def _recorded(status: ListedStatus) -> Sequence[str]:
+    """The values of AgentStatus that mean this; runs of version 0.1.0 tell more."""
+    if status in ("thinking", "acting"):
+        raise InvalidRequest(
+            f"runs are not listed by {status!r}: list 'working', and ask each for its status"
+        )
+    return ("working", "thinking", "acting") if status == "working" else (status,)
+
+
 def _quoted(value: str) -> str:
     """A string of a visibility query."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -334,6 +345,7 @@ def _is_below(execution: WorkflowExecution) -> bool:
 def _info(execution: WorkflowExecution) -> RunInfo:
     known = execution.typed_search_attributes
     status = known.get(_STATUS) or (execution.status.name.lower() if execution.status else "")
+    status = "working" if status in ("thinking", "acting") else status
     if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
         ended = {"FAILED": "failed", "CANCELED": "cancelled"}
         status = ended.get(execution.status.name, execution.status.name.lower())

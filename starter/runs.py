@@ -125,9 +125,9 @@ async def list_(
 
 
 def _status(word: str | None) -> Any:
-    from perdure.wire import Status
+    from perdure.wire import ListedStatus
 
-    known = get_args(Status)
+    known = get_args(ListedStatus)
     if word is not None and word not in known:
         refuse(f"--status {word!r}: there are {', '.join(known)}")
     return word

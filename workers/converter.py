@@ -1,15 +1,19 @@
 """The data converter: pydantic for every value, the blob store for what is too big for history."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Final
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Final
 
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
 from temporalio.api.common.v1 import Payload
-from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
+from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.converter import (
     DataConverter,
     DefaultPayloadConverter,
+    EncodingPayloadConverter,
     ExternalStorage,
     StorageDriver,
     StorageDriverClaim,
@@ -80,9 +84,45 @@ class BlobDriver(StorageDriver):
         return data
 
 
+class _Json(EncodingPayloadConverter):
+    """JSON as pydantic reads and writes it. The SDK makes a converter several times for each task, so making
+    one does nothing; and a model reads itself, without an adapter made for it first.
+    """
+
+    @property
+    def encoding(self) -> str:
+        return "json/plain"
+
+    @cached_property
+    def _adapter(self) -> Callable[[Any], "TypeAdapter[Any]"]:
+        # Of this converter only: what a sandboxed workflow imports must not outlive it.
+        return lru_cache(maxsize=1024)(TypeAdapter)
+
+    def to_payload(self, value: Any) -> Payload | None:
+        return Payload(metadata={"encoding": b"json/plain"}, data=to_json(value))
+
+    def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
+        if isinstance(type_hint, type) and issubclass(type_hint, BaseModel):
+            return type_hint.model_validate_json(payload.data)
+        hint: Any = Any if type_hint is None else type_hint
+        adapter = self._adapter(hint) if isinstance(hint, Hashable) else TypeAdapter(hint)
+        return adapter.validate_json(payload.data)
+
+
+class PerdurePayloadConverter(PydanticPayloadConverter):
+    """What `PydanticPayloadConverter` does, and cheap to make."""
+
+    _OTHERS: ClassVar = {
+        one.encoding.encode(): one for one in DefaultPayloadConverter.default_encoding_payload_converters
+    }
+
+    def __init__(self) -> None:
+        self.converters = {**self._OTHERS, b"json/plain": _Json()}
+
+
 def data_converter(store: BlobStore | None, threshold: int) -> DataConverter:
     """Pydantic JSON, and payloads of `threshold` bytes and more in the store (None: all inline)."""
-    return over(pydantic_data_converter, store, threshold)
+    return over(None, store, threshold)
 
 
 def over(existing: DataConverter | None, store: BlobStore | None, threshold: int) -> DataConverter:
@@ -91,9 +131,9 @@ def over(existing: DataConverter | None, store: BlobStore | None, threshold: int
     Replaced is only the default payload converter, which reads dataclasses 20 times slower.
     A storage of theirs stays in charge of what it would take; ours is then there for reading.
     """
-    base = existing or pydantic_data_converter
-    if base.payload_converter_class is DefaultPayloadConverter:
-        base = replace(base, payload_converter_class=PydanticPayloadConverter)
+    base = existing or DataConverter.default
+    if base.payload_converter_class in (DefaultPayloadConverter, PydanticPayloadConverter):
+        base = replace(base, payload_converter_class=PerdurePayloadConverter)
     if store is None:
         return base
     return replace(base, external_storage=_beside(base.external_storage, BlobDriver(store), threshold))

@@ -8,20 +8,19 @@ On the client, because the data converter belongs to it; workers and the replaye
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from temporalio.contrib.pydantic import PydanticPayloadConverter
+from temporalio.converter import DataConverter
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
     Interceptor,
     Worker,
     WorkerConfig,
     WorkflowInterceptorClassInput,
-    WorkflowRunner,
 )
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
@@ -47,60 +46,8 @@ from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
 from .converter import over
+from .runner import shared_runner, without_detours
 from .telemetry import interceptors
-
-PASSED_THROUGH = (
-    "perdure.activities",
-    "perdure.agent",
-    "perdure.blobs",
-    "perdure.context",
-    "perdure.effects",
-    "perdure.errors",
-    "perdure.graph",
-    "perdure.limits",
-    "perdure.members",
-    "perdure.messages",
-    "perdure.model",
-    "perdure.planning",
-    "perdure.policy",
-    "perdure.prices",
-    "perdure.schema",
-    "perdure.settings",
-    "perdure.spec",
-    "perdure.starter",
-    "perdure.swarm",
-    "perdure.texts",
-    "perdure.tools",
-    "perdure.tree",
-    "perdure.wire",
-    "perdure.wiring",
-    "perdure.workers",
-    "perdure.workflows.account",
-    "perdure.workflows.amounts",
-    "perdure.workflows.budget",
-    "perdure.workflows.calls",
-    "perdure.workflows.carry",
-    "perdure.workflows.children",
-    "perdure.workflows.decide",
-    "perdure.workflows.fold",
-    "perdure.workflows.graph",
-    "perdure.workflows.joins",
-    "perdure.workflows.pages",
-    "perdure.workflows.plan",
-    "perdure.workflows.remote",
-    "perdure.workflows.report",
-    "perdure.workflows.state",
-    "perdure.workflows.swarm",
-    "perdure.workflows.team",
-    "perdure.workflows.tree",
-    "perdure.workflows.turns",
-    "perdure.workflows.window",
-)
-"""Not re-imported by the sandbox. One by one: passing "perdure" would pass `perdure.workflows` too,
-and the sandbox would no longer look at what it is there for. Of the workflows' own files those that
-only decide are passed: they may import no clock, chance or Temporal (import-linter holds that), and
-importing them anew would be most of what it costs to begin a run."""
-
 
 STICKY = timedelta(seconds=1)
 """How long a message waits for the worker that knows the run, before any other may take it."""
@@ -140,7 +87,7 @@ class PerdurePlugin(SimplePlugin):
         super().__init__(
             "perdure",
             data_converter=lambda existing: over(existing, self.blobs, self.settings.blob_threshold_bytes),
-            workflow_runner=pass_vocabulary_through,
+            workflow_runner=partial(shared_runner, strict=self.settings.strict_sandbox),
             workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
             interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
@@ -179,8 +126,9 @@ class PerdurePlugin(SimplePlugin):
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what is ours; limits and intervals that the user left at their defaults become ours."""
-        _check_converter(config)
+        converter = _checked_converter(config)
         config = super().configure_worker(config)
+        config["workflow_runner"] = without_detours(config["workflow_runner"], converter)
         # Temporal's defaults are a minute and ten seconds: a stop would take that long to arrive,
         # and so would the next message after a worker's death.
         config["max_heartbeat_throttle_interval"] = self.settings.progress_interval
@@ -195,7 +143,7 @@ class PerdurePlugin(SimplePlugin):
         await super().run_worker(worker, next)
 
 
-def _check_converter(config: WorkerConfig) -> None:
+def _checked_converter(config: WorkerConfig) -> DataConverter:
     client = config.get("client")
     assert client is not None, "a worker has a client"
     converter = client.data_converter
@@ -204,6 +152,7 @@ def _check_converter(config: WorkerConfig) -> None:
             "PerdurePlugin must be given to the client, for the data converter belongs to it: "
             "Client.connect(..., plugins=[PerdurePlugin(agents=[...])])"
         )
+    return converter
 
 
 def by_name(agents: Sequence[Member]) -> dict[str, Member]:
@@ -232,10 +181,3 @@ class GraphFunctions(Interceptor):
     def _code(self, name: str) -> GraphCode | None:
         graph = self._graphs.get(name)
         return None if graph is None else graph.code()
-
-
-def pass_vocabulary_through(existing: WorkflowRunner | None) -> WorkflowRunner:
-    """Let the sandbox share what is pure and slow to import."""
-    if isinstance(existing, SandboxedWorkflowRunner):
-        return replace(existing, restrictions=existing.restrictions.with_passthrough_modules(*PASSED_THROUGH))
-    return existing or SandboxedWorkflowRunner()

@@ -18,8 +18,9 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 from perdure.effects import RELAY, SPEC_QUERY, Relay
+from perdure.graph import GraphCode
 from perdure.members import within
-from perdure.spec import AgentSpec, ResolvedAgent
+from perdure.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
 from perdure.tree import GRANT, REPORT, Branch, Grant, Report
 from perdure.wire import (
     DECIDE,
@@ -41,8 +42,7 @@ from perdure.wire import (
 )
 
 from . import fold, team
-from .carry import pack, unpack
-from .code import code_of
+from .carry import Writing, pack, unpack, writing_of
 from .decide import (
     Answer,
     Ask,
@@ -123,11 +123,11 @@ class AgentWorkflow:
         another started, or what a run that continued as new has taken with it.
         """
         if carried is None or "state" not in carried:
-            search_attributes = await self._begin(request, carried)
+            writing = await self._begin(request, carried)
         else:
-            self._state, search_attributes = unpack(carried, chunks)
-        self._code = code_of(self._now.spec)
-        display = Display(self._now, search_attributes, fresh=carried is None or "state" not in carried)
+            self._state, writing = unpack(carried, chunks)
+        self._code = _code_of(self._now.spec)
+        display = Display(self._now, writing, fresh=carried is None or "state" not in carried)
         deadline = asyncio.create_task(self._deadline())
         try:
             end = await self._loop(display, request)
@@ -137,8 +137,8 @@ class AgentWorkflow:
         await self._say_last_words(end, result)
         return ended(end, result)
 
-    async def _begin(self, request: Any, carried: Any) -> bool:
-        """Fetch the agent, into history; whether it sets search attributes."""
+    async def _begin(self, request: Any, carried: Any) -> Writing:
+        """Fetch the agent, into history."""
         asked = request_of(request)
         self._agent = asked.agent
         branch = None if carried is None else Branch.model_validate(carried)
@@ -149,7 +149,7 @@ class AgentWorkflow:
             self._state = fold.initial(asked, spec, now, birth)
         else:
             self._state = team.initial(asked, spec, now, birth)
-        return resolved.search_attributes
+        return writing_of(resolved)
 
     async def _resolved(self, asked: RunRequest, branch: Branch | None) -> ResolvedAgent:
         try:
@@ -314,7 +314,7 @@ class AgentWorkflow:
             self._events.append(EndAsked(reason="cancelled"))
         if self._events:
             return
-        workflow.continue_as_new(args=[request, *pack(self._now, display.search_attributes)])
+        workflow.continue_as_new(args=[request, *pack(self._now, display.writing)])
 
     async def _deadline(self) -> None:
         """Durable: the timer is in history, and survives every worker."""
@@ -460,3 +460,13 @@ class AgentWorkflow:
         if self._state is None:
             raise refuse("the run has not started yet: no worker has resolved its agent")
         return self._state
+
+
+def _code_of(spec: AnySpec) -> GraphCode:
+    """The functions of a graph. What binds them is imported here: of our files it alone is each run's own."""
+    if not isinstance(spec, GraphSpec):
+        return team.NO_CODE
+    with workflow.unsafe.sandbox_import_notification_policy(workflow.SandboxImportNotificationPolicy.SILENT):
+        from .code import code_of
+
+    return code_of(spec)

@@ -19,15 +19,13 @@ from temporalio import workflow
 
 from perdure.effects import GRAPH_CODE
 from perdure.graph import GraphCode
-from perdure.spec import AgentSpec, GraphSpec, SwarmSpec
+from perdure.spec import GraphSpec
 
 _NAMES: Final = frozenset(sys.stdlib_module_names)
 
 
-def code_of(spec: AgentSpec | SwarmSpec | GraphSpec) -> GraphCode:
-    """The functions of that graph; none of what is no graph, or of one this worker does not serve."""
-    if not isinstance(spec, GraphSpec):
-        return GraphCode()
+def code_of(spec: GraphSpec) -> GraphCode:
+    """The functions of that graph; none of one that this worker does not serve."""
     found = cast("Callable[[str], GraphCode | None] | None", workflow.extern_functions().get(GRAPH_CODE))
     code = found(spec.name) if found else None
     if code is None:

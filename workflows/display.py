@@ -1,10 +1,13 @@
 """What the Temporal UI shows of a run: search attributes when the status changes, details always."""
 
-from typing import Any
+from typing import Any, Final
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
 
+from perdure.wire import ListedStatus, Status, listed
+
+from .carry import Writing
 from .report import cost_of, details, status_of, steps_of
 from .state import State
 from .team import Team
@@ -15,14 +18,18 @@ _STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
 _USER = SearchAttributeKey.for_keyword("AgentUser")
 _STEPS = SearchAttributeKey.for_int("AgentSteps")
 _COST = SearchAttributeKey.for_float("AgentCostUsd")
+_STEPS_UNSHOWN: Final = 20
+"""While a run works, its steps and cost are written each time so many have been made."""
 
 
 class Display:
-    """Keeps the UI's view of a run. Each upsert is an event, so only a change of status makes one."""
+    """Keeps the UI's view of a run. Each upsert is an event, and a write to the server's index."""
 
-    def __init__(self, state: State | Team, search_attributes: bool, *, fresh: bool) -> None:
-        self.search_attributes = search_attributes
-        self._shown: str | None = None
+    def __init__(self, state: State | Team, writing: Writing, *, fresh: bool) -> None:
+        self.writing = writing
+        self._shown: Status | ListedStatus | None = None
+        self._shown_steps = 0
+        self._has_cost = not fresh
         self._first: list[SearchAttributeUpdate[Any]] = []
         if fresh:
             self._first = [_NAME.value_set(state.spec.name)]
@@ -33,15 +40,17 @@ class Display:
     def show(self, state: State | Team) -> None:
         """Show the state as it is now."""
         workflow.set_current_details(details(state))
-        status = status_of(state)
-        if not self.search_attributes or status == self._shown:
+        if not self.writing.search_attributes:
             return
-        self._shown = status
-        updates: list[SearchAttributeUpdate[Any]] = [
-            *self._first,
-            _STATUS.value_set(status),
-            _STEPS.value_set(steps_of(state)),
-        ]
+        steps = steps_of(state)
+        sparse = self.writing.layout > 1
+        status = listed(status_of(state)) if sparse else status_of(state)
+        if status == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
+            return
+        self._shown, self._shown_steps = status, steps
+        updates: list[SearchAttributeUpdate[Any]] = [*self._first, _STATUS.value_set(status)]
+        if steps or not sparse:
+            updates.append(_STEPS.value_set(steps))
         updates.extend(self._cost(state))
         if state.end is not None:
             updates.append(_STOP_REASON.value_set(state.end.stop_reason))
@@ -53,5 +62,8 @@ class Display:
         cost = cost_of(state)
         priced = isinstance(state, Team) or state.spec.models[state.model].price is not None
         if cost is not None and (priced or cost > 0):
+            self._has_cost = True
             return [_COST.value_set(cost / 1_000_000)]
-        return [_COST.value_unset()] if state.cost_unknown else []
+        taken_back = self._has_cost and state.cost_unknown
+        self._has_cost = self._has_cost and not taken_back
+        return [_COST.value_unset()] if taken_back else []

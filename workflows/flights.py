@@ -43,6 +43,9 @@ FRESH_BYTES = 512
 """Most bytes of new messages that ride along with a model call. They are in history already, as
 the results of tools: a longer message would be paid for twice."""
 
+_PIN_SHOWN = 16
+"""Of a spec's digest a model call carries this much: enough to tell the specs of one worker apart."""
+
 _MODEL_SLACK = timedelta(seconds=30)
 """The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
 
@@ -56,6 +59,7 @@ class Flights:
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
+        self._asked = False
         self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -67,9 +71,13 @@ class Flights:
     def ask_model(self, state: State, command: CallModel) -> None:
         """Start the step's model call."""
         chosen = state.spec.models[state.model]
+        want = model_input(state, command)
+        if not self._asked:
+            want = want.model_copy(update={"continues": workflow.info().continued_run_id})
+        self._asked = True
         handle = workflow.start_activity(
             CALL_MODEL,
-            model_input(state, command),
+            want,
             result_type=ModelOutcome,
             start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK,
             heartbeat_timeout=MODEL_HEARTBEAT,
@@ -148,7 +156,7 @@ def model_input(state: State, command: CallModel) -> ModelInput:
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec=state.spec.pin,
+        spec=state.spec.pin[:_PIN_SHOWN],
         step=state.step,
         model=state.model,
         view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),

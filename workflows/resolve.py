@@ -11,6 +11,9 @@ from perdure.spec import ResolvedAgent
 from perdure.tree import Branch
 from perdure.wire import RunRequest
 
+LAYOUT = 2
+"""How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
+
 
 async def resolve(request: RunRequest, branch: Branch | None = None) -> ResolvedAgent:
     """The agent as it is now; a deploy after this changes nothing for the run.
@@ -40,11 +43,12 @@ async def resolve(request: RunRequest, branch: Branch | None = None) -> Resolved
 def _asked(request: RunRequest, branch: Branch | None) -> Request:
     limited = request.limits is not None and request.limits.cost_usd is not None
     if branch is None:
-        return Request(agent=request.agent, at=workflow.now(), cost_limited=limited)
+        return Request(agent=request.agent, at=workflow.now(), cost_limited=limited, layout=LAYOUT)
     return Request(
         agent=request.agent,
         at=branch.at,
         cost_limited=limited or branch.lease.cost_microusd is not None,
         parent=branch.parent,
         pin=branch.pin,
+        layout=LAYOUT,
     )

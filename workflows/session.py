@@ -26,6 +26,7 @@ from perdure.wire import (
 
 from . import turns
 from .agent import AgentWorkflow
+from .carry import Writing, writing_of
 from .decide import CloseTurn, Command, OpenTurn
 from .display import Display
 from .flights import Flights
@@ -57,7 +58,7 @@ class SessionWorkflow(AgentWorkflow):
         """Hold a session to its end. `request` is a SessionRequest as JSON; the rest is ours."""
         return await super().run(request, carried, *chunks)
 
-    async def _begin(self, request: Any, carried: Any) -> bool:
+    async def _begin(self, request: Any, carried: Any) -> Writing:
         try:
             return await self._opened(session_request_of(request))
         except ApplicationError as error:
@@ -66,14 +67,14 @@ class SessionWorkflow(AgentWorkflow):
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise
 
-    async def _opened(self, asked: SessionRequest) -> bool:
+    async def _opened(self, asked: SessionRequest) -> Writing:
         self._agent = asked.agent
         resolved = await self._resolved(turns.priced_request(asked), None)
         if not isinstance(resolved.spec, AgentSpec):
             raise refuse(f"{asked.agent!r} is a {resolved.spec.kind}: sessions are held with agents")
         birth = Birth(id=workflow.info().workflow_id, members=resolved.members)
         self._state = turns.initial(asked, resolved.spec, workflow.now(), birth)
-        return resolved.search_attributes
+        return writing_of(resolved)
 
     # -- the loop
 

@@ -34,7 +34,8 @@ class Job:
     @property
     def prompt(self) -> str:
         """The first user message."""
-        return json.dumps({key: value for key, value in asdict(self).items() if key != "id"})
+        usual = asdict(Job(id=self.id))
+        return json.dumps({key: value for key, value in asdict(self).items() if value != usual[key]})
 
     @classmethod
     def of(cls, prompt: str) -> "Job":

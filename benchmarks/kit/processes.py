@@ -108,7 +108,8 @@ async def _drained(lines: AsyncIterator[str], over: asyncio.Event) -> None:
 
 async def _drive(subject: Subject, where: Where) -> None:
     client = await subject.connect(where)
-    _tell({"ready": True, "at": time.time()})
+    names = {"workflow": subject.workflow, "model": subject.model, "tool": subject.tool}
+    _tell({"ready": True, "at": time.time(), "names": names})
     tasks: set[asyncio.Task[None]] = set()
     async for line in _lines():
         task = asyncio.create_task(_answer(subject, client, json.loads(line)))
@@ -143,7 +144,7 @@ async def _done(subject: Subject, client: Any, command: dict[str, Any]) -> dict[
                 async with limit:
                     at = time.time()
                     output = await method(client, job)
-                    return {"id": job.id, "at": at, "until": time.time(), "output": str(output)[:100]}
+                    return {"id": job.id, "at": at, "until": time.time(), "output": str(output)[:1000]}
 
             return {"each": await asyncio.gather(*(one(job) for job in jobs))}
 

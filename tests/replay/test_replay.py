@@ -83,6 +83,18 @@ def recorded(history: WorkflowHistory) -> list[Any]:
     return [[json.loads(payload.data) for payload in one.input.payloads] for one in scheduled]
 
 
+def comparable(asked: list[Any]) -> list[Any]:
+    """Without what a newer version may ask for otherwise: its layout, and how much of a digest it shows."""
+    return [[_comparable(one) for one in inputs] for inputs in asked]
+
+
+def _comparable(asked: Any) -> Any:
+    if not isinstance(asked, dict):
+        return asked
+    fields = {name: value for name, value in asked.items() if name != "layout"}
+    return {**fields, "spec": fields["spec"][:16]} if isinstance(fields.get("spec"), str) else fields
+
+
 @pytest.mark.parametrize("path", HISTORIES, ids=NAMES)
 async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(
     path: Path, tmp_path: Path
@@ -94,7 +106,7 @@ async def test_a_recorded_history_replays_cold_and_warm_and_asks_for_the_same(
         result = await again.replay_workflow(history)
         assert result.replay_failure is None
         [asked] = ASKED.values() or [[]]
-        assert asked == recorded(history)
+        assert comparable(asked) == comparable(recorded(history))
 
 
 def test_there_are_histories_of_every_kind_of_end() -> None:

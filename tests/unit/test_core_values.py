@@ -175,12 +175,15 @@ def test_what_is_carried_over_is_the_same_bytes_as_before_but_for_the_last_chunk
     before: list[bytes] = []
     for length in range(1, len(messages) + 1):
         state = replace(begun(), messages=tuple(messages[:length]))
-        _, *parts = carry.pack(state, search_attributes=False)
+        _, *parts = carry.pack(state, carry.Writing(search_attributes=False))
         written = [json.dumps(part).encode() for part in parts]
         assert written[: max(len(before) - 1, 0)] == before[:-1]
         before = written
-        first, *again = carry.pack(state, search_attributes=False)
-        assert carry.unpack(json.loads(json.dumps(first)), again) == (state, False)
+        first, *again = carry.pack(state, carry.Writing(search_attributes=False))
+        assert carry.unpack(json.loads(json.dumps(first)), again) == (
+            state,
+            carry.Writing(search_attributes=False),
+        )
     assert len(before) > 5
     assert all(
         sum(size_bytes(m) for m in chunk) <= 700 or len(chunk) == 1 for chunk in carry.chunks(messages)

@@ -19,7 +19,7 @@ from perdure.policy import Policy, Rule
 from perdure.spec import ModelSpec
 from perdure.wire import ENDED, Decision, RunRequest, Status
 from perdure.workflows.budget import next_input_tokens
-from perdure.workflows.carry import pack, unpack
+from perdure.workflows.carry import Writing, pack, unpack
 from perdure.workflows.decide import (
     CallModel,
     CallTools,
@@ -281,11 +281,11 @@ class Run(RuleBasedStateMachine):
     @precondition(lambda self: self.finished is None and not self.state.busy)
     @rule()
     def it_continues_as_new(self) -> None:
-        carried = pack(self.state, search_attributes=True)
+        carried = pack(self.state, Writing(layout=2))
         first, *chunks = json.loads(json.dumps(carried))
-        again, search_attributes = unpack(first, chunks)
+        again, writing = unpack(first, chunks)
         assert isinstance(again, State)
-        assert search_attributes
+        assert writing == Writing(layout=2)
         assert again == self.state
         self.state = again
 

@@ -120,8 +120,8 @@ def test_what_is_not_there_is_not_written() -> None:
         "model": "m",
         "usage": {},
         "stop": "",
-        "attempts": 1,
     }
+    assert ReplyMeta(step=1, model="m", attempts=2).model_dump(mode="json")["attempts"] == 2
 
 
 def test_a_cost_of_nothing_is_written_and_an_unknown_one_is_not() -> None:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from perdure.workers.plugin import PASSED_THROUGH
+from perdure.workers.runner import PURE, SHELLS
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("activities", "starter", "workers", "workflows")
@@ -43,7 +43,7 @@ def test_the_links_for_type_checkers_lead_to_the_rooms() -> None:
         assert (ROOT / "perdure" / room).readlink() == Path("..") / room
 
 
-def test_the_sandbox_shares_the_vocabulary_and_of_the_workflows_only_what_decides() -> None:
+def test_the_sandbox_shares_our_files_but_the_one_that_binds_what_users_bring() -> None:
     vocabulary = {f"perdure.{path.stem}" for path in (ROOT / "perdure").glob("*.py")}
     apart = {"perdure.__init__", "perdure.__main__", "perdure.testing"}
     rooms = {f"perdure.{room}" for room in ROOMS} - {"perdure.workflows"}
@@ -51,8 +51,10 @@ def test_the_sandbox_shares_the_vocabulary_and_of_the_workflows_only_what_decide
     pure = [set(one["source_modules"]) for one in contracts if one["name"].startswith("What decides")]
     assert len(pure) == 2
     assert pure[0] == pure[1]
-    assert set(PASSED_THROUGH) == (vocabulary - apart) | rooms | pure[0]
-    assert not any("perdure.workflows".startswith(name) for name in PASSED_THROUGH)
+    assert set(PURE) == (vocabulary - apart) | rooms | pure[0]
+    files = {f"perdure.workflows.{path.stem}" for path in (ROOT / "workflows").glob("*.py")}
+    assert set(SHELLS) == files - pure[0] - {"perdure.workflows.__init__", "perdure.workflows.code"}
+    assert not any("perdure.workflows.code".startswith(name) for name in (*PURE, *SHELLS))
 
 
 def test_a_wheel_holds_our_modules_and_data_and_nothing_else(tmp_path: Path) -> None:

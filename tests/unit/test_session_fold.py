@@ -11,7 +11,7 @@ from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.wire import SessionRequest, TurnReply, WhenBusy
 from perdure.workflows import turns
-from perdure.workflows.carry import pack, unpack
+from perdure.workflows.carry import Writing, pack, unpack
 from perdure.workflows.decide import CallModel, CallTools, CloseTurn, Finish, OpenTurn, Recall, Slide, Wait
 from perdure.workflows.fold import Birth
 from perdure.workflows.report import status_report
@@ -200,8 +200,8 @@ def test_replies_that_are_kept_are_bounded() -> None:
 
 def test_a_session_is_carried_over_whole() -> None:
     state = say(asked(say(opened({"session_limits": {"steps": 9}}), "m1")), "m2", when_busy="steer")
-    carried, *chunks = pack(state, True)
-    assert unpack(carried, chunks) == (state, True)
+    carried, *chunks = pack(state, Writing())
+    assert unpack(carried, chunks) == (state, Writing())
 
 
 Deed = tuple[str, int]
@@ -272,7 +272,7 @@ class Play:
             case "resume":
                 return fold(state, Resumed())
             case "carry" if not state.busy:
-                carried, *chunks = pack(state, False)
+                carried, *chunks = pack(state, Writing())
                 return replace(unpack(carried, chunks)[0])  # type: ignore[return-value]
             case "noise":
                 return fold(state, CallReturned(result=result(f"call-{n}-1")))

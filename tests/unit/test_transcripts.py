@@ -79,13 +79,15 @@ class Desk:
     def run(self, name: str = "r", *messages: Message) -> Run:
         return self.runs.setdefault(name, Run(list(messages)))
 
-    async def attempt(self, body: Callable[[], Awaitable[T]], *, run: str = "r", attempt: str = "1") -> T:
+    async def attempt(
+        self, body: Callable[[], Awaitable[T]], *, run: str = "r", attempt: str = "1", part: str = "1"
+    ) -> T:
         server: Any = Server(self.runs)
         environment = ActivityEnvironment(server)
         environment.info = replace(
             ActivityEnvironment.default_info(),
             workflow_id=run,
-            workflow_run_id=f"{run}-1",
+            workflow_run_id=f"{run}-{part}",
             task_token=attempt.encode(),
         )
 
@@ -130,6 +132,19 @@ async def test_what_rides_along_is_not_asked_for() -> None:
     await desk.reply(1, said)
     assert await desk.view(want(3, results("call-1-1"))) == (TASK, said, results("call-1-1"))
     assert run.asked == []
+
+
+async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
+    desk = Desk()
+    run = desk.run("r", TASK, answer("a", "call-1-1"), results("call-1-1"))
+    whole = tuple(run.messages)
+    assert await desk.view(want(3)) == whole
+    asked = len(run.asked)
+    following = want(3).model_copy(update={"continues": "r-1"})
+    assert await desk.view(following, part="2") == whole
+    assert len(run.asked) == asked
+    assert await desk.view(want(3)) == whole
+    assert len(run.asked) > asked, "it was moved, not copied"
 
 
 async def test_what_is_missing_is_asked_for_page_by_page() -> None:

@@ -30,7 +30,7 @@ from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta, Text, ToolResult, Usage
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import load
-from perdure.workers.plugin import PASSED_THROUGH
+from perdure.workers.runner import PURE
 from perdure.workers.server import DevServer, free_port
 from perdure.workers.telemetry import interceptors
 
@@ -119,7 +119,7 @@ async def _address() -> AsyncGenerator[str]:
 
 async def _run(address: str, request: dict[str, Any], *, capture_content: bool = False) -> tuple[str, Any]:
     settings = load(capture_content=capture_content)
-    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH, __name__)
+    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PURE, __name__)
     plugin = SimplePlugin("telemetry", interceptors=interceptors(settings))
     client = await Client.connect(address, plugins=[plugin])
     run_id = f"run-{len(request)}-{capture_content}"

@@ -84,19 +84,19 @@ async def held_lookup(step: int, call: int, size: int) -> str:
     return result(step, call, size)
 
 
-def _agent(name: str, one: Any) -> Agent:
+def _agent(name: str, one: Any, *, preview: int = 16_384) -> Agent:
     return Agent(
         name=name,
         model="fake:none",
         instructions="You look things up.",
         tools=[one],
         limits=Limits(steps=None),
-        result_preview_bytes=64 * 1024,
+        result_preview_bytes=preview,
         tool_concurrency=100,
     )
 
 
-AGENTS = (_agent("bench", lookup), _agent("held", held_lookup))
+AGENTS = (_agent("bench", lookup), _agent("big", lookup, preview=64 * 1024), _agent("held", held_lookup))
 
 
 class Perdure:
@@ -127,7 +127,8 @@ class Perdure:
 
     async def started(self, client: Client, job: Job) -> None:
         """Start only."""
-        await client.start("held" if job.approval else "bench", job.prompt, id=job.id, stream=job.tokens > 0)
+        name = "held" if job.approval else "big" if job.size > 16_000 else "bench"
+        await client.start(name, job.prompt, id=job.id, stream=job.tokens > 0)
 
     async def finish(self, client: Client, job: Job) -> str:
         """Wait for the end."""

@@ -1,0 +1,79 @@
+"""The benchmarks' command: measure suites, and write the report.
+
+python -m benchmarks run steps throughput        # some suites
+python -m benchmarks run --all                   # all of them: more than an hour
+python -m benchmarks run steps --subjects floor perdure --steps 50 --sizes 2048 --rounds 1
+python -m benchmarks quick                       # counts and bytes only, for CI
+python -m benchmarks report                      # docs/benchmarks from the last results
+"""
+
+import argparse
+import asyncio
+import datetime
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from .bench import SUBJECTS, Record, machine, versions
+from .suites import steps as steps_suite
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
+VENVS = Path(__file__).resolve().parent / ".venvs"
+
+Suite = Callable[[Path, argparse.Namespace], AsyncIterator[Record]]
+
+
+def _steps(venvs: Path, options: argparse.Namespace) -> AsyncIterator[Record]:
+    plan = steps_suite.Plan(steps=options.steps, sizes=options.sizes, rounds=options.rounds)
+    return steps_suite.steps(venvs, options.subjects, plan)
+
+
+SUITES: dict[str, Suite] = {"steps": _steps}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure suites")
+    run.add_argument("suites", nargs="*", choices=[*SUITES, []])
+    run.add_argument("--all", action="store_true")
+    run.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=SUBJECTS)
+    run.add_argument("--steps", nargs="*", type=int, default=list(steps_suite.STEPS))
+    run.add_argument("--sizes", nargs="*", type=int, default=list(steps_suite.SIZES))
+    run.add_argument("--rounds", type=int, default=3)
+    run.add_argument("--out", type=Path, default=RESULTS)
+    run.add_argument("--venvs", type=Path, default=VENVS)
+    options = parser.parse_args()
+    asyncio.run(_run(options))
+
+
+async def _run(options: argparse.Namespace) -> None:
+    for name in list(SUITES) if options.all else options.suites:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{name}.jsonl"
+        head: dict[str, Any] = {
+            "suite": name,
+            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": {subject: versions(options.venvs, subject) for subject in options.subjects},
+            "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
+        }
+        with path.open("w") as file:
+            file.write(json.dumps(head) + "\n")
+            async for record in SUITES[name](options.venvs, options):
+                file.write(record.line() + "\n")
+                file.flush()
+                print(_shown(record), flush=True)
+
+
+def _shown(record: Record) -> str:
+    case = " ".join(f"{key}={value}" for key, value in record.case.items())
+    said = "  ".join(f"{key} {value:.1f}" for key, value in record.values.items())
+    return f"{record.suite} {record.subject:14} {case:22} {record.error or said}"
+
+
+if __name__ == "__main__":
+    main()

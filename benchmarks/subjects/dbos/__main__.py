@@ -1,0 +1,7 @@
+"""DBOS's processes."""
+
+from benchmarks.kit import main
+
+from .subject import Dbos
+
+main(Dbos())

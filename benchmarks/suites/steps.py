@@ -1,0 +1,62 @@
+"""How the cost of a step changes with the length of a run: wall time, CPU, history, memory."""
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bench import OURS, Failed, Record, bench, side_by_side
+from ..kit import Job
+
+STEPS = (10, 50, 200, 400, 1000, 3000)
+SIZES = (2048, 10_240, 30_720)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which steps and sizes, and how often."""
+
+    steps: Iterable[int] = STEPS
+    sizes: Iterable[int] = SIZES
+    rounds: int = 3
+
+    def rounds_of(self, subject: str, steps: int) -> int:
+        """Long runs average over themselves; and peers are not measured to the percent."""
+        most = {1000: 2, 3000: 1}.get(steps, self.rounds)
+        return min(most, 3 if subject in OURS else 2 if steps < 200 else 1)
+
+    def runs(self, subject: str, steps: int, turn: int) -> bool:
+        """Whether the subject runs so many steps in this round."""
+        return turn <= self.rounds_of(subject, steps) and (steps < 3000 or subject in OURS)
+
+
+async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[Record]:
+    """One run at a time, the subjects in turns."""
+    dead: dict[tuple[str, int], str] = {}
+    for turn in range(1, plan.rounds + 1):
+        for size in plan.sizes:
+            async with bench(venvs) as on, side_by_side(on, subjects) as all_running:
+                for count in plan.steps:
+                    for running in all_running:
+                        subject = running.subject
+                        if not plan.runs(subject, count, turn):
+                            continue
+                        case = {"steps": count, "size": size}
+                        before = dead.get((subject, size), "")
+                        if before:
+                            yield Record(suite="steps", subject=subject, case=case, round=turn, error=before)
+                            continue
+                        job = Job(id=on.id(subject), steps=count, size=size)
+                        try:
+                            values = await on.measured(running, job, within=_within(count))
+                        except Failed as error:
+                            dead[subject, size] = f"as with {count} steps: {error}"
+                            yield Record(
+                                suite="steps", subject=subject, case=case, round=turn, error=str(error)
+                            )
+                        else:
+                            yield Record(suite="steps", subject=subject, case=case, round=turn, values=values)
+
+
+def _within(steps: int) -> float:
+    """Seconds until a run is taken for stuck."""
+    return 60 + steps * 0.6
