@@ -9,7 +9,7 @@ python -m benchmarks report                      # docs/benchmarks from the last
 
 import argparse
 import asyncio
-import datetime
+import datetime as dt
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench import SUBJECTS, Record, machine, versions
+from .suites import fanout, idle, recovery, startup, streaming, throughput
 from .suites import steps as steps_suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
@@ -30,7 +31,15 @@ def _steps(venvs: Path, options: argparse.Namespace) -> AsyncIterator[Record]:
     return steps_suite.steps(venvs, options.subjects, plan)
 
 
-SUITES: dict[str, Suite] = {"steps": _steps}
+SUITES: dict[str, Suite] = {
+    "steps": _steps,
+    "throughput": lambda venvs, options: throughput.throughput(venvs, options.subjects, options.rounds),
+    "fanout": lambda venvs, options: fanout.fanout(venvs, options.subjects, options.rounds),
+    "recovery": lambda venvs, options: recovery.recovery(venvs, options.subjects, options.rounds),
+    "idle": lambda venvs, options: idle.idle(venvs, options.subjects, options.agents),
+    "streaming": lambda venvs, options: streaming.streaming(venvs, options.subjects),
+    "startup": lambda venvs, options: startup.startup(venvs, options.subjects),
+}
 
 
 def main() -> None:
@@ -44,6 +53,7 @@ def main() -> None:
     run.add_argument("--steps", nargs="*", type=int, default=list(steps_suite.STEPS))
     run.add_argument("--sizes", nargs="*", type=int, default=list(steps_suite.SIZES))
     run.add_argument("--rounds", type=int, default=3)
+    run.add_argument("--agents", type=int, default=idle.AGENTS)
     run.add_argument("--out", type=Path, default=RESULTS)
     run.add_argument("--venvs", type=Path, default=VENVS)
     options = parser.parse_args()
@@ -56,7 +66,7 @@ async def _run(options: argparse.Namespace) -> None:
         path = options.out / f"{name}.jsonl"
         head: dict[str, Any] = {
             "suite": name,
-            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": {subject: versions(options.venvs, subject) for subject in options.subjects},
             "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",

@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC
 
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEventFilterType
 
 from .kit import Job, result
+
+_CLOSE = WorkflowHistoryEventFilterType.CLOSE_EVENT
 
 
 @dataclass
@@ -41,7 +43,7 @@ async def parts(client: Client, workflow_id: str) -> AsyncIterator[str]:
         described = await handle.describe()
         if described.status != WorkflowExecutionStatus.CONTINUED_AS_NEW:
             return
-        [last] = [e async for e in handle.fetch_history_events(page_size=1, event_filter_type=2)]  # pyright: ignore
+        [last] = [event async for event in handle.fetch_history_events(event_filter_type=_CLOSE)]
         run_id = last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
 
 
@@ -121,5 +123,4 @@ def _candidates(data: bytes) -> list[bytes]:
 
 
 def _seconds(event: HistoryEvent) -> float:
-    at: datetime = event.event_time.ToDatetime()
-    return at.timestamp()
+    return event.event_time.ToDatetime(tzinfo=UTC).timestamp()

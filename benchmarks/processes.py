@@ -81,6 +81,11 @@ class Process:
         self.process.stdin.write(line.encode() + b"\n")
         await self.process.stdin.drain()
 
+    async def go(self) -> None:
+        """Have a worker that was held begin, and wait until it polls."""
+        await self.write("go")
+        await self.begin()
+
     async def ask(self, do: str, jobs: Sequence[Job], within: float, **more: Any) -> dict[str, Any]:
         """Have a driver do something, and wait for its answer. Raises Failed with its error."""
         self.asked += 1
@@ -124,7 +129,7 @@ async def process(
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             limit=64 * 1024 * 1024,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
     running = Process(started, Path(log.name))
     try:
@@ -139,6 +144,13 @@ async def process(
                 started.kill()
                 await started.wait()
         running.log.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, str]:
+    """Bytecode is kept, as it is where packages are installed, but not beside the sources."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    kept = Path(tempfile.gettempdir()) / "perdure-bench-bytecode"
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(kept)}
 
 
 def python_of(subject: str, venvs: Path) -> Path:

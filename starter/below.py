@@ -1,9 +1,9 @@
 """Runs that an agent's run has started: its status knows the living, its transcript who else there was."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
@@ -13,9 +13,12 @@ from perdure.spec import AgentSpec, NodeKind, ResolvedAgent
 from perdure.wire import NodeState, NodeStatus, RunResult, RunStatus
 
 from .diff import call_of
+from .glance import Glance
 
 if TYPE_CHECKING:
     from .run import Run
+
+_Answer = TypeVar("_Answer")
 
 
 class Below:
@@ -32,9 +35,14 @@ class Below:
         """By key: what has been started."""
 
     async def nodes(
-        self, status: RunStatus, messages: Sequence[Message], described: WorkflowExecutionDescription
+        self,
+        status: RunStatus,
+        messages: Sequence[Message],
+        described: WorkflowExecutionDescription,
+        glance: Glance | None = None,
     ) -> list[NodeStatus]:
-        """All of them. `messages` follow those that it was given before.
+        """All of them. `messages` follow those that it was given before. Who has a glance, of which
+        `described` is a part, shares with others what must be asked.
 
         Raises:
             PerdureError: they cannot be had now; ask again, with the same messages.
@@ -42,7 +50,7 @@ class Below:
         """
         if status.kind in ("swarm", "graph"):
             return status.nodes
-        await self._read(messages)
+        await self._read(messages, glance)
         closed = described.status != WorkflowExecutionStatus.RUNNING
         living = set[str]() if closed else {node.key for node in status.nodes}
         for node in status.nodes:
@@ -50,18 +58,19 @@ class Below:
         over = [call for call in self._open if closed or call in self._answered]
         maybe = [self._open.pop(call) for call in over]
         gone = [one for one in self._known.values() if one.state == "running" and one.key not in living]
-        looked = await asyncio.gather(*(self._ended(node, since(described)) for node in (*maybe, *gone)))
+        ends = (self._ended(node, since(described), glance) for node in (*maybe, *gone))
+        looked = await asyncio.gather(*ends)
         for node, ended in zip((*maybe, *gone), looked, strict=True):
             if ended is not None:
-                self._known[node.key] = ended
+                self._known[node.key] = node.model_copy(update=ended)
             elif node.key in self._known:  # it was announced, and never came to be
                 self._known[node.key] = node.model_copy(update={"state": "cancelled"})
         return list(self._known.values())
 
-    async def _read(self, messages: Sequence[Message]) -> None:
+    async def _read(self, messages: Sequence[Message], glance: Glance | None) -> None:
         calls = [call for message in messages for call in message.tool_calls]
         if calls and self._tools is None:
-            self._tools = _agents_among_tools(await self._run.spec())
+            self._tools = _agents_among_tools(await _once(glance, "spec", self._run.spec))
         self._answered |= {result.call_id for message in messages for result in message.tool_results}
         for call in calls:
             meant = (self._tools or {}).get(call.name)
@@ -72,20 +81,32 @@ class Below:
         key = key_of(agent, call.id)
         return NodeStatus(key=key, node=agent, kind=kind, run_id=f"{self._run.id}/{key}")
 
-    async def _ended(self, node: NodeStatus, began: datetime) -> NodeStatus | None:
+    async def _ended(
+        self, node: NodeStatus, began: datetime, glance: Glance | None
+    ) -> dict[str, object] | None:
         """How it ended, as the server keeps it; None when it never began."""
         assert node.run_id is not None, "only functions have none"
         child = self._run.of(node.run_id)
-        try:
-            described = await child.described()
-        except RunNotFound:
-            return None
-        if described.start_time < began:
-            return None  # of an earlier run of the same id
-        times = {"started_at": described.start_time, "ended_at": described.close_time}
-        if described.status == WorkflowExecutionStatus.RUNNING:  # given up
-            return node.model_copy(update={**times, "state": "cancelled", "stop_reason": "cancelled"})
-        return node.model_copy(update={**times, **await _outcome(child)})
+        return await _once(glance, ("ended", child.id), lambda: _end(child, began))
+
+
+async def _once(
+    glance: Glance | None, what: Hashable, ask: Callable[[], Coroutine[Any, Any, _Answer]]
+) -> _Answer:
+    return await (glance.once(what, ask) if glance else ask())
+
+
+async def _end(child: "Run", began: datetime) -> dict[str, object] | None:
+    try:
+        described = await child.described()
+    except RunNotFound:
+        return None
+    if described.start_time < began:
+        return None  # of an earlier run of the same id
+    times: dict[str, object] = {"started_at": described.start_time, "ended_at": described.close_time}
+    if described.status == WorkflowExecutionStatus.RUNNING:  # given up
+        return {**times, "state": "cancelled", "stop_reason": "cancelled"}
+    return {**times, **await _outcome(child)}
 
 
 async def _outcome(child: "Run") -> dict[str, object]:

@@ -4,19 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import WorkflowExecutionStatus
 
-from perdure.effects import Progress
 from perdure.errors import NotReachable, PerdureError, RunFailed
 from perdure.messages import Message
 from perdure.wire import Failure, NodeStatus, RunStatus, Status, TurnReply
 
 from .below import Below
-from .diff import Pending, Seen
+from .diff import Seen
 from .events import Event, Finished, TurnFinished
+from .glance import Glance, Glances
 
 if TYPE_CHECKING:
     from .run import Run
@@ -41,11 +40,11 @@ class Pace:
     door: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     """Of so many runs at once is asked where they are: a worker may have to replay each of them."""
 
-    async def wait(self, run_id: str, status: Status | None) -> None:
-        """Until the next look at that run."""
+    async def wait(self, run_id: str, status: Status | None, glance: Glance) -> None:
+        """Until the next look at that run, after one at this glance."""
         self.statuses[run_id] = status
         patient = all(one in _PATIENT for one in self.statuses.values())
-        await asyncio.sleep((_SLOW if patient else self.quick).total_seconds())
+        await asyncio.sleep(glance.left_of(_SLOW if patient else self.quick))
 
     @property
     def quick(self) -> timedelta:
@@ -56,23 +55,24 @@ class Pace:
 async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
     """Every event of the run from message `after_message` on, until it is over.
 
-    A look costs one `describe`, and a query when the run's history has grown since. If no worker
-    answers the query, watching goes on with what the server knows.
+    A look costs one `describe`, and a query when the run's history has grown since; those who watch
+    the same run over the same connection share them. If no worker answers the query, watching goes
+    on with what the server knows.
     """
     pace = pace or Pace()
     looks = _Looks(run, after_message, pace)
     try:
         while True:
-            events, status = await looks.next()
+            events, glance = await looks.next()
             for event in events:
                 yield event
-            if status != WorkflowExecutionStatus.RUNNING:
-                finished = await _finished(run, status)
+            if glance.closed:
+                finished = await glance.once("finished", lambda: _finished(run, glance))
                 for event in looks.seen.of_end(finished.result):
                     yield event
                 yield finished
                 return
-            await pace.wait(run.id, looks.seen.status)
+            await pace.wait(run.id, looks.seen.status, glance)
     finally:
         pace.statuses.pop(run.id, None)
 
@@ -89,44 +89,52 @@ async def watch_turn(
     looks = _Looks(run, after_message, Pace())
     while True:
         over = reply.done()
-        events, _ = await looks.next()
+        events, glance = await looks.next(afresh=over)
         for event in events:
             yield event
         if over:
             yield TurnFinished(reply=reply.result())
             return
-        await asyncio.wait({reply}, timeout=looks.pause.total_seconds())
+        await asyncio.wait({reply}, timeout=glance.left_of(looks.pause))
 
 
 class _Looks:
-    """Looks at a run, and what was new at each."""
+    """One watcher's looks at a run, and what was new at each."""
 
     def __init__(self, run: "Run", after_message: int, pace: Pace) -> None:
         self.seen = Seen(messages=after_message)
         self._run = run
         self._pace = pace
         self._below = Below(run)
-        self._looked: tuple[str, int] | None = None
+        self._glances = Glances.of(run)
+        self._glance: Glance | None = None
+        """The newest there was a look at."""
+        self._told: tuple[str, int] | None = None
+        """How far the run was when a worker last told of it."""
 
     @property
     def pause(self) -> timedelta:
         """How long until the next look is worth it."""
         return _SLOW if self.seen.status in _PATIENT else _QUICK
 
-    async def next(self) -> tuple[list[Event], WorkflowExecutionStatus | None]:
-        """What is new, and whether the workflow is still there."""
+    async def next(self, *, afresh: bool = False) -> tuple[list[Event], Glance]:
+        """What is new, and where that was seen: at a glance that nobody had before this one's last.
+
+        The first look, and one `afresh`, is at a glance that began after it was asked for: it shows
+        what the caller knows to have happened.
+        """
         seen, news = self.seen, list[Event]()
-        described = await self._run.described()
-        closed = described.status != WorkflowExecutionStatus.RUNNING
-        at = (str(described.run_id), described.history_length)
-        if at != self._looked and not (closed and self._pace.deaf):
-            told = await _ask(self._run, seen.messages, self._below, described, self._pace)
+        anew = afresh or self._glance is None
+        after = asyncio.get_running_loop().time() if anew else self._glance.ended
+        glance = self._glance = await self._glances.next(after)
+        if glance.at != self._told and not (glance.closed and self._pace.deaf):
+            told = await _ask(self._run, seen.messages, self._below, glance, self._pace)
             if told is not None:
-                self._looked = at
+                self._told = glance.at
                 news += told.news(seen)
         # After the messages: a step's text must not be told before the results of the step before it.
-        news += seen.of_flights(await _flights(self._run.client, described))
-        return news, described.status
+        news += seen.of_flights(glance.flights)
+        return news, glance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +151,13 @@ class _Told:
         return [*seen.of_messages(self.messages), *seen.of_status(self.status, self.nodes)]
 
 
-async def _ask(
-    run: "Run", known: int, below: Below, described: WorkflowExecutionDescription, pace: Pace
-) -> _Told | None:
+async def _ask(run: "Run", known: int, below: Below, glance: Glance, pace: Pace) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         # A question that gets lost must not keep what the server itself knows from those who watch.
         async with pace.door, asyncio.timeout(_ANSWER_WITHIN):
-            status = await run.status()
-            messages = await run.transcript(start=known) if status.messages > known else []
-            nodes = await below.nodes(status, messages, described)
+            status, messages = await glance.once(("told", known), lambda: _answers(run, known))
+            nodes = await below.nodes(status, messages, glance.described, glance)
     except TimeoutError:
         return None
     except PerdureError as error:
@@ -162,31 +167,17 @@ async def _ask(
     return _Told(status=status, messages=messages, nodes=nodes)
 
 
-async def _flights(client: Client, described: WorkflowExecutionDescription) -> list[Pending]:
-    pending: list[PendingActivityInfo] = list(described.raw_description.pending_activities)
-    return [await _pending(client, info) for info in pending]
+async def _answers(run: "Run", known: int) -> tuple[RunStatus, list[Message]]:
+    """Where the run is, and its messages from that number on."""
+    status = await run.status()
+    return status, await run.transcript(start=known) if status.messages > known else []
 
 
-async def _pending(client: Client, info: PendingActivityInfo) -> Pending:
-    error = info.last_failure.message if info.attempt > 1 and info.HasField("last_failure") else None
-    return Pending(progress=await _progress(client, info), attempt=info.attempt, error=error)
-
-
-async def _progress(client: Client, info: PendingActivityInfo) -> Progress | None:
-    if not info.heartbeat_details.payloads:
-        return None
-    try:
-        details: list[Any] = await client.data_converter.decode(list(info.heartbeat_details.payloads))
-        return Progress.model_validate(details[0])
-    except Exception:
-        return None  # a remote tool heartbeats as it likes, in any encoding
-
-
-async def _finished(run: "Run", status: WorkflowExecutionStatus | None) -> Finished:
+async def _finished(run: "Run", glance: Glance) -> Finished:
     try:
         result = await run.result()
     except RunFailed as error:
         failure = Failure(kind=error.kind, message=str(error))
         return Finished(status="failed", result=error.result, error=failure)
-    cancelled = status == WorkflowExecutionStatus.CANCELED
+    cancelled = glance.described.status == WorkflowExecutionStatus.CANCELED
     return Finished(status="cancelled" if cancelled else "completed", result=result)

@@ -25,6 +25,7 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
 from perdure.effects import BLOB_STORE_FAILED
+from perdure.spec import ResolvedAgent
 
 from ..activities.blobs import CACHE_BYTES, Recent, retried
 
@@ -102,11 +103,19 @@ class _Json(EncodingPayloadConverter):
         return Payload(metadata={"encoding": b"json/plain"}, data=to_json(value))
 
     def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
+        if type_hint is ResolvedAgent:
+            return _resolved(payload.data)
         if isinstance(type_hint, type) and issubclass(type_hint, BaseModel):
             return type_hint.model_validate_json(payload.data)
         hint: Any = Any if type_hint is None else type_hint
         adapter = self._adapter(hint) if isinstance(hint, Hashable) else TypeAdapter(hint)
         return adapter.validate_json(payload.data)
+
+
+@lru_cache(maxsize=256)
+def _resolved(data: bytes) -> ResolvedAgent:
+    """Specs never change, and thousands of runs have the same: one object for all of them."""
+    return ResolvedAgent.model_validate_json(data)
 
 
 class PerdurePayloadConverter(PydanticPayloadConverter):

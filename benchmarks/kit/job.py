@@ -30,6 +30,10 @@ class Job:
     """Streaming: words a second; 0: all at once."""
     approval: bool = False
     """Hold the first tool call until a person allows it."""
+    hold_at: int = 0
+    """Hold the tool call of that step until a person allows it; 0: none."""
+    children: bool = False
+    """The calls of a step are not tool calls but agents, each of which answers at once."""
 
     @property
     def prompt(self) -> str:

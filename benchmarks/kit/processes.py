@@ -130,6 +130,7 @@ async def _answer(subject: Subject, client: Any, command: dict[str, Any]) -> Non
 
 async def _done(subject: Subject, client: Any, command: dict[str, Any]) -> dict[str, Any]:
     jobs = [Job.from_json(job) for job in command["jobs"]]
+    numbers = {job.id: n for n, job in enumerate(jobs)}
     match command["do"]:
         case "run":
             outputs = await asyncio.gather(*(subject.run(client, job) for job in jobs))
@@ -139,8 +140,10 @@ async def _done(subject: Subject, client: Any, command: dict[str, Any]) -> dict[
         case other:
             method: Any = getattr(subject, other)
             limit = asyncio.Semaphore(command.get("at_once", 50))
+            apart = command.get("seconds_apart", 0.0)
 
             async def one(job: Job) -> dict[str, Any]:
+                await asyncio.sleep(apart * numbers[job.id])
                 async with limit:
                     at = time.time()
                     output = await method(client, job)

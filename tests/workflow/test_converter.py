@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
-from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.converter import (
     DataConverter,
     DefaultFailureConverterWithEncodedAttributes,
@@ -25,7 +24,7 @@ from temporalio.converter import (
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from perdure.activities.blobs import FileBlobs
-from perdure.workers.converter import BlobDriver, data_converter, over
+from perdure.workers.converter import BlobDriver, PerdurePayloadConverter, data_converter, over
 from perdure.workers.server import DevServer
 
 THRESHOLD = 32 * 1024
@@ -184,7 +183,7 @@ def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
         payload_codec=Reverses(), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
     )
     ours = over(theirs, FileBlobs(tmp_path), THRESHOLD)
-    assert ours.payload_converter_class is PydanticPayloadConverter
+    assert ours.payload_converter_class is PerdurePayloadConverter
     assert ours.payload_codec is theirs.payload_codec
     assert ours.failure_converter_class is DefaultFailureConverterWithEncodedAttributes
     assert ours.external_storage is not None
@@ -194,7 +193,7 @@ def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
 def test_a_users_own_payload_converter_is_kept() -> None:
     theirs = DataConverter(payload_converter_class=Theirs)
     assert over(theirs, None, THRESHOLD) is theirs
-    assert over(None, None, THRESHOLD).payload_converter_class is PydanticPayloadConverter
+    assert over(None, None, THRESHOLD).payload_converter_class is PerdurePayloadConverter
 
 
 async def test_a_users_own_storage_stays_in_charge_and_ours_can_be_read(tmp_path: Path) -> None:

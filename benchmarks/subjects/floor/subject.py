@@ -54,3 +54,5 @@ class Floor:
     async def decide(self, client: Client, job: Job) -> None:
         """Allow what waits."""
         await client.get_workflow_handle(job.id).signal(bare.Floor.allow)
+
+    go_on = decide

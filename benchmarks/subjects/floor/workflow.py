@@ -40,11 +40,11 @@ class Floor:
             )
             if not wanted:
                 return f"done after {done} steps"
-            if job.approval and done == 0:
+            if (job.approval and done == 0) or job.hold_at == done + 1:
                 await workflow.wait_condition(lambda: self.allowed)
             async with asyncio.TaskGroup() as group:
                 for arguments in wanted:
-                    group.create_task(self._call(arguments))
+                    group.create_task(self._child(arguments) if job.children else self._call(arguments))
             done += 1
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(args=[prompt, done])
@@ -55,6 +55,10 @@ class Floor:
             args=[arguments["step"], arguments["call"], arguments["size"]],
             start_to_close_timeout=_AT_MOST,
         )
+
+    async def _child(self, arguments: dict[str, int]) -> None:
+        name = f"{workflow.info().workflow_id}/{arguments['call']}"
+        await workflow.execute_child_workflow(Floor.run, Job(id=name, steps=0).prompt, id=name)
 
     @workflow.signal
     def allow(self) -> None:

@@ -29,9 +29,11 @@ class Fake:
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Ask for the next step, or answer."""
         job = Job.of(_text(request.messages[0]))
-        said = ask(job, step_of(_newest_result(request.messages)))
+        newest = _newest_result(request.messages)
+        done = job.steps if job.children and newest is not None else step_of(newest)
+        said = ask(job, done)
         if said.calls or not job.tokens:
-            yield _reply(said)
+            yield _reply(said, _asked_tool(job, done + 1), job)
             return
         words: list[str] = []
         began = time.perf_counter()
@@ -43,8 +45,19 @@ class Fake:
         yield _reply(Say(text=" ".join(words)))
 
 
-def _reply(said: Say) -> Reply:
-    calls = [ToolCall(id=f"c{n}", name="lookup", arguments=dict(call)) for n, call in enumerate(said.calls)]
+def _asked_tool(job: Job, step: int) -> str:
+    if job.children:
+        return "helper"
+    held = job.hold_at == step or (job.approval and step == 1)
+    return "held_lookup" if held else "lookup"
+
+
+def _reply(said: Say, name: str = "", job: Job | None = None) -> Reply:
+    of_agent = {"input": Job(id="", steps=0).prompt}
+    calls = [
+        ToolCall(id=f"c{n}", name=name, arguments=of_agent if job and job.children else dict(call))
+        for n, call in enumerate(said.calls)
+    ]
     parts = (Text(text=said.text),) if said.text else ()
     return Reply(
         parts=(*parts, *calls),
@@ -78,25 +91,30 @@ async def lookup(step: int, call: int, size: int) -> str:
     return result(step, call, size)
 
 
-@tool(name="lookup", approval=True)
+@tool(approval=True)
 async def held_lookup(step: int, call: int, size: int) -> str:
     """Look something up, once a person has allowed it."""
     return result(step, call, size)
 
 
-def _agent(name: str, one: Any, *, preview: int = 16_384) -> Agent:
+def _agent(name: str, *tools: Any, preview: int = 16_384) -> Agent:
     return Agent(
         name=name,
         model="fake:none",
         instructions="You look things up.",
-        tools=[one],
+        tools=tools,
         limits=Limits(steps=None),
         result_preview_bytes=preview,
         tool_concurrency=100,
     )
 
 
-AGENTS = (_agent("bench", lookup), _agent("big", lookup, preview=64 * 1024), _agent("held", held_lookup))
+AGENTS = (
+    _agent("bench", lookup),
+    _agent("big", lookup, preview=64 * 1024),
+    _agent("held", lookup, held_lookup),
+    _agent("boss", _agent("helper").as_tool("helper", "Helps.")),
+)
 
 
 class Perdure:
@@ -127,7 +145,8 @@ class Perdure:
 
     async def started(self, client: Client, job: Job) -> None:
         """Start only."""
-        name = "held" if job.approval else "big" if job.size > 16_000 else "bench"
+        held = job.approval or job.hold_at
+        name = "boss" if job.children else "held" if held else "big" if job.size > 16_000 else "bench"
         await client.start(name, job.prompt, id=job.id, stream=job.tokens > 0)
 
     async def finish(self, client: Client, job: Job) -> str:
@@ -138,7 +157,9 @@ class Perdure:
     async def decide(self, client: Client, job: Job) -> None:
         """Allow what waits."""
         run = client.get(job.id)
-        await run.decide("call-1-1", allow=True)
+        await run.decide(f"call-{job.hold_at or 1}-1", allow=True)
+
+    go_on = decide
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
         """The text, as one watcher sees it: `Run.events`, as its docs say."""

@@ -1,0 +1,28 @@
+"""One step that asks for a hundred things at once: tool calls, and agents."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ..bench import OURS, Failed, Record, bench, side_by_side
+from ..kit import Job
+
+WIDE = 100
+
+
+async def fanout(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator[Record]:
+    """A hundred tool calls in one step; and, where a subject has such a thing, a hundred sub-agents."""
+    for turn in range(1, rounds + 1):
+        async with bench(venvs) as on, side_by_side(on, subjects) as all_running:
+            for kind in ("calls", "children"):
+                for running in all_running:
+                    subject = running.subject
+                    if kind == "children" and subject not in OURS:
+                        continue
+                    job = Job(id=on.id(subject), steps=1, size=2048, calls=WIDE, children=kind == "children")
+                    case = {kind: WIDE}
+                    try:
+                        values = await on.measured(running, job, within=180)
+                    except Failed as error:
+                        yield Record(suite="fanout", subject=subject, case=case, round=turn, error=str(error))
+                    else:
+                        yield Record(suite="fanout", subject=subject, case=case, round=turn, values=values)
