@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress bench bench-quick lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -18,6 +18,14 @@ test-quick: .venv/ready      ## The unit tests only
 
 stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under kill -9 (some 15 minutes)
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
+
+bench: .venv/ready           ## Every benchmark beside the peers, then docs/benchmarks: some 90 minutes, a quiet machine
+	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks run --all
+	$(BIN)/python -m benchmarks report
+
+bench-quick: .venv/ready     ## Counts and bytes of Perdure beside bare Temporal; never a time
+	$(BIN)/python -m benchmarks quick
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .

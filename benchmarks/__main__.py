@@ -16,12 +16,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from . import environments, quick
 from .bench import SUBJECTS, Record, machine, versions
 from .suites import fanout, idle, recovery, startup, streaming, throughput
 from .suites import steps as steps_suite
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
-VENVS = Path(__file__).resolve().parent / ".venvs"
 
 Suite = Callable[[Path, argparse.Namespace], AsyncIterator[Record]]
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure suites")
-    run.add_argument("suites", nargs="*", choices=[*SUITES, []])
+    run.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     run.add_argument("--all", action="store_true")
     run.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=SUBJECTS)
     run.add_argument("--steps", nargs="*", type=int, default=list(steps_suite.STEPS))
@@ -55,12 +55,33 @@ def main() -> None:
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--agents", type=int, default=idle.AGENTS)
     run.add_argument("--out", type=Path, default=RESULTS)
-    run.add_argument("--venvs", type=Path, default=VENVS)
+    run.add_argument("--venvs", type=Path, default=environments.FOLDER)
+    commands.add_parser("quick", help="counts and bytes only, for every change")
+    commands.add_parser("report", help="write docs/benchmarks from the last results")
     options = parser.parse_args()
-    asyncio.run(_run(options))
+    match options.command:
+        case "run":
+            asyncio.run(_run(options))
+        case "quick":
+            sys.exit(_quick())
+        case _:
+            from . import plots, report
+
+            report.write(RESULTS)
+            plots.draw(RESULTS)
+
+
+def _quick() -> int:
+    findings = asyncio.run(quick.quick(environments.FOLDER))
+    print(*findings, sep="\n")
+    failed = sum(not one.is_fine for one in findings)
+    print(f"{len(findings) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
 async def _run(options: argparse.Namespace) -> None:
+    for subject in options.subjects:
+        environments.make(subject, options.venvs)
     for name in list(SUITES) if options.all else options.suites:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{name}.jsonl"

@@ -84,7 +84,7 @@ class Bench:
         folder = self.folder / queue
         folder.mkdir(exist_ok=True)
         python = python_of(subject, self.venvs)
-        where = {"address": self.server.address, "queue": queue, "folder": folder}
+        where: dict[str, Any] = {"address": self.server.address, "queue": queue, "folder": folder}
         async with process(python, subject, role, **where, **more) as running:
             yield running
 

@@ -15,14 +15,13 @@ HISTORY_LIMIT_MB = 50
 STYLES = {
     "floor": ("#767676", "s"),
     "perdure": ("#0072B2", "o"),
-    "openai_agents": ("#E69F00", "^"),
+    "openai_agents": ("#C98B00", "^"),
     "pydantic_ai": ("#009E73", "v"),
     "strands": ("#CC79A7", "D"),
     "langgraph": ("#D55E00", "P"),
-    "dbos": ("#8C6D00", "*"),
+    "dbos": ("#000000", "*"),
 }
-"""Colour and marker of a subject, of Okabe and Ito's palette for all eyes (its yellow and sky are too pale
-for text)."""
+"""Colour and marker of a subject: Okabe and Ito's palette, which all eyes can tell apart."""
 
 
 @dataclass
@@ -41,7 +40,6 @@ def draw(folder: Path) -> list[Path]:
     """Draw all plots whose suite has results in the folder, beside them; the files."""
     import matplotlib as mpl
 
-    mpl.use("svg")
     found = load(folder)
     written: list[Path] = []
     style: Any = {"svg.hashsalt": "perdure", "svg.fonttype": "path", "font.size": 10, "path.simplify": False}
@@ -86,10 +84,12 @@ def _throughput(results: Results, title: str) -> Any:
 def _streaming(results: Results, title: str) -> Any:
     late = lines_over(results, "watchers", "lag_p95_ms", {})
     usual = lines_over(results, "watchers", "lag_p50_ms", {})
-    for line, share in [*((line, "95 %") for line in late), *((line, "median") for line in usual)]:
+    for line, share in [*((line, "p95") for line in late), *((line, "median") for line in usual)]:
         line.label, line.faint = f"{line.label}, {share}", share == "median"
-    limit = (250.0, "target: 250 ms for 95 %")
-    return _plot([*late, *usual], title, "watchers", "ms of lag", limit=limit)
+    limit = (250.0, "target: 250 ms at p95")
+    return _plot(
+        [*late, *(line for line in usual if line.points)], title, "watchers", "ms of lag", limit=limit
+    )
 
 
 DRAWN: dict[str, Callable[[Results, str], Any]] = {
@@ -141,7 +141,7 @@ def _plot(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     shown = [line for line in lines if line.points]
-    _scales(axes, shown, log=log)
+    _scales(axes, shown, limit[0] if limit else None, log=log)
     for line in shown:
         _line(axes, line)
     if limit:
@@ -155,7 +155,7 @@ def _plot(
     return figure
 
 
-def _scales(axes: Any, lines: list[Line], *, log: bool) -> None:
+def _scales(axes: Any, lines: list[Line], limit: float | None, *, log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     marks = sorted({x for line in lines for x, _ in line.points}) or [1.0]
@@ -165,6 +165,7 @@ def _scales(axes: Any, lines: list[Line], *, log: bool) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     heights = [y for line in lines for _, y in line.points if y > 0] or [1.0]
+    heights += [limit] if limit else []
     if log or max(heights) > 8 * min(heights):
         axes.set_yscale("log")
         axes.set_ylim(min(heights) / 1.3, max(heights) * 1.5)
@@ -221,7 +222,14 @@ def _labels(figure: Any, axes: Any, lines: list[Line]) -> None:
         to = back.transform((edge + 14, height))
         from_x, from_y = line.points[-1]
         axes.plot(
-            [from_x, to[0]], [from_y, to[1]], color=colour, linewidth=0.7, alpha=0.55, clip_on=False, zorder=2
+            [from_x, to[0]],
+            [from_y, to[1]],
+            color=colour,
+            linewidth=0.8,
+            linestyle=":",
+            alpha=0.8,
+            clip_on=False,
+            zorder=2,
         )
         axes.annotate(
             line.label,
@@ -263,5 +271,5 @@ def _high(cluster: list[float], gap: float) -> float:
 def _never(axes: Any, lines: list[Line]) -> None:
     """Name the subjects that finished nothing."""
     if lines:
-        said = "; ".join(f"{line.subject} fails at {line.dies}" for line in lines)
+        said = "\n".join(f"{line.subject} fails at {line.dies}" for line in lines)
         axes.text(0.01, 0.98, said, transform=axes.transAxes, va="top", fontsize=9, color="#333333")

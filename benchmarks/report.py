@@ -5,6 +5,7 @@ where both sides ran minutes apart on the same machine, and its median over the 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,12 +86,17 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     ),
     "throughput": (
         Measure(
-            key="steps_per_second", title="Steps a second", unit="", ratio=True,
+            key="steps_per_second", title="Steps a second", unit="",
             means="steps of all agents together, by wall time: more is better",
         ),
         Measure(
             key="steps_per_core_second", title="Steps a second a core", unit="", ratio=True,
-            means="steps by second of CPU: more is better",
+            means="the same, divided by the cores of the machine: worker, server and driver share them",
+        ),
+        Measure(key="worker_cpu_ms", title="Worker CPU a step", means=f"{_WORKER_CPU}, divided by steps"),
+        Measure(
+            key="server_cpu_ms", title="Server CPU a step",
+            means="CPU time of the Temporal server with its database, divided by steps",
         ),
         Measure(key="step_p50_ms", title="Step, median", means="half of the steps take less"),
         Measure(key="step_p99_ms", title="Step, 99th percentile", means="1 step in 100 takes more"),
@@ -106,17 +112,18 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
             key="gap_ms", title="Gap", ratio=True,
             means="from the kill of the worker to the begin of the next step, on another worker",
         ),
-        Measure(key="replay_cpu_ms", title="Replay CPU", means="CPU time the other worker spends until then"),
+        Measure(key="replay_cpu_ms", title="Replay CPU", means="CPU time of the other worker until then"),
     ),
     "idle": (
         Measure(
             key="kb_each", title="Memory an agent", unit="KB",
-            means="resident memory of the worker for each waiting agent, beyond what it had at its start",
+            means="resident memory of the worker, beyond what it had at its start, by the agents that wait; "
+            "without a cache: of another worker, after it has gone on with some of them",
         ),
-        Measure(key="start_ms", title="Start of an agent", means="until it waits, for each agent"),
+        Measure(key="start_ms", title="Start of an agent", means="time to start all, by their number"),
         Measure(
             key="decide_p50_ms", title="Decision, median",
-            means="from a person's decision on a waiting agent until it has ended",
+            means="from a person's decision to the begin of the tool call that it allows",
         ),
         Measure(key="decide_p99_ms", title="Decision, 99th percentile", means="1 decision in 100 takes more"),
     ),
@@ -126,6 +133,9 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
             means="from the moment the model makes a word until a watcher has it",
         ),
         Measure(key="lag_p95_ms", title="Lag, 95th percentile", means="1 word in 20 takes longer"),
+        Measure(
+            key="worker_cpu_ms", title="Worker CPU a second", means=f"{_WORKER_CPU}, a second of streaming"
+        ),
         Measure(
             key="server_cpu_ms", title="Server CPU a second",
             means="CPU time of the server a second of streaming",
@@ -142,8 +152,10 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
     "startup": (
         Measure(
             key="ms", title="Time",
-            means="wall time beyond that of the interpreter with the Temporal SDK imported",
+            means="of imports and commands, beyond that of the interpreter with the Temporal SDK imported "
+            "(a command that does not import it may take less); of a worker, until it polls",
         ),
+        Measure(key="whole_ms", title="Time in all", means="interpreter and Temporal SDK included"),
     ),
 }  # fmt: skip
 """What is shown of each suite, in order."""
@@ -158,7 +170,7 @@ PHRASES = {
     "cache": "cache of {}",
     "watchers": "{} watchers",
     "words": "{} words",
-    "what": "`{}`",
+    "what": "{}",
 }
 
 
@@ -193,7 +205,7 @@ class Results:
 
     def values(self, subject: str, key: str, case: Case) -> dict[Turn, float]:
         """What was measured of the subject in that case, by turn."""
-        found = [record for record in self.where(subject, case) if key in record.values]
+        found = [r for r in self.where(subject, case) if math.isfinite(r.values.get(key, math.nan))]
         return {
             (record.round, json.dumps(record.case, sort_keys=True)): record.values[key] for record in found
         }
@@ -223,13 +235,17 @@ def spared(record: Record) -> bool:
     return before is not None and int(before[1]) > int(record.case.get("steps", 0))
 
 
+def _record(line: dict[str, Any]) -> Record:
+    return Record(**line) if "case" in line else Record(**line, case={})
+
+
 def load(folder: Path) -> dict[str, Results]:
     """The results in a folder, by suite; the known suites first."""
     found: dict[str, Results] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        lines: list[Any] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         if lines:
-            records = [Record(**{"case": {}, **line}) for line in lines[1:]]
+            records = [_record(line) for line in lines[1:]]
             found[lines[0]["suite"]] = Results(lines[0], [r for r in records if not spared(r)])
     known = [suite for suite in MEASURES if suite in found]
     return {suite: found[suite] for suite in [*known, *sorted(found.keys() - {*known})]}
@@ -321,7 +337,9 @@ def shortened(error: str, most: int = 200) -> str:
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
-def cell(values: Sequence[float], failed: Sequence[Record], notes: Notes, show: Callable[..., str]) -> str:
+def cell(
+    values: Sequence[float], failed: Sequence[Record], notes: Notes, show: Callable[[Sequence[float]], str]
+) -> str:
     """What a table says of one subject in one case."""
     if not values:
         return f"fails{notes.mark(failed[0])}" if failed else DASH
@@ -593,11 +611,11 @@ def _small(case: Case) -> bool:
 def _against_peers() -> list[Target]:
     targets: list[Target] = []
     for whom, peers in (("the best peer on Temporal", PEERS), (ELSEWHERE, (ELSEWHERE,))):
-        what = f"Steps a second a core, {OURS} by {whom}, 20 agents at once"
+        what = f"Steps a second a core, {OURS} divided by {whom}, 20 agents at once"
         of = against_best("steps_per_core_second", peers, more=True, concurrent=20)
         targets.append(Target(suite="throughput", what=what, limit=1.4, least=True, of=of))
         for steps, limit in ((50, 1.5), (200, 3.0)):
-            what = f"Wall time a step, {whom} by {OURS}, {steps} steps, 2 KB"
+            what = f"Wall time a step, {whom} divided by {OURS}, {steps} steps, 2 KB"
             of = against_best("wall_ms", peers, steps=steps, size=2048)
             targets.append(Target(suite="steps", what=what, limit=limit, least=True, of=of))
     return targets

@@ -38,7 +38,9 @@ SPEC_QUERY: Final = "spec"
 STALE: Final = "StaleTranscript"
 """Error type: the transcript asked for is not there any more; the workflow schedules the call anew."""
 
-TOO_LARGE_TYPES: Final = ("PayloadsTooLarge", "GrpcMessageTooLarge")
+TOO_LARGE: Final = "PayloadsTooLarge"
+"""What the SDK makes of a result that the server would not take. Not to be tried again: it has happened."""
+TOO_LARGE_TYPES: Final = (TOO_LARGE, "GrpcMessageTooLarge")
 """The SDK's error types for oversize payloads. Retrying them would only repeat the side effect."""
 
 BLOB_STORE_FAILED: Final = "BlobStoreFailed"
@@ -91,7 +93,7 @@ def tail_digest(messages: Sequence[Message]) -> str:
     whole = sha256()
     for message in messages:
         whole.update(message.model_dump_json(exclude={"meta"}).encode())
-    return whole.hexdigest()[:24]
+    return whole.hexdigest()[:16]
 
 
 class ModelOutcome(Value):
@@ -170,7 +172,7 @@ class Request(Value):
 
     agent: str
     at: datetime
-    cost_limited: bool = False
+    cost_limited: bool = Field(default=False, exclude_if=_absent)
     """The request bounds the cost, so every price must be known."""
     parent: str | None = Field(default=None, exclude_if=_absent)
     """The run that pinned the spec, by its workflow id; to be asked where this worker has another."""

@@ -238,7 +238,7 @@ class ResolvedAgent(BaseModel):
     spec: AnySpec = Field(repr=False)
     members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=_absent)
     """Specs of all that the run may start, directly or through others: pinned with it."""
-    search_attributes: bool = True
+    search_attributes: bool = Field(default=True, exclude_if=lambda v: v is True)
     """False where the server lets nobody register them: then the run sets none."""
     layout: int = 1
     """How the run writes its history: 1 as version 0.1.0 did; 2 sets search attributes less often. It is what

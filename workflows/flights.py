@@ -19,6 +19,7 @@ from perdure.effects import (
     MODEL_HEARTBEAT,
     READ_RESULT,
     STALE,
+    TOO_LARGE,
     TOO_LARGE_TYPES,
     ModelFailure,
     ModelInput,
@@ -85,7 +86,7 @@ class Flights:
                 initial_interval=timedelta(seconds=1),
                 maximum_interval=timedelta(minutes=1),
                 maximum_attempts=MODEL_ATTEMPTS,
-                non_retryable_error_types=list(TOO_LARGE_TYPES),
+                non_retryable_error_types=[TOO_LARGE],
             ),
             # A stop must be able to bring back what was said and what it cost.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -197,7 +198,7 @@ def _retry(retry: RetrySpec) -> RetryPolicy:
         backoff_coefficient=retry.backoff,
         maximum_interval=retry.maximum_interval,
         maximum_attempts=retry.attempts,
-        non_retryable_error_types=list(TOO_LARGE_TYPES),
+        non_retryable_error_types=[TOO_LARGE],
     )
 
 

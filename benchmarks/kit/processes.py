@@ -173,7 +173,8 @@ async def _watched(subject: Any, client: Any, job: Job, watchers: int) -> dict[s
     tasks = [asyncio.create_task(one()) for _ in range(watchers)]
     try:
         await subject.run(client, job)
-        await asyncio.wait(tasks, timeout=30)
+        if tasks:
+            await asyncio.wait(tasks, timeout=30)
     finally:
         for task in tasks:
             task.cancel()

@@ -44,10 +44,11 @@ async def _waiting(on: Bench, subject: str, agents: int) -> AsyncIterator[Record
         running.worker.process.kill()
         await running.worker.process.wait()
         async with on.process(subject, "worker", queue=running.queue, cache=0) as cold:
+            await asyncio.sleep(1)
             before = memory_bytes(cold.pid)
-            values = await _decided(on, running.driver, running, jobs[DECIDED : 2 * DECIDED])
+            await asyncio.sleep(5)
             kept = memory_bytes(cold.pid) - before
-            # What the cold worker keeps of agents that it has seen, and that are over or wait elsewhere.
+            values = await _decided(on, running.driver, running, jobs[DECIDED : 2 * DECIDED])
             case = {"agents": agents, "cache": 0}
             yield Record(
                 suite="idle",

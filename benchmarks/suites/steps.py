@@ -31,7 +31,7 @@ class Plan:
 
 async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[Record]:
     """One run at a time, the subjects in turns."""
-    dead: dict[tuple[str, int], str] = {}
+    dead: dict[tuple[str, int], tuple[int, str]] = {}
     for turn in range(1, plan.rounds + 1):
         for size in plan.sizes:
             async with bench(venvs) as on, side_by_side(on, subjects) as all_running:
@@ -41,15 +41,15 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
                         if not plan.runs(subject, count, turn):
                             continue
                         case = {"steps": count, "size": size}
-                        before = dead.get((subject, size), "")
-                        if before:
-                            yield Record(suite="steps", subject=subject, case=case, round=turn, error=before)
+                        least, why = dead.get((subject, size), (count + 1, ""))
+                        if count > least:
+                            yield Record(suite="steps", subject=subject, case=case, round=turn, error=why)
                             continue
                         job = Job(id=on.id(subject), steps=count, size=size)
                         try:
                             values = await on.measured(running, job, within=_within(count))
                         except Failed as error:
-                            dead[subject, size] = f"as with {count} steps: {error}"
+                            dead[subject, size] = count, f"as with {count} steps: {error}"
                             yield Record(
                                 suite="steps", subject=subject, case=case, round=turn, error=str(error)
                             )

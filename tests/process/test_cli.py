@@ -289,7 +289,7 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
         (["run", "support", "x", "--address", "127.0.0.1:1"], 5, "no Temporal server answers at 127.0.0.1:1"),
         (["run", "support", "x", "--task-queue", "nobody-polls"], 5, "perdure worker FILE"),
         (["run", "support", "x", "--namespace", "nosuch"], 2, "Namespace nosuch is not found"),
-        (["list", "--status", "asleep"], 2, "--status 'asleep': there are thinking, acting,"),
+        (["list", "--status", "asleep"], 2, "--status 'asleep': there are working, waiting_approval,"),
         (["list", "--query", "AgentStatus ="], 2, "Temporal refused:"),
         (["show", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
         (["watch", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),

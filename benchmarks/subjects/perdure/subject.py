@@ -147,7 +147,7 @@ class Perdure:
         """Start only."""
         held = job.approval or job.hold_at
         name = "boss" if job.children else "held" if held else "big" if job.size > 16_000 else "bench"
-        await client.start(name, job.prompt, id=job.id, stream=job.tokens > 0)
+        await client.start(name, job.prompt, id=job.id)
 
     async def finish(self, client: Client, job: Job) -> str:
         """Wait for the end."""
