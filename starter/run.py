@@ -1,7 +1,8 @@
 """Run: a handle on one run. Everything it does is an ordinary Temporal call."""
 
+import asyncio
 import builtins
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -52,6 +53,8 @@ _OVER = ("already completed", "aborted by closing workflow")
 
 ANSWER_WITHIN = timedelta(seconds=10)
 """How long a worker may take to answer a question about a run."""
+_ASK_AGAIN_AFTER = 0.25
+"""Seconds. A worker that knows the run answers in a few milliseconds."""
 
 
 class Run:
@@ -272,10 +275,14 @@ class Run:
 
     async def ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
         """Ask a query of the run. Errors are Temporal's: see `translated`."""
-        given: _Answer = await self.handle.query(
-            query, args=args, result_type=answer, rpc_timeout=ANSWER_WITHIN
-        )
-        return given
+
+        async def ask() -> _Answer:
+            given: _Answer = await self.handle.query(
+                query, args=args, result_type=answer, rpc_timeout=ANSWER_WITHIN
+            )
+            return given
+
+        return await _soon(ask)
 
     @asynccontextmanager
     async def translated(self, *, passing: tuple[RPCStatusCode, ...] = ()) -> AsyncGenerator[None]:
@@ -316,6 +323,22 @@ class Run:
             f"no worker answered for run {self.id!r} within {ANSWER_WITHIN.total_seconds():.0f} s; "
             "is one running? Start it with `perdure worker FILE`"
         )
+
+
+async def _soon(ask: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:
+    """The answer to a question, asked a second time when it takes long: one that meets a run between
+    two steps may lie for a second before a worker has it, while the next is answered at once.
+    """
+    asked = [asyncio.create_task(ask())]
+    try:
+        done, _ = await asyncio.wait(asked, timeout=_ASK_AGAIN_AFTER)
+        if not done:
+            asked.append(asyncio.create_task(ask()))
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        return await done.pop()
+    finally:
+        for one in asked:
+            one.cancel()
 
 
 def refusal(error: WorkflowUpdateFailedError) -> PerdureError:
