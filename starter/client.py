@@ -315,7 +315,7 @@ def _writable(request: RunRequest | SessionRequest, run_id: str | None) -> dict[
     return plain
 
 
-def _recorded(status: ListedStatus) -> Sequence[str]:
+def _recorded(status: str) -> Sequence[str]:
     """The values of AgentStatus that mean this; runs of version 0.1.0 tell more."""
     if status in ("thinking", "acting"):
         raise InvalidRequest(

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+QUICK: Final = timedelta(milliseconds=100)
+"""From one glance at a run that works to the next."""
+_REPORTED: Final = timedelta(milliseconds=140)
+"""The same after one that showed a new report of a call. Where text flows, a worker reports every
+150 ms (`progress_interval`), so this keeps glances just behind the reports: as many as one every 100 ms,
+and each report is seen when it is a few milliseconds old, not fifty.
+"""
+_MISSED: Final = timedelta(milliseconds=30)
+"""The same after one that came just too early for the next report; twice that after another."""
+
 
 class _Shared(Generic[_T]):
     """Something on its way to all who wait for it, or its error; given up once nobody waits."""
@@ -58,6 +68,8 @@ class Glance:
     ended: float
     described: WorkflowExecutionDescription
     flights: list[Pending]
+    haste: timedelta
+    """When the next is worth it, while the run works."""
     _asked: dict[Hashable, "_Shared[Any]"] = field(default_factory=dict[Hashable, "_Shared[Any]"])
 
     @property
@@ -83,7 +95,8 @@ class Glance:
         asked = self._asked.get(what)
         if asked is None or asked.given_up:
             asked = self._asked[what] = _Shared(ask())
-        return await asked.get()
+        answer: _T = await asked.get()
+        return answer
 
 
 class Glances:
@@ -122,11 +135,25 @@ class Glances:
         clock = asyncio.get_running_loop().time
         began, described = clock(), await self._run.described()
         flights = await _flights(self._run.client, described)
-        self._last = Glance(began=began, ended=clock(), described=described, flights=flights)
+        haste = _haste(self._last, flights)
+        self._last = Glance(began=began, ended=clock(), described=described, flights=flights, haste=haste)
         return self._last
 
 
 _WATCHED: Final = WeakValueDictionary[tuple[Client, asyncio.AbstractEventLoop, str], Glances]()
+
+
+def _haste(before: Glance | None, flights: list[Pending]) -> timedelta:
+    if _reports(flights) - _reports(before.flights if before else []):
+        return _REPORTED
+    if before is None or before.haste == QUICK:
+        return QUICK
+    return _MISSED if before.haste == _REPORTED else min(QUICK, before.haste * 2)
+
+
+def _reports(flights: list[Pending]) -> set[tuple[str, int, int]]:
+    reports = (flight.progress for flight in flights if flight.progress)
+    return {(report.call, report.attempt, report.seq) for report in reports}
 
 
 async def _flights(client: Client, described: WorkflowExecutionDescription) -> list[Pending]:

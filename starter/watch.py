@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from temporalio.client import WorkflowExecutionStatus
@@ -15,12 +16,11 @@ from perdure.wire import Failure, NodeStatus, RunStatus, Status, TurnReply
 from .below import Below
 from .diff import Seen
 from .events import Event, Finished, TurnFinished
-from .glance import Glance, Glances
+from .glance import QUICK, Glance, Glances
 
 if TYPE_CHECKING:
     from .run import Run
 
-_QUICK: Final = timedelta(milliseconds=100)
 _SLOW: Final = timedelta(seconds=1)
 _AT_ONCE: Final = 8
 """Runs of a tree that are looked at in full haste; of more, each is looked at less often."""
@@ -44,12 +44,16 @@ class Pace:
         """Until the next look at that run, after one at this glance."""
         self.statuses[run_id] = status
         patient = all(one in _PATIENT for one in self.statuses.values())
-        await asyncio.sleep(glance.left_of(_SLOW if patient else self.quick))
+        await asyncio.sleep(glance.left_of(_SLOW if patient else glance.haste * self._crowd))
 
     @property
     def quick(self) -> timedelta:
         """Between two looks at a run that works."""
-        return _QUICK * max(1.0, len(self.statuses) / _AT_ONCE)
+        return QUICK * self._crowd
+
+    @property
+    def _crowd(self) -> float:
+        return max(1.0, len(self.statuses) / _AT_ONCE)
 
 
 async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
@@ -67,7 +71,7 @@ async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None)
             for event in events:
                 yield event
             if glance.closed:
-                finished = await glance.once("finished", lambda: _finished(run, glance))
+                finished = await glance.once("finished", partial(_finished, run, glance))
                 for event in looks.seen.of_end(finished.result):
                     yield event
                 yield finished
@@ -95,7 +99,7 @@ async def watch_turn(
         if over:
             yield TurnFinished(reply=reply.result())
             return
-        await asyncio.wait({reply}, timeout=glance.left_of(looks.pause))
+        await asyncio.wait({reply}, timeout=glance.left_of(looks.pause(glance)))
 
 
 class _Looks:
@@ -112,20 +116,19 @@ class _Looks:
         self._told: tuple[str, int] | None = None
         """How far the run was when a worker last told of it."""
 
-    @property
-    def pause(self) -> timedelta:
+    def pause(self, glance: Glance) -> timedelta:
         """How long until the next look is worth it."""
-        return _SLOW if self.seen.status in _PATIENT else _QUICK
+        return _SLOW if self.seen.status in _PATIENT else glance.haste
 
     async def next(self, *, afresh: bool = False) -> tuple[list[Event], Glance]:
-        """What is new, and where that was seen: at a glance that nobody had before this one's last.
+        """What is new, and the glance at which that was seen; it began after the last one had ended.
 
-        The first look, and one `afresh`, is at a glance that began after it was asked for: it shows
-        what the caller knows to have happened.
+        That of the first look, and of one `afresh`, begins only now: it shows all that the caller
+        knows to have happened.
         """
         seen, news = self.seen, list[Event]()
-        anew = afresh or self._glance is None
-        after = asyncio.get_running_loop().time() if anew else self._glance.ended
+        last = None if afresh else self._glance
+        after = asyncio.get_running_loop().time() if last is None else last.ended
         glance = self._glance = await self._glances.next(after)
         if glance.at != self._told and not (glance.closed and self._pace.deaf):
             told = await _ask(self._run, seen.messages, self._below, glance, self._pace)

@@ -19,14 +19,13 @@ class Plan:
     sizes: Iterable[int] = SIZES
     rounds: int = 3
 
-    def rounds_of(self, subject: str, steps: int) -> int:
+    def rounds_of(self, subject: str, steps: int, size: int) -> int:
         """Long runs average over themselves; and peers are not measured to the percent."""
-        most = {1000: 2, 3000: 1}.get(steps, self.rounds)
-        return min(most, 3 if subject in OURS else 2 if steps < 200 else 1)
-
-    def runs(self, subject: str, steps: int, turn: int) -> bool:
-        """Whether the subject runs so many steps in this round."""
-        return turn <= self.rounds_of(subject, steps) and (steps < 3000 or subject in OURS)
+        if steps >= 3000:
+            return int(subject in OURS and size == SIZES[0])
+        if steps >= 1000 or subject not in OURS:
+            return 1 + (steps < 100 and size == SIZES[0])
+        return self.rounds if size == SIZES[0] else self.rounds - 1
 
 
 async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[Record]:
@@ -38,7 +37,7 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
                 for count in plan.steps:
                     for running in all_running:
                         subject = running.subject
-                        if not plan.runs(subject, count, turn):
+                        if turn > plan.rounds_of(subject, count, size):
                             continue
                         case = {"steps": count, "size": size}
                         least, why = dead.get((subject, size), (count + 1, ""))
@@ -59,4 +58,4 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
 
 def _within(steps: int) -> float:
     """Seconds until a run is taken for stuck."""
-    return 60 + steps * 0.6
+    return 60 + steps * 0.25

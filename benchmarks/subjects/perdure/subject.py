@@ -11,11 +11,13 @@ from temporalio.worker import Worker
 
 from benchmarks.kit import Job, Say, Where, ask, result, step_of
 from perdure import Agent, Client, Limits, connect, tool
+from perdure.errors import RunNotFound
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.model import TextDelta as Heard
 from perdure.settings import Settings
 from perdure.starter.events import TextDelta
+from perdure.starter.run import Run
 from perdure.workers.connection import connect_temporal
 from perdure.workers.plugin import PerdurePlugin
 
@@ -163,6 +165,17 @@ class Perdure:
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
         """The text, as one watcher sees it: `Run.events`, as its docs say."""
-        async for event in client.get(job.id).events():
+        run = client.get(job.id)
+        while not await _exists(run):
+            await asyncio.sleep(0.02)
+        async for event in run.events():
             if isinstance(event, TextDelta):
                 yield event.text
+
+
+async def _exists(run: Run) -> bool:
+    try:
+        await run.described()
+    except RunNotFound:
+        return False
+    return True
