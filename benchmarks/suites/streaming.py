@@ -13,7 +13,7 @@ RATE = 200.0
 
 async def streaming(venvs: Path, subjects: list[str]) -> AsyncIterator[Record]:
     """2,000 words, 200 a second: to nobody, 1, 20 and 100 watchers, all of them in one process."""
-    for subject in subjects:
+    for subject in (one for one in subjects if one != "floor"):
         for watchers in WATCHERS:
             if not watchers and subject not in OURS:
                 continue
