@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from . import environments, quick
+from . import environments, quick, simulate
 from .bench import SUBJECTS, Record, machine, versions
 from .suites import fanout, idle, recovery, startup, streaming, throughput
 from .suites import steps as steps_suite
@@ -58,12 +58,21 @@ def main() -> None:
     run.add_argument("--venvs", type=Path, default=environments.FOLDER)
     commands.add_parser("quick", help="counts and bytes only, for every change")
     commands.add_parser("report", help="write docs/benchmarks from the last results")
+    simulation = commands.add_parser("simulate", help="the capacity model, checked against a measured run")
+    simulation.add_argument("--runs", type=int, default=1000)
+    simulation.add_argument("--seconds-a-step", type=float, default=10.0)
+    simulation.add_argument("--working", type=float, default=0.2)
     options = parser.parse_args()
     match options.command:
         case "run":
             asyncio.run(_run(options))
         case "quick":
             sys.exit(_quick())
+        case "simulate":
+            load = simulate.Load(
+                runs=options.runs, seconds_a_step=options.seconds_a_step, working=options.working
+            )
+            sys.exit(asyncio.run(simulate.simulate(environments.FOLDER, load)))
         case _:
             from . import plots, report
 

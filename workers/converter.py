@@ -107,9 +107,10 @@ class _Json(EncodingPayloadConverter):
             return _resolved(payload.data)
         if isinstance(type_hint, type) and issubclass(type_hint, BaseModel):
             return type_hint.model_validate_json(payload.data)
-        hint: Any = Any if type_hint is None else type_hint
-        adapter = self._adapter(hint) if isinstance(hint, Hashable) else TypeAdapter(hint)
-        return adapter.validate_json(payload.data)
+        return self._adapter_of(Any if type_hint is None else type_hint).validate_json(payload.data)
+
+    def _adapter_of(self, hint: Any) -> "TypeAdapter[Any]":
+        return self._adapter(hint) if isinstance(hint, Hashable) else TypeAdapter(hint)
 
 
 @lru_cache(maxsize=256)

@@ -128,7 +128,7 @@ class PerdurePlugin(SimplePlugin):
         """Add what is ours; limits and intervals that the user left at their defaults become ours."""
         converter = _checked_converter(config)
         config = super().configure_worker(config)
-        config["workflow_runner"] = without_detours(config["workflow_runner"], converter)
+        config["workflow_runner"] = without_detours(config.get("workflow_runner"), converter)
         # Temporal's defaults are a minute and ten seconds: a stop would take that long to arrive,
         # and so would the next message after a worker's death.
         config["max_heartbeat_throttle_interval"] = self.settings.progress_interval

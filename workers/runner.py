@@ -101,8 +101,9 @@ def shared_runner(existing: WorkflowRunner | None, *, strict: bool = False) -> W
     return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*shared))
 
 
-def without_detours(runner: WorkflowRunner, converter: DataConverter) -> WorkflowRunner:
+def without_detours(runner: WorkflowRunner | None, converter: DataConverter) -> WorkflowRunner:
     """The runner; a faster one, if it is Temporal's own sandbox and nobody reads the contexts."""
+    runner = runner or SandboxedWorkflowRunner()
     if type(runner) is not SandboxedWorkflowRunner or _reads_contexts(converter):
         return runner
     taken = {one.name: getattr(runner, one.name) for one in fields(runner) if one.init}

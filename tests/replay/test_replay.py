@@ -91,10 +91,9 @@ def comparable(asked: list[Any]) -> list[Any]:
 def _comparable(asked: Any) -> Any:
     if not isinstance(asked, dict):
         return asked
-    plain = {"cost_limited": False, **asked, "layout": 1, "continues": None}
-    return {
-        name: value[:16] if name in ("spec", "tail") and value else value for name, value in plain.items()
-    }
+    plain: dict[str, Any] = {"cost_limited": False, **asked, "layout": 1, "continues": None}
+    digests = {name: str(plain[name])[:16] for name in ("spec", "tail") if plain.get(name)}
+    return {**plain, **digests}
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=NAMES)

@@ -1,0 +1,95 @@
+"""How workflows are run: what the sandbox shares, and when it is not entered for payloads."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import (
+    DataConverter,
+    ExternalStorage,
+    PayloadCodec,
+    SerializationContext,
+    WithSerializationContext,
+)
+from temporalio.worker import UnsandboxedWorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from perdure.activities.blobs import FileBlobs
+from perdure.workers.converter import BlobDriver, data_converter
+from perdure.workers.runner import PURE, SHELLS, shared_runner, without_detours
+
+
+class ContextCodec(PayloadCodec, WithSerializationContext):
+    """A user's codec with a key for each run."""
+
+    def __init__(self, context: SerializationContext | None = None) -> None:
+        self.context = context
+
+    def with_context(self, context: SerializationContext) -> "ContextCodec":
+        return ContextCodec(context)
+
+    async def encode(self, payloads: Any) -> list[Payload]:
+        return list(payloads)
+
+    async def decode(self, payloads: Any) -> list[Payload]:
+        return list(payloads)
+
+
+class TheirDriver(BlobDriver):
+    """A user's storage, which may name its objects by the run."""
+
+    def name(self) -> str:
+        return "theirs"
+
+
+def passed(runner: Any) -> set[str]:
+    assert isinstance(runner, SandboxedWorkflowRunner)
+    return set(runner.restrictions.passthrough_modules)
+
+
+def test_our_files_are_shared_and_the_shells_are_not_when_it_is_strict() -> None:
+    assert {*PURE, *SHELLS} <= passed(shared_runner(None))
+    assert set(PURE) <= passed(shared_runner(None, strict=True))
+    assert not set(SHELLS) & passed(shared_runner(None, strict=True))
+
+
+def test_a_users_own_restrictions_are_kept() -> None:
+    theirs = SandboxedWorkflowRunner()
+    theirs = replace(theirs, restrictions=theirs.restrictions.with_passthrough_modules("theirs"))
+    runner = without_detours(shared_runner(theirs), DataConverter.default)
+    assert {"theirs", *PURE} <= passed(runner)
+
+
+@pytest.mark.parametrize("threshold", [None, 1000])
+def test_where_nobody_reads_contexts_the_sandbox_is_not_entered_for_them(
+    tmp_path: Path, threshold: int | None
+) -> None:
+    store = None if threshold is None else FileBlobs(tmp_path)
+    runner = without_detours(shared_runner(None), data_converter(store, threshold or 0))
+    assert type(runner) is not SandboxedWorkflowRunner
+    assert isinstance(runner, SandboxedWorkflowRunner)
+
+
+def test_where_somebody_reads_them_it_is(tmp_path: Path) -> None:
+    ours = data_converter(FileBlobs(tmp_path), 1000)
+    theirs = TheirDriver(FileBlobs(tmp_path))
+    read = [
+        replace(ours, payload_codec=ContextCodec()),
+        replace(ours, external_storage=ExternalStorage(drivers=[theirs])),
+        replace(
+            ours,
+            external_storage=ExternalStorage(
+                drivers=[BlobDriver(FileBlobs(tmp_path))], driver_selector=lambda _context, _payload: None
+            ),
+        ),
+    ]
+    for converter in read:
+        assert type(without_detours(shared_runner(None), converter)) is SandboxedWorkflowRunner
+
+
+def test_a_runner_of_the_users_own_kind_is_left_alone() -> None:
+    theirs = UnsandboxedWorkflowRunner()
+    assert shared_runner(theirs) is theirs
+    assert without_detours(theirs, DataConverter.default) is theirs
