@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +79,7 @@ class Bench:
         return f"{subject}-{self.count}"
 
     @asynccontextmanager
-    async def process(self, subject: str, role: str, *, queue: str, **more: Any) -> AsyncIterator[Process]:
+    async def process(self, subject: str, role: str, *, queue: str, **more: Any) -> AsyncGenerator[Process]:
         """A process of a subject."""
         folder = self.folder / queue
         folder.mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ class Bench:
             yield running
 
     @asynccontextmanager
-    async def running(self, subject: str, **more: Any) -> AsyncIterator[Running]:
+    async def running(self, subject: str, **more: Any) -> AsyncGenerator[Running]:
         """A worker and a driver, warm: a short run has gone through them."""
         queue = self.id(f"queue-{subject}")
         async with (
@@ -172,7 +172,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(venvs: Path) -> AsyncIterator[Bench]:
+async def bench(venvs: Path) -> AsyncGenerator[Bench]:
     """A tuned server of our own, with its database in a file."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         db = Path(folder) / "temporal.db"
@@ -182,7 +182,7 @@ async def bench(venvs: Path) -> AsyncIterator[Bench]:
 
 
 @asynccontextmanager
-async def side_by_side(bench: Bench, subjects: Sequence[str], **more: Any) -> AsyncIterator[list[Running]]:
+async def side_by_side(bench: Bench, subjects: Sequence[str], **more: Any) -> AsyncGenerator[list[Running]]:
     """Workers and drivers of several subjects at once, each on its own queue; they are asked in turns."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(bench.running(subject, **more)) for subject in subjects]

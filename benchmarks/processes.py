@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ async def process(
     folder: Path,
     cache: int = 1000,
     hold: bool = False,
-) -> AsyncIterator[Process]:
+) -> AsyncGenerator[Process]:
     """A process of a subject, ready (or held) when the block begins, gone when it ends."""
     words = [str(python), "-m", f"benchmarks.subjects.{subject}", role]
     words += ["--address", address, "--queue", queue, "--folder", str(folder), "--cache", str(cache)]

@@ -1,10 +1,10 @@
 """The capacity model: what so many runs need, from unit costs that are measured here and now.
 
-    python -m benchmarks simulate                                    # measure, predict, check against a measured run
+    python -m benchmarks simulate                                    # measure, predict, check
     python -m benchmarks simulate --runs 100000 --seconds-a-step 10  # and say what so many runs need
 
-The check: unit costs are taken from one run at a time; from them follow the rate, the history and the memory of
-twenty runs at once, which are then measured. The model holds when each is within 25 %.
+The check: unit costs are taken from one run at a time; from them follow the rate and the history of twenty
+runs at once, which are then measured. The model holds when both are within 25 %.
 """
 
 import asyncio
@@ -20,6 +20,9 @@ SIZE = 2048
 _ALONE = 60
 _TOGETHER = 20
 _STEPS = 10
+_UPDATES = 6
+"""Of a run's state in the database, a step: a workflow task started, a workflow task completed (the activity
+is started with it, on the same worker), an activity completed; twice each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def needs(costs: Costs, load: Load) -> dict[str, float]:
         * 86_400
         * (costs.step_bytes + costs.run_bytes / load.steps_a_run)
         / 2**30,
-        "database transactions a second": rate * 8,
+        "updates of run states a second": rate * _UPDATES,
         "actions a second": rate * (costs.actions + 3 / load.steps_a_run),
     }
 

@@ -1,6 +1,6 @@
 """The floor as the harness sees it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ class Floor:
     tool = "call_tool"
 
     @asynccontextmanager
-    async def worker(self, where: Where) -> AsyncIterator[None]:
+    async def worker(self, where: Where) -> AsyncGenerator[None]:
         """A worker at its defaults, but for the second that a dead worker's runs are kept for it."""
         async with Worker(
             await self.connect(where),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from perdure.errors import RunNotFound
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.model import TextDelta as Heard
-from perdure.settings import Settings
+from perdure.settings import load
 from perdure.starter.events import TextDelta
 from perdure.starter.run import Run
 from perdure.workers.connection import connect_temporal
@@ -127,9 +127,9 @@ class Perdure:
     tool = "call_tool"
 
     @asynccontextmanager
-    async def worker(self, where: Where) -> AsyncIterator[None]:
+    async def worker(self, where: Where) -> AsyncGenerator[None]:
         """A worker at its defaults."""
-        settings = Settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
         plugin = PerdurePlugin(AGENTS, models={"fake": Fake()}, settings=settings)
         temporal = await connect_temporal(settings, [plugin])
         async with Worker(temporal, task_queue=where.queue, max_cached_workflows=where.cache):
@@ -137,7 +137,7 @@ class Perdure:
 
     async def connect(self, where: Where) -> Any:
         """A client."""
-        settings = Settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
         return await connect(settings=settings)
 
     async def run(self, client: Client, job: Job) -> str:
