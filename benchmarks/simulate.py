@@ -12,8 +12,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bench import Bench, Running, bench, cpu_seconds, memory_bytes
+from .bench import Bench, Running, bench
 from .kit import Job
+from .processes import cpu_seconds, memory_bytes
 
 WITHIN = 0.25
 SIZE = 2048

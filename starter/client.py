@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
-from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -90,8 +90,12 @@ class Client:
         context: dict[str, Any] | None = None,
         stream: bool = True,
         rerun: bool = False,
+        priority: Priority = Priority.default,
     ) -> Run:
         """Start a run; it is durable once this returns.
+
+        `priority` is Temporal's: a key from 1 (first) to 5, and a fairness key, such as a tenant's name,
+        between which a busy task queue takes turns. Calls and child runs inherit it, by Temporal's own rules.
 
         An id that is running already gives that run. An id whose run is over gives that run too if
         the request is the same, so that a repeated call does nothing twice; with `rerun` it starts
@@ -115,7 +119,7 @@ class Client:
         plain = _writable(request, id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
         try:
-            await self._start(run_id, request, plain, rerun=rerun)
+            await self._start(run_id, request, plain, rerun=rerun, priority=priority)
         except WorkflowAlreadyStartedError:
             await self._check_same(run_id, plain)
         except RPCError as error:
@@ -125,7 +129,9 @@ class Client:
             await _check_ours(run)
         return run
 
-    async def _start(self, run_id: str, request: RunRequest, plain: dict[str, Any], *, rerun: bool) -> None:
+    async def _start(
+        self, run_id: str, request: RunRequest, plain: dict[str, Any], *, rerun: bool, priority: Priority
+    ) -> None:
         words = request.prompt if isinstance(request.prompt, str) else f"{len(request.prompt)} parts"
         await self.temporal.start_workflow(
             WORKFLOW,
@@ -138,6 +144,7 @@ class Client:
             else WorkflowIDReusePolicy.REJECT_DUPLICATE,
             memo={_REQUEST_DIGEST: digest(plain)},
             static_summary=f"{request.agent}: {' '.join(words.split())[:150]}",
+            priority=priority,
         )
 
     async def _check_same(self, run_id: str, plain: dict[str, Any]) -> None:
@@ -167,6 +174,7 @@ class Client:
         max_idle: timedelta | None = MAX_IDLE,
         stream: bool = True,
         reopen: bool = False,
+        priority: Priority = Priority.default,
     ) -> Session:
         """The session of that id. With an `agent` it is started by its first message, if need be.
 
@@ -200,7 +208,10 @@ class Client:
         if await self._goes_on(run, plain, reopen=reopen):
             return Session(run)
         memo = {_REQUEST_DIGEST: digest(plain)}
-        return Session(run, Opening(request=plain, task_queue=self.task_queue, memo=memo, reopen=reopen))
+        return Session(
+            run,
+            Opening(request=plain, task_queue=self.task_queue, memo=memo, reopen=reopen, priority=priority),
+        )
 
     async def _goes_on(self, run: Run, plain: dict[str, Any], *, reopen: bool) -> bool:
         """Whether a session of that id and request is open."""

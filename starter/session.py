@@ -14,7 +14,7 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
     WorkflowUpdateStage,
 )
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -42,6 +42,7 @@ class Opening:
     task_queue: str
     memo: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reopen: bool = False
+    priority: Priority = Priority.default
 
     def operation(self, session_id: str) -> "WithStartWorkflowOperation[Any, Any]":
         """The start, which is part of the update."""
@@ -55,6 +56,7 @@ class Opening:
             id_reuse_policy=again if self.reopen else WorkflowIDReusePolicy.REJECT_DUPLICATE,
             memo=self.memo,
             static_summary=f"session with {self.request['agent']}",
+            priority=self.priority,
         )
 
 

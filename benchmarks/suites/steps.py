@@ -25,7 +25,7 @@ class Plan:
             return int(subject in OURS and size == SIZES[0])
         if steps >= 1000 or subject not in OURS:
             return 1 + (steps < 100 and size == SIZES[0])
-        return self.rounds if size == SIZES[0] else self.rounds - 1
+        return self.rounds if size == SIZES[0] else 1
 
 
 async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[Record]:
@@ -58,4 +58,4 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
 
 def _within(steps: int) -> float:
     """Seconds until a run is taken for stuck."""
-    return 60 + steps * 0.25
+    return 45 + steps * 0.25

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from temporalio import activity, workflow
 from temporalio.client import Client as TemporalClient
+from temporalio.common import Priority
 from temporalio.worker import Worker
 
 from perdure import Agent, PerdurePlugin, RemoteTool, RunConflict, RunNotFound, connect, run_agent, tool
@@ -57,6 +58,20 @@ async def test_the_same_id_gives_the_running_run_and_later_the_finished_one(serv
         anew = await client.start("support", "second", id=ticket, rerun=True)
         assert (await anew.result()).output == "done"
     assert asked == ["first", "second"]
+
+
+async def test_runs_and_sessions_start_with_their_priority(serve: Serve) -> None:
+    mine = Priority(priority_key=2, fairness_key="tenant-7", fairness_weight=3.0)
+    async with serve(SUPPORT, models=MODELS) as client:
+        run = await client.start("support", "where?", priority=mine)
+        await run.result()
+        session = await client.session(f"s-{uuid.uuid4().hex}", agent="support", priority=mine)
+        await session.say("where?")
+        for started in (run, session.run):
+            history = await started.handle.fetch_history()
+            given = history.events[0].workflow_execution_started_event_attributes.priority
+            assert (given.priority_key, given.fairness_key, given.fairness_weight) == (2, "tenant-7", 3.0)
+        await session.close()
 
 
 async def test_a_run_that_does_not_exist_is_said_to(serve: Serve) -> None:
