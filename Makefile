@@ -20,7 +20,7 @@ test-quick: .venv/ready      ## The unit tests only
 stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under kill -9 (some 15 minutes)
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
 
-bench: .venv/ready           ## Every benchmark beside the peers, then docs/benchmarks: some 90 minutes, a quiet machine
+bench: .venv/ready           ## Every benchmark beside the peers, then docs/benchmarks: an hour, a quiet machine
 	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks run --all
 	$(BIN)/python -m benchmarks report

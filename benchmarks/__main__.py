@@ -99,7 +99,7 @@ async def _run(options: argparse.Namespace) -> None:
             "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": {subject: versions(options.venvs, subject) for subject in options.subjects},
-            "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
+            "command": f"python -m benchmarks {' '.join(_repeatable(sys.argv[1:]))}",
         }
         with path.open("w") as file:
             file.write(json.dumps(head) + "\n")
@@ -107,6 +107,11 @@ async def _run(options: argparse.Namespace) -> None:
                 file.write(record.line() + "\n")
                 file.flush()
                 print(_shown(record), flush=True)
+
+
+def _repeatable(words: list[str]) -> list[str]:
+    """The command line without folders of this machine."""
+    return [word for n, word in enumerate(words) if not {word, words[n - 1]} & {"--out", "--venvs"}]
 
 
 def _shown(record: Record) -> str:

@@ -222,7 +222,7 @@ def versions(venvs: Path, subject: str) -> dict[str, str]:
     }  # fmt: skip
     script = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
     said = subprocess.run(
-        [python_of(subject, venvs), "-c", script], capture_output=True, text=True, check=True
+        [python_of(subject, venvs), "-I", "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
     found = dict(line.lower().split("==", 1) for line in said)
     return {name: found[name] for name in sorted(wanted & found.keys())}

@@ -59,16 +59,17 @@ class Process:
         return self.process.pid
 
     async def read(self, within: float) -> dict[str, Any]:
-        """The next line it says."""
+        """The next line it says; what libraries print in between is not meant for us."""
         assert self.process.stdout is not None
         try:
-            line = await asyncio.wait_for(self.process.stdout.readline(), within)
+            async with asyncio.timeout(within):
+                while line := await self.process.stdout.readline():
+                    if line.startswith(b"{"):
+                        said: dict[str, Any] = json.loads(line)
+                        return said
         except TimeoutError:
             raise Failed(f"no answer within {within:.0f} s") from None
-        if not line:
-            raise Failed(f"died: {self.last_words()}")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        raise Failed(f"died: {self.last_words()}")
 
     async def begin(self) -> None:
         """Wait until it is ready, or held."""
