@@ -7,7 +7,6 @@ The check: unit costs are taken from one run at a time; from them follow the rat
 runs at once, which are then measured. The model holds when both are within 25 %.
 """
 
-import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from .bench import Bench, Running, bench
 from .kit import Job
 from .processes import cpu_seconds, memory_bytes
+from .suites.idle import all_wait
 
 WITHIN = 0.25
 SIZE = 2048
@@ -89,7 +89,7 @@ async def measure(on: Bench, running: Running) -> Costs:
     before = memory_bytes(running.worker.pid)
     waiting = [Job(id=on.id("waits"), steps=1, approval=True) for _ in range(200)]
     await running.driver.ask("started", waiting, 120, at_once=10)
-    await asyncio.sleep(2)
+    await all_wait(on.client, waiting)
     return Costs(
         worker_ms=long.cpu[0],
         server_ms=long.cpu[1],

@@ -32,7 +32,7 @@ async def _waiting(on: Bench, subject: str, agents: int) -> AsyncIterator[Record
         await asyncio.sleep(1)
         before = memory_bytes(running.worker.pid)
         answer = await running.driver.ask("started", jobs, 900, at_once=20)
-        await _all_wait(on.client, jobs)
+        await all_wait(on.client, jobs)
         kept = memory_bytes(running.worker.pid) - before
         values = await _decided(on, running.driver, running, jobs[:DECIDED])
         yield Record(
@@ -82,7 +82,7 @@ async def _tool_began(client: Client, workflow_id: str, tool: str) -> float:
     return float("nan")
 
 
-async def _all_wait(client: Client, jobs: Sequence[Job]) -> None:
+async def all_wait(client: Client, jobs: Sequence[Job]) -> None:
     """Until none of them has anything under way."""
     limit = asyncio.Semaphore(20)
 

@@ -3,7 +3,7 @@
 import uuid
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from temporalio import activity, workflow
@@ -12,12 +12,13 @@ from temporalio.common import Priority
 from temporalio.worker import Worker
 
 from perdure import Agent, PerdurePlugin, RemoteTool, RunConflict, RunNotFound, connect, run_agent, tool
-from perdure.errors import DefinitionError
+from perdure.errors import DefinitionError, InvalidRequest
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client import Client
 from perdure.testing import Line, ScriptedModel, calls, says
-from tests.conftest import Gate, Serve
+from perdure.wire import ListedStatus
+from tests.conftest import Gate, Serve, until
 
 
 @tool
@@ -164,4 +165,31 @@ async def test_the_client_keeps_the_temporal_client_underneath(serve: Serve) -> 
         described = await client.temporal.get_workflow_handle(run.id).describe()
         assert described.workflow_type == "AgentWorkflow"
         assert (await described.static_summary()) == "support: Where is 1?"
+        await run.result()
+
+
+async def test_lists_say_working_where_a_run_thinks_or_acts(serve: Serve) -> None:
+    gate = Gate()
+
+    async def script(request: ModelRequest) -> Line:
+        await gate.wait()
+        return says("done")
+
+    user = f"lister-{uuid.uuid4().hex[:8]}"
+    async with serve(SUPPORT, models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("support", "go", user=user)
+        await gate.reached.wait()
+
+        async def listed(status: ListedStatus) -> list[str]:
+            return [one.id async for one in client.list(status=status, user=user)]
+
+        async def is_listed() -> bool:
+            return await listed("working") == [run.id]
+
+        await until(is_listed)
+        assert (await run.status()).status == "thinking"
+        assert await listed("waiting_approval") == []
+        with pytest.raises(InvalidRequest, match="list 'working'"):
+            await listed(cast("ListedStatus", "thinking"))
+        gate.opened.set()
         await run.result()
