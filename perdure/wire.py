@@ -48,9 +48,7 @@ INVALID_REQUEST: Final = "InvalidRequest"
 SESSION_OVER: Final = "SessionOver"
 """Type of the error a message gets that the session ended before reading."""
 
-Status = Literal[
-    "thinking",
-    "acting",
+_Told = Literal[
     "waiting_approval",
     "waiting_person",
     "paused",
@@ -61,18 +59,8 @@ Status = Literal[
     "failed",
     "cancelled",
 ]
-ListedStatus = Literal[
-    "working",
-    "waiting_approval",
-    "waiting_person",
-    "paused",
-    "parked",
-    "idle",
-    "stopping",
-    "completed",
-    "failed",
-    "cancelled",
-]
+Status = Literal["thinking", "acting", _Told]
+ListedStatus = Literal["working", _Told]
 """What lists and the search attribute say: `working` is `thinking` or `acting`. Those two change with
 each call, and each change of an attribute is an event and a write to the server's index."""
 StopReason = Literal[
