@@ -17,6 +17,9 @@ from perdure.settings import Settings
 
 from . import crew
 
+# Started in the background by a shell, all of this would inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @dataclass
 class Crew:
