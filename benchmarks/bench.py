@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +41,16 @@ class Record:
     def line(self) -> str:
         """As one line of JSON."""
         return json.dumps({key: value for key, value in asdict(self).items() if value not in ("", {})})
+
+
+async def recorded(
+    suite: str, subject: str, case: dict[str, Any], measured: Awaitable[dict[str, float]], turn: int = 1
+) -> Record:
+    """The measurement as a record, or the error of the subject in its place."""
+    try:
+        return Record(suite=suite, subject=subject, case=case, round=turn, values=await measured)
+    except Failed as error:
+        return Record(suite=suite, subject=subject, case=case, round=turn, error=str(error))
 
 
 @dataclass(frozen=True, kw_only=True)

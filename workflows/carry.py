@@ -36,7 +36,7 @@ def writing_of(resolved: ResolvedAgent) -> Writing:
 
 @cache
 def _states() -> "dict[str, TypeAdapter[Any]]":
-    # Made on first use: this file is imported anew for each run, and few runs get this far.
+    # Made on first use: few runs get this far.
     return {"agent": TypeAdapter(State), "team": TypeAdapter(Team)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Failed, Record, bench, side_by_side
+from ..bench import OURS, Record, bench, recorded, side_by_side
 from ..kit import Job
 
 WIDE = 100
@@ -20,9 +20,5 @@ async def fanout(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator
                         continue
                     job = Job(id=on.id(subject), steps=1, size=2048, calls=WIDE, children=kind == "children")
                     case = {kind: WIDE}
-                    try:
-                        values = await on.measured(running, job, within=180)
-                    except Failed as error:
-                        yield Record(suite="fanout", subject=subject, case=case, round=turn, error=str(error))
-                    else:
-                        yield Record(suite="fanout", subject=subject, case=case, round=turn, values=values)
+                    measured = on.measured(running, job, within=180)
+                    yield await recorded("fanout", subject, case, measured, turn)

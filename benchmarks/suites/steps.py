@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bench import OURS, Failed, Record, bench, side_by_side
+from ..bench import OURS, Record, bench, recorded, side_by_side
 from ..kit import Job
 
 STEPS = (10, 50, 200, 400, 1000, 3000)
@@ -45,15 +45,11 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
                             yield Record(suite="steps", subject=subject, case=case, round=turn, error=why)
                             continue
                         job = Job(id=on.id(subject), steps=count, size=size)
-                        try:
-                            values = await on.measured(running, job, within=_within(count))
-                        except Failed as error:
-                            dead[subject, size] = count, f"as with {count} steps: {error}"
-                            yield Record(
-                                suite="steps", subject=subject, case=case, round=turn, error=str(error)
-                            )
-                        else:
-                            yield Record(suite="steps", subject=subject, case=case, round=turn, values=values)
+                        measured = on.measured(running, job, within=_within(count))
+                        record = await recorded("steps", subject, case, measured, turn)
+                        if record.error:
+                            dead[subject, size] = count, f"as with {count} steps: {record.error}"
+                        yield record
 
 
 def _within(steps: int) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Bench, Failed, Record, Running, bench, cpu_seconds, quantile
+from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, quantile, recorded
 from ..kit import Job
 
 WATCHERS = (0, 1, 20, 100)
@@ -19,12 +19,7 @@ async def streaming(venvs: Path, subjects: list[str]) -> AsyncIterator[Record]:
                 continue
             case = {"watchers": watchers, "words": WORDS}
             async with bench(venvs) as on, on.running(subject) as running:
-                try:
-                    values = await _measured(on, running, watchers)
-                except Failed as error:
-                    yield Record(suite="streaming", subject=subject, case=case, error=str(error))
-                else:
-                    yield Record(suite="streaming", subject=subject, case=case, values=values)
+                yield await recorded("streaming", subject, case, _measured(on, running, watchers))
 
 
 async def _measured(on: Bench, running: Running, watchers: int) -> dict[str, float]:

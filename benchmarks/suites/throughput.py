@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Bench, Failed, Record, Running, bench, cpu_seconds, quantile
+from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, quantile, recorded
 from ..kit import Job
 
 CONCURRENT = (20, 200)
@@ -21,16 +21,8 @@ async def throughput(venvs: Path, subjects: list[str], rounds: int) -> AsyncIter
                         continue
                     case = {"concurrent": concurrent, "steps": STEPS}
                     async with on.running(subject) as running:
-                        try:
-                            values = await _measured(on, running, concurrent)
-                        except Failed as error:
-                            yield Record(
-                                suite="throughput", subject=subject, case=case, round=turn, error=str(error)
-                            )
-                        else:
-                            yield Record(
-                                suite="throughput", subject=subject, case=case, round=turn, values=values
-                            )
+                        measured = _measured(on, running, concurrent)
+                        yield await recorded("throughput", subject, case, measured, turn)
 
 
 def _rounds(subject: str, concurrent: int, rounds: int) -> int:
