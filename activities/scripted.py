@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Part, Text, Thinking, ToolCall, Usage, estimate_tokens, size_bytes
+from perdure.messages import Part, Text, Thinking, ToolCall, Usage, estimate_tokens, estimated_tokens
 from perdure.model import (
     ModelConfig,
     ModelEvent,
@@ -128,8 +128,10 @@ class ScriptedModel:
 
 def _input_tokens(request: ModelRequest) -> int:
     tools = canonical_json([tool.model_dump() for tool in request.tools])
-    written = len(request.instructions.encode()) + len(tools)
-    return estimate_tokens(written + sum(size_bytes(message) for message in request.messages))
+    written = estimate_tokens(len(request.instructions.encode()) + len(tools))
+    # How a reply came to be is kept beside it; no provider is sent it, and none bills for it.
+    said = (message.model_copy(update={"meta": None}) for message in request.messages)
+    return written + sum(estimated_tokens(message) for message in said)
 
 
 def _written_bytes(part: Part) -> int:
