@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -118,15 +118,16 @@ class Client:
         )
         plain = _writable(request, id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
-        try:
-            await self._start(run_id, request, plain, rerun=rerun, priority=priority)
-        except WorkflowAlreadyStartedError:
-            await self._check_same(run_id, plain)
-        except RPCError as error:
-            raise _refused(error) from error
         run = Run(self.temporal, run_id)
-        if id is not None:
-            await _check_ours(run)
+        there = False
+        while not there:
+            try:
+                await self._start(run_id, request, plain, rerun=rerun, priority=priority)
+                there = True
+            except WorkflowAlreadyStartedError:
+                there = await self._is_there(run, plain, rerun=rerun)
+            except RPCError as error:
+                raise _refused(error) from error
         return run
 
     async def _start(
@@ -138,7 +139,7 @@ class Client:
             plain,
             id=run_id,
             task_queue=self.task_queue,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
             if rerun
             else WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -147,14 +148,18 @@ class Client:
             priority=priority,
         )
 
-    async def _check_same(self, run_id: str, plain: dict[str, Any]) -> None:
-        described = await Run(self.temporal, run_id).described()
-        memo = await described.memo()
-        if memo.get(_REQUEST_DIGEST) != digest(plain):
+    async def _is_there(self, run: Run, plain: dict[str, Any], *, rerun: bool) -> bool:
+        """Whether what has the id will do. It has ended meanwhile if it will not: it can be started anew."""
+        described = await run.described()
+        _check_ours(run, described, WORKFLOW)
+        if rerun or described.status == WorkflowExecutionStatus.RUNNING:
+            return described.status == WorkflowExecutionStatus.RUNNING
+        if (await described.memo()).get(_REQUEST_DIGEST) != digest(plain):
             raise RunConflict(
-                f"run {run_id!r} is over and had another request; choose another id, "
+                f"run {run.id!r} is over and had another request; choose another id, "
                 "or start it anew with rerun=True (--rerun)"
             )
+        return True
 
     async def run(self, agent: str, prompt: str | list[Part], **settings: Any) -> RunResult:
         """`start`, and wait for the result."""
@@ -190,7 +195,7 @@ class Client:
         """
         run = Run(self.temporal, id)
         if agent is None:
-            await _check_ours(run, SESSION_WORKFLOW)
+            _check_ours(run, await run.described(), SESSION_WORKFLOW)
             return Session(run)
         request = _request(
             SessionRequest,
@@ -219,7 +224,7 @@ class Client:
             described = await run.described()
         except RunNotFound:
             return False
-        await _check_ours(run, SESSION_WORKFLOW)
+        _check_ours(run, described, SESSION_WORKFLOW)
         if described.status != WorkflowExecutionStatus.RUNNING:
             if reopen:
                 return False
@@ -307,9 +312,8 @@ def _valid(kind: type[_Asked], given: dict[str, Any]) -> _Asked:
         raise InvalidRequest(f"{what} request: {explain(error)}") from None
 
 
-async def _check_ours(run: Run, wanted: str = WORKFLOW) -> None:
+def _check_ours(run: Run, described: WorkflowExecutionDescription, wanted: str) -> None:
     """An id that somebody chose may be that of any workflow."""
-    described = await run.described()
     if described.workflow_type != wanted:
         raise RunConflict(
             f"id {run.id!r} belongs to a workflow of type {described.workflow_type!r}; choose another id"
