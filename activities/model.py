@@ -33,7 +33,7 @@ from .heartbeat import Heart, last_progress
 from .redact import redact
 from .reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
 from .telemetry import model_span
-from .transcripts import Transcripts
+from .transcripts import Sight, Transcripts
 
 MOST_PATIENCE = timedelta(minutes=10)
 """A provider that asks for a longer wait is treated as out of order: fall back or park."""
@@ -58,11 +58,11 @@ class ModelCalls:
 
         """
         spec = await self.transcripts.spec(want.spec)
-        messages = await self.transcripts.view(want)
+        sight = await self.transcripts.view(want)
         chosen = spec.models[want.model]
         call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before())
         try:
-            request = await self._request(call, messages)
+            request = await self._request(call, sight)
             return await self._answer(call, request)
         except ApplicationError:
             raise
@@ -74,7 +74,7 @@ class ModelCalls:
             activity.logger.exception("model call failed in a way not foreseen")
             raise call.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
 
-    async def _request(self, call: "_Call", messages: tuple[Message, ...]) -> ModelRequest:
+    async def _request(self, call: "_Call", sight: Sight) -> ModelRequest:
         want, spec = call.want, call.spec
         instructions = spec.instructions
         if want.note:
@@ -82,18 +82,14 @@ class ModelCalls:
         return ModelRequest(
             config=call.chosen.config,
             instructions=instructions,
-            messages=messages,
+            messages=sight.messages,
             tools=_definitions(spec, want),
             tool_choice=want.tool_choice,
             max_tokens=want.max_tokens,
             step=want.step,
             user=want.user,
-            blobs=await self._blobs(messages),
+            blobs={name: await self.blobs.get(name) for name in sight.blobs},
         )
-
-    async def _blobs(self, messages: tuple[Message, ...]) -> dict[str, bytes]:
-        names = sorted({name for message in messages for name in message.blobs})
-        return {name: await self.blobs.get(name) for name in names}
 
     async def _answer(self, call: "_Call", request: ModelRequest) -> ModelOutcome:
         model = self.models.get(request.config.provider)

@@ -32,6 +32,15 @@ class Stale(ApplicationError):
         super().__init__(what, type=STALE, non_retryable=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What the model is to see."""
+
+    messages: tuple[Message, ...]
+    blobs: tuple[str, ...]
+    """Names of the blobs that hold the images and documents in them."""
+
+
 @dataclass(kw_only=True)
 class _Entry:
     """Messages `first` and following of one run's transcript, without a hole."""
@@ -41,6 +50,8 @@ class _Entry:
     messages: list[Message] = field(default_factory=list[Message])
     pins: list[Message] = field(default_factory=list[Message])
     """The run's first messages, for when the window has moved on."""
+    pictured: list[int] = field(default_factory=list[int])
+    """Indices, in the run, of those messages that have blobs: they are few, and no step looks at all."""
     size: int = 0
     """In bytes."""
     asked_by: bytes = b""
@@ -64,7 +75,7 @@ class Transcripts:
         self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
         self._bytes = 0
 
-    async def view(self, want: ModelInput) -> tuple[Message, ...]:
+    async def view(self, want: ModelInput) -> Sight:
         """The messages the model is to see.
 
         Raises:
@@ -82,7 +93,11 @@ class Transcripts:
             entry.asked_by = activity.info().task_token
             await self._fill(entry, want.view.length)
             seen = _seen(entry, want)
-        return (*await self._pins(entry, want.view.pinned), *seen)
+        pins = await self._pins(entry, want.view.pinned)
+        shown = range(want.view.start, want.view.length)
+        pictured = [entry.messages[i - entry.first] for i in entry.pictured if i in shown]
+        blobs = {name: None for message in (*pins, *pictured) for name in message.blobs}
+        return Sight(messages=(*pins, *seen), blobs=tuple(blobs))
 
     async def _complete(self, entry: _Entry, want: ModelInput) -> None:
         """Bring the entry to the length asked for, from memory as far as possible."""
@@ -146,6 +161,7 @@ class Transcripts:
         return entry
 
     def _add(self, entry: _Entry, messages: list[Message]) -> None:
+        entry.pictured.extend(entry.end + n for n, message in enumerate(messages) if message.blobs)
         entry.messages.extend(messages)
         self._grow(entry, sum(size_bytes(message) for message in messages))
 
@@ -153,6 +169,7 @@ class Transcripts:
         keep = max(length - entry.first, 0)
         self._grow(entry, -sum(size_bytes(message) for message in entry.messages[keep:]))
         del entry.messages[keep:]
+        entry.pictured = [index for index in entry.pictured if index < entry.end]
 
     def _grow(self, entry: _Entry, grown: int) -> None:
         entry.size += grown

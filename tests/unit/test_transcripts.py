@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from perdure.activities.transcripts import Stale, Transcripts
 from perdure.effects import ModelInput, View, tail_digest
-from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
+from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
 from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.wire import TranscriptPage, TranscriptQuery
 from perdure.workflows.pages import page
@@ -98,7 +98,7 @@ class Desk:
             return await environment.run(awaited)
 
     async def view(self, want: ModelInput, **who: str) -> tuple[Message, ...]:
-        return await self.attempt(lambda: self.cache.view(want), **who)
+        return (await self.attempt(lambda: self.cache.view(want), **who)).messages
 
     async def reply(self, length: int, message: Message, **who: str) -> None:
         async def add() -> None:
@@ -145,6 +145,21 @@ async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
     assert len(run.asked) == asked
     assert await desk.view(want(3)) == whole
     assert len(run.asked) > asked, "it was moved, not copied"
+
+
+async def test_the_blobs_are_those_of_what_is_seen_and_no_others() -> None:
+    desk = Desk()
+    tasks = [Message.user([Image(media_type="image/png", blob=name)]) for name in ("one", "two", "three")]
+    desk.run("r", *tasks, Message.user("and now?"))
+
+    async def blobs(want: ModelInput) -> tuple[str, ...]:
+        return (await desk.attempt(lambda: desk.cache.view(want))).blobs
+
+    assert await blobs(want(4)) == ("one", "two", "three")
+    assert await blobs(want(4, start=2)) == ("three",)
+    assert await blobs(want(4, start=2, pinned=1)) == ("one", "three")
+    assert await blobs(want(2)) == ("one", "two"), "an attempt that looks further back"
+    assert await blobs(want(4)) == ("one", "two", "three")
 
 
 async def test_what_is_missing_is_asked_for_page_by_page() -> None:
