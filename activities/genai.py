@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
+from weakref import WeakSet
 
 from opentelemetry import metrics, trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
@@ -20,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 from perdure.errors import ModelError
 from perdure.messages import Usage
 
+from .circuit import Circuits
 from .redact import redact
 
 SCOPE: Final = "perdure"
@@ -60,6 +62,9 @@ _tool_seconds = _meter.create_histogram(
 # No unit "USD": Prometheus' exporter would make a suffix of it.
 _cost = _meter.create_counter("perdure.cost", unit="{usd}", description="Dollars spent on models.")
 _outcomes = _meter.create_counter("perdure.run.outcomes", unit="{run}", description="Ended runs by why.")
+_openings = _meter.create_counter(
+    "perdure.circuit.openings", unit="{opening}", description="Times a worker stopped asking a model or tool."
+)
 _run_steps = _meter.create_histogram(
     "perdure.run.steps",
     unit="{step}",
@@ -203,3 +208,29 @@ def run_ended(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | 
     _run_steps.record(steps, {AGENT: agent})
     if cost_microusd is not None:
         _run_cost.record(cost_microusd / 1_000_000, {AGENT: agent})
+
+
+_watched: "WeakSet[Circuits]" = WeakSet()
+
+
+def watch_circuits(circuits: Circuits) -> None:
+    """Report which of these are open, for as long as they are in use."""
+    _watched.add(circuits)
+
+
+def circuit_opened(key: str) -> None:
+    """A worker asks this model or tool no more for a while."""
+    _openings.add(1, {"perdure.circuit": key})
+
+
+def _open_circuits(_: metrics.CallbackOptions) -> list[metrics.Observation]:
+    states = [pair for circuits in list(_watched) for pair in circuits.states().items()]
+    return [metrics.Observation(1, {"perdure.circuit": key, "perdure.state": state}) for key, state in states]
+
+
+_meter.create_observable_gauge(
+    "perdure.circuit.open",
+    [_open_circuits],
+    unit="{circuit}",
+    description="Circuits of this worker that are open, or half open.",
+)

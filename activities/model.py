@@ -1,9 +1,10 @@
 """The model call: one activity, streaming, with heartbeats that carry the partial text."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from temporalio import activity
@@ -13,7 +14,7 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.errors import RULES, ModelError
-from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens
+from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens, estimated_tokens
 from perdure.model import (
     Model,
     ModelEvent,
@@ -29,10 +30,13 @@ from perdure.spec import AgentSpec, ModelSpec
 from perdure.swarm import HANDOFF_TOOL
 from perdure.texts import bounded, whole
 
+from .circuit import CircuitOpen
 from .heartbeat import Heart, last_progress
+from .rates import Throttled
 from .redact import redact
 from .reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
 from .telemetry import model_span
+from .traffic import Traffic
 from .transcripts import Sight, Transcripts
 
 MOST_PATIENCE = timedelta(minutes=10)
@@ -47,7 +51,10 @@ class ModelCalls:
     agents: Mapping[str, Agent]
     transcripts: Transcripts
     blobs: BlobStore
+    traffic: Traffic = field(default_factory=Traffic)
     progress_interval: timedelta = timedelta(milliseconds=150)
+    first_nap: timedelta = timedelta(seconds=30)
+    """About so long after a failure that may pass, a parked run tries again."""
 
     @activity.defn(name=CALL_MODEL)
     async def call_model(self, want: ModelInput) -> ModelOutcome:
@@ -60,7 +67,7 @@ class ModelCalls:
         spec = await self.transcripts.spec(want.spec)
         sight = await self.transcripts.view(want)
         chosen = spec.models[want.model]
-        call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before())
+        call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before(), first_nap=self.first_nap)
         try:
             request = await self._request(call, sight)
             return await self._answer(call, request)
@@ -100,7 +107,7 @@ class ModelCalls:
         with model_span(call.chosen.config, call.want, request) as span:
             async with Heart(call.progress, interval):
                 try:
-                    reply = await call.listen(model, request)
+                    reply = await self._asked(call, model, request)
                 except asyncio.CancelledError:
                     if not _asked_to_stop():
                         raise  # the worker is shutting down, or we were given up for dead: try again
@@ -108,6 +115,29 @@ class ModelCalls:
             outcome = self._outcome(call, request, reply)
             span.done(outcome)
             return outcome
+
+    async def _asked(self, call: "_Call", model: Model, request: ModelRequest) -> Reply:
+        """Ask, when it is this call's turn; and let others know how it went."""
+        name, circuits = request.config.name, self.traffic.circuits
+        limits = (request.config.provider, name)
+        model.check(request.config)
+        try:
+            await self.traffic.admit(name, limits, lambda: _reads(request))
+        except CircuitOpen as refusal:
+            raise ModelError("circuit_open", str(refusal), retry_after=refusal.retry_after) from None
+        except Throttled as refusal:
+            raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
+        try:
+            reply = await call.listen(model, request)
+        except ModelError as error:
+            circuits.failed(name, error.kind, error.retry_after)
+            raise
+        except BaseException:
+            circuits.left(name)
+            raise
+        circuits.succeeded(name)
+        await self.traffic.rates.spent(limits, reply.usage.output_tokens)
+        return reply
 
     def _outcome(self, call: "_Call", request: ModelRequest, reply: Reply) -> ModelOutcome:
         want = call.want
@@ -139,7 +169,16 @@ class ModelCalls:
 class _Call:
     """One attempt: what it has heard so far, and what it and those before it have cost."""
 
-    def __init__(self, *, want: ModelInput, spec: AgentSpec, chosen: ModelSpec, before: Usage) -> None:
+    def __init__(
+        self,
+        *,
+        want: ModelInput,
+        spec: AgentSpec,
+        chosen: ModelSpec,
+        before: Usage,
+        first_nap: timedelta,
+    ) -> None:
+        self.first_nap = first_nap
         self.want = want
         self.spec = spec
         self.chosen = chosen
@@ -150,7 +189,6 @@ class _Call:
 
     async def listen(self, model: Model, request: ModelRequest) -> Reply:
         """Hear the model out. Only a Reply is an answer."""
-        model.check(request.config)
         try:
             async with asyncio.timeout(request.config.timeout.total_seconds()):
                 return await self._heard(model.stream(request))
@@ -209,7 +247,11 @@ class _Call:
         )
         message = bounded(redact(str(error)))
         failure = ModelFailure(
-            kind=error.kind, message=message, wasted=spent, wasted_microusd=self.wasted_microusd(spent)
+            kind=error.kind,
+            message=message,
+            wasted=spent,
+            wasted_microusd=self.wasted_microusd(spent),
+            heals_after=_heals_after(error, self.first_nap),
         )
         activity.logger.warning("model call failed: %s: %s", error.kind, message)
         too_long = error.retry_after is not None and error.retry_after > MOST_PATIENCE
@@ -224,6 +266,23 @@ class _Call:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+def _reads(request: ModelRequest) -> int:
+    return sum(estimated_tokens(message) for message in request.messages)
+
+
+def _heals_after(error: ModelError, first_nap: timedelta) -> timedelta | None:
+    """When to look again, for what may pass: never before the provider says, and not all at once.
+
+    An open circuit's wait is this worker's own; another may know better by then.
+    """
+    if not RULES[error.kind].heals:
+        return None
+    chance = random.random()  # noqa: S311 - no secret
+    if error.retry_after is not None and error.kind != "circuit_open":
+        return error.retry_after * (1 + chance)
+    return first_nap * (0.5 + chance)
 
 
 async def _close(events: AsyncIterator[ModelEvent]) -> None:

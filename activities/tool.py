@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,15 +16,19 @@ from temporalio.exceptions import ApplicationError
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.effects import CALL_TOOL, READ_RESULT, Progress, ToolInput, ToolOutcome
-from perdure.errors import FatalToolError, RetryableToolError
+from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
 from perdure.texts import bounded, whole
 from perdure.tools import Tool, ToolContext
 
+from .circuit import CircuitOpen
 from .heartbeat import Heart
+from .rates import Throttled
 from .redact import redact
+from .remembered import Remembered
 from .results import Kept, keep, read_more
 from .telemetry import tool_span
+from .traffic import Traffic
 from .transcripts import Transcripts
 
 _BEAT = timedelta(seconds=1)
@@ -44,6 +48,8 @@ class ToolCalls:
     blobs: BlobStore
     executor: Executor
     transcripts: Transcripts
+    traffic: Traffic = field(default_factory=Traffic)
+    remembered: Remembered = field(default_factory=Remembered)
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -56,12 +62,13 @@ class ToolCalls:
         """
         began = time.monotonic()
         with tool_span(want) as span:
-            kept, is_error = await self._kept(want)
+            kept, error_kind = await self._kept(want)
             result = ToolResult(
                 call_id=want.call_id,
                 name=want.tool,
                 content=kept.content,
-                is_error=is_error,
+                is_error=error_kind is not None,
+                error_kind=error_kind,
                 spilled=kept.spilled,
                 duration_ms=round((time.monotonic() - began) * 1000),
                 attempts=activity.info().attempt,
@@ -70,25 +77,62 @@ class ToolCalls:
             span.done(result)
             return ToolOutcome(result=result)
 
-    async def _kept(self, want: ToolInput) -> tuple[Kept, bool]:
+    async def _kept(self, want: ToolInput) -> tuple[Kept, ErrorKind | None]:
+        """What the model gets, and of which kind the error is, if it is one."""
         if want.tool == READ_RESULT:
-            return await read_more(self.blobs, want), False
+            return await read_more(self.blobs, want), None
         tool = self._tool(want)
         try:
-            value = await self._run(tool, want)
-        except (Refused, FatalToolError) as error:
-            return _said(error, name=""), True
+            value = await self._admitted(tool, want)
+        except Refused as error:
+            return _said(error, name=""), "invalid_arguments"
+        except FatalToolError as error:
+            return self._given_up(tool, want, _said(error, name=""), "tool_error")
+        except (CircuitOpen, Throttled) as error:
+            kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
+            return self._given_up(tool, want, _said(error, name=""), kind)
         except BaseException as error:
             if not _is_the_tools_own(error):
                 raise
             failed = error
         else:
             # Outside the try: the tool has done its work, and nothing here may have it done again.
-            return await keep(value, self.blobs, want.preview_bytes), False
+            kept = await keep(value, self.blobs, want.preview_bytes)
+            self.remembered.keep(tool, want, kept)
+            return kept, None
         again = _again(failed, tool.retry.attempts)
         if again is not None:
             raise again
-        return _said(failed), True
+        kind = "tool_timeout" if isinstance(failed, TimeoutError) else "tool_error"
+        return self._given_up(tool, want, _said(failed), kind)
+
+    def _given_up(
+        self, tool: Tool, want: ToolInput, said: Kept, kind: ErrorKind
+    ) -> tuple[Kept, ErrorKind | None]:
+        """The failure; or what the same call gave a while ago, where the tool says that this will do."""
+        earlier = self.remembered.find(tool, want)
+        if earlier is None:
+            return said, kind
+        return earlier.told(tool.name, said), None
+
+    async def _admitted(self, tool: Tool, want: ToolInput) -> Any:
+        """Run the tool when it is this call's turn, and let others know how it went."""
+        key = f"tool:{tool.name}"
+        if not tool.circuit:
+            await self.traffic.rates.enter((key,), lambda: 0)
+            return await self._run(tool, want)
+        circuits = self.traffic.circuits
+        await self.traffic.admit(key, (key,))
+        try:
+            value = await self._run(tool, want)
+        except (Refused, FatalToolError):
+            circuits.succeeded(key)  # it answers; what it says is another matter
+            raise
+        except BaseException as error:
+            circuits.failed(key, "tool_error") if _is_the_tools_own(error) else circuits.left(key)
+            raise
+        circuits.succeeded(key)
+        return value
 
     def _tool(self, want: ToolInput) -> Tool:
         agent = self.agents.get(want.agent)

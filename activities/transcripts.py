@@ -4,6 +4,7 @@ Queries leave nothing in history. A transcript only grows at its end, so a cache
 goes stale; a run that continued as new, or was reset, has another run id and so another entry.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from temporalio.client import WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from perdure.effects import SPEC_QUERY, STALE, ModelFailure, ModelInput, tail_digest
+from perdure.effects import PIN_SHOWN, SPEC_QUERY, STALE, ModelFailure, ModelInput, tail_digest
 from perdure.messages import Message, ToolResult, size_bytes
 from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.wire import TRANSCRIPT, TranscriptPage, TranscriptQuery
@@ -73,6 +74,7 @@ class Transcripts:
         """How often a run was asked: the misses, for metrics and tests."""
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
+        self._asking: dict[str, asyncio.Lock] = {}
         self._bytes = 0
 
     async def view(self, want: ModelInput) -> Sight:
@@ -114,12 +116,25 @@ class Transcripts:
         """The pinned spec of that digest; asked of the run once a worker."""
         known = self._specs.get(pin)
         if known is None:
-            known = _of_agent(await self._ask(SPEC_QUERY, None, ResolvedAgent))
-            self._specs[pin] = known
-            if len(self._specs) > _MOST_SPECS:
-                self._specs.popitem(last=False)
-        self._specs.move_to_end(pin)
+            # One at a time: of a hundred runs that begin at once, one is asked.
+            async with self._asking.setdefault(pin, asyncio.Lock()):
+                known = self._specs.get(pin)
+                if known is None:
+                    known = _of_agent(await self._ask(SPEC_QUERY, None, ResolvedAgent))
+                    self._keep(pin, known)
+            self._asking.pop(pin, None)
+        self._keep(pin, known)
         return known
+
+    def add_spec(self, spec: AgentSpec) -> None:
+        """Remember a spec that was made here: its runs' model calls will want it."""
+        self._keep(spec.pin[:PIN_SHOWN], spec)
+
+    def _keep(self, pin: str, spec: AgentSpec) -> None:
+        self._specs[pin] = spec
+        self._specs.move_to_end(pin)
+        if len(self._specs) > _MOST_SPECS:
+            self._specs.popitem(last=False)
 
     def add_reply(self, length: int, message: Message) -> None:
         """Remember the answer that becomes message `length`, so that the next step need not ask."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RunFailed,
         RunNotFound,
     )
+    from perdure.fallbacks import Fallback, ToolFallback
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
     from perdure.limits import GraphLimits, Limits, SwarmLimits
     from perdure.messages import Document, Image, Message, Usage
@@ -44,6 +45,7 @@ _HOME = {
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
     "Edge": "perdure.graph",
+    "Fallback": "perdure.fallbacks",
     "FatalToolError": "perdure.errors",
     "Graph": "perdure.graph",
     "GraphLimits": "perdure.limits",
@@ -78,6 +80,7 @@ _HOME = {
     "SwarmLimits": "perdure.limits",
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
+    "ToolFallback": "perdure.fallbacks",
     "TurnReply": "perdure.wire",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",
@@ -94,6 +97,7 @@ __all__ = [
     "DefinitionError",
     "Document",
     "Edge",
+    "Fallback",
     "FatalToolError",
     "Graph",
     "GraphLimits",
@@ -128,6 +132,7 @@ __all__ = [
     "SwarmLimits",
     "Tool",
     "ToolContext",
+    "ToolFallback",
     "TurnReply",
     "Usage",
     "as_tool",

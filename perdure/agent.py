@@ -4,19 +4,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import SlidingWindow
 from perdure.effects import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.errors import DefinitionError
+from perdure.fallbacks import Fallback, ToolFallback
 from perdure.limits import Limits
 from perdure.members import Member, reached
 from perdure.model import ModelConfig
 from perdure.policy import Policy
-from perdure.prices import PriceTable, shipped
-from perdure.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolSpec
+from perdure.prices import Price, PriceTable, shipped
+from perdure.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolFallbackSpec, ToolSpec
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
@@ -36,8 +37,8 @@ class Agent:
     description: str = ""
     """What it is good for, in a line: for other agents, which may call it or hand over to it."""
     tools: Sequence[AnyTool] = ()
-    fallbacks: Sequence[str | ModelConfig] = ()
-    """Models tried in order when the one before has given up."""
+    fallbacks: Sequence[str | ModelConfig | Fallback] = ()
+    """Models tried in order when the one before has given up; a `Fallback` says when it is taken."""
     limits: Limits = Limits()
     policy: Policy | None = None
     """None: every tool may be called, those with `approval=True` after a person said so."""
@@ -51,7 +52,11 @@ class Agent:
     result_preview_bytes: int = 16_384
     """Of a longer text result the model sees this much, and can read the rest by a tool."""
     on_failure: OnFailure = "park"
-    """When a model call fails for good in a way a person could mend: wait for them, or fail."""
+    """When a model call fails for good in a way that time or a person could mend. "park": wait where it is,
+    nothing is lost. "fail": end with the error. "answer": end as completed, with the best that was said, or
+    with `fallback_message`; `RunResult.error` says why."""
+    fallback_message: str | None = None
+    """What a run answers that must end (by a limit, a stop, a failure) before anything was said."""
     planning: bool = False
     """Give the model a plan that it keeps: shown to people, and kept when the conversation is cut."""
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
@@ -61,7 +66,7 @@ class Agent:
             raise DefinitionError(
                 f"agent name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
             )
-        chain = tuple(self._config(model) for model in (self.model, *self.fallbacks))
+        chain = tuple(self._config(_model_of(one)) for one in (self.model, *self.fallbacks))
         object.__setattr__(self, "models", chain)
         object.__setattr__(self, "tools", self._check_tools())
         self._check_bounds()
@@ -126,6 +131,8 @@ class Agent:
             if tool.name in _RESERVED:
                 raise DefinitionError(f"agent {self.name!r}: the tool name {tool.name!r} is reserved")
             seen.add(tool.name)
+        for tool in tools:
+            self._check_stand_in(tool, seen)
         for name in self.limits.per_tool:
             if name not in seen:
                 raise DefinitionError(
@@ -133,12 +140,31 @@ class Agent:
                 )
         return tools
 
+    def _check_stand_in(self, tool: AnyTool, known: set[str]) -> None:
+        if not isinstance(tool, Tool | RemoteTool) or tool.fallback is None or tool.fallback.tool is None:
+            return
+        name = tool.fallback.tool
+        if name not in known:
+            raise DefinitionError(
+                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, which is no tool of it"
+            )
+        other = next(one for one in self.tools if one.name == name)
+        if not isinstance(other, Tool | RemoteTool) or other.approval:
+            raise DefinitionError(
+                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, which a person or an agent "
+                "answers; a fallback must be a function that needs nobody"
+            )
+
     def _check_bounds(self) -> None:
         bounds = {
             "output_repairs": (self.output_repairs, 0),
             "tool_concurrency": (self.tool_concurrency, 1),
             "result_preview_bytes": (self.result_preview_bytes, 256),
         }
+        if self.on_failure not in get_args(OnFailure):
+            raise DefinitionError(
+                f"agent {self.name!r}: on_failure is {self.on_failure!r}; {', '.join(get_args(OnFailure))}"
+            )
         for name, (value, least) in bounds.items():
             if value < least:
                 raise DefinitionError(f"agent {self.name!r}: {name} must be {least} or more, not {value!r}")
@@ -186,7 +212,10 @@ class Agent:
         """
         table = prices or shipped()
         day = today or date.max
-        models = tuple(ModelSpec(config=config, price=table.find(config.name, day)) for config in self.models)
+        models = tuple(
+            _model_spec(config, given, table.find(config.name, day))
+            for config, given in zip(self.models, (self.model, *self.fallbacks), strict=True)
+        )
         if cost_limited or self.limits.cost_usd is not None:
             self._check_prices(models)
         return AgentSpec(
@@ -205,6 +234,7 @@ class Agent:
             result_preview_bytes=self.result_preview_bytes,
             on_failure=self.on_failure,
             planning=self.planning,
+            fallback_message=self.fallback_message,
         )
 
     def _check_prices(self, models: Sequence[ModelSpec]) -> None:
@@ -215,6 +245,23 @@ class Agent:
                 f"the price of {', '.join(unknown)} is not known; "
                 "add it to the table PERDURE_PRICES points to"
             )
+
+
+def _model_of(given: str | ModelConfig | Fallback) -> str | ModelConfig:
+    return given.model if isinstance(given, Fallback) else given
+
+
+def _model_spec(config: ModelConfig, given: str | ModelConfig | Fallback, price: Price | None) -> ModelSpec:
+    if not isinstance(given, Fallback):
+        return ModelSpec(config=config, price=price)
+    least = given.least_cost_left_usd
+    return ModelSpec(
+        config=config,
+        price=price,
+        on=None if given.on is None else tuple(sorted(given.on)),
+        sticky=given.sticky,
+        least_cost_left_microusd=None if least is None else round(least * 1_000_000),
+    )
 
 
 _INPUT: dict[str, Any] = {
@@ -272,4 +319,11 @@ def _tool_spec(tool: AnyTool) -> ToolSpec:
                 concurrency=tool.concurrency,
                 task_queue=tool.task_queue,
                 activity=(tool.activity or tool.name) if isinstance(tool, RemoteTool) else None,
+                fallback=_fallback_spec(tool.fallback),
             )
+
+
+def _fallback_spec(fallback: ToolFallback | None) -> ToolFallbackSpec | None:
+    if fallback is None:
+        return None
+    return ToolFallbackSpec(tool=fallback.tool, answer=fallback.answer, remembered=fallback.remembered)

@@ -35,6 +35,9 @@ GRAPH_CODE: Final = "perdure_graph_code"
 SPEC_QUERY: Final = "spec"
 """Query that gives an activity the run's pinned AgentSpec."""
 
+PIN_SHOWN: Final = 16
+"""Of a spec's digest a model call carries this much: enough to tell the specs of one worker apart."""
+
 STALE: Final = "StaleTranscript"
 """Error type: the transcript asked for is not there any more; the workflow schedules the call anew."""
 
@@ -116,6 +119,9 @@ class ModelFailure(Value):
     message: str
     wasted: Usage = Usage()
     wasted_microusd: int = 0
+    heals_after: timedelta | None = Field(default=None, exclude_if=_absent)
+    """When it is worth another try, for what time may mend; with some chance in it, so that not all
+    that wait come at once."""
 
 
 class ToolInput(Value):
@@ -177,6 +183,8 @@ class Request(Value):
     parent: str | None = Field(default=None, exclude_if=_absent)
     """The run that pinned the spec, by its workflow id; to be asked where this worker has another."""
     pin: str | None = Field(default=None, exclude_if=_absent)
+    model: str | None = Field(default=None, exclude_if=_absent)
+    """To be the first of the chain in place of the agent's own."""
     layout: int = 1
     """How the run would write its history, see `ResolvedAgent`."""
 

@@ -34,39 +34,139 @@ ErrorKind = Literal[
     "payment",
     "not_found",
     "bad_request",
+    "circuit_open",
+    "throttled",
     "too_large",
     "storage",
     "bug",
+    "refused",
+    "invalid_arguments",
+    "not_allowed",
+    "tool_error",
+    "tool_timeout",
 ]
+"""What can go wrong in a run, whoever's fault it is. What is classified, and where: see `RULES`."""
+
+Place = Literal["model", "tool", "run"]
 
 
 class Rule(NamedTuple):
     """What becomes of an error of one kind."""
 
-    retried: bool
-    """Temporal tries the same call again, after the provider's own delay if it named one."""
-    falls_back: bool
-    """The next model of the chain is tried when this one has given up."""
-    parks: bool
-    """A person can mend it: with `on_failure="park"` the run waits for `resume`."""
+    place: Place
+    """Where it enters: with a model call, with a tool call, or anywhere in a run."""
     meaning: str
+    retried: bool = False
+    """Temporal tries the same call again, after the provider's own delay if it named one."""
+    falls_back: bool = False
+    """The next model of the chain, or the tool's stand-in, is tried when this one has given up."""
+    parks: bool = False
+    """With `on_failure="park"` the run waits where it is."""
+    heals: bool = False
+    """Time may mend it: a parked run tries again by itself. Else it waits for a person to `resume` it."""
+    trips: bool = False
+    """It counts against the circuit of the model, or of the tool."""
+    counts: str = "nothing"
+    """What it uses up."""
+    model_sees: str = "nothing"
+    person_sees: str = "the run failed, with this kind"
+
+
+_ATTEMPTS = "one of the call's 6 attempts"
+_TOOL_ATTEMPTS = "one of the tool's attempts (`ToolRetry`)"
+_WAITS = "the run is parked, and when it tries again"
+_MEND = "the run is parked until it is resumed"
+_ERROR_RESULT = "the error, as the result of its call"
+_IN_TRANSCRIPT = "the failed call, in the transcript"
+
+
+def _passing(meaning: str) -> Rule:
+    """Trouble at the provider that may be over in a moment, or in an hour."""
+    return Rule(
+        "model",
+        meaning,
+        retried=True,
+        falls_back=True,
+        parks=True,
+        heals=True,
+        trips=True,
+        counts=_ATTEMPTS,
+        person_sees=_WAITS,
+    )
+
+
+def _mended(meaning: str, place: Place = "model") -> Rule:
+    """Trouble that a person has to mend."""
+    return Rule(place, meaning, falls_back=place == "model", parks=True, person_sees=_MEND)
 
 
 RULES: dict[ErrorKind, Rule] = {
-    "rate_limited": Rule(True, True, True, "the provider asks us to slow down"),
-    "overloaded": Rule(True, True, True, "the provider cannot take the call now"),
-    "timeout": Rule(True, True, True, "no answer in time"),
-    "connection": Rule(True, True, True, "the provider was not reached, or hung up"),
-    "stream_cut": Rule(True, True, True, "the answer stopped before its end"),
-    "malformed_reply": Rule(True, True, True, "the answer cannot be read"),
-    "context_overflow": Rule(False, False, False, "the conversation does not fit the model"),
-    "authentication": Rule(False, True, True, "the key is missing, wrong, or not allowed"),
-    "payment": Rule(False, True, True, "a bill, quota or spend limit is in the way"),
-    "not_found": Rule(False, True, True, "the provider knows no such model"),
-    "bad_request": Rule(False, True, False, "the provider refuses the request as wrong"),
-    "too_large": Rule(False, False, False, "something exceeds a size limit"),
-    "storage": Rule(False, False, True, "the blob store takes nothing: a full disk, a missing right"),
-    "bug": Rule(False, False, False, "something we did not foresee"),
+    "rate_limited": _passing("the provider asks us to slow down"),
+    "overloaded": _passing("the provider cannot take the call now"),
+    "timeout": _passing("no answer in time"),
+    "connection": _passing("the provider was not reached, or hung up"),
+    "stream_cut": _passing("the answer stopped before its end"),
+    "malformed_reply": _passing("the answer cannot be read")._replace(heals=False, person_sees=_MEND),
+    "circuit_open": _passing("the model, or tool, failed so often that nobody asks it for a while")._replace(
+        retried=False, trips=False, counts="nothing: it was not asked"
+    ),
+    "throttled": _passing("our own rate limit has no room for the call yet")._replace(
+        retried=False, trips=False, falls_back=False, counts="nothing: it was not asked"
+    ),
+    "context_overflow": Rule(
+        "model",
+        "the conversation does not fit the model",
+        counts="nothing: the step is made again",
+        model_sees="its window, cut by half",
+        person_sees="the run ended with `context_overflow`, when no cut helped",
+    ),
+    "authentication": _mended("the key is missing, wrong, or not allowed"),
+    "payment": _mended("a bill, quota or spend limit is in the way"),
+    "not_found": _mended("the provider knows no such model"),
+    "bad_request": Rule("model", "the provider refuses the request as wrong", falls_back=True),
+    "refused": Rule(
+        "model",
+        "the model, or a guardrail, declines to answer",
+        counts="a step",
+        person_sees="the run ended with `refusal` or `guardrail`, and what was said",
+    ),
+    "invalid_arguments": Rule(
+        "tool",
+        "the model's arguments do not fit the tool, or its output not the type asked for",
+        counts="a tool call; an output one of `output_repairs`; five such steps in a row end the run",
+        model_sees="what does not fit",
+        person_sees=_IN_TRANSCRIPT,
+    ),
+    "not_allowed": Rule(
+        "tool",
+        "policy, limit or person refuses the call",
+        counts="a tool call",
+        model_sees="who refused it, and why",
+        person_sees=_IN_TRANSCRIPT,
+    ),
+    "tool_error": Rule(
+        "tool",
+        "the tool failed; again only for `ConnectionError`, `TimeoutError`, `RetryableToolError`",
+        retried=True,
+        falls_back=True,
+        trips=True,
+        counts=_TOOL_ATTEMPTS,
+        model_sees=_ERROR_RESULT,
+        person_sees=_IN_TRANSCRIPT,
+    ),
+    "tool_timeout": Rule(
+        "tool",
+        "the tool did not answer in time, or its worker died",
+        retried=True,
+        falls_back=True,
+        trips=True,
+        counts=_TOOL_ATTEMPTS,
+        model_sees="that it may or may not have taken effect",
+        person_sees=_IN_TRANSCRIPT,
+    ),
+    "too_large": Rule("run", "something exceeds a size limit"),
+    "storage": _mended("the blob store takes nothing: a full disk, a missing right", "run"),
+    "bug": Rule("run", "something we did not foresee"),
 }
 assert set(RULES) == set(get_args(ErrorKind))
 
@@ -74,6 +174,45 @@ assert set(RULES) == set(get_args(ErrorKind))
 def rule_for(kind: str) -> Rule:
     """The rule of that kind; a kind we do not know is a bug of ours."""
     return next((rule for known, rule in RULES.items() if known == kind), RULES["bug"])
+
+
+_HEAD = """\
+# What can go wrong, and what becomes of it
+
+<!-- Written by `python -m perdure.errors`: do not edit it. -->
+
+Each error is classified once, where it enters.
+
+- *Again*: Temporal tries the same call again, after the delay that the provider named, else after 1, 2, 4 ...
+  seconds.
+- *Circuit*: it counts against the circuit of that model or tool.
+- *Falls back*: the next model of the chain, or the tool's stand-in, is tried when the attempts are used up.
+- *Parks*: with `on_failure="park"` (the default) the run waits at that step; "a while" means that it tries
+  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes.
+
+| kind | what it means | again | circuit | falls back | parks | counts as | the model sees | a person sees |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def as_markdown() -> str:
+    """The table of all kinds, as `docs/errors.md` has it."""
+    return _HEAD + "".join(_row(kind, rule) for kind, rule in RULES.items())
+
+
+def _row(kind: str, rule: Rule) -> str:
+    parks = ("a while" if rule.heals else "until resumed") if rule.parks else ""
+    marks = ["yes" if mark else "" for mark in (rule.retried, rule.trips, rule.falls_back)]
+    cells = [
+        f"`{kind}`",
+        rule.meaning,
+        *marks,
+        parks,
+        rule.counts,
+        rule.model_sees,
+        rule.person_sees,
+    ]
+    return f"| {' | '.join(cells)} |\n"
 
 
 class PerdureError(Exception):
@@ -154,3 +293,9 @@ class RetryableToolError(ToolError):
 
 class FatalToolError(ToolError):
     """The tool failed in a way no retry mends; the model gets the message as an error result."""
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(as_markdown())

@@ -127,6 +127,8 @@ class ToolResult(Value):
     """Digest of the whole text in the blob store, when `content` holds only its beginning."""
     duration_ms: int = Field(default=0, exclude_if=_absent)
     attempts: int = Field(default=0, exclude_if=_absent)
+    error_kind: str | None = Field(default=None, exclude_if=_absent)
+    """Of an error: its kind, as `perdure.errors.RULES` has it."""
 
     @property
     def text(self) -> str:

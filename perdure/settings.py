@@ -8,19 +8,21 @@ environment, the environment over `.env`, `.env` over the defaults.
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from perdure.errors import DefinitionError
@@ -61,6 +63,22 @@ Grace = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
 FilePath = Annotated[Path, BeforeValidator(_expanded)]
 Count = Annotated[int, Field(ge=1)]
 Address = Annotated[str, AfterValidator(_host_and_port)]
+
+
+def _rate_store(url: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"memory|rediss?://.+", url.get_secret_value()):
+        raise ValueError("write it as memory or redis://host:port/number")
+    return url
+
+
+class RateLimit(BaseModel):
+    """Most of something in a minute; None is no bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calls: Annotated[int, Field(ge=1)] | None = None
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Read and written, cached ones included."""
 
 
 def _also(name: str, temporal: str) -> AliasChoices:
@@ -191,6 +209,26 @@ class Settings(BaseSettings):
         timedelta(seconds=30),
         description="How long calls may go on after a shutdown is asked for; a pod's grace must be longer.",
     )
+    rate_limits: dict[str, RateLimit] = Field(
+        default_factory=dict,
+        description='Most calls and tokens a minute, by provider, model or tool, as JSON: `{"anthropic": '
+        '{"calls": 1000, "tokens": 400000}, "tool:search": {"calls": 60}}`. Needs `perdure[limits]`.',
+    )
+    rate_limit_store: Annotated[SecretStr, AfterValidator(_rate_store)] = Field(
+        SecretStr("memory"),
+        description="Where rate limits are counted: `memory`, each worker for itself, or a `redis://` URL.",
+    )
+    circuit_threshold: Count = Field(
+        5, description="Failures in a row after which a worker asks a model no more for a while."
+    )
+    circuit_wait: Duration = Field(
+        timedelta(seconds=15),
+        description="For how long at first; then one call is let in. Each failure doubles it, up to 8 times.",
+    )
+    parked_retry: Duration = Field(
+        timedelta(seconds=30),
+        description="About how long a run parked by an outage waits before it tries again; then ever longer.",
+    )
     search_attributes: bool = Field(
         True, description="Set search attributes on runs. False where nobody may register them."
     )
@@ -261,7 +299,8 @@ def _by_variable(error: ValidationError) -> ValidationError:
 def _renamed(problem: Any) -> InitErrorDetails:
     where = str(problem["loc"][0]) if problem["loc"] else ""
     field = next((name for name in Settings.model_fields if where in (name, *variables(name))), None)
-    secret = field is None or SecretStr in get_args(Settings.model_fields[field].annotation)
+    kind = Settings.model_fields[field].annotation if field else None
+    secret = field is None or kind is SecretStr or SecretStr in get_args(kind)
     return InitErrorDetails(
         type=PydanticCustomError("setting", "{what}", {"what": problem["msg"].removeprefix("Value error, ")}),
         loc=(variables(field)[0] if field else where,),
@@ -299,6 +338,8 @@ def _kind(annotation: Any) -> str:
     """A field's type in a word, or its words when it takes only some."""
     if annotation in _NAMES:
         return _NAMES[annotation]
+    if get_origin(annotation) is dict:
+        return "JSON"
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if all(isinstance(part, str) for part in parts):
         return ", ".join(f"`{part}`" for part in parts)
@@ -306,9 +347,9 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(name: str, field: FieldInfo) -> str:
-    if name in _DEFAULTS or field.default is None:
+    if name in _DEFAULTS or field.default is None or field.default is PydanticUndefined:
         return _DEFAULTS.get(name, "")
-    value = field.default
+    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
     if isinstance(value, timedelta):
         millis = round(value.total_seconds() * 1000)
         return f"`{millis // 1000}s`" if millis % 1000 == 0 else f"`{millis}ms`"

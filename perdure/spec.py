@@ -20,7 +20,7 @@ from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
 from perdure.prices import Price
 
-OnFailure = Literal["park", "fail"]
+OnFailure = Literal["park", "fail", "answer"]
 ToolKind = Literal["function", "remote", "person", "agent"]
 Collect = Literal["all", "completion"]
 """How answers of agents called as tools come back: all of a step together, or each when it is there."""
@@ -37,6 +37,19 @@ class RetrySpec(BaseModel):
     initial_interval: timedelta = timedelta(seconds=1)
     backoff: float = 2.0
     maximum_interval: timedelta = timedelta(seconds=30)
+
+
+class ToolFallbackSpec(BaseModel):
+    """What answers in place of a tool that has failed for good: one of the three."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tool: str | None = None
+    """Another tool of the agent, with the same arguments."""
+    answer: str | None = None
+    """This text."""
+    remembered: timedelta | None = None
+    """What the same call gave on this worker, at most so long ago."""
 
 
 class ToolSpec(BaseModel):
@@ -63,6 +76,8 @@ class ToolSpec(BaseModel):
     collect: Collect = Field(default="all", exclude_if=lambda v: v == "all")
     deadline: timedelta | None = Field(default=None, exclude_if=_absent)
     """Wall clock of one run of the agent that answers."""
+    fallback: ToolFallbackSpec | None = Field(default=None, exclude_if=_absent)
+    """What answers when the tool has failed for good."""
 
     @property
     def definition(self) -> ToolDefinition:
@@ -77,6 +92,10 @@ class ModelSpec(BaseModel):
 
     config: ModelConfig
     price: Price | None = None
+    on: tuple[str, ...] | None = Field(default=None, exclude_if=lambda v: v is None)
+    """A fallback's conditions: see `perdure.agent.Fallback`."""
+    sticky: bool = Field(default=True, exclude_if=lambda v: v is True)
+    least_cost_left_microusd: int | None = Field(default=None, exclude_if=_absent)
 
 
 class AgentSpec(BaseModel):
@@ -104,6 +123,8 @@ class AgentSpec(BaseModel):
     on_failure: OnFailure = "park"
     planning: bool = Field(default=False, exclude_if=_absent)
     """The model gets a tool by which it keeps a plan."""
+    fallback_message: str | None = Field(default=None, exclude_if=_absent)
+    """What the run answers when it must end and nothing was said."""
 
     @cached_property
     def hash(self) -> str:

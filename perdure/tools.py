@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any, Literal, Protocol, get_args, overload
 
 from perdure.errors import DefinitionError
+from perdure.fallbacks import ToolFallback
 from perdure.members import Member
 from perdure.schema import Signature, check_schema, signature_of
 from perdure.spec import Collect
@@ -93,6 +94,10 @@ class Tool:
     """Most calls of this tool at once in one run."""
     task_queue: str | None = None
     """Where workers take its calls from; None: the run's own queue."""
+    fallback: ToolFallback | None = None
+    """What answers when it has failed for good; None: the model is told of the failure."""
+    circuit: bool = False
+    """True: after some failures in a row this worker calls it no more for a while, and says so at once."""
 
     def __post_init__(self) -> None:
         check_tool(self)
@@ -128,6 +133,8 @@ class RemoteTool:
     heartbeat: timedelta | None = None
     retry: ToolRetry = ToolRetry()
     concurrency: int | None = None
+    fallback: ToolFallback | None = None
+    """As `Tool.fallback`; nothing is remembered of remote tools."""
 
     def __post_init__(self) -> None:
         if not self.description.strip():
@@ -222,6 +229,20 @@ def check_tool(made: "Tool | RemoteTool") -> None:
         raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {made.concurrency!r}")
     if made.resource is not None and made.resource not in made.input_schema.get("properties", {}):
         raise DefinitionError(f"tool {name!r}: resource {made.resource!r} is none of its parameters")
+    _check_fallback(made)
+
+
+def _check_fallback(made: "Tool | RemoteTool") -> None:
+    fallback = made.fallback
+    if fallback is None:
+        return
+    if not isinstance(fallback, ToolFallback):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"tool {made.name!r}: fallback must be a ToolFallback, not {fallback!r}")
+    if fallback.tool == made.name:
+        raise DefinitionError(f"tool {made.name!r}: it cannot be its own fallback")
+    if fallback.remembered is not None and (made.effect == "write" or isinstance(made, RemoteTool)):
+        what = "remote tools" if isinstance(made, RemoteTool) else "a tool that writes"
+        raise DefinitionError(f"tool {made.name!r}: nothing can be remembered of {what}")
 
 
 def _bad_name(name: str) -> DefinitionError:
@@ -249,6 +270,8 @@ def tool(
     retry: ToolRetry = ...,
     concurrency: int | None = None,
     task_queue: str | None = None,
+    fallback: ToolFallback | None = None,
+    circuit: bool = False,
 ) -> _Decorator: ...
 def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool | _Decorator:
     """Make a tool of a function: its type hints become the schema, its docstring the description.

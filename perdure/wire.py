@@ -25,6 +25,7 @@ RESUME: Final = "resume"
 STOP: Final = "stop"
 STATUS: Final = "status"
 TRANSCRIPT: Final = "transcript"
+REDRIVE: Final = "redrive"
 RESULT: Final = "result"
 
 # Of SessionWorkflow, beside those.
@@ -33,13 +34,15 @@ REPLY: Final = "reply"
 INTERRUPT: Final = "interrupt"
 
 # Search attributes, and their Temporal types.
-SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double"]]] = {
+SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double", "Datetime"]]] = {
     "AgentName": "Keyword",
     "AgentStatus": "Keyword",
     "AgentStopReason": "Keyword",
     "AgentUser": "Keyword",
     "AgentSteps": "Int",
     "AgentCostUsd": "Double",
+    "AgentParkedFor": "Keyword",
+    "AgentParkedAt": "Datetime",
 }
 
 # Types of the errors a run may fail with, beside the kinds of `perdure.errors.RULES`.
@@ -188,6 +191,17 @@ class Decision(_Strict):
     """Of the run in the tree that waits, when the call's id alone does not say which."""
 
 
+class Redrive(_Strict):
+    """The argument of `redrive`: how a parked run is to go on. Nothing given: as it is, like `resume`."""
+
+    newest: bool = False
+    """With its agent as its worker has it now, in place of the one it was started with."""
+    model: str | None = Field(default=None, pattern=r"^[^:]+:.+$")
+    """With this model first, as "provider:model"; its settings are those of the one before it."""
+    limits: Limits | None = None
+    """With these bounds in place of its own, of those that are set; not `timeout`, whose clock runs."""
+
+
 class Approval(Value):
     """A tool call held until a person decides."""
 
@@ -234,6 +248,10 @@ class Failure(Value):
     message: str
     model: str | None = None
     step: int = 0
+    since: datetime | None = Field(default=None, exclude_if=_absent)
+    """Of a parked run: since when."""
+    resumes_at: datetime | None = Field(default=None, exclude_if=_absent)
+    """Of a parked run: when it tries again by itself; None: a person must `resume` it."""
 
 
 class Parked(Value):
@@ -310,6 +328,8 @@ class RunResult(Value):
     """Swarm: what the agents told each other with their handoffs, by agent."""
     unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=_absent)
     """Graph: nodes that never ran, and why."""
+    missing: list[str] = Field(default_factory=list[str], exclude_if=_absent)
+    """Of a run that ended early: what it left undone, a line each."""
 
 
 class RunStatus(Value):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 # Imported for the commands they add, in the order of the help.
-from . import acts, chat, graphs, runs
+from . import acts, chat, graphs, redrive, runs
 from .options import DONE, USAGE, Common, app, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
     from .client import RunInfo
 
-__all__ = ["acts", "app", "chat", "graphs", "run", "runs"]
+__all__ = ["acts", "app", "chat", "graphs", "redrive", "run", "runs"]
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="path/to/file.py, or package.module.")]
 

@@ -51,6 +51,8 @@ _STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
 _USER = SearchAttributeKey.for_keyword("AgentUser")
 _STEPS = SearchAttributeKey.for_int("AgentSteps")
 _COST = SearchAttributeKey.for_float("AgentCostUsd")
+_PARKED_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
+_PARKED_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
 
 
 _Asked = TypeVar("_Asked", bound=BaseModel)
@@ -69,6 +71,9 @@ class RunInfo(Value):
     cost_usd: float | None = None
     started_at: datetime
     ended_at: datetime | None = None
+    parked_for: str | None = None
+    """Why it is parked: a kind of error, see `docs/errors.md`."""
+    parked_at: datetime | None = None
 
 
 class Client:
@@ -256,6 +261,32 @@ class Client:
         """The run of that id, whether or not there is one."""
         return Run(self.temporal, id)
 
+    async def parked(
+        self,
+        *,
+        cause: str | None = None,
+        agent: str | None = None,
+        user: str | None = None,
+        older_than: timedelta | None = None,
+        query: str | None = None,
+        most: int = 1000,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs, at any depth, that stand still because of an error; `redrive` lets each go on.
+
+        `cause` is the kind of error; `older_than` leaves out those parked since.
+        """
+        wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {_quoted(cause)}"]
+        if older_than is not None:
+            before = datetime.now(UTC) - older_than
+            wanted.append(f"AgentParkedAt < {_quoted(before.isoformat())}")
+        if query is not None:
+            wanted.append(f"({query})")
+        found = self.list(
+            status="parked", agent=agent, user=user, query=" AND ".join(wanted), most=most, roots=False
+        )
+        async for info in found:
+            yield info
+
     async def list(
         self,
         *,
@@ -375,6 +406,8 @@ def _info(execution: WorkflowExecution) -> RunInfo:
         cost_usd=known.get(_COST),
         started_at=execution.start_time,
         ended_at=execution.close_time,
+        parked_for=known.get(_PARKED_FOR),
+        parked_at=known.get(_PARKED_AT),
     )
 
 

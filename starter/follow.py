@@ -132,7 +132,7 @@ class Follower:
                     return code_of_end(event)
                 if isinstance(event, TurnFinished):
                     return DONE
-                if isinstance(event, StatusChanged) and event.status == "parked" and not self._asks:
+                if isinstance(event, StatusChanged) and _stands_still(event) and not self._asks:
                     self._screen.note(f"  {show.how_to_go_on(self._run.id)}")
                     return PARKED
 
@@ -335,3 +335,8 @@ class _Events:
             await asyncio.gather(self._coming, return_exceptions=True)
         if isinstance(self._events, AsyncGenerator):  # what watches the runs below ends with it
             await self._events.aclose()
+
+
+def _stands_still(event: StatusChanged) -> bool:
+    """Whether nothing happens until a person does something: a parked run may try again by itself."""
+    return event.status == "parked" and (event.failure is None or event.failure.resumes_at is None)

@@ -30,7 +30,7 @@ _MEANING: Final = {
     DONE: "the agent finished",
     FAILED: "the run failed",
     USAGE: "the call was wrong",
-    PARKED: "the run is parked: it waits for `perdure resume`",
+    PARKED: "the run is parked until `perdure resume`; one that tries again by itself is followed on",
     EARLY: "it ended early: by a limit, a stop, a cancel, a refusal",
     UNREACHABLE: "no server or no worker answers",
     INTERRUPTED: "Ctrl-C; the run goes on",

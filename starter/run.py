@@ -23,11 +23,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.effects import SPEC_QUERY
 from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunFailed, RunNotFound
+from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.spec import ResolvedAgent
 from perdure.wire import (
     DECIDE,
     PAUSE,
+    REDRIVE,
     RESULT,
     RESUME,
     SEND,
@@ -228,6 +230,26 @@ class Run:
     async def resume(self) -> None:
         """Go on after a pause, or from exactly the step at which the run was parked."""
         await self.signal(RESUME)
+
+    async def redrive(
+        self, *, model: str | None = None, newest: bool = False, limits: Limits | None = None
+    ) -> None:
+        """Let a parked run go on from the step at which it was parked, changed if need be.
+
+        `model` is asked first in place of the agent's own; with `newest` its worker's present version of the
+        agent takes the place of the one it was started with; `limits` take the place of its own, those
+        that are set. Nothing given, it goes on as it is.
+
+        Raises:
+            InvalidRequest: it is not parked, or cannot go on so; nothing was changed.
+
+        """
+        how: dict[str, Any] = {"newest": True} if newest else {}
+        if model is not None:
+            how["model"] = model
+        if limits is not None:
+            how["limits"] = limits.model_dump(mode="json", exclude_unset=True)
+        await self._update(REDRIVE, how)
 
     async def stop(self) -> None:
         """Finish now, gracefully: completed, with the best partial answer."""

@@ -99,7 +99,8 @@ def failure(why: "Failure | None") -> str:
     if why is None:
         return "unknown"
     where = f" at step {why.step} ({why.model})" if why.model else ""
-    return f"{why.kind}{where}: {short(why.message, 500)}"
+    again = f"; tries again at {why.resumes_at:%H:%M:%S} UTC" if why.resumes_at else ""
+    return f"{why.kind}{where}: {short(why.message, 500)}{again}"
 
 
 def wanted(want: "Waiting") -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal
@@ -33,6 +33,8 @@ from perdure.settings import load as load_settings
 
 from .attributes import missing_search_attributes
 from .connection import connect_temporal, store_of
+from .health import read as read_health
+from .parked import by_cause
 from .server import find_binary
 from .worker import leave, pollers, run_process, say
 
@@ -177,6 +179,37 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="worker", verdict="ok", text=text)
 
 
+async def _parked(temporal: Client, settings: Settings) -> Finding:
+    if not settings.search_attributes:
+        return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
+    found = await by_cause(temporal)
+    if not found:
+        return Finding(name="parked runs", verdict="ok", text="none")
+    now = datetime.now(UTC)
+    told = [f"{one.runs} for {kind} (oldest {_span(one.age(now))})" for kind, one in sorted(found.items())]
+    text = f"{', '.join(told)}: see `perdure redrive --all --dry-run`"
+    return Finding(name="parked runs", verdict="warn", text=text)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+async def _circuits(temporal: Client, settings: Settings) -> Finding:
+    """Those of the worker whose health address is known here; each worker has its own."""
+    if settings.health_address is None:
+        text = (
+            "each worker knows its own: PERDURE_HEALTH_ADDRESS asks one; the metric is perdure.circuit.open"
+        )
+        return Finding(name="circuits", verdict="ok", text=text)
+    said = await asyncio.to_thread(read_health, f"http://{settings.health_address}/circuits")
+    open_ones = [line for line in said.splitlines() if line]
+    verdict: Verdict = "warn" if open_ones else "ok"
+    return Finding(name="circuits", verdict=verdict, text="; ".join(open_ones) or "all closed")
+
+
 async def _clock(temporal: Client, settings: Settings) -> Finding:
     """The server notes when somebody asked a queue for work: its clock, for the price of a question."""
     service, queue = temporal.workflow_service, TaskQueue(name=f"{_PROBE}-{os.getpid()}")
@@ -211,6 +244,8 @@ _LOOKS: Final[tuple[tuple[str, Verdict, _Look], ...]] = (
     ("namespace", "fail", _namespace),
     ("search attributes", "warn", _attributes),
     ("worker", "warn", _worker),
+    ("parked runs", "warn", _parked),
+    ("circuits", "warn", _circuits),
     ("clock", "warn", _clock),
 )
 

@@ -1,7 +1,8 @@
-"""Health of a worker over HTTP: `/live` and `/ready`, nothing else, from the standard library.
+"""Health of a worker over HTTP: `/live`, `/ready`, `/circuits`, from the standard library.
 
 `/live` says that the event loop turns: restart me when it does not. `/ready` says that work gets
-done: send me none when it does not. Temporal being away is no reason to restart a worker.
+done: send me none when it does not. Temporal being away is no reason to restart a worker, nor is a
+provider: `/circuits` says which are not asked at present, a line each.
 `python -m perdure.workers.health http://127.0.0.1:8080/ready` exits with 0 on a 200.
 """
 
@@ -10,7 +11,7 @@ import contextlib
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -18,6 +19,9 @@ from perdure.errors import DefinitionError
 
 Ready = Callable[[], Awaitable[str | None]]
 """None when ready; else what is missing, in words for people."""
+
+Circuits = Callable[[], Mapping[str, str]]
+"""The models and tools that this worker does not ask at present, and the states of their circuits."""
 
 _PATIENCE: Final = 5.0
 """Seconds for a request to arrive and for readiness to be found out."""
@@ -27,7 +31,7 @@ _NOISE: Final = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.Lim
 
 
 @contextlib.asynccontextmanager
-async def serve(address: str, ready: Ready) -> AsyncGenerator[str, None]:
+async def serve(address: str, ready: Ready, circuits: Circuits = dict) -> AsyncGenerator[str, None]:
     """Answer at `host:port` until the block ends; gives the address, with port 0 filled in.
 
     Raises:
@@ -36,7 +40,7 @@ async def serve(address: str, ready: Ready) -> AsyncGenerator[str, None]:
     """
     host, _, port = address.rpartition(":")
     try:
-        server = await asyncio.start_server(_Answers(ready), host, int(port), limit=_LONGEST)
+        server = await asyncio.start_server(_Answers(ready, circuits), host, int(port), limit=_LONGEST)
     except OSError as error:
         raise DefinitionError(f"PERDURE_HEALTH_ADDRESS {address}: {error.strerror or error}") from None
     try:
@@ -48,8 +52,9 @@ async def serve(address: str, ready: Ready) -> AsyncGenerator[str, None]:
 
 
 class _Answers:
-    def __init__(self, ready: Ready) -> None:
+    def __init__(self, ready: Ready, circuits: Circuits) -> None:
         self._ready = ready
+        self._circuits = circuits
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(*_NOISE):
@@ -72,8 +77,10 @@ class _Answers:
                 return HTTPStatus.OK, "live"
             case b"/ready":
                 return await self._readiness()
+            case b"/circuits":
+                return HTTPStatus.OK, "\n".join(f"{key}: {state}" for key, state in self._circuits().items())
             case _:
-                return HTTPStatus.NOT_FOUND, "there are /live and /ready"
+                return HTTPStatus.NOT_FOUND, "there are /live, /ready and /circuits"
 
     async def _readiness(self) -> tuple[HTTPStatus, str]:
         try:
@@ -104,6 +111,17 @@ def check(url: str) -> str | None:
             return f"{error.code}: {error.read().decode(errors='replace').strip()}"
     except OSError as error:
         return str(error)
+
+
+def read(url: str) -> str:
+    """What the URL answers.
+
+    Raises:
+        OSError: nothing, or no 200.
+
+    """
+    with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:  # noqa: S310 - of our own settings
+        return str(answer.read().decode(errors="replace"))
 
 
 def main(arguments: list[str]) -> int:

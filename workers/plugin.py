@@ -34,12 +34,17 @@ from perdure.settings import Settings
 from perdure.settings import load as load_settings
 from perdure.swarm import Swarm
 
+from ..activities.circuit import Circuits
+from ..activities.genai import circuit_opened, watch_circuits
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.providers import default_models
+from ..activities.rates import RateLimits
+from ..activities.rates import check as check_rates
 from ..activities.relay import relay
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls
+from ..activities.traffic import Traffic
 from ..activities.transcripts import Transcripts
 from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
@@ -83,6 +88,7 @@ class PerdurePlugin(SimplePlugin):
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.blobs = blobs or store_of(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
+        self.traffic = _traffic(self.settings)
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")
         super().__init__(
             "perdure",
@@ -95,23 +101,29 @@ class PerdurePlugin(SimplePlugin):
 
     def _activities(self) -> list[Callable[..., Any]]:
         interval = self.settings.progress_interval
+        traffic = self.traffic
         resolver = Resolver(
             members=self.members,
             prices=load_prices(self.settings.prices),
             search_attributes=self.settings.search_attributes,
+            providers=self.models,
+            transcripts=self.transcripts,
         )
         model_calls = ModelCalls(
             models=self.models,
             agents=self.agents,
             transcripts=self.transcripts,
             blobs=self.blobs,
+            traffic=traffic,
             progress_interval=interval,
+            first_nap=self.settings.parked_retry,
         )
         tool_calls = ToolCalls(
             agents=self.agents,
             blobs=self.blobs,
             executor=self._executor,
             transcripts=self.transcripts,
+            traffic=traffic,
             progress_interval=interval,
         )
         nodes = NodeCalls(graphs=self.graphs, blobs=self.blobs, executor=self._executor)
@@ -140,7 +152,10 @@ class PerdurePlugin(SimplePlugin):
         """Make sure that the server knows our search attributes before the first run needs them."""
         if self.settings.search_attributes:
             await register_search_attributes(worker.client)
-        await super().run_worker(worker, next)
+        try:
+            await super().run_worker(worker, next)
+        finally:
+            await self.traffic.rates.close()
 
 
 def _checked_converter(config: WorkerConfig) -> DataConverter:
@@ -153,6 +168,19 @@ def _checked_converter(config: WorkerConfig) -> DataConverter:
             "Client.connect(..., plugins=[PerdurePlugin(agents=[...])])"
         )
     return converter
+
+
+def _traffic(settings: Settings) -> Traffic:
+    store = settings.rate_limit_store.get_secret_value()
+    check_rates(settings.rate_limits, store)
+    circuits = Circuits(
+        threshold=settings.circuit_threshold,
+        first_wait=settings.circuit_wait,
+        longest_wait=settings.circuit_wait * 8,
+        opened=circuit_opened,
+    )
+    watch_circuits(circuits)
+    return Traffic(circuits=circuits, rates=RateLimits(settings.rate_limits, store))
 
 
 def by_name(agents: Sequence[Member]) -> dict[str, Member]:

@@ -30,6 +30,7 @@ PURE: Final = (
     "perdure.context",
     "perdure.effects",
     "perdure.errors",
+    "perdure.fallbacks",
     "perdure.graph",
     "perdure.limits",
     "perdure.members",
@@ -54,6 +55,7 @@ PURE: Final = (
     "perdure.workflows.budget",
     "perdure.workflows.calls",
     "perdure.workflows.carry",
+    "perdure.workflows.chain",
     "perdure.workflows.children",
     "perdure.workflows.decide",
     "perdure.workflows.fold",
@@ -75,6 +77,7 @@ those that only decide. They may import no clock, chance or Temporal (import-lin
 
 SHELLS: Final = (
     "perdure.workflows.agent",
+    "perdure.workflows.alarm",
     "perdure.workflows.child",
     "perdure.workflows.display",
     "perdure.workflows.flights",

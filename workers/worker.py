@@ -29,9 +29,11 @@ from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
 
+from ..activities.circuit import Circuits
 from . import health
 from .connection import connect_temporal
 from .load import Loaded, load_all
+from .parked import counted
 from .plugin import PerdurePlugin, by_name
 from .telemetry import reporting
 
@@ -94,17 +96,23 @@ async def work(orders: Orders) -> None:
         for warning in warnings:
             orders.tell(f"warning: {warning}")
         temporal = await connect_temporal(settings, [plugin])
-        await _serve(orders, loaded, temporal, tuple(warnings))
+        await _serve(orders, loaded, temporal, tuple(warnings), plugin.traffic.circuits)
 
 
-async def _serve(orders: Orders, loaded: Loaded, temporal: Client, warnings: tuple[str, ...]) -> None:
+async def _serve(
+    orders: Orders, loaded: Loaded, temporal: Client, warnings: tuple[str, ...], circuits: Circuits
+) -> None:
     stop = asyncio.Event()
     with _signals(stop, orders.tell):
         worker = Worker(temporal, task_queue=orders.settings.task_queue, **worker_options(orders.settings))
         running = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(stop.wait())
         try:
-            async with _health(orders.settings, worker, temporal) as health_address:
+            counts = orders.settings.metrics != "off" and orders.settings.search_attributes
+            async with (
+                _health(orders.settings, worker, temporal, circuits) as health_address,
+                counted(temporal, wanted=counts),
+            ):
                 if await _polls(temporal, orders.settings.task_queue, worker, running, stopping):
                     ready = Ready(
                         agents=served(loaded.agents),
@@ -235,7 +243,9 @@ async def pollers(temporal: Client, task_queue: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _health(settings: Settings, worker: Worker, temporal: Client) -> AsyncGenerator[str | None, None]:
+async def _health(
+    settings: Settings, worker: Worker, temporal: Client, circuits: Circuits
+) -> AsyncGenerator[str | None, None]:
     if settings.health_address is None:
         yield None
         return
@@ -245,7 +255,7 @@ async def _health(settings: Settings, worker: Worker, temporal: Client) -> Async
             return "the worker does not take work"
         return await _server_missing(temporal)
 
-    async with health.serve(settings.health_address, ready) as address:
+    async with health.serve(settings.health_address, ready, circuits.states) as address:
         yield address
 
 

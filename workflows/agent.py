@@ -25,6 +25,7 @@ from perdure.tree import GRANT, REPORT, Branch, Grant, Report
 from perdure.wire import (
     DECIDE,
     PAUSE,
+    REDRIVE,
     RESULT,
     RESUME,
     SEND,
@@ -42,6 +43,7 @@ from perdure.wire import (
 )
 
 from . import fold, team
+from .alarm import Alarm
 from .carry import Writing, pack, unpack, writing_of
 from .decide import (
     Answer,
@@ -53,6 +55,7 @@ from .decide import (
     Recall,
     Slide,
     StartNodes,
+    Switch,
     Wait,
     decide,
 )
@@ -62,10 +65,12 @@ from .fold import Birth
 from .inputs import (
     addressed,
     check_decision,
+    check_redrive,
     decision_of,
     held_below,
     listener,
     message_of,
+    redrive_of,
     refuse,
     request_of,
     run_below,
@@ -73,7 +78,7 @@ from .inputs import (
 from .outcome import ended
 from .pages import page
 from .report import report_due, result_of, starting_report, status_report
-from .resolve import resolve
+from .resolve import resolve, resolve_anew
 from .runs import Runs
 from .state import (
     Asked,
@@ -88,11 +93,13 @@ from .state import (
     Granted,
     NodesStarted,
     Paused,
+    Redriven,
     Resumed,
     Sent,
     Slid,
     State,
     StepBegan,
+    Switched,
 )
 from .team import Team
 from .tree import grace_of
@@ -110,6 +117,7 @@ class AgentWorkflow:
         self._events: deque[Event] = deque()
         self._flights = Flights(self._events.append)
         self._runs = Runs(self._events.append)
+        self._alarm = Alarm(self._events.append)
         self._recalled = False
         self._recalled_for: StopReason | None = None
         self._agent = ""
@@ -133,6 +141,7 @@ class AgentWorkflow:
             end = await self._loop(display, request)
         finally:
             deadline.cancel()
+            self._alarm.unset()
         result = result_of(self._now, end)
         await self._say_last_words(end, result)
         return ended(end, result)
@@ -169,6 +178,7 @@ class AgentWorkflow:
                     await self._continue_or_drain(display, request, command)
                 case Wait():
                     self._tell_parent()
+                    self._alarm.set_for(self._now)
                     display.show(self._now)
                     await self._something_happens()
                 case Recall():
@@ -224,8 +234,8 @@ class AgentWorkflow:
             case Ask():
                 self._tell_parent(need=command)
                 self._apply(Asked(need=command.want.need, wish=command.want.wish))
-            case Slide():
-                self._apply(Slid(start=command.start))
+            case Slide() | Switch():
+                self._apply(_chosen(command))
             case _:
                 raise AssertionError(f"{command!r} is carried out by the loop")
 
@@ -410,6 +420,28 @@ class AgentWorkflow:
         """Go on."""
         self._events.append(Resumed())
 
+    @workflow.update(
+        name=REDRIVE,
+        description='Let a parked run go on, changed: {"model": "...", "newest": true, "limits": {}}.',
+    )
+    async def redrive(self, how: Any = None) -> None:
+        """Go on from where the run was parked, with what is to be changed."""
+        wanted, state = redrive_of(how), self._agent_state
+        if not wanted.newest and wanted.model is None:
+            self._events.append(Redriven(limits=wanted.limits))
+            return
+        limited = state.limits.cost_usd is not None or state.tree.lease.cost_microusd is not None
+        found = await resolve_anew(state.spec, wanted, cost_limited=limited)
+        if not isinstance(found.spec, AgentSpec):
+            raise refuse(f"redrive: {state.spec.name!r} is a {found.spec.kind} by now: only agents go on")
+        self._events.append(Redriven(spec=found.spec, members=found.members, limits=wanted.limits))
+
+    @redrive.validator
+    def _check_redrive(self, how: Any = None) -> None:
+        wanted = redrive_of(how)
+        self._refuse_when_over()
+        check_redrive(self._state, wanted)
+
     @workflow.signal(name=STOP, description="Finish now, gracefully, with what there is.")
     def stop(self, _: Any = None) -> None:
         """End as completed, with the best partial answer."""
@@ -470,3 +502,7 @@ def _code_of(spec: AnySpec) -> GraphCode:
         from .code import code_of
 
     return code_of(spec)
+
+
+def _chosen(command: Slide | Switch) -> Event:
+    return Slid(start=command.start) if isinstance(command, Slide) else Switched(model=command.model)

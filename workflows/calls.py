@@ -6,11 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from perdure.effects import HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.errors import rule_for
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
 from perdure.planning import plan_of, receipt
 from perdure.policy import Verdict
-from perdure.spec import ToolSpec
+from perdure.spec import ToolFallbackSpec, ToolSpec
 from perdure.tree import Handoff, Peer
 from perdure.wire import PlanItem, StopReason
 
@@ -195,6 +196,44 @@ def with_result(calls: tuple[Call, ...], result: ToolResult) -> tuple[Call, ...]
         else call
         for call in calls
     )
+
+
+def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
+    """The call after its tool, or what stands in for it, has given this."""
+    if call.stand_in is not None:
+        return _done(call, _told(call, result))
+    fallback = _fallback(state, call) if result.is_error else None
+    if fallback is None or not rule_for(result.error_kind or "").falls_back:
+        return _done(call, result)
+    if fallback.answer is not None:
+        said = f"{fallback.answer}\n(This is a default answer: {call.call.name!r} failed: {result.text})"
+        return _done(call, result.model_copy(update={"content": [Text(text=said)], "is_error": False}))
+    return replace(call, state="ready", stand_in=fallback.tool, failed=result.text)
+
+
+def _fallback(state: State, call: Call) -> ToolFallbackSpec | None:
+    """What stands in for the call's tool, if it may: a policy may forbid the other tool."""
+    tool = state.spec.tool(call.call.name)
+    fallback = tool.fallback if tool else None
+    if fallback is None or fallback.tool is None:
+        return fallback if fallback and fallback.answer is not None else None
+    other = state.spec.tool(fallback.tool)
+    allowed = other is not None and verdict_on(state, other, call.call) == "allow"
+    return fallback if allowed else None
+
+
+def _told(call: Call, result: ToolResult) -> ToolResult:
+    """The model must know who answered, and why."""
+    why = f"{call.call.name!r} failed: {call.failed}"
+    if result.is_error:
+        said = Text(text=f"{why}\nIts stand-in {call.stand_in!r} failed too: {result.text}")
+        return result.model_copy(update={"name": call.call.name, "content": [said]})
+    note = Text(text=f"(Answered by {call.stand_in!r}, because {why})\n")
+    return result.model_copy(update={"name": call.call.name, "content": [note, *result.content]})
+
+
+def _done(call: Call, result: ToolResult) -> Call:
+    return replace(call, state="done", result=_marked(call, result))
 
 
 def _marked(call: Call, result: ToolResult) -> ToolResult:

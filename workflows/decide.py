@@ -10,6 +10,7 @@ from perdure.wire import StopReason
 
 from .account import limits_of, spent
 from .budget import Allowance, Want, allowance, exhausted, waits_for_children, wanted
+from .chain import cheaper
 from .plan import Start
 from .state import Call, End, State
 from .tree import answers, lacking
@@ -63,6 +64,13 @@ class Slide:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Switch:
+    """Go on with a model that the money left pays for."""
+
+    model: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recall:
     """Call back what is in flight: the run is to end."""
 
@@ -92,7 +100,18 @@ class CloseTurn:
 
 
 Command = (
-    CallModel | CallTools | StartNodes | Answer | Ask | Slide | Recall | Wait | Finish | OpenTurn | CloseTurn
+    CallModel
+    | CallTools
+    | StartNodes
+    | Answer
+    | Ask
+    | Slide
+    | Switch
+    | Recall
+    | Wait
+    | Finish
+    | OpenTurn
+    | CloseTurn
 )
 
 _LAST_WORD = (
@@ -153,6 +172,9 @@ def _ask(state: State) -> Command:
     if want is not None:
         return Ask(want=want)
     over = exhausted(state)
+    other = cheaper(state) if over == "cost_budget" else None
+    if other is not None:
+        return Switch(model=other)
     if over is not None:
         return Recall() if state.busy else Finish(end=early_end(state, state.wrap_up or over))
     if state.wrap_up is not None:
@@ -198,12 +220,14 @@ def _reminder(state: State) -> str | None:
 
 
 def early_end(state: State, reason: StopReason) -> End:
-    """An end before the model's own: with the best that was said so far.
+    """An end before the model's own: with the best that was said so far, or the agent's own words for this.
 
     Words are no output where a type was asked for: then there is none.
     """
-    untyped = state.spec.output_schema is None
-    return End(stop_reason=reason, output=partial_answer(state.messages[state.first :]) if untyped else None)
+    if state.spec.output_schema is not None:
+        return End(stop_reason=reason)
+    said = partial_answer(state.messages[state.first :])
+    return End(stop_reason=reason, output=said or state.spec.fallback_message or "")
 
 
 def partial_answer(messages: tuple[Message, ...]) -> str:

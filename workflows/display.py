@@ -18,6 +18,8 @@ _STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
 _USER = SearchAttributeKey.for_keyword("AgentUser")
 _STEPS = SearchAttributeKey.for_int("AgentSteps")
 _COST = SearchAttributeKey.for_float("AgentCostUsd")
+_PARKED_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
+_PARKED_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
 _STEPS_UNSHOWN: Final = 20
 """While a run works, its steps and cost are written each time so many have been made."""
 
@@ -30,6 +32,7 @@ class Display:
         self._shown: Status | ListedStatus | None = None
         self._shown_steps = 0
         self._has_cost = not fresh
+        self._was_parked = workflow.info().typed_search_attributes.get(_PARKED_FOR) is not None
         self._first: list[SearchAttributeUpdate[Any]] = []
         if fresh:
             self._first = [_NAME.value_set(state.spec.name)]
@@ -52,10 +55,21 @@ class Display:
         if steps or not sparse:
             updates.append(_STEPS.value_set(steps))
         updates.extend(self._cost(state))
+        if sparse:
+            updates.extend(self._parked(state))
         if state.end is not None:
             updates.append(_STOP_REASON.value_set(state.end.stop_reason))
         workflow.upsert_search_attributes(updates)
         self._first = []
+
+    def _parked(self, state: State | Team) -> list[SearchAttributeUpdate[Any]]:
+        """Why the run is parked, and since when; taken back when it goes on."""
+        parked = state.parked if isinstance(state, State) and state.end is None else None
+        was_parked, self._was_parked = self._was_parked, parked is not None
+        if parked is not None:
+            since = [] if parked.since is None else [_PARKED_AT.value_set(parked.since)]
+            return [_PARKED_FOR.value_set(parked.kind), *since]
+        return [_PARKED_FOR.value_unset(), _PARKED_AT.value_unset()] if was_parked else []
 
     def _cost(self, state: State | Team) -> list[SearchAttributeUpdate[Any]]:
         """The cost while it is known; taken back when it no longer is, and never 0 for unknown."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
@@ -17,6 +18,7 @@ from perdure.effects import (
     CALL_TOOL,
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
+    PIN_SHOWN,
     READ_RESULT,
     STALE,
     TOO_LARGE,
@@ -43,9 +45,6 @@ from .state import Call, CallReturned, Event, ModelFailed, Replied, State
 FRESH_BYTES = 512
 """Most bytes of new messages that ride along with a model call. They are in history already, as
 the results of tools: a longer message would be paid for twice."""
-
-_PIN_SHOWN = 16
-"""Of a spec's digest a model call carries this much: enough to tell the specs of one worker apart."""
 
 _MODEL_SLACK = timedelta(seconds=30)
 """The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
@@ -97,6 +96,8 @@ class Flights:
     def call_tools(self, state: State, calls: Sequence[Call]) -> None:
         """Start these calls."""
         for call in calls:
+            if call.stand_in is not None:
+                call = replace(call, call=call.call.model_copy(update={"name": call.stand_in}))  # noqa: PLW2901
             tool = state.spec.tool(call.call.name) or _READ
             start = _start_remote if tool.kind == "remote" else _start_function
             handle = start(state, call, tool)
@@ -133,7 +134,7 @@ class Flights:
         try:
             return Replied(outcome=await handle, at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
-            return ModelFailed(failure=model_failure(error))
+            return ModelFailed(failure=model_failure(error), at=workflow.now())
 
     async def _tool_answer(
         self, handle: "workflow.ActivityHandle[Any]", state: State, call: Call, tool: ToolSpec
@@ -157,7 +158,7 @@ def model_input(state: State, command: CallModel) -> ModelInput:
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec=state.spec.pin[:_PIN_SHOWN],
+        spec=state.spec.pin[:PIN_SHOWN],
         step=state.step,
         model=state.model,
         view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
@@ -292,7 +293,9 @@ def _tool_bug(call: Call, error: Exception) -> Event:
 
 def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResult:
     cause = error.cause if isinstance(error, ActivityError) else error
+    kind = "tool_error"
     if isinstance(cause, TimeoutError):
+        kind = "tool_timeout"
         text = f"The tool did not answer in time, in {tool.retry.attempts} attempts."
         if tool.effect == "write":
             text += " It may or may not have taken effect."
@@ -303,4 +306,6 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
     else:
         text = str(cause or error)
     said = Text(text=bounded(masked(text)))
-    return ToolResult(call_id=call.call.id, name=call.call.name, content=[said], is_error=True)
+    return ToolResult(
+        call_id=call.call.id, name=call.call.name, content=[said], is_error=True, error_kind=kind
+    )

@@ -1,8 +1,8 @@
 """fold: what an event makes of a run's state. Pure and total; see the rules in `state`."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, assert_never
+from datetime import datetime, timedelta
+from typing import Any, Final, assert_never
 
 from perdure.effects import FINAL_ANSWER, ModelFailure
 from perdure.errors import rule_for
@@ -29,7 +29,8 @@ from perdure.wire import Decision, Failure, RunRequest, RunResult
 from . import tree
 from .account import limits_of, spent
 from .budget import exhausted
-from .calls import open_calls, settled, with_result
+from .calls import fallen_back, open_calls, settled, with_result
+from .chain import back, following, taken
 from .children import answer_of, child_key, receipt
 from .decide import early_end
 from .plan import run_id_of
@@ -50,8 +51,10 @@ from .state import (
     IdleNoticed,
     Interrupted,
     ModelFailed,
+    NapOver,
     NodesStarted,
     Paused,
+    Redriven,
     Replied,
     Resumed,
     Sent,
@@ -59,6 +62,7 @@ from .state import (
     Spoke,
     State,
     StepBegan,
+    Switched,
     Told,
     TurnBegan,
     TurnEnded,
@@ -72,6 +76,9 @@ MOST_STALE = 5
 MOST_HEARD = 256
 """Message ids that are remembered, against the same message coming twice."""
 MOST_SHRINKS = 8
+LONGEST_NAP: Final = timedelta(minutes=5)
+"""Between two tries of a parked run, unless the provider itself asks for more."""
+MOST_DOUBLINGS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +134,11 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
         case Replied():
             return _replied(state, event)
         case ModelFailed():
-            return _model_failed(state, event.failure)
+            return _model_failed(state, event)
         case CallsStarted():
             return _started(state, event)
         case CallReturned():
-            return _close(_returned(state, event.result))
+            return _close(_landed(state, event.result))
         case Sent():
             return _sent(state, event)
         case Decided():
@@ -140,12 +147,18 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
             return replace(state, paused=True)
         case Resumed():
             return _resumed(state)
+        case NapOver():
+            return _awake(state, event.at)
+        case Redriven():
+            return _redriven(state, event)
         case EndAsked():
             return _end_asked(state, event)
         case GraceOver():
             return _give_up(state)
         case Slid():
             return _slid(state, event.start)
+        case Switched():
+            return taken(state, event.model)
         case ChildEnded():
             return _child_ended(state, event)
         case ChildReported():
@@ -200,7 +213,7 @@ def _replied(state: State, event: Replied) -> State:
     message = outcome.message.model_copy(
         update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
     )
-    state = replace(state, messages=(*state.messages, message), tried=(), shrinks=0)
+    state = back(replace(state, messages=(*state.messages, message), tried=(), shrinks=0, naps=0))
     # A reply that cost nothing (a cancelled one) says nothing about the context either.
     if meta.usage.total_tokens:
         state = replace(state, context_tokens=meta.usage.total_tokens)
@@ -347,6 +360,15 @@ def _child_ended(state: State, event: ChildEnded) -> State:
     return replace(state, inbox=(*state.inbox, message), resting=False)
 
 
+def _landed(state: State, result: ToolResult) -> State:
+    """A call has come back: with its result, or to be answered by what stands in for it."""
+    call = next((one for one in state.calls if one.call.id == result.call_id), None)
+    if call is None or call.state != "running" or state.ending is not None:
+        return _returned(state, result)
+    fallen = fallen_back(state, call, result)
+    return replace(state, calls=tuple(fallen if one is call else one for one in state.calls))
+
+
 def _returned(state: State, result: ToolResult) -> State:
     return replace(state, calls=with_result(state.calls, result))
 
@@ -401,7 +423,32 @@ def _decided(state: State, decision: Decision) -> State:
 def _resumed(state: State) -> State:
     if state.parked is None:
         return replace(state, paused=False)
-    return replace(state, paused=False, parked=None, model=0, tried=(), stale=0, shrinks=0)
+    return replace(state, paused=False, parked=None, model=0, settled=0, tried=(), stale=0, shrinks=0, naps=0)
+
+
+def _awake(state: State, at: datetime) -> State:
+    """Try again, unless it was resumed and parked anew meanwhile."""
+    due = state.parked.resumes_at if state.parked else None
+    if due is None or at < due:
+        return state
+    return replace(_resumed(replace(state, paused=False)), paused=state.paused, naps=state.naps + 1)
+
+
+def _redriven(state: State, event: Redriven) -> State:
+    """Go on, as another agent or with other limits; what was said and spent stays as it is."""
+    if state.parked is None:
+        return state
+    if event.spec is not None:
+        limits = event.spec.limits.tightened_by(state.request.limits)
+        state = replace(state, spec=event.spec, members=event.members)
+        if state.session is None:
+            state = replace(state, limits=limits)
+        else:
+            state = replace(state, session=replace(state.session, turn_limits=limits))
+    if event.limits is not None:
+        changed = event.limits.model_dump(exclude_unset=True)
+        state = replace(state, limits=state.limits.model_copy(update=changed))
+    return _resumed(state)
 
 
 def _end_asked(state: State, event: EndAsked) -> State:
@@ -443,7 +490,8 @@ def _slid(state: State, start: int) -> State:
     return replace(state, window_start=start, context_tokens=remaining)
 
 
-def _model_failed(state: State, failure: ModelFailure) -> State:
+def _model_failed(state: State, event: ModelFailed) -> State:
+    failure = event.failure
     priced = state.spec.models[state.model].price is not None or not failure.wasted.total_tokens
     state = _bill(state, Usage(), 0 if priced else None, failure.wasted, failure.wasted_microusd)
     state = replace(state, asking_model=False, redo=True)
@@ -454,33 +502,58 @@ def _model_failed(state: State, failure: ModelFailure) -> State:
         return again if again.stale < MOST_STALE else _failed(again, "bug", failure.message)
     if failure.kind == "context_overflow":
         return _overflowed(state)
-    return _next_model_or_end(state, failure)
+    return _next_model_or_end(state, failure, event.at)
 
 
-def _next_model_or_end(state: State, failure: ModelFailure) -> State:
+def _next_model_or_end(state: State, failure: ModelFailure, at: datetime | None) -> State:
+    found = _next_model(state, failure.kind, failure.message)
+    if found is not None:
+        return found
     rule = rule_for(failure.kind)
-    name = state.spec.models[state.model].config.name
-    if rule.falls_back and state.model + 1 < len(state.spec.models):
-        return replace(
-            state, model=state.model + 1, tried=(*state.tried, f"{name}: {failure.kind}: {failure.message}")
-        )
     if rule.parks and state.spec.on_failure == "park":
-        parked = Failure(kind=failure.kind, message=failure.message, model=name, step=state.step)
-        return replace(state, parked=parked)
-    return _failed(state, failure.kind, failure.message)
+        parked = _failure(state, failure.kind, failure.message)
+        times = {"since": at, "resumes_at": _nap_end(state, failure, at)}
+        return replace(state, parked=parked.model_copy(update=times))
+    return _failed(state, failure.kind, failure.message, answers=rule.parks)
 
 
-def _failed(state: State, kind: str, message: str) -> State:
-    failure = Failure(
-        kind=kind, message=message, model=state.spec.models[state.model].config.name, step=state.step
-    )
+def _next_model(state: State, kind: str, message: str) -> State | None:
+    """With the next model of the chain in use, if one is taken on such an error."""
+    index = following(state, kind)
+    if index is None:
+        return None
+    name = state.spec.models[state.model].config.name
+    return taken(replace(state, tried=(*state.tried, f"{name}: {kind}: {message}")), index)
+
+
+def _nap_end(state: State, failure: ModelFailure, at: datetime | None) -> datetime | None:
+    """When to try again: each time after twice as long, up to a bound: they must not sleep on for as long
+    again when an outage is over.
+    """
+    if failure.heals_after is None or at is None:
+        return None
+    longest = max(LONGEST_NAP, failure.heals_after)
+    wanted: timedelta = failure.heals_after * 2 ** min(state.naps, MOST_DOUBLINGS)
+    return at + min(wanted, longest)
+
+
+def _failure(state: State, kind: str, message: str) -> Failure:
+    name = state.spec.models[state.model].config.name
+    return Failure(kind=kind, message=message, model=name, step=state.step)
+
+
+def _failed(state: State, kind: str, message: str, *, answers: bool = False) -> State:
     end = early_end(state, "error")
-    return replace(state, end=replace(end, failure=failure))
+    answers = answers and state.spec.on_failure == "answer"
+    return replace(state, end=replace(end, failure=_failure(state, kind, message), answers=answers))
 
 
 def _overflowed(state: State) -> State:
     """The provider says the context is too long: show the model half, or give up when that is nothing."""
     state = replace(state, redo=True)
+    larger = _next_model(state, "context_overflow", "the conversation does not fit")
+    if larger is not None:
+        return larger
     visible = len(state.messages) - max(state.window_start, 1)
     start = slide(state.messages, state.window_start, most=max(2, visible // 2), tokens=None)
     if start > state.window_start and state.shrinks < MOST_SHRINKS:

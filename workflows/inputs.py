@@ -9,7 +9,16 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
-from perdure.wire import INVALID_REQUEST, Approval, Decision, Question, RunRequest, Say, SessionRequest
+from perdure.wire import (
+    INVALID_REQUEST,
+    Approval,
+    Decision,
+    Question,
+    Redrive,
+    RunRequest,
+    Say,
+    SessionRequest,
+)
 
 from .calls import approval_digest
 from .state import Call, Spoke, Spoken, State
@@ -161,6 +170,29 @@ def held_below(state: State | Team | None, decision: Decision) -> str | None:
 def decision_of(raw: Any) -> Decision:
     """What `decide` was given."""
     return _checked("decision", lambda: Decision.model_validate(raw))
+
+
+def redrive_of(raw: Any) -> Redrive:
+    """What `redrive` was given."""
+    redrive = _checked("redrive", lambda: Redrive.model_validate(raw or {}))
+    if redrive.limits is not None and "timeout" in redrive.limits.model_fields_set:
+        raise refuse("redrive: limits.timeout: a run's clock cannot be set anew; leave it out")
+    return redrive
+
+
+def check_redrive(state: State | Team | None, redrive: Redrive) -> None:
+    """Refuse to let a run go on that does not stand still.
+
+    Raises:
+        ApplicationError: the caller's; nothing was changed.
+
+    """
+    if not isinstance(state, State):
+        raise refuse("redrive: a swarm or graph is not parked itself; redrive the run below it that is")
+    if state.parked is None:
+        raise refuse("redrive: the run is not parked")
+    if state.session is not None and redrive.limits is not None:
+        raise refuse("redrive: limits: those of a session's turn cannot be changed; leave them out")
 
 
 def check_decision(state: State | Team | None, decision: Decision) -> None:

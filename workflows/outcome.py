@@ -17,7 +17,7 @@ def ended(end: End, result: RunResult) -> RunResult:
         CancelledError: the run was cancelled.
 
     """
-    if end.failure is not None:
+    if end.failure is not None and not end.answers:
         raise ApplicationError(end.failure.message, result, type=end.failure.kind, non_retryable=True)
     if end.stop_reason == "cancelled":
         raise asyncio.CancelledError

@@ -11,6 +11,7 @@ from perdure.tree import Branch, Report
 from perdure.wire import (
     Approval,
     CallStatus,
+    Failure,
     NodeStatus,
     Parked,
     Question,
@@ -75,7 +76,7 @@ def status_of(state: State | Team) -> Status:
 
 
 def _ended(end: End) -> Status:
-    if end.failure is not None:
+    if end.failure is not None and not end.answers:
         return "failed"
     return "cancelled" if end.stop_reason == "cancelled" else "completed"
 
@@ -166,7 +167,22 @@ def result_of(state: State | Team, end: End) -> RunResult:
         cost_microusd=cost_of(state),
         spec_hash=state.spec.hash,
         error=end.failure,
+        missing=left_undone(state, end),
     )
+
+
+def left_undone(state: State, end: End) -> list[str]:
+    """What a run that ended early did not get to: calls that were not made, and the rest of its plan."""
+    if end.stop_reason in ("end_turn", "handoff"):
+        return []
+    made = {call.id: call for message in state.messages[state.first :] for call in message.tool_calls}
+    newest = next((m for m in reversed(state.messages[state.first :]) if m.role == "tool"), None)
+    failed = [result for result in newest.tool_results if result.is_error] if newest else []
+    calls = [
+        f"{signature(made[one.call_id])}: {_short(one.text, 200)}" for one in failed if one.call_id in made
+    ]
+    plan = [f"planned: {item.text}" for item in state.plan if item.state in ("pending", "in_progress")]
+    return [*calls, *plan]
 
 
 def status_report(state: State | Team) -> RunStatus:
@@ -275,7 +291,7 @@ def doing(state: State, status: Status) -> str:
     """What the run does or waits for, in one line for people."""
     words = _WORDS[status]
     if status == "parked" and state.parked is not None:
-        return f"{words} ({state.parked.kind}: {state.parked.message})"
+        return _parked(words, state.parked)
     if status == "failed" and state.end is not None and state.end.failure is not None:
         return f"{words} ({state.end.failure.kind}: {state.end.failure.message})"
     if status == "completed" and state.end is not None:
@@ -284,6 +300,13 @@ def doing(state: State, status: Status) -> str:
     below = [one.path[0] for one in waiting_below(state.tree)] if not open_calls else []
     named = open_calls or below
     return f"{words}: {', '.join(named)}" if named else words
+
+
+def _parked(words: str, failure: Failure) -> str:
+    """A parked run, and whether anybody must do something."""
+    if failure.resumes_at is not None:
+        words = f"parked: tries again at {failure.resumes_at:%H:%M:%S} UTC, or when it is resumed"
+    return f"{words} ({failure.kind}: {failure.message})"
 
 
 def waiting_for(call: Call, run_id: str = "") -> Approval | Question:

@@ -7,9 +7,9 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from perdure.effects import RESOLVE_AGENT, Request
-from perdure.spec import ResolvedAgent
+from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.tree import Branch
-from perdure.wire import RunRequest
+from perdure.wire import Redrive, RunRequest
 
 LAYOUT = 2
 """How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
@@ -24,14 +24,39 @@ async def resolve(request: RunRequest, branch: Branch | None = None) -> Resolved
         ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
 
     """
+    return await _resolved(_asked(request, branch))
+
+
+async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
+    """The agent with which a parked run is to go on: its own or the newest, with another model if wanted.
+
+    Raises:
+        ApplicationError: as `resolve`; also for a model that no worker has a price for, where one is needed.
+
+    """
+    own = None if redrive.newest else workflow.info().workflow_id
+    return await _resolved(
+        Request(
+            agent=spec.name,
+            at=workflow.now(),
+            cost_limited=cost_limited,
+            parent=own,
+            pin=None if redrive.newest else spec.pin,
+            model=redrive.model,
+            layout=LAYOUT,
+        )
+    )
+
+
+async def _resolved(asked: Request) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
-            _asked(request, branch),
+            asked,
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=10),
-            summary=f"resolve {request.agent}",
+            summary=f"resolve {asked.agent}",
         )
         return resolved
     except ActivityError as error:

@@ -52,15 +52,21 @@ class Call:
     result: ToolResult | None = None
     edited: bool = False
     """True when a person changed the arguments."""
+    stand_in: str | None = None
+    """The tool that is called in its place, after it has failed."""
+    failed: str = ""
+    """What it said when it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How the run ends. With `failure` set it ends as failed."""
+    """How the run ends. With `failure` set it ends as failed, unless it answers all the same."""
 
     stop_reason: StopReason
     output: object = None
     failure: Failure | None = None
+    answers: bool = False
+    """In spite of the failure it ends as completed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +144,9 @@ class State:
     redo: bool = False
     """The step's model call did not come about: the next one is the same step."""
     model: int = 0
-    """Index of the model in use; moves along the fallback chain and stays there."""
+    """Index of the model in use; moves along the fallback chain."""
+    settled: int = 0
+    """Index of the model that the next step begins with."""
     tried: tuple[str, ...] = ()
     """Models of this step that failed, and why."""
     stale: int = 0
@@ -178,6 +186,8 @@ class State:
     """Ids of the newest messages: Temporal forgets them when a run continues as new."""
     paused: bool = False
     parked: Failure | None = None
+    naps: int = 0
+    """Times in a row it was parked and tried again by itself."""
     ending: StopReason | None = None
     """Asked to end from outside; what is in flight is being called back."""
     end: End | None = None
@@ -230,6 +240,7 @@ class ModelFailed:
     """The model call failed for good (its retries are used up, or would not help)."""
 
     failure: ModelFailure
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +280,29 @@ class Paused:
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
     """Go on, from a pause or from being parked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """Another model of the chain is in use, because the money left does not pay for this one."""
+
+    model: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NapOver:
+    """A parked run tries again by itself."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redriven:
+    """A person lets a parked run go on, with another agent's spec or other limits."""
+
+    spec: AgentSpec | None = None
+    members: tuple[AnySpec, ...] = ()
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,9 +430,12 @@ Event = (
     | Decided
     | Paused
     | Resumed
+    | NapOver
+    | Redriven
     | EndAsked
     | GraceOver
     | Slid
+    | Switched
     | NodesStarted
     | ChildEnded
     | ChildReported

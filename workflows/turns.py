@@ -263,6 +263,8 @@ def _fresh(state: State) -> State:
         state,
         redo=False,
         model=0,
+        settled=0,
+        naps=0,
         tried=(),
         stale=0,
         clamped_by=None,

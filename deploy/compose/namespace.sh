@@ -26,3 +26,5 @@ register AgentStopReason Keyword
 register AgentUser Keyword
 register AgentSteps Int
 register AgentCostUsd Double
+register AgentParkedFor Keyword
+register AgentParkedAt Datetime

@@ -1,0 +1,110 @@
+"""The command for parked runs: which there are, and why; and let them go on, many at once."""
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+
+import typer
+
+from .options import DONE, Common, code_of, command, out, pretty, refuse, say, say_error
+
+if TYPE_CHECKING:
+    from .client import Client, RunInfo
+
+_AT_ONCE: Final = 20
+
+
+@command("redrive")
+async def redrive(
+    common: Common,
+    *,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The runs' ids.")] = None,
+    cause: Annotated[str | None, typer.Option(help="Those parked for this kind of error.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Those of this agent.")] = None,
+    user: Annotated[str | None, typer.Option(help="Those on behalf of this user.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Those parked for longer: 30m, 2h.")] = None,
+    query: Annotated[str | None, typer.Option(help="Those of a Temporal visibility query.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,  # noqa: A002
+    model: Annotated[str | None, typer.Option(help="Ask this model first: provider:model.")] = None,
+    newest: Annotated[
+        bool, typer.Option("--newest", help="With the agent as its worker has it now.")
+    ] = False,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="steps=100, cost_usd=5 ...")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 1000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which they are.")] = False,
+) -> int:
+    """Let parked runs go on, from exactly where they stand; changed, if you wish."""
+    from .requests import duration_of, limits_of
+
+    chosen: dict[str, Any] = {"cause": _cause(cause), "agent": agent, "user": user, "query": query}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if older_than is not None:
+        chosen["older_than"] = duration_of(older_than, "--older-than")
+    if bool(ids) == bool(chosen or all):
+        refuse("say which runs: their ids, or --cause, --agent, --user, --older-than, --query, or --all")
+    client = await common.connect()
+    how = {"model": model, "newest": newest, "limits": limits_of(limit or [])}
+    if ids:
+        return await _redriven(common, client, ids, how, dry_run=dry_run)
+    found = [info async for info in client.parked(**chosen, most=most)]
+    if dry_run or not found:
+        return _tell(common, found)
+    return await _redriven(common, client, [info.id for info in found], how, dry_run=False)
+
+
+def _cause(word: str | None) -> str | None:
+    from perdure.errors import ErrorKind
+
+    known = [kind for kind in get_args(ErrorKind) if word is not None and kind.startswith(word)]
+    if word is None or word in known:
+        return word
+    if len(known) == 1:  # "auth" is plain enough
+        return str(known[0])
+    return refuse(f"--cause {word!r}: there are {', '.join(get_args(ErrorKind))}")
+
+
+async def _redriven(
+    common: Common, client: "Client", ids: list[str], how: dict[str, Any], *, dry_run: bool
+) -> int:
+    """All of them, whatever becomes of the others; the exit code is the first failure's."""
+    from perdure.errors import PerdureError
+
+    if dry_run:
+        for run_id in ids:
+            out(common, {"id": run_id}, run_id)
+        return DONE
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(run_id: str) -> int:
+        async with slots:
+            try:
+                await client.get(run_id).redrive(**how)
+            except PerdureError as error:
+                say_error(f"{run_id}: {error}")
+                return code_of(error)
+            out(common, {"id": run_id, "done": "redriven"}, f"{run_id}: redriven")
+            return DONE
+
+    codes = await asyncio.gather(*(one(run_id) for run_id in ids))
+    return next((code for code in codes if code), DONE)
+
+
+def _tell(common: Common, found: "list[RunInfo]") -> int:
+    from . import show
+
+    if common.json:
+        out(common, [info.model_dump(mode="json") for info in found])
+        return DONE
+    if not found:
+        say("no such run is parked")
+        return DONE
+    table = show.table("ID", "AGENT", "PARKED FOR", "SINCE", "STEPS")
+    for info in found:
+        since = show.ago(info.parked_at) if info.parked_at else ""
+        table.add_row(info.id, info.agent or "", info.parked_for or "", since, str(info.steps))
+    pretty(table)
+    causes = Counter(info.parked_for or "?" for info in found)
+    say(", ".join(f"{count} for {cause}" for cause, count in causes.most_common()))
+    return DONE

@@ -1,0 +1,231 @@
+"""Which model is asked next: conditions, money, stickiness; and what a parked run waits for."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perdure import Agent, DefinitionError, Fallback, ToolFallback, tool
+from perdure.effects import ModelFailure
+from perdure.errors import RULES
+from perdure.limits import Limits
+from perdure.messages import Text, ToolResult
+from perdure.model import ModelConfig
+from perdure.prices import Price
+from perdure.spec import ModelSpec, ToolFallbackSpec
+from perdure.workflows.decide import CallModel, Finish, Switch, Wait, decide
+from perdure.workflows.fold import fold
+from perdure.workflows.state import (
+    CallReturned,
+    CallsStarted,
+    ModelFailed,
+    NapOver,
+    Redriven,
+    State,
+    Switched,
+)
+
+from .runs import NOW, asked, begun, call, reply, spec_of, tool_spec
+
+DEAR = Price(input=1_000_000, output=2_000_000, cache_read=0, cache_write=1_000_000)
+CHEAP = Price(input=1_000, output=2_000, cache_read=0, cache_write=1_000)
+
+
+def chain(*fallbacks: dict[str, Any]) -> tuple[ModelSpec, ...]:
+    first = ModelSpec(config=ModelConfig(name="first:x"), price=DEAR)
+    others = [
+        ModelSpec(config=ModelConfig(name=f"other{n}:x"), **{"price": DEAR, **given})
+        for n, given in enumerate(fallbacks)
+    ]
+    return (first, *others)
+
+
+def failed(state: State, kind: str, *, heals: float | None = None, at: float = 0) -> State:
+    after = None if heals is None else timedelta(seconds=heals)
+    failure = ModelFailure(kind=kind, message="why", heals_after=after)
+    return fold(asked(state), ModelFailed(failure=failure, at=NOW + timedelta(seconds=at)))
+
+
+def test_a_fallback_is_taken_on_what_it_says_and_on_nothing_else() -> None:
+    models = chain({"on": ("rate_limited",)}, {"on": ("overloaded", "timeout")})
+    assert failed(begun(models=models), "rate_limited").model == 1
+    assert failed(begun(models=models), "timeout").model == 2
+    parked = failed(begun(models=models), "authentication")
+    assert (parked.model, parked.parked is not None) == (0, True)
+
+
+def test_without_conditions_it_is_taken_on_every_error_that_falls_back() -> None:
+    for kind, rule in RULES.items():
+        state = failed(begun(models=chain({})), kind)
+        assert (state.model == 1) == rule.falls_back, kind
+
+
+def test_one_that_is_not_sticky_answers_one_step_and_the_errors_are_kept_beside_the_answer() -> None:
+    state = failed(begun(models=chain({"sticky": False})), "overloaded")
+    state = fold(asked(state), reply(state, call("work")))
+    assert state.model == 0
+    meta = state.messages[-1].meta
+    assert meta is not None
+    assert (meta.model, meta.errors) == ("other0:x", ["first:x: overloaded: why"])
+    sticky = failed(begun(models=chain({})), "overloaded")
+    sticky = fold(asked(sticky), reply(sticky, call("work")))
+    assert sticky.model == 1
+
+
+def test_a_model_with_more_room_is_taken_before_the_conversation_is_cut() -> None:
+    state = asked(begun(models=chain({"on": ("context_overflow",)})))
+    larger = fold(state, reply(state, stop="context_overflow"))
+    assert (larger.model, larger.window_start, larger.redo) == (1, 0, True)
+    plain = asked(begun(models=chain({})))
+    assert fold(plain, reply(plain, stop="context_overflow")).model == 0
+
+
+def test_when_the_money_does_not_pay_for_the_model_a_cheaper_one_goes_on() -> None:
+    models = chain({"price": CHEAP, "on": ("cost_budget",)})
+    state = begun(models=models, limits=Limits(cost_usd=0.000_02))
+    command = decide(state)
+    assert command == Switch(model=1)
+    state = fold(state, Switched(model=1))
+    assert isinstance(decide(state), CallModel)
+    dear = begun(models=chain({}), limits=Limits(cost_usd=0.000_02))
+    assert isinstance(decide(dear), Finish)
+
+
+def test_a_fallback_that_needs_money_left_is_passed_over_without_it() -> None:
+    models = chain({"least_cost_left_microusd": 5_000_000}, {})
+    assert failed(begun(models=models, limits=Limits(cost_usd=1)), "overloaded").model == 2
+    assert failed(begun(models=models, limits=Limits(cost_usd=9)), "overloaded").model == 1
+    assert failed(begun(models=models), "overloaded").model == 1, "no budget, nothing to be short of"
+
+
+def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes() -> None:
+    state = begun()
+    waits: list[float] = []
+    for _ in range(7):
+        state = failed(state, "overloaded", heals=30)
+        assert isinstance(decide(state), Wait)
+        assert state.parked is not None
+        due = state.parked.resumes_at
+        assert due is not None
+        waits.append((due - NOW).total_seconds())
+        assert fold(state, NapOver(at=due - timedelta(seconds=1))) == state, "not yet"
+        state = fold(state, NapOver(at=due))
+        assert isinstance(decide(state), CallModel)
+    assert waits == [30, 60, 120, 240, 240, 240, 240]
+    state = failed(begun(), "rate_limited", heals=7200)
+    assert state.parked is not None
+    assert state.parked.resumes_at == NOW + timedelta(hours=2), "a provider's own delay is kept"
+    answered = fold(asked(state), reply(asked(state), text="hi"))
+    assert answered.naps == 0
+    mended = failed(begun(), "authentication")
+    assert mended.parked is not None
+    assert mended.parked.resumes_at is None
+
+
+def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent() -> None:
+    state = begun(models=chain({}))
+    state = fold(asked(state), reply(asked(state), call("work")))
+    [waiting] = state.calls
+    result = ToolResult(call_id=waiting.call.id, name="work", content=[Text(text="done")])
+    state = fold(fold(state, CallsStarted(ids=(waiting.call.id,))), CallReturned(result=result))
+    state = failed(failed(state, "payment"), "payment")
+    assert state.parked is not None
+    spec = spec_of(models=chain(), instructions="Help better.", limits=Limits(steps=7))
+    after = fold(state, Redriven(spec=spec, limits=Limits(cost_usd=3)))
+    assert (after.parked, after.model, after.spec.instructions) == (None, 0, "Help better.")
+    assert (after.limits.steps, after.limits.cost_usd) == (7, 3)
+    assert (after.messages, after.usage, after.step) == (state.messages, state.usage, state.step)
+    assert isinstance(decide(after), CallModel)
+    assert fold(after, Redriven(spec=spec_of())) == after, "what is not parked is not redriven"
+
+
+def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error") -> State:
+    tools = (tool_spec("work", fallback=fallback), tool_spec("other"))
+    state = asked(begun(tools=tools))
+    state = fold(state, reply(state, call("work", n=1)))
+    [waiting] = state.calls
+    state = fold(state, CallsStarted(ids=(waiting.call.id,)))
+    said = [Text(text="it broke")]
+    result = ToolResult(call_id=waiting.call.id, name="work", content=said, is_error=True, error_kind=kind)
+    return fold(state, CallReturned(result=result))
+
+
+def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_told() -> None:
+    state = failing(ToolFallbackSpec(tool="other"))
+    [waiting] = state.calls
+    assert (waiting.state, waiting.stand_in) == ("ready", "other")
+    state = fold(state, CallsStarted(ids=(waiting.call.id,)))
+    result = ToolResult(call_id=waiting.call.id, name="other", content=[Text(text="42")])
+    state = fold(state, CallReturned(result=result))
+    [given] = state.messages[-1].tool_results
+    assert (given.name, given.is_error) == ("work", False)
+    assert given.text == "(Answered by 'other', because 'work' failed: it broke)\n42"
+
+
+def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
+    state = failing(ToolFallbackSpec(tool="other"))
+    [waiting] = state.calls
+    state = fold(state, CallsStarted(ids=(waiting.call.id,)))
+    said = [Text(text="it is closed")]
+    result = ToolResult(call_id=waiting.call.id, name="other", content=said, is_error=True)
+    state = fold(state, CallReturned(result=result))
+    [given] = state.messages[-1].tool_results
+    assert given.is_error
+    assert "it broke" in given.text
+    assert "it is closed" in given.text
+
+
+def test_a_default_answer_takes_the_place_of_an_error() -> None:
+    [given] = failing(ToolFallbackSpec(answer="no data today")).messages[-1].tool_results
+    assert not given.is_error
+    assert given.text.startswith("no data today\n")
+    assert "it broke" in given.text
+
+
+@pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.falls_back])
+def test_what_is_the_callers_fault_is_told_and_not_covered_up(kind: str) -> None:
+    [given] = failing(ToolFallbackSpec(answer="no data today"), kind).messages[-1].tool_results
+    assert (given.is_error, given.text) == (True, "it broke")
+
+
+@tool
+async def work(n: int) -> str:
+    """Work."""
+    return str(n)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Fallback(model="a:b", on={"sunshine"}), "sunshine"),
+        (lambda: Fallback(model="a:b", on="timeout"), "timeout"),
+        (lambda: Fallback(model="a:b", on=()), "never be taken"),
+        (lambda: Fallback(model="a:b", least_cost_left_usd=-1), "0 or more"),
+        (ToolFallback, "exactly one"),
+        (lambda: ToolFallback(tool="x", answer="y"), "exactly one"),
+        (lambda: ToolFallback(remembered=timedelta()), "positive"),
+        (lambda: tool(fallback=ToolFallback(tool="work"))(work.function), "its own fallback"),
+        (
+            lambda: tool(effect="write", fallback=ToolFallback(remembered=timedelta(hours=1)))(work.function),
+            "remembered",
+        ),
+        (
+            lambda: Agent(
+                name="a",
+                model="a:b",
+                tools=[tool(name="t", fallback=ToolFallback(tool="gone"))(work.function)],
+            ),
+            "'gone', which is no tool",
+        ),
+        (lambda: Agent(name="a", model="a:b", on_failure="hope"), "park, fail, answer"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_could_never_work_is_refused_when_it_is_written(make: Any, told: str) -> None:
+    with pytest.raises(DefinitionError, match=told):
+        make()
+
+
+def test_agents_that_use_none_of_it_keep_their_hash() -> None:
+    plain = Agent(name="a", model="a:b", fallbacks=["c:d"], tools=[work]).spec()
+    shown = plain.model_dump_json()
+    assert not any(word in shown for word in ("sticky", "least_cost", "fallback", '"on"'))

