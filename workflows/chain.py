@@ -37,7 +37,8 @@ def taken(state: State, index: int) -> State:
 
 def back(state: State) -> State:
     """After a step was answered: the next one begins with the model that was settled on."""
-    return state if state.model == state.settled else replace(state, model=state.settled)
+    # Runs of 0.1.0 carry no `settled`; all of their fallbacks are sticky.
+    return state if state.spec.models[state.model].sticky else replace(state, model=state.settled)
 
 
 def _after(state: State) -> list[int]:

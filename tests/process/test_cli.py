@@ -167,6 +167,35 @@ def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell, here: Here) ->
     assert here("watch", "parked").out == "mended\n"
 
 
+def test_parked_runs_are_found_by_cause_and_redriven_with_another_model(shell: Shell, here: Here) -> None:
+    shell.folder.joinpath("key").unlink(missing_ok=True)
+    runs = [started(shell, "locked") for _ in range(2)]
+    for run in runs:
+        until_it_is(shell, run, "parked")
+
+    def found() -> bool:
+        told = here("redrive", "--cause", "auth", "--agent", "locked", "--dry-run", "--json").json
+        return {run["id"] for run in told} == set(runs)
+
+    wait_for(found, "both in the list")
+    shown = shell.perdure("redrive", "--all", "--dry-run")
+    assert shown.err == "2 for authentication\n"
+    assert all(run in shown.out for run in runs)
+    doctor = {one["name"]: one for one in shell.perdure("doctor", "--json").json}
+    assert doctor["parked runs"]["text"].startswith("2 for authentication (oldest ")
+    assert doctor["parked runs"]["verdict"] == "warn"
+    assert here("redrive", "--cause", "payment").err == "no such run is parked\n"
+    wrong = here("redrive", runs[0], "--model", "nobody:x")
+    assert (wrong.code, "no such provider here; there are: " in wrong.err) == (2, True)
+    done = here("redrive", "--cause", "authentication", "--model", "support:x", "--limit", "steps=9")
+    assert sorted(done.out.splitlines()) == sorted(f"{run}: redriven" for run in runs)
+    for run in runs:
+        assert here("watch", run).code == 0
+    again = here("redrive", runs[0])
+    assert (again.code, "is over" in again.err) == (2, True)
+    assert here("redrive", "--all").err == "no such run is parked\n"
+
+
 def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Shell, here: Here) -> None:
     one, two = started(shell, "slow"), started(shell, "slow")
     assert shell.perdure("pause", one, two, "--json").lines == [
@@ -265,7 +294,7 @@ def test_doctor_finds_nothing_wrong_and_tells_no_secret(shell: Shell) -> None:
     assert "very-secret" not in said.out
     assert set(verdicts) == {
         *("versions", "embedded server", "provider keys", "blob store", "server"),
-        *("namespace", "search attributes", "worker", "clock"),
+        *("namespace", "search attributes", "worker", "parked runs", "circuits", "clock"),
     }
 
 
@@ -293,6 +322,10 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
         (["list", "--query", "AgentStatus ="], 2, "Temporal refused:"),
         (["show", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
         (["watch", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
+        (["redrive"], 2, "say which runs: their ids, or --cause"),
+        (["redrive", "x", "--all"], 2, "say which runs: their ids, or --cause"),
+        (["redrive", "--cause", "sunshine"], 2, "--cause 'sunshine': there are rate_limited,"),
+        (["redrive", "nosuchrun"], 2, "there is no run 'nosuchrun'"),
         (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
     ],
 )

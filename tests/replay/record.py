@@ -25,7 +25,9 @@ async def record(version: str) -> None:
     config = {"limit.historyCount.suggestContinueAsNew": "60"}
     with TemporaryDirectory() as home:
         async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-            settings = load(home=Path(home), address=server.address)
+            # An outage of some seconds, and naps of some tenths.
+            fast = {"circuit_threshold": 1, "circuit_wait": "3s", "parked_retry": "200ms"}
+            settings = load(home=Path(home), address=server.address, **fast)
             async with running(
                 [*AGENTS, *TEAMS], models=MODELS, address=server.address, settings=settings
             ) as client:

@@ -20,6 +20,7 @@ from perdure import (
     SlidingWindow,
     Swarm,
     SwarmLimits,
+    ToolFallback,
     ask_person,
     tool,
 )
@@ -43,6 +44,12 @@ async def look(n: int) -> str:
     return f"seen {n}"
 
 
+@tool
+async def break_down(n: int) -> str:
+    """Fail."""
+    raise ValueError("broken")
+
+
 @tool(effect="write", approval=True)
 async def pay(cents: int) -> str:
     """Pay."""
@@ -58,7 +65,7 @@ async def hang() -> str:
 
 ALONE = (
     *("parallel", "approval", "stopped", "cancelled", "deadline", "parked", "typed", "limited", "window"),
-    *("question", "continued", "fallback"),
+    *("question", "continued", "fallback", "stood_in", "redriven"),
 )
 
 
@@ -83,6 +90,12 @@ AGENTS = [
     _agent("question"),
     _agent("continued", limits=Limits(steps=None)),
     _agent("fallback", model="broken:x", fallbacks=["scripted:x"]),
+    _agent("outage", model="flaky:x"),
+    _agent(
+        "stood_in",
+        tools=[tool(name="break_down", fallback=ToolFallback(tool="look"))(break_down.function), look],
+    ),
+    _agent("redriven", model="broken:x"),
 ]
 
 _sub = _agent("sub", description="Does one thing.", tools=[look, pay])
@@ -134,7 +147,7 @@ TEAMS: list[Agent | Swarm | Graph] = [
 _failures: dict[str, int] = {}
 
 
-def _script(request: ModelRequest) -> Any:
+def _script(request: ModelRequest) -> Any:  # noqa: C901 - one case a task
     if request.config.model != "x":
         return _team_script(request)
     task = request.messages[0].text
@@ -155,6 +168,8 @@ def _script(request: ModelRequest) -> Any:
             return calls("final_answer", city="Bonn", days="x" if step == 1 else 3)
         case "limited":
             return says("done") if request.tool_choice == "none" else calls("look", n=step)
+        case "stood_in":
+            return calls("break_down", n=1) if step == 1 else says("done")
         case "question":
             return calls("ask_person", question="Which?") if step == 1 else says("done")
         case _:
@@ -201,8 +216,16 @@ def _broken(request: ModelRequest) -> Any:
     raise ModelError("not_found", "no such model")
 
 
+def _flaky(request: ModelRequest) -> Any:
+    _failures["outage"] = _failures.get("outage", 0) + 1
+    if _failures["outage"] == 1:
+        raise ModelError("overloaded", "away")
+    return calls("look", n=1) if request.step == 1 else says("done")
+
+
 MODELS = {
     "scripted": ScriptedModel(_script),
+    "flaky": ScriptedModel(_flaky),
     "broken": ScriptedModel(_broken),
 }
 
@@ -230,6 +253,11 @@ async def _cancel(client: Client, run: Run) -> None:
 async def _resume(client: Client, run: Run) -> None:
     await until_status(client, run.id, "parked")
     await run.resume()
+
+
+async def _redrive(client: Client, run: Run) -> None:
+    await until_status(client, run.id, "parked")
+    await run.redrive(model="scripted:x", limits=Limits(steps=30))
 
 
 async def _answer(client: Client, run: Run) -> None:
@@ -270,6 +298,7 @@ _PEOPLE: dict[str, Callable[[Client, Run], Awaitable[None]]] = {
     "stopped": _stop,
     "cancelled": _cancel,
     "parked": _resume,
+    "redriven": _redrive,
     "question": _answer,
     "swarm": _approve_below,
     "supervisor": _approve_below,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from perdure.errors import DefinitionError
-from perdure.workers.health import check, serve
+from perdure.workers.health import check, read, serve
 
 
 class Worker:
@@ -37,6 +37,15 @@ async def test_ready_follows_the_worker_and_live_does_not(worker: Worker, url: s
     worker.missing = "bug"
     assert await asyncio.to_thread(check, f"{url}/ready") == "503: RuntimeError"
     assert await asyncio.to_thread(check, f"{url}/live") is None
+
+
+async def test_the_circuits_that_are_not_closed_are_told_a_line_each(worker: Worker) -> None:
+    states: dict[str, str] = {}
+    async with serve("127.0.0.1:0", worker.ready, lambda: states) as address:
+        assert (await asyncio.to_thread(read, f"http://{address}/circuits")).strip() == ""
+        states |= {"anthropic:x": "open", "tool:search": "half_open"}
+        said = await asyncio.to_thread(read, f"http://{address}/circuits")
+    assert said.split("\n") == ["anthropic:x: open", "tool:search: half_open", ""]
 
 
 async def _raw(url: str, request: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """What a run does when something does not work: fallbacks, open circuits, parking, redriving, last words."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client import Client
 from perdure.starter.run import Run
 from perdure.testing import Line, ScriptedModel, calls, fails, says
+from perdure.workers.parked import Cause, Gauges, by_cause
 from tests.conftest import Serve, until, until_status
 
 
@@ -143,7 +144,7 @@ async def test_a_run_that_ends_early_says_what_it_has_and_what_is_missing(serve:
         """Look."""
         return "seen"
 
-    script = [
+    script: list[Line | list[Line]] = [
         says("Half of it is done.") + calls("look", where="here"),
         [calls("look", where="there"), calls("look", where="beyond")],
         calls("look", where="further"),
@@ -313,3 +314,46 @@ async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve)
         await _parked(client, run)
         await run.stop()
         assert (await run.result()).stop_reason == "stopped"
+
+
+async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("not_found", "no such model")
+    agent = Agent(name="counted", model="scripted:x")
+    async with serve(agent, models=models(scripted=provider)) as client:
+        first = await client.start("counted", "go")
+        await _parked(client, first)
+
+        async def count() -> int:
+            return (await by_cause(client.temporal)).get("not_found", Cause()).runs
+
+        before = 0
+
+        async def counted() -> bool:
+            nonlocal before
+            before = await count()
+            return before >= 1
+
+        await until(counted)
+        since = (await by_cause(client.temporal))["not_found"].since
+        second = await client.start("counted", "go on")
+        await _parked(client, second)
+
+        async def one_more() -> bool:
+            return await count() == before + 1
+
+        await until(one_more)
+        assert (await by_cause(client.temporal))["not_found"].since == since, "the oldest stays the oldest"
+        gauges = Gauges()
+        await gauges.look(client.temporal)
+        assert gauges.seen["not_found"].age(datetime.now(UTC)) > 0
+        provider.broken = None
+        await first.resume()
+        await second.redrive()
+        await asyncio.gather(first.result(), second.result())
+
+        async def gone() -> bool:
+            await gauges.look(client.temporal)
+            return gauges.seen["not_found"].runs == before - 1
+
+        await until(gone)

@@ -233,9 +233,12 @@ async def test_log_lines_of_an_activity_name_run_step_and_call(
 
 _SCRAPED = """
 import sys, urllib.request
+from datetime import UTC, datetime
 from perdure.activities import genai
+from perdure.activities.circuit import Circuits
 from perdure.messages import Usage
 from perdure.settings import load
+from perdure.workers.parked import Cause, Gauges
 from perdure.workers.telemetry import reporting
 port = int(sys.argv[1])
 with reporting(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
@@ -245,6 +248,10 @@ with reporting(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
     with genai.tool_call("search", call_id="c", agent="a", run_id="r"):
         pass
     genai.run_ended("a", "end_turn", steps=4, cost_microusd=2_500_000)
+    circuits = Circuits(threshold=1, opened=genai.circuit_opened)
+    genai.watch_circuits(circuits)
+    circuits.failed("anthropic:claude", "timeout")
+    parked = Gauges({"payment": Cause(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})
     print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
     urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/metrics")
 """
@@ -266,6 +273,10 @@ async def test_prometheus_finds_our_metrics_under_these_names() -> None:
         "perdure_run_outcomes_total",
         "perdure_run_steps_sum",
         "perdure_run_cost_sum",
+        "perdure_circuit_openings_total",
+        "perdure_circuit_open",
+        "perdure_parked_runs",
+        "perdure_parked_age_seconds",
     ):
         assert any(line.startswith(name + "{") for line in lines), name
     cost = next(line for line in lines if line.startswith("perdure_cost_total{"))
