@@ -21,7 +21,7 @@ stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
-	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -q -p no:cacheprovider -m fuzz tests
+	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
 
 soak: .venv/ready            ## Two hours of a steady load, or SOAK_MINUTES=...; fails when something grows
 	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
