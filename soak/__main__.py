@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,7 +161,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
             over.set()
             await loading
             await _settled(stage)
-            stage.write(asdict(tally))
+            stage.write({"done": dict(tally.done), "skipped": tally.skipped, "errors": tally.errors})
 
 
 async def _sampled(stage: Stage, minutes: float, loading: "asyncio.Task[None]") -> None:
