@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress bench bench-quick lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -19,6 +19,13 @@ test-quick: .venv/ready      ## The unit tests only
 
 stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under kill -9 (some 15 minutes)
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
+
+fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
+	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
+
+soak: .venv/ready            ## Two hours of a steady load, or SOAK_MINUTES=...; fails when something grows
+	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python -m soak run --minutes $(or $(SOAK_MINUTES),120) --rate $(or $(SOAK_RATE),1)
 
 bench: .venv/ready           ## Every benchmark beside the peers, then docs/benchmarks: an hour, a quiet machine
 	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Opaque, Part, Text, Thinking, ToolCall, Usage, estimate_tokens
 from perdure.model import ModelEvent, ModelRequest, ModelStop, Reply, TextDelta, ThinkingDelta
+from perdure.texts import whole
 
 from .providers import estimate_input, one_line
 
@@ -45,8 +46,9 @@ class Block:
 
 def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
     """The call with its arguments parsed; what is not a JSON object becomes a `problem`."""
+    arguments = whole(arguments)  # a character may have come in two halves, in two pieces
     try:
-        value: Any = from_json(arguments) if arguments.strip() else {}
+        value: Any = from_json(arguments, allow_inf_nan=False) if arguments.strip() else {}
     except ValueError as error:
         return _broken_call(call_id, name, arguments, f"the arguments are not valid JSON: {error}")
     if not isinstance(value, dict):
@@ -56,6 +58,25 @@ def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
 
 def _broken_call(call_id: str, name: str, arguments: str, problem: str) -> ToolCall:
     return ToolCall(id=call_id, name=name, arguments={"_raw": arguments}, problem=problem)
+
+
+_MOST_TOKENS = 10**12
+"""No call reads or writes more; a larger count would be carried into sums and prices for ever."""
+
+
+def credible(usage: Usage) -> Usage:
+    """The usage, as a provider counted it.
+
+    Raises:
+        ValueError: no call can have used that much.
+
+    """
+    if usage.total_tokens > _MOST_TOKENS:
+        raise ValueError("it counts more tokens than there are")
+    return usage
+
+
+_ABOUT_DATA = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 @dataclass
@@ -89,6 +110,8 @@ class Draft:
         """Append a piece to a block; yields what of it is to be shown at once."""
         if not piece:
             return ()
+        if not isinstance(piece, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a provider said it
+            raise TypeError(f"a piece of {block.kind} is no text but a {type(piece).__name__}")
         block.pieces.append(piece)
         match block.kind:
             case "text":
@@ -123,8 +146,13 @@ class Draft:
         return self.error("timeout", f"no complete answer within {self.request.config.timeout}")
 
     def unknown(self, error: Exception) -> ModelError:
-        """The error for what nobody foresaw; its class is named so that it can be foreseen next time."""
+        """The error for what nobody foresaw; its class is named so that it can be foreseen next time.
+
+        Once the provider has begun to answer, an error about data is about what it said.
+        """
         cls = type(error)
+        if self.opened and isinstance(error, _ABOUT_DATA):
+            return self.error("malformed_reply", f"the answer cannot be read: {cls.__qualname__}: {error}")
         return self.error("bug", f"unforeseen {cls.__module__}.{cls.__qualname__}: {error}")
 
     def reply(self, stops: Mapping[str, ModelStop]) -> Reply:

@@ -19,7 +19,7 @@ from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar, digest
 
 from ._anthropic_request import AnthropicOptions, body_of, checked
-from ._draft import Block, Draft
+from ._draft import Block, Draft, credible
 from .providers import is_overflow, kind_of_status, retry_after, within
 
 _STOPS: dict[str, ModelStop] = {
@@ -208,11 +208,13 @@ def _usage(counted: dict[str, Any], before: Usage) -> Usage:
         value = counted.get(key)
         return otherwise if value is None else value
 
-    return Usage(
-        input_tokens=count("input_tokens", before.input_tokens),
-        cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
-        cache_write_tokens=count("cache_creation_input_tokens", before.cache_write_tokens),
-        output_tokens=count("output_tokens", before.output_tokens),
+    return credible(
+        Usage(
+            input_tokens=count("input_tokens", before.input_tokens),
+            cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
+            cache_write_tokens=count("cache_creation_input_tokens", before.cache_write_tokens),
+            output_tokens=count("output_tokens", before.output_tokens),
+        )
     )
 
 

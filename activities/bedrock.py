@@ -28,7 +28,7 @@ from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
 
 from ._bedrock_request import BedrockOptions, as_json, body_of, checked
-from ._draft import Draft
+from ._draft import Draft, credible
 from .providers import is_overflow, kind_of_status, retry_after, within
 
 _STOPS: dict[str, ModelStop] = {
@@ -200,7 +200,7 @@ class _Call:
 
     def _read(self) -> None:
         try:
-            answer = self._open()
+            answer = self._answer()
             if self._adopt(answer["stream"]):
                 self._put({"opened": answer["ResponseMetadata"].get("RequestId")})
                 for event in answer["stream"]:
@@ -212,6 +212,13 @@ class _Call:
             self._put(error)
         finally:
             self._release()
+
+    def _answer(self) -> Any:
+        try:
+            return self._open()
+        except (AttributeError, LookupError, TypeError, UnicodeError) as error:
+            # botocore takes the body of a refusal for an object; that of a proxy may be anything.
+            raise ResponseParserError(f"{type(error).__name__}: {error}") from error
 
     def _adopt(self, stream: Any) -> bool:
         with self._lock:
@@ -279,11 +286,13 @@ def _extend(index: int, delta: dict[str, Any], draft: Draft) -> Iterable[ModelEv
 
 
 def _usage(counted: dict[str, int]) -> Usage:
-    return Usage(
-        input_tokens=counted.get("inputTokens", 0),
-        cache_read_tokens=counted.get("cacheReadInputTokens", 0),
-        cache_write_tokens=counted.get("cacheWriteInputTokens", 0),
-        output_tokens=counted.get("outputTokens", 0),
+    return credible(
+        Usage(
+            input_tokens=counted.get("inputTokens", 0),
+            cache_read_tokens=counted.get("cacheReadInputTokens", 0),
+            cache_write_tokens=counted.get("cacheWriteInputTokens", 0),
+            output_tokens=counted.get("outputTokens", 0),
+        )
     )
 
 

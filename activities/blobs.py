@@ -264,10 +264,14 @@ def open_store(
         DefinitionError: it is neither.
 
     """
-    parts = urlsplit(url)
+    problem = f"blob store {url!r}: write file:/a/folder or s3://bucket/prefix"
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DefinitionError(f"{problem} ({error})") from None
     if parts.scheme == "s3" and parts.netloc:
         return S3Blobs(parts.netloc, parts.path, s3_endpoint, s3_region, cache_bytes=cache_bytes)
     folder = url.removeprefix("file:").removeprefix("//")
     if parts.scheme == "file" and folder and not parts.netloc:
         return FileBlobs(Path(folder).expanduser(), cache_bytes=cache_bytes)
-    raise DefinitionError(f"blob store {url!r}: write file:/a/folder or s3://bucket/prefix")
+    raise DefinitionError(problem)

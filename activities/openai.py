@@ -13,7 +13,7 @@ from perdure.errors import DefinitionError, ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
 
-from ._draft import Draft
+from ._draft import Draft, credible
 from ._openai_request import OpenAIOptions, body_of, checked
 from .providers import is_overflow, kind_of_status, retry_after, within
 
@@ -227,11 +227,13 @@ def _usage(counted: dict[str, Any]) -> Usage:
     details: dict[str, int | None] = counted.get("prompt_tokens_details") or {}
     read = details.get("cached_tokens") or 0
     written = details.get("cache_write_tokens") or 0
-    return Usage(
-        input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        output_tokens=counted.get("completion_tokens") or 0,
+    return credible(
+        Usage(
+            input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            output_tokens=counted.get("completion_tokens") or 0,
+        )
     )
 
 

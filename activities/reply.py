@@ -80,7 +80,8 @@ def _writable(call: ToolCall) -> ToolCall:
     try:
         # As deep as it will ever stand: what can be written may still be too deep, or too long a
         # number, to be read again, and then the run could never go on.
-        from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]]))
+        # Nor is there a NaN in JSON: it would be read as nothing.
+        from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
     except ValueError as error:
         problem = bounded(f"the arguments cannot be read: {error}", 1000)
         return call.model_copy(update={"name": whole(call.name), "arguments": {}, "problem": problem})
@@ -149,7 +150,7 @@ def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Readi
     text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
     text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        value = from_json(text)
+        value = from_json(text, allow_inf_nan=False)
     except ValueError:
         return Reading(parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for.")
     output, problem = _judged(value, spec, agent)

@@ -78,5 +78,5 @@ def load(path: Path | None) -> PriceTable:
         return shipped()
     try:
         return PriceTable.model_validate(json.loads(path.read_text())).over(shipped())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DefinitionError(f"price table {str(path)!r}: {error}") from None

@@ -190,11 +190,12 @@ def _validator(schema: str) -> Draft202012Validator:
 def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
     """Why `value` does not fit `schema`, in one line that names the place; None when it does.
 
-    A pattern in a dialect that Python's `re` does not speak is left to whoever gets the value.
+    A pattern in a dialect that Python's `re` does not speak is left to whoever gets the value, and so
+    is a number that Python cannot divide.
     """
     try:
         worst = cast("SchemaProblem | None", best_match(_validator(json.dumps(schema)).iter_errors(value)))
-    except re.error:
+    except (re.error, ArithmeticError, ValueError):
         return None
     if worst is None:
         return None

@@ -37,12 +37,20 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 def _duration(value: Any) -> Any:
     """Seconds for "150ms", "30s", "2m", "1h" or a bare number of seconds; the rest is pydantic's."""
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"]) if match else value
+    if not match:
+        return value
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"])
+    except OverflowError:
+        raise ValueError("is longer than any process lives") from None
 
 
 def _expanded(value: Any) -> Any:
     """The path without `~`, which no shell expands in a `.env` file or a manifest."""
-    return Path(value).expanduser() if isinstance(value, str | Path) else value
+    try:
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
+    except RuntimeError as error:  # ~somebody, who is not here
+        raise ValueError(f"no such home: {error}") from None
 
 
 def _host_and_port(value: str) -> str:
@@ -281,6 +289,8 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise DefinitionError(f"settings: {explain(_by_variable(error))}") from None
+    except (OSError, UnicodeError) as error:
+        raise DefinitionError(f"settings: .env cannot be read: {error}") from None
 
 
 def variables(name: str) -> tuple[str, ...]:

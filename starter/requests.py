@@ -17,7 +17,7 @@ def prompt_of(words: str | None, file: str | None) -> str:
     """The prompt: given, from a file, or from stdin for "-".
 
     Raises:
-        InvalidRequest: none or two of them, or the file cannot be read.
+        InvalidRequest: none or two of them, or the file or stdin cannot be read.
 
     """
     if (words is None) == (file is None):
@@ -25,13 +25,20 @@ def prompt_of(words: str | None, file: str | None) -> str:
             'say what the agent is to do, once: perdure run AGENT "...", or --file FILE, or "-" for stdin'
         )
     if words == "-" or file == "-":
-        return sys.stdin.read()
+        return _from_stdin()
     if file is None:
         return str(words)
     try:
         return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidRequest(f"prompt file {file}: {error}") from None
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"stdin: {error}") from None
 
 
 def limits_of(words: Sequence[str]) -> Limits | None:
@@ -94,7 +101,7 @@ def _entry(word: str) -> tuple[str, Any]:
         return name, value
     try:
         return name[:-1], json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"--context {word!r}: not JSON: {error}") from None
 
 
@@ -116,7 +123,7 @@ def arguments_of(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"--arguments is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"--arguments must be a JSON object, not {text!r}")

@@ -8,7 +8,7 @@ from perdure.tree import Amount
 from perdure.wire import StopReason
 
 from .account import limits_of, room, spent
-from .amounts import FIELDS, REASONS, least, minus, missing, of
+from .amounts import FIELDS, NOTHING, REASONS, least, minus, missing, of
 from .state import State
 from .tree import lacking
 
@@ -93,6 +93,15 @@ def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
         output_tokens=reply_tokens * times,
         total_tokens=(read + reply_tokens) * times,
     )
+
+
+def under_way(state: State) -> Amount:
+    """What the model call under way may spend yet; nothing when there is none.
+
+    The input may be less by now than what is reserved, and the answer shorter: that is free when it
+    is there.
+    """
+    return call_amount(state, _configured(state)) if state.asking_model else NOTHING
 
 
 def _configured(state: State) -> int:

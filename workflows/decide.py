@@ -9,7 +9,8 @@ from perdure.tree import Amount, Grant
 from perdure.wire import StopReason
 
 from .account import limits_of, spent
-from .budget import Allowance, Want, allowance, exhausted, waits_for_children, wanted
+from .amounts import plus
+from .budget import Allowance, Want, allowance, exhausted, under_way, waits_for_children, wanted
 from .chain import cheaper
 from .plan import Start
 from .state import Call, End, State
@@ -133,7 +134,8 @@ def _for_children(state: State) -> Command | None:
     """What the children's needs ask of it: an answer, or a question to the run's own parent."""
     if all(child.need is None for child in state.tree.children):
         return None
-    found = answers(state.tree, limits_of(state), spent(state), busy=state.asking_model or state.running)
+    used = plus(spent(state), under_way(state))
+    found = answers(state.tree, limits_of(state), used, busy=state.asking_model or state.running)
     if found.grants:
         return Answer(grants=found.grants)
     if found.need is not None and found.wish is not None:

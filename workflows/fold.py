@@ -357,7 +357,8 @@ def _child_ended(state: State, event: ChildEnded) -> State:
     if any(call.call.id == event.result.call_id for call in state.calls if call.state == "running"):
         return _close(_returned(state, event.result))
     message = Message(role="user", parts=[*answer_of(event.key, event.result)])
-    return replace(state, inbox=(*state.inbox, message), resting=False)
+    # Of the step in hand, what waited for the child to give something back may be refused by now.
+    return _close(replace(state, inbox=(*state.inbox, message), resting=False))
 
 
 def _landed(state: State, result: ToolResult) -> State:

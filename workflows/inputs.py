@@ -1,5 +1,6 @@
 """What comes from outside, checked where it enters: requests, messages, decisions."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -46,6 +47,7 @@ def _checked(what: str, make: Callable[[], _Model]) -> _Model:
 def request_of(raw: Any) -> RunRequest:
     """The run's input, however it was written."""
     request = _checked("run request", lambda: RunRequest.model_validate(raw))
+    _check_writable("run request", request)
     if isinstance(request.prompt, list):
         _check_parts("prompt", request.prompt)
     _check_user("run request", request.user)
@@ -55,8 +57,17 @@ def request_of(raw: Any) -> RunRequest:
 def session_request_of(raw: Any) -> SessionRequest:
     """A session's input, however it was written."""
     request = _checked("session request", lambda: SessionRequest.model_validate(raw))
+    _check_writable("session request", request)
     _check_user("session request", request.user)
     return request
+
+
+def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
+    """A workflow of the user's may ask for anything; what no payload can hold would fail its task for ever."""
+    try:
+        json.dumps(request.plain(), ensure_ascii=False).encode()
+    except ValueError as error:
+        raise refuse(f"{what}: it cannot be written as JSON: {error}") from None
 
 
 def _check_user(what: str, user: str | None) -> None:

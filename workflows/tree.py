@@ -142,15 +142,23 @@ def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     if not lost and not (outcome.stop_reason == "cancelled" and outcome.usage.estimated):
         return outcome
     lease = child.lease
-    output = lease.output_tokens or 0
-    read = max(lease.input_tokens or 0, (lease.total_tokens or 0) - output)
     return outcome.model_copy(
         update={
             "cost_microusd": lease.cost_microusd or 0,
-            "usage": Usage(input_tokens=read, output_tokens=output, estimated=True),
+            "usage": _most_used(lease),
             "tool_calls": lease.tool_calls or 0,
         }
     )
+
+
+def _most_used(lease: Amount) -> Usage:
+    """All tokens that a lease allows. What it bounds by their sum alone is booked where it bounds nothing."""
+    read, written, total = lease.input_tokens, lease.output_tokens, lease.total_tokens or 0
+    if read is None:
+        read = max(total - (written or 0), 0)
+    elif written is None:
+        written = max(total - read, 0)
+    return Usage(input_tokens=read, output_tokens=written or 0, estimated=True)
 
 
 def reported(tree: Tree, report: Report) -> Tree:

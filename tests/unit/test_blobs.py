@@ -142,7 +142,9 @@ async def test_a_store_is_opened_by_url(tmp_path: Path) -> None:
     assert isinstance(open_store("s3://bucket"), S3Blobs)
 
 
-@pytest.mark.parametrize("url", ["", "file:", "s3://", "s3:/x", "/plain/path", "http://x/y", "file://host/x"])
+@pytest.mark.parametrize(
+    "url", ["", "file:", "s3://", "s3:/x", "/plain/path", "http://x/y", "file://host/x", "s3://["]
+)
 def test_a_url_that_is_no_store_is_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(DefinitionError, match="s3://bucket/prefix"):
         open_store(url)

@@ -36,6 +36,7 @@ def test_a_limit_that_is_not_given_is_not_set() -> None:
         ("timeout=soon", "--limit timeout=soon: write it as 90s, 2m or 1h"),
         ("timeout=0", "--limit timeout=0: write it as 90s, 2m or 1h"),
         ("per_tool.refund=x", "--limit: per_tool.refund: Input should be a valid integer"),
+        ("timeout=99999999999999999h", "--limit timeout=99999999999999999h: write it as 90s, 2m or 1h"),
     ],
 )
 def test_a_wrong_limit_is_told(word: str, said: str) -> None:
@@ -58,7 +59,7 @@ def test_context_is_text_or_json() -> None:
 def test_arguments_are_a_json_object() -> None:
     assert arguments_of(None) is None
     assert arguments_of('{"amount": 3}') == {"amount": 3}
-    for text in ("{", "[1]", "3"):
+    for text in ("{", "[1]", "3", "[" * 100_000):
         with pytest.raises(InvalidRequest, match="--arguments"):
             arguments_of(text)
 
@@ -75,3 +76,8 @@ def test_the_prompt_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.Mon
             prompt_of(words, name)
     with pytest.raises(InvalidRequest, match=r"nosuch\.md"):
         prompt_of(None, str(tmp_path / "nosuch.md"))
+    with pytest.raises(InvalidRequest, match="null byte"):
+        prompt_of(None, "nul\0")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    with pytest.raises(InvalidRequest, match="stdin"):
+        prompt_of("-", None)

@@ -322,6 +322,9 @@ def test_a_message_that_says_nothing_or_pretends_to_be_the_model_is_refused(said
         ({"limits": {"cost_usd": float("inf")}}, "limits.cost_usd"),
         ({"limits": {"timeout": "P999999999D"}}, "limits.timeout"),
         ({"promt": "x"}, "promt: Extra inputs"),
+        ({"prompt": "half \ud83d"}, "cannot be written as JSON"),
+        ({"user": "half \ud83d"}, "cannot be written as JSON"),
+        ({"context": {"a": ["half \ud83d"]}}, "cannot be written as JSON"),
     ],
 )
 def test_a_request_that_could_not_be_kept_is_refused(changed: dict[str, Any], why: str) -> None:

@@ -12,6 +12,7 @@ from perdure.activities.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, Readin
 from perdure.agent import Agent
 from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
 from perdure.model import ModelStop, Reply, ToolDefinition
+from perdure.schema import problem_with
 from perdure.tools import tool
 
 
@@ -96,6 +97,7 @@ def test_whatever_a_model_says_can_be_written_down() -> None:
         Thinking(text="\ude00"),
         call("work", n=endless),
         call("n\ud83d"),
+        call("work", n=float("nan")),
         Opaque(provider="p", data={}),
     ]
     reading = read(agent(), *parts)
@@ -175,3 +177,17 @@ def test_a_call_either_has_a_problem_or_can_be_bound(arguments: dict[str, Any]) 
 
 def test_our_own_tools_bear_the_reserved_names() -> None:
     assert (FINAL_ANSWER_TOOL.name, READ_RESULT_TOOL.name) == ("final_answer", "read_result")
+
+
+def test_an_output_with_a_number_that_json_does_not_have_does_not_fit() -> None:
+    class Weighed(BaseModel):
+        kilos: float
+
+    reading = read(agent(Weighed), Text(text='{"kilos": NaN}'), stop="end_turn")
+    assert reading.output is None
+    assert reading.problem is not None
+
+
+def test_a_number_that_python_cannot_divide_is_left_to_whoever_gets_it() -> None:
+    assert problem_with(10**400, {"type": "number", "multipleOf": 0.1}) is None
+    assert problem_with(3, {"type": "number", "multipleOf": 2}) is not None

@@ -75,6 +75,8 @@ def test_durations_are_written_as_people_write_them(
         ("PERDURE_TLS_KEY", "/key", "together"),
         ("PERDURE_BUILD_ID", "1", "PERDURE_DEPLOYMENT_NAME"),
         ("PERDURE_MAX_CONCURRENT_ACTIVITIES", "many", "integer"),
+        ("PERDURE_PROGRESS_INTERVAL", "99999999999999999h", "longer than"),
+        ("PERDURE_HOME", "~nobody-of-this-name/x", "no such home"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_variable_in_one_line(
@@ -89,6 +91,12 @@ def test_a_wrong_value_is_named_by_its_variable_in_one_line(
     assert repr(value) in message
     assert "\n" not in message
     assert "BLOB_STORE" not in message.replace(variable, "")
+
+
+def test_a_file_of_settings_that_is_no_text_is_told_as_such() -> None:
+    Path(".env").write_bytes(b"PERDURE_ADDRESS=\xff")
+    with pytest.raises(DefinitionError, match=r"settings: \.env cannot be read"):
+        load()
 
 
 def test_an_unknown_override_is_refused_not_ignored() -> None:

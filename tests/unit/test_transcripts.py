@@ -242,6 +242,24 @@ async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_a
     assert desk.cache.queries == before + 1
 
 
+async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
+    """Of a run that ends after its tools: by a limit, a stop, a handoff."""
+    desk = Desk(Transcripts(most_bytes=100_000))
+    made = results("call-1-1", text="x" * 10_000).tool_results[0]
+
+    async def add() -> None:
+        desk.cache.add_result(made)
+        desk.cache.add_result(made)  # another attempt of the same call
+
+    for n in range(50):
+        desk.run(f"r{n}", TASK)
+        await desk.view(want(1, TASK), run=f"r{n}")
+        await desk.attempt(add, run=f"r{n}")
+    remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
+    assert 5 < len(remembered) < 10
+    assert desk.cache._bytes == sum(entry.size for entry in remembered)  # pyright: ignore[reportPrivateUsage]
+
+
 async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_no_more() -> None:
     desk = Desk(Transcripts(most_bytes=1))
     slow = desk.run("slow", *(Message.user(str(n)) for n in range(3)))

@@ -17,7 +17,7 @@ from perdure.messages import Image, Message, Text, Thinking, ToolCall
 from perdure.model import Model, ModelConfig, ModelRequest, Reply
 
 from .conftest import Wire
-from .dialects import Said, chunk, delta, frame, openai_finish, openai_open, sse
+from .dialects import Said, chunk, delta, frame, openai_finish, sse
 from .server import Stub
 
 # -- the models by name
@@ -367,9 +367,10 @@ def test_a_status_outside_errors_is_ours_to_look_at() -> None:
 async def test_an_exception_nobody_foresaw_is_a_bug_with_its_class(
     openai_wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = openai_open(Said(text=("x",)))
-    odd = chunk(choices=[{"index": 0, "delta": {"tool_calls": [["not", "a", "dict"]]}}])
-    answer = openai_wire.dialect.unfinished(Said(), *frames, odd)
-    error = await openai_wire.error(answer)
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("perdure.activities.openai._take", broken)
+    error = await openai_wire.error(Said(text=("x",)))
     assert error.kind == "bug"
-    assert "AttributeError" in str(error)
+    assert "RuntimeError" in str(error)

@@ -1,0 +1,124 @@
+"""Whether anything grows: a robust slope over the second half of the samples, against a threshold. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+Sample = dict[str, Any]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How fast something may grow, an hour, and why no faster."""
+
+    key: str
+    title: str
+    most: float
+    because: str
+
+
+BOUNDS = (
+    Bound(
+        key="rss_mb",
+        title="resident memory, MB",
+        most=12,
+        because="a worker with 2 GB to spare then lives for a week; less than 12 MB an hour cannot be told "
+        "from the steps in which an allocator takes memory",
+    ),
+    Bound(
+        key="handles",
+        title="file handles",
+        most=4,
+        because="of the 1,024 that a process usually may have, a week of more would use up two thirds",
+    ),
+    Bound(key="threads", title="threads", most=2, because="pools fill up once, in the first half"),
+    Bound(
+        key="tasks",
+        title="asyncio tasks",
+        most=10,
+        because="they follow the load, which is steady: a slope over half an hour and more is a leak",
+    ),
+    Bound(
+        key="objects",
+        title="Python objects",
+        most=60_000,
+        because="at some 200 bytes each these are the 12 MB that memory may grow",
+    ),
+    Bound(
+        key="cached",
+        title="cached workflows",
+        most=20,
+        because="runs leave the cache when they end, and as many end as begin",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One kind of thing that one process holds, and how it changed."""
+
+    process: str
+    bound: Bound
+    begin: float
+    """At the middle of the time: the median of the first tenth of the second half."""
+    end: float
+    """The median of the last tenth."""
+    an_hour: float
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it grows no faster than it may."""
+        return self.an_hour <= self.bound.most
+
+
+def slope(points: Sequence[Point]) -> float:
+    """Theil and Sen's: the median of the slopes between all pairs. A third of outliers does not move it."""
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if b[0] != a[0]]
+    return median(slopes) if slopes else 0.0
+
+
+def second_half(points: Sequence[Point]) -> list[Point]:
+    """Those of the second half of the time: in the first, caches and pools fill up."""
+    middle = (points[0][0] + points[-1][0]) / 2 if points else 0.0
+    return [point for point in points if point[0] >= middle]
+
+
+def points_of(samples: Iterable[Sample], process: str, key: str) -> list[Point]:
+    """Hours since the begin, and values, as far as that process has them."""
+    return [
+        (sample["seconds"] / 3600, sample["processes"][process][key])
+        for sample in samples
+        if key in sample["processes"].get(process, {})
+    ]
+
+
+def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Finding]:
+    """What is judged of these processes: every bound for which there are samples under load."""
+    loaded = [sample for sample in samples if sample["loaded"]]
+    found: list[Finding] = []
+    for process in processes:
+        for bound in BOUNDS:
+            points = second_half(points_of(loaded, process, bound.key))
+            if not points:
+                continue
+            tenth = max(1, len(points) // 10)
+            found.append(
+                Finding(
+                    process=process,
+                    bound=bound,
+                    begin=median(value for _, value in points[:tenth]),
+                    end=median(value for _, value in points[-tenth:]),
+                    an_hour=slope(points),
+                )
+            )
+    return found
+
+
+def left_over(samples: Sequence[Sample], processes: Sequence[str]) -> dict[str, float]:
+    """Cached workflows of each process once everything had ended: there should be none."""
+    after = [sample for sample in samples if not sample["loaded"]]
+    last = after[-1]["processes"] if after else {}
+    return {process: last[process]["cached"] for process in processes if "cached" in last.get(process, {})}

@@ -1,0 +1,143 @@
+"""No event comes too early or too late: whatever a run is doing, folding it makes a state that can go on."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.effects import ModelFailure
+from perdure.errors import RULES
+from perdure.messages import Message, Usage
+from perdure.tree import Amount, Grant, Report
+from perdure.wire import Decision, RunResult
+from perdure.workflows.carry import Writing, pack, unpack
+from perdure.workflows.report import details, result_of, status_report
+from perdure.workflows.state import (
+    CallReturned,
+    ChildEnded,
+    ChildReported,
+    Decided,
+    End,
+    EndAsked,
+    Event,
+    GraceOver,
+    Granted,
+    IdleNoticed,
+    Interrupted,
+    ModelFailed,
+    Paused,
+    Resumed,
+    Sent,
+    Spoke,
+    Spoken,
+    State,
+)
+from tests.unit.runs import call, reply, result
+
+from . import casts
+from .depth import examples
+from .test_trees import COURSE, LIMITS, Trees
+from .world import NOW, Shell
+
+KEYS = ["worker-1-1", "helper-1-1", "helper-2-2", "minion-1-1", "first-1", "draft-1", "debate-1", "nobody-9"]
+CALL_IDS = ["call-1-1", "call-1-2", "call-2-1", "call-3-1", "call-9-9"]
+amounts = st.none() | st.builds(
+    Amount, tool_calls=st.integers(0, 5), input_tokens=st.none() | st.integers(0, 500)
+)
+reports = st.builds(
+    Report,
+    key=st.sampled_from(KEYS),
+    need=amounts,
+    wish=amounts,
+    idle=st.booleans(),
+    returned=amounts,
+    final=st.none() | st.just(RunResult(agent="x", stop_reason="cancelled", output="last words")),
+)
+outcomes = st.builds(
+    RunResult,
+    agent=st.just("x"),
+    output=st.sampled_from(["said", None, {"a": 1}]),
+    stop_reason=st.sampled_from(["end_turn", "cancelled", "handoff", "max_steps", "node_timeout"]),
+    usage=st.builds(Usage, input_tokens=st.integers(0, 50), estimated=st.booleans()),
+    cost_microusd=st.none() | st.integers(0, 99),
+)
+REASONS: Any = st.sampled_from(["stopped", "cancelled", "deadline", "node_timeout"])
+STOPS: Any = ["end_turn", "tool_calls", "max_tokens", "context_overflow", "refusal", "cancelled"]
+events: st.SearchStrategy[Any] = st.one_of(
+    st.builds(
+        CallReturned, result=st.sampled_from(CALL_IDS).map(lambda one: result(one, is_error=one > "call-2"))
+    ),
+    st.builds(
+        ModelFailed,
+        failure=st.builds(ModelFailure, kind=st.sampled_from([*RULES, "stale", "x"]), message=st.just("no")),
+    ),
+    st.sampled_from(STOPS),
+    st.builds(Sent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),
+    st.builds(
+        Spoke,
+        spoken=st.sampled_from("abc").map(lambda one: Spoken(id=one, message=Message.user("hi"))),
+        when_busy=st.sampled_from(["queue", "steer"]),
+    ),
+    st.builds(
+        Decided,
+        decision=st.builds(Decision, call_id=st.sampled_from(CALL_IDS), allow=st.booleans()),
+    ),
+    st.sampled_from([Paused(), Resumed(), GraceOver(), IdleNoticed(at=NOW)]),
+    st.builds(EndAsked, reason=REASONS),
+    st.builds(Interrupted, turn=st.none() | st.integers(0, 3), reason=REASONS),
+    st.builds(
+        ChildEnded,
+        key=st.sampled_from(KEYS),
+        outcome=outcomes,
+        at=st.just(NOW),
+        result=st.none() | st.sampled_from(CALL_IDS).map(result),
+    ),
+    st.builds(ChildReported, report=reports),
+    st.builds(Granted, grant=st.builds(Grant, amount=amounts)),
+)
+casts_of = st.sampled_from(["family", "swarm", "graph", "session"])
+
+
+class Play(Trees):
+    """Trees that nobody checks to the end."""
+
+    def finally_closed(self) -> None:
+        pass
+
+
+def _root(kind: str, limits: Any, course: tuple[int, int]) -> Shell:
+    """The root of a tree, somewhere on its way."""
+    play = Play()
+    session = kind == "session"
+    member = getattr(casts, "family" if session else kind)(limits)
+    play.begun(casts.world_of(member, {}, session=session), course)
+    return play.root
+
+
+def _after(shell: Shell, event: Event | str) -> Any:
+    """A late answer of a model is one of these words: how it stopped."""
+    if not isinstance(event, str):
+        return shell.folded(event)
+    if not isinstance(shell.state, State):
+        return shell.state
+    asked = [call("work")] if event == "tool_calls" and not shell.state.calls else []
+    return shell.folded(reply(shell.state, *asked, text="late", stop=event))  # type: ignore[arg-type]
+
+
+@examples(150)
+@given(kind=casts_of, limits=LIMITS, course=COURSE, coming=st.lists(events, min_size=1, max_size=8))
+def test_any_event_in_any_state_leaves_a_state_that_can_say_and_decide(
+    kind: str, limits: Any, course: Any, coming: list[Any]
+) -> None:
+    shell = _root(kind, limits, course)
+    for event in coming:
+        before = repr(shell.state)
+        after = _after(shell, event)
+        assert repr(shell.state) == before, "a state is followed by another, never changed"
+        shell.state = after
+        assert shell.decided() == shell.decided()
+        assert status_report(after).status
+        assert details(after)
+        result_of(after, End(stop_reason="stopped"))
+        carried = pack(after, Writing())
+        assert unpack(carried[0], carried[1:])[0] == after

@@ -1,0 +1,89 @@
+"""The command line with any words: an exit code of those it documents, and a line that says why."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from perdure.errors import InvalidRequest, NotReachable
+from perdure.starter import cli
+from perdure.starter.options import CODES, Common
+from perdure.starter.requests import arguments_of, context_of, limits_of, prompt_of
+
+from . import junk
+from .depth import examples
+
+KNOWN = {int(line.split()[0]) for line in CODES.splitlines() if line[:3].strip().isdigit()}
+NUMBERS = ["0", "-1", "1e9", "nan", "inf", "9" * 400, "9" * 5000, "٣"]
+PAIRS = [
+    "steps=3",
+    "steps=",
+    "=3",
+    "steps",
+    "timeout=9999999999999999h",
+    "timeout=0",
+    "per_tool.=1",
+    "cost_usd=1e400",
+]
+JSONS = ["{}", "[]", "{", "[" * 50_000, '{"a": "\\ud800"}', "9" * 5000, "NaN"]
+words = st.sampled_from([*NUMBERS, *PAIRS, *JSONS, "-", "--", "/", "~nobody/x", "a:=[", "a:={}"]) | (
+    junk.texts.filter(lambda text: "\0" not in text)  # no process can be given one
+)
+COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+def _options(command: Any) -> list[str]:
+    return [name for param in command.params for name in param.opts if name.startswith("-")]
+
+
+def _lines(name: str) -> st.SearchStrategy[list[str]]:
+    options = [one for one in _options(COMMANDS[name]) if one not in ("--help", "-h")]
+    piece = st.sampled_from(options).map(lambda one: [one]) | words.map(lambda one: [one])
+    pair = st.tuples(st.sampled_from(options), words).map(list)
+    return st.lists(piece | pair, max_size=5).map(
+        lambda parts: [name, *(one for part in parts for one in part)]
+    )
+
+
+lines = st.sampled_from(sorted(COMMANDS)).flatmap(_lines) | st.lists(words, max_size=3)
+
+
+@pytest.fixture(autouse=True)
+def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server, and no other processes."""
+
+    async def connect(self: Common) -> Any:
+        raise NotReachable("nobody is there")
+
+    def leave(*_: Any, **__: Any) -> Any:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(Common, "connect", connect)
+    monkeypatch.setattr("os.execv", leave)
+    monkeypatch.setattr("subprocess.run", leave)
+
+
+@examples(200)
+@given(lines)
+def test_any_words_end_in_a_known_code_and_never_in_a_traceback(line: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, line)
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    assert done.exit_code in KNOWN
+    assert "Traceback" not in done.output or "--debug" in line
+    assert "bug of ours" not in done.output
+
+
+@examples(200)
+@given(st.lists(words, max_size=3))
+def test_words_become_values_or_are_refused(given_words: list[str]) -> None:
+    read: list[Any] = [limits_of, context_of]
+    read += [lambda many: [arguments_of(one) for one in many]]
+    read += [lambda many: [prompt_of(None, one) for one in many if one not in ("-", "")]]
+    for one in read:
+        try:
+            one(given_words)
+        except InvalidRequest as error:
+            assert str(error)

@@ -1,0 +1,139 @@
+"""What people and programs send to a run: it is taken, or refused in words. Never anything else."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic_core import from_json
+from temporalio.exceptions import ApplicationError
+
+from perdure.messages import Message
+from perdure.wire import INVALID_REQUEST, TranscriptQuery
+from perdure.workflows.inputs import (
+    addressed,
+    check_decision,
+    decision_of,
+    held_below,
+    listener,
+    message_of,
+    request_of,
+    run_below,
+    said_of,
+    session_request_of,
+)
+from perdure.workflows.pages import page
+from perdure.workflows.remote import remote_result
+from tests.unit.runs import answered, begun, call
+
+from . import junk
+from .depth import examples
+
+RUN = {
+    "agent": "a",
+    "prompt": "go",
+    "user": "lee",
+    "roles": ["r"],
+    "limits": {"steps": 3, "cost_usd": 0.5, "per_tool": {"x": 1}, "timeout": "PT1H"},
+    "context": {"order": {"id": 7}},
+    "stream": False,
+}
+PARTS = [
+    {"kind": "text", "text": "look"},
+    {"kind": "image", "media_type": "image/png", "data": "QQ=="},
+    {"kind": "document", "name": "d", "blob": "0" * 64},
+]
+SESSION = {"agent": "a", "limits": {"steps": 1}, "session_limits": {"tool_calls": 0}, "max_idle": "PT1H"}
+SAY = {"id": "m", "text": PARTS, "when_busy": "steer"}
+DECISION = {"call_id": "call-1-1", "allow": True, "arguments": {"cents": 5}, "digest": "d", "run_id": "r"}
+
+
+def mutations(*valid: Any) -> st.SearchStrategy[Any]:
+    """Something near to these, or anything at all."""
+    near = st.builds(junk.mutated, st.sampled_from(valid), st.integers(0, 99), junk.news)
+    return near | near | near | junk.anything
+
+
+def delivered(raw: Any) -> Any:
+    """As it comes over the wire, if it can: half characters never do."""
+    try:
+        return from_json(json.dumps(raw))
+    except ValueError:
+        return None
+
+
+def taken(read: Any, raw: Any) -> Any:
+    """What is made of it; None when it is refused as it should be."""
+    try:
+        return read(raw)
+    except ApplicationError as error:
+        assert error.type == INVALID_REQUEST
+        assert error.non_retryable
+        assert len(error.message) < 6000, "a refusal is short, whatever was given"
+        error.message.encode()
+        return None
+
+
+@examples(300)
+@given(mutations(RUN, {**RUN, "prompt": PARTS}))
+def test_a_run_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
+    request = taken(request_of, raw)
+    if request is not None:
+        assert request_of(json.loads(json.dumps(request.plain()))) == request
+        json.dumps(request.plain(), ensure_ascii=False).encode()
+
+
+@examples(150)
+@given(mutations(SESSION))
+def test_a_session_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
+    request = taken(session_request_of, raw)
+    if request is not None:
+        json.dumps(request.plain(), ensure_ascii=False).encode()
+
+
+@examples(300)
+@given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/a-1", "text": PARTS}, PARTS))
+def test_what_is_said_is_refused_in_words_or_is_a_message(raw: Any) -> None:
+    for read in (said_of, addressed, message_of):
+        made = taken(read, delivered(raw))
+        if isinstance(made, Message):
+            assert made.role == "user"
+            Message.model_validate_json(made.model_dump_json())
+
+
+@examples(200)
+@given(mutations(DECISION))
+def test_a_decision_is_refused_in_words_or_is_about_a_call_that_waits(raw: Any) -> None:
+    state = answered(begun(), call("pay", cents=5))
+    decision = taken(decision_of, delivered(raw))
+    if decision is None:
+        return
+    taken(lambda one: check_decision(state, one), decision)
+    taken(lambda one: held_below(state, one), decision)
+    taken(lambda one: run_below(state, one), decision.run_id or "")
+    taken(lambda _: listener(state), None)
+
+
+@examples(150)
+@given(mutations({"start": 1, "stop": 3}), st.integers(), st.none() | st.integers())
+def test_a_transcript_can_be_asked_for_in_any_part(raw: Any, start: int, stop: int | None) -> None:
+    messages = [Message.user(f"message {n}") for n in range(5)]
+    wanted = [TranscriptQuery(start=start, stop=stop)]
+    with suppress(ValidationError):
+        wanted.append(TranscriptQuery.model_validate(raw))
+    for want in wanted:
+        got = page(messages, want)
+        assert got.length == 5
+        first = max(want.start, 0)
+        assert got.messages == messages[first : first + len(got.messages)]
+
+
+@examples(200)
+@given(junk.anything, st.integers(1, 100))
+def test_what_a_remote_tool_gives_is_a_result_that_can_be_written(value: Any, most: int) -> None:
+    asked = call("far")
+    result = remote_result(value, asked, most, 1)
+    assert type(result).model_validate_json(result.model_dump_json()) == result
+    assert len(result.text.encode()) <= most + 100

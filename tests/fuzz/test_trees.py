@@ -1,0 +1,406 @@
+"""Whole trees of runs under everything that may happen to them, in any order: see `world`.
+
+What always holds is checked in `world` at every fold and every command. At the end the world is made
+friendly, and every run of the tree must come to its end.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from perdure.effects import HANDOFF, READ_RESULT, UPDATE_PLAN, ModelFailure
+from perdure.errors import RULES
+from perdure.messages import Message, ToolCall, Usage
+from perdure.wire import Approval, Decision, Parked, Question, RunResult
+from perdure.workflows.amounts import bounds_of
+from perdure.workflows.report import waiting_of
+from perdure.workflows.state import (
+    CallReturned,
+    ChildEnded,
+    Decided,
+    EndAsked,
+    Event,
+    IdleNoticed,
+    Interrupted,
+    ModelFailed,
+    Paused,
+    Resumed,
+    Sent,
+    Spoke,
+    Spoken,
+    State,
+)
+from perdure.workflows.turns import is_pending, reply_to, session_of
+from tests.unit.runs import call, result
+
+from . import casts
+from .depth import examples
+from .world import Shell, World, flights
+
+NAMES = ["work", "work", "single", "pay", "ask_person", "worker", "helper", "minion", "nobody", READ_RESULT]
+ARGUMENTS = {"input": "do it", "question": "which?"}
+CALLS = st.lists(
+    st.one_of(
+        st.builds(
+            call, st.sampled_from(NAMES), st.none() | st.none() | st.just("does not fit"), input=st.just("do")
+        ),
+        st.builds(
+            lambda name: call(HANDOFF, agent_name=name, message="go on"),
+            st.sampled_from(["first", "last", "boss", "x"]),
+        ),
+        st.builds(
+            lambda state: call(UPDATE_PLAN, items=[{"text": "all", "state": state}]),
+            st.sampled_from(["done", "wrong"]),
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+STOPS = ["end_turn", *["tool_calls"] * 6, "pause_turn", "stop_sequence"]
+LAST_STOPS = ["max_tokens", "refusal", "guardrail", "context_overflow", "cancelled"]
+PICK = st.integers(0, 2**16)
+PART = st.floats(0, 1)
+FLAG = st.booleans()
+SIBLINGS = st.sampled_from(["cancel", "finish"])
+COURSE = st.tuples(PICK, st.integers(0, 60))
+"""How things go before anybody interferes."""
+LIMITS = st.lists(casts.bounds, min_size=5, max_size=5)
+
+
+def picked(options: list[Any], pick: int) -> Any:
+    return options[pick % len(options)]
+
+
+class Trees(RuleBasedStateMachine):
+    """Lets anything happen, anywhere in the tree."""
+
+    world: World
+    root: Shell
+    calm = 0
+    """Of each kind of trouble, how much more there may be at the end: none."""
+
+    def begun(self, made: tuple[World, Shell], course: tuple[int, int]) -> None:
+        self.world, self.root = made
+        state = self.root.state
+        whole = session_of(state).limits if isinstance(state, State) and state.session else state.limits
+        self.limits = bounds_of(whole)
+        self.past: list[tuple[Shell, Event]] = []
+        self.said: list[str] = []
+        self.chance = Random(0)
+        self.root.wake()
+        self.goes_on(*course)
+
+    @property
+    def begun_runs(self) -> list[Shell]:
+        return [shell for shell in self.world.alive if shell not in self.world.new]
+
+    # What comes back.
+
+    @rule(seed=PICK, times=st.integers(1, 12))
+    def the_world_goes_on(self, seed: int, times: int) -> None:
+        """So many things that happen every day, of all that may happen next."""
+        self.goes_on(seed, times)
+
+    def goes_on(self, seed: int, times: int) -> None:
+        chance = Random(seed)
+        for _ in range(times):
+            options = self.coming(lambda shell, _: self.worked(shell, chance))
+            if options:
+                chance.choice(options)()
+            elif self.root.end is None and chance.random() < 0.8:
+                self.somebody_comes()
+            else:
+                break
+            self.nobody_is_stuck()
+            self.all_together_keep_the_limits()
+
+    def worked(self, shell: Shell, chance: Random) -> None:
+        """A model answers as models do: mostly it calls tools, mostly such as there are."""
+        peers = [peer.name for peer in shell.state.peers]  # type: ignore[union-attr]
+        made = [call(chance.choice(NAMES), input="do it") for _ in range(chance.choice([1, 1, 2, 3]))]
+        if peers and chance.random() < 0.3:
+            made = [call(HANDOFF, agent_name=chance.choice(peers), message="go on")]
+        if chance.random() < 0.1:
+            made = []
+        stop: Any = "tool_calls" if made else "end_turn"
+        self.world.answer(shell, made, stop=stop, text="so far", part=chance.random(), cached=chance.random())
+
+    @precondition(lambda self: self.world.new)
+    @rule(pick=PICK)
+    def a_run_begins(self, pick: int) -> None:
+        self.begins(picked(self.world.new, pick))
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(pick=PICK)
+    def a_signal_arrives(self, pick: int) -> None:
+        self.world.deliver(picked(self.world.waiting, pick))
+
+    @precondition(lambda self: flights(self.world, "model"))
+    @rule(pick=PICK, calls=CALLS, stop=st.sampled_from(STOPS), part=PART, cached=PART)
+    def a_model_answers(
+        self, pick: int, calls: list[ToolCall], stop: Any, part: float, cached: float
+    ) -> None:
+        shell, _ = picked(flights(self.world, "model"), pick)
+        self.world.answer(shell, calls, stop=stop, text="so far", part=part, cached=cached)
+
+    @precondition(lambda self: self.world.ticks > 10 and flights(self.world, "model"))
+    @rule(pick=PICK, stop=st.sampled_from(LAST_STOPS), part=PART)
+    def a_model_ends_badly(self, pick: int, stop: Any, part: float) -> None:
+        shell, _ = picked(flights(self.world, "model"), pick)
+        self.world.answer(shell, [], stop=stop, text="", part=part)
+
+    @precondition(lambda self: self.world.ticks > 5 and flights(self.world, "model"))
+    @rule(pick=PICK, kind=st.sampled_from([*RULES, "stale", "cancelled"]), wasted=st.sampled_from([0, 0, 7]))
+    def a_model_fails(self, pick: int, kind: str, wasted: int) -> None:
+        shell, _ = picked(flights(self.world, "model"), pick)
+        self.world.unknowable |= bool(wasted)  # what a cut call costs, nobody could have forbidden
+        self.world.truth += Usage(output_tokens=wasted)
+        self.world.truth_microusd += wasted
+        failure = ModelFailure(
+            kind=kind, message="no", wasted=Usage(output_tokens=wasted), wasted_microusd=wasted
+        )
+        shell.land("model", ModelFailed(failure=failure))
+
+    @precondition(lambda self: flights(self.world, "tool"))
+    @rule(pick=PICK, error=FLAG, twice=FLAG)
+    def a_tool_answers(self, pick: int, error: bool, twice: bool) -> None:
+        shell, key = picked(flights(self.world, "tool"), pick)
+        returned = CallReturned(result=result(key, is_error=error))
+        self.past.append((shell, returned))
+        shell.land(key, *[returned] * (1 + twice))
+
+    @precondition(lambda self: flights(self.world, "function"))
+    @rule(pick=PICK, failed=FLAG)
+    def a_function_answers(self, pick: int, failed: bool) -> None:
+        shell, key = picked(flights(self.world, "function"), pick)
+        reason: Any = "node_timeout" if failed else "end_turn"
+        outcome = RunResult(agent=key, output="computed", stop_reason=reason, cost_microusd=0)
+        shell.land(key, ChildEnded(key=key, outcome=outcome, at=self.world.now()))
+
+    @precondition(lambda self: self.past)
+    @rule(pick=PICK)
+    def something_is_heard_again(self, pick: int) -> None:
+        shell, event = picked(self.past, pick)
+        if shell.end is None:
+            before = shell.state
+            assert shell.folded(event) == before
+
+    @precondition(lambda self: any(shell.recalling for shell in self.begun_runs))
+    @rule(pick=PICK)
+    def a_grace_is_over(self, pick: int) -> None:
+        shell = picked([shell for shell in self.begun_runs if shell.recalling], pick)
+        # What is given up may have used more than anybody hears of.
+        shell.lose_patience()
+
+    # What people do.
+
+    @rule(pick=PICK, allow=FLAG, known=FLAG, edit=FLAG)
+    def somebody_decides(self, pick: int, allow: bool, known: bool, edit: bool) -> None:
+        held = [(shell, c.call.id) for shell in self.agents for c in shell.state.calls if c.state == "asking"]
+        shell, call_id = picked(held, pick) if held and known else (self.root, "call-9-9")
+        decided = Decision(call_id=call_id, allow=allow, arguments={"n": 1} if edit and allow else None)
+        shell.wake(Decided(decision=decided))
+
+    @property
+    def agents(self) -> list[Any]:
+        return [shell for shell in self.begun_runs if isinstance(shell.state, State)]
+
+    @precondition(lambda self: self.agents)
+    @rule(pick=PICK, steer=FLAG)
+    def somebody_speaks(self, pick: int, steer: bool) -> None:
+        shell = picked(self.agents, pick)
+        if shell.state.ending is None:
+            text = f"message {len(self.said)}"
+            message = Message.user(text)
+            if shell.state.session:
+                self.said.append(text)
+                spoken = Spoken(id=text, message=message)
+                shell.wake(Spoke(spoken=spoken, when_busy="steer" if steer else "queue"))
+            else:
+                shell.wake(Sent(message=message, id=text if steer else None))
+
+    @rule()
+    def somebody_pauses(self) -> None:
+        self.root.wake(Paused())
+
+    @rule()
+    def somebody_resumes(self) -> None:
+        self.root.wake(Resumed())
+
+    @precondition(lambda self: self.world.ticks > 40)
+    @rule(pick=PICK, reason=st.sampled_from(["stopped", "deadline", "cancelled"]), deep=FLAG)
+    def somebody_ends_it(self, pick: int, reason: Any, deep: bool) -> None:
+        shell = picked(self.begun_runs, pick) if deep and self.begun_runs else self.root
+        if reason == "cancelled":
+            shell.be_cancelled()
+        else:
+            shell.wake(EndAsked(reason=reason))
+
+    @precondition(lambda self: self.world.ticks > 40 and len(self.world.alive) > 1)
+    @rule(pick=PICK)
+    def somebody_terminates_a_child(self, pick: int) -> None:
+        children = [shell for shell in self.world.alive if shell.parent is not None]
+        if children:
+            self.world.terminate(picked(children, pick))
+
+    @precondition(lambda self: self.begun_runs)
+    @rule(pick=PICK)
+    def a_history_is_long(self, pick: int) -> None:
+        picked(self.begun_runs, pick).renews = True
+
+    # What always holds, beside what `world` checks.
+
+    @invariant()
+    def nobody_is_stuck(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check_stuck()
+
+    @invariant()
+    def all_together_keep_the_limits(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check_spent(self.limits)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for _ in range(4000):
+            if not self.go_on():
+                break
+        else:
+            raise AssertionError("the tree does not end")
+        assert self.root.end is not None
+        assert self.world.alive == []
+        self.all_together_keep_the_limits()
+        self.everything_was_counted_once()
+
+    def coming(self, answer: Callable[[Shell, str], None]) -> list[Callable[[], None]]:
+        """All that may happen next by itself, when models answer like this."""
+        world, chance = self.world, self.chance
+        options: list[Callable[[], None]] = [partial(world.deliver, ends) for ends in world.waiting]
+        options += [partial(self.begins, shell) for shell in world.new]
+        options += [partial(answer, *one) for one in flights(world, "model")]
+        options += [partial(self.returns, *one) for one in flights(world, "tool")]
+        options += [partial(self.a_function_answers, chance.randrange(99), False)] * len(
+            flights(world, "function")
+        )
+        options += [shell.lose_patience for shell in self.begun_runs if shell.recalling]
+        return options
+
+    def begins(self, shell: Shell) -> None:
+        self.world.new.remove(shell)
+        shell.wake()
+
+    def returns(self, shell: Shell, key: str) -> None:
+        shell.land(key, CallReturned(result=result(key)))
+
+    def go_on(self) -> bool:
+        """One thing that happens in a friendly world; False when nothing is left to happen."""
+        options = self.coming(self.answered)
+        if options:
+            self.chance.choice(options)()
+        elif self.root.end is None:
+            self.somebody_comes()
+        else:
+            return False
+        return True
+
+    def answered(self, shell: Shell, _: str) -> None:
+        self.world.answer(shell, [], stop="end_turn", text="done", part=0.1)
+
+    def somebody_comes(self) -> None:
+        """People look at the root, and do what it says that it waits for."""
+        status = self.root.state
+        for one in waiting_of(status):
+            below = self.world.shells[one.run_id]
+            if isinstance(one, Approval):
+                return below.wake(Decided(decision=Decision(call_id=one.call_id, allow=True)))
+            if isinstance(one, Question):
+                message = Message.user("yes")
+                if below.state.session:  # type: ignore[union-attr]
+                    self.said.append(f"answer {len(self.said)}")
+                    spoken = Spoken(id=self.said[-1], message=message)
+                    return below.wake(Spoke(spoken=spoken, when_busy="steer"))
+                return below.wake(Sent(message=message))
+        parked = isinstance(status, State) and status.parked is not None
+        if status.paused or parked or any(isinstance(one, Parked) for one in waiting_of(status)):
+            return self.root.wake(Resumed())
+        return self.finally_closed()
+
+    def finally_closed(self) -> None:
+        raise AssertionError("nothing is under way, and nobody can do anything")
+
+    def everything_was_counted_once(self) -> None:
+        root = self.root.state
+        if root.usage.estimated or self.world.unknowable:
+            return
+        assert root.usage == self.world.truth.model_copy(update={"estimated": False})
+        assert root.cost_microusd == self.world.truth_microusd
+
+
+class Families(Trees):
+    """An agent that calls agents, which call agents."""
+
+    @initialize(limits=LIMITS, request=casts.bounds, course=COURSE, planning=FLAG, park=FLAG)
+    def start(self, limits: Any, request: Any, course: Any, planning: bool, park: bool) -> None:
+        self.begun(casts.world_of(casts.family(limits, planning=planning, park=park), request), course)
+
+
+class Swarms(Trees):
+    @initialize(limits=LIMITS, request=casts.bounds, course=COURSE)
+    def start(self, limits: Any, request: Any, course: Any) -> None:
+        self.begun(casts.world_of(casts.swarm(limits), request), course)
+
+
+class Graphs(Trees):
+    @initialize(limits=LIMITS, request=casts.bounds, course=COURSE, siblings=SIBLINGS)
+    def start(self, limits: Any, request: Any, course: Any, siblings: str) -> None:
+        self.begun(casts.world_of(casts.graph(limits, siblings), request), course)
+
+
+class Sessions(Trees):
+    """A session with an agent that calls agents."""
+
+    @initialize(limits=LIMITS, request=casts.bounds, course=COURSE, park=FLAG)
+    def start(self, limits: Any, request: Any, course: Any, park: bool) -> None:
+        self.begun(casts.world_of(casts.family(limits, park=park), request, session=True), course)
+
+    @rule(exact=FLAG, reason=st.sampled_from(["stopped", "deadline"]))
+    def a_turn_is_interrupted(self, exact: bool, reason: Any) -> None:
+        turn = session_of(self.root.state).turn - exact  # type: ignore[arg-type]
+        self.root.wake(Interrupted(turn=turn if exact else None, reason=reason))
+
+    @rule()
+    def time_passes(self) -> None:
+        self.root.wake(IdleNoticed(at=self.world.now()))
+
+    @invariant()
+    def each_message_is_in_one_place(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        session = session_of(self.root.state)  # type: ignore[arg-type]
+        queued = [one.id for one in (*session.unread, *session.queue)]
+        answered = [one for turn in session.answered for one in turn.ids]
+        assert sorted([*session.ids, *queued, *answered]) == sorted(self.said)
+        for one in self.said:
+            replied = reply_to(self.root.state, one) is not None  # type: ignore[arg-type]
+            assert replied != is_pending(self.root.state, one)  # type: ignore[arg-type]
+
+    def finally_closed(self) -> None:
+        if len(self.said) > 6:
+            return self.root.wake(EndAsked(reason="stopped"))
+        self.said.append(f"message {len(self.said)}")
+        spoken = Spoken(id=self.said[-1], message=Message.user("one more thing"))
+        return self.root.wake(Spoke(spoken=spoken))
+
+
+TestFamilies: Any = Families.TestCase
+TestSwarms: Any = Swarms.TestCase
+TestGraphs: Any = Graphs.TestCase
+TestSessions: Any = Sessions.TestCase
+for _case in (TestFamilies, TestSwarms, TestGraphs, TestSessions):
+    _case.settings = examples(60, stateful_step_count=40)
+del _case

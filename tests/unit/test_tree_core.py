@@ -1,0 +1,90 @@
+"""What an agent's loop makes of the runs that it started: what went wrong once."""
+
+from typing import Any
+
+from perdure.limits import Limits
+from perdure.messages import Usage
+from perdure.model import ModelConfig
+from perdure.spec import ModelSpec
+from perdure.tree import Amount, Report
+from perdure.wire import RunResult
+from perdure.workflows.decide import Answer, CallModel, CallTools, Wait, decide
+from perdure.workflows.fold import fold
+from perdure.workflows.state import CallReturned, CallsStarted, ChildEnded, ChildReported, State, StepBegan
+from perdure.workflows.tree import Child, outcome_of
+from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
+
+KEY = "helper-1-1"
+TOOLS = (tool_spec("work"), tool_spec("helper", kind="agent", agent="helper", collect="completion"))
+
+
+def helped(**limits: Any) -> State:
+    """An agent in its first step, whose helper has begun and will answer when it is done."""
+    model = ModelSpec(config=ModelConfig(name="scripted:x", max_tokens=300), price=PRICE)
+    state = begun(tools=TOOLS, models=(model,), limits=Limits(steps=None, **limits))
+    state = answered(state, call("helper", input="go"), usage=Usage(input_tokens=9))
+    state = fold(state, CallsStarted(ids=("call-1-1",)))
+    assert state.tree.child(KEY) is not None
+    return state
+
+
+def ended(tool_calls: int) -> ChildEnded:
+    outcome = RunResult(
+        agent="helper", output="found", stop_reason="end_turn", tool_calls=tool_calls, cost_microusd=0
+    )
+    return ChildEnded(key=KEY, outcome=outcome, at=NOW, result=result("call-1-1", "helper", "found"))
+
+
+def test_a_step_goes_on_when_the_end_of_a_helper_settles_that_its_last_call_is_not_run() -> None:
+    state = helped(tool_calls=4)
+    state = answered(state, call("work"), call("work"), call("work"))
+    assert [one.state for one in state.calls] == ["ready", "ready", "unpaid"]
+    state = fold(state, CallsStarted(ids=("call-2-1", "call-2-2")))
+    for call_id in ("call-2-1", "call-2-2"):
+        state = fold(state, CallReturned(result=result(call_id)))
+    assert decide(state) == Wait()
+    state = fold(state, ended(tool_calls=1))
+    assert state.tool_calls == 4
+    assert state.messages[-1].tool_results[-1].is_error
+    assert isinstance(decide(state), CallModel)
+
+
+def test_a_helper_is_not_given_what_the_model_call_under_way_may_spend() -> None:
+    state = fold(helped(output_tokens=620), StepBegan())
+    assert state.tree.children[0].lease.output_tokens == 310
+    report = Report(key=KEY, need=Amount(output_tokens=1), wish=Amount(output_tokens=300))
+    state = fold(state, ChildReported(report=report))
+    assert granted(state) == Amount(output_tokens=10), "310 are lent, 300 under way"
+    state = fold(state, reply(state, text="well", usage=Usage(input_tokens=9, output_tokens=100)))
+    assert granted(state) == Amount(output_tokens=210)
+
+
+def granted(state: State) -> Amount | None:
+    command = decide(state)
+    assert isinstance(command, Answer)
+    ((_, grant),) = command.grants
+    return grant.amount
+
+
+def test_a_lost_helper_is_booked_with_no_more_than_it_could_have_used_of_each_kind() -> None:
+    outcome = RunResult(agent="helper", stop_reason="cancelled", usage=Usage(estimated=True))
+
+    def booked(**lease: int) -> tuple[int, int]:
+        child = Child(key=KEY, name="helper", run_id="r", lease=Amount(**lease))
+        used = outcome_of(child, outcome).usage
+        assert used.estimated
+        return used.all_input_tokens, used.output_tokens
+
+    assert booked(input_tokens=0, output_tokens=7, total_tokens=95) == (0, 7)
+    assert booked(input_tokens=20, total_tokens=95) == (20, 75)
+    assert booked(output_tokens=7, total_tokens=95) == (88, 7)
+    assert booked(total_tokens=95) == (95, 0)
+    assert booked(input_tokens=20) == (20, 0)
+
+
+def test_calls_that_were_waited_for_start_when_a_helper_leaves_its_own_unused() -> None:
+    state = answered(helped(tool_calls=4), call("work"), call("work"), call("work"))
+    state = fold(state, ended(tool_calls=0))
+    command = decide(state)
+    assert isinstance(command, CallTools)
+    assert len(command.calls) == 3
