@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from perdure.errors import DefinitionError
 from perdure.limits import explain
@@ -289,6 +289,8 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise DefinitionError(f"settings: {explain(_by_variable(error))}") from None
+    except SettingsError as error:
+        raise DefinitionError(f"settings: {_not_json(error)}") from None
     except (OSError, UnicodeError) as error:
         raise DefinitionError(f"settings: .env cannot be read: {error}") from None
 
@@ -297,6 +299,13 @@ def variables(name: str) -> tuple[str, ...]:
     """The environment variables that set that field, the first one found wins."""
     alias = Settings.model_fields[name].validation_alias
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (PREFIX + name.upper(),)
+
+
+def _not_json(error: SettingsError) -> str:
+    named = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
+    if named is None:
+        return str(error)
+    return f"{variables(named)[0]}: it is no JSON; see docs/settings.md for how it is written"
 
 
 def _by_variable(error: ValidationError) -> ValidationError:

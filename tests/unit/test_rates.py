@@ -80,6 +80,9 @@ def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.Monk
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 0}}')
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS"):
         load()
+    monkeypatch.setenv("PERDURE_RATE_LIMITS", "anthropic=5")
+    with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS: it is no JSON"):
+        load()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 5, "tokens": 100}}')
     assert load().rate_limits == {"anthropic": RateLimit(calls=5, tokens=100)}
     monkeypatch.setenv("PERDURE_RATE_LIMIT_STORE", "mysql://secret@host")
