@@ -41,7 +41,7 @@ async def redrive(
     chosen: dict[str, Any] = {"cause": _cause(cause), "agent": agent, "user": user, "query": query}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if older_than is not None:
-        chosen["older_than"] = duration_of(older_than, "--older-than")
+        chosen["older_than"] = duration_of(older_than, "--older-than ")
     if bool(ids) == bool(chosen or all):
         refuse("say which runs: their ids, or --cause, --agent, --user, --older-than, --query, or --all")
     client = await common.connect()

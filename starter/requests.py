@@ -65,7 +65,7 @@ def limits_of(words: Sequence[str]) -> Limits | None:
         known = ", ".join(name for name in Limits.model_fields if name != "per_tool")
         raise InvalidRequest(f"--limit: no limit {unknown[0]!r}; there are: {known}, per_tool.TOOL")
     if "timeout" in given:
-        given["timeout"] = duration_of(given["timeout"], "--limit timeout")
+        given["timeout"] = duration_of(given["timeout"], "--limit timeout=")
     try:
         return Limits.model_validate(given)
     except ValidationError as error:
@@ -76,13 +76,13 @@ def duration_of(value: str, option: str) -> Any:
     """`90s`, `2m`, `1h` as a timedelta.
 
     Raises:
-        InvalidRequest: it is none; `option` says where it stands.
+        InvalidRequest: it is none; `option` is what stands before it.
 
     """
     try:
         return TypeAdapter[Any](Duration).validate_python(value)
     except ValidationError:
-        raise InvalidRequest(f"{option} {value}: write it as 90s, 2m or 1h") from None
+        raise InvalidRequest(f"{option}{value}: write it as 90s, 2m or 1h") from None
 
 
 def context_of(words: Sequence[str]) -> dict[str, Any]:

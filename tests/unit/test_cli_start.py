@@ -28,7 +28,7 @@ def test_every_command_has_the_common_options() -> None:
 
     assert {command.name for command in app.registered_commands} == {
         *("dev", "worker", "doctor", "run", "watch", "list", "show", "transcript", "send"),
-        *("approve", "deny", "pause", "resume", "stop", "cancel", "agents", "chat", "graph"),
+        *("approve", "deny", "pause", "resume", "stop", "cancel", "redrive", "agents", "chat", "graph"),
     }
     for command in app.registered_commands:
         assert command.callback is not None

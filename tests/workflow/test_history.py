@@ -63,14 +63,14 @@ async def test_a_step_costs_the_same_history_at_50_and_at_400_steps(serve: Serve
     assert max(short, long) < 6_500, (short, long)
 
 
-async def test_a_worker_that_runs_all_of_a_run_asks_it_for_nothing_twice(serve: Serve) -> None:
-    """The transcript comes from the worker's own memory; only the spec is asked for, once."""
+async def test_a_worker_that_runs_all_of_a_run_asks_it_for_nothing(serve: Serve) -> None:
+    """Transcript and spec come from the worker's own memory."""
     from perdure.workers.plugin import PerdurePlugin
 
     async with serve(agent(), models={"scripted": working(30)}) as client:
         [plugin] = [p for p in client.temporal.config()["plugins"] if isinstance(p, PerdurePlugin)]
         await client.run("a", "go")
-        assert plugin.transcripts.queries == 1
+        assert plugin.transcripts.queries == 0
 
 
 async def test_with_no_memory_at_all_every_message_still_arrives(serve: Serve) -> None:
