@@ -120,5 +120,5 @@ def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Findin
 def left_over(samples: Sequence[Sample], processes: Sequence[str]) -> dict[str, float]:
     """Cached workflows of each process once everything had ended: there should be none."""
     after = [sample for sample in samples if not sample["loaded"]]
-    last = after[-1]["processes"] if after else {}
+    last: dict[str, dict[str, float]] = after[-1]["processes"] if after else {}
     return {process: last[process]["cached"] for process in processes if "cached" in last.get(process, {})}

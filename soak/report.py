@@ -9,6 +9,8 @@ from typing import Any
 from .judge import BOUNDS, Finding, Sample, findings, left_over, points_of
 
 SAMPLES = "samples.jsonl"
+_FEWEST = 60
+"""Samples under load: ten minutes."""
 PICTURE = "soak.svg"
 
 
@@ -23,7 +25,7 @@ class Soak:
     @property
     def workers(self) -> list[str]:
         """Those that are judged, with the driver, which is a client as people have it."""
-        names = self.samples[0]["processes"] if self.samples else {}
+        names: dict[str, Any] = self.samples[0]["processes"] if self.samples else {}
         return [name for name in names if name.startswith("worker")]
 
     @property
@@ -51,14 +53,20 @@ class Soak:
         ]
         errors = self.tally.get("errors", [])
         failed = [f"{len(errors)} deeds did not go as they should, the first: {errors[0]}"] if errors else []
-        return [*grown, *kept, *failed]
+        return [*self._doubts, *grown, *kept, *failed]
+
+    @property
+    def _doubts(self) -> list[str]:
+        loaded = sum(sample["loaded"] for sample in self.samples)
+        return [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
 
 
 def read(folder: Path) -> Soak:
     """The soak whose samples are in the folder."""
     head, *rest = (json.loads(line) for line in (folder / SAMPLES).read_text().splitlines())
     samples = [line for line in rest if "processes" in line]
-    tally = next((line for line in rest if "done" in line), {})
+    nothing: dict[str, Any] = {}
+    tally = next((line for line in rest if "done" in line), nothing)
     return Soak(head=head, samples=samples, tally=tally)
 
 
