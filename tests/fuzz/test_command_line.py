@@ -47,9 +47,9 @@ def _line(name: str, parts: list[tuple[str, ...]]) -> list[str]:
 
 def _lines(name: str) -> st.SearchStrategy[list[str]]:
     options = [one for one in _options(COMMANDS[name]) if one not in ("--help", "-h")]
-    alone = st.tuples(st.sampled_from(options) | words)
-    pair = st.tuples(st.sampled_from(options), words)
-    return st.builds(_line, st.just(name), st.lists(alone | pair, max_size=5))
+    alone: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options) | words)
+    pair: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options), words)
+    return st.lists(alone | pair, max_size=5).map(partial(_line, name))
 
 
 lines: st.SearchStrategy[list[str]] = st.sampled_from(sorted(COMMANDS)).flatmap(_lines) | st.lists(
