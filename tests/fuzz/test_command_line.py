@@ -34,7 +34,7 @@ JSONS = ["{}", "[]", "{", "[" * 50_000, '{"a": "\\ud800"}', "9" * 5000, "NaN"]
 words = st.sampled_from([*NUMBERS, *PAIRS, *JSONS, "-", "--", "/", "~nobody/x", "a:=[", "a:={}"]) | (
     junk.texts.filter(lambda text: "\0" not in text)  # no process can be given one
 )
-COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = dict(vars(get_command(cli.app))["commands"])
 
 
 def _options(command: Any) -> list[str]:
