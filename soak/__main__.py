@@ -33,6 +33,8 @@ WORKERS = 2
 EVERY = 10.0
 CONTINUE_AT = 400
 TRANSCRIPT_CACHE_MB = 4
+CACHED = 60
+"""Most runs that a worker keeps in memory."""
 _READY_WITHIN = 60.0
 _SETTLED_WITHIN = 60.0
 
@@ -95,6 +97,7 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
         "PERDURE_METRICS": "prometheus",
         "PERDURE_METRICS_ADDRESS": f"127.0.0.1:{port}",
         "PERDURE_TRANSCRIPT_CACHE_BYTES": str(TRANSCRIPT_CACHE_MB * 2**20),
+        "PERDURE_MAX_CACHED_WORKFLOWS": str(CACHED),
         "PERDURE_GRACEFUL_SHUTDOWN_TIMEOUT": "5s",
     }
     words = [sys.executable, "-m", "soak.worker", "soak.agents"]
@@ -149,6 +152,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
         "talkers": TALKERS,
         "continue_at": CONTINUE_AT,
         "transcript_cache_mb": TRANSCRIPT_CACHE_MB,
+        "cached": CACHED,
         "note": note,
     }
     with (folder / report.SAMPLES).open("w") as file:

@@ -96,6 +96,18 @@ def _talk(request: ModelRequest) -> Any:
     return calls("look", n=1)
 
 
+def _done(request: ModelRequest) -> Any:
+    return says("done")
+
+
+def _gone(request: ModelRequest) -> Any:
+    return fails("not_found")
+
+
+def _broke(request: ModelRequest) -> Any:
+    return fails("payment")
+
+
 _SCRIPTS: dict[str, Any] = {
     "steady": _steady,
     "long": _long,
@@ -104,12 +116,12 @@ _SCRIPTS: dict[str, Any] = {
     "unlucky": _unlucky,
     "patient": _patient,
     "finder": _finder,
-    "writer": lambda request: says("done"),
+    "writer": _done,
     "boss": _boss,
     "clerk": _steady,
     "talk": _talk,
-    "gone": lambda request: fails("not_found"),
-    "broke": lambda request: fails("payment"),
+    "gone": _gone,
+    "broke": _broke,
 }
 
 

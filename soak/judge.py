@@ -51,7 +51,8 @@ BOUNDS = (
         key="cached",
         title="cached workflows",
         most=20,
-        because="runs leave the cache when they end, and as many end as begin",
+        because="as many end as begin; a run that another worker has taken over stays until its place is "
+        "needed, and the soak's places are few",
     ),
 )
 
@@ -118,7 +119,7 @@ def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Findin
 
 
 def left_over(samples: Sequence[Sample], processes: Sequence[str]) -> dict[str, float]:
-    """Cached workflows of each process once everything had ended: there should be none."""
+    """Cached workflows of each process once everything had ended."""
     after = [sample for sample in samples if not sample["loaded"]]
-    last = after[-1]["processes"] if after else {}
+    last: dict[str, dict[str, float]] = after[-1]["processes"] if after else {}
     return {process: last[process]["cached"] for process in processes if "cached" in last.get(process, {})}

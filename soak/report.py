@@ -9,6 +9,8 @@ from typing import Any
 from .judge import BOUNDS, Finding, Sample, findings, left_over, points_of
 
 SAMPLES = "samples.jsonl"
+_FEWEST = 60
+"""Samples under load: ten minutes."""
 PICTURE = "soak.svg"
 
 
@@ -23,7 +25,7 @@ class Soak:
     @property
     def workers(self) -> list[str]:
         """Those that are judged, with the driver, which is a client as people have it."""
-        names = self.samples[0]["processes"] if self.samples else {}
+        names: dict[str, Any] = self.samples[0]["processes"] if self.samples else {}
         return [name for name in names if name.startswith("worker")]
 
     @property
@@ -44,21 +46,22 @@ class Soak:
             for one in self.findings
             if not one.is_fine
         ]
-        kept = [
-            f"{process}: {count:,.0f} workflows are cached though none goes on"
-            for process, count in left_over(self.samples, self.workers).items()
-            if count
-        ]
         errors = self.tally.get("errors", [])
         failed = [f"{len(errors)} deeds did not go as they should, the first: {errors[0]}"] if errors else []
-        return [*grown, *kept, *failed]
+        return [*self._doubts, *grown, *failed]
+
+    @property
+    def _doubts(self) -> list[str]:
+        loaded = sum(sample["loaded"] for sample in self.samples)
+        return [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
 
 
 def read(folder: Path) -> Soak:
     """The soak whose samples are in the folder."""
     head, *rest = (json.loads(line) for line in (folder / SAMPLES).read_text().splitlines())
     samples = [line for line in rest if "processes" in line]
-    tally = next((line for line in rest if "done" in line), {})
+    nothing: dict[str, Any] = {}
+    tally = next((line for line in rest if "done" in line), nothing)
     return Soak(head=head, samples=samples, tally=tally)
 
 
@@ -78,8 +81,9 @@ def page(soak: Soak) -> str:
         "## Verdict",
         "\n".join(f"- **{one}**" for one in soak.problems) or "Nothing grows.",
         "## What the workers and the client hold",
-        _HOW.format(cache=soak.head["transcript_cache_mb"]),
+        _HOW.format(**soak.head),
         _table(_COLUMNS, [_row(one) for one in soak.findings]),
+        _left_over(soak),
         "Why no more is allowed:",
         "\n".join(f"- {bound.title}, {bound.most:,} an hour: {bound.because}." for bound in BOUNDS),
         f"![What the processes hold, over time]({PICTURE})",
@@ -95,13 +99,20 @@ def page(soak: Soak) -> str:
 _COLUMNS = ["process", "what", "at half time", "at the end", "an hour", "allowed", ""]
 _HOW = """\
 The slope is Theil and Sen's, the median of the slopes between all pairs of samples, over the second half
-of the time: in the first, caches and pools fill up. The workers' cache of transcripts is set to {cache} MB,
-so that it is full by then; the one of blobs holds 32 MB."""
+of the time: in the first, caches and pools fill up. The workers' cache of transcripts is set to
+{transcript_cache_mb} MB and that of runs to {cached}, so that they are full by then; the one of blobs
+holds 32 MB."""
 _WHAT = """\
 {minutes:.0f} minutes of a steady load: a deed every {apart:.1f} s (a run, a swarm, a family of agents and so
 on), and {talkers} sessions beside them, on two worker processes and the embedded server with its database on
 disk. A sample every {every:.0f} s. Histories continue as new after {continue_at} events, so that it happens
 often."""
+
+
+def _left_over(soak: Soak) -> str:
+    counts = ", ".join(f"{count:.0f}" for count in left_over(soak.samples, soak.workers).values())
+    why = "copies of runs that another worker went on with, which stay until their place is needed"
+    return f"Cached once every run had ended: {counts} ({why})." if counts else ""
 
 
 def _head(soak: Soak) -> list[str]:

@@ -10,8 +10,9 @@ from perdure.members import Member, resolved, within
 from perdure.model import ModelConfig
 from perdure.prices import shipped
 from perdure.wire import RunRequest, SessionRequest
+from tests.unit.runs import NOW
 
-from .world import NOW, Shell, World
+from .world import Shell, World
 
 
 @tool
@@ -61,7 +62,7 @@ def agent(name: str, limits: dict[str, Any], *more: Any, **settings: Any) -> Age
         "model": _model(name),
         "fallbacks": [_model("second")],
         "description": "Works.",
-        "limits": Limits(**{"steps": 8, **limits}),
+        "limits": Limits.model_validate({"steps": 8, **limits}),
     }
     return Agent(name=name, tools=[*TOOLS, *more], **(given | settings))
 
@@ -92,18 +93,18 @@ def _again(state: GraphState) -> bool:
 
 def graph(limits: list[dict[str, Any]], siblings: Any = "cancel", **settings: Any) -> Graph:
     """Agents side by side, a function, a swarm in it, and a way back."""
-    nodes = {
+    nodes: dict[str, Any] = {
         "plan": _compute,
         "draft": Node(agent("draft", limits[0], on_failure="fail"), join="any"),
         "check": Node(agent("check", limits[1], on_failure="fail"), on_error="skip", retries=1),
         "debate": swarm(limits, **settings),
         "end": Node(_compute, join="any"),
     }
-    edges = [("plan", "draft"), ("plan", "check"), ("plan", "debate"), Edge("draft", "draft", _again)]
+    plain = [("plan", "draft"), ("plan", "check"), ("plan", "debate"), ("draft", "end"), ("check", "end")]
     return Graph(
         name="graph",
         nodes=nodes,
-        edges=[*edges, ("draft", "end"), ("check", "end"), ("debate", "end")],
+        edges=[*plain, ("debate", "end"), Edge("draft", "draft", _again)],
         entry="plan",
         concurrency=2,
         siblings=siblings,
@@ -113,14 +114,13 @@ def graph(limits: list[dict[str, Any]], siblings: Any = "cancel", **settings: An
 
 def world_of(member: Member, request: dict[str, Any], *, session: bool = False) -> tuple[World, Shell]:
     """A world in which that member is the root; it has not begun."""
-    limited = any("cost_usd" in (one or {}) for one in (request, request.get("limits")))
-    found = resolved(member, prices=shipped(), today=NOW.date(), cost_limited=limited)
+    found = resolved(member, prices=shipped(), today=NOW.date(), cost_limited="cost_usd" in request)
     names = [found.spec.name, *(one.name for one in found.members)]
     everyone = {name: one for name in names if (one := within(found, name))}
     world = World(resolved=everyone)
-    for one in [member, *_below(member)]:
-        if isinstance(one, Graph):
-            world.codes[one.name] = one.code()
+    for graph_of in [member, *_below(member)]:
+        if isinstance(graph_of, Graph):
+            world.codes[graph_of.name] = graph_of.code()
     asked = {"agent": member.name, "prompt": "the task", "limits": request or None}
     if session:
         opened = SessionRequest.model_validate(

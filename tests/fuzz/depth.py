@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+_LARGE = (HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much)
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
 """So many times the examples of a quick run; above 1 they are others each time."""
 
@@ -17,6 +18,6 @@ def examples(count: int, **more: Any) -> settings:
         deadline=None,
         database=None,
         print_blob=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, *_LARGE],
         **more,
     )

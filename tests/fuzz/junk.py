@@ -1,5 +1,7 @@
 """What comes from outside when it is not what anybody expects."""
 
+from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -55,20 +57,24 @@ def mutated(value: Any, pick: int, new: Any) -> Any:
 GONE = "(gone)"
 
 
-def _places(value: Any, path: tuple[Any, ...]) -> Any:
+def _places(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     yield path
-    inner: Any = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, one in inner:
+    for key, one in _inside(value):
         yield from _places(one, (*path, key))
+
+
+def _inside(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, str) or not hasattr(value, "__getitem__"):
+        return []
+    keys = value if hasattr(value, "keys") else range(len(value))
+    return [(key, value[key]) for key in keys]
 
 
 def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if not path:
         return new
     key, *rest = path
-    made = dict(value) if isinstance(value, dict) else list(value)
+    made: Any = copy(value)
     if not rest and new == GONE:
         del made[key]
     else:

@@ -32,12 +32,12 @@ from perdure.workflows.state import (
     Spoken,
     State,
 )
-from tests.unit.runs import call, reply, result
+from tests.unit.runs import NOW, call, reply, result
 
 from . import casts
 from .depth import examples
 from .test_trees import COURSE, LIMITS, Trees
-from .world import NOW, Shell
+from .world import Shell
 
 KEYS = ["worker-1-1", "helper-1-1", "helper-2-2", "minion-1-1", "first-1", "draft-1", "debate-1", "nobody-9"]
 CALL_IDS = ["call-1-1", "call-1-2", "call-2-1", "call-3-1", "call-9-9"]

@@ -1,5 +1,7 @@
 """The command line with any words: an exit code of those it documents, and a line that says why."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,23 +34,27 @@ JSONS = ["{}", "[]", "{", "[" * 50_000, '{"a": "\\ud800"}', "9" * 5000, "NaN"]
 words = st.sampled_from([*NUMBERS, *PAIRS, *JSONS, "-", "--", "/", "~nobody/x", "a:=[", "a:={}"]) | (
     junk.texts.filter(lambda text: "\0" not in text)  # no process can be given one
 )
-COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = dict(vars(get_command(cli.app))["commands"])
 
 
 def _options(command: Any) -> list[str]:
     return [name for param in command.params for name in param.opts if name.startswith("-")]
 
 
+def _line(name: str, parts: list[tuple[str, ...]]) -> list[str]:
+    return [name, *(word for part in parts for word in part)]
+
+
 def _lines(name: str) -> st.SearchStrategy[list[str]]:
     options = [one for one in _options(COMMANDS[name]) if one not in ("--help", "-h")]
-    piece = st.sampled_from(options).map(lambda one: [one]) | words.map(lambda one: [one])
-    pair = st.tuples(st.sampled_from(options), words).map(list)
-    return st.lists(piece | pair, max_size=5).map(
-        lambda parts: [name, *(one for part in parts for one in part)]
-    )
+    alone: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options) | words)
+    pair: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options), words)
+    return st.lists(alone | pair, max_size=5).map(partial(_line, name))
 
 
-lines = st.sampled_from(sorted(COMMANDS)).flatmap(_lines) | st.lists(words, max_size=3)
+lines: st.SearchStrategy[list[str]] = st.sampled_from(sorted(COMMANDS)).flatmap(_lines) | st.lists(
+    words, max_size=3
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +85,16 @@ def test_any_words_end_in_a_known_code_and_never_in_a_traceback(line: list[str])
 @examples(200)
 @given(st.lists(words, max_size=3))
 def test_words_become_values_or_are_refused(given_words: list[str]) -> None:
-    read: list[Any] = [limits_of, context_of]
-    read += [lambda many: [arguments_of(one) for one in many]]
-    read += [lambda many: [prompt_of(None, one) for one in many if one not in ("-", "")]]
+    singly = [partial(arguments_of, one) for one in given_words]
+    files = [partial(prompt_of, None, one) for one in given_words if one not in ("-", "")]
+    read: list[Callable[[], object]] = [
+        partial(limits_of, given_words),
+        partial(context_of, given_words),
+        *singly,
+        *files,
+    ]
     for one in read:
         try:
-            one(given_words)
+            one()
         except InvalidRequest as error:
             assert str(error)

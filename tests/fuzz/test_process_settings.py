@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure import prices, settings
-from perdure.activities import heartbeat
 from perdure.activities.blobs import FileBlobs, open_store
+from perdure.activities.heartbeat import last_progress
 from perdure.effects import Progress
 from perdure.errors import DefinitionError
 from perdure.messages import Usage
@@ -134,8 +134,8 @@ PROGRESS = Progress(call="step-1", attempt=1, seq=1, text="so far", spent=Usage(
 def test_whatever_an_earlier_attempt_left_behind_the_next_can_begin(details: list[Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         info = SimpleNamespace(heartbeat_details=details)
-        patch.setattr(heartbeat.activity, "info", lambda: info)
-        found = heartbeat.last_progress()
+        patch.setattr("perdure.activities.heartbeat.activity.info", lambda: info)
+        found = last_progress()
         assert found is None or isinstance(found, Progress)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from hypothesis import given
@@ -110,10 +111,10 @@ def test_a_decision_is_refused_in_words_or_is_about_a_call_that_waits(raw: Any) 
     decision = taken(decision_of, delivered(raw))
     if decision is None:
         return
-    taken(lambda one: check_decision(state, one), decision)
-    taken(lambda one: held_below(state, one), decision)
-    taken(lambda one: run_below(state, one), decision.run_id or "")
-    taken(lambda _: listener(state), None)
+    taken(partial(check_decision, state), decision)
+    taken(partial(held_below, state), decision)
+    taken(partial(run_below, state), decision.run_id or "")
+    taken(listener, state)
 
 
 @examples(150)

@@ -129,7 +129,7 @@ DEFINITIONS = tuple(
 )
 raw_arguments = st.one_of(
     junk.texts,
-    st.builds(lambda n: "[" * n, st.sampled_from([100, 300, 100_000])),
+    st.sampled_from([100, 300, 100_000]).map(lambda n: "[" * n),
     st.sampled_from(
         [
             '{"a": NaN}',
@@ -146,10 +146,11 @@ raw_arguments = st.one_of(
 calls = st.builds(
     tool_call, junk.texts, st.sampled_from([*VALID, FINAL_ANSWER, "nobody", junk.HALF]), raw_arguments
 ) | st.builds(
-    lambda name, arguments: ToolCall(id="", name=name, arguments=arguments),
-    st.sampled_from([*VALID, FINAL_ANSWER]),
-    st.dictionaries(junk.texts, junk.anything, max_size=3)
-    | arguments_for("count").filter(lambda a: isinstance(a, dict)),
+    ToolCall,
+    id=st.just(""),
+    name=st.sampled_from([*VALID, FINAL_ANSWER]),
+    arguments=st.dictionaries(junk.texts, junk.anything, max_size=3)
+    | arguments_for("count").filter(lambda one: isinstance(one, dict)),
 )
 STOPS: Any = ["end_turn", "tool_calls", "max_tokens", "stop_sequence", "refusal", "cancelled"]
 
@@ -179,7 +180,7 @@ def test_a_reply_is_read_as_what_can_be_kept_and_read_again(
 
 @examples(100)
 @given(
-    st.dictionaries(junk.texts, junk.anything, max_size=2) | st.builds(lambda v: {"items": v}, junk.anything)
+    st.dictionaries(junk.texts, junk.anything, max_size=2) | junk.anything.map(lambda value: {"items": value})
 )
 def test_a_plan_is_a_plan_or_the_model_is_told_why(arguments: dict[str, Any]) -> None:
     try:

@@ -43,19 +43,23 @@ from .world import Shell, World, flights
 
 NAMES = ["work", "work", "single", "pay", "ask_person", "worker", "helper", "minion", "nobody", READ_RESULT]
 ARGUMENTS = {"input": "do it", "question": "which?"}
+
+
+def handing_off(name: str) -> ToolCall:
+    return call(HANDOFF, agent_name=name, message="go on")
+
+
+def planning(state: str) -> ToolCall:
+    return call(UPDATE_PLAN, items=[{"text": "all", "state": state}])
+
+
 CALLS = st.lists(
     st.one_of(
         st.builds(
             call, st.sampled_from(NAMES), st.none() | st.none() | st.just("does not fit"), input=st.just("do")
         ),
-        st.builds(
-            lambda name: call(HANDOFF, agent_name=name, message="go on"),
-            st.sampled_from(["first", "last", "boss", "x"]),
-        ),
-        st.builds(
-            lambda state: call(UPDATE_PLAN, items=[{"text": "all", "state": state}]),
-            st.sampled_from(["done", "wrong"]),
-        ),
+        st.sampled_from(["first", "last", "boss", "x"]).map(handing_off),
+        st.sampled_from(["done", "wrong"]).map(planning),
     ),
     min_size=1,
     max_size=4,
@@ -120,26 +124,27 @@ class Trees(RuleBasedStateMachine):
 
     def worked(self, shell: Shell, chance: Random) -> None:
         """A model answers as models do: mostly it calls tools, mostly such as there are."""
-        peers = [peer.name for peer in shell.state.peers]  # type: ignore[union-attr]
+        assert isinstance(shell.state, State)
+        peers = [peer.name for peer in shell.state.peers]
         made = [call(chance.choice(NAMES), input="do it") for _ in range(chance.choice([1, 1, 2, 3]))]
         if peers and chance.random() < 0.3:
-            made = [call(HANDOFF, agent_name=chance.choice(peers), message="go on")]
+            made = [handing_off(chance.choice(peers))]
         if chance.random() < 0.1:
             made = []
         stop: Any = "tool_calls" if made else "end_turn"
         self.world.answer(shell, made, stop=stop, text="so far", part=chance.random(), cached=chance.random())
 
-    @precondition(lambda self: self.world.new)
+    @precondition(lambda self: bool(self.world.new))
     @rule(pick=PICK)
     def a_run_begins(self, pick: int) -> None:
         self.begins(picked(self.world.new, pick))
 
-    @precondition(lambda self: self.world.waiting)
+    @precondition(lambda self: bool(self.world.waiting))
     @rule(pick=PICK)
     def a_signal_arrives(self, pick: int) -> None:
         self.world.deliver(picked(self.world.waiting, pick))
 
-    @precondition(lambda self: flights(self.world, "model"))
+    @precondition(lambda self: bool(flights(self.world, "model")))
     @rule(pick=PICK, calls=CALLS, stop=st.sampled_from(STOPS), part=PART, cached=PART)
     def a_model_answers(
         self, pick: int, calls: list[ToolCall], stop: Any, part: float, cached: float
@@ -147,13 +152,13 @@ class Trees(RuleBasedStateMachine):
         shell, _ = picked(flights(self.world, "model"), pick)
         self.world.answer(shell, calls, stop=stop, text="so far", part=part, cached=cached)
 
-    @precondition(lambda self: self.world.ticks > 10 and flights(self.world, "model"))
+    @precondition(lambda self: self.world.ticks > 10 and bool(flights(self.world, "model")))
     @rule(pick=PICK, stop=st.sampled_from(LAST_STOPS), part=PART)
     def a_model_ends_badly(self, pick: int, stop: Any, part: float) -> None:
         shell, _ = picked(flights(self.world, "model"), pick)
         self.world.answer(shell, [], stop=stop, text="", part=part)
 
-    @precondition(lambda self: self.world.ticks > 5 and flights(self.world, "model"))
+    @precondition(lambda self: self.world.ticks > 5 and bool(flights(self.world, "model")))
     @rule(pick=PICK, kind=st.sampled_from([*RULES, "stale", "cancelled"]), wasted=st.sampled_from([0, 0, 7]))
     def a_model_fails(self, pick: int, kind: str, wasted: int) -> None:
         shell, _ = picked(flights(self.world, "model"), pick)
@@ -165,7 +170,7 @@ class Trees(RuleBasedStateMachine):
         )
         shell.land("model", ModelFailed(failure=failure))
 
-    @precondition(lambda self: flights(self.world, "tool"))
+    @precondition(lambda self: bool(flights(self.world, "tool")))
     @rule(pick=PICK, error=FLAG, twice=FLAG)
     def a_tool_answers(self, pick: int, error: bool, twice: bool) -> None:
         shell, key = picked(flights(self.world, "tool"), pick)
@@ -173,7 +178,7 @@ class Trees(RuleBasedStateMachine):
         self.past.append((shell, returned))
         shell.land(key, *[returned] * (1 + twice))
 
-    @precondition(lambda self: flights(self.world, "function"))
+    @precondition(lambda self: bool(flights(self.world, "function")))
     @rule(pick=PICK, failed=FLAG)
     def a_function_answers(self, pick: int, failed: bool) -> None:
         shell, key = picked(flights(self.world, "function"), pick)
@@ -181,7 +186,7 @@ class Trees(RuleBasedStateMachine):
         outcome = RunResult(agent=key, output="computed", stop_reason=reason, cost_microusd=0)
         shell.land(key, ChildEnded(key=key, outcome=outcome, at=self.world.now()))
 
-    @precondition(lambda self: self.past)
+    @precondition(lambda self: bool(self.past))
     @rule(pick=PICK)
     def something_is_heard_again(self, pick: int) -> None:
         shell, event = picked(self.past, pick)
@@ -209,7 +214,7 @@ class Trees(RuleBasedStateMachine):
     def agents(self) -> list[Any]:
         return [shell for shell in self.begun_runs if isinstance(shell.state, State)]
 
-    @precondition(lambda self: self.agents)
+    @precondition(lambda self: bool(self.agents))
     @rule(pick=PICK, steer=FLAG)
     def somebody_speaks(self, pick: int, steer: bool) -> None:
         shell = picked(self.agents, pick)
@@ -247,7 +252,7 @@ class Trees(RuleBasedStateMachine):
         if children:
             self.world.terminate(picked(children, pick))
 
-    @precondition(lambda self: self.begun_runs)
+    @precondition(lambda self: bool(self.begun_runs))
     @rule(pick=PICK)
     def a_history_is_long(self, pick: int) -> None:
         picked(self.begun_runs, pick).renews = True

@@ -517,7 +517,7 @@ class World:
         if isinstance(command, CallModel):
             assert isinstance(state, State)
             assert not any((state.asking_model, state.running, state.calls, state.paused))
-            assert state.parked is state.ending is state.end is None
+            assert (state.parked, state.ending, state.end) == (None, None, None)
             assert 0 < command.allowance.max_tokens <= state.spec.models[state.model].config.max_tokens
         if isinstance(command, CallTools):
             assert isinstance(state, State)
@@ -557,8 +557,8 @@ class World:
         for name, value in used.items():
             most = of(limits, name)
             assert most is None or value <= most, f"{name}: {value} of {most}"
-        most = limits.tool_calls
-        assert most is None or self.tool_calls(self.shells["root"]) <= most
+        calls = limits.tool_calls
+        assert calls is None or self.tool_calls(self.shells["root"]) <= calls
 
     def tool_calls(self, shell: Shell) -> int:
         """Of a run and of those below it whose end it has not heard."""
@@ -595,10 +595,10 @@ def _check_limits(state: State | Team, *, budgeted: bool) -> None:
             assert state.per_tool.get(name, 0) <= most
     if not budgeted:
         return
-    most = least(limits_of(state), state.tree.lease)
+    there = least(limits_of(state), state.tree.lease)
     used, lent = spent(state), held(state.tree)
     for name in FIELDS:
-        bound = of(most, name)
+        bound = of(there, name)
         if name == "total_tokens" and state.usage.estimated:
             # Whoever was given up is booked with all that it might have used, of each kind.
             continue

@@ -1,0 +1,84 @@
+"""The soak's verdict: what grows is seen through noise, and what only fills up at the begin is not."""
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from soak.judge import Sample, findings, left_over, second_half, slope
+from soak.report import Soak, page
+
+HEAD: dict[str, Any] = {
+    "at": "2026-01-02T03:04:05+00:00",
+    "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "3.11.7"},
+    "command": "make soak",
+    "rate": 1.0,
+    "every": 10.0,
+    "talkers": 4,
+    "continue_at": 400,
+    "transcript_cache_mb": 4,
+    "cached": 60,
+    "note": "",
+}
+
+
+def sampled(an_hour: float, *, fills: float = 0.0, noise: float = 0.0, count: int = 240) -> list[Sample]:
+    """Memory of a worker over 40 minutes."""
+    chance = Random(1)
+    samples: list[Sample] = []
+    for n in range(count):
+        hours = n * 10 / 3600
+        value = 100 + an_hour * hours + fills * min(1.0, 3 * n / count) + chance.gauss(0, 1) * noise
+        worker = {"rss_mb": value + (500 if n % 40 == 7 else 0), "cached": 3}
+        samples.append({"seconds": n * 10.0, "loaded": True, "processes": {"worker 1": worker, "server": {}}})
+    return samples
+
+
+def test_the_slope_of_a_line_is_its_slope_and_outliers_do_not_move_it() -> None:
+    line = [(float(x), 3.0 * x + 1) for x in range(20)]
+    assert slope(line) == pytest.approx(3)
+    assert slope([*line, (20.0, 9e9), (3.5, -9e9)]) == pytest.approx(3)
+    assert slope([]) == slope([(1.0, 2.0)]) == 0
+
+
+def test_only_the_second_half_counts() -> None:
+    assert second_half([(0.0, 1), (1.0, 1), (4.0, 2), (8.0, 3)]) == [(4.0, 2), (8.0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "fine"),
+    [
+        (sampled(0.0, noise=2.0), True),
+        (sampled(0.0, fills=90.0, noise=2.0), True),
+        (sampled(10.0, noise=1.0), True),
+        (sampled(30.0, noise=2.0), False),
+        (sampled(30.0, fills=90.0, noise=2.0), False),
+    ],
+)
+def test_growth_is_told_from_noise_and_from_caches_that_fill(samples: list[Sample], fine: bool) -> None:
+    (memory,) = [one for one in findings(samples, ["worker 1"]) if one.bound.key == "rss_mb"]
+    assert memory.is_fine == fine
+
+
+def test_what_is_left_over_is_told_of_the_time_after_the_load() -> None:
+    after: Sample = {"seconds": 9.0, "loaded": False, "processes": {"worker 1": {"cached": 2}}}
+    assert left_over([*sampled(0.0), after], ["worker 1"]) == {"worker 1": 2}
+    assert left_over(sampled(0.0), ["worker 1"]) == {}
+
+
+def test_a_soak_fails_by_growth_by_errors_and_by_being_too_short() -> None:
+    def problems(samples: list[Sample], errors: list[str]) -> list[str]:
+        return Soak(head=HEAD, samples=samples, tally={"done": {"runs": 3}, "errors": errors}).problems
+
+    assert problems(sampled(0.0), []) == []
+    assert "resident memory" in problems(sampled(99.0), [])[0]
+    assert "1 deeds" in problems(sampled(0.0), ["runs: TimeoutError: "])[0]
+    assert "too short" in problems(sampled(0.0, count=20), [])[0]
+
+
+def test_the_page_says_how_long_what_grew_and_how_to_do_it_again() -> None:
+    text = page(Soak(head=HEAD, samples=sampled(99.0), tally={"done": {"runs": 1234}, "errors": []}))
+    assert "40 minutes of a steady load" in text
+    assert "make soak" in text
+    assert "**grows**" in text
+    assert "| runs | 1,234 |" in text
