@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -138,37 +138,39 @@ def _named(history: WorkflowHistory) -> WorkflowHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """Writes histories into a folder, whole: what is in the blob store is put in its place."""
+    """Writes histories into a folder: one that needs no blob store to be read again."""
 
     folder: Path
-    converter: DataConverter
-    written: set[str] = field(default_factory=set[str])
 
-    async def keep(self, history: WorkflowHistory) -> None:
-        """Write it; `in_files` reads it again, wherever the blob store is.
+    def keep(self, history: WorkflowHistory) -> None:
+        """Write it; `in_files` reads it again. What it holds must be whole: see `make_whole`.
 
         Raises:
             DefinitionError: the folder cannot be written.
 
         """
-        for payload in [one for event in history.events for one in payloads_in(event)]:
-            await self._fill(payload)
         name = f"{quote(history.workflow_id, safe='')}@{history.run_id}.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(json.dumps(json.loads(history.to_json()), indent=1) + "\n")
         except OSError as error:
             raise DefinitionError(f"{self.folder}: {error.strerror or error}") from None
-        self.written.add(name)
 
-    async def _fill(self, payload: Payload) -> None:
-        storage = self.converter.external_storage
-        if storage is None or payload.metadata.get("messageType") != _REFERENCE:
-            return
-        reference = Parse(payload.data, ExternalStorageReference())
-        driver = next((one for one in storage.drivers if one.name() == reference.driver_name), None)
-        if driver is not None:
+
+async def make_whole(history: WorkflowHistory, converter: DataConverter) -> None:
+    """Put what is in the blob store into the history, in its place.
+
+    Raises:
+        Exception: whatever the store says when it does not have it.
+
+    """
+    storage = converter.external_storage
+    drivers = {driver.name(): driver for driver in storage.drivers} if storage else {}
+    for payload in [one for event in history.events for one in payloads_in(event)]:
+        if payload.metadata.get("messageType") == _REFERENCE:
+            reference = Parse(payload.data, ExternalStorageReference())
             claim = StorageDriverClaim(claim_data=dict(reference.claim_data))
+            driver = drivers[reference.driver_name]
             [whole] = await driver.retrieve(StorageDriverRetrieveContext(), [claim])
             payload.CopyFrom(whole)
 

@@ -36,7 +36,7 @@ from perdure.errors import NotReachable
 from perdure.settings import load as load_settings
 
 from .connection import connect_temporal
-from .histories import Recorder, Source, Unread, in_files, on_server
+from .histories import Recorder, Source, Unread, in_files, make_whole, on_server
 from .load import load_all
 from .plugin import PerdurePlugin
 from .worker import leave, run_process, say
@@ -210,6 +210,15 @@ def _told(before: _Call | None, call: _Call, converter: DataConverter) -> tuple[
     return before.event, f"the run asked for {_words(before, converter)}, this code asks for {here}"
 
 
+def _missed(recorded: _Asked, event: int | None, converter: DataConverter) -> str:
+    """What the run asked for at that event, and this code did not."""
+    calls = (*recorded.activities.values(), *recorded.children.values())
+    call = next((one for one in calls if event is not None and one.event == event), None)
+    if call is None:
+        return "this code does otherwise than the run did"
+    return f"the run asked for {_words(call, converter)}, this code does not"
+
+
 def _identity(call: _Call, converter: DataConverter) -> dict[str, Any]:
     given = _plain(call.args, converter)
     wanted = _IDENTITY.get(call.kind, ())
@@ -264,20 +273,21 @@ class Gate:
         self.converter: DataConverter = converter
 
     async def check(self, history: WorkflowHistory) -> Check:
-        """Replay the history, and compare what the code asks for with what the run did."""
-        about = {
-            "id": history.workflow_id,
-            "run_id": history.run_id,
-            "agent": await self._agent(history),
-            "events": len(history.events),
-        }
+        """Replay the history, and compare what the code asks for with what the run did.
+
+        The history is made whole on the way.
+        """
+        about: dict[str, Any] = {"id": history.workflow_id, "run_id": history.run_id}
+        about["events"] = len(history.events)
+        try:
+            await make_whole(history, self.converter)
+        except Exception as error:
+            return _verdict(about, "unread", f"{type(error).__name__}: {error}")
+        about["agent"] = await self._agent(history)
         begun = decided(history)
         if begun is None:
             return Check(**about, verdict="ok")
-        try:
-            recorded = await _recorded(begun, self.converter)
-        except Exception as error:
-            return _verdict(about, "unread", f"{type(error).__name__}: {error}")
+        recorded = await _recorded(begun, self.converter)
         failure = await self._replayed(begun)
         heard = self._listening.heard.get(history.run_id, _Asked())
         difference = _difference(recorded, heard, self.converter)
@@ -287,9 +297,9 @@ class Gate:
         if failure is None:
             return _verdict(about, "nondeterministic", text, event)
         verdict, said, at = _why(failure)
-        return _verdict(
-            about, verdict, f"{text}; {said}" if text and verdict != "failed" else said, at or event
-        )
+        if verdict == "nondeterministic":
+            said = f"{text or _missed(recorded, at, self.converter)}; {said}"
+        return _verdict(about, verdict, said, at or event)
 
     async def _replayed(self, history: WorkflowHistory) -> Exception | None:
         """What goes wrong. A machine that is busy looks like a deadlock: that is tried again."""
@@ -373,7 +383,7 @@ async def _check_all(given: _Given) -> None:
             temporal=temporal, task_queue=settings.task_queue, query=given.query, limit=given.limit
         )
         histories = on_server(source)
-    recorder = Recorder(folder=given.record, converter=gate.converter) if given.record else None
+    recorder = Recorder(folder=given.record) if given.record else None
     checks: list[Check] = []
     async for one in _checks(gate, histories, recorder):
         checks.append(one)
@@ -391,9 +401,10 @@ async def _checks(
         if isinstance(history, Unread):
             yield _verdict({"id": history.id}, "unread", history.problem)
             continue
-        yield await gate.check(history)
-        if recorder is not None:
-            await recorder.keep(history)
+        checked = await gate.check(history)
+        yield checked
+        if recorder is not None and checked.verdict != "unread":
+            recorder.keep(history)
 
 
 def _concluded(given: _Given, checks: Sequence[Check], served: set[str]) -> int:
