@@ -18,8 +18,8 @@ from perdure.graph import Edge, Graph, GraphState
 from perdure.members import Member
 from perdure.settings import load
 from perdure.workers.converter import BlobDriver
+from perdure.workers.gate import Check, Gate, decided
 from perdure.workers.histories import Recorder, Unread, in_files, payloads_in
-from perdure.workers.replay import Check, Gate, decided
 
 from .scenarios import TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
