@@ -5,16 +5,17 @@ pinned to the version that it started on, and a child run to its parent's.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import temporalio.client
 from google.protobuf.field_mask_pb2 import FieldMask
 from temporalio.api.common.v1 import WorkflowExecution as Execution
 from temporalio.api.deployment.v1 import WorkerDeploymentVersion
-from temporalio.api.enums.v1 import TaskQueueType, VersionDrainageStatus
+from temporalio.api.enums.v1 import RoutingConfigUpdateState, TaskQueueType, VersionDrainageStatus
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import VersioningOverride, WorkflowExecutionOptions
 from temporalio.api.workflowservice.v1 import (
@@ -33,11 +34,19 @@ from perdure.errors import InvalidRequest, NotReachable
 from perdure.messages import Value
 from perdure.wire import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
 
+_Answer = TypeVar("_Answer")
+_Act = Callable[[WorkflowExecution], Awaitable[None]]
+Kind = Literal["run", "session"]
 Routed = Literal["current", "ramping", "draining", "drained", "inactive"]
 
 _SEEN_WITHIN: Final = 90.0
 """Seconds since a worker last asked for work; it asks once a minute or more often."""
 _AT_A_TIME: Final = 8
+_POLLING_WITHIN: Final = 2.0
+"""Seconds that a worker which has just started may need until it asks all its task queues."""
+_SPREAD_WITHIN: Final = 10.0
+"""Seconds for a change to reach all partitions of all task queues; it takes some 100 ms."""
+_SPREADING: Final = RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_IN_PROGRESS
 _DRAINAGE: Final[dict[int, Routed]] = {
     VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINING: "draining",
     VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINED: "drained",
@@ -81,7 +90,7 @@ class Moved:
     """What became of one run that was to be moved."""
 
     id: str
-    kind: Literal["run", "session"]
+    kind: Kind
     problem: str | None = None
     """Why it stays; None: it has been moved."""
 
@@ -217,7 +226,7 @@ class Deployment:
             allow_no_pollers=force,
             ignore_missing_task_queues=force,
         )
-        done = await self._routed(self._service.set_worker_deployment_current_version(asked), build)
+        done = await self._routed(lambda: self._service.set_worker_deployment_current_version(asked), build)
         return done.previous_deployment_version.build_id or None
 
     async def ramp(self, build: str | None, percent: float, *, force: bool = False) -> None:
@@ -243,7 +252,7 @@ class Deployment:
             allow_no_pollers=force,
             ignore_missing_task_queues=force,
         )
-        await self._routed(self._service.set_worker_deployment_ramping_version(asked), build)
+        await self._routed(lambda: self._service.set_worker_deployment_ramping_version(asked), build)
 
     async def rollback(self, *, force: bool = False) -> tuple[Literal["ramp", "current"], str, str | None]:
         """End the ramp; where there is none, make current what was so before.
@@ -275,17 +284,33 @@ class Deployment:
         await self.promote(build, force=force)
         return "current", str(current), build
 
-    async def _routed(self, call: Any, build: str | None) -> Any:
-        try:
-            return await call
-        except RPCError as error:
-            if error.status != RPCStatusCode.FAILED_PRECONDITION:
-                raise _refused(error) from error
-            refused = error
+    async def _routed(self, call: Callable[[], Any], build: str | None) -> Any:
+        """Make the change, and wait until all of the server's task queues know of it."""
+        deadline = time.monotonic() + _POLLING_WITHIN
+        while True:
+            try:
+                done = await call()
+                await self._spread()
+                return done
+            except RPCError as error:
+                if error.status != RPCStatusCode.FAILED_PRECONDITION:
+                    raise _refused(error) from error
+                refused = error
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.2)
         raise InvalidRequest(
             f"the server does not send runs to build {build!r}: {refused.message}. Nothing was changed. "
             "Start its workers, and wait until they are ready (perdure deploy status); or force it: --force"
         ) from refused
+
+    async def _spread(self) -> None:
+        deadline = time.monotonic() + _SPREAD_WITHIN
+        while time.monotonic() < deadline:
+            info = (await self._described()).worker_deployment_info
+            if info.routing_config_update_state != _SPREADING:
+                return
+            await asyncio.sleep(0.05)
 
     # -- those who are pinned
 
@@ -314,21 +339,29 @@ class Deployment:
         except RPCError as error:
             raise _refused(error) from error
 
-    async def move(self, build: str, executions: Sequence[WorkflowExecution]) -> list[Moved]:
-        """Have these go on at that build, each from where it stands: its history is replayed there.
+    async def check_served(self, build: str) -> None:
+        """Make sure that somebody would go on with what is moved there.
 
         Raises:
-            InvalidRequest: no such deployment or build.
+            InvalidRequest: no such deployment or build, or no worker of it asks for work.
 
         """
         await self._known(build)
+        if not (await self._workers()).get(build):
+            raise InvalidRequest(
+                f"no worker of build {build!r} asks task queue {self._task_queue!r} for work: what is moved "
+                f"there would wait. Start one: perdure worker FILE --deployment {self.name} --build {build}"
+            )
+
+    async def move(self, build: str, executions: Sequence[WorkflowExecution]) -> list[Moved]:
+        """Have these go on at that build, each from where it stands: its history is replayed there."""
         return await self._each(executions, lambda one: self._move(one, build))
 
     async def wake(self, executions: Sequence[WorkflowExecution]) -> list[Moved]:
         """Have these look around: a session between two turns then goes on where new sessions go."""
         return await self._each(executions, self._wake)
 
-    async def _each(self, executions: Sequence[WorkflowExecution], act: Any) -> list[Moved]:
+    async def _each(self, executions: Sequence[WorkflowExecution], act: _Act) -> list[Moved]:
         door = asyncio.Semaphore(_AT_A_TIME)
 
         async def one(execution: WorkflowExecution) -> Moved:
@@ -339,7 +372,7 @@ class Deployment:
                 except RPCError as error:
                     gone = error.status == RPCStatusCode.NOT_FOUND
                     problem = "it is over" if gone else error.message
-            kind = "session" if execution.workflow_type == SESSION_WORKFLOW else "run"
+            kind: Kind = "session" if execution.workflow_type == SESSION_WORKFLOW else "run"
             return Moved(id=execution.id, kind=kind, problem=problem)
 
         return list(await asyncio.gather(*(one(execution) for execution in executions)))
@@ -382,7 +415,7 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-async def _asked(call: Any) -> Any:
+async def _asked(call: Awaitable[_Answer]) -> _Answer:
     try:
         return await call
     except RPCError as error:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -116,6 +116,7 @@ async def move(
     deployment: Name = None,
     query: Query = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which they are.")] = False,
+    force: Force = False,
 ) -> int:
     """Have open runs and sessions of one build go on at another. Check before: perdure replay-check."""
     if source == target:
@@ -123,6 +124,8 @@ async def move(
     found = await _deployment(common, deployment)
     if dry_run:
         return await _dry(common, found, source, query)
+    if not force:
+        await found.check_served(target)
     moved: list[Moved] = []
     async for batch in _batches(found.pinned(source, query=query)):
         moved += await found.move(target, batch)
@@ -172,7 +175,9 @@ async def _deployment(common: Common, name: str | None) -> "Deployment":
     return Deployment(client.temporal, name, task_queue=client.task_queue)
 
 
-async def _batches(executions: Any) -> Any:
+async def _batches(
+    executions: "AsyncIterator[WorkflowExecution]",
+) -> "AsyncIterator[list[WorkflowExecution]]":
     """What is listed, in lists of bounded length."""
     batch: list[WorkflowExecution] = []
     async for execution in executions:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
@@ -227,8 +227,11 @@ def _plain(args: Sequence[Any], converter: DataConverter) -> Mapping[str, Any]:
     if not args:
         return {}
     [payload] = converter.payload_converter.to_payloads([args[0]])
-    given = json.loads(payload.data)
-    return given if isinstance(given, dict) else {}
+    return _members(json.loads(payload.data))
+
+
+def _members(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def decided(history: WorkflowHistory) -> WorkflowHistory | None:
@@ -278,7 +281,7 @@ class Gate:
             return Check(**about, verdict="ok")
         recorded = await _recorded(begun, self.converter)
         failure = await self._replayed(begun)
-        heard = self._listening.heard.get(history.run_id, _Asked())
+        heard = next(iter(self._listening.heard.values()), _Asked())
         difference = _difference(recorded, heard, self.converter)
         if failure is None and difference is None:
             return Check(**about, verdict="ok")
@@ -307,7 +310,7 @@ class Gate:
             [request, *_] = await self.converter.decode(payloads[:1])
         except Exception:
             return ""
-        return str(request.get("agent", "")) if isinstance(request, dict) else ""
+        return str(_members(request).get("agent", ""))
 
 
 def verdict_of(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:

@@ -11,16 +11,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from perdure import connect
+from perdure.starter import cli
 from perdure.starter.client import Client
+from perdure.starter.deployment import Build, Deployment
 from perdure.starter.run import Run
 from perdure.starter.session import Session
 from perdure.workers.server import DevServer, free_port
-from tests.conftest import until_status
+from tests.conftest import until, until_status
 from tests.waiting import wait_for
 
 from .shell import Background, Said, Shell
@@ -33,7 +34,7 @@ import time
 from datetime import timedelta
 
 from perdure import Agent, ToolContext, tool
-from perdure.graph import Edge, Graph
+from perdure.graph import Edge, Graph, Node
 from perdure.model import Reply, TextDelta, UsageSoFar
 from perdure.messages import Text, Usage
 from perdure.testing import ScriptedModel, calls, says
@@ -41,6 +42,7 @@ from perdure.testing import ScriptedModel, calls, says
 BUILD = os.environ["DESK_BUILD"]
 MARKS = pathlib.Path(os.environ["DESK_MARKS"])
 """What has begun leaves a file here."""
+RULE = os.environ.get("DESK_RULE", "one")
 
 
 @tool(approval=True, effect="write")
@@ -110,7 +112,7 @@ def agent(name, **more):
 
 
 def is_urgent(state):
-    return os.environ.get("DESK_RULE", "one") == "one"
+    return RULE == "one"
 
 
 def is_calm(state):
@@ -133,8 +135,17 @@ slow = agent("slow", model="slow:x")
 boss = agent("boss", model="boss:x", tools=[clerk.as_tool(description="Pays back.")])
 urgency = Graph(
     name="urgency",
-    nodes={"sort": agent("sorter", model="sort:x"), "now": now, "later": later, "pay": clerk},
-    edges=[Edge("sort", "now", is_urgent), Edge("sort", "later", is_calm), ("now", "pay"), ("later", "pay")],
+    nodes={
+        "sort": agent("sorter", model="sort:x"),
+        "now": now,
+        "later": later,
+        "pay": Node(clerk, join="any"),
+    },
+    edges=[
+        Edge("sort", "now", is_urgent),
+        Edge("sort", "later", is_calm),
+        *((name, "pay") for name in ("now", "later")),
+    ],
     entry="sort",
 )
 models = {
@@ -142,7 +153,7 @@ models = {
     "slow": Slow(),
     "sort": ScriptedModel(lambda request: says("sorted")),
     "boss": ScriptedModel(
-        lambda request: calls("clerk", input="go") if request.messages[-1].role == "user" else says("done")
+        lambda request: says("done") if request.step > 1 else calls("clerk", input="go")
     ),
 }
 '''
@@ -189,9 +200,20 @@ class Floor:
         assert said.code == code, said
         return said
 
-    def builds(self) -> dict[str, dict[str, Any]]:
-        """What `perdure deploy status` says of each build."""
-        return {one["build"]: one for one in self.deploy("status", "--json").json["builds"]}
+    async def builds(self) -> dict[str, Build]:
+        """What `perdure deploy status` says of each build, without what a process costs."""
+        temporal = (await self.client()).temporal
+        status = await Deployment(temporal, self.name, task_queue=self.name).status()
+        return {one.build: one for one in status.builds}
+
+    async def until_left(self, build: str) -> None:
+        """Wait until nobody is pinned to that build."""
+
+        async def empty() -> bool:
+            left = (await self.builds())[build]
+            return not left.runs and not left.sessions
+
+        await until(empty)
 
     async def client(self) -> Client:
         return await connect(self.server.address, task_queue=self.name)
@@ -218,6 +240,7 @@ async def finished(runs: list[Run]) -> Counter[str]:
     """What they say once all their calls are allowed."""
     for run in runs:
         [want] = (await run.status()).waiting
+        assert want.kind == "approval"
         await run.decide(want.call_id, allow=True, digest=want.digest)
     results = await asyncio.gather(*(run.result() for run in runs))
     return Counter(str(result.output) for result in results)
@@ -231,28 +254,30 @@ async def test_fifty_runs_keep_their_build_through_ramp_rollback_and_promotion(f
     fifty = await begun(client, "clerk", 50, f"{floor.name}-old")
 
     floor.worker("b2").says("new runs go to build 'b1'")
-    assert floor.builds()["b1"]["runs"] == 50
+    assert (await floor.builds())["b1"].runs == 50
     floor.deploy("ramp", "b2", "50")
     mixed = await begun(client, "clerk", 30, f"{floor.name}-mixed")
-    ramped = floor.builds()
-    assert ramped["b2"]["percent"] == 50
-    assert ramped["b2"]["runs"] > 0, "new runs are distributed"
-    assert ramped["b1"]["runs"] > 50
-    assert ramped["b1"]["runs"] + ramped["b2"]["runs"] == 80
+    ramped = await floor.builds()
+    shown = {one["build"]: one for one in floor.deploy("status", "--json").json["builds"]}
+    assert shown["b2"] == ramped["b2"].model_dump(mode="json")
+    assert ramped["b2"].percent == 50
+    assert ramped["b2"].runs > 0, "new runs are distributed"
+    assert ramped["b1"].runs > 50
+    assert ramped["b1"].runs + ramped["b2"].runs == 80
 
     assert "the ramp of 'b2' has ended" in floor.deploy("rollback").out
     after = await begun(client, "clerk", 5, f"{floor.name}-after")
-    assert floor.builds()["b1"]["runs"] == ramped["b1"]["runs"] + 5
+    assert (await floor.builds())["b1"].runs == ramped["b1"].runs + 5
 
     floor.deploy("promote", "b2")
     assert await finished(fifty) == {"As b1 says. paid by b1": 50}, "none lost, none changed"
     assert await finished(after) == {"As b1 says. paid by b1": 5}
     assert await finished(mixed) == {
-        "As b1 says. paid by b1": ramped["b1"]["runs"] - 50,
-        "As b2 says. paid by b2": ramped["b2"]["runs"],
+        "As b1 says. paid by b1": ramped["b1"].runs - 50,
+        "As b2 says. paid by b2": ramped["b2"].runs,
     }
-    wait_for(lambda: not floor.builds()["b1"]["runs"], "no run on the old build")
-    assert floor.builds()["b1"]["status"] == "draining"
+    await floor.until_left("b1")
+    assert (await floor.builds())["b1"].status == "draining"
     undone = floor.deploy("rollback", "--json").json
     assert (undone["build"], undone["current"]) == ("b2", "b1")
 
@@ -265,7 +290,7 @@ async def test_children_stay_with_their_parents_build_and_stuck_runs_can_be_move
     [stuck] = await begun(client, "clerk", 1, f"{floor.name}-stuck")
     floor.worker("b2")
     floor.deploy("promote", "b2")
-    assert floor.builds()["b1"]["runs"] == 3, "a child run is pinned as its parent is"
+    assert (await floor.builds())["b1"].runs == 3, "a child run is pinned as its parent is"
 
     old.interrupt(signal.SIGTERM)
     would = floor.deploy("move", "--from", "b1", "--to", "b2", "--dry-run")
@@ -276,7 +301,7 @@ async def test_children_stay_with_their_parents_build_and_stuck_runs_can_be_move
     assert only.json == {"from": "b1", "to": "b2", "moved": 1, "failed": []}
     assert await finished([stuck]) == {"As b1 says. paid by b2": 1}, "its prompt stays, the code is new"
     assert "2 runs, 0 sessions" in floor.deploy("move", "--from", "b1", "--to", "b2").out
-    wait_for(lambda: floor.builds()["b1"]["runs"] == 0, "the tree to be moved")
+    await floor.until_left("b1")
     assert await finished([bosses]) == {"done": 1}
 
 
@@ -297,8 +322,8 @@ async def test_sessions_go_on_at_the_new_build_between_two_turns(floor: Floor) -
     floor.deploy("promote", "b2")
     spoken, *quiet = sessions
     assert await talked(spoken, "two") == "As b1 says. seen by b2", "it moved before the turn"
-    wait_for(lambda: floor.builds()["b2"]["sessions"] == 1, "the one that was spoken to")
-    assert floor.builds()["b1"]["sessions"] == 5
+    assert (await floor.builds())["b2"].sessions == 1
+    assert (await floor.builds())["b1"].sessions == 5
 
     drained = floor.deploy("drain", "b1", "--json").json
     assert drained == {"build": "b1", "woken": 5, "sessions": 0, "runs": 0}
@@ -314,9 +339,22 @@ async def test_sessions_go_on_at_the_new_build_between_two_turns(floor: Floor) -
     assert [reply.turn for reply in [await spoken.say("three", id="three")]] == [3]
 
 
-def test_what_cannot_be_is_refused_with_what_to_do(floor: Floor) -> None:
+def test_what_cannot_be_is_refused_with_what_to_do(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     shell = floor.shell("b1")
-    none = shell.perdure("deploy", "status")
+    for name, value in shell.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def here(*words: str) -> Said:
+        """`perdure WORDS` within this process: the same without what a process costs."""
+        monkeypatch.setattr("sys.argv", ["perdure", *words])
+        capfd.readouterr()
+        code = cli.run()
+        told = capfd.readouterr()
+        return Said(code=code, out=told.out, err=" ".join(told.err.split()))
+
+    none = here("deploy", "status")
     assert none.code == 2
     assert f"there is no deployment {floor.name!r}" in none.err
     assert f"perdure worker FILE --deployment {floor.name} --build BUILD" in none.err
@@ -325,23 +363,29 @@ def test_what_cannot_be_is_refused_with_what_to_do(floor: Floor) -> None:
         (("promote", "b9"), "has no build 'b9': no worker of it has asked for work yet; there are b1"),
         (("promote",), "promote what? Give a BUILD, or --unversioned"),
         (("ramp", "b1", "120"), "120 is no share of new runs"),
-        (("ramp", "b1", "many"), "'many' is not a valid float"),
+        (("ramp", "b1", "many"), "Invalid value for"),
         (("rollback",), "nothing to roll back"),
         (("move", "--from", "b1", "--to", "b9"), "has no build 'b9'"),
         (("move", "--from", "b1", "--to", "b1"), "are both 'b1'"),
-        (("move", "--from", "b9", "--to", "b1", "--query", "x"), "has no build 'b9'"),
+        (("move", "--from", "b9", "--to", "b1"), "has no build 'b9'"),
+        (("move", "--from", "b1", "--to", "b1", "--query", "x"), "are both 'b1'"),
         (("drain", "b9"), "has no build 'b9'"),
+        (("status", "--deployment", "b.9"), "there is no deployment 'b.9'"),
     ):
-        assert why in " ".join(floor.deploy(*words, code=2).err.split()), words
-    status = floor.deploy("status")
-    assert "no build is current" in status.err
+        said = here("deploy", *words)
+        assert (said.code, why in said.err) == (2, True), (words, said)
+    assert "no build is current" in here("deploy", "status").err
+    assert here("run", "clerk", "go").code == 5, "a worker there is, but it takes no new runs"
+    monkeypatch.setenv("DESK_BUILD", "x")
     doctor = shell.perdure("doctor")
     assert f"new runs go to workers without a version, and only {floor.name}:b1 ask for work" in doctor.out
-    run = shell.perdure("run", "clerk", "go")
-    assert run.code == 5, run
-    nameless = Shell(shell.folder, {**shell.variables, "PERDURE_DEPLOYMENT_NAME": "", "DESK_BUILD": "x"})
-    assert nameless.perdure("worker", FILE, "--build", "x").code == 2
-    assert nameless.perdure("worker", FILE, "--deployment", "x").code == 2
+    nameless = Shell(shell.folder, {**shell.variables, "PERDURE_DEPLOYMENT_NAME": ""})
+    for words, why in (
+        (("--build", "x"), "a build id belongs to a deployment: set PERDURE_DEPLOYMENT_NAME too"),
+        (("--deployment", "x"), "a worker deployment needs a build id too: --build, PERDURE_BUILD_ID"),
+    ):
+        refused = nameless.perdure("worker", FILE, *words)
+        assert (refused.code, why in refused.err) == (2, True), refused
 
 
 async def test_temporals_own_variables_name_the_version(floor: Floor) -> None:
@@ -350,7 +394,7 @@ async def test_temporals_own_variables_name_the_version(floor: Floor) -> None:
     shell = floor.shell("x", PERDURE_DEPLOYMENT_NAME="", **names)
     begun = shell.start("worker", FILE)
     begun.says(f"version {floor.name}:by-controller")
-    assert floor.builds()["by-controller"]["workers"] == 1
+    assert (await floor.builds())["by-controller"].workers == 1
 
 
 # -- the end of a worker
