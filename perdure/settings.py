@@ -214,8 +214,9 @@ class Settings(BaseSettings):
         1000, description="Runs kept in memory between tasks; 0 replays them at each task."
     )
     graceful_shutdown_timeout: Grace = Field(
-        timedelta(seconds=30),
-        description="How long calls may go on after a shutdown is asked for; a pod's grace must be longer.",
+        timedelta(seconds=20),
+        description="How long calls may go on after a shutdown is asked for; then another worker makes them "
+        "anew. A container's grace, 30 seconds unless told otherwise, must be 10 seconds longer.",
     )
     rate_limits: dict[str, RateLimit] = Field(
         default_factory=dict,
@@ -247,12 +248,13 @@ class Settings(BaseSettings):
     deployment_name: str | None = Field(
         None,
         validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
-        description="Worker deployment this worker belongs to. Unset: unversioned.",
+        description="Worker deployment that this worker belongs to, and that `perdure deploy` is about. "
+        "Unset: unversioned.",
     )
     build_id: str | None = Field(
         None,
         validation_alias=_also("build_id", "TEMPORAL_WORKER_BUILD_ID"),
-        description="Version of this worker within its deployment.",
+        description="Version of this worker within its deployment: a release, or a digest of the code.",
     )
 
     @field_validator("tls_key")

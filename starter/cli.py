@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 # Imported for the commands they add, in the order of the help.
-from . import acts, chat, graphs, redrive, runs
+from . import acts, chat, deploys, graphs, redrive, runs
 from .options import DONE, USAGE, Common, app, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
     from .client import RunInfo
 
-__all__ = ["acts", "app", "chat", "graphs", "redrive", "run", "runs"]
+__all__ = ["acts", "app", "chat", "deploys", "graphs", "redrive", "run", "runs"]
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="path/to/file.py, or package.module.")]
 
@@ -103,6 +103,26 @@ def _become(module: str, arguments: list[str]) -> NoReturn:
     """Be that process from here on: workers are not known here by anything but their name."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell wanted
+
+
+@command("replay-check")
+def replay_check(
+    common: Common,
+    *,
+    files: Files,
+    histories: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Histories kept as JSON, in place of the server's.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(help="A visibility query, in place of all that is open.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many histories.")] = 200,
+    record: Annotated[str | None, typer.Option(metavar="DIR", help="Keep the histories there.")] = None,
+) -> NoReturn:
+    """Replay open runs and sessions with the code of FILE, before it is given any."""
+    options = _options(histories=histories, query=query, limit=limit, record=record)
+    shared = common.arguments("address", "namespace", "task_queue", "json")
+    _become("perdure.workers.replay", [*files, *options, *shared])
 
 
 # -- agents

@@ -23,6 +23,7 @@ from perdure.messages import Part, Value
 from perdure.model import digest
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
+from perdure.versions import routing_of, version_of
 from perdure.wire import (
     ENDED,
     MAX_IDLE,
@@ -242,7 +243,7 @@ class Client:
         return True
 
     async def has_worker(self) -> bool:
-        """Whether a worker has asked the task queue for work within the last minute and a half."""
+        """Whether a worker to which new runs go has asked for work within the last minute and a half."""
         request = DescribeTaskQueueRequest(
             namespace=self.temporal.namespace,
             task_queue=TaskQueue(name=self.task_queue),
@@ -253,8 +254,13 @@ class Client:
         except RPCError as error:
             raise _refused(error) from error
         # A worker asks for work once a minute or more often; the server lists it for five minutes.
-        now = datetime.now(UTC)
-        asked = [poller.last_access_time.ToDatetime(tzinfo=UTC) for poller in described.pollers]
+        # One of a version that takes no new runs does not count.
+        now, taken = datetime.now(UTC), routing_of(described).taken
+        asked = [
+            poller.last_access_time.ToDatetime(tzinfo=UTC)
+            for poller in described.pollers
+            if version_of(poller.deployment_options) in taken
+        ]
         return any(now - at < _WORKER_SEEN_WITHIN for at in asked)
 
     def get(self, id: str) -> Run:  # noqa: A002

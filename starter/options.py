@@ -97,8 +97,11 @@ def hint(command: str) -> str:
     return " ".join(["perdure", command, *REACHED_BY.get()])
 
 
-def command(name: str, *, epilog: str | None = None) -> Callable[[Body], Body]:
-    """Make a command of a function `(common, ...) -> exit code`, sync or async; None is 0."""
+def command(name: str, *, epilog: str | None = None, under: typer.Typer = app) -> Callable[[Body], Body]:
+    """Make a command of a function `(common, ...) -> exit code`, sync or async; None is 0.
+
+    It stands beside the others, or `under` one that has several.
+    """
 
     def register(body: Body) -> Body:
         @functools.wraps(body)
@@ -113,7 +116,7 @@ def command(name: str, *, epilog: str | None = None) -> Callable[[Body], Body]:
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, epilog=epilog)(call)
+        under.command(name, epilog=epilog)(call)
         return body
 
     return register

@@ -50,6 +50,8 @@ async def _work(given: _Given) -> None:
         build_id=given.build,
         health_address=given.health,
     )
+    if given.ready_fd is not None:  # under `perdure dev`: a version would get no work before it is promoted
+        settings = settings.model_copy(update={"deployment_name": None, "build_id": None})
     await work(Orders(files=given.files, settings=settings, ready_fd=given.ready_fd))
 
 

@@ -30,13 +30,14 @@ from temporalio.service import RPCError
 from perdure.errors import DefinitionError, NotReachable, PerdureError
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
+from perdure.versions import unserved
 
 from .attributes import missing_search_attributes
 from .connection import connect_temporal, store_of
 from .health import read as read_health
 from .parked import by_cause
 from .server import find_binary
-from .worker import leave, pollers, run_process, say
+from .worker import leave, pollers, routing_of, run_process, say
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -174,6 +175,9 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     if not found:
         text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
         return Finding(name="worker", verdict="warn", text=text)
+    wrong = unserved(await routing_of(temporal, settings.task_queue))
+    if wrong is not None:
+        return Finding(name="worker", verdict="warn", text=wrong)
     # The server remembers for five minutes, so one that has ended may be among them.
     text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(sorted(found))}"
     return Finding(name="worker", verdict="ok", text=text)

@@ -47,6 +47,7 @@ PURE: Final = (
     "perdure.texts",
     "perdure.tools",
     "perdure.tree",
+    "perdure.versions",
     "perdure.wire",
     "perdure.wiring",
     "perdure.workers",

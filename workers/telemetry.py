@@ -7,6 +7,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
 SERVICE: Final = "perdure"
+_SENT_WITHIN: Final = 3.0
+"""Seconds for what is pending at the end of the process."""
 
 
 def interceptors(settings: Settings) -> list[Interceptor]:
@@ -157,14 +160,15 @@ def _close(span: Span, agent: str, result: Mapping[str, Any], error: BaseExcepti
 def reporting(settings: Settings) -> Generator[Runtime]:
     """Logs, traces and metrics of this process, from here on; gives the runtime to connect with.
 
-    Once a process: OpenTelemetry takes only one provider. What is pending is sent at the end.
+    Once a process: OpenTelemetry takes only one provider. What is pending is sent at the end, as
+    far as the receiver takes it quickly: a process that is to end must not wait for it.
 
     Raises:
         DefinitionError: an exporter's extra is not installed, or its address is taken.
 
     """
     configure_logs(settings)
-    with contextlib.ExitStack() as cleanup:
+    with _closed_soon() as cleanup:
         tracers = tracer_provider(settings)
         if tracers is not None:
             trace.set_tracer_provider(tracers)
@@ -175,6 +179,18 @@ def reporting(settings: Settings) -> Generator[Runtime]:
             cleanup.callback(meters.shutdown)
         temporal = runtime(settings)  # held here: its metrics end with the last reference to it
         yield temporal
+
+
+@contextlib.contextmanager
+def _closed_soon() -> Generator[contextlib.ExitStack]:
+    """A stack that is closed at the end, or left to itself when that takes long."""
+    cleanup = contextlib.ExitStack()
+    try:
+        yield cleanup
+    finally:
+        closing = threading.Thread(target=cleanup.close, name="perdure-telemetry", daemon=True)
+        closing.start()
+        closing.join(_SENT_WITHIN)
 
 
 def tracer_provider(settings: Settings) -> ReplaySafeTracerProvider | None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, DescribeTaskQueueResponse
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import Runtime
@@ -28,6 +28,8 @@ from perdure.errors import DefinitionError, ModelError, NotReachable
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
+from perdure.versions import Routing, version_of, waiting_for
+from perdure.versions import routing_of as routing_in
 
 from ..activities.circuit import Circuits
 from . import health
@@ -38,6 +40,8 @@ from .plugin import PerdurePlugin, by_name
 from .telemetry import reporting
 
 _POLLING_WITHIN: Final = 15.0
+_LAST_WORDS: Final = timedelta(seconds=4)
+"""For handing over, after the grace, what is still in flight; what has not ended by then never will."""
 _BUILD_NEEDED: Final = (
     "a worker deployment needs a build id too: --build, PERDURE_BUILD_ID; take a release or a digest, never "
     "something random"
@@ -53,12 +57,15 @@ class Ready:
     task_queue: str
     warnings: tuple[str, ...] = ()
     health: str | None = None
+    version: str | None = None
+    """As `deployment:build`; None: without one."""
 
     def line(self) -> str:
         """One line for people."""
         served = ", ".join(self.agents)
         health = f"; health on http://{self.health}" if self.health else ""
-        return f"ready: {served} on task queue {self.task_queue!r} of {self.address}{health}"
+        version = f", version {self.version}" if self.version else ""
+        return f"ready: {served} on task queue {self.task_queue!r} of {self.address}{version}{health}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ async def _serve(
         try:
             counts = orders.settings.metrics != "off" and orders.settings.search_attributes
             async with (
-                _health(orders.settings, worker, temporal, circuits) as health_address,
+                _health(orders.settings, worker, temporal, stop, circuits) as health_address,
                 counted(temporal, wanted=counts),
             ):
                 if await _polls(temporal, orders.settings.task_queue, worker, running, stopping):
@@ -120,14 +127,43 @@ async def _serve(
                         task_queue=orders.settings.task_queue,
                         warnings=warnings,
                         health=health_address,
+                        version=version_of(orders.settings),
                     )
                     _announce(orders, ready)
+                    await _tell_if_waiting(orders, temporal)
                 await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await _shut_down(worker, running, orders)
         finally:
             stopping.cancel()
-            if not running.done():
-                await worker.shutdown()
+            await _shut_down(worker, running, orders)
         await running
+
+
+async def _tell_if_waiting(orders: Orders, temporal: Client) -> None:
+    """A version is given no runs before somebody says so: whoever starts the first may not know."""
+    own = version_of(orders.settings)
+    if own is None:
+        return
+    with contextlib.suppress(RPCError):
+        waiting = waiting_for(await routing_of(temporal, orders.settings.task_queue), own)
+        if waiting is not None:
+            orders.tell(waiting)
+
+
+async def _shut_down(worker: Worker, running: "asyncio.Task[None]", orders: Orders) -> None:
+    """Ask for no more work; calls in flight may finish within the grace, then they are handed over.
+
+    Handed over is a failed attempt, told to the server: another worker has it a second later. A call
+    that cannot be cancelled is left behind, and tried again when its heartbeats stay away.
+    """
+    if running.done():
+        return
+    longest = orders.settings.graceful_shutdown_timeout + _LAST_WORDS
+    try:
+        await asyncio.wait_for(worker.shutdown(), longest.total_seconds())
+    except TimeoutError:
+        orders.tell("leaving calls behind that neither end nor can be cancelled: they are tried again")
+        leave(1)
 
 
 def served(members: Sequence[Member]) -> tuple[str, ...]:
@@ -232,25 +268,36 @@ async def _polls(
 
 async def pollers(temporal: Client, task_queue: str) -> dict[str, Any]:
     """Who takes workflow tasks from the queue, by identity, with the server's time of the last poll."""
-    described = await temporal.workflow_service.describe_task_queue(
+    described = await _described(temporal, task_queue)
+    return {poller.identity: poller.last_access_time.ToDatetime() for poller in described.pollers}
+
+
+async def routing_of(temporal: Client, task_queue: str) -> Routing:
+    """To which versions the queue's new runs go, and which ask for them."""
+    return routing_in(await _described(temporal, task_queue))
+
+
+async def _described(temporal: Client, task_queue: str) -> DescribeTaskQueueResponse:
+    return await temporal.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
             namespace=temporal.namespace,
             task_queue=TaskQueue(name=task_queue),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
     )
-    return {poller.identity: poller.last_access_time.ToDatetime() for poller in described.pollers}
 
 
 @contextlib.asynccontextmanager
 async def _health(
-    settings: Settings, worker: Worker, temporal: Client, circuits: Circuits
+    settings: Settings, worker: Worker, temporal: Client, stop: asyncio.Event, circuits: Circuits
 ) -> AsyncGenerator[str | None, None]:
     if settings.health_address is None:
         yield None
         return
 
     async def ready() -> str | None:
+        if stop.is_set():
+            return "the worker is stopping"
         if not worker.is_running or worker.is_shutdown:
             return "the worker does not take work"
         return await _server_missing(temporal)

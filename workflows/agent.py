@@ -32,6 +32,7 @@ from perdure.wire import (
     STATUS,
     STOP,
     TRANSCRIPT,
+    WAKE,
     WORKFLOW,
     RunRequest,
     RunResult,
@@ -122,6 +123,7 @@ class AgentWorkflow:
         self._recalled_for: StopReason | None = None
         self._agent = ""
         self._begun: Status = "thinking"
+        self._woken = False
 
     @workflow.run
     async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
@@ -172,9 +174,7 @@ class AgentWorkflow:
             self._fold_events()
             command = self._decided()
             match command:
-                case CallModel() | StartNodes() if workflow.info().is_continue_as_new_suggested():
-                    await self._continue_or_drain(display, request, command)
-                case Wait() if self._may_renew():
+                case _ if self._may_renew(command):
                     await self._continue_or_drain(display, request, command)
                 case Wait():
                     self._tell_parent()
@@ -206,9 +206,13 @@ class AgentWorkflow:
         state = self._now
         return decide(state) if isinstance(state, State) else team.decide(state, self._code)
 
-    def _may_renew(self) -> bool:
-        """Whether to continue as new though there is nothing to do."""
-        return False
+    def _may_renew(self, command: Command) -> bool:
+        """Whether to continue as new before that."""
+        return isinstance(command, CallModel | StartNodes) and workflow.info().is_continue_as_new_suggested()
+
+    def _renewed_at(self) -> "workflow.ContinueAsNewVersioningBehavior | None":
+        """Which version goes on after a continue-as-new; None: the one that this run is pinned to."""
+        return None
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -262,8 +266,9 @@ class AgentWorkflow:
                 self._runs.pass_on(PAUSE if isinstance(event, Paused) else RESUME)
 
     async def _something_happens(self) -> None:
+        self._woken = False
         try:
-            await workflow.wait_condition(lambda: bool(self._events))
+            await workflow.wait_condition(lambda: bool(self._events) or self._woken)
         except asyncio.CancelledError:
             # Not swallowed: the run calls back what is in flight and then ends as cancelled.
             self._events.append(EndAsked(reason="cancelled"))
@@ -324,7 +329,9 @@ class AgentWorkflow:
             self._events.append(EndAsked(reason="cancelled"))
         if self._events:
             return
-        workflow.continue_as_new(args=[request, *pack(self._now, display.writing)])
+        workflow.continue_as_new(
+            args=[request, *pack(self._now, display.writing)], initial_versioning_behavior=self._renewed_at()
+        )
 
     async def _deadline(self) -> None:
         """Durable: the timer is in history, and survives every worker."""
@@ -446,6 +453,11 @@ class AgentWorkflow:
     def stop(self, _: Any = None) -> None:
         """End as completed, with the best partial answer."""
         self._events.append(EndAsked(reason="stopped"))
+
+    @workflow.signal(name=WAKE, description="Look around: an idle session then moves to a new version.")
+    def wake(self, _: Any = None) -> None:
+        """Decide again. A run that has nothing new to do goes on waiting."""
+        self._woken = True
 
     @workflow.query(name=STATUS, description="Where the run is: status, step, cost, what it waits for.")
     def status(self) -> RunStatus:

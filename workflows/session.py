@@ -27,7 +27,7 @@ from perdure.wire import (
 from . import turns
 from .agent import AgentWorkflow
 from .carry import Writing, writing_of
-from .decide import CloseTurn, Command, OpenTurn
+from .decide import CloseTurn, Command, OpenTurn, Wait
 from .display import Display
 from .flights import Flights
 from .fold import Birth
@@ -38,6 +38,8 @@ MOST_WAITING: Final = 5
 """Messages whose senders are kept waiting. The server allows ten at a time, and others must get in."""
 IDLE_EVENTS: Final = 1000
 """An idle session with more events continues as new: whoever picks it up again reads few."""
+_MOVES: Final = "session-moves"
+"""Patch: sessions that ran before there was one have seen a new version and stayed where they were."""
 
 
 @workflow.defn(name=SESSION_WORKFLOW)
@@ -51,6 +53,7 @@ class SessionWorkflow(AgentWorkflow):
         self._timer: asyncio.Task[None] | None = None
         self._waiting = 0
         self._renewing = False
+        self._has_waited = False
         self._refused: ApplicationError | None = None
 
     @workflow.run
@@ -115,12 +118,34 @@ class SessionWorkflow(AgentWorkflow):
             self._era += 1
             self._flights = Flights(self._of_this_turn())
 
-    def _may_renew(self) -> bool:
-        """Whether an idle session has a history that is worth leaving behind."""
-        if self._session.is_open or self._session.queue:
-            return False
-        info = workflow.info()
-        return info.is_continue_as_new_suggested() or info.get_current_history_length() > IDLE_EVENTS
+    def _may_renew(self, command: Command) -> bool:
+        """Also between two turns: to leave a long history behind, or for a new version of the worker."""
+        if isinstance(command, OpenTurn | Wait) and self._moves():
+            return True
+        if isinstance(command, Wait) and not self._session.is_open and not self._session.queue:
+            info = workflow.info()
+            return info.is_continue_as_new_suggested() or info.get_current_history_length() > IDLE_EVENTS
+        return super()._may_renew(command)
+
+    def _moves(self) -> bool:
+        """Whether new sessions go to another version than this one's, and no turn is in its way.
+
+        Not before this part has waited once: where somebody has pinned the session by hand, it
+        stays in spite of all, and would continue as new for ever.
+        """
+        return (
+            not self._session.is_open
+            and self._has_waited
+            and workflow.info().is_target_worker_deployment_version_changed()
+            and workflow.patched(_MOVES)
+        )
+
+    def _renewed_at(self) -> "workflow.ContinueAsNewVersioningBehavior | None":
+        return workflow.ContinueAsNewVersioningBehavior.AUTO_UPGRADE if self._moves() else None
+
+    async def _something_happens(self) -> None:
+        await super()._something_happens()
+        self._has_waited = True
 
     async def _continue(self, display: Display, request: Any) -> None:
         """As a run; those who wait for a reply are sent away first, to ask again."""

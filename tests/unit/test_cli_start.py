@@ -25,12 +25,17 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_the_common_options() -> None:
     from perdure.starter.cli import app
+    from perdure.starter.deploys import deploys
 
     assert {command.name for command in app.registered_commands} == {
         *("dev", "worker", "doctor", "run", "watch", "list", "show", "transcript", "send"),
         *("approve", "deny", "pause", "resume", "stop", "cancel", "redrive", "agents", "chat", "graph"),
+        "replay-check",
     }
-    for command in app.registered_commands:
+    assert {command.name for command in deploys.registered_commands} == {
+        *("status", "promote", "ramp", "rollback", "drain", "move"),
+    }
+    for command in (*app.registered_commands, *deploys.registered_commands):
         assert command.callback is not None
         taken = set(command.callback.__annotations__)
         assert {field.name for field in fields(Common)} <= taken, command.name

@@ -1,0 +1,108 @@
+"""To which build new runs go, and what is said to whoever gets none."""
+
+from datetime import UTC, datetime
+
+import pytest
+from temporalio.api.deployment.v1 import WorkerDeploymentOptions, WorkerDeploymentVersion
+from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueueVersioningInfo
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
+
+from perdure.settings import load
+from perdure.starter.deployment import Build, DeploymentStatus
+from perdure.starter.deploys import remarks
+from perdure.versions import Routing, routing_of, unserved, version_of, waiting_for
+
+
+def described(
+    current: str | None, ramping: str | None, percent: float, *polling: str | None
+) -> DescribeTaskQueueResponse:
+    info = TaskQueueVersioningInfo(
+        current_deployment_version=_version(current),
+        ramping_deployment_version=_version(ramping),
+        ramping_version_percentage=percent,
+    )
+    pollers = [
+        PollerInfo(
+            deployment_options=WorkerDeploymentOptions(deployment_name="desk", build_id=build)
+            if build
+            else WorkerDeploymentOptions(build_id="a digest of the SDK's own")
+        )
+        for build in polling
+    ]
+    return DescribeTaskQueueResponse(versioning_info=info, pollers=pollers)
+
+
+def _version(build: str | None) -> WorkerDeploymentVersion | None:
+    return WorkerDeploymentVersion(deployment_name="desk", build_id=build) if build else None
+
+
+@pytest.mark.parametrize(
+    ("current", "ramping", "percent", "taken"),
+    [
+        (None, None, 0, {None}),
+        ("a", None, 0, {"desk:a"}),
+        ("a", "b", 0, {"desk:a"}),
+        ("a", "b", 5, {"desk:a", "desk:b"}),
+        (None, "b", 5, {None, "desk:b"}),
+        ("a", "b", 100, {"desk:b"}),
+        ("a", None, 5, {"desk:a", None}),
+    ],
+)
+def test_new_runs_go_to_the_current_version_and_to_what_ramps(
+    current: str | None, ramping: str | None, percent: float, taken: set[str | None]
+) -> None:
+    assert routing_of(described(current, ramping, percent)).taken == taken
+
+
+def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> None:
+    first = waiting_for(Routing(), "desk:a")
+    assert first is not None
+    assert "'a' is given no work: no version of its deployment is current yet" in first
+    assert "perdure deploy promote a" in first
+    second = waiting_for(Routing(current="desk:a"), "desk:b")
+    assert second is not None
+    assert "new runs go to build 'a'" in second
+    assert waiting_for(Routing(current="desk:a", ramping="desk:b", percent=1), "desk:b") is None
+
+
+def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
+    lonely = unserved(routing_of(described(None, None, 0, "a")))
+    assert lonely is not None
+    assert "new runs go to workers without a version, and only desk:a ask for work" in lonely
+    assert unserved(routing_of(described("a", None, 0, "a", None))) is None
+    assert unserved(routing_of(described(None, None, 0, None))) is None
+    assert unserved(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
+
+
+def test_a_worker_has_a_version_when_both_its_names_are_set() -> None:
+    assert version_of(load(deployment_name="desk", build_id="7")) == "desk:7"
+    assert version_of(load(deployment_name="desk")) is None
+
+
+def status(current: str | None, *builds: Build) -> DeploymentStatus:
+    return DeploymentStatus(
+        name="desk", task_queue="q", current=current, ramping=None, percent=0, builds=list(builds)
+    )
+
+
+def build(name: str, percent: float = 0, *, runs: int = 0, workers: int = 0) -> Build:
+    return Build(
+        build=name,
+        status="current" if percent else "draining",
+        percent=percent,
+        runs=runs,
+        sessions=0,
+        workers=workers,
+        current_until=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def test_a_status_says_who_waits_for_workers() -> None:
+    said = remarks(status("b", build("b", 100), build("a", runs=2), build("old")))
+    assert said == [
+        "no worker of build 'b' asks task queue 'q' for work: new runs wait",
+        "no worker of build 'a' asks task queue 'q' for work: who is pinned to it waits",
+    ]
+    [nobody] = remarks(status(None, build("a", workers=1)))
+    assert "no build is current" in nobody
+    assert "perdure deploy promote a" in nobody
