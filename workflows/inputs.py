@@ -63,7 +63,7 @@ def session_request_of(raw: Any) -> SessionRequest:
 
 
 def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
-    """A workflow of the user's may ask for anything; what no payload can hold would fail its task for ever."""
+    """A workflow of the user's may ask for anything; what no payload holds would fail its task for ever."""
     try:
         json.dumps(request.plain(), ensure_ascii=False).encode()
     except ValueError as error:

@@ -9,7 +9,7 @@ from perdure import Agent, DefinitionError, Fallback, ToolFallback, tool
 from perdure.effects import ModelFailure
 from perdure.errors import RULES
 from perdure.limits import Limits
-from perdure.messages import Text, ToolResult
+from perdure.messages import ResultPart, Text, ToolResult
 from perdure.model import ModelConfig
 from perdure.prices import Price
 from perdure.spec import ModelSpec, ToolFallbackSpec
@@ -33,10 +33,10 @@ CHEAP = Price(input=1_000, output=2_000, cache_read=0, cache_write=1_000)
 
 def chain(*fallbacks: dict[str, Any]) -> tuple[ModelSpec, ...]:
     first = ModelSpec(config=ModelConfig(name="first:x"), price=DEAR)
-    others = [
-        ModelSpec(config=ModelConfig(name=f"other{n}:x"), **{"price": DEAR, **given})
-        for n, given in enumerate(fallbacks)
-    ]
+    others: list[ModelSpec] = []
+    for n, given in enumerate(fallbacks):
+        fields: dict[str, Any] = {"config": ModelConfig(name=f"other{n}:x"), "price": DEAR, **given}
+        others.append(ModelSpec(**fields))
     return (first, *others)
 
 
@@ -145,7 +145,7 @@ def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error") -> Stat
     state = fold(state, reply(state, call("work", n=1)))
     [waiting] = state.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
-    said = [Text(text="it broke")]
+    said: list[ResultPart] = [Text(text="it broke")]
     result = ToolResult(call_id=waiting.call.id, name="work", content=said, is_error=True, error_kind=kind)
     return fold(state, CallReturned(result=result))
 
@@ -166,7 +166,7 @@ def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
     state = failing(ToolFallbackSpec(tool="other"))
     [waiting] = state.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
-    said = [Text(text="it is closed")]
+    said: list[ResultPart] = [Text(text="it is closed")]
     result = ToolResult(call_id=waiting.call.id, name="other", content=said, is_error=True)
     state = fold(state, CallReturned(result=result))
     [given] = state.messages[-1].tool_results

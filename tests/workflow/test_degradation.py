@@ -218,6 +218,7 @@ async def test_a_tool_with_a_circuit_is_left_alone_when_it_fails_again_and_again
     agent = Agent(name="a", model="scripted:x", tools=[weather])
     script = [calls("weather", city="Ulm"), says("done")]
     async with serve(agent, models={"scripted": ScriptedModel(script)}, circuit_threshold=2) as client:
+        said = ""
         for n in range(4):
             [said] = await _results(client, f"go {n}")
     assert len(failures) == 48
