@@ -17,8 +17,9 @@ test-cold: .venv/ready       ## Teams and sessions once more, with nothing cache
 test-quick: .venv/ready      ## The unit tests only
 	$(BIN)/pytest -q tests/unit
 
-stress: .venv/ready          ## 20 runs of 100 sub-agents with one budget, under kill -9 (some 15 minutes)
+stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; a run of 3,000 steps (20 minutes)
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
+	LONG_STEPS=3000 $(BIN)/pytest -q tests/workflow/test_history.py
 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz

@@ -1,5 +1,6 @@
 """No event comes too early or too late: whatever a run is doing, folding it makes a state that can go on."""
 
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from perdure.effects import ModelFailure
 from perdure.errors import RULES
+from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.tree import Amount, Grant, Report
 from perdure.wire import Decision, RunResult
@@ -25,14 +27,16 @@ from perdure.workflows.state import (
     IdleNoticed,
     Interrupted,
     ModelFailed,
+    NapOver,
     Paused,
+    Redriven,
     Resumed,
     Sent,
     Spoke,
     Spoken,
     State,
 )
-from tests.unit.runs import NOW, call, reply, result
+from tests.unit.runs import NOW, call, reply, result, spec_of
 
 from . import casts
 from .depth import examples
@@ -69,7 +73,19 @@ events: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(
         ModelFailed,
-        failure=st.builds(ModelFailure, kind=st.sampled_from([*RULES, "stale", "x"]), message=st.just("no")),
+        failure=st.builds(
+            ModelFailure,
+            kind=st.sampled_from([*RULES, "stale", "x"]),
+            message=st.just("no"),
+            heals_after=st.none() | st.timedeltas(timedelta(), timedelta(hours=3)),
+        ),
+        at=st.none() | st.just(NOW),
+    ),
+    st.builds(NapOver, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
+    st.builds(
+        Redriven,
+        spec=st.none() | st.just(spec_of(instructions="Go on.")),
+        limits=st.none() | st.builds(Limits, steps=st.integers(1, 9), tool_calls=st.integers(0, 9)),
     ),
     st.sampled_from(STOPS),
     st.builds(Sent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),

@@ -1,6 +1,7 @@
 """History: a step costs the same at any length, and a run outlives any history."""
 
 import collections
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from perdure.workers.server import DevServer
 from tests.conftest import Gate, Serve, until_status
 
 RESULT = "x" * 2048
+
+LONG = int(os.environ.get("LONG_STEPS", "1000"))
+"""Steps of the longest run; `make stress` sets 3,000."""
 
 
 @tool
@@ -176,17 +180,18 @@ async def test_the_window_shows_the_task_and_the_newest_and_keeps_calls_with_res
     assert len(transcript) == 82
 
 
-async def test_a_run_of_3000_steps_finishes_with_small_histories_and_its_whole_transcript(
+async def test_a_long_run_finishes_with_small_histories_and_its_whole_transcript(
     serve: Serve,
 ) -> None:
     windowed = agent(context=SlidingWindow(messages=40, tokens=None))
-    async with serve(windowed, models={"scripted": working(3000)}) as client:
+    async with serve(windowed, models={"scripted": working(LONG)}) as client:
         run = await client.start("a", "go", stream=False)
         result = await run.result()
         transcript = await run.transcript()
         sizes = await history_sizes(client, run.id)
-    assert (result.stop_reason, result.steps) == ("end_turn", 3001)
+    assert (result.stop_reason, result.steps) == ("end_turn", LONG + 1)
+    assert len(sizes) > 1, "it continued as new"
     assert max(sizes) < 6_000_000, sizes
-    assert len(transcript) == 6002
+    assert len(transcript) == 2 * LONG + 2
     assert all(message.text == RESULT for message in transcript if message.role == "tool")
-    assert [m.meta.step for m in transcript if m.meta] == list(range(1, 3002))
+    assert [m.meta.step for m in transcript if m.meta] == list(range(1, LONG + 2))
