@@ -16,7 +16,7 @@ from perdure.errors import RULES, ErrorKind
 State = Literal["closed", "open", "half_open"]
 
 _JITTER: Final = 0.25
-"""A wait is this much longer or shorter, by chance: many workers must not come back as one."""
+"""A wait is up to this much longer, by chance: many workers must not come back as one."""
 
 
 class CircuitOpen(Exception):
@@ -26,25 +26,31 @@ class CircuitOpen(Exception):
         self.retry_after = wait
         self.asked_for = asked_for
         """The provider itself named the time: then it is waited for, and not taken for an outage."""
-        super().__init__(
-            f"{key} is not asked for another {wait.total_seconds():.0f} s: it failed too often ({why})"
-        )
+        said = "as the provider asks" if asked_for else f"it failed too often ({why})"
+        super().__init__(f"{key} is not asked for another {wait.total_seconds():.0f} s: {said}")
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """One call that was let in; what became of it is told with it."""
+
+    key: str
 
 
 @dataclass
 class Circuit:
     """Of one model, or one tool."""
 
-    key: str
     failures: int = 0
     """In a row."""
     openings: int = 0
     """In a row: each makes the wait twice as long."""
     until: float | None = None
     """Open until then, by the process's clock; None: closed."""
-    probing: bool = False
-    """Half open: one call is out to see."""
-    asked_for: bool = False
+    held_until: float = 0.0
+    """The provider asked for peace until then. That is no outage: afterwards all are let in."""
+    probe: Ticket | None = None
+    """Half open: the call that is out to see."""
     why: str = ""
 
 
@@ -53,13 +59,14 @@ class Circuits:
     """Those of a worker process.
 
     `threshold` failures in a row open one, for `first_wait`; then one call is let in. If it fails too, the
-    wait is twice as long, up to `longest_wait`. A delay that a provider asks for opens it at once, for
-    as long.
+    wait is twice as long, up to `longest_wait`. A delay that a provider asks for holds all calls until
+    then, at most `longest_hold`.
     """
 
     threshold: int = 5
     first_wait: timedelta = timedelta(seconds=15)
     longest_wait: timedelta = timedelta(minutes=2)
+    longest_hold: timedelta = timedelta(minutes=10)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     chance: Callable[[], float] = field(default=random.random, repr=False)
     opened: Callable[[str], None] = field(default=lambda key: None, repr=False)
@@ -73,16 +80,20 @@ class Circuits:
             CircuitOpen: not now.
 
         """
-        circuit = self._known.get(key)
-        if circuit is None or circuit.until is None:
+        circuit = self._current(key)
+        if circuit is None:
+            return
+        held = circuit.held_until - self.clock()
+        if held > 0:
+            raise CircuitOpen(key, timedelta(seconds=held), circuit.why, asked_for=True)
+        if circuit.until is None:
             return
         left = circuit.until - self.clock()
-        if left > 0 or circuit.probing:
-            least = 1.0 if circuit.asked_for else self.first_wait.total_seconds() / 2
-            wait = self._about(max(left, least))
-            raise CircuitOpen(key, wait, circuit.why, asked_for=circuit.asked_for)
+        if left > 0 or circuit.probe is not None:
+            wait = timedelta(seconds=max(left, self.first_wait.total_seconds() / 2))
+            raise CircuitOpen(key, wait, circuit.why, asked_for=False)
 
-    def enter(self, key: str) -> None:
+    def enter(self, key: str) -> Ticket:
         """Ask to make a call; `succeeded`, `failed` or `left` then says what became of it.
 
         Raises:
@@ -90,50 +101,60 @@ class Circuits:
 
         """
         self.check(key)
-        circuit = self._known.get(key)
+        ticket = Ticket(key)
+        circuit = self._current(key)
         if circuit is not None and circuit.until is not None:
-            circuit.probing = True
+            circuit.probe = ticket
+        return ticket
 
-    def succeeded(self, key: str) -> None:
+    def succeeded(self, ticket: Ticket) -> None:
         """It answers: whatever was, is over."""
-        self._known.pop(key, None)
+        self._known.pop(ticket.key, None)
 
-    def left(self, key: str) -> None:
+    def left(self, ticket: Ticket) -> None:
         """The call ended without telling anything of the other side."""
-        circuit = self._known.get(key)
-        if circuit is not None:
-            circuit.probing = False
+        circuit = self._known.get(ticket.key)
+        if circuit is not None and circuit.probe is ticket:
+            circuit.probe = None
 
-    def failed(self, key: str, kind: ErrorKind, retry_after: timedelta | None = None) -> None:
+    def failed(self, ticket: Ticket, kind: ErrorKind, retry_after: timedelta | None = None) -> None:
         """The call failed; kinds that say nothing of the other side's health change nothing."""
         if not RULES[kind].trips:
-            self.left(key)
-            return
-        circuit = self._known.setdefault(key, Circuit(key=key))
-        circuit.failures += 1
+            return self.left(ticket)
+        circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind
-        circuit.asked_for = retry_after is not None
+        was_probe = circuit.probe is ticket
         if retry_after is not None:
-            self._open(circuit, retry_after)
-        elif circuit.probing or (circuit.until is None and circuit.failures >= self.threshold):
-            doubled = self.first_wait * 2 ** min(circuit.openings, 16)
-            self._open(circuit, min(doubled, self.longest_wait))
-        circuit.probing = False
+            hold = min(retry_after, self.longest_hold).total_seconds()
+            circuit.held_until = max(circuit.held_until, self.clock() + hold)
+            return self.left(ticket)
+        circuit.failures += 1
+        if was_probe or (circuit.until is None and circuit.failures >= self.threshold):
+            self._open(ticket.key, circuit)
+        return None
 
     def states(self) -> Mapping[str, State]:
         """Those that are not closed."""
         now = self.clock()
-        return {
-            key: "open" if one.until > now else "half_open"
-            for key, one in self._known.items()
-            if one.until is not None
-        }
+        found: dict[str, State] = {}
+        for key in list(self._known):
+            circuit = self._current(key)
+            if circuit is not None and (circuit.until is not None or circuit.held_until > now):
+                found[key] = "open" if max(circuit.until or 0.0, circuit.held_until) > now else "half_open"
+        return found
 
-    def _open(self, circuit: Circuit, wait: timedelta) -> None:
+    def _current(self, key: str) -> Circuit | None:
+        """The circuit, unless nobody has asked for so long that what it knows is of no use any more."""
+        circuit = self._known.get(key)
+        if circuit is None or circuit.until is None or circuit.probe is not None:
+            return circuit
+        if self.clock() - circuit.until > self.longest_wait.total_seconds():
+            self._known[key] = Circuit(held_until=circuit.held_until, why=circuit.why)
+        return self._known[key]
+
+    def _open(self, key: str, circuit: Circuit) -> None:
+        wait = min(self.first_wait * 2 ** min(circuit.openings, 16), self.longest_wait).total_seconds()
         circuit.openings += 1
-        circuit.until = self.clock() + self._about(wait.total_seconds()).total_seconds()
-        self.opened(circuit.key)
-
-    def _about(self, seconds: float) -> timedelta:
-        """At least so long: a provider's own delay is not cut short."""
-        return timedelta(seconds=seconds * (1 + _JITTER * self.chance()))
+        circuit.until = self.clock() + wait * (1 + _JITTER * self.chance())
+        circuit.probe = None
+        self.opened(key)

@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
-from perdure.errors import RULES, ModelError
+from perdure.errors import RULES, ErrorKind, ModelError
 from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens, estimated_tokens
 from perdure.model import (
     Model,
@@ -122,20 +122,21 @@ class ModelCalls:
         limits = (request.config.provider, name)
         model.check(request.config)
         try:
-            await self.traffic.admit(name, limits, lambda: _reads(request))
+            ticket = await self.traffic.admit(name, limits, lambda: _reads(request))
         except CircuitOpen as refusal:
-            raise ModelError("circuit_open", str(refusal), retry_after=refusal.retry_after) from None
+            kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
+            raise ModelError(kind, str(refusal), retry_after=refusal.retry_after) from None
         except Throttled as refusal:
             raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
         try:
             reply = await call.listen(model, request)
         except ModelError as error:
-            circuits.failed(name, error.kind, error.retry_after)
+            circuits.failed(ticket, error.kind, error.retry_after)
             raise
         except BaseException:
-            circuits.left(name)
+            circuits.left(ticket)
             raise
-        circuits.succeeded(name)
+        circuits.succeeded(ticket)
         await self.traffic.rates.spent(limits, reply.usage.output_tokens)
         return reply
 
@@ -281,7 +282,7 @@ def _heals_after(error: ModelError, first_nap: timedelta) -> timedelta | None:
         return None
     chance = random.random()  # noqa: S311 - no secret
     if error.retry_after is not None and error.kind != "circuit_open":
-        return error.retry_after * (1 + chance)
+        return max(error.retry_after, first_nap) * (1 + chance)
     return first_nap * (0.5 + chance)
 
 

@@ -7,12 +7,13 @@ asked by all at once; tokens are counted before the call by our estimate, and af
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit
@@ -27,6 +28,9 @@ _SLICE: Final = 5
 """Seconds over which calls are let in evenly."""
 _ALONE: Final = timedelta(seconds=30)
 """After the store has failed, it is asked again after so long."""
+_STORE_ANSWERS_WITHIN: Final = 2.0
+"""Seconds. A store that hangs must hold nobody up."""
+_MISSING: Final = 'PERDURE_RATE_LIMITS needs a library: pip install "perdure[limits]"'
 _PATIENCE: Final = timedelta(seconds=20)
 """A call that must wait longer gives its place up: the run is parked, and comes back."""
 
@@ -47,7 +51,7 @@ class RateLimits:
     """
 
     limits: Mapping[str, RateLimit]
-    store: str = MEMORY
+    store: str = field(default=MEMORY, repr=False)
     sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
     chance: Callable[[], float] = field(default=random.random, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -66,18 +70,23 @@ class RateLimits:
             limit = self.limits.get(key)
             if limit is None:
                 continue
-            if limit.calls is not None:
-                await self._through(key, "calls", _evenly(limit.calls), 1)
+            read = min(max(tokens(), 1), limit.tokens) if limit.tokens is not None else 0
             if limit.tokens is not None:
-                await self._through(key, "tokens", _a_minute(limit.tokens), tokens())
+                await self._until(key, "tokens", _a_minute(limit.tokens), read, _has_room)
+            if limit.calls is not None:
+                await self._until(key, "calls", _evenly(limit.calls), 1, _takes_its_place)
+            await self.spent((key,), read)
 
     async def spent(self, keys: tuple[str, ...], tokens: int) -> None:
-        """Count what a call has written, when it is over."""
+        """Count tokens that were read or written; those for which there is no room fill the window."""
         for key in keys:
             limit = self.limits.get(key)
-            if limit is not None and limit.tokens is not None and tokens > 0:
-                window = _a_minute(limit.tokens)
-                await self._counted(window, key, "tokens", min(tokens, window.amount))
+            if limit is None or limit.tokens is None or tokens <= 0:
+                continue
+            window = _a_minute(limit.tokens)
+            if not await self._asked(window, key, "tokens", min(tokens, window.amount), _takes_its_place):
+                left = await self._asked(window, key, "tokens", 0, _what_is_left)
+                await self._asked(window, key, "tokens", left, _takes_its_place)
 
     async def close(self) -> None:
         """Give the store's connections back."""
@@ -86,31 +95,33 @@ class RateLimits:
             await bridge.storage.aclose()
         self._limiter = None
 
-    async def _through(self, key: str, what: str, window: "RateLimitItem", cost: int) -> None:
-        cost = min(max(cost, 1), window.amount)  # what is larger than the window passes when it is empty
+    async def _until(self, key: str, what: str, window: "RateLimitItem", cost: int, ask: "_Ask") -> None:
+        """Wait until the answer is yes. What is larger than the window passes when it is empty."""
         refill = cost * window.get_expiry() / window.amount
         waited = 0.0
-        while not await self._counted(window, key, what, cost):
+        while not await self._asked(window, key, what, cost, ask):
             wait = refill * (0.5 + self.chance())
             if waited + wait > _PATIENCE.total_seconds():
                 raise Throttled(key, f"{what} a minute", timedelta(seconds=max(wait, 5)))
             await self.sleep(wait)
             waited += wait
 
-    async def _counted(self, window: "RateLimitItem", key: str, what: str, cost: int) -> bool:
-        """Count it, if there is room. A store that is away stops nobody's work."""
+    async def _asked(self, window: "RateLimitItem", key: str, what: str, cost: int, ask: "_Ask") -> int:
+        """Ask the store. One that is away stops nobody's work."""
         if self._limiter is None:
             self._limiter = _limiter(self.store)
         if self.clock() < self._alone_until:
-            return await self._own().hit(window, key, what, cost=cost)
+            return await ask(self._own(), window, (key, what), cost)
         try:
-            return await self._limiter.hit(window, key, what, cost=cost)
+            return await ask(self._limiter, window, (key, what), cost)
         except Exception as error:
             if self.store == MEMORY:
                 raise
-            _log.warning("the store of rate limits is away, this worker counts for itself: %s", error)
+            _log.warning(
+                "the store of rate limits is away, this worker counts for itself: %s", type(error).__name__
+            )
             self._alone_until = self.clock() + _ALONE.total_seconds()
-            return await self._own().hit(window, key, what, cost=cost)
+            return await ask(self._own(), window, (key, what), cost)
 
     def _own(self) -> "SlidingWindowCounterRateLimiter":
         if self._alone is None:
@@ -118,25 +129,55 @@ class RateLimits:
         return self._alone
 
 
+_Ask = Callable[["SlidingWindowCounterRateLimiter", "RateLimitItem", tuple[str, str], int], Awaitable[int]]
+
+
+async def _has_room(
+    limiter: "SlidingWindowCounterRateLimiter", window: "RateLimitItem", name: tuple[str, str], cost: int
+) -> int:
+    return await limiter.test(window, *name, cost=cost)
+
+
+async def _takes_its_place(
+    limiter: "SlidingWindowCounterRateLimiter", window: "RateLimitItem", name: tuple[str, str], cost: int
+) -> int:
+    return cost <= 0 or await limiter.hit(window, *name, cost=cost)
+
+
+async def _what_is_left(
+    limiter: "SlidingWindowCounterRateLimiter", window: "RateLimitItem", name: tuple[str, str], _: int
+) -> int:
+    return (await limiter.get_window_stats(window, *name)).remaining
+
+
 def _limiter(store: str) -> "SlidingWindowCounterRateLimiter":
     try:
         from limits.aio.strategies import SlidingWindowCounterRateLimiter
+        from limits.errors import ConfigurationError
         from limits.storage import storage_from_string
-
-        if store == MEMORY:
-            storage = storage_from_string("async+memory://")
-        else:
-            storage = storage_from_string(f"async+{store}", implementation="redispy")
     except ImportError:
-        raise DefinitionError('PERDURE_RATE_LIMITS needs a library: pip install "perdure[limits]"') from None
-    return SlidingWindowCounterRateLimiter(storage)
+        raise DefinitionError(_MISSING) from None
+    try:
+        if store == MEMORY:
+            return SlidingWindowCounterRateLimiter(storage_from_string("async+memory://"))
+        options: dict[str, Any] = {
+            "implementation": "redispy",
+            "socket_timeout": _STORE_ANSWERS_WITHIN,
+            "socket_connect_timeout": _STORE_ANSWERS_WITHIN,
+        }
+        return SlidingWindowCounterRateLimiter(storage_from_string(f"async+{store}", **options))
+    except (ConfigurationError, ValueError, ImportError) as error:
+        # Their messages hold the whole URL, with its password.
+        if isinstance(error, ImportError) or "prerequisite" in str(error):
+            raise DefinitionError(_MISSING) from None
+        raise DefinitionError("PERDURE_RATE_LIMIT_STORE: write it as redis://host:port/number") from None
 
 
 def check(limits: Mapping[str, RateLimit], store: str) -> None:
     """Find out at the start of a worker, not at its first call, that something is missing.
 
     Raises:
-        DefinitionError: the library is not installed.
+        DefinitionError: the library is not installed, or the store's address is none.
 
     """
     if limits:
@@ -144,12 +185,15 @@ def check(limits: Mapping[str, RateLimit], store: str) -> None:
 
 
 def _evenly(calls: int) -> "RateLimitItem":
-    """So many a minute, as fewer in a shorter time."""
+    """So many a minute, as fewer in a shorter time; never more in all."""
     from limits import RateLimitItemPerSecond
 
-    if calls * _SLICE >= 60:
+    if calls <= 12:
+        return RateLimitItemPerSecond(1, math.ceil(60 / calls))
+    if calls >= 240:  # what is cut off is less than a twentieth
         return RateLimitItemPerSecond(calls * _SLICE // 60, _SLICE)
-    return RateLimitItemPerSecond(1, 60 // calls)
+    seconds = next(s for s in (5, 6, 10, 12, 15, 20, 30, 60) if calls * s % 60 == 0)
+    return RateLimitItemPerSecond(calls * seconds // 60, seconds)
 
 
 def _a_minute(tokens: int) -> "RateLimitItem":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio import activity
@@ -83,7 +83,7 @@ class ToolCalls:
             return await read_more(self.blobs, want), None
         tool = self._tool(want)
         try:
-            value = await self._admitted(tool, want)
+            value = await self._in_turn(tool, want)
         except Refused as error:
             return _said(error, name=""), "invalid_arguments"
         except FatalToolError as error:
@@ -115,23 +115,29 @@ class ToolCalls:
             return said, kind
         return earlier.told(tool.name, said), None
 
-    async def _admitted(self, tool: Tool, want: ToolInput) -> Any:
-        """Run the tool when it is this call's turn, and let others know how it went."""
-        key = f"tool:{tool.name}"
-        if not tool.circuit:
-            await self.traffic.rates.enter((key,), lambda: 0)
-            return await self._run(tool, want)
+    async def _in_turn(self, tool: Tool, want: ToolInput) -> Any:
+        """Run the tool when it is this call's turn, alive all the while."""
+        note = _Note(want.call_id)
+        interval = self.progress_interval if want.stream else _BEAT
+        async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
+            if tool.circuit:
+                return await self._watched(tool, want, note)
+            await self.traffic.rates.enter((_key(tool),), lambda: 0)
+            return await self._run(tool, want, note)
+
+    async def _watched(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
+        """Run the tool if its circuit lets it, and let others know how it went."""
         circuits = self.traffic.circuits
-        await self.traffic.admit(key, (key,))
+        ticket = await self.traffic.admit(_key(tool), (_key(tool),))
         try:
-            value = await self._run(tool, want)
+            value = await self._run(tool, want, note)
         except (Refused, FatalToolError):
-            circuits.succeeded(key)  # it answers; what it says is another matter
+            circuits.succeeded(ticket)  # it answers; what it says is another matter
             raise
         except BaseException as error:
-            circuits.failed(key, "tool_error") if _is_the_tools_own(error) else circuits.left(key)
+            circuits.failed(ticket, "tool_error") if _is_the_tools_own(error) else circuits.left(ticket)
             raise
-        circuits.succeeded(key)
+        circuits.succeeded(ticket)
         return value
 
     def _tool(self, want: ToolInput) -> Tool:
@@ -142,8 +148,7 @@ class ToolCalls:
         # Another worker may have it: a deploy is under way.
         raise ApplicationError(f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker")
 
-    async def _run(self, tool: Tool, want: ToolInput) -> Any:
-        note = _Note(want.call_id)
+    async def _run(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
         context = _context(tool, want, note)
         try:
             arguments = tool.signature.bind(want.arguments)
@@ -151,10 +156,9 @@ class ToolCalls:
             raise Refused(f"the arguments do not fit: {error}") from None
         if tool.signature.context is not None:
             arguments[tool.signature.context] = context
-        interval = self.progress_interval if want.stream else _BEAT
         clock = asyncio.timeout(tool.timeout.total_seconds())
         try:
-            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))), clock:
+            async with clock:
                 return await self._called(tool, arguments)
         except TimeoutError as error:
             if clock.expired():
@@ -185,6 +189,11 @@ class _Note:
         return Progress(call=self.call_id, attempt=activity.info().attempt, seq=seq, note=self.text[:window])
 
 
+def _key(tool: Tool) -> str:
+    """By what circuits and rate limits know it."""
+    return f"tool:{tool.name}"
+
+
 def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:
     info = activity.info()
     return ToolContext(
@@ -192,7 +201,7 @@ def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:
         call_id=want.call_id,
         idempotency_key=want.idempotency_key,
         attempt=info.attempt,
-        deadline=info.started_time + tool.timeout,
+        deadline=datetime.now(UTC) + tool.timeout,  # it may have waited for its turn
         agent=want.agent,
         user=want.user,
         context=want.context,

@@ -5,10 +5,12 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
-from .circuit import CircuitOpen, Circuits
+from .circuit import CircuitOpen, Circuits, Ticket
 from .rates import RateLimits
 
+_Given = TypeVar("_Given")
 PATIENCE = timedelta(seconds=20)
 """A delay that the provider asked for is waited for in place, unless it is longer."""
 
@@ -21,8 +23,8 @@ class Traffic:
     rates: RateLimits = field(default_factory=lambda: RateLimits({}))
     sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
 
-    async def admit(self, key: str, limits: tuple[str, ...], tokens: Callable[[], int] = lambda: 0) -> None:
-        """Wait until the call may be made; then `circuits` must be told what became of it.
+    async def admit(self, key: str, limits: tuple[str, ...], tokens: Callable[[], int] = lambda: 0) -> Ticket:
+        """Wait until the call may be made; then `circuits` must be told what became of the ticket.
 
         `tokens` is about what it will read; asked only if one of the `limits` counts them.
 
@@ -33,9 +35,9 @@ class Traffic:
         """
         await self._passed(lambda: self.circuits.check(key))
         await self.rates.enter(limits, tokens)
-        await self._passed(lambda: self.circuits.enter(key))
+        return await self._passed(lambda: self.circuits.enter(key))
 
-    async def _passed(self, try_it: Callable[[], None]) -> None:
+    async def _passed(self, try_it: Callable[[], _Given]) -> _Given:
         left = PATIENCE.total_seconds()
         while True:
             try:
@@ -44,5 +46,6 @@ class Traffic:
                 wait = refusal.retry_after.total_seconds()
                 if not refusal.asked_for or wait > left:
                     raise
+                wait += random.random() * min(wait, 1.0)  # noqa: S311 - no secret
                 left -= wait
-                await self.sleep(wait + random.random() * min(wait, 1.0))  # noqa: S311 - no secret
+                await self.sleep(wait)

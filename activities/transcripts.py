@@ -23,6 +23,7 @@ from perdure.wire import TRANSCRIPT, TranscriptPage, TranscriptQuery
 
 _Answer = TypeVar("_Answer")
 _QUERY_TIMEOUT = timedelta(seconds=10)
+_SOON = timedelta(seconds=30)
 _MOST_SPECS = 256
 
 
@@ -74,7 +75,7 @@ class Transcripts:
         """How often a run was asked: the misses, for metrics and tests."""
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
-        self._asking: dict[str, asyncio.Lock] = {}
+        self._asking: dict[str, asyncio.Future[AgentSpec]] = {}
         self._bytes = 0
 
     async def view(self, want: ModelInput) -> Sight:
@@ -116,15 +117,19 @@ class Transcripts:
         """The pinned spec of that digest; asked of the run once a worker."""
         known = self._specs.get(pin)
         if known is None:
-            # One at a time: of a hundred runs that begin at once, one is asked.
-            async with self._asking.setdefault(pin, asyncio.Lock()):
-                known = self._specs.get(pin)
-                if known is None:
-                    known = _of_agent(await self._ask(SPEC_QUERY, None, ResolvedAgent))
-                    self._keep(pin, known)
-            self._asking.pop(pin, None)
+            # Of a hundred runs that begin at once one is asked; the others wait for its answer.
+            asking = self._asking.get(pin)
+            if asking is None:
+                asking = self._asking[pin] = asyncio.ensure_future(self._asked_spec())
+                asking.add_done_callback(lambda _: self._asking.pop(pin, None))
+            known = await asyncio.shield(asking)
+            if not known.pin.startswith(pin):
+                return known  # of a run that was redriven meanwhile: this is no other's
         self._keep(pin, known)
         return known
+
+    async def _asked_spec(self) -> AgentSpec:
+        return _of_agent(await self._ask(SPEC_QUERY, None, ResolvedAgent))
 
     def add_spec(self, spec: AgentSpec) -> None:
         """Remember a spec that was made here: its runs' model calls will want it."""
@@ -238,7 +243,9 @@ class Transcripts:
             raise Stale(f"the run does not answer {query!r}: {error}") from error
         except RPCError as error:
             # Not our bug, and nobody's fault but the network's: worth trying again, and to park for.
-            failure = ModelFailure(kind="connection", message=f"the run was not reached: {error}")
+            failure = ModelFailure(
+                kind="connection", message=f"the run was not reached: {error}", heals_after=_SOON
+            )
             raise ApplicationError(failure.message, failure, type=failure.kind) from error
 
 

@@ -329,6 +329,8 @@ class RunResult(Value):
     """Swarm: what the agents told each other with their handoffs, by agent."""
     unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=_absent)
     """Graph: nodes that never ran, and why."""
+    answered: bool = Field(default=False, exclude_if=_absent)
+    """True: it failed, with `error`, and answered all the same (`on_failure="answer"`)."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=_absent)
     """Of a run that ended early: what it left undone, a line each."""
 

@@ -18,6 +18,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 from perdure.effects import RELAY, SPEC_QUERY, Relay
+from perdure.errors import rule_for
 from perdure.graph import GraphCode
 from perdure.members import within
 from perdure.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
@@ -34,6 +35,7 @@ from perdure.wire import (
     TRANSCRIPT,
     WAKE,
     WORKFLOW,
+    Redrive,
     RunRequest,
     RunResult,
     RunStatus,
@@ -66,6 +68,7 @@ from .fold import Birth
 from .inputs import (
     addressed,
     check_decision,
+    check_prices,
     check_redrive,
     decision_of,
     held_below,
@@ -92,6 +95,8 @@ from .state import (
     Event,
     GraceOver,
     Granted,
+    ModelFailed,
+    NapOver,
     NodesStarted,
     Paused,
     Redriven,
@@ -106,6 +111,7 @@ from .team import Team
 from .tree import grace_of
 
 _RELAYED_WITHIN = timedelta(seconds=10)
+_FIRST_NAP = timedelta(seconds=30)
 
 
 @workflow.defn(name=WORKFLOW)
@@ -123,6 +129,7 @@ class AgentWorkflow:
         self._recalled_for: StopReason | None = None
         self._agent = ""
         self._begun: Status = "thinking"
+        self._layout = 1
         self._woken = False
 
     @workflow.run
@@ -136,6 +143,7 @@ class AgentWorkflow:
             writing = await self._begin(request, carried)
         else:
             self._state, writing = unpack(carried, chunks)
+        self._layout = writing.layout
         self._code = _code_of(self._now.spec)
         display = Display(self._now, writing, fresh=carried is None or "state" not in carried)
         deadline = asyncio.create_task(self._deadline())
@@ -260,10 +268,19 @@ class AgentWorkflow:
 
     def _fold_events(self) -> None:
         while self._events:
-            event = self._events.popleft()
+            event = self._healing(self._events.popleft())
             self._apply(event)
             if isinstance(event, Paused | Resumed):
                 self._runs.pass_on(PAUSE if isinstance(event, Paused) else RESUME)
+
+    def _healing(self, event: Event) -> Event:
+        """Of an outage that only Temporal noticed nobody has said when to look again."""
+        if not isinstance(event, ModelFailed) or self._layout < 2 or event.failure.heals_after is not None:
+            return event
+        if not rule_for(event.failure.kind).heals:
+            return event
+        after = _FIRST_NAP * (0.5 + workflow.random().random())
+        return replace(event, failure=event.failure.model_copy(update={"heals_after": after}))
 
     async def _something_happens(self) -> None:
         self._woken = False
@@ -437,11 +454,25 @@ class AgentWorkflow:
         if not wanted.newest and wanted.model is None:
             self._events.append(Redriven(limits=wanted.limits))
             return
+        self._alarm.held = True
+        try:
+            self._events.append(await self._changed(state, wanted))
+        finally:
+            self._alarm.held = False
+            self._events.append(NapOver(at=workflow.now()))  # look at the clock anew
+
+    async def _changed(self, state: State, wanted: Redrive) -> Redriven:
+        """What a redrive makes of the run, once its agent is fetched."""
         limited = state.limits.cost_usd is not None or state.tree.lease.cost_microusd is not None
+        limited = limited or (wanted.limits is not None and wanted.limits.cost_usd is not None)
         found = await resolve_anew(state.spec, wanted, cost_limited=limited)
         if not isinstance(found.spec, AgentSpec):
             raise refuse(f"redrive: {state.spec.name!r} is a {found.spec.kind} by now: only agents go on")
-        self._events.append(Redriven(spec=found.spec, members=found.members, limits=wanted.limits))
+        check_prices(found.spec, limited=limited)
+        if self._agent_state.parked is None:
+            raise refuse("redrive: the run went on meanwhile; nothing was changed")
+        members = found.members if wanted.newest else state.members
+        return Redriven(spec=found.spec, members=members, limits=wanted.limits)
 
     @redrive.validator
     def _check_redrive(self, how: Any = None) -> None:

@@ -17,17 +17,22 @@ class Alarm:
         self._report = report
         self._due: datetime | None = None
         self._ringing: asyncio.Task[None] | None = None
+        self.held = False
+        """True while a person is changing the parked run: it must not wake in between."""
 
     def set_for(self, state: State | Team) -> None:
         """Set it as the state wants it; what was set for another time is taken back."""
+        if self.held:
+            return self.unset()
         parked = state.parked if isinstance(state, State) else None
         due = parked.resumes_at if parked else None
         if due == self._due:
-            return
+            return None
         self.unset()
         if parked is not None and due is not None:
             self._due = due
             self._ringing = asyncio.create_task(self._ring(due, f"try again after {parked.kind}"))
+        return None
 
     def unset(self) -> None:
         """Take it back."""

@@ -202,8 +202,9 @@ def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
     """The call after its tool, or what stands in for it, has given this."""
     if call.stand_in is not None:
         return _done(call, _told(call, result))
-    fallback = _fallback(state, call) if result.is_error else None
-    if fallback is None or not rule_for(result.error_kind or "").falls_back:
+    kind = result.error_kind or ""
+    fallback = _fallback(state, call, kind) if result.is_error else None
+    if fallback is None or not rule_for(kind).falls_back:
         return _done(call, result)
     if fallback.answer is not None:
         said = f"{fallback.answer}\n(This is a default answer: {call.call.name!r} failed: {result.text})"
@@ -211,15 +212,19 @@ def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
     return replace(call, state="ready", stand_in=fallback.tool, failed=result.text)
 
 
-def _fallback(state: State, call: Call) -> ToolFallbackSpec | None:
+def _fallback(state: State, call: Call, kind: str) -> ToolFallbackSpec | None:
     """What stands in for the call's tool, if it may: a policy may forbid the other tool."""
     tool = state.spec.tool(call.call.name)
     fallback = tool.fallback if tool else None
     if fallback is None or fallback.tool is None:
         return fallback if fallback and fallback.answer is not None else None
+    if tool is not None and tool.effect == "write" and kind == "tool_timeout":
+        return None  # it may have taken effect: another must not do it again
     other = state.spec.tool(fallback.tool)
     allowed = other is not None and verdict_on(state, other, call.call) == "allow"
-    return fallback if allowed else None
+    bound = state.limits.per_tool.get(fallback.tool)
+    used_up = bound is not None and state.per_tool.get(fallback.tool, 0) >= bound
+    return fallback if allowed and not used_up else None
 
 
 def _told(call: Call, result: ToolResult) -> ToolResult:

@@ -27,7 +27,7 @@ def answer_of(key: str, result: ToolResult) -> Sequence[Part]:
 def result_text(outcome: RunResult) -> str:
     """What the model gets of a child that has ended: its answer, and why it ended if not by itself."""
     said = as_text(outcome.output)
-    if outcome.error is not None:
+    if outcome.error is not None and not outcome.answered:
         why = f"{outcome.agent} failed: {outcome.error.kind}: {outcome.error.message}"
         return f"{why}\nUntil then it had: {said}" if said else why
     if outcome.stop_reason == "end_turn":
@@ -37,4 +37,6 @@ def result_text(outcome: RunResult) -> str:
 
 def is_error(outcome: RunResult) -> bool:
     """Whether a child's end is an error to the one who called it."""
+    if outcome.answered:
+        return False
     return outcome.error is not None or outcome.stop_reason in ("cancelled", "error")

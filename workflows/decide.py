@@ -197,19 +197,20 @@ def _window(state: State) -> int:
 
 def startable(state: State) -> tuple[Call, ...]:
     """The ready calls that both caps, the run's and each tool's, let start now; in order."""
-    running = [call.call.name for call in state.calls if call.state == "running"]
+    running = [call.stand_in or call.call.name for call in state.calls if call.state == "running"]
     tools = sum(call.state == "running" and call.kind != "agent" for call in state.calls)
     chosen: list[Call] = []
     for call in state.calls:
         if call.state != "ready":
             continue
-        tool = state.spec.tool(call.call.name)
+        name = call.stand_in or call.call.name
+        tool = state.spec.tool(name)
         cap = tool.concurrency if tool else None
         if call.kind != "agent" and tools >= state.spec.tool_concurrency:
             continue
-        if cap is None or running.count(call.call.name) < cap:
+        if cap is None or running.count(name) < cap:
             tools += call.kind != "agent"
-            running.append(call.call.name)
+            running.append(name)
             chosen.append(call)
     return tuple(chosen)
 

@@ -47,6 +47,8 @@ class Display:
             return
         steps = steps_of(state)
         sparse = self.writing.layout > 1
+        if sparse and isinstance(state, State) and _is_between_naps(state):
+            return  # nothing is better yet, and each change is an event
         status = listed(status_of(state)) if sparse else status_of(state)
         if status == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
             return
@@ -81,3 +83,8 @@ class Display:
         taken_back = self._has_cost and state.cost_unknown
         self._has_cost = self._has_cost and not taken_back
         return [_COST.value_unset()] if taken_back else []
+
+
+def _is_between_naps(state: State) -> bool:
+    over = state.end is not None or state.ending is not None
+    return state.outage is not None and state.parked is None and not over and not state.paused

@@ -46,8 +46,11 @@ FRESH_BYTES = 512
 """Most bytes of new messages that ride along with a model call. They are in history already, as
 the results of tools: a longer message would be paid for twice."""
 
-_MODEL_SLACK = timedelta(seconds=30)
-"""The activity keeps the model's own timeout; Temporal's comes later, for a worker that does not."""
+_MODEL_SLACK = timedelta(minutes=3)
+"""The activity keeps the model's own timeout, and may wait for its turn before that; Temporal's timeout comes
+later, for a worker that keeps none. A dead one is noticed by its heartbeat."""
+_TOOL_SLACK = timedelta(seconds=50)
+"""As above: a call may wait for its turn."""
 
 _READ = ToolSpec(
     kind="function", name=READ_RESULT, description="", input_schema={}, heartbeat=timedelta(seconds=10)
@@ -220,7 +223,7 @@ def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.Activ
         want,
         result_type=ToolOutcome,
         task_queue=tool.task_queue,
-        start_to_close_timeout=tool.timeout + timedelta(seconds=5),
+        start_to_close_timeout=tool.timeout + _TOOL_SLACK,
         heartbeat_timeout=tool.heartbeat,
         retry_policy=_retry(tool.retry),
         summary=signature(call.call),

@@ -213,7 +213,8 @@ def _replied(state: State, event: Replied) -> State:
     message = outcome.message.model_copy(
         update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
     )
-    state = back(replace(state, messages=(*state.messages, message), tried=(), shrinks=0, naps=0))
+    state = replace(state, messages=(*state.messages, message), tried=(), shrinks=0)
+    state = back(replace(state, naps=0, outage=None))
     # A reply that cost nothing (a cancelled one) says nothing about the context either.
     if meta.usage.total_tokens:
         state = replace(state, context_tokens=meta.usage.total_tokens)
@@ -364,9 +365,14 @@ def _child_ended(state: State, event: ChildEnded) -> State:
 def _landed(state: State, result: ToolResult) -> State:
     """A call has come back: with its result, or to be answered by what stands in for it."""
     call = next((one for one in state.calls if one.call.id == result.call_id), None)
-    if call is None or call.state != "running" or state.ending is not None:
+    if call is None or call.state != "running":
         return _returned(state, result)
+    if state.ending is not None:
+        return _returned(state, result.model_copy(update={"name": call.call.name}))
     fallen = fallen_back(state, call, result)
+    if fallen.state == "ready" and fallen.stand_in is not None:
+        made = state.per_tool.get(fallen.stand_in, 0) + 1
+        state = replace(state, per_tool={**state.per_tool, fallen.stand_in: made})
     return replace(state, calls=tuple(fallen if one is call else one for one in state.calls))
 
 
@@ -424,7 +430,8 @@ def _decided(state: State, decision: Decision) -> State:
 def _resumed(state: State) -> State:
     if state.parked is None:
         return replace(state, paused=False)
-    return replace(state, paused=False, parked=None, model=0, settled=0, tried=(), stale=0, shrinks=0, naps=0)
+    started_anew = replace(state, model=0, settled=0, tried=(), stale=0, shrinks=0)
+    return replace(started_anew, paused=False, parked=None, naps=0, outage=None)
 
 
 def _awake(state: State, at: datetime) -> State:
@@ -432,24 +439,35 @@ def _awake(state: State, at: datetime) -> State:
     due = state.parked.resumes_at if state.parked else None
     if due is None or at < due:
         return state
-    return replace(_resumed(replace(state, paused=False)), paused=state.paused, naps=state.naps + 1)
+    awake = _resumed(state)
+    return replace(awake, paused=state.paused, naps=state.naps + 1, outage=state.outage)
 
 
 def _redriven(state: State, event: Redriven) -> State:
     """Go on, as another agent or with other limits; what was said and spent stays as it is."""
     if state.parked is None:
         return state
+    if event.limits is not None:
+        state = replace(state, relimited=relimited(state.relimited or Limits(), event.limits))
+    limits = state.limits
     if event.spec is not None:
         limits = event.spec.limits.tightened_by(state.request.limits)
         state = replace(state, spec=event.spec, members=event.members)
-        if state.session is None:
-            state = replace(state, limits=limits)
-        else:
-            state = replace(state, session=replace(state.session, turn_limits=limits))
-    if event.limits is not None:
-        changed = event.limits.model_dump(exclude_unset=True)
-        state = replace(state, limits=state.limits.model_copy(update=changed))
-    return _resumed(state)
+    if state.session is None:
+        state = replace(state, limits=relimited(limits, state.relimited))
+    elif event.spec is not None:
+        state = replace(state, session=replace(state.session, turn_limits=limits))
+    return replace(_resumed(state), paused=state.paused)
+
+
+def relimited(limits: Limits, changed: Limits | None) -> Limits:
+    """The bounds, those that are set in `changed` in place of their own; tool by tool."""
+    if changed is None:
+        return limits
+    given = {name: getattr(changed, name) for name in changed.model_fields_set}
+    given["per_tool"] = {**limits.per_tool, **changed.per_tool}
+    fields = limits.model_fields_set | given.keys()
+    return Limits.model_validate({name: {**dict(limits), **given}[name] for name in fields})
 
 
 def _end_asked(state: State, event: EndAsked) -> State:
@@ -513,8 +531,9 @@ def _next_model_or_end(state: State, failure: ModelFailure, at: datetime | None)
     rule = rule_for(failure.kind)
     if rule.parks and state.spec.on_failure == "park":
         parked = _failure(state, failure.kind, failure.message)
-        times = {"since": at, "resumes_at": _nap_end(state, failure, at)}
-        return replace(state, parked=parked.model_copy(update=times))
+        since = state.outage.since if state.outage else at
+        parked = parked.model_copy(update={"since": since, "resumes_at": _nap_end(state, failure, at)})
+        return replace(state, parked=parked, outage=parked if parked.resumes_at else None)
     return _failed(state, failure.kind, failure.message, answers=rule.parks)
 
 

@@ -10,6 +10,7 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
+from perdure.spec import AgentSpec
 from perdure.wire import (
     INVALID_REQUEST,
     Approval,
@@ -204,6 +205,20 @@ def check_redrive(state: State | Team | None, redrive: Redrive) -> None:
         raise refuse("redrive: the run is not parked")
     if state.session is not None and redrive.limits is not None:
         raise refuse("redrive: limits: those of a session's turn cannot be changed; leave them out")
+    if redrive.limits is not None and redrive.model is None and not redrive.newest:
+        check_prices(state.spec, limited=redrive.limits.cost_usd is not None)
+
+
+def check_prices(spec: AgentSpec, *, limited: bool) -> None:
+    """Refuse a bound of the cost that nobody could keep.
+
+    Raises:
+        ApplicationError: the caller's; nothing was changed.
+
+    """
+    unknown = [model.config.name for model in spec.models if model.price is None]
+    if limited and unknown:
+        raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 
 
 def check_decision(state: State | Team | None, decision: Decision) -> None:

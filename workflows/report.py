@@ -111,15 +111,18 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
     A run that only waits for people gives back what it does not need; it asks again when it goes on.
     """
     waiting = waiting_of(state)
-    if isinstance(state, State) and state.parked is not None:
-        waiting.append(Parked(failure=state.parked, run_id=state.id))
+    parked = (state.parked or state.outage) if isinstance(state, State) else None
+    if parked is not None:
+        # Of an outage the parent hears once, and again when it is over: not of every nap.
+        waiting.append(Parked(failure=parked, run_id=state.id))
+    naps = isinstance(state, State) and state.outage is not None
     ids = [_id_of(one) for one in waiting]
     if want is None and state.tree.asking and state.tree.needed and state.tree.wished:
         want = Want(need=state.tree.needed, wish=state.tree.wished)  # it stands until it is answered
         asks_anew = False
     else:
         asks_anew = want is not None
-    idle = want is None and not _works(state) and status_of(state) in _IDLE
+    idle = want is None and not naps and not _works(state) and status_of(state) in _IDLE
     spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
     told = Told(waiting=(*ids, "idle") if idle else tuple(ids), returned=spare)
     if not asks_anew and spare is None and told.waiting == state.tree.told:
@@ -168,6 +171,7 @@ def result_of(state: State | Team, end: End) -> RunResult:
         spec_hash=state.spec.hash,
         error=end.failure,
         missing=left_undone(state, end),
+        answered=end.answers,
     )
 
 

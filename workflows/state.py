@@ -188,6 +188,10 @@ class State:
     parked: Failure | None = None
     naps: int = 0
     """Times in a row it was parked and tried again by itself."""
+    outage: Failure | None = None
+    """Why it was parked first, until a model answers: between two naps nothing is better yet."""
+    relimited: Limits | None = None
+    """Bounds that a person has set since, in place of its own."""
     ending: StopReason | None = None
     """Asked to end from outside; what is in flight is being called back."""
     end: End | None = None

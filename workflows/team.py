@@ -183,7 +183,7 @@ def _ended(team: Team, event: ChildEnded, code: Code) -> Team:
 def _state_of(event: ChildEnded) -> NodeState:
     if event.outcome.stop_reason == "cancelled":
         return "cancelled"
-    return "failed" if event.outcome.error is not None else "done"
+    return "failed" if event.outcome.error is not None and not event.outcome.answered else "done"
 
 
 def _booked(team: Team, result: NodeResult, code: Code) -> Team:

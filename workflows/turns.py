@@ -265,6 +265,7 @@ def _fresh(state: State) -> State:
         model=0,
         settled=0,
         naps=0,
+        outage=None,
         tried=(),
         stale=0,
         clamped_by=None,

@@ -13,8 +13,12 @@ from perdure.messages import ResultPart, Text, ToolResult
 from perdure.model import ModelConfig
 from perdure.prices import Price
 from perdure.spec import ModelSpec, ToolFallbackSpec
-from perdure.workflows.decide import CallModel, Finish, Switch, Wait, decide
-from perdure.workflows.fold import fold
+from perdure.tree import Amount, Branch
+from perdure.wire import Failure, RunRequest, RunResult
+from perdure.workflows.children import is_error, result_text
+from perdure.workflows.decide import CallModel, CallTools, Finish, Switch, Wait, decide
+from perdure.workflows.fold import Birth, fold, initial
+from perdure.workflows.report import report_due
 from perdure.workflows.state import (
     CallReturned,
     CallsStarted,
@@ -139,8 +143,8 @@ def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent
     assert fold(after, Redriven(spec=spec_of())) == after, "what is not parked is not redriven"
 
 
-def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error") -> State:
-    tools = (tool_spec("work", fallback=fallback), tool_spec("other"))
+def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error", effect: str = "read") -> State:
+    tools = (tool_spec("work", fallback=fallback, effect=effect), tool_spec("other"))
     state = asked(begun(tools=tools))
     state = fold(state, reply(state, call("work", n=1)))
     [waiting] = state.calls
@@ -160,6 +164,14 @@ def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_tol
     [given] = state.messages[-1].tool_results
     assert (given.name, given.is_error) == ("work", False)
     assert given.text == "(Answered by 'other', because 'work' failed: it broke)\n42"
+
+
+def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> None:
+    fallback = ToolFallbackSpec(tool="other")
+    assert failing(fallback, "tool_timeout", effect="read").calls
+    [given] = failing(fallback, "tool_timeout", effect="write").messages[-1].tool_results
+    assert given.is_error
+    assert failing(fallback, "tool_error", effect="write").calls, "it said itself that it failed"
 
 
 def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
@@ -186,6 +198,70 @@ def test_a_default_answer_takes_the_place_of_an_error() -> None:
 def test_what_is_the_callers_fault_is_told_and_not_covered_up(kind: str) -> None:
     [given] = failing(ToolFallbackSpec(answer="no data today"), kind).messages[-1].tool_results
     assert (given.is_error, given.text) == (True, "it broke")
+
+
+def test_an_outage_has_one_beginning_and_its_parent_hears_of_it_once() -> None:
+    branch = Branch(parent="p", key="a-1", pin="x", at=NOW, lease=Amount(tool_calls=9))
+    state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Birth(id="p/a-1", branch=branch))
+    told = 0
+    for n in range(5):
+        state = failed(state, "overloaded", heals=30, at=100 * n)
+        assert state.parked is not None
+        assert state.parked.since == NOW
+        report, after = report_due(state, branch, None)
+        told += report is not None
+        state = fold(state, after)
+        assert state.parked is not None
+        due = state.parked.resumes_at
+        assert due is not None
+        state = fold(state, NapOver(at=due))
+        report, after = report_due(asked(state), branch, None)
+        assert report is None, "between two naps nothing is better"
+    assert told == 1
+    state = asked(state)
+    state = fold(state, reply(state, call("work")))
+    report, _ = report_due(state, branch, None)
+    assert report is not None
+    assert report.waiting == []
+
+
+def test_bounds_that_a_person_set_stay_whatever_else_is_changed_later() -> None:
+    limits = Limits(steps=3, per_tool={"work": 1, "pay": 1})
+    state = failed(begun(limits=limits), "payment")
+    state = fold(state, Redriven(limits=Limits(steps=100, per_tool={"work": 5})))
+    assert (state.limits.steps, state.limits.per_tool) == (100, {"work": 5, "pay": 1})
+    state = failed(state, "payment")
+    state = fold(state, Redriven(spec=spec_of(limits=Limits(steps=7, tool_calls=2))))
+    assert (state.limits.steps, state.limits.tool_calls) == (100, 2)
+    assert state.limits.per_tool["work"] == 5
+
+
+def test_what_stands_in_keeps_its_own_bounds() -> None:
+    tools = (
+        tool_spec("work", fallback=ToolFallbackSpec(tool="other")),
+        tool_spec("other", concurrency=1),
+    )
+    state = asked(begun(tools=tools, limits=Limits(per_tool={"other": 2})))
+    state = fold(state, reply(state, *(call("work", n=n) for n in range(4))))
+    ids = tuple(one.call.id for one in state.calls)
+    state = fold(state, CallsStarted(ids=ids))
+    for call_id in ids:
+        said: list[ResultPart] = [Text(text="it broke")]
+        failure = ToolResult(
+            call_id=call_id, name="work", content=said, is_error=True, error_kind="tool_error"
+        )
+        state = fold(state, CallReturned(result=failure))
+    assert [one.state for one in state.calls] == ["ready", "ready", "done", "done"]
+    command = decide(state)
+    assert isinstance(command, CallTools)
+    assert len(command.calls) == 1, "its concurrency is 1"
+
+
+def test_one_that_answered_all_the_same_is_no_failure_to_those_above() -> None:
+    failure = Failure(kind="payment", message="x")
+    outcome = RunResult(agent="a", output="call us", stop_reason="error", error=failure, answered=True)
+    assert not is_error(outcome)
+    assert "call us" in result_text(outcome)
 
 
 @tool

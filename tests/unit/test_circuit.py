@@ -30,8 +30,8 @@ class Clock:
 
 
 def fail(circuits: Circuits, kind: ErrorKind = "overloaded", after: float | None = None) -> None:
-    circuits.enter(KEY)
-    circuits.failed(KEY, kind, None if after is None else timedelta(seconds=after))
+    ticket = circuits.enter(KEY)
+    circuits.failed(ticket, kind, None if after is None else timedelta(seconds=after))
 
 
 def refused(circuits: Circuits, key: str = KEY) -> float:
@@ -45,7 +45,7 @@ def test_it_opens_after_so_many_failures_in_a_row_and_only_for_that_model() -> N
     circuits = clock.circuits()
     fail(circuits)
     fail(circuits)
-    circuits.succeeded(KEY)
+    circuits.succeeded(circuits.enter(KEY))
     for _ in range(3):
         fail(circuits)
     assert refused(circuits) == 10
@@ -59,9 +59,9 @@ def test_after_the_wait_one_call_is_let_in_and_the_others_wait_for_what_it_finds
     fail(circuits)
     clock.now = 10
     assert circuits.states() == {KEY: "half_open"}
-    circuits.enter(KEY)
+    probe = circuits.enter(KEY)
     assert refused(circuits) > 0
-    circuits.succeeded(KEY)
+    circuits.succeeded(probe)
     circuits.enter(KEY)
     circuits.enter(KEY)
     assert circuits.states() == {}
@@ -83,21 +83,60 @@ def test_a_probe_that_ends_without_telling_anything_lets_another_look() -> None:
     circuits = clock.circuits(threshold=1)
     fail(circuits)
     clock.now = 10
-    circuits.enter(KEY)
-    circuits.left(KEY)
-    circuits.enter(KEY)
-    circuits.failed(KEY, "authentication")
+    circuits.left(circuits.enter(KEY))
+    circuits.failed(circuits.enter(KEY), "authentication")
     circuits.enter(KEY)
 
 
-def test_a_delay_that_the_provider_asks_for_holds_all_calls_at_once() -> None:
+def test_what_was_under_way_before_is_not_taken_for_the_probe() -> None:
     clock = Clock()
-    circuits = clock.circuits()
-    fail(circuits, "rate_limited", after=7)
+    circuits = clock.circuits(threshold=1)
+    old = [circuits.enter(KEY) for _ in range(20)]
+    fail(circuits)
+    clock.now = 10
+    probe = circuits.enter(KEY)
+    for ticket in old[:10]:
+        circuits.left(ticket)
+    for ticket in old[10:]:
+        circuits.failed(ticket, "timeout")
+    assert refused(circuits) > 0, "the probe is still out"
+    circuits.failed(probe, "timeout")
+    assert refused(circuits) == 20, "and it alone counts"
+    assert len(clock.opened) == 2
+
+
+def test_a_delay_that_the_provider_asks_for_holds_all_calls_and_then_none() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    under_way = [circuits.enter(KEY) for _ in range(50)]
+    for n, ticket in enumerate(under_way):
+        circuits.failed(ticket, "rate_limited", timedelta(seconds=7 if n else 30))
     with pytest.raises(CircuitOpen) as refusal:
         circuits.enter(KEY)
-    assert refusal.value.retry_after == timedelta(seconds=7)
+    assert refusal.value.retry_after == timedelta(seconds=30), "the longest"
     assert refusal.value.asked_for
+    assert circuits.states() == {KEY: "open"}
+    clock.now = 30
+    assert [circuits.enter(KEY) for _ in range(50)], "it is no outage: nobody waits for a probe"
+    assert clock.opened == []
+
+
+def test_a_delay_of_hours_holds_no_longer_than_ten_minutes() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    fail(circuits, "rate_limited", after=12 * 3600)
+    assert refused(circuits) == 600
+
+
+def test_one_that_nobody_asks_for_long_is_forgotten() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=2)
+    fail(circuits)
+    fail(circuits)
+    clock.now = 10 + 41
+    assert circuits.states() == {}
+    fail(circuits)
+    circuits.enter(KEY)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.trips])
@@ -111,6 +150,7 @@ def test_what_says_nothing_about_the_other_side_never_opens_it(kind: ErrorKind) 
 def test_failures_that_come_in_late_do_not_prolong_the_wait() -> None:
     clock = Clock()
     circuits = clock.circuits()
-    for _ in range(20):  # all were under way when it opened
-        circuits.failed(KEY, "timeout")
+    under_way = [circuits.enter(KEY) for _ in range(20)]
+    for ticket in under_way:
+        circuits.failed(ticket, "timeout")
     assert (refused(circuits), len(clock.opened)) == (10, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.activities import rates
 from perdure.activities.rates import RateLimits, Throttled
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit, load
@@ -58,6 +59,41 @@ async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
     assert await let_in(limits, tokens=100)
     with pytest.raises(Throttled, match="tokens a minute"):
         await limits.enter(("a",), lambda: 900)
+
+
+@pytest.mark.parametrize(
+    "calls", [1, 5, 7, 9, 11, 12, 13, 20, 23, 35, 60, 61, 100, 239, 240, 997, 1000, 60_000]
+)
+def test_a_limit_is_kept_over_a_minute_and_little_of_it_is_lost(calls: int) -> None:
+    window = rates._evenly(calls)  # pyright: ignore[reportPrivateUsage]
+    a_minute = window.amount * 60 / window.get_expiry()
+    assert 0.85 * calls <= a_minute <= calls
+
+
+async def test_tokens_for_which_there_is_no_room_fill_the_minute() -> None:
+    limits, _ = limits_of(RateLimit(tokens=100))
+    assert await let_in(limits, tokens=90)
+    await limits.spent(("a",), 80)
+    with pytest.raises(Throttled):
+        await limits.enter(("a",), lambda: 100)
+
+
+async def test_a_call_that_tokens_refuse_takes_nobodys_place() -> None:
+    limits, _ = limits_of(RateLimit(calls=12, tokens=100))
+    await limits.spent(("a",), 100)
+    for _ in range(3):
+        with pytest.raises(Throttled, match="tokens"):
+            await limits.enter(("a",), lambda: 100)
+    calls, _ = limits_of(RateLimit(calls=12))
+    calls._limiter = limits._limiter  # pyright: ignore[reportPrivateUsage]
+    assert await let_in(calls)
+
+
+def test_a_stores_address_that_is_none_is_refused_without_its_password() -> None:
+    with pytest.raises(DefinitionError) as refusal:
+        rates.check({"a": RateLimit(calls=1)}, "redis://me:secret@host:abc")
+    assert "secret" not in str(refusal.value)
+    assert "secret" not in repr(RateLimits({}, "redis://me:secret@host:1"))
 
 
 async def test_a_call_larger_than_a_minutes_tokens_still_passes_when_there_is_room() -> None:

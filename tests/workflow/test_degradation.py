@@ -261,6 +261,10 @@ async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve
         assert await found(older_than=timedelta(hours=1)) == set()
         with pytest.raises(InvalidRequest, match="no such provider"):
             await runs[0].redrive(model="nobody:x")
+        with pytest.raises(InvalidRequest, match="the price of broken:x is not known"):
+            await runs[0].redrive(limits=Limits(cost_usd=1))
+        with pytest.raises(InvalidRequest, match="price"):
+            await runs[0].redrive(model="other:z", limits=Limits(cost_usd=1))
         assert (await runs[0].status()).status == "parked", "a slip changes nothing"
         for run in runs:
             await run.redrive(model="other:z")

@@ -250,7 +250,7 @@ with reporting(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
     genai.run_ended("a", "end_turn", steps=4, cost_microusd=2_500_000)
     circuits = Circuits(threshold=1, opened=genai.circuit_opened)
     genai.watch_circuits(circuits)
-    circuits.failed("anthropic:claude", "timeout")
+    circuits.failed(circuits.enter("anthropic:claude"), "timeout")
     parked = Gauges({"payment": Cause(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})
     print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
     urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/metrics")
