@@ -340,7 +340,7 @@ class Trees(RuleBasedStateMachine):
 
     def everything_was_counted_once(self) -> None:
         root = self.root.state
-        if root.usage.estimated or self.world.unknowable:
+        if root.usage.estimated or self.world.unknowable or self.world.lost:
             return
         assert root.usage == self.world.truth.model_copy(update={"estimated": False})
         assert root.cost_microusd == self.world.truth_microusd
