@@ -488,7 +488,9 @@ def _give_up(state: State) -> State:
     for call in state.calls:
         if call.result is None:
             state = _returned(state, _said(call.call, text, is_error=True))
-    return _close(without_children(replace(state, asking_model=False)))
+    if state.asking_model:  # what it has used, nobody hears: the sum is not the whole
+        state = replace(state, asking_model=False, usage=state.usage + Usage(estimated=True))
+    return _close(without_children(state))
 
 
 def without_children(state: State) -> State:

@@ -64,7 +64,7 @@ def session_request_of(raw: Any) -> SessionRequest:
 
 
 def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
-    """A workflow of the user's may ask for anything; what no payload holds would fail its task for ever."""
+    """What a user's workflow asks for may be what no payload can hold: its task would fail for ever."""
     try:
         json.dumps(request.plain(), ensure_ascii=False).encode()
     except ValueError as error:

@@ -14,7 +14,7 @@ from perdure.messages import Usage
 from perdure.model import canonical_json
 from perdure.spec import AnySpec, GraphSpec, SwarmSpec
 from perdure.tree import Amount
-from perdure.wire import NodeResult, NodeState, NodeStatus, RunRequest, StopReason
+from perdure.wire import NodeResult, NodeState, NodeStatus, RunRequest, RunResult, StopReason
 
 from . import graph, swarm, tree
 from .account import limits_of, room, spent
@@ -217,20 +217,21 @@ def _end_asked(team: Team, event: EndAsked) -> Team:
 
 
 def _give_up(team: Team, code: Code) -> Team:
-    """Those that did not answer: their usage is not known, and the sum says so."""
+    """Those that did not answer: what they may have used is booked, and the sum says that it is not known."""
     for one in team.running:
         child = team.tree.child(one.key)
-        final = child.final if child else None
         unknown = Usage(estimated=one.run_id is not None)
+        unheard = RunResult(agent=one.node, stop_reason="cancelled", usage=unknown, cost_microusd=0)
+        outcome = tree.outcome_of(child, unheard) if child else unheard
         result = NodeResult.model_validate(
             {
                 **one.model_dump(),
                 "state": "cancelled",
                 "stop_reason": "cancelled",
-                "usage": final.usage if final else unknown,
-                "cost_microusd": final.cost_microusd if final else 0,
-                "tool_calls": final.tool_calls if final else 0,
-                "output": final.output if final else None,
+                "usage": outcome.usage,
+                "cost_microusd": outcome.cost_microusd,
+                "tool_calls": outcome.tool_calls,
+                "output": outcome.output,
             }
         )
         team = _booked(team, result, code) if team.ending is None else _counted(team, result)

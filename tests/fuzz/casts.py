@@ -48,8 +48,9 @@ _bounds = st.fixed_dictionaries(
         "per_tool": st.sampled_from([{"work": 1}, {"pay": 0}]),
     },
 )
-bounds = st.just(dict[str, Any]()) | st.just(dict[str, Any]()) | _bounds
-"""Of agents, swarms, graphs and requests alike; of most, none."""
+_tight = st.fixed_dictionaries({"tool_calls": st.integers(2, 20)})
+bounds = st.just(dict[str, Any]()) | _tight | _bounds
+"""Of agents, swarms, graphs and requests alike; of many, none."""
 
 
 def _model(name: str) -> ModelConfig:

@@ -78,7 +78,7 @@ Flight = Literal["model", "tool", "function", "child"]
 class Shell:
     """One run."""
 
-    world: "World"
+    world: "World" = field(repr=False)
     id: str
     state: State | Team
     parent: "Shell | None" = None
@@ -204,6 +204,7 @@ class Shell:
             case CloseTurn():
                 self.apply(TurnEnded(end=command.end, at=self.world.now()))
                 self.recalled = False
+                self.world.unheard(self)
                 # What was given up in a turn must not come back in another.
                 self.flying = {key: kind for key, kind in self.flying.items() if kind == "child"}
             case _:
@@ -249,6 +250,7 @@ class Shell:
         return True
 
     def _over(self, end: End) -> None:
+        self.world.unheard(self)
         self.state = replace(self.state, end=end)
         self.end = end
         self.result = result_of(self.state, end)
@@ -341,6 +343,8 @@ class World:
     truth: Usage = Usage()
     """What the models have really used, as their answers said that arrived."""
     truth_microusd: int = 0
+    lost: bool = False
+    """Something was used that nobody heard of."""
     unknowable: bool = False
     """Something was lost that nobody could have counted or forbidden."""
     ticks: int = 0
@@ -440,6 +444,12 @@ class World:
             self.new.remove(shell)
 
     # -- models
+
+    def unheard(self, shell: Shell) -> None:
+        """A model call that was given up is paid for all the same; the run says that it does not know."""
+        if "model" in shell.flying:
+            assert shell.state.usage.estimated
+            self.lost = True
 
     def answer(
         self,
@@ -546,7 +556,7 @@ class World:
 
     def check_spent(self, limits: Amount) -> None:
         """What all have used together, as their models said, is within the limits of the root."""
-        if self.unknowable:
+        if self.unknowable or self.lost:
             return
         used = {
             "cost_microusd": self.truth_microusd,

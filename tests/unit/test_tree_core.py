@@ -10,8 +10,17 @@ from perdure.tree import Amount, Report
 from perdure.wire import RunResult
 from perdure.workflows.decide import Answer, CallModel, CallTools, Wait, decide
 from perdure.workflows.fold import fold
-from perdure.workflows.state import CallReturned, CallsStarted, ChildEnded, ChildReported, State, StepBegan
+from perdure.workflows.state import (
+    CallReturned,
+    CallsStarted,
+    ChildEnded,
+    ChildReported,
+    EndAsked,
+    State,
+    StepBegan,
+)
 from perdure.workflows.tree import Child, outcome_of
+from tests.fuzz import casts
 from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
 
 KEY = "helper-1-1"
@@ -88,3 +97,27 @@ def test_calls_that_were_waited_for_start_when_a_helper_leaves_its_own_unused() 
     command = decide(state)
     assert isinstance(command, CallTools)
     assert len(command.calls) == 3
+
+
+def given_up(kind: str) -> RunResult:
+    """A swarm, or an agent, that is stopped while a model call goes on which does not come back in time."""
+    member: Any = casts.swarm([{}] * 5) if kind == "swarm" else casts.family([{}] * 5)
+    world, root = casts.world_of(member, {"output_tokens": 1000, "tool_calls": 9})
+    root.wake()
+    for child in [*world.new]:
+        world.new.remove(child)
+        child.wake()
+    root.wake(EndAsked(reason="stopped"))
+    root.lose_patience()
+    assert root.result is not None
+    return root.result
+
+
+def test_a_swarm_books_what_an_agent_that_did_not_answer_may_have_used() -> None:
+    result = given_up("swarm")
+    assert result.usage.estimated
+    assert (result.usage.output_tokens, result.tool_calls) == (1000, 9)
+
+
+def test_a_run_says_that_it_does_not_know_what_a_call_has_used_that_did_not_come_back() -> None:
+    assert given_up("agent").usage.estimated
