@@ -370,7 +370,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(
         (("move", "--from", "b9", "--to", "b1"), "has no build 'b9'"),
         (("move", "--from", "b1", "--to", "b1", "--query", "x"), "are both 'b1'"),
         (("drain", "b9"), "has no build 'b9'"),
-        (("status", "--deployment", "b.9"), "there is no deployment 'b.9'"),
+        (("status", "--deployment", "b.9"), "cannot contain '.'"),
     ):
         said = here("deploy", *words)
         assert (said.code, why in said.err) == (2, True), (words, said)
