@@ -66,6 +66,12 @@ def _store(url: str) -> str:
     return url
 
 
+def _deployment(name: str) -> str:
+    if name.startswith("__") or "." in name or ":" in name:
+        raise ValueError('Temporal allows no "." and no ":" in it, and no "__" at its beginning')
+    return name
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta())]
 Grace = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
 FilePath = Annotated[Path, BeforeValidator(_expanded)]
@@ -245,7 +251,7 @@ class Settings(BaseSettings):
         False,
         description="Have Temporal's sandbox check Perdure's own workflow code too: for those who change it.",
     )
-    deployment_name: str | None = Field(
+    deployment_name: Annotated[str, AfterValidator(_deployment)] | None = Field(
         None,
         validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
         description="Worker deployment that this worker belongs to, and that `perdure deploy` is about. "

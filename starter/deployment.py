@@ -30,9 +30,11 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.errors import InvalidRequest, NotReachable
+from perdure.errors import InvalidRequest
 from perdure.messages import Value
 from perdure.wire import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
+
+from .client import _quoted, _refused
 
 _Answer = TypeVar("_Answer")
 _Act = Callable[[WorkflowExecution], Awaitable[None]]
@@ -409,20 +411,8 @@ def _when(stamp: Any) -> datetime | None:
     return stamp.ToDatetime(tzinfo=UTC) if _seconds(stamp) > 0 else None
 
 
-def _quoted(value: str) -> str:
-    """A string of a visibility query."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 async def _asked(call: Awaitable[_Answer]) -> _Answer:
     try:
         return await call
     except RPCError as error:
         raise _refused(error) from error
-
-
-def _refused(error: RPCError) -> Exception:
-    if error.status == RPCStatusCode.UNAVAILABLE:
-        return NotReachable(f"the Temporal server does not answer: {error.message}")
-    return InvalidRequest(f"Temporal refused: {error.message}")

@@ -130,8 +130,8 @@ class SessionWorkflow(AgentWorkflow):
     def _moves(self) -> bool:
         """Whether new sessions go to another version than this one's, and no turn is in its way.
 
-        Not before this part has waited once: where somebody has pinned the session by hand, it
-        stays in spite of all, and would continue as new for ever.
+        Not before this part has waited once: one that stays where it is in spite of all, because
+        somebody has pinned it by hand, must not continue as new for ever.
         """
         return (
             not self._session.is_open

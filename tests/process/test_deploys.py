@@ -82,6 +82,17 @@ def block(context: ToolContext) -> str:
     return f"attempt {context.attempt}"
 
 
+@tool(heartbeat=timedelta(seconds=60), timeout=timedelta(minutes=5))
+async def cling(context: ToolContext) -> str:
+    """Whatever one says."""
+    once(f"cling-{context.run_id}")
+    while True:
+        try:
+            await asyncio.sleep(300)
+        except asyncio.CancelledError:
+            pass
+
+
 class Slow:
     """A provider that never comes to an end, the first time. It has been paid by then."""
 
@@ -131,6 +142,7 @@ clerk = agent("clerk", model="refund:x", tools=[refund])
 chatter = agent("chatter", model="look:x", tools=[look])
 waiter = agent("waiter", model="wait:x", tools=[wait])
 blocker = agent("blocker", model="block:x", tools=[block])
+clinger = agent("clinger", model="cling:x", tools=[cling])
 slow = agent("slow", model="slow:x")
 boss = agent("boss", model="boss:x", tools=[clerk.as_tool(description="Pays back.")])
 urgency = Graph(
@@ -149,7 +161,7 @@ urgency = Graph(
     entry="sort",
 )
 models = {
-    **{name: answer(name) for name in ("refund", "look", "wait", "block")},
+    **{name: answer(name) for name in ("refund", "look", "wait", "block", "cling")},
     "slow": Slow(),
     "sort": ScriptedModel(lambda request: says("sorted")),
     "boss": ScriptedModel(
@@ -370,7 +382,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(
         (("move", "--from", "b9", "--to", "b1"), "has no build 'b9'"),
         (("move", "--from", "b1", "--to", "b1", "--query", "x"), "are both 'b1'"),
         (("drain", "b9"), "has no build 'b9'"),
-        (("status", "--deployment", "b.9"), "there is no deployment 'b.9'"),
+        (("status", "--deployment", "b.9"), "cannot contain '.'"),
     ):
         said = here("deploy", *words)
         assert (said.code, why in said.err) == (2, True), (words, said)
@@ -438,6 +450,19 @@ async def test_a_worker_that_ends_hands_over_what_it_cannot_finish(floor: Floor)
     assert blocked.output == "As b1 says. attempt 2"
     assert answered.output == "there"
     assert answered.usage.input_tokens == 2000, "the call that was cut has been paid for too"
+
+
+async def test_a_call_that_cannot_be_cancelled_keeps_no_worker(floor: Floor) -> None:
+    old = floor.worker("b1", PERDURE_GRACEFUL_SHUTDOWN_TIMEOUT="0s")
+    floor.deploy("promote", "b1")
+    client = await floor.client()
+    await client.start("clinger", "go", id=f"{floor.name}-clinger")
+    marks = floor.folder / "marks"
+    await asyncio.to_thread(wait_for, lambda: list(marks.iterdir()), "the call")
+    told = time.monotonic()
+    assert await asyncio.to_thread(old.interrupt, signal.SIGTERM) == 1
+    assert time.monotonic() - told < 10
+    assert "leaving calls behind that neither end nor can be cancelled" in old.said
 
 
 # -- the gate

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from perdure.members import Member
 from perdure.settings import load
 from perdure.workers.converter import BlobDriver
 from perdure.workers.gate import Check, Gate, decided
-from perdure.workers.histories import Recorder, Unread, in_files, payloads_in
+from perdure.workers.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
 
 from .scenarios import TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
@@ -162,6 +163,13 @@ def test_every_payload_of_a_history_is_found() -> None:
     history = history_of(RELEASE / "approval-1.json")
     found = [payload for event in history.events for payload in payloads_in(event)]
     assert len(found) == history.to_json().count('"encoding"')
+
+
+def test_what_is_chosen_is_spread_over_all_kinds() -> None:
+    many = deque(_Found(id=f"many-{n}", run_id="") for n in range(9))
+    few = deque([_Found(id="few", run_id="")])
+    chosen = [one.id for one in _in_turn([many, few], 4)]
+    assert chosen == ["many-0", "few", "many-1", "many-2"]
 
 
 def check(*words: str, home: Path) -> "subprocess.CompletedProcess[str]":

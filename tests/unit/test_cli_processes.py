@@ -1,6 +1,7 @@
 """What worker, dev and doctor decide before they do anything."""
 
 import argparse
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
+from perdure.workers import telemetry
 from perdure.workers.dev import Plan, _is_the_agents, planned
 from perdure.workers.doctor import _key_of, _skew
 from perdure.workers.worker import Ready, check_models, worker_options
@@ -48,6 +50,19 @@ def test_a_deployment_pins_runs_to_its_build() -> None:
     assert (config.version.deployment_name, config.version.build_id) == ("desk", "7")
     assert config.use_worker_versioning
     assert config.default_versioning_behavior == VersioningBehavior.PINNED
+
+
+def test_what_is_pending_at_the_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_SENT_WITHIN", 0.05)
+    never = threading.Event()
+    with telemetry._closed_soon() as cleanup:
+        cleanup.callback(never.wait)
+    never.set()
+
+
+def test_a_version_stands_in_the_line_of_a_ready_worker() -> None:
+    ready = Ready(agents=("a",), address="h:1", task_queue="q", version="desk:7")
+    assert ready.line() == "ready: a on task queue 'q' of h:1, version desk:7"
 
 
 def test_a_ready_worker_says_what_it_serves_and_where() -> None:

@@ -74,6 +74,7 @@ def test_durations_are_written_as_people_write_them(
         ("PERDURE_METRICS", "statsd", "'prometheus'"),
         ("PERDURE_TLS_KEY", "/key", "together"),
         ("PERDURE_BUILD_ID", "1", "PERDURE_DEPLOYMENT_NAME"),
+        ("PERDURE_DEPLOYMENT_NAME", "desk.1", 'no "." and no ":"'),
         ("PERDURE_MAX_CONCURRENT_ACTIVITIES", "many", "integer"),
         ("PERDURE_PROGRESS_INTERVAL", "99999999999999999h", "longer than"),
         ("PERDURE_HOME", "~nobody-of-this-name/x", "no such home"),
