@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -65,13 +66,12 @@ class Perdure:
     async def mend(self, client: Client) -> int:
         """Resume what is parked."""
         resumed = 0
-        try:
+        with suppress(PerdureError):  # nobody answers just now: next time
             parked = [run.id async for run in client.list(status="parked", most=1000)]
             for run in parked:
-                await client.get(run).resume()
-                resumed += 1
-        except PerdureError:
-            pass  # nobody answers just now: next time
+                with suppress(PerdureError):  # it went on by itself, or no worker is there
+                    await client.get(run).resume()
+                    resumed += 1
         return resumed
 
 
