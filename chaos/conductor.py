@@ -21,7 +21,7 @@ from .script import steps
 from .subjects import Played, Subject, Where
 from .verdict import Record, Seen, counted, digests
 
-WORKERS = 2
+WORKERS = 3
 AT_ONCE = 16
 """Tasks that are played at the same time."""
 _ON_DUTY_EVERY = 1.0

@@ -22,7 +22,7 @@ _HEAD = """\
 The tasks are not ours: the multi-turn base set of BFCL (`bfcl-eval`), 200 conversations, 734 turns, 1,142
 gold calls over 8 stateful APIs. They are fetched when this runs, and nothing of them is kept here. A scripted
 model plays the gold calls over HTTP through the whole stack: a fake provider that streams, the real OpenAI
-adapter, two worker processes, Temporal, and tools that reach the APIs in a process of their own. Sixteen
+adapter, three worker processes, Temporal, and tools that reach the APIs in a process of their own. Sixteen
 tasks are played at a time. Meanwhile parts are killed and cut off. In the end **the set's own checkers**
 judge the state of the APIs' objects and all results against a replay of the gold calls.
 

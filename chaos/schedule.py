@@ -111,7 +111,7 @@ def _wishes(kind: Kind, size: Size) -> list[_Wish]:  # noqa: C901 - a case a kin
         case "none" | "disk_slow":
             return []
         case "workers":
-            return _kills("worker", size.share(5), ("tool", "model")) + _kills(
+            return _kills("worker", size.share(3), ("tool", "model")) + _kills(
                 "workers", size.share(1), ("tool",)
             )
         case "server":
