@@ -23,6 +23,7 @@ class _Connection:
 
     near: asyncio.StreamWriter
     far: asyncio.StreamWriter
+    carrier: "asyncio.Task[None] | None"
     is_lost: bool = False
     """Whether a piece of it was swallowed."""
 
@@ -59,13 +60,21 @@ class Proxy:
         except OSError:
             _reset(writer)
             return
-        connection = _Connection(writer, far)
+        connection = _Connection(writer, far, asyncio.current_task())
         self._connections.append(connection)
         try:
             await self._carry(connection, reader, there)
+        except asyncio.CancelledError:
+            pass  # the proxy is closed: nobody waits for this task
         finally:
             self._connections.remove(connection)
             connection.reset()
+
+    def close(self) -> None:
+        """End all connections, those too that are silent for good."""
+        for connection in self._connections:
+            if connection.carrier is not None:
+                connection.carrier.cancel()
 
     async def _carry(
         self, connection: _Connection, reader: asyncio.StreamReader, there: asyncio.StreamReader
@@ -107,7 +116,7 @@ async def proxied(target: int) -> AsyncGenerator[Proxy]:
         yield proxy
     finally:
         server.close()
-        proxy.set("cut")
+        proxy.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
