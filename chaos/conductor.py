@@ -336,7 +336,7 @@ def _settings(stage: Stage) -> dict[str, str]:
             return {
                 "LD_PRELOAD": str(faked_clock()),
                 "FAKETIME_TIMESTAMP_FILE": str(stage.folder / "clock"),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",  # without a cache each look at the clock reads the file
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         case _:

@@ -17,6 +17,8 @@ from .catalogue import Catalogue, GoldCall, Task, Turn
 _NAMED = re.compile(r"\[(\w+)\] ")
 _TOGETHER = 0.5
 """Share of groups whose calls are asked for in one step; the others one a step."""
+_WAS_DONE = "has done its work"
+"""By these words Perdure says that only a call's result is lost: no model makes such a call again."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class _Done:
         answered = _answer(result)
         if answered is None or arguments is None:
             self.errors += 1
+            if arguments is not None and _WAS_DONE in (result or ""):
+                self._answered.append((name, arguments))
             return
         same = [one for one in gold if one.name == name and one.arguments == arguments]
         self.surprises += answered not in [one.result for one in same]
