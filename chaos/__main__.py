@@ -11,6 +11,7 @@ python -m chaos report                     # docs/chaos from the last results
 import argparse
 import asyncio
 import datetime as dt
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .catalogue import Catalogue
 from .conductor import Order, conduct
 from .results import RESULTS, Head, keep
 from .schedule import KINDS, Kind, schedule
-from .subjects import NAMES, subject
+from .subjects import NAMES, Subject, subject
 from .verdict import Record
 
 PEERS_KINDS: tuple[Kind, ...] = ("none", "workers", "duplicates", "provider", "arguments")
@@ -72,22 +73,49 @@ async def _run(options: argparse.Namespace) -> int:
     failed = 0
     for name in options.subjects:
         of_it = subject(name)
-        expected = None
-        usual = KINDS if name == "perdure" else PEERS_KINDS
-        chosen: list[Kind] = [kind for kind in KINDS if kind in (options.kinds or usual) and kind != "none"]
-        kinds: list[Kind] = ["none", *chosen]
-        for kind in kinds:
+        for kind in _kinds(options, name, catalogue):
             order = _order(kind, options.seed, catalogue, options.tasks, file=file, python=python)
-            more: dict[str, Any] = {"expected": expected, "within": options.within}
+            without = _without_faults(name, order)
+            more: dict[str, Any] = {"within": options.within}
+            if kind != "none":
+                more["expected"] = json.loads(without.read_text())
             if options.keep:
                 at = dt.datetime.now(dt.UTC).strftime("%H%M%S")
                 more["keep"] = options.keep / f"{name}-{kind}-{options.seed}-{at}"
-            record, digests = await conduct(_changed(order, **more), of_it)
-            expected = digests if kind == "none" else expected
+            record, digests = await _conducted(_changed(order, **more), of_it)
+            if kind == "none":
+                without.write_text(json.dumps(digests))
             print(shown(record), flush=True)
             keep(options.out, Head.now(catalogue.versions), record)
             failed += name == "perdure" and not record.holds
     return 1 if failed else 0
+
+
+def _kinds(options: argparse.Namespace, name: str, catalogue: Catalogue) -> list[Kind]:
+    """The kinds to run: what the others are compared with is the first, unless that was run before."""
+    usual = KINDS if name == "perdure" else PEERS_KINDS
+    chosen: list[Kind] = [kind for kind in KINDS if kind in (options.kinds or usual)]
+    order = _order("none", options.seed, catalogue, options.tasks)
+    known = _without_faults(name, order).exists()
+    return chosen if known or "none" in chosen else ["none", *chosen]
+
+
+def _without_faults(name: str, order: Order) -> Path:
+    """Where the final states of the last run without faults are kept, as digests."""
+    return environments.FOLDER / f"without-faults-{name}-{order.seed}-{len(order.tasks)}.json"
+
+
+async def _conducted(order: Order, of_it: Subject) -> tuple[Record, dict[str, str]]:
+    """The run; of a peer that cannot even be started, the reason."""
+    try:
+        return await conduct(order, of_it)
+    except RuntimeError as error:
+        if of_it.name == "perdure":
+            raise
+        many = len(order.tasks)
+        why = f"{error}"[-400:]
+        named: dict[str, Any] = {"subject": of_it.name, "kind": order.kind, "seed": order.seed}
+        return Record(**named, tasks=many, lost=many, notes=[why]), {}
 
 
 async def _quick(seed: int) -> int:
