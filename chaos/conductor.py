@@ -280,7 +280,7 @@ async def _stage(order: Order, subject: Subject, folder: Path) -> AsyncGenerator
         for worker in _workers(stage):
             stage.workers[worker.name] = worker
             stack.push_async_callback(worker.stop)
-            await worker.start()
+        await asyncio.gather(*(worker.start() for worker in stage.workers.values()))
         yield stage
 
 

@@ -16,7 +16,7 @@ from perdure.workers.server import DevServer, free_port
 
 from .environments import ROOT
 
-_READY_WITHIN = 60.0
+_READY_WITHIN = 120.0
 _LINE = 16 * 1024 * 1024
 
 

@@ -48,7 +48,7 @@ _TAIL = """\
 
 ```sh
 make chaos          # all tasks under each kind of fault
-make chaos-quick    # 36 tasks, faults of several kinds together; less than three minutes
+make chaos-quick    # 30 tasks, faults of several kinds together; less than three minutes
 python -m chaos run workers --seed 7 --tasks 60
 python -m chaos run --subjects strands pydantic_ai
 python -m chaos report

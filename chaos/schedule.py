@@ -111,13 +111,12 @@ def _wishes(kind: Kind, size: Size) -> list[_Wish]:  # noqa: C901 - a case a kin
         case "none" | "disk_slow":
             return []
         case "workers":
-            return _kills("worker", size.share(3), ("tool", "model")) + _kills(
-                "workers", size.share(1), ("tool",)
-            )
+            every = _kills("worker", 3, ("tool", "model")) + _kills("workers", 1, ("tool",))
+            return _thinned(every, size)
         case "server":
             return _around(size.share(10), "kill", "server", ("tool", "model"))
         case "tools":
-            return _kills("tools", size.share(7), ("tool",))
+            return _thinned(_kills("tools", 7, ("tool",)), size)
         case "duplicates":
             cut = _Wish(where="tool", moment="during", what="cut")
             late = _Wish(where="tool", moment="during", what="late", seconds=8)
@@ -145,7 +144,7 @@ def _together(size: Size) -> list[_Wish]:
     of_one: Sequence[Kind] = ("duplicates", "provider", "arguments")
     few = Size(tasks=max(1, size.tasks // 2), effects=size.effects, models=size.models)
     mixed = [wish for kind in of_one for wish in _wishes(kind, few)]
-    mixed += _kills("worker", size.share(2), ("tool", "model")) + _kills("tools", size.share(3), ("tool",))
+    mixed += _thinned(_kills("worker", 3, ("tool", "model")) + _kills("tools", 3, ("tool",)), size)
     mixed += _around(size.share(3), "kill", "server", ("tool", "model"))
     mixed.append(_Wish(where="model", moment="before", what="line", target="temporal reset"))
     mixed.append(_Wish(where="tool", moment="after", what="line", target="provider cut", seconds=3))
@@ -159,6 +158,12 @@ def _kills(target: str, each: int, wheres: Sequence[Where]) -> list[_Wish]:
         for moment in get_args(Moment)
         for _ in range(each)
     ]
+
+
+def _thinned(of_full: Sequence[_Wish], size: Size) -> list[_Wish]:
+    """So many of those for the whole set as a smaller run can take, from everywhere among them."""
+    count = min(len(of_full), max(3, size.share(len(of_full))))
+    return [of_full[n * len(of_full) // count] for n in range(count)]
 
 
 def _around(count: int, what: str, target: str, wheres: Sequence[Where]) -> list[_Wish]:
