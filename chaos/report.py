@@ -60,6 +60,10 @@ The figures are in `results.jsonl`, with the faults that were done by name, and 
 
 ## What a fault does, and what it does not
 
+- Stalls, and the model calls that a slow worker loses to its heartbeat's timeout, grow with the load of the machine: a
+  killed worker takes a second or two to come back on a quiet one, half a minute on a crowded one. Read them as bounds,
+  and compare no subject's with another's.
+- Versions in a table's head are those of the conductor's environment; the peers' own stand in their requirements.
 - A worker's death is noticed by missing heartbeats: 5 s for a model call, 10 s for a tool. Most of a stall
 is that. - A tool's call that is lost before its effect (`kill -9` before it) never reached the tools: only
 its retry did. - The server is killed with its database on a local disk, which survives. A lost disk is not
@@ -145,7 +149,7 @@ def _row(record: Record) -> str:
         f"{record.effects:,}",
         str(record.told),
         f"**{record.untold}**",
-        f"+{record.models - record.needed_models}",
+        f"{record.models - record.needed_models:+d}",
         f"{record.stall_seconds:.1f}",
         str(record.resumes),
         f"**{record.lost}**",
