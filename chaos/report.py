@@ -60,31 +60,34 @@ The figures are in `results.jsonl`, with the faults that were done by name, and 
 
 ## What a fault does, and what it does not
 
-- Stalls, and the model calls that a slow worker loses to its heartbeat's timeout, grow with the load of the
-  machine: a killed worker is back in seconds on a quiet one, in half a minute on a crowded one. Read them as
-  bounds, and compare no subject's with another's.
-- Versions in a table's head are those of the conductor's environment; the peers' stand in their requirements.
+- Stalls, and the model calls that a slow worker loses to its heartbeat's timeout, grow with the load of
+  the machine: a killed worker is back in seconds on a quiet one, in half a minute on a crowded one.
+  Read them as bounds, and compare no subject's with another's.
+- Versions in a table's head are those of the conductor's environment; the peers' stand in their
+  requirements.
 - A worker's death is noticed by missing heartbeats: 5 s for a model call, 10 s for a tool.
-- A tool's call that is lost before its effect (`kill -9` before it) never reached the tools: its retry did.
+- A tool's call that is lost before its effect (`kill -9` before it) never reached the tools: its retry
+  did.
 - The server is killed with its database on a local disk, which survives. A lost disk is not tried.
-- `silent` swallows what is sent for 15 s, and connections that have lost something stay silent for good: the
-  worker has to notice by itself, which Temporal's SDK does by its keep-alive after some 45 s. The workers have
-  no other way to Temporal.
-- A full disk is a limit of the operating system on each worker (`RLIMIT_FSIZE` of 0): each byte written to a
-  file fails, with another error number than a full disk's. Results of tools go to the blob store in these runs;
-  the model's answers are too small to, so none of these runs parks.
-- A slow disk is a delay in each `fsync` of the workers. Reading is not slow, and the server's disk is not
-  touched.
-- The clock is faked by libfaketime in the workers, for Python and for the SDK's native code; monotonic clocks
-  go on as they were, as they do on a real machine. The server's clock does not jump.
+- `silent` swallows what is sent for 15 s, and connections that have lost something stay silent for
+  good: the worker has to notice by itself, which Temporal's SDK does by its keep-alive after some 45 s.
+  The workers have no other way to Temporal.
+- A full disk is a limit of the operating system on each worker (`RLIMIT_FSIZE` of 0): each byte written
+  to a file fails, with another error number than a full disk's. Results of tools go to the blob store
+  in these runs; the model's answers are too small to, so none of these runs parks.
+- A slow disk is a delay in each `fsync` of the workers. Reading is not slow, and the server's disk is
+  not touched.
+- The clock is faked by libfaketime in the workers, for Python and for the SDK's native code; monotonic
+  clocks go on as they were, as they do on a real machine. The server's clock does not jump.
 - The provider is never killed: from a worker's point of view that is `cut`.
 
 ## What is set otherwise than by default
 
-Of Perdure: a tool may be tried 60 times (default 3), as an idempotent one may; its timeout is 5 s (one minute);
-a model's is 10 s (ten minutes). Both answer in milliseconds here, and a stalled one is waited for that long.
-Of the peers: the same timeouts, a heartbeat timeout of 5 s for Strands' model calls, and a key that Temporal's
-docs advise, from the run's and the activity's id; neither has one of its own. Their retries are their defaults.
+Of Perdure: a tool may be tried 60 times (default 3), as an idempotent one may; its timeout is 5 s (one
+minute); a model's is 10 s (ten minutes). Both answer in milliseconds here, and a stalled one is waited
+for that long. Of the peers: the same timeouts, a heartbeat timeout of 5 s for Strands' model calls, and
+a key that Temporal's docs advise, from the run's and the activity's id; neither has one of its own.
+Their retries are their defaults.
 """
 
 
@@ -165,4 +168,4 @@ def _said(record: Record) -> list[str]:
     beside = {"never done": record.missing, "faults that never came": record.unfired}
     counts = ", ".join(f"{what}: {count}" for what, count in beside.items() if count)
     lines = [f"- {record.kind}, seed {record.seed}: {counts or 'see the table'}"]
-    return lines + [f"    - `{note.replace('`', ' ')[:300]}`" for note in record.notes]
+    return lines + [f"    - `{' '.join(note.replace('`', ' ').split())[:300]}`" for note in record.notes]
