@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -36,13 +36,20 @@ bench: .venv/ready           ## Every benchmark beside the peers, then docs/benc
 bench-quick: .venv/ready     ## Counts and bytes of Perdure beside bare Temporal; never a time
 	$(BIN)/python -m benchmarks quick
 
+chaos: .venv/ready           ## 200 public tasks under each kind of fault, then docs/chaos: most of an hour
+	$(BIN)/python -m chaos run
+	$(BIN)/python -m chaos report
+
+chaos-quick: .venv/ready     ## Some of the tasks, faults of several kinds together: at most three minutes
+	$(BIN)/python -m chaos quick
+
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 types: .venv/ready           ## mypy by package name, pyright by real path
-	$(BIN)/mypy -p perdure -p tests
+	$(BIN)/mypy -p perdure -p tests -p chaos
 	$(BIN)/pyright
 
 lock: .venv/ready            ## Resolve the dependencies anew

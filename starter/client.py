@@ -15,7 +15,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from perdure.errors import InvalidRequest, NotReachable, RunConflict, RunNotFound
 from perdure.limits import Limits, explain
@@ -38,7 +38,7 @@ from perdure.wire import (
 )
 
 from ..workers.connection import connect_temporal
-from .run import Run
+from .run import Run, unanswered
 from .session import Opening, Session, over
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
@@ -383,7 +383,7 @@ def _quoted(value: str) -> str:
 
 
 def _refused(error: RPCError) -> Exception:
-    if error.status == RPCStatusCode.UNAVAILABLE:
+    if unanswered(error):
         return NotReachable(f"the Temporal server does not answer: {error.message}")
     return InvalidRequest(f"Temporal refused: {error.message}")
 

@@ -53,6 +53,9 @@ _Answer = TypeVar("_Answer")
 _OVER = ("already completed", "aborted by closing workflow")
 """What the server says of a run that is over, or was while we asked."""
 
+_BROKEN = ("transport error", "h2 protocol error")
+"""What the SDK says of a connection that broke under a call, with a status that means nothing."""
+
 ANSWER_WITHIN = timedelta(seconds=10)
 """How long a worker may take to answer a question about a run."""
 _ASK_AGAIN_AFTER = 0.25
@@ -329,7 +332,7 @@ class Run:
             "Timeout expired" in error.message
         ):
             return NotReachable(self.nobody_answers())
-        if error.status == RPCStatusCode.UNAVAILABLE:
+        if unanswered(error):
             return NotReachable(f"the Temporal server does not answer: {error.message}")
         if "no poller" in error.message:
             return NotReachable(self.nobody_answers())
@@ -345,6 +348,11 @@ class Run:
             f"no worker answered for run {self.id!r} within {ANSWER_WITHIN.total_seconds():.0f} s; "
             "is one running? Start it with `perdure worker FILE`"
         )
+
+
+def unanswered(error: RPCError) -> bool:
+    """Whether the server was not there to answer, or died before it did."""
+    return error.status == RPCStatusCode.UNAVAILABLE or any(sign in error.message for sign in _BROKEN)
 
 
 async def _soon(ask: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:

@@ -302,6 +302,9 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = f"The tool did not answer in time, in {tool.retry.attempts} attempts."
         if tool.effect == "write":
             text += " It may or may not have taken effect."
+    elif isinstance(cause, ApplicationError) and cause.type == BLOB_STORE_FAILED:
+        # The tool had returned: only its answer could not be written down.
+        text = f"The tool has done its work, but its result could not be kept: {cause.message}"
     elif isinstance(cause, ApplicationError):
         text = cause.message
     elif is_cancelled_exception(error):

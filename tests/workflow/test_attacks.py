@@ -180,6 +180,47 @@ async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings
     assert asked == 2, "the reply that could not be kept was paid for once"
 
 
+async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_done_its_work(
+    settings: Settings,
+) -> None:
+    from perdure.starter.client import Client
+    from perdure.workers.running import serving
+
+    class Full:
+        """Takes results of tools no more; what is smaller than its threshold does not come here."""
+
+        async def put(self, data: bytes) -> str:
+            raise OSError("No space left on device")
+
+        async def get(self, name: str) -> bytes:
+            raise KeyError(name)
+
+    effects = 0
+
+    @tool(effect="write")
+    async def book() -> str:
+        """Book it."""
+        nonlocal effects
+        effects += 1
+        return "x" * 12_000  # shown whole, but too big for history
+
+    def script(request: ModelRequest) -> Line:
+        return calls("book") if request.step == 1 else says("done")
+
+    agent = Agent(name="a", model="scripted:x", tools=[book])
+    small = settings.model_copy(update={"blob_threshold_bytes": 8_192})
+    models = {"scripted": ScriptedModel(script)}
+    async with serving(
+        [agent], models=models, address=settings.address, settings=small, blobs=Full()
+    ) as served:
+        run = await Client(served[0], task_queue=served[1]).start("a", "go")
+        await run.result()
+        [result] = (await run.transcript())[2].tool_results
+    assert effects == 1
+    assert result.is_error
+    assert "has done its work" in result.text, "else the model would ask for it again, under another key"
+
+
 async def test_what_a_remote_tool_answers_badly_is_an_error_result(serve: Serve, settings: Settings) -> None:
     @activity.defn(name="bytes")
     async def gives_bytes(arguments: Any, context: Any) -> bytes:

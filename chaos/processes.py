@@ -1,0 +1,205 @@
+"""The parts of a run as processes: started, told apart, killed, and started again."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from perdure.workers.server import DevServer, free_port
+
+from .environments import ROOT
+
+_READY_WITHIN = 120.0
+_LINE = 16 * 1024 * 1024
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process of ours: nothing of who started it that would change what it does."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "OPENAI_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), **more}
+
+
+class Server:
+    """The Temporal server, on one port and one database whatever happens to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self._context: AbstractAsyncContextManager[DevServer] | None = None
+        self._running: DevServer | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it answers, when it does."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return self._port
+
+    async def start(self) -> None:
+        """Start it; it answers when this returns."""
+        log = self._folder / "server.log"
+        self._context = DevServer.start(
+            db=self._folder / "temporal.db", port=self._port, ui_port=False, log_file=log
+        )
+        self._running = await self._context.__aenter__()
+
+    async def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        if self._running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._running.pid, signal.SIGKILL)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self._context is not None:
+            context, self._context, self._running = self._context, None, None
+            await context.__aexit__(None, None, None)
+
+
+class Linked:
+    """A process that tells when a fault's moment has come, and waits: the provider, or the tools."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._command = command
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self.port = 0
+
+    async def start(self, *more: str) -> None:
+        """Start it; it serves when this returns. Its port stays the same."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *more,
+                cwd=ROOT,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=environment(),
+                limit=_LINE,
+            )
+        async with asyncio.timeout(_READY_WITHIN):
+            said = await self._line()
+        if said is None:
+            raise RuntimeError(f"a process did not start: {self._log.read_text()[-500:]}")
+        self.port = said["ready"]
+
+    async def told(self) -> AsyncIterator[dict[str, Any]]:
+        """What it tells, until it ends."""
+        while (said := await self._line()) is not None:
+            yield said
+
+    async def go(self, fault: int) -> None:
+        """Let it go on after a fault."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            self._process.stdin.write(json.dumps({"go": fault}).encode() + b"\n")
+            await self._process.stdin.drain()
+
+    async def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _line(self) -> dict[str, Any] | None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+
+class Worker:
+    """A worker that is started again whenever it ends, as a pod is."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.deaths = 0
+        """How often it ended by itself."""
+        self.born: Callable[[int], None] = lambda pid: None
+        """Called with the pid of each new process."""
+        self._command, self._env, self._log = command, env, log
+        self._process: asyncio.subprocess.Process | None = None
+        self._ready = asyncio.Event()
+        self._killed = False
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it; it polls when this returns."""
+        self._keeping = asyncio.create_task(self._keep())
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._keeping}, timeout=_READY_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            raise RuntimeError(f"{self.name} did not start: {self._log.read_text()[-800:]}")
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process there is now."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
+    def kill(self) -> None:
+        """`kill -9` what there is now."""
+        if self._process is not None and self._process.returncode is None:
+            self._killed = True
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End it for good."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        self.kill()
+        if self._process is not None:
+            await self._process.wait()
+
+    async def _keep(self) -> None:
+        while True:
+            self._killed = False
+            # Its words go through a pipe: a full disk must not silence it, nor its log be what fails.
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={**environment(), **self._env},
+                limit=_LINE,
+            )
+            self.born(self._process.pid)
+            await self._listen(self._process)
+            await self._process.wait()
+            if not self._killed:
+                self.deaths += 1
+                await asyncio.sleep(0.5)
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        with self._log.open("ab") as log:
+            while line := await process.stderr.readline():
+                log.write(line)
+                log.flush()
+                if line.startswith(b"ready"):
+                    self._ready.set()
+
+
+def fill_disk(pid: int, *, full: bool) -> None:
+    """Let a process write no byte to any file, or let it write again. Pipes and sockets go on."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
+
+
+def ours() -> str:
+    """The interpreter that runs this."""
+    return sys.executable

@@ -1,0 +1,39 @@
+"""What the caller is told when the server does not answer: to ask again, and nothing else."""
+
+from typing import Any, cast
+
+import pytest
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure import NotReachable
+from perdure.starter.client import Client
+from perdure.starter.run import Run
+
+GONE = [
+    RPCError("tcp connect error", RPCStatusCode.UNAVAILABLE, b""),
+    RPCError("transport error", RPCStatusCode.UNKNOWN, b""),
+    RPCError("h2 protocol error: http2 error", RPCStatusCode.INTERNAL, b""),
+]
+"""As the SDK raises them when a server is killed: before a call, and under one."""
+
+
+class Dead:
+    """A connection to a server that is killed under each call."""
+
+    namespace = "default"
+
+    def __init__(self, error: RPCError) -> None:
+        self.error = error
+
+    async def start_workflow(self, *_: Any, **__: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", GONE, ids=str)
+async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) -> None:
+    run = Run(cast("Any", None), "r")
+    with pytest.raises(NotReachable, match="does not answer"):
+        async with run.translated():
+            raise error
+    with pytest.raises(NotReachable, match="does not answer"):
+        await Client(cast("Any", Dead(error))).start("a", "go")
