@@ -11,6 +11,11 @@ from .judge import BOUNDS, Finding, Sample, findings, left_over, points_of
 SAMPLES = "samples.jsonl"
 _FEWEST = 60
 """Samples under load: ten minutes."""
+_MOST_SKIPPED = 0.01
+_UNEVEN = (
+    "the load was not steady, so growth proves nothing: {skipped} deeds were skipped beside {done} done, "
+    "because the machine was too slow for the rate"
+)
 PICTURE = "soak.svg"
 
 
@@ -53,7 +58,10 @@ class Soak:
     @property
     def _doubts(self) -> list[str]:
         loaded = sum(sample["loaded"] for sample in self.samples)
-        return [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
+        short = [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
+        skipped, done = self.tally.get("skipped", 0), sum(self.tally.get("done", {}).values())
+        uneven = skipped > done * _MOST_SKIPPED
+        return [*short, *([_UNEVEN.format(skipped=skipped, done=done)] if uneven else [])]
 
 
 def read(folder: Path) -> Soak:
