@@ -52,7 +52,9 @@ class Soak:
             if not one.is_fine
         ]
         errors = self.tally.get("errors", [])
-        failed = [f"{len(errors)} deeds did not go as they should, the first: {errors[0]}"] if errors else []
+        failed = (
+            [f"{len(errors)} deeds did not go as they should, the first: {errors[0][:200]}"] if errors else []
+        )
         return [*self._doubts, *grown, *failed]
 
     @property
@@ -143,7 +145,7 @@ def _done(soak: Soak) -> list[str]:
     return [
         _table(["deed", "times"], [[what, f"{times:,}"] for what, times in done.items()]),
         f"{skipped} Not as it should be: {len(errors)}.",
-        "\n".join(f"- `{error}`" for error in errors[:10]),
+        "\n".join(f"- `{error[:200]}`" for error in errors[:10]),
     ]
 
 
