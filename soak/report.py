@@ -11,6 +11,11 @@ from .judge import BOUNDS, Finding, Sample, findings, left_over, points_of
 SAMPLES = "samples.jsonl"
 _FEWEST = 60
 """Samples under load: ten minutes."""
+_MOST_SKIPPED = 0.01
+_UNEVEN = (
+    "the load was not steady, so growth proves nothing: {skipped} deeds were skipped beside {done} done, "
+    "because the machine was too slow for the rate"
+)
 PICTURE = "soak.svg"
 
 
@@ -47,13 +52,18 @@ class Soak:
             if not one.is_fine
         ]
         errors = self.tally.get("errors", [])
-        failed = [f"{len(errors)} deeds did not go as they should, the first: {errors[0]}"] if errors else []
+        failed = (
+            [f"{len(errors)} deeds did not go as they should, the first: {errors[0][:200]}"] if errors else []
+        )
         return [*self._doubts, *grown, *failed]
 
     @property
     def _doubts(self) -> list[str]:
         loaded = sum(sample["loaded"] for sample in self.samples)
-        return [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
+        short = [] if loaded >= _FEWEST else [f"too short to be judged: {loaded} samples of {_FEWEST}"]
+        skipped, done = self.tally.get("skipped", 0), sum(self.tally.get("done", {}).values())
+        uneven = skipped > done * _MOST_SKIPPED
+        return [*short, *([_UNEVEN.format(skipped=skipped, done=done)] if uneven else [])]
 
 
 def read(folder: Path) -> Soak:
@@ -135,7 +145,7 @@ def _done(soak: Soak) -> list[str]:
     return [
         _table(["deed", "times"], [[what, f"{times:,}"] for what, times in done.items()]),
         f"{skipped} Not as it should be: {len(errors)}.",
-        "\n".join(f"- `{error}`" for error in errors[:10]),
+        "\n".join(f"- `{error[:200]}`" for error in errors[:10]),
     ]
 
 

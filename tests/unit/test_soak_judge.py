@@ -74,6 +74,8 @@ def test_a_soak_fails_by_growth_by_errors_and_by_being_too_short() -> None:
     assert "resident memory" in problems(sampled(99.0), [])[0]
     assert "1 deeds" in problems(sampled(0.0), ["runs: TimeoutError: "])[0]
     assert "too short" in problems(sampled(0.0, count=20), [])[0]
+    slow = Soak(head=HEAD, samples=sampled(0.0), tally={"done": {"runs": 3}, "skipped": 2, "errors": []})
+    assert "not steady" in slow.problems[0]
 
 
 def test_the_page_says_how_long_what_grew_and_how_to_do_it_again() -> None:
