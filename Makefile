@@ -9,7 +9,7 @@ demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9
 
 test: .venv/ready            ## The tests, against the real server; `test-cold` and `stress` are the long ones
 	$(BIN)/pytest -q -m "not cold" -n 2 --dist worksteal tests/unit tests/fuzz tests/replay tests/workflow
-	$(BIN)/pytest -q -m "not cold" tests/process
+	$(BIN)/pytest -q -m "not cold" -n 2 --dist loadfile tests/process
 
 test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay
 	$(BIN)/pytest -q -m cold

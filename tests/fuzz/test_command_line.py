@@ -34,18 +34,29 @@ JSONS = ["{}", "[]", "{", "[" * 50_000, '{"a": "\\ud800"}', "9" * 5000, "NaN"]
 words = st.sampled_from([*NUMBERS, *PAIRS, *JSONS, "-", "--", "/", "~nobody/x", "a:=[", "a:={}"]) | (
     junk.texts.filter(lambda text: "\0" not in text)  # no process can be given one
 )
-COMMANDS: dict[str, Any] = dict(vars(get_command(cli.app))["commands"])
+
+
+def _commands(group: Any) -> dict[tuple[str, ...], Any]:
+    """All commands, those of groups too, by the words that call them."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, command in group.commands.items():
+        below = _commands(command) if hasattr(command, "commands") else {(): command}
+        found |= {(name, *rest): one for rest, one in below.items()}
+    return found
+
+
+COMMANDS = _commands(get_command(cli.app))
 
 
 def _options(command: Any) -> list[str]:
     return [name for param in command.params for name in param.opts if name.startswith("-")]
 
 
-def _line(name: str, parts: list[tuple[str, ...]]) -> list[str]:
-    return [name, *(word for part in parts for word in part)]
+def _line(names: tuple[str, ...], parts: list[tuple[str, ...]]) -> list[str]:
+    return [*names, *(word for part in parts for word in part)]
 
 
-def _lines(name: str) -> st.SearchStrategy[list[str]]:
+def _lines(name: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
     options = [one for one in _options(COMMANDS[name]) if one not in ("--help", "-h")]
     alone: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options) | words)
     pair: st.SearchStrategy[tuple[str, ...]] = st.tuples(st.sampled_from(options), words)
