@@ -118,10 +118,10 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
 
 
 @asynccontextmanager
-async def _stage(file: IO[str]) -> AsyncGenerator[Stage]:
+async def _stage(file: IO[str], folder: Path) -> AsyncGenerator[Stage]:
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
-        log = stack.enter_context((home / "workers.log").open("ab"))
+        log = stack.enter_context((folder / "workers.log").open("wb"))  # for whoever looks into a failure
         continue_at = {"limit.historyCount.suggestContinueAsNew": str(CONTINUE_AT)}
         starting = DevServer.start(
             db=home / "server" / "temporal.db", ui_port=False, dynamic_config=continue_at
@@ -156,7 +156,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
         "note": note,
     }
     with (folder / report.SAMPLES).open("w") as file:
-        async with _stage(file) as stage:
+        async with _stage(file, folder) as stage:
             stage.write(head)
             tally = Tally()
             over = asyncio.Event()
