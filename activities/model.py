@@ -122,7 +122,8 @@ class ModelCalls:
         limits = (request.config.provider, name)
         model.check(request.config)
         try:
-            ticket = await self.traffic.admit(name, limits, lambda: _reads(request))
+            waits = not call.can_fall_back("circuit_open")
+            ticket = await self.traffic.admit(name, limits, lambda: _reads(request), waits=waits)
         except CircuitOpen as refusal:
             kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
             raise ModelError(kind, str(refusal), retry_after=refusal.retry_after) from None
@@ -239,6 +240,11 @@ class _Call:
 
     def wasted_microusd(self, usage: Usage) -> int:
         return self.chosen.price.cost_microusd(usage) if self.chosen.price else 0
+
+    def can_fall_back(self, kind: ErrorKind) -> bool:
+        """Whether another model of the chain is taken on such an error."""
+        others = self.spec.models[self.want.model + 1 :]
+        return any(RULES[kind].falls_back if one.on is None else kind in one.on for one in others)
 
     def failure(self, error: ModelError) -> ApplicationError:
         """The error as Temporal is to take it. Also leaves the cost where the next attempt finds it."""

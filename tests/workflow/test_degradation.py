@@ -80,7 +80,7 @@ async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(se
     provider.broken = fails("overloaded", "too many")
     fast: dict[str, Any] = {
         "circuit_threshold": 1,
-        "circuit_wait": timedelta(milliseconds=100),
+        "circuit_wait": timedelta(seconds=3),
         "parked_retry": timedelta(milliseconds=100),
     }
     agent = Agent(name="a", model="scripted:x")
@@ -314,7 +314,8 @@ async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve)
     provider = Provider()
     provider.broken = fails("overloaded")
     agent = Agent(name="a", model="scripted:x")
-    async with serve(agent, models=models(scripted=provider), circuit_threshold=1) as client:
+    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(minutes=1)}
+    async with serve(agent, models=models(scripted=provider), **long) as client:
         run = await client.start("a", "go")
         await _parked(client, run)
         await run.stop()
