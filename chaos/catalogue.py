@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+PLAIN: Final[dict[str, Any]] = {
+    "string": str,
+    "integer": int,
+    "number": int | float,
+    "boolean": bool,
+    "object": dict[str, Any],
+}
+"""What the schemas' type names are in Python, for subjects whose tools are made from type hints."""
 
 
 @dataclass(frozen=True)

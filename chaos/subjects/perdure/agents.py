@@ -10,19 +10,12 @@ from typing import Annotated, Any
 import httpx2
 from pydantic import Field
 
-from chaos.catalogue import agent_name, load
+from chaos.catalogue import PLAIN, agent_name, load
 from chaos.subjects import MODEL_TIMEOUT_SECONDS, TOOL_TIMEOUT_SECONDS
 from perdure import Agent, Limits, RetryableToolError, ToolContext, tool
 from perdure.model import ModelConfig
 from perdure.tools import Tool, ToolRetry
 
-_PLAIN: dict[str, Any] = {
-    "string": str,
-    "integer": int,
-    "number": int | float,
-    "boolean": bool,
-    "object": dict[str, Any],
-}
 _HTTP = httpx2.AsyncClient(
     base_url=os.environ["CHAOS_TOOLS"],
     timeout=TOOL_TIMEOUT_SECONDS + 60.0,  # Perdure's own timeout is the one that counts
@@ -92,7 +85,7 @@ def _hint(schema: dict[str, Any]) -> Any:
     if kind == "array":
         of_items: Any = _hint(schema.get("items", {}))
         return list[of_items]
-    return _PLAIN.get(str(kind), Any)
+    return PLAIN.get(str(kind), Any)
 
 
 def _agent(name: str, documents: list[dict[str, Any]]) -> Agent:

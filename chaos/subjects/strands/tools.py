@@ -8,16 +8,9 @@ from typing import Any
 import httpx
 from temporalio import activity
 
-from chaos.catalogue import load
+from chaos.catalogue import PLAIN, load
 from chaos.subjects import TOOL_TIMEOUT_SECONDS
 
-_PLAIN: dict[str, Any] = {
-    "string": str,
-    "integer": int,
-    "number": int | float,
-    "boolean": bool,
-    "object": dict[str, Any],
-}
 _HTTP = httpx.AsyncClient(
     base_url=os.environ["CHAOS_TOOLS"],
     timeout=TOOL_TIMEOUT_SECONDS + 60.0,
@@ -70,9 +63,9 @@ def _hint(schema: dict[str, Any], name: str, whole: dict[str, Any]) -> Any:
     if isinstance(kind, list):
         plain: Any = int | str
     elif kind == "array":
-        plain = list[_PLAIN.get(schema.get("items", {}).get("type"), Any)]
+        plain = list[PLAIN.get(schema.get("items", {}).get("type"), Any)]
     else:
-        plain = _PLAIN.get(str(kind), Any)
+        plain = PLAIN.get(str(kind), Any)
     return plain if name in whole.get("required", []) else plain | None
 
 
