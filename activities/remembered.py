@@ -44,16 +44,19 @@ class Remembered:
         """Remember an answer, if the tool wants it."""
         if tool.fallback is None or tool.fallback.remembered is None:
             return
-        self._known[_key(want)] = (self.clock(), kept)
-        self._known.move_to_end(_key(want))
+        key = _key(want)
+        self._known[key] = (self.clock(), kept)
+        self._known.move_to_end(key)
         if len(self._known) > _MOST:
             self._known.popitem(last=False)
 
     def find(self, tool: Tool, want: ToolInput) -> Earlier | None:
         """What the same call gave, if that is not too long ago."""
         longest = tool.fallback.remembered if tool.fallback else None
+        if longest is None:
+            return None
         found = self._known.get(_key(want))
-        if longest is None or found is None:
+        if found is None:
             return None
         seconds = self.clock() - found[0]
         return Earlier(found[1], seconds) if seconds <= longest.total_seconds() else None

@@ -153,13 +153,13 @@ class Transcripts:
         if entry is not None:
             before = entry.results.get(result.call_id)
             entry.results[result.call_id] = result
-            self._grow(entry, _bytes_of(result) - (_bytes_of(before) if before else 0))
+            self._grow(entry, size_bytes(result) - (size_bytes(before) if before else 0))
 
     def _remember(self, entry: _Entry, want: ModelInput) -> None:
         """Put the newest tool message together from results that were made here; `tail` proves it."""
         last = entry.messages[-1] if entry.messages else None
         results, entry.results = entry.results, {}
-        self._grow(entry, -sum(_bytes_of(result) for result in results.values()))
+        self._grow(entry, -sum(size_bytes(result) for result in results.values()))
         if want.fresh or last is None or not last.tool_calls or entry.end + 1 != want.view.length:
             return
         if all(call.id in results for call in last.tool_calls):
@@ -257,10 +257,6 @@ def _of_agent(found: ResolvedAgent) -> AgentSpec:
 def _key() -> tuple[str, str]:
     info = activity.info()
     return str(info.workflow_id), str(info.workflow_run_id)
-
-
-def _bytes_of(result: ToolResult) -> int:
-    return len(result.model_dump_json().encode())
 
 
 def _seen(entry: _Entry, want: ModelInput) -> list[Message]:

@@ -48,6 +48,13 @@ class Limits(BaseModel):
         per_tool = {name: _smaller(self.per_tool.get(name), theirs_per_tool.get(name)) for name in tools}
         return type(self)(**merged, per_tool=per_tool)
 
+    def replaced_by(self, other: "Limits | None") -> Self:
+        """The bounds that are set in the other in place of its own; tool by tool."""
+        if other is None:
+            return self
+        changed = {name: getattr(other, name) for name in other.model_fields_set}
+        return self.model_copy(update={**changed, "per_tool": {**self.per_tool, **other.per_tool}})
+
 
 class SwarmLimits(Limits):
     """Hard bounds of a swarm. Tokens, cost and tool calls are of all its agents together."""

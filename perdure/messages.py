@@ -193,8 +193,8 @@ class Message(Value):
         return cls(role="user", parts=[Text(text=content)] if isinstance(content, str) else content)
 
 
-def size_bytes(message: Message) -> int:
-    """Bytes of the message as JSON (UTF-8): what it costs to carry."""
+def size_bytes(message: Message | ToolResult) -> int:
+    """Bytes of the message, or of one result, as JSON (UTF-8): what it costs to carry."""
     return len(message.model_dump_json().encode())
 
 

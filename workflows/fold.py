@@ -448,26 +448,16 @@ def _redriven(state: State, event: Redriven) -> State:
     if state.parked is None:
         return state
     if event.limits is not None:
-        state = replace(state, relimited=relimited(state.relimited or Limits(), event.limits))
+        state = replace(state, relimited=(state.relimited or Limits()).replaced_by(event.limits))
     limits = state.limits
     if event.spec is not None:
         limits = event.spec.limits.tightened_by(state.request.limits)
         state = replace(state, spec=event.spec, members=event.members)
     if state.session is None:
-        state = replace(state, limits=relimited(limits, state.relimited))
+        state = replace(state, limits=limits.replaced_by(state.relimited))
     elif event.spec is not None:
         state = replace(state, session=replace(state.session, turn_limits=limits))
     return replace(_resumed(state), paused=state.paused)
-
-
-def relimited(limits: Limits, changed: Limits | None) -> Limits:
-    """The bounds, those that are set in `changed` in place of their own; tool by tool."""
-    if changed is None:
-        return limits
-    given = {name: getattr(changed, name) for name in changed.model_fields_set}
-    given["per_tool"] = {**limits.per_tool, **changed.per_tool}
-    fields = limits.model_fields_set | given.keys()
-    return Limits.model_validate({name: {**dict(limits), **given}[name] for name in fields})
 
 
 def _end_asked(state: State, event: EndAsked) -> State:
