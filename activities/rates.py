@@ -26,6 +26,8 @@ MEMORY: Final = "memory"
 _log = logging.getLogger("perdure.rates")
 _SLICE: Final = 5
 """Seconds over which calls are let in evenly."""
+_MANY: Final = 1200
+"""Calls a minute from which on they are let in evenly over each single second."""
 _ALONE: Final = timedelta(seconds=30)
 """After the store has failed, it is asked again after so long."""
 _STORE_ANSWERS_WITHIN: Final = 2.0
@@ -190,7 +192,9 @@ def _evenly(calls: int) -> "RateLimitItem":
 
     if calls <= 12:
         return RateLimitItemPerSecond(1, math.ceil(60 / calls))
-    if calls >= 240:  # what is cut off is less than a twentieth
+    if calls >= _MANY:  # what is cut off, here and below, is less than a twentieth
+        return RateLimitItemPerSecond(calls // 60)
+    if calls >= 240:
         return RateLimitItemPerSecond(calls * _SLICE // 60, _SLICE)
     seconds = next(s for s in (5, 6, 10, 12, 15, 20, 30, 60) if calls * s % 60 == 0)
     return RateLimitItemPerSecond(calls * seconds // 60, seconds)

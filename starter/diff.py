@@ -156,6 +156,19 @@ class Seen:
         yield MessageFinished(index=self.messages, step=step, text=whole, thinking=thinking)
         self.calls.update({call.id: call for call in message.tool_calls})
 
+    def _rest(self, result: RunResult) -> Iterator[Event]:
+        """What is missing of the last answer. The server knows it, though the transcript is the worker's."""
+        output = result.output
+        if result.steps <= self.answered or not isinstance(output, str):
+            return
+        text = self.texts.pop(result.steps, _Text(attempt=1))
+        self.answered = result.steps
+        if not output.startswith(text.told):
+            yield TextRestarted(step=result.steps, attempt=text.attempt)
+            text.told = ""
+        if len(output) > len(text.told):
+            yield self._delta(result.steps, text, output[len(text.told) :], 0)
+
     def _result(self, result: ToolResult) -> Iterator[Event]:
         call = self.calls.get(result.call_id)
         yield from self._start(result.call_id, result.name, call.arguments if call else {})
@@ -249,7 +262,9 @@ class Seen:
             )
 
     def of_end(self, result: RunResult | None) -> Iterator[Event]:
-        """News of the runs below once the run is over: none of them is left without its end."""
+        """News once the run is over: the answer that no worker told of, and no run below without its end."""
+        if result is not None and result.stop_reason == "end_turn" and not result.nodes:
+            yield from self._rest(result)
         yield from self.of_nodes(nodes_of(result) if result else [])
         for node in list(self.nodes.values()):
             yield from self._node_ended(

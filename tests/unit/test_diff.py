@@ -108,6 +108,24 @@ def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> 
         assert reader.text(step) == answer
 
 
+@given(watched())
+def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[Heard]) -> None:
+    seen, events, reader = Seen(), list[Event](), Reader()
+    for step, (heard, attempt, answer) in enumerate(run, 1):
+        for of_attempt, said in heard:
+            events += seen.of_flights([window(step, of_attempt, said)])
+        if step < len(run):
+            events += seen.of_messages([message(step, attempt, answer)])
+    last = run[-1][2]
+    result = RunResult(agent="a", output=last, stop_reason="end_turn", steps=len(run))
+    events += seen.of_end(result)
+    assert_told_in_order(events)
+    for event in events:
+        reader.feed(event)
+    assert reader.text(len(run)) == last
+    assert list(seen.of_end(result)) == [], "once"
+
+
 def test_another_models_answer_is_not_glued_to_the_first_ones() -> None:
     seen = Seen()
     events = [*seen.of_flights([window(1, 1, "Hello")]), *seen.of_flights([window(1, 1, "Good day")])]

@@ -74,6 +74,16 @@ async def test_a_watcher_sees_the_answer_grow_and_end_whole(serve: Serve) -> Non
     assert history < 2 * len(ANSWER) + 8_000, "the reply, the result, and nothing for the pieces"
 
 
+async def test_the_answer_is_told_though_no_worker_is_left_to_ask(serve: Serve) -> None:
+    agent = Agent(name="a", model="scripted:x")
+    async with serve(agent, models={"scripted": ScriptedModel([says(ANSWER)])}) as client:
+        run = await client.start("a", "go")
+        await run.result()
+    events = await collect(run)
+    assert joined(events, 1) == ANSWER
+    assert isinstance(events[-1], Finished)
+
+
 async def test_many_watchers_see_the_same_though_an_attempt_broke_off(serve: Serve) -> None:
     tries = 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from perdure import Agent, tool
 from perdure.model import ModelRequest
+from perdure.settings import RateLimit
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from tests.conftest import Serve, until
 
@@ -19,6 +20,8 @@ OUTAGE = 10.0
 SCALE = 60
 THRESHOLD = 5
 AT_ONCE = 20
+RATE = 30
+"""Calls a second."""
 WAIT = timedelta(seconds=15) / SCALE
 NAP = timedelta(seconds=30) / SCALE
 
@@ -68,8 +71,8 @@ async def test_an_outage_costs_few_calls_loses_no_run_and_ends_without_a_storm(s
     alone = Agent(name="alone", model="main:x", tools=[work])
     covered = Agent(name="covered", model="main:x", fallbacks=["spare:x"], tools=[work])
     models = {"main": ScriptedModel(main), "spare": ScriptedModel(spare)}
-    limits = {"main": {"calls": 60 * 40}}  # forty a second
-    async with serve(alone, covered, models=models, **_settings(rate_limits=_limits(limits))) as client:
+    limits = {"main": RateLimit(calls=60 * RATE)}
+    async with serve(alone, covered, models=models, **_settings(rate_limits=limits)) as client:
         main.is_away, began = True, loop.time()
         starting = [client.start("alone" if n % 2 else "covered", f"go {n}") for n in range(AGENTS)]
         runs = await asyncio.gather(*starting)
@@ -89,15 +92,10 @@ async def test_an_outage_costs_few_calls_loses_no_run_and_ends_without_a_storm(s
         assert not [info async for info in client.list(status="failed", agent="alone")]
     asked = len(main.asked) - main.in_vain
     assert asked == 3 * len(waiting), "each step was paid for once"
-    back = main.most_within(1.0, over)
-    print(f"asked in vain {main.in_vain} times; afterwards at most {back} calls a second")  # noqa: T201
-    assert back <= 2 * 40 + 1, "they came back at the rate that was set"
-
-
-def _limits(plain: dict[str, dict[str, int]]) -> Any:
-    from perdure.settings import RateLimit
-
-    return {name: RateLimit(**limit) for name, limit in plain.items()}
+    back = main.most_within(3.0, over)
+    print(f"asked in vain {main.in_vain} times; afterwards at most {back} calls in three seconds")  # noqa: T201
+    # Windows of a second, seen through those of three that begin anywhere, on a machine that may stand still.
+    assert back <= (3 + 1) * RATE + 1, "they came back at the rate that was set"
 
 
 def _mine(run_id: str) -> str:
