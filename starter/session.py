@@ -186,14 +186,21 @@ class Session:
                 result_type=TurnReply,
                 rpc_timeout=ANSWER_WITHIN,
             )
-        return await self.run.client.start_update_with_start_workflow(
-            SAY,
-            message,
-            start_workflow_operation=self._opening.operation(self.id),
-            wait_for_stage=accepted,
-            result_type=TurnReply,
-            rpc_timeout=ANSWER_WITHIN,
-        )
+        opening = self._opening.operation(self.id)
+        # Whether it was started is told by a future of its own; unread, its error is reported at random.
+        started = asyncio.create_task(opening.workflow_handle())
+        try:
+            return await self.run.client.start_update_with_start_workflow(
+                SAY,
+                message,
+                start_workflow_operation=opening,
+                wait_for_stage=accepted,
+                result_type=TurnReply,
+                rpc_timeout=ANSWER_WITHIN,
+            )
+        finally:
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
 
     async def _goes_on(self) -> bool:
         """Whether it only continued as new."""

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -412,6 +413,20 @@ async def test_stop_ends_the_turn_and_closes_the_session(serve: Serve) -> None:
         with pytest.raises(RunEnded, match="before it read"):
             await queued
         assert (await session.run.result()).stop_reason == "stopped"
+
+
+async def test_who_comes_too_late_is_told_so_once(serve: Serve) -> None:
+    unread = list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context))
+    async with serve(chatty(), models=models()) as client:
+        first, late = [await client.session("closed", agent="chatty") for _ in range(2)]
+        await first.say("one")
+        await first.close()
+        await first.run.result()
+        with pytest.raises(RunEnded, match="is over"):
+            await late.say("two")
+    gc.collect()  # futures whose errors nobody has read say so when they are collected
+    assert not unread
 
 
 async def test_a_cancelled_session_ends_as_cancelled(serve: Serve) -> None:
