@@ -42,7 +42,7 @@ A run of fewer than 200 tasks takes them from everywhere in the set.
 | untold | effects beyond the gold calls: done twice, and the tools could not tell. **Must be 0** |
 | models | model calls beyond those that the tasks need, of those a provider bills: paid for twice |
 | stall | longest time between two steps of one task, in seconds |
-| resumed | how often a parked run was resumed by the one on duty |
+| resumed | how often a parked run that does not try again by itself was resumed by the one on duty |
 | lost | tasks that did not end as they should, or not at all. **Must be 0** |
 """
 _TAIL = """\

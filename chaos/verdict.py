@@ -47,7 +47,7 @@ class Record:
     stall_seconds: float = 0.0
     """The longest time between two steps of one task."""
     resumes: int = 0
-    """How often a parked run was resumed by the one on duty."""
+    """How often a parked run that does not try again by itself was resumed by the one on duty."""
     errors: int = 0
     """Results the model was shown that were no answers of a tool."""
     surprises: int = 0

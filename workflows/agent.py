@@ -129,6 +129,7 @@ class AgentWorkflow:
         self._recalled_for: StopReason | None = None
         self._agent = ""
         self._begun: Status = "thinking"
+        self._held_up = ""
         self._layout = 1
         self._woken = False
 
@@ -172,10 +173,14 @@ class AgentWorkflow:
 
     async def _resolved(self, asked: RunRequest, branch: Branch | None) -> ResolvedAgent:
         try:
-            return await resolve(asked, branch)
+            return await resolve(asked, branch, held_up=self._be_held_up)
         except BaseException as error:
             self._begun = "cancelled" if is_cancelled_exception(error) else "failed"
             raise
+
+    def _be_held_up(self, why: str) -> None:
+        self._held_up = why
+        workflow.set_current_details(f"cannot begin: {why}")
 
     async def _loop(self, display: Display, request: Any) -> End:
         while True:
@@ -494,7 +499,7 @@ class AgentWorkflow:
     def status(self) -> RunStatus:
         """Where the run is."""
         if self._state is None:
-            return starting_report(self._agent, self._begun)
+            return starting_report(self._agent, self._begun, self._held_up)
         return status_report(self._state)
 
     @workflow.query(name=RESULT, description="The result so far; final once the run is over.")

@@ -285,9 +285,11 @@ def _child_status(state: State, child: Child) -> NodeStatus:
     return NodeStatus(key=child.key, node=child.name, kind=kind, run_id=child.run_id)
 
 
-def starting_report(agent: str, status: Status) -> RunStatus:
-    """Where a run is whose agent no worker has resolved yet, or never will."""
+def starting_report(agent: str, status: Status, held_up: str = "") -> RunStatus:
+    """Where a run is whose agent no worker has resolved yet, or never will; `held_up`: what is in the way."""
     doing = "starting" if status == "thinking" else f"{status} before it began"
+    if held_up and status == "thinking":
+        doing = f"{doing}: {held_up}; it tries again"
     return RunStatus(agent=agent, status=status, doing=doing)
 
 

@@ -1,12 +1,13 @@
 """The first thing a run does: fetch its agent's spec, once, into history."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from perdure.effects import RESOLVE_AGENT, Request
+from perdure.effects import BLOB_STORE_FAILED, RESOLVE_AGENT, Request
 from perdure.spec import AgentSpec, ResolvedAgent
 from perdure.tree import Branch
 from perdure.wire import Redrive, RunRequest
@@ -15,23 +16,41 @@ LAYOUT = 2
 """How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
 
 
-async def resolve(request: RunRequest, branch: Branch | None = None) -> ResolvedAgent:
+_ATTEMPTS_WHILE_ASKED = 10
+"""Somebody waits for the answer to a redrive."""
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=1)
+
+
+async def resolve(
+    request: RunRequest, branch: Branch | None = None, *, held_up: Callable[[str], None]
+) -> ResolvedAgent:
     """The agent as it is now; a deploy after this changes nothing for the run.
 
-    A child gets what its parent pinned for it, whatever was deployed in between.
+    A child gets what its parent pinned for it, whatever was deployed in between. While no worker can keep
+    the spec, which may be a full disk, the run waits, and `held_up` is told why.
 
     Raises:
         ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
 
     """
-    return await _resolved(_asked(request, branch))
+    asked, wait = _asked(request, branch), _FIRST_WAIT
+    while True:
+        try:
+            return await _resolved(asked, attempts=0)
+        except ApplicationError as error:
+            if error.type != BLOB_STORE_FAILED:
+                raise
+            held_up(error.message)
+        await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="the spec cannot be kept")
+        wait = min(2 * wait, _LONGEST_WAIT)
 
 
 async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
     """The agent with which a parked run is to go on: its own or the newest, with another model if wanted.
 
     Raises:
-        ApplicationError: as `resolve`; also for a model that no worker has a price for, where one is needed.
+        ApplicationError: as `resolve`; also for a model that no worker has a price for, where one is needed,
+            and when the spec cannot be kept.
 
     """
     own = None if redrive.newest else workflow.info().workflow_id
@@ -44,18 +63,20 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
             pin=None if redrive.newest else spec.pin,
             model=redrive.model,
             layout=LAYOUT,
-        )
+        ),
+        attempts=_ATTEMPTS_WHILE_ASKED,
     )
 
 
-async def _resolved(asked: Request) -> ResolvedAgent:
+async def _resolved(asked: Request, *, attempts: int) -> ResolvedAgent:
+    """What a worker says; 0 attempts: until one says it."""
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
             asked,
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
-            retry_policy=RetryPolicy(maximum_attempts=10),
+            retry_policy=RetryPolicy(maximum_interval=_LONGEST_WAIT, maximum_attempts=attempts),
             summary=f"resolve {asked.agent}",
         )
         return resolved

@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from perdure import Agent, InvalidRequest, RemoteTool, RunConflict, RunEnded, ToolContext, tool
+from perdure.activities.blobs import FileBlobs
 from perdure.blobs import BlobStore
 from perdure.messages import Text, ToolCall
 from perdure.model import ModelRequest
@@ -19,7 +20,7 @@ from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire import RunRequest
 from perdure.workflows.fold import fold, initial
 from perdure.workflows.state import EndAsked
-from tests.conftest import Gate, Serve, until_status
+from tests.conftest import Gate, Serve, until, until_status
 
 HALF = "half \ud83d"
 """Half of a character: Python can hold it, UTF-8 and JSON cannot."""
@@ -178,6 +179,47 @@ async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings
     assert failure is not None
     assert failure.kind == "storage"
     assert asked == 2, "the reply that could not be kept was paid for once"
+
+
+async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
+    settings: Settings,
+) -> None:
+    from perdure.starter.client import Client
+    from perdure.workers.running import serving
+
+    full = True
+
+    class FullForAWhile(FileBlobs):
+        """Takes nothing until somebody has made room."""
+
+        async def put(self, data: bytes) -> str:
+            if full:
+                raise OSError("No space left on device")
+            return await super().put(data)
+
+    agent = Agent(name="a", model="scripted:x", instructions="Be brief. " * 200)
+    small = settings.model_copy(update={"blob_threshold_bytes": 1024})
+    models = {"scripted": ScriptedModel([says("done")])}
+    async with serving(
+        [agent],
+        models=models,
+        address=settings.address,
+        settings=small,
+        blobs=FullForAWhile(settings.home / "blobs"),
+    ) as served:
+        client = Client(served[0], task_queue=served[1])
+        run = await client.start("a", "go")
+
+        async def says_why() -> bool:
+            return "No space left" in (await run.status()).doing
+
+        await until(says_why)
+        refused = await client.start("a", "go")
+        await until_status(client, refused.id, "thinking")
+        await refused.cancel()
+        assert (await refused.result()).stop_reason == "cancelled"
+        full = False
+        assert (await run.result()).output == "done"
 
 
 async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_done_its_work(

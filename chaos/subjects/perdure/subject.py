@@ -64,14 +64,16 @@ class Perdure:
         return Played(task=task.id, error="" if ended == "stopped" else f"the session ended: {ended}")
 
     async def mend(self, client: Client) -> int:
-        """Resume what is parked."""
+        """Resume what is parked and does not try again by itself."""
         resumed = 0
         with suppress(PerdureError):  # nobody answers just now: next time
-            parked = [run.id async for run in client.list(status="parked", most=1000)]
+            parked = [client.get(run.id) async for run in client.parked()]
             for run in parked:
                 with suppress(PerdureError):  # it went on by itself, or no worker is there
-                    await client.get(run).resume()
-                    resumed += 1
+                    failure = (await run.status()).failure
+                    if failure is not None and failure.resumes_at is None:
+                        await run.resume()
+                        resumed += 1
         return resumed
 
 
