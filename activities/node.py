@@ -24,10 +24,10 @@ from perdure.messages import Text
 from perdure.texts import bounded
 
 from .heartbeat import Heart
+from .passing import may_pass
 from .redact import redact
 from .results import keep
 
-_TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
 _BEAT = timedelta(seconds=1)
 
 
@@ -44,7 +44,7 @@ class NodeCalls:
         """Call the function; gives what it gave, as JSON.
 
         Raises:
-            ApplicationError: retryable for connection errors, timeouts and RetryableToolError.
+            ApplicationError: retryable for what may pass: see `passing`.
 
         """
         function = self._function(want)
@@ -118,6 +118,6 @@ def _failure(error: Exception) -> ApplicationError:
     return ApplicationError(
         bounded(redact(f"{type(error).__name__}: {said}")),
         type=kind,
-        non_retryable=not isinstance(error, _TRANSIENT),
+        non_retryable=not may_pass(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,
     )

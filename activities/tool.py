@@ -23,6 +23,7 @@ from perdure.tools import Tool, ToolContext
 
 from .circuit import CircuitOpen
 from .heartbeat import Heart
+from .passing import may_pass
 from .rates import Throttled
 from .redact import redact
 from .remembered import Remembered
@@ -32,8 +33,6 @@ from .traffic import Traffic
 from .transcripts import Transcripts
 
 _BEAT = timedelta(seconds=1)
-_TRANSIENT = (ConnectionError, TimeoutError, RetryableToolError)
-"""What another attempt may mend. Anything else a tool raises goes to the model at once."""
 
 
 class Refused(Exception):
@@ -218,8 +217,8 @@ def _is_the_tools_own(error: BaseException) -> bool:
 
 def _again(error: BaseException, attempts: int) -> ApplicationError | None:
     """What makes Temporal try again, while the tool's policy allows and it may help."""
-    passing = isinstance(error, ApplicationError) and not error.non_retryable
-    if activity.info().attempt >= attempts or not (passing or isinstance(error, _TRANSIENT)):
+    asked_for = isinstance(error, ApplicationError) and not error.non_retryable
+    if activity.info().attempt >= attempts or not (asked_for or may_pass(error)):
         return None
     delay = None
     if isinstance(error, RetryableToolError):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from perdure.starter.run import Run
     from perdure.starter.session import Session
     from perdure.swarm import Swarm
-    from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, as_tool, ask_person, tool
+    from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, ToolRetry, as_tool, ask_person, tool
     from perdure.wire import NodeResult, RunRequest, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
     from perdure.workflows.child import run_agent
@@ -81,6 +81,7 @@ _HOME = {
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
     "ToolFallback": "perdure.fallbacks",
+    "ToolRetry": "perdure.tools",
     "TurnReply": "perdure.wire",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",
@@ -133,6 +134,7 @@ __all__ = [
     "Tool",
     "ToolContext",
     "ToolFallback",
+    "ToolRetry",
     "TurnReply",
     "Usage",
     "as_tool",

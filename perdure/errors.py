@@ -146,7 +146,7 @@ RULES: dict[ErrorKind, Rule] = {
     ),
     "tool_error": Rule(
         "tool",
-        "the tool failed; again only for `ConnectionError`, `TimeoutError`, `RetryableToolError`",
+        "the tool failed; again only for a lost connection, a timeout, `RetryableToolError`",
         retried=True,
         falls_back=True,
         trips=True,

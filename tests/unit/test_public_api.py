@@ -54,6 +54,7 @@ PUBLIC = [
     "Tool",
     "ToolContext",
     "ToolFallback",
+    "ToolRetry",
     "TurnReply",
     "Usage",
     "as_tool",

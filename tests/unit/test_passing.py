@@ -1,0 +1,108 @@
+"""A dead, a silent and a cut line: whatever a library raises, it is tried again; an answer is not."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import boto3
+import httpx2
+import pytest
+import requests
+import urllib3
+from botocore.config import Config
+
+from perdure import FatalToolError, RetryableToolError
+from perdure.activities.passing import may_pass
+
+_SOON = 0.2
+
+
+def _with_httpx2(url: str) -> object:
+    return httpx2.get(url, timeout=_SOON).raise_for_status().text
+
+
+def _with_requests(url: str) -> None:
+    requests.get(url, timeout=_SOON).raise_for_status()
+
+
+def _with_urllib3(url: str) -> object:
+    return urllib3.request("GET", url, timeout=_SOON, retries=1)
+
+
+def _with_urllib3_once(url: str) -> object:
+    return urllib3.request("GET", url, timeout=_SOON, retries=False)
+
+
+def _with_boto3(url: str) -> object:
+    config = Config(connect_timeout=_SOON, read_timeout=_SOON, retries={"total_max_attempts": 1})
+    session = boto3.Session(aws_access_key_id="x", aws_secret_access_key="x", region_name="x")
+    return session.client("s3", endpoint_url=url, config=config).list_buckets()
+
+
+LIBRARIES = [_with_httpx2, _with_requests, _with_urllib3, _with_urllib3_once, _with_boto3]
+
+
+def _answer(server: socket.socket, answer: bytes) -> None:
+    while True:
+        try:
+            line, _ = server.accept()
+        except OSError:
+            return
+        line.recv(4096)
+        line.sendall(answer)
+        line.close()
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server
+
+
+def _raised(call: Callable[[str], object], server: socket.socket) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is each library's own matter
+        call(f"http://127.0.0.1:{server.getsockname()[1]}/")
+    return caught.value
+
+
+@pytest.mark.parametrize("call", LIBRARIES)
+def test_nobody_there_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
+    assert may_pass(_raised(call, server))
+
+
+@pytest.mark.parametrize("call", LIBRARIES)
+def test_silence_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
+    server.listen()
+    assert may_pass(_raised(call, server))
+
+
+@pytest.mark.parametrize("call", LIBRARIES)
+def test_a_cut_line_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
+    server.listen()
+    threading.Thread(target=_answer, args=(server, b""), daemon=True).start()
+    assert may_pass(_raised(call, server))
+
+
+@pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_boto3])
+def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.socket) -> None:
+    server.listen()
+    refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    threading.Thread(target=_answer, args=(server, refusal), daemon=True).start()
+    assert not may_pass(_raised(call, server))
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (RetryableToolError("busy"), True),
+        (FatalToolError("no"), False),
+        (ValueError("ConnectionError"), False),
+        (type("ConnectionError", (Exception,), {"__module__": "shop.errors"})(), False),
+        (OSError("disk"), False),
+    ],
+)
+def test_errors_without_a_library(error: Exception, again: bool) -> None:
+    assert may_pass(error) is again
