@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_TOOL, READ_RESULT, Progress, ToolInput, ToolOutcome
+from perdure.effects import CALL_TOOL, READ_RESULT, WORKER_STOPPED, Progress, ToolInput, ToolOutcome
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
 from perdure.texts import bounded, whole
@@ -92,7 +92,7 @@ class ToolCalls:
             return self._given_up(tool, want, _said(error, name=""), kind)
         except BaseException as error:
             if not _is_the_tools_own(error):
-                raise
+                raise _cut_short(error) from None
             failed = error
         else:
             # Outside the try: the tool has done its work, and nothing here may have it done again.
@@ -213,6 +213,18 @@ def _is_the_tools_own(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return not activity.is_cancelled()
     return not isinstance(error, SystemExit | KeyboardInterrupt)
+
+
+def _cut_short(error: BaseException) -> BaseException:
+    """The call ends because the worker does: whoever reads the last attempt's error must know that much."""
+    details = activity.cancellation_details()
+    if details is None or not details.worker_shutdown:
+        return error
+    return ApplicationError(
+        "The worker was stopped before the tool returned; the call may or may not have taken effect.",
+        type=WORKER_STOPPED,
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 def _again(error: BaseException, attempts: int) -> ApplicationError | None:

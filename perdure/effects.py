@@ -49,6 +49,9 @@ TOO_LARGE_TYPES: Final = (TOO_LARGE, "GrpcMessageTooLarge")
 BLOB_STORE_FAILED: Final = "BlobStoreFailed"
 """Error type: a payload could not be kept. Not retried either: its activity has had its effect."""
 
+WORKER_STOPPED: Final = "WorkerStopped"
+"""Error type: the worker was told to end while the call was under way. Another may make it."""
+
 PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""
 

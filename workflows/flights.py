@@ -23,6 +23,7 @@ from perdure.effects import (
     STALE,
     TOO_LARGE,
     TOO_LARGE_TYPES,
+    WORKER_STOPPED,
     ModelFailure,
     ModelInput,
     ModelOutcome,
@@ -307,6 +308,7 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = f"The tool has done its work, but its result could not be kept: {cause.message}"
     elif isinstance(cause, ApplicationError):
         text = cause.message
+        kind = "tool_timeout" if cause.type == WORKER_STOPPED else kind
     elif is_cancelled_exception(error):
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:

@@ -1,7 +1,7 @@
 """Odd input, from people, models, tools and stores: an answer or one typed error, never a hang."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from temporalio.client import Client as TemporalClient
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from perdure import Agent, InvalidRequest, RemoteTool, RunConflict, RunEnded, ToolContext, tool
+from perdure import Agent, InvalidRequest, RemoteTool, RunConflict, RunEnded, ToolContext, ToolRetry, tool
 from perdure.activities.blobs import FileBlobs
 from perdure.blobs import BlobStore
 from perdure.messages import Text, ToolCall
@@ -220,6 +220,37 @@ async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
         assert (await refused.result()).stop_reason == "cancelled"
         full = False
         assert (await run.result()).output == "done"
+
+
+async def test_a_call_cut_by_its_workers_end_may_or_may_not_have_taken_effect(settings: Settings) -> None:
+    from perdure.starter.client import Client
+    from perdure.workers.running import serving
+
+    reached = asyncio.Event()
+
+    @tool(effect="write", retry=ToolRetry(attempts=1))
+    async def book() -> str:
+        """Book it."""
+        reached.set()
+        await asyncio.Event().wait()
+        return "booked"
+
+    agent = Agent(name="a", model="scripted:x", tools=[book])
+    models = {"scripted": ScriptedModel([calls("book"), says("done")])}
+    hasty = settings.model_copy(update={"graceful_shutdown_timeout": timedelta()})
+
+    def worker() -> Any:
+        return serving([agent], models=models, address=settings.address, settings=hasty)
+
+    async with worker() as served:
+        run = await Client(served[0], task_queue=served[1]).start("a", "go")
+        await reached.wait()
+    async with worker() as served:
+        run = Client(served[0], task_queue=served[1]).get(run.id)
+        assert (await run.result()).output == "done"
+        [result] = (await run.transcript())[2].tool_results
+    assert (result.is_error, result.error_kind) == (True, "tool_timeout")
+    assert "may or may not have taken effect" in result.text
 
 
 async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_done_its_work(
