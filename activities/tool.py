@@ -121,13 +121,13 @@ class ToolCalls:
         async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
             if tool.circuit:
                 return await self._watched(tool, want, note)
-            await self.traffic.rates.enter((_key(tool),), lambda: 0)
+            await self.traffic.rates.enter((tool_key(tool.name),), lambda: 0)
             return await self._run(tool, want, note)
 
     async def _watched(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
         """Run the tool if its circuit lets it, and let others know how it went."""
         circuits = self.traffic.circuits
-        ticket = await self.traffic.admit(_key(tool), (_key(tool),))
+        ticket = await self.traffic.admit(tool_key(tool.name), (tool_key(tool.name),))
         try:
             value = await self._run(tool, want, note)
         except (Refused, FatalToolError):
@@ -188,9 +188,9 @@ class _Note:
         return Progress(call=self.call_id, attempt=activity.info().attempt, seq=seq, note=self.text[:window])
 
 
-def _key(tool: Tool) -> str:
-    """By what circuits and rate limits know it."""
-    return f"tool:{tool.name}"
+def tool_key(name: str) -> str:
+    """By what circuits and rate limits know a tool."""
+    return f"tool:{name}"
 
 
 def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:

@@ -6,7 +6,8 @@
 On the client, because the data converter belongs to it; workers and the replayer inherit it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -33,6 +34,7 @@ from perdure.prices import load as load_prices
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
 from perdure.swarm import Swarm
+from perdure.tools import Tool
 
 from ..activities.circuit import Circuits
 from ..activities.genai import circuit_opened, watch_circuits
@@ -43,7 +45,7 @@ from ..activities.rates import RateLimits
 from ..activities.rates import check as check_rates
 from ..activities.relay import relay
 from ..activities.resolve import Resolver
-from ..activities.tool import ToolCalls
+from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic import Traffic
 from ..activities.transcripts import Transcripts
 from ..workflows.agent import AgentWorkflow
@@ -54,6 +56,7 @@ from .converter import over
 from .runner import shared_runner, without_detours
 from .telemetry import interceptors
 
+_log = logging.getLogger("perdure.worker")
 STICKY = timedelta(seconds=1)
 """How long a message waits for the worker that knows the run, before any other may take it."""
 
@@ -150,6 +153,12 @@ class PerdurePlugin(SimplePlugin):
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Make sure that the server knows our search attributes before the first run needs them."""
+        for key in unmatched(self.settings.rate_limits, self.models, self.agents.values()):
+            _log.warning(
+                "PERDURE_RATE_LIMITS: %r is no provider, model or tool of this worker. "
+                'Write "anthropic", "anthropic:model" or "tool:name"',
+                key,
+            )
         if self.settings.search_attributes:
             await register_search_attributes(worker.client)
         try:
@@ -181,6 +190,15 @@ def _traffic(settings: Settings) -> Traffic:
     )
     watch_circuits(circuits)
     return Traffic(circuits=circuits, rates=RateLimits(settings.rate_limits, store))
+
+
+def unmatched(limits: Collection[str], providers: Collection[str], agents: Iterable[Agent]) -> list[str]:
+    """Keys of rate limits that no call of these agents would count against: slips of the pen, perhaps."""
+    known = set(providers)
+    for agent in agents:
+        known.update(config.name for config in agent.models)
+        known.update(tool_key(tool.name) for tool in agent.tools if isinstance(tool, Tool))
+    return sorted(set(limits) - known)
 
 
 def by_name(agents: Sequence[Member]) -> dict[str, Member]:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from perdure import Agent, tool
 from perdure.activities import rates
 from perdure.activities.rates import RateLimits, Throttled
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit, load
+from perdure.workers.plugin import unmatched
 
 
 class Waits:
@@ -169,3 +171,15 @@ async def test_workers_that_share_a_store_share_the_limit(redis_url: str) -> Non
         await tokens[1].enter(("a",), lambda: 900)
     for one in (*workers, *tokens):
         await one.close()
+
+
+def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
+    @tool
+    def search() -> str:
+        """Search."""
+        return ""
+
+    agent = Agent(name="a", model="anthropic:big", fallbacks=["openai:small"], tools=[search])
+    right = ["anthropic", "anthropic:big", "openai:small", "tool:search"]
+    wrong = ["antropic", "anthropic:small", "search", "tool:serch"]
+    assert unmatched([*wrong, *right], {"anthropic", "openai"}, [agent]) == sorted(wrong)
