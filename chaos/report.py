@@ -27,7 +27,8 @@ tasks are played at a time. Meanwhile parts are killed and cut off. In the end *
 judge the state of the APIs' objects and all results against a replay of the gold calls.
 
 What goes wrong, and at which call, follows from a seed (`python -m chaos schedule KIND --seed N` prints
-it, and a test holds it); which task's call that is, is up to the race of the day.
+it, and a test holds it); which task's call that is, is up to the race of the day. A seed that was run again
+is compared with the run before.
 
 A run of fewer than 200 tasks takes them from everywhere in the set.
 
@@ -44,6 +45,7 @@ A run of fewer than 200 tasks takes them from everywhere in the set.
 | stall | longest time between two steps of one task, in seconds |
 | resumed | how often a parked run that does not try again by itself was resumed by the one on duty |
 | lost | tasks that did not end as they should, or not at all. **Must be 0** |
+| runs | how often in a row the seed came out the same: faults done, tasks ended right, effects |
 """
 _TAIL = """\
 ## How to reproduce
@@ -125,9 +127,9 @@ def _of_subject(title: str, results: Sequence[Result]) -> str:
     lines = [f"## {title}\n", _of_machine(results[-1][0])]
     lines.append(
         "| kind | seed | faults | finished | right | equal | effects | told | untold | models | stall "
-        "| resumed | lost |"
+        "| resumed | lost | runs |"
     )
-    lines.append("| --- " + "| ---: " * 12 + "|")
+    lines.append("| --- " + "| ---: " * 13 + "|")
     lines += [_row(record) for _, record in results]
     lines.append("")
     said = [note for _, record in results for note in _said(record)]
@@ -157,6 +159,7 @@ def _row(record: Record) -> str:
         f"{record.stall_seconds:.1f}",
         str(record.resumes),
         f"**{record.lost}**",
+        str(record.runs),
     ]
     return f"| {' | '.join(cells)} |"
 

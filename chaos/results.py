@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,9 +41,14 @@ class Head:
 
 
 def keep(folder: Path, head: Head, record: Record) -> None:
-    """Add a result, in place of an older one of the same subject, kind and seed."""
+    """Add a result, in place of an older one of the same subject, kind and seed; whether both came out the
+    same is counted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {_key(one): (at, one) for at, one in load(folder)}
+    _, older = kept.get(_key(record), (head, None))
+    if older is not None and record.same(older):
+        record = replace(record, runs=older.runs + 1)
     kept[_key(record)] = (head, record)
     lines = [
         json.dumps({"head": asdict(at), "record": asdict(one)})

@@ -61,10 +61,17 @@ class Record:
     seconds: float = 0.0
     notes: Sequence[str] = ()
     """What the first tasks that were lost, or wrong, say of it."""
+    runs: int = 1
+    """How often in a row this seed came out the same."""
 
     def line(self) -> str:
         """As one line of JSON."""
         return json.dumps(asdict(self))
+
+    def same(self, other: "Record") -> bool:
+        """Whether the same tasks met the same faults, and ended the same."""
+        names = ("tasks", "faults", "unfired", "finished", "lost", "right", "equal", "effects", "untold")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def holds(self) -> bool:

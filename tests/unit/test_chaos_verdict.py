@@ -99,3 +99,12 @@ def test_results_are_kept_by_kind_and_seed_and_shown(tmp_path: Any) -> None:
     page = (tmp_path / "README.md").read_text()
     assert "in 2 of 2 runs" in page
     assert "| server | 1 | 10 | 1 of 1 |" in page
+
+
+def test_a_seed_that_comes_out_the_same_is_counted_and_one_that_does_not_begins_anew(tmp_path: Any) -> None:
+    head = Head.now({"bfcl-eval": "1"})
+    counts = list[int]()
+    for faults, right in (({"kill": 2}, 1), ({"kill": 2}, 1), ({"kill": 3}, 1), ({"kill": 3}, 0)):
+        keep(tmp_path, head, record(faults=faults, right=right))
+        counts += [one.runs for _, one in load(tmp_path)]
+    assert counts == [1, 2, 1, 1]
