@@ -1,7 +1,8 @@
 """Commands by which people act on runs."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -122,45 +123,61 @@ def _listed(want: "Approval") -> str:
     return f"{name}: {show.wanted(want)}"
 
 
+_AT_ONCE: Final = 20
 Act = Callable[["Run"], Coroutine[Any, Any, None]]
 
 
-async def _each(common: Common, ids: list[str], done: str, act: Act) -> int:
-    """Do it to every run, whatever becomes of the others; the exit code is the first failure's."""
+async def each(common: Common, ids: list[str], done: str, act: Act) -> int:
+    """Do it to every run, some at a time, whatever becomes of the others; told in the order of the ids.
+
+    The exit code is the first failure's.
+    """
     from perdure.errors import PerdureError
 
     client = await common.connect()
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(run_id: str) -> "PerdureError | None":
+        async with slots:
+            try:
+                await act(client.get(run_id))
+            except PerdureError as error:
+                return error
+            return None
+
     code = DONE
-    for run_id in ids:
-        try:
-            await act(client.get(run_id))
-        except PerdureError as error:
-            say_error(str(error))
+    async with asyncio.TaskGroup() as group:
+        acted = [(run_id, group.create_task(one(run_id))) for run_id in ids]
+        for run_id, task in acted:
+            error = await task
+            if error is None:
+                out(common, {"id": run_id, "done": done}, f"{run_id}: {done}")
+                continue
+            said = str(error)
+            say_error(said if run_id in said else f"{run_id}: {said}")
             code = code or code_of(error)
-        else:
-            out(common, {"id": run_id, "done": done}, f"{run_id}: {done}")
     return code
 
 
 @command("pause")
 async def pause(common: Common, ids: Ids) -> int:
     """Let what is in flight finish and start nothing new."""
-    return await _each(common, ids, "paused", lambda run: run.pause())
+    return await each(common, ids, "paused", lambda run: run.pause())
 
 
 @command("resume")
 async def resume(common: Common, ids: Ids) -> int:
     """Go on after a pause, or from the step at which a run was parked."""
-    return await _each(common, ids, "resumed", lambda run: run.resume())
+    return await each(common, ids, "resumed", lambda run: run.resume())
 
 
 @command("stop")
 async def stop(common: Common, ids: Ids) -> int:
     """Finish now, gracefully, with what there is."""
-    return await _each(common, ids, "told to stop", lambda run: run.stop())
+    return await each(common, ids, "told to stop", lambda run: run.stop())
 
 
 @command("cancel")
 async def cancel(common: Common, ids: Ids) -> int:
     """End now, as cancelled."""
-    return await _each(common, ids, "cancelled", lambda run: run.cancel())
+    return await each(common, ids, "cancelled", lambda run: run.cancel())

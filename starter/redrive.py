@@ -1,17 +1,15 @@
 """The command for parked runs: which there are, and why; and let them go on, many at once."""
 
-import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from .options import DONE, Common, code_of, command, out, pretty, refuse, say, say_error
+from .acts import each
+from .options import DONE, Common, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
-    from .client import Client, RunInfo
-
-_AT_ONCE: Final = 20
+    from .client import RunInfo
 
 
 @command("redrive")
@@ -44,14 +42,20 @@ async def redrive(
         chosen["older_than"] = duration_of(older_than, "--older-than ")
     if bool(ids) == bool(chosen or all):
         refuse("say which runs: their ids, or --cause, --agent, --user, --older-than, --query, or --all")
-    client = await common.connect()
-    how = {"model": model, "newest": newest, "limits": limits_of(limit or [])}
-    if ids:
-        return await _redriven(common, client, ids, how, dry_run=dry_run)
-    found = [info async for info in client.parked(**chosen, most=most)]
-    if dry_run or not found:
-        return _tell(common, found)
-    return await _redriven(common, client, [info.id for info in found], how, dry_run=False)
+    limits = limits_of(limit or [])
+    if ids and dry_run:
+        for run_id in ids:
+            out(common, {"id": run_id}, run_id)
+        return DONE
+    if not ids:
+        client = await common.connect()
+        found = [info async for info in client.parked(**chosen, most=most)]
+        if dry_run or not found:
+            return _tell(common, found)
+        ids = [info.id for info in found]
+    return await each(
+        common, ids, "redriven", lambda run: run.redrive(model=model, newest=newest, limits=limits)
+    )
 
 
 def _cause(word: str | None) -> str | None:
@@ -63,32 +67,6 @@ def _cause(word: str | None) -> str | None:
     if len(known) == 1:  # "auth" is plain enough
         return str(known[0])
     return refuse(f"--cause {word!r}: there are {', '.join(get_args(ErrorKind))}")
-
-
-async def _redriven(
-    common: Common, client: "Client", ids: list[str], how: dict[str, Any], *, dry_run: bool
-) -> int:
-    """All of them, whatever becomes of the others; the exit code is the first failure's."""
-    from perdure.errors import PerdureError
-
-    if dry_run:
-        for run_id in ids:
-            out(common, {"id": run_id}, run_id)
-        return DONE
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(run_id: str) -> int:
-        async with slots:
-            try:
-                await client.get(run_id).redrive(**how)
-            except PerdureError as error:
-                say_error(f"{run_id}: {error}")
-                return code_of(error)
-            out(common, {"id": run_id, "done": "redriven"}, f"{run_id}: redriven")
-            return DONE
-
-    codes = await asyncio.gather(*(one(run_id) for run_id in ids))
-    return next((code for code in codes if code), DONE)
 
 
 def _tell(common: Common, found: "list[RunInfo]") -> int:
