@@ -24,7 +24,8 @@ from .schedule import KINDS, Kind, schedule
 from .subjects import NAMES, Subject, subject
 from .verdict import Record
 
-PEERS_KINDS: tuple[Kind, ...] = ("none", "workers", "duplicates", "provider", "arguments")
+PEERS_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kind.startswith("disk"))
+"""They keep nothing in files."""
 _QUICK_TASKS = 30
 
 
