@@ -36,7 +36,7 @@ bench: .venv/ready           ## Every benchmark beside the peers, then docs/benc
 bench-quick: .venv/ready     ## Counts and bytes of Perdure beside bare Temporal; never a time
 	$(BIN)/python -m benchmarks quick
 
-chaos: .venv/ready           ## 200 public tasks under each kind of fault, then docs/chaos: most of an hour
+chaos: .venv/ready           ## 200 public tasks under each kind of fault, then docs/chaos: half an hour
 	$(BIN)/python -m chaos run
 	$(BIN)/python -m chaos report
 
