@@ -143,7 +143,9 @@ class Draft:
 
     def timed_out(self) -> ModelError:
         """The error for a call that took longer than its config allows."""
-        return self.error("timeout", f"no complete answer within {self.request.config.timeout}")
+        config = self.request.config
+        silence = f", or nothing of it for {config.read_timeout}" if config.read_timeout else ""
+        return self.error("timeout", f"no complete answer within {config.timeout}{silence}")
 
     def unknown(self, error: Exception) -> ModelError:
         """The error for what nobody foresaw; its class is named so that it can be foreseen next time.

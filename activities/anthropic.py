@@ -125,7 +125,7 @@ async def _send(
     client: anthropic.AsyncAnthropic, body: dict[str, Any], options: AnthropicOptions, config: ModelConfig
 ) -> anthropic.AsyncStream[Any]:
     create: Any = client.messages.create
-    timeout = anthropic.Timeout(config.timeout.total_seconds(), connect=5.0)
+    timeout = anthropic.Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
     answer: anthropic.AsyncStream[Any] = await create(
         **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
     )

@@ -105,7 +105,8 @@ class BedrockModel:
         call = _Call(partial(self._open, region, options.base_url, request.config.timeout, body), loop)
         call.start()
         try:
-            while (event := await within(deadline, call.next())) is not None:
+            silence = request.config.longest_silence  # the client's own is rounded up
+            while (event := await within(min(deadline, loop.time() + silence), call.next())) is not None:
                 for shown in _take(event, draft):
                     yield shown
             yield _reply(draft)

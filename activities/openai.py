@@ -166,7 +166,7 @@ def _ollama_url(host: str) -> str:
 async def _send(
     client: Any, body: dict[str, Any], options: OpenAIOptions, config: ModelConfig
 ) -> "openai.AsyncStream[Any]":
-    timeout = _library().Timeout(config.timeout.total_seconds(), connect=5.0)
+    timeout = _library().Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
     answer: openai.AsyncStream[Any] = await client.chat.completions.create(
         **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
     )

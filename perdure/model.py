@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from perdure.messages import Message, Part, Usage
+from perdure.messages import Message, Part, Usage, _absent
 
 ModelStop = Literal[
     "end_turn",
@@ -50,6 +50,9 @@ class ModelConfig(BaseModel):
     effort: Effort | None = None
     timeout: timedelta = timedelta(minutes=10)
     """Longest one call may take, from first byte sent to last byte received."""
+    read_timeout: timedelta | None = Field(default=None, exclude_if=_absent)
+    """Longest the provider may send nothing at all: a stalled stream is then given up, and tried again, long
+    before `timeout`. None: no bound of its own. Models that think in silence need minutes."""
     options: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Provider's own settings: `region`, `guardrail`, `base_url`, `extra_body`, ..."""
 
@@ -63,9 +66,16 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _leaves_room_to_answer(self) -> "ModelConfig":
+        if self.read_timeout is not None and self.read_timeout <= timedelta():
+            raise ValueError(f"read_timeout must be positive, not {self.read_timeout}")
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
             raise ValueError(f"thinking ({self.thinking}) must be less than max_tokens ({self.max_tokens})")
         return self
+
+    @property
+    def longest_silence(self) -> float:
+        """Seconds for which the provider may send nothing."""
+        return (self.read_timeout or self.timeout).total_seconds()
 
     @property
     def provider(self) -> str:

@@ -374,6 +374,22 @@ async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire
     assert error.usage.estimated
 
 
+async def test_a_stalled_answer_is_given_up_long_before_the_timeout(wire: Wire) -> None:
+    request = wire.request({"read_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=10)})
+    error = await wire.error(wire.dialect.unfinished(HALF, end="hang"), request=request)
+    assert error.kind == "timeout"
+    assert "nothing of it for 0:00:02" in str(error)
+    assert error.usage is not None
+    assert error.usage.estimated
+    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+
+
+async def test_a_provider_that_does_not_even_begin_is_given_up_by_the_same_measure(wire: Wire) -> None:
+    request = wire.request({"read_timeout": timedelta(milliseconds=500), "timeout": timedelta(minutes=10)})
+    error = await wire.error(wire.dialect.answer(Said(), silent=True), request=request)
+    assert error.kind == "timeout"
+
+
 async def test_an_answer_that_goes_on_for_ever_is_a_timeout_too(wire: Wire) -> None:
     request = wire.request({"timeout": timedelta(milliseconds=600)})
     drip = wire.dialect.open(Said(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
