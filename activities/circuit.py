@@ -108,8 +108,15 @@ class Circuits:
         return ticket
 
     def succeeded(self, ticket: Ticket) -> None:
-        """It answers: whatever was, is over."""
-        self._known.pop(ticket.key, None)
+        """It answers. Only the one that was let in to see closes an open circuit: any other may have begun
+        before the trouble did. A delay that the provider asked for stands."""
+        circuit = self._known.get(ticket.key)
+        if circuit is None or (circuit.until is not None and circuit.probe is not ticket):
+            return
+        if circuit.held_until > self.clock():
+            self._known[ticket.key] = Circuit(held_until=circuit.held_until, why=circuit.why)
+        else:
+            del self._known[ticket.key]
 
     def left(self, ticket: Ticket) -> None:
         """The call ended without telling anything of the other side."""
@@ -124,10 +131,11 @@ class Circuits:
         circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind
         was_probe = circuit.probe is ticket
-        if retry_after is not None:
+        if retry_after:
             hold = min(retry_after, self.longest_hold).total_seconds()
             circuit.held_until = max(circuit.held_until, self.clock() + hold)
-            return self.left(ticket)
+            if kind == "rate_limited":  # it works, and says when
+                return self.left(ticket)
         circuit.failures += 1
         if was_probe or (circuit.until is None and circuit.failures >= self.threshold):
             self._open(ticket.key, circuit)

@@ -130,8 +130,11 @@ class ToolCalls:
         ticket = await self.traffic.admit(tool_key(tool.name), (tool_key(tool.name),))
         try:
             value = await self._run(tool, want, note)
-        except (Refused, FatalToolError):
+        except FatalToolError:
             circuits.succeeded(ticket)  # it answers; what it says is another matter
+            raise
+        except Refused:
+            circuits.left(ticket)  # it was not even asked
             raise
         except BaseException as error:
             circuits.failed(ticket, "tool_error") if _is_the_tools_own(error) else circuits.left(ticket)

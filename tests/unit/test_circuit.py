@@ -154,3 +154,43 @@ def test_failures_that_come_in_late_do_not_prolong_the_wait() -> None:
     for ticket in under_way:
         circuits.failed(ticket, "timeout")
     assert (refused(circuits), len(clock.opened)) == (10, 1)
+
+
+def test_who_was_let_in_before_the_trouble_says_nothing_about_it() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    old = circuits.enter(KEY)
+    for _ in range(3):
+        fail(circuits)
+    circuits.succeeded(old)
+    assert refused(circuits) == 10
+    clock.now = 10
+    probe = circuits.enter(KEY)
+    circuits.succeeded(old)
+    assert refused(circuits) == 5, "the probe is still out"
+    circuits.succeeded(probe)
+    circuits.enter(KEY)
+
+
+def test_an_answer_that_comes_in_late_does_not_end_the_delay_that_was_asked_for() -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    old = circuits.enter(KEY)
+    fail(circuits, "rate_limited", 60)
+    clock.now = 1
+    circuits.succeeded(old)
+    assert refused(circuits) == 59
+    clock.now = 60
+    circuits.succeeded(circuits.enter(KEY))
+    assert not circuits.states()
+
+
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_a_failure_that_names_a_delay_is_a_failure(after: float) -> None:
+    clock = Clock()
+    circuits = clock.circuits()
+    for _ in range(3):
+        fail(circuits, "overloaded", after)
+        clock.now += after
+    assert refused(circuits) > 5
+    assert clock.opened == [KEY]
