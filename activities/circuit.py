@@ -109,7 +109,8 @@ class Circuits:
 
     def succeeded(self, ticket: Ticket) -> None:
         """It answers. Only the one that was let in to see closes an open circuit: any other may have begun
-        before the trouble did. A delay that the provider asked for stands."""
+        before the trouble did. A delay that the provider asked for stands.
+        """
         circuit = self._known.get(ticket.key)
         if circuit is None or (circuit.until is not None and circuit.probe is not ticket):
             return

@@ -1,15 +1,17 @@
 """Resolving: from a name to the specs a run keeps."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.effects import RESOLVE_AGENT, SPEC_QUERY, Request
-from perdure.errors import DefinitionError
+from perdure.errors import DefinitionError, PerdureError
 from perdure.members import Member, resolved
+from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
 from perdure.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT
@@ -26,7 +28,7 @@ class Resolver:
     members: Mapping[str, Member]
     prices: PriceTable
     search_attributes: bool = True
-    providers: Collection[str] = ()
+    providers: Mapping[str, Model] = field(default_factory=dict[str, Model])
     transcripts: Transcripts | None = None
     """Where a spec that is made here is remembered."""
 
@@ -57,13 +59,18 @@ class Resolver:
     def _with_model(self, spec: AnySpec, name: str, request: Request) -> AgentSpec:
         """The spec with another model first; the rest of the chain stays behind it."""
         assert isinstance(spec, AgentSpec), "only runs of agents are given another model"
-        if name.partition(":")[0] not in self.providers:
+        provider = self.providers.get(name.partition(":")[0])
+        if provider is None:
             known = ", ".join(sorted(self.providers))
             raise _invalid(f"model {name!r}: no such provider here; there are: {known}")
         price = self.prices.find(name, request.at.date())
         if price is None and request.cost_limited:
             raise _invalid(f"model {name!r}: its price is not known, and the run has a cost limit to keep")
-        config = spec.models[0].config.model_copy(update={"name": name})
+        config = _renamed(spec.models[0].config, name)
+        try:
+            provider.check(config)
+        except PerdureError as error:
+            raise _invalid(f"model {name!r}: {error}") from None
         others = tuple(one for one in spec.models[1:] if one.config.name != name)
         return spec.model_copy(update={"models": (ModelSpec(config=config, price=price), *others)})
 
@@ -93,6 +100,17 @@ class Resolver:
             SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
         )
         return found
+
+
+def _renamed(config: ModelConfig, name: str) -> ModelConfig:
+    """The config for another model. Another provider gets only what every provider understands: neither its
+    predecessor's address nor its headers, and no setting that it may not take.
+    """
+    if name.partition(":")[0] == config.provider:
+        return config.model_copy(update={"name": name})
+    shared = ("max_tokens", "stop_sequences", "timeout", "read_timeout")
+    kept: dict[str, Any] = {one: getattr(config, one) for one in shared}
+    return ModelConfig(name=name, **kept)
 
 
 def _invalid(message: str) -> ApplicationError:

@@ -68,6 +68,8 @@ class Seen:
     answered: int = 0
     """The newest step whose answer is in the transcript."""
     status: Status | None = None
+    stuck: str | None = None
+    """What it is parked for until a person has mended it."""
     texts: dict[int, _Text] = field(default_factory=dict[int, _Text])
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
     started: set[str] = field(default_factory=set[str])
@@ -201,8 +203,9 @@ class Seen:
             if call.state == "done":
                 yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
         yield from self.of_nodes(status.nodes if nodes is None else nodes)
-        if status.status != self.status and status.status not in ENDED:
-            self.status = status.status
+        shown = (status.status, _mended_by_a_person(status))
+        if shown != (self.status, self.stuck) and status.status not in ENDED:
+            self.status, self.stuck = shown
             yield StatusChanged(status=status.status, doing=status.doing, failure=_failure(status))
         if status.plan != self.plan:
             self.plan = status.plan
@@ -290,6 +293,12 @@ def call_of(key: str) -> str:
 
 def _name_of(wanted: Waiting) -> tuple[str, str]:
     return wanted.run_id, "" if isinstance(wanted, Parked) else wanted.call_id
+
+
+def _mended_by_a_person(status: RunStatus) -> str | None:
+    """Why it is parked until somebody does something."""
+    failure = status.failure if status.status == "parked" else None
+    return failure.kind if failure is not None and failure.resumes_at is None else None
 
 
 def _failure(status: RunStatus) -> Failure | None:

@@ -459,11 +459,10 @@ class AgentWorkflow:
         if not wanted.newest and wanted.model is None:
             self._events.append(Redriven(limits=wanted.limits))
             return
-        self._alarm.held = True
         try:
-            self._events.append(await self._changed(state, wanted))
+            with self._alarm.held():
+                self._events.append(await self._changed(state, wanted))
         finally:
-            self._alarm.held = False
             self._events.append(NapOver(at=workflow.now()))  # look at the clock anew
 
     async def _changed(self, state: State, wanted: Redrive) -> Redriven:

@@ -1,7 +1,8 @@
 """The clock of a parked run: wakes it when what was wrong may have passed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from temporalio import workflow
@@ -17,22 +18,31 @@ class Alarm:
         self._report = report
         self._due: datetime | None = None
         self._ringing: asyncio.Task[None] | None = None
-        self.held = False
-        """True while a person is changing the parked run: it must not wake in between."""
+        self._held = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While people are changing the parked run, it must not wake in between."""
+        self._held += 1
+        self.unset()
+        try:
+            yield
+        finally:
+            self._held -= 1
 
     def set_for(self, state: State | Team) -> None:
         """Set it as the state wants it; what was set for another time is taken back."""
-        if self.held:
-            return self.unset()
+        if self._held:
+            return
         parked = state.parked if isinstance(state, State) else None
         due = parked.resumes_at if parked else None
         if due == self._due:
-            return None
+            return
         self.unset()
         if parked is not None and due is not None:
             self._due = due
             self._ringing = asyncio.create_task(self._ring(due, f"try again after {parked.kind}"))
-        return None
+        return
 
     def unset(self) -> None:
         """Take it back."""

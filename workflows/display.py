@@ -29,7 +29,7 @@ class Display:
 
     def __init__(self, state: State | Team, writing: Writing, *, fresh: bool) -> None:
         self.writing = writing
-        self._shown: Status | ListedStatus | None = None
+        self._shown: tuple[Status | ListedStatus, str | None] | None = None
         self._shown_steps = 0
         self._has_cost = not fresh
         self._was_parked = workflow.info().typed_search_attributes.get(_PARKED_FOR) is not None
@@ -50,9 +50,10 @@ class Display:
         if sparse and isinstance(state, State) and _is_between_naps(state):
             return  # nothing is better yet, and each change is an event
         status = listed(status_of(state)) if sparse else status_of(state)
-        if status == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
+        shown = (status, _mended_by_a_person(state) if sparse else None)
+        if shown == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
             return
-        self._shown, self._shown_steps = status, steps
+        self._shown, self._shown_steps = shown, steps
         updates: list[SearchAttributeUpdate[Any]] = [*self._first, _STATUS.value_set(status)]
         if steps or not sparse:
             updates.append(_STEPS.value_set(steps))
@@ -83,6 +84,12 @@ class Display:
         taken_back = self._has_cost and state.cost_unknown
         self._has_cost = self._has_cost and not taken_back
         return [_COST.value_unset()] if taken_back else []
+
+
+def _mended_by_a_person(state: State | Team) -> str | None:
+    """What somebody must do something about. Of what time may mend, the first cause stays in the lists."""
+    parked = state.parked if isinstance(state, State) and state.end is None else None
+    return parked.kind if parked is not None and parked.resumes_at is None else None
 
 
 def _is_between_naps(state: State) -> bool:

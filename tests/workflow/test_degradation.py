@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 
 from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, tool
-from perdure.errors import RetryableToolError
-from perdure.model import ModelRequest
+from perdure.activities.blobs import FileBlobs
+from perdure.errors import DefinitionError, RetryableToolError
+from perdure.model import ModelConfig, ModelRequest
+from perdure.settings import Settings
 from perdure.starter.client import Client
+from perdure.starter.events import StatusChanged
 from perdure.starter.run import Run
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.workers.parked import Cause, Gauges, by_cause
-from tests.conftest import Serve, until, until_status
+from tests.conftest import Gate, Serve, until, until_status
+
+AN_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(seconds=3)}
+"""Settings with which a failing model parks its runs in some seconds."""
 
 
 class Provider:
@@ -78,11 +84,7 @@ async def test_an_open_circuit_sends_work_to_the_fallback_without_asking_again(s
 async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(serve: Serve) -> None:
     provider = Provider()
     provider.broken = fails("overloaded", "too many")
-    fast: dict[str, Any] = {
-        "circuit_threshold": 1,
-        "circuit_wait": timedelta(seconds=3),
-        "parked_retry": timedelta(milliseconds=100),
-    }
+    fast: dict[str, Any] = {**AN_OUTAGE, "parked_retry": timedelta(milliseconds=100)}
     agent = Agent(name="a", model="scripted:x")
     async with serve(agent, models=models(scripted=provider), **fast) as client:
         runs = [await client.start("a", f"go {n}") for n in range(3)]
@@ -276,6 +278,108 @@ async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve
             return not await found()
 
         await until(none_is_listed)
+
+
+async def test_a_run_that_at_last_needs_a_person_says_so_in_lists_and_to_watchers(
+    serve: Serve,
+) -> None:
+    provider = Provider()
+    provider.broken = fails("overloaded", "too many")
+    fast: dict[str, Any] = {**AN_OUTAGE, "parked_retry": timedelta(milliseconds=500)}
+    async with serve(Agent(name="a", model="scripted:x"), models=models(scripted=provider), **fast) as client:
+        run = await client.start("a", "go", user="at-last")
+        await until_status(client, run.id, "parked")
+
+        async def told() -> None:
+            async for event in run.events():
+                if isinstance(event, StatusChanged) and event.failure and event.failure.resumes_at is None:
+                    assert event.failure.kind == "authentication"
+                    return
+
+        watching = asyncio.create_task(told())
+        provider.broken = fails("authentication", "the key was taken back")
+
+        async def is_listed() -> bool:
+            found = client.parked(cause="authentication", user="at-last")
+            return [info.id async for info in found] == [run.id]
+
+        await until(is_listed)
+        async with asyncio.timeout(20):
+            await watching
+        provider.broken = None
+        await run.redrive()
+        assert (await run.result()).output == "hi"
+
+
+async def test_a_run_that_is_being_changed_does_not_wake_in_between(settings: Settings) -> None:
+    from perdure.workers.running import serving
+
+    gate, slow = Gate(), False
+
+    class SlowAtTimes(FileBlobs):
+        """Lets a redrive wait while the agent's new spec is kept."""
+
+        async def put(self, data: bytes) -> str:
+            if slow:
+                await gate.wait()
+            return await super().put(data)
+
+    broken, other = Provider(), Provider(says("from the other"))
+    broken.broken = fails("overloaded", "too many")
+    more = {**AN_OUTAGE, "parked_retry": timedelta(seconds=1), "blob_threshold_bytes": 1024}
+    agent = Agent(name="a", model="broken:x", instructions="Be brief. " * 200)
+    async with serving(
+        [agent],
+        models=models(broken=broken, other=other),
+        address=settings.address,
+        settings=settings.model_copy(update=more),
+        blobs=SlowAtTimes(settings.home / "blobs"),
+    ) as served:
+        client = Client(served[0], task_queue=served[1])
+        run = await client.start("a", "go")
+        await until_status(client, run.id, "parked")
+        slow = True
+        changing = asyncio.create_task(run.redrive(model="other:z"))
+        await gate.reached.wait()
+        failure = (await run.status()).failure
+        assert failure is not None
+        due = failure.resumes_at
+        assert due is not None
+        await until(lambda: asyncio.sleep(0, datetime.now(UTC) > due + timedelta(seconds=1)))
+        assert (await run.status()).status == "parked"
+        gate.opened.set()
+        await changing
+        assert (await run.result()).output == "from the other"
+
+
+async def test_a_redrive_to_another_provider_takes_along_only_what_all_understand(serve: Serve) -> None:
+    asked: list[ModelConfig] = []
+
+    class Strict(ScriptedModel):
+        """Takes no thinking, as some do not."""
+
+        def check(self, config: ModelConfig) -> None:
+            if config.thinking is not None or config.model == "wrong":
+                raise DefinitionError(f"{config.name} is not taken")
+
+    def script(request: ModelRequest) -> Line:
+        asked.append(request.config)
+        return says("hi")
+
+    broken = Provider()
+    broken.broken = fails("authentication", "no key")
+    options = {"base_url": "http://the-old-one", "extra_headers": {"x-key": "secret"}}
+    first = ModelConfig(name="broken:x", thinking="adaptive", max_tokens=99, options=options)
+    given = {"broken": ScriptedModel(broken), "strict": Strict(script)}
+    async with serve(Agent(name="a", model=first), models=given) as client:
+        run = await client.start("a", "go")
+        await _parked(client, run)
+        with pytest.raises(InvalidRequest, match="strict:wrong is not taken"):
+            await run.redrive(model="strict:wrong")
+        assert (await run.status()).status == "parked", "nothing was changed"
+        await run.redrive(model="strict:x")
+        assert (await run.result()).output == "hi"
+    assert asked == [ModelConfig(name="strict:x", max_tokens=99)]
 
 
 async def test_a_parked_run_can_go_on_as_the_newest_version_of_its_agent(serve: Serve) -> None:
