@@ -272,6 +272,9 @@ def open_store(
     if parts.scheme == "s3" and parts.netloc:
         return S3Blobs(parts.netloc, parts.path, s3_endpoint, s3_region, cache_bytes=cache_bytes)
     folder = url.removeprefix("file:").removeprefix("//")
-    if parts.scheme == "file" and folder and not parts.netloc:
+    if parts.scheme != "file" or not folder or parts.netloc:
+        raise DefinitionError(problem)
+    try:
         return FileBlobs(Path(folder).expanduser(), cache_bytes=cache_bytes)
-    raise DefinitionError(problem)
+    except RuntimeError as error:  # ~somebody, who is not here
+        raise DefinitionError(f"{problem} ({error})") from None

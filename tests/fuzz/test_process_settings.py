@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from perdure import prices, settings
@@ -115,6 +115,7 @@ async def test_no_name_leads_out_of_the_store(tmp_path_factory: pytest.TempPathF
 
 @examples(100)
 @given(st.sampled_from(["", "file:", "s3://", "s3://["]), junk.texts)
+@example("file:", "~0")
 def test_a_store_is_opened_or_its_address_refused(scheme: str, rest: str) -> None:
     try:
         open_store(scheme + rest)
