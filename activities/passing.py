@@ -33,7 +33,66 @@ of them need be installed."""
 
 def may_pass(error: BaseException) -> bool:
     """Whether another attempt may mend it. Anything else that a tool or function raises is its answer."""
-    return isinstance(error, _OURS) or any(_name(kind) in _OF_LIBRARIES for kind in type(error).__mro__)
+    return isinstance(error, _OURS) or _is_one_of(error, _OF_LIBRARIES)
+
+
+_TIMEOUTS: Final = frozenset(
+    {
+        "anthropic.APITimeoutError",
+        "botocore.ConnectTimeoutError",
+        "botocore.ReadTimeoutError",
+        "httpx.TimeoutException",
+        "httpx2.TimeoutException",
+        "openai.APITimeoutError",
+        "requests.Timeout",
+        "urllib3.TimeoutError",
+    }
+)
+_BEFORE_ANYTHING: Final = frozenset(
+    {
+        "aiohttp.ClientConnectorError",
+        "botocore.ConnectTimeoutError",
+        "botocore.EndpointConnectionError",
+        "builtins.ConnectionRefusedError",
+        "httpx.ConnectError",
+        "httpx.ConnectTimeout",
+        "httpx2.ConnectError",
+        "httpx2.ConnectTimeout",
+        "urllib3.ConnectTimeoutError",
+        "urllib3.NewConnectionError",
+    }
+)
+"""Nothing was sent yet: it cannot have had an effect."""
+_DEEPEST: Final = 6
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether nobody answered in time."""
+    return isinstance(error, TimeoutError) or _is_one_of(error, _TIMEOUTS)
+
+
+def may_have_reached(error: BaseException) -> bool:
+    """Whether what failed in passing may have had its effect all the same: the line was lost on the way back.
+
+    An error that no line explains is the other side's own word, or the tool's: then it has not.
+    """
+    if isinstance(error, RetryableToolError) or not may_pass(error):
+        return False
+    return not _never_left(error, _DEEPEST)
+
+
+def _never_left(error: object, deeper: int) -> bool:
+    """Looks into what an error wraps: libraries hide how far they came."""
+    if not isinstance(error, BaseException) or not deeper:
+        return False
+    if _is_one_of(error, _BEFORE_ANYTHING):
+        return True
+    inner = (error.__cause__, error.__context__, getattr(error, "reason", None), *error.args)
+    return any(_never_left(one, deeper - 1) for one in inner)
+
+
+def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:
+    return any(_name(kind) in names for kind in type(error).__mro__)
 
 
 def _name(kind: type) -> str:

@@ -22,8 +22,8 @@ from perdure.texts import bounded, whole
 from perdure.tools import Tool, ToolContext
 
 from .circuit import CircuitOpen
-from .heartbeat import Heart
-from .passing import may_pass
+from .heartbeat import Heart, last_progress
+from .passing import is_timeout, may_have_reached, may_pass
 from .rates import Throttled
 from .redact import redact
 from .remembered import Remembered
@@ -60,8 +60,12 @@ class ToolCalls:
 
         """
         began = time.monotonic()
+        note = _Note(want.call_id)
+        interval = self.progress_interval if want.stream else _BEAT
+        # To the very end: what a store takes its time to keep has been done, and must not be done again.
         with tool_span(want) as span:
-            kept, error_kind = await self._kept(want)
+            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
+                kept, error_kind = await self._kept(want, note)
             result = ToolResult(
                 call_id=want.call_id,
                 name=want.tool,
@@ -76,20 +80,21 @@ class ToolCalls:
             span.done(result)
             return ToolOutcome(result=result)
 
-    async def _kept(self, want: ToolInput) -> tuple[Kept, ErrorKind | None]:
+    async def _kept(self, want: ToolInput, note: "_Note") -> tuple[Kept, ErrorKind | None]:
         """What the model gets, and of which kind the error is, if it is one."""
         if want.tool == READ_RESULT:
             return await read_more(self.blobs, want), None
         tool = self._tool(want)
         try:
-            value = await self._in_turn(tool, want)
+            value = await self._in_turn(tool, want, note)
         except Refused as error:
             return _said(error, name=""), "invalid_arguments"
         except FatalToolError as error:
-            return self._given_up(tool, want, _said(error, name=""), "tool_error")
+            note.ended(error)
+            return self._given_up(tool, want, note, _said(error, name=""), "tool_error")
         except (CircuitOpen, Throttled) as error:
             kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
-            return self._given_up(tool, want, _said(error, name=""), kind)
+            return self._given_up(tool, want, note, _said(error, name=""), kind)
         except BaseException as error:
             if not _is_the_tools_own(error):
                 raise _cut_short(error) from None
@@ -99,30 +104,33 @@ class ToolCalls:
             kept = await keep(value, self.blobs, want.preview_bytes)
             self.remembered.keep(tool, want, kept)
             return kept, None
+        note.ended(failed)
         again = _again(failed, tool.retry.attempts)
         if again is not None:
+            activity.heartbeat(note.progress(0, 0))  # the next attempt must know
             raise again
-        kind = "tool_timeout" if isinstance(failed, TimeoutError) else "tool_error"
-        return self._given_up(tool, want, _said(failed), kind)
+        kind = "tool_timeout" if is_timeout(failed) else "tool_error"
+        return self._given_up(tool, want, note, _said(failed), kind)
 
     def _given_up(
-        self, tool: Tool, want: ToolInput, said: Kept, kind: ErrorKind
+        self, tool: Tool, want: ToolInput, note: "_Note", said: Kept, kind: ErrorKind
     ) -> tuple[Kept, ErrorKind | None]:
         """The failure; or what the same call gave a while ago, where the tool says that this will do."""
         earlier = self.remembered.find(tool, want)
-        if earlier is None:
-            return said, kind
-        return earlier.told(tool.name, said), None
+        if earlier is not None:
+            return earlier.told(tool.name, said), None
+        if tool.effect == "write" and note.touched:
+            # Of this kind, whatever the last attempt met: nothing else may do it in its place.
+            said = Kept(content=[*said.content, Text(text="It may or may not have taken effect.")])
+            return said, "tool_timeout"
+        return said, kind
 
-    async def _in_turn(self, tool: Tool, want: ToolInput) -> Any:
-        """Run the tool when it is this call's turn, alive all the while."""
-        note = _Note(want.call_id)
-        interval = self.progress_interval if want.stream else _BEAT
-        async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
-            if tool.circuit:
-                return await self._watched(tool, want, note)
-            await self.traffic.rates.enter((tool_key(tool.name),), lambda: 0)
-            return await self._run(tool, want, note)
+    async def _in_turn(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
+        """Run the tool when it is this call's turn."""
+        if tool.circuit:
+            return await self._watched(tool, want, note)
+        await self.traffic.rates.enter((tool_key(tool.name),), lambda: 0)
+        return await self._run(tool, want, note)
 
     async def _watched(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
         """Run the tool if its circuit lets it, and let others know how it went."""
@@ -159,6 +167,7 @@ class ToolCalls:
         if tool.signature.context is not None:
             arguments[tool.signature.context] = context
         clock = asyncio.timeout(tool.timeout.total_seconds())
+        note.begins()
         try:
             async with clock:
                 return await self._called(tool, arguments)
@@ -178,17 +187,38 @@ class ToolCalls:
 
 
 class _Note:
-    """A tool's own word on how far it is; written from any thread."""
+    """A tool's own word on how far it is, written from any thread; and whether it may have had its effect."""
 
     def __init__(self, call_id: str) -> None:
         self.call_id = call_id
         self.text = ""
+        self.touched = self._before = _touched_before()
+
+    def begins(self) -> None:
+        """The tool is called."""
+        self.touched = True
+
+    def ended(self, error: BaseException) -> None:
+        """It failed with that."""
+        self.touched = self._before or may_have_reached(error)
 
     def report(self, text: str) -> None:
         self.text = bounded(whole(str(text)), 500)
 
     def progress(self, seq: int, window: int) -> Progress:
-        return Progress(call=self.call_id, attempt=activity.info().attempt, seq=seq, note=self.text[:window])
+        return Progress(
+            call=self.call_id,
+            attempt=activity.info().attempt,
+            seq=seq,
+            note=self.text[:window],
+            touched=self.touched,
+        )
+
+
+def _touched_before() -> bool:
+    """Whether an earlier attempt may have had the effect: one of which nothing was heard may have, too."""
+    progress, attempt = last_progress(), activity.info().attempt
+    return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.touched)
 
 
 def tool_key(name: str) -> str:

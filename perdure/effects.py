@@ -174,6 +174,8 @@ class Progress(Value):
     """A tool's own word on how far it is."""
     spent: Usage = Usage()
     """Usage of this attempt and those before it, in case it is the last thing heard of them."""
+    touched: bool = Field(default=False, exclude_if=_absent)
+    """A tool's call may have had its effect by now, in this attempt or an earlier one."""
 
 
 class Request(Value):

@@ -6,7 +6,7 @@ pinned to the version that it started on, and a child run to its parent's.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar
@@ -44,6 +44,7 @@ Routed = Literal["current", "ramping", "draining", "drained", "inactive"]
 _SEEN_WITHIN: Final = 90.0
 """Seconds since a worker last asked for work; it asks once a minute or more often."""
 _AT_A_TIME: Final = 8
+_UNVERSIONED: Final = ""
 _POLLING_WITHIN: Final = 2.0
 """Seconds that a worker which has just started may need until it asks all its task queues."""
 _SPREAD_WITHIN: Final = 10.0
@@ -164,7 +165,7 @@ class Deployment:
         return counted.count
 
     async def _workers(self) -> dict[str, int]:
-        """How many workers of each build ask the task queue for workflow tasks."""
+        """How many workers of each build ask the task queue for workflow tasks; "": without a version."""
         asked = DescribeTaskQueueRequest(
             namespace=self._temporal.namespace,
             task_queue=TaskQueue(name=self._task_queue),
@@ -176,8 +177,9 @@ class Deployment:
         for poller in described.pollers:
             options = poller.deployment_options
             recent = now - _seconds(poller.last_access_time) < _SEEN_WITHIN
-            if recent and options.deployment_name == self.name:
-                found.setdefault(options.build_id, set()).add(poller.identity)
+            if recent and options.deployment_name in (self.name, ""):
+                build = options.build_id if options.deployment_name else _UNVERSIONED
+                found.setdefault(build, set()).add(poller.identity)
         return {build: len(identities) for build, identities in found.items()}
 
     async def _described(self) -> DescribeWorkerDeploymentResponse:
@@ -219,6 +221,8 @@ class Deployment:
 
         """
         described = await (self._described() if build is None else self._known(build))
+        if not force:
+            await self._asked_for_work(build)
         asked = SetWorkerDeploymentCurrentVersionRequest(
             namespace=self._temporal.namespace,
             deployment_name=self.name,
@@ -244,6 +248,8 @@ class Deployment:
         current = described.worker_deployment_info.routing_config.current_deployment_version.build_id
         if build is not None and build == current:
             raise InvalidRequest(f"build {build!r} is current: it gets all new runs that are not ramped")
+        if percent and not force:
+            await self._asked_for_work(build)
         asked = SetWorkerDeploymentRampingVersionRequest(
             namespace=self._temporal.namespace,
             deployment_name=self.name,
@@ -256,7 +262,9 @@ class Deployment:
         )
         await self._routed(lambda: self._service.set_worker_deployment_ramping_version(asked), build)
 
-    async def rollback(self, *, force: bool = False) -> tuple[Literal["ramp", "current"], str, str | None]:
+    async def rollback(
+        self, *, force: bool = False
+    ) -> tuple[Literal["ramp", "current"], str | None, str | None]:
         """End the ramp; where there is none, make current what was so before.
 
         Gives what was undone, of which build, and who gets its new runs (None: workers without a version).
@@ -283,8 +291,28 @@ class Deployment:
             )
         newest = max(before, key=lambda one: _seconds(one.last_current_time))
         build = newest.deployment_version.build_id
+        if not force and current is not None and _newer(build, current, info.version_summaries):
+            raise InvalidRequest(
+                f"build {build!r} was current before {current!r}, but is the newer one: perhaps it was "
+                "rolled back already. Nothing was changed. To make it current all the same: "
+                f"perdure deploy promote {build}"
+            )
         await self.promote(build, force=force)
-        return "current", str(current), build
+        return "current", current, build
+
+    async def _asked_for_work(self, build: str | None) -> None:
+        """Make sure that somebody takes what is sent there; one that has just started is waited for."""
+        deadline = time.monotonic() + _POLLING_WITHIN
+        while not (await self._workers()).get(build or _UNVERSIONED):
+            if time.monotonic() > deadline:
+                who, start = f"build {build!r}", f" --deployment {self.name} --build {build}"
+                if build is None:
+                    who, start = "those without a version", ""
+                raise InvalidRequest(
+                    f"no worker of {who} asks task queue {self._task_queue!r} for work: new runs would wait. "
+                    f"Nothing was changed. Start one: perdure worker FILE{start}; or force it: --force"
+                )
+            await asyncio.sleep(0.2)
 
     async def _routed(self, call: Callable[[], Any], build: str | None) -> Any:
         """Make the change, and wait until all of the server's task queues know of it."""
@@ -416,3 +444,9 @@ async def _asked(call: Awaitable[_Answer]) -> _Answer:
         return await call
     except RPCError as error:
         raise _refused(error) from error
+
+
+def _newer(build: str, than: str, summaries: Iterable[Any]) -> bool:
+    """Whether workers of that build came after those of the other."""
+    created = {one.deployment_version.build_id: _seconds(one.create_time) for one in summaries}
+    return created[build] > created.get(than, created[build])

@@ -81,7 +81,9 @@ async def rollback(common: Common, *, deployment: Name = None, force: Force = Fa
     """End the ramp; where nothing ramps, promote what was current before."""
     found = await _deployment(common, deployment)
     undone, build, current = await found.rollback(force=force)
-    ended = f"the ramp of {build!r} has ended" if undone == "ramp" else f"{build!r} is not current any more"
+    ended = (
+        f"the ramp of {build!r} has ended" if undone == "ramp" else f"no more new runs for {_words(build)}"
+    )
     plain = {"deployment": found.name, "undone": undone, "build": build, "current": current}
     out(common, plain, f"{ended}: all new runs go to {_words(current)}")
 

@@ -292,6 +292,8 @@ async def test_fifty_runs_keep_their_build_through_ramp_rollback_and_promotion(f
     assert (await floor.builds())["b1"].status == "draining"
     undone = floor.deploy("rollback", "--json").json
     assert (undone["build"], undone["current"]) == ("b2", "b1")
+    assert "rolled back already" in floor.deploy("rollback", code=2).err
+    assert (await floor.builds())["b1"].status == "current", "the bad build does not come back"
 
 
 async def test_children_stay_with_their_parents_build_and_stuck_runs_can_be_moved(floor: Floor) -> None:
@@ -374,6 +376,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(
     for words, why in (
         (("promote", "b9"), "has no build 'b9': no worker of it has asked for work yet; there are b1"),
         (("promote",), "promote what? Give a BUILD, or --unversioned"),
+        (("promote", "--unversioned"), "no worker of those without a version asks task queue"),
         (("ramp", "b1", "120"), "120 is no share of new runs"),
         (("ramp", "b1", "many"), "Invalid value for"),
         (("rollback",), "nothing to roll back"),

@@ -12,7 +12,7 @@ import urllib3
 from botocore.config import Config
 
 from perdure import FatalToolError, RetryableToolError
-from perdure.activities.passing import may_pass
+from perdure.activities.passing import is_timeout, may_have_reached, may_pass
 
 _SOON = 0.2
 
@@ -67,21 +67,39 @@ def _raised(call: Callable[[str], object], server: socket.socket) -> Exception:
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_nobody_there_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
-    assert may_pass(_raised(call, server))
+def test_nobody_there_may_pass_and_nothing_has_happened(
+    call: Callable[[str], object], server: socket.socket
+) -> None:
+    error = _raised(call, server)
+    assert may_pass(error)
+    assert not may_have_reached(error)
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_silence_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
+def test_silence_may_pass_and_something_may_have_happened(
+    call: Callable[[str], object], server: socket.socket
+) -> None:
     server.listen()
-    assert may_pass(_raised(call, server))
+    error = _raised(call, server)
+    assert may_pass(error)
+    assert may_have_reached(error)
+
+
+@pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_urllib3_once, _with_boto3])
+def test_silence_is_a_timeout(call: Callable[[str], object], server: socket.socket) -> None:
+    server.listen()
+    assert is_timeout(_raised(call, server))
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_a_cut_line_may_pass(call: Callable[[str], object], server: socket.socket) -> None:
+def test_a_cut_line_may_pass_and_something_may_have_happened(
+    call: Callable[[str], object], server: socket.socket
+) -> None:
     server.listen()
     threading.Thread(target=_answer, args=(server, b""), daemon=True).start()
-    assert may_pass(_raised(call, server))
+    error = _raised(call, server)
+    assert may_pass(error)
+    assert may_have_reached(error)
 
 
 @pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_boto3])
@@ -89,7 +107,9 @@ def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.so
     server.listen()
     refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     threading.Thread(target=_answer, args=(server, refusal), daemon=True).start()
-    assert not may_pass(_raised(call, server))
+    error = _raised(call, server)
+    assert not may_pass(error)
+    assert not may_have_reached(error)
 
 
 @pytest.mark.parametrize(

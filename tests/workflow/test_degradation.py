@@ -4,9 +4,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx2
 import pytest
 
-from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, tool
+from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, ToolRetry, tool
 from perdure.activities.blobs import FileBlobs
 from perdure.errors import DefinitionError, RetryableToolError
 from perdure.model import ModelConfig, ModelRequest
@@ -194,6 +195,75 @@ async def test_a_tool_that_fails_is_stood_in_for_by_another(serve: Serve) -> Non
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
         [said] = await _results(client)
     assert said == "(Answered by 'spare', because 'weather' failed: ValueError: sensor)\nUlm: rain"
+
+
+@pytest.mark.parametrize(
+    ("errors", "stood_in"),
+    [
+        ([ConnectionRefusedError("nobody there")] * 2, True),
+        ([ConnectionRefusedError("nobody there"), ValueError("no")], True),
+        ([TimeoutError("silence"), ConnectionRefusedError("nobody there")], False),
+        ([ConnectionResetError("cut"), ValueError("no")], False),
+        ([ConnectionRefusedError("nobody there"), httpx2.ReadTimeout("silence")], False),
+    ],
+)
+async def test_a_write_is_done_by_another_only_if_no_attempt_can_have_done_it(
+    serve: Serve, errors: list[Exception], stood_in: bool
+) -> None:
+    met, paid = iter(errors), 0
+    retry = ToolRetry(attempts=2, initial_interval=timedelta(milliseconds=10))
+
+    @tool(effect="write", retry=retry, fallback=ToolFallback(tool="pay_otherwise"))
+    async def pay() -> str:
+        """Pay."""
+        raise next(met)
+
+    @tool(effect="write")
+    async def pay_otherwise() -> str:
+        """Pay in another way."""
+        nonlocal paid
+        paid += 1
+        return "paid"
+
+    agent = Agent(name="a", model="scripted:x", tools=[pay, pay_otherwise])
+    script = ScriptedModel([calls("pay"), says("done")])
+    async with serve(agent, models={"scripted": script}) as client:
+        run = await client.start("a", "go")
+        await run.result()
+        [result] = (await run.transcript())[2].tool_results
+    assert (paid, result.is_error) == ((1, False) if stood_in else (0, True))
+    assert ("may or may not have taken effect" in result.text) is not stood_in
+
+
+async def test_a_result_that_takes_long_to_keep_is_not_made_again(settings: Settings) -> None:
+    from perdure.workers.running import serving
+
+    effects = 0
+
+    class Slow(FileBlobs):
+        """Takes longer than the tool may be silent."""
+
+        async def put(self, data: bytes) -> str:
+            began = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.sleep(0, asyncio.get_running_loop().time() > began + 3))
+            return await super().put(data)
+
+    @tool(effect="write", heartbeat=timedelta(seconds=2))
+    async def book() -> str:
+        """Book it, and tell at length."""
+        nonlocal effects
+        effects += 1
+        return "x" * 20_000
+
+    agent = Agent(name="a", model="scripted:x", tools=[book])
+    given = {"scripted": ScriptedModel([calls("book"), says("done")])}
+    store = Slow(settings.home / "blobs")
+    async with serving(
+        [agent], models=given, address=settings.address, settings=settings, blobs=store
+    ) as served:
+        run = await Client(served[0], task_queue=served[1]).start("a", "go")
+        assert (await run.result()).output == "done"
+    assert effects == 1
 
 
 async def test_an_old_answer_takes_the_place_of_none_but_never_another_users(serve: Serve) -> None:
