@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -64,15 +65,32 @@ class ModelCalls:
             ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
 
         """
-        spec = await self.transcripts.spec(want.spec)
-        sight = await self.transcripts.view(want)
-        chosen = spec.models[want.model]
-        call = _Call(want=want, spec=spec, chosen=chosen, before=_spent_before(), first_nap=self.first_nap)
+        before = _spent_before()
+        call: _Call | None = None
+
+        def progress(seq: int, window: int) -> Progress:
+            return _progress(want, seq, spent=before) if call is None else call.progress(seq, window)
+
+        # From the first moment: what is to be sent may have to be fetched, from a worker or a store.
+        async with Heart(progress, self.progress_interval if want.stream else timedelta(seconds=1)):
+            spec = await self.transcripts.spec(want.spec)
+            sight = await self.transcripts.view(want)
+            chosen = spec.models[want.model]
+            call = _Call(want=want, spec=spec, chosen=chosen, before=before, first_nap=self.first_nap)
+            return await self._made(call, sight)
+
+    async def _made(self, call: "_Call", sight: Sight) -> ModelOutcome:
         try:
             request = await self._request(call, sight)
             return await self._answer(call, request)
         except ApplicationError:
             raise
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details is None or not details.worker_shutdown:
+                raise
+            # Said as it is: the last attempt's error decides what becomes of the run.
+            raise call.failure(ModelError("connection", "the worker was stopped in mid-call")) from None
         except ModelError as error:
             # Not "from error": with a provider's whole chain of causes the failure passes the
             # server's size limit, and the server then keeps nothing of it.
@@ -95,23 +113,28 @@ class ModelCalls:
             max_tokens=want.max_tokens,
             step=want.step,
             user=want.user,
-            blobs={name: await self.blobs.get(name) for name in sight.blobs},
+            blobs={name: await self._blob(name) for name in sight.blobs},
         )
+
+    async def _blob(self, name: str) -> bytes:
+        try:
+            return await self.blobs.get(name)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ModelError("storage", f"a picture or document cannot be read ({why})") from None
 
     async def _answer(self, call: "_Call", request: ModelRequest) -> ModelOutcome:
         model = self.models.get(request.config.provider)
         if model is None:
             known = ", ".join(sorted(self.models))
             raise ModelError("not_found", f"no provider {request.config.provider!r}; there are: {known}")
-        interval = self.progress_interval if call.want.stream else timedelta(seconds=1)
         with model_span(call.chosen.config, call.want, request) as span:
-            async with Heart(call.progress, interval):
-                try:
-                    reply = await self._asked(call, model, request)
-                except asyncio.CancelledError:
-                    if not _asked_to_stop():
-                        raise  # the worker is shutting down, or we were given up for dead: try again
-                    reply = call.partial()
+            try:
+                reply = await self._asked(call, model, request)
+            except asyncio.CancelledError:
+                if not _asked_to_stop():
+                    raise  # the worker is shutting down, or we were given up for dead: try again
+                reply = call.partial()
             outcome = self._outcome(call, request, reply)
             span.done(outcome)
             return outcome
@@ -216,14 +239,8 @@ class _Call:
     def progress(self, seq: int, window: int) -> Progress:
         """What to tell those who watch."""
         offset = max(len(self.text) - window, 0)
-        return Progress(
-            call=f"step-{self.want.step}",
-            attempt=activity.info().attempt,
-            seq=seq,
-            offset=offset,
-            text=self.text[offset:] if self.want.stream else "",
-            spent=self.before + self.estimate(),
-        )
+        text = self.text[offset:] if self.want.stream else ""
+        return _progress(self.want, seq, offset=offset, text=text, spent=self.before + self.estimate())
 
     def estimate(self) -> Usage:
         """What this attempt has cost up to now: a cut call has been paid for all the same."""
@@ -249,9 +266,7 @@ class _Call:
     def failure(self, error: ModelError) -> ApplicationError:
         """The error as Temporal is to take it. Also leaves the cost where the next attempt finds it."""
         spent = self.before + (error.usage or self.estimate())
-        activity.heartbeat(
-            Progress(call=f"step-{self.want.step}", attempt=activity.info().attempt, seq=0, spent=spent)
-        )
+        activity.heartbeat(_progress(self.want, 0, spent=spent))
         message = bounded(redact(str(error)))
         failure = ModelFailure(
             kind=error.kind,
@@ -273,6 +288,10 @@ class _Call:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+def _progress(want: ModelInput, seq: int, **more: Any) -> Progress:
+    return Progress(call=f"step-{want.step}", attempt=activity.info().attempt, seq=seq, **more)
 
 
 def _reads(request: ModelRequest) -> int:

@@ -63,7 +63,7 @@ from .decide import (
     decide,
 )
 from .display import Display
-from .flights import Flights
+from .flights import NOT_KEPT_ALIVE, Flights, unbilled
 from .fold import Birth
 from .inputs import (
     addressed,
@@ -280,8 +280,11 @@ class AgentWorkflow:
 
     def _healing(self, event: Event) -> Event:
         """Of an outage that only Temporal noticed nobody has said when to look again."""
-        if not isinstance(event, ModelFailed) or self._layout < 2 or event.failure.heals_after is not None:
+        if not isinstance(event, ModelFailed) or event.failure.heals_after is not None:
             return event
+        if self._layout < 2:  # runs of 0.1 did not book what such a call had cost, and must not begin to
+            lost = event.failure.message == NOT_KEPT_ALIVE
+            return replace(event, failure=unbilled(event.failure)) if lost else event
         if not rule_for(event.failure.kind).heals:
             return event
         after = _FIRST_NAP * (0.5 + workflow.random().random())

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
@@ -27,13 +29,15 @@ from perdure.effects import (
     ModelFailure,
     ModelInput,
     ModelOutcome,
+    Progress,
     RemoteContext,
     ToolInput,
     ToolOutcome,
     View,
     tail_digest,
 )
-from perdure.messages import Message, Text, ToolCall, ToolResult, size_bytes
+from perdure.messages import Message, Text, ToolCall, ToolResult, Usage, size_bytes
+from perdure.prices import Price
 from perdure.spec import ModelSpec, RetrySpec, ToolSpec
 from perdure.texts import bounded, masked
 
@@ -47,6 +51,7 @@ FRESH_BYTES = 512
 """Most bytes of new messages that ride along with a model call. They are in history already, as
 the results of tools: a longer message would be paid for twice."""
 
+NOT_KEPT_ALIVE = "no worker kept the model call alive to its end"
 _MODEL_SLACK = timedelta(minutes=3)
 """The activity keeps the model's own timeout, and may wait for its turn before that; Temporal's timeout comes
 later, for a worker that keeps none. A dead one is noticed by its heartbeat."""
@@ -95,7 +100,7 @@ class Flights:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=model_summary(state, chosen),
         )
-        self._launch("model", handle, self._model_answer(handle), _model_bug)
+        self._launch("model", handle, self._model_answer(handle, chosen), _model_bug)
 
     def call_tools(self, state: State, calls: Sequence[Call]) -> None:
         """Start these calls."""
@@ -134,11 +139,13 @@ class Flights:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _model_answer(self, handle: "workflow.ActivityHandle[ModelOutcome]") -> Event:
+    async def _model_answer(
+        self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec
+    ) -> Event:
         try:
             return Replied(outcome=await handle, at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
-            return ModelFailed(failure=model_failure(error), at=workflow.now())
+            return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
     async def _tool_answer(
         self, handle: "workflow.ActivityHandle[Any]", state: State, call: Call, tool: ToolSpec
@@ -263,8 +270,11 @@ def idempotency_key(call: ToolCall) -> str:
     return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
 
 
-def model_failure(error: BaseException) -> ModelFailure:
-    """Why a model call did not come about, as the activity said it, or as Temporal noticed it."""
+def model_failure(error: BaseException, price: Price | None = None) -> ModelFailure:
+    """Why a model call did not come about, as the activity said it, or as Temporal noticed it.
+
+    What a call had cost that Temporal noticed to be dead is known from its last heartbeat.
+    """
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError):
         if cause.type == STALE:
@@ -277,10 +287,28 @@ def model_failure(error: BaseException) -> ModelFailure:
             return ModelFailure.model_validate(cause.details[0])
         return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
     if isinstance(cause, TimeoutError):
-        return ModelFailure(kind="timeout", message="no worker kept the model call alive to its end")
+        spent = _last_heard(cause)
+        return ModelFailure(
+            kind="timeout",
+            message=NOT_KEPT_ALIVE,
+            wasted=spent,
+            wasted_microusd=price.cost_microusd(spent) if price else 0,
+        )
     if is_cancelled_exception(error):
         return ModelFailure(kind="cancelled", message="called back")
     return ModelFailure(kind="bug", message=str(cause or error))
+
+
+def unbilled(failure: ModelFailure) -> ModelFailure:
+    """The same, as if it had cost nothing."""
+    return failure.model_copy(update={"wasted": Usage(), "wasted_microusd": 0})
+
+
+def _last_heard(error: TimeoutError) -> Usage:
+    for detail in error.last_heartbeat_details:
+        with suppress(ValidationError):
+            return Progress.model_validate(detail).spent
+    return Usage()
 
 
 def _model_bug(error: Exception) -> Event:

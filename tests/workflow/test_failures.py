@@ -5,12 +5,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
 
-from perdure import Agent, RunFailed, tool
+from perdure import Agent, Client, Image, RunFailed, tool
+from perdure.activities.blobs import FileBlobs
+from perdure.effects import Progress
 from perdure.messages import Usage
 from perdure.model import ModelRequest
+from perdure.prices import Price
+from perdure.settings import Settings
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire import RunResult
+from perdure.workflows.flights import model_failure
 from tests.conftest import Serve, until, until_status
 
 
@@ -210,3 +216,66 @@ async def test_an_unknown_provider_parks_and_names_those_there_are(serve: Serve)
         assert "no provider 'nowhere'" in failure.message
         await run.stop()
         assert (await run.result()).stop_reason == "stopped"
+
+
+async def test_a_picture_that_cannot_be_read_parks_the_run_until_it_can(settings: Settings) -> None:
+    from perdure.workers.running import serving
+
+    away = True
+
+    class AwayForAWhile(FileBlobs):
+        """Gives nothing back until somebody has mended it."""
+
+        async def get(self, name: str) -> bytes:
+            if away:
+                raise PermissionError("stale file handle")
+            return await super().get(name)
+
+    @tool
+    async def look() -> Image:
+        """Look."""
+        return Image(data="iVBORw0K" * 4000)
+
+    script = ScriptedModel([calls("look"), says("seen")])
+    store = AwayForAWhile(settings.home / "blobs", cache_bytes=0)
+    async with serving(
+        [Agent(name="a", model="scripted:x", tools=[look])],
+        models={"scripted": script},
+        address=settings.address,
+        settings=settings,
+        blobs=store,
+    ) as served:
+        client = Client(served[0], task_queue=served[1])
+        run = await client.start("a", "go")
+        await until_status(client, run.id, "parked")
+        failure = (await run.status()).failure
+        assert failure is not None
+        assert failure.kind == "storage"
+        away = False
+        await run.resume()
+        assert (await run.result()).output == "seen"
+
+
+def test_what_a_call_had_cost_that_died_is_read_from_its_last_heartbeat() -> None:
+    spent = Usage(input_tokens=1000, output_tokens=50, estimated=True)
+    heard = Progress(call="step-1", attempt=6, seq=3, spent=spent).model_dump(mode="json")
+    price = Price(input=1_000_000, output=2_000_000, cache_read=0, cache_write=0)
+    failure = model_failure(_died(heard), price)
+    assert (failure.kind, failure.wasted) == ("timeout", spent)
+    assert failure.wasted_microusd == price.cost_microusd(spent)
+    assert model_failure(_died(), price).wasted == Usage()
+    assert model_failure(_died("no progress"), price).wasted == Usage()
+
+
+def _died(*heard: Any) -> ActivityError:
+    error = ActivityError(
+        "activity error",
+        scheduled_event_id=1,
+        started_event_id=2,
+        identity="",
+        activity_type="call_model",
+        activity_id="1",
+        retry_state=None,
+    )
+    error.__cause__ = TimeoutError("heartbeat", type=TimeoutType.HEARTBEAT, last_heartbeat_details=heard)
+    return error
