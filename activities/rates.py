@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit
@@ -45,6 +45,20 @@ class Throttled(Exception):
         super().__init__(f"the rate limit of {key} ({what}) has no room: try in {wait.total_seconds():.0f} s")
 
 
+class _Want(NamedTuple):
+    """What a call takes of one limit."""
+
+    key: str
+    what: str
+    window: "RateLimitItem"
+    cost: int
+
+    @property
+    def refill(self) -> float:
+        """Seconds in which so much gets free."""
+        return self.cost * self.window.get_expiry() / self.window.amount
+
+
 @dataclass
 class RateLimits:
     """Those of the settings, by provider ("anthropic"), model ("anthropic:x") or tool ("tool:search").
@@ -68,16 +82,38 @@ class RateLimits:
             Throttled: it would take too long.
 
         """
+        wants, waited = self._wants(keys, tokens), 0.0
+        while (short := await self._short_of(wants)) is not None:
+            wait = short.refill * (0.5 + self.chance())
+            if waited + wait > _PATIENCE.total_seconds():
+                raise Throttled(short.key, f"{short.what} a minute", timedelta(seconds=max(wait, 5)))
+            await self.sleep(wait)
+            waited += wait
+
+    def _wants(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> "list[_Want]":
+        """What the call takes of each limit: first of calls, whose windows are short, then of tokens."""
+        of_calls, of_tokens = list[_Want](), list[_Want]()
         for key in keys:
             limit = self.limits.get(key)
             if limit is None:
                 continue
-            read = min(max(tokens(), 1), limit.tokens) if limit.tokens is not None else 0
-            if limit.tokens is not None:
-                await self._until(key, "tokens", _a_minute(limit.tokens), read, _has_room)
             if limit.calls is not None:
-                await self._until(key, "calls", _evenly(limit.calls), 1, _takes_its_place)
-            await self.spent((key,), read)
+                of_calls.append(_Want(key, "calls", _evenly(limit.calls), 1))
+            if limit.tokens is not None:
+                read = min(max(tokens(), 1), limit.tokens)  # a larger one passes when the window is empty
+                of_tokens.append(_Want(key, "tokens", _a_minute(limit.tokens), read))
+        return of_calls + of_tokens
+
+    async def _short_of(self, wants: "list[_Want]") -> "_Want | None":
+        """Which of them has no room; None: all are counted.
+
+        Who is refused takes no place with the others, unless somebody came between the two questions.
+        """
+        for ask in (_has_room, _takes_its_place) if len(wants) > 1 else (_takes_its_place,):
+            for want in wants:
+                if not await self._asked(want.window, want.key, want.what, want.cost, ask):
+                    return want
+        return None
 
     async def spent(self, keys: tuple[str, ...], tokens: int) -> None:
         """Count tokens that were read or written; those for which there is no room fill the window."""
@@ -96,17 +132,6 @@ class RateLimits:
         if bridge is not None:
             await bridge.storage.aclose()
         self._limiter = None
-
-    async def _until(self, key: str, what: str, window: "RateLimitItem", cost: int, ask: "_Ask") -> None:
-        """Wait until the answer is yes. What is larger than the window passes when it is empty."""
-        refill = cost * window.get_expiry() / window.amount
-        waited = 0.0
-        while not await self._asked(window, key, what, cost, ask):
-            wait = refill * (0.5 + self.chance())
-            if waited + wait > _PATIENCE.total_seconds():
-                raise Throttled(key, f"{what} a minute", timedelta(seconds=max(wait, 5)))
-            await self.sleep(wait)
-            waited += wait
 
     async def _asked(self, window: "RateLimitItem", key: str, what: str, cost: int, ask: "_Ask") -> int:
         """Ask the store. One that is away stops nobody's work."""
@@ -192,11 +217,11 @@ def _evenly(calls: int) -> "RateLimitItem":
 
     if calls <= 12:
         return RateLimitItemPerSecond(1, math.ceil(60 / calls))
-    if calls >= _MANY:  # what is cut off, here and below, is less than a twentieth
+    if calls >= _MANY:  # what is cut off, here and below, is less than a tenth
         return RateLimitItemPerSecond(calls // 60)
     if calls >= 240:
         return RateLimitItemPerSecond(calls * _SLICE // 60, _SLICE)
-    seconds = next(s for s in (5, 6, 10, 12, 15, 20, 30, 60) if calls * s % 60 == 0)
+    seconds = next(s for s in (5, 6, 10, 12, 15, 20, 30, 60) if calls * s // 60 * 60 >= 0.9 * calls * s)
     return RateLimitItemPerSecond(calls * seconds // 60, seconds)
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
@@ -89,6 +90,13 @@ class RateLimit(BaseModel):
     """Most of something in a minute; None is no bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds_something(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not given:
+            raise ValueError('write {"calls": 100}, {"tokens": 40000}, or both')
+        return given  # pyright: ignore[reportUnknownVariableType]
 
     calls: Annotated[int, Field(ge=1)] | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
@@ -330,7 +338,7 @@ def _renamed(problem: Any) -> InitErrorDetails:
     secret = field is None or kind is SecretStr or SecretStr in get_args(kind)
     return InitErrorDetails(
         type=PydanticCustomError("setting", "{what}", {"what": problem["msg"].removeprefix("Value error, ")}),
-        loc=(variables(field)[0] if field else where,),
+        loc=(variables(field)[0] if field else where, *problem["loc"][1:]),
         input="**********" if secret else problem["input"],
     )
 

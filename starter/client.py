@@ -275,16 +275,20 @@ class Client:
         user: str | None = None,
         older_than: timedelta | None = None,
         query: str | None = None,
+        task_queue: str | None = None,
         most: int = 1000,
     ) -> AsyncIterator[RunInfo]:
         """Runs, at any depth, that stand still because of an error; `redrive` lets each go on.
 
-        `cause` is the kind of error; `older_than` leaves out those parked since.
+        `cause` is the kind of error; `older_than` leaves out those parked since; with a `task_queue`, those
+        of other workers.
         """
         wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {_quoted(cause)}"]
         if older_than is not None:
             before = datetime.now(UTC) - older_than
             wanted.append(f"AgentParkedAt < {_quoted(before.isoformat())}")
+        if task_queue is not None:
+            wanted.append(f"TaskQueue = {_quoted(task_queue)}")
         if query is not None:
             wanted.append(f"({query})")
         found = self.list(

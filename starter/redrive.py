@@ -10,6 +10,7 @@ from .options import DONE, Common, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
     from .client import RunInfo
+    from .run import Run
 
 
 @command("redrive")
@@ -41,21 +42,31 @@ async def redrive(
     if older_than is not None:
         chosen["older_than"] = duration_of(older_than, "--older-than ")
     if bool(ids) == bool(chosen or all):
-        refuse("say which runs: their ids, or --cause, --agent, --user, --older-than, --query, or --all")
+        refuse(
+            "say which runs, one way: their ids, or --cause, --agent, --user, --older-than, --query, or --all"
+        )
     limits = limits_of(limit or [])
     if ids and dry_run:
-        for run_id in ids:
-            out(common, {"id": run_id}, run_id)
-        return DONE
+        return await each(common, ids, "would go on", _check_parked)
     if not ids:
         client = await common.connect()
-        found = [info async for info in client.parked(**chosen, most=most)]
+        # Of this task queue only: another team's runs are another team's.
+        parked = client.parked(**chosen, task_queue=client.task_queue, most=most)
+        found = [info async for info in parked]
         if dry_run or not found:
             return _tell(common, found)
         ids = [info.id for info in found]
     return await each(
         common, ids, "redriven", lambda run: run.redrive(model=model, newest=newest, limits=limits)
     )
+
+
+async def _check_parked(run: "Run") -> None:
+    from perdure.errors import InvalidRequest
+
+    status = await run.status()
+    if status.status != "parked":
+        raise InvalidRequest(f"run {run.id!r} is not parked: it is {status.doing}")
 
 
 def _cause(word: str | None) -> str | None:

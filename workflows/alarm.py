@@ -1,7 +1,7 @@
 """The clock of a parked run: wakes it when what was wrong may have passed."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -21,7 +21,7 @@ class Alarm:
         self._held = 0
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None]:
         """While people are changing the parked run, it must not wake in between."""
         self._held += 1
         self.unset()

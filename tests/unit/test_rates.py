@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,13 @@ def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.Monk
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 0}}')
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS"):
         load()
+    monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"call": 5}}')
+    with pytest.raises(DefinitionError, match=r"PERDURE_RATE_LIMITS\.anthropic\.call"):
+        load()
+    for vague in ('{"anthropic": 5}', '{"anthropic": {}}'):
+        monkeypatch.setenv("PERDURE_RATE_LIMITS", vague)
+        with pytest.raises(DefinitionError, match=r'anthropic: write \{"calls": 100\}'):
+            load()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", "anthropic=5")
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS: it is no JSON"):
         load()
@@ -183,3 +191,34 @@ def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
     right = ["anthropic", "anthropic:big", "openai:small", "tool:search"]
     wrong = ["antropic", "anthropic:small", "search", "tool:serch"]
     assert unmatched([*wrong, *right], {"anthropic", "openai"}, [agent]) == sorted(wrong)
+
+
+async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked_at_once = RateLimits._asked  # pyright: ignore[reportPrivateUsage]
+
+    async def from_afar(limits: RateLimits, *question: Any) -> int:
+        """Each question takes its time, in which others ask."""
+        await asyncio.sleep(0)
+        return await asked_at_once(limits, *question)
+
+    monkeypatch.setattr(RateLimits, "_asked", from_afar)
+    far = RateLimits({"a": RateLimit(tokens=40_000, calls=60_000)}, sleep=Waits())
+    asked = [far.enter(("a",), lambda: 10_000) for _ in range(100)]
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(end is None for end in ended) == 4
+
+
+async def test_a_call_that_is_refused_takes_nothing_of_its_providers_limit() -> None:
+    limits = RateLimits({"p": RateLimit(calls=6000), "p:x": RateLimit(calls=2)}, sleep=Waits())
+    for _ in range(30):
+        await asyncio.gather(limits.enter(("p", "p:x"), lambda: 0), return_exceptions=True)
+    window = rates._evenly(6000)  # pyright: ignore[reportPrivateUsage]
+    left = await limits._asked(window, "p", "calls", 0, rates._what_is_left)  # pyright: ignore[reportPrivateUsage]
+    assert left == window.amount - 1
+
+
+@pytest.mark.parametrize("calls", [61, 97, 101, 199, 239])
+def test_calls_are_let_in_evenly_whatever_their_number(calls: int) -> None:
+    assert rates._evenly(calls).get_expiry() <= 20  # pyright: ignore[reportPrivateUsage]

@@ -330,6 +330,8 @@ async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve
 
         await until(all_are_listed)
         assert await found(cause="payment") == set()
+        assert await found(task_queue=client.task_queue) == {run.id for run in runs}
+        assert await found(task_queue="another-teams") == set()
         assert await found(older_than=timedelta(hours=1)) == set()
         with pytest.raises(InvalidRequest, match="no such provider"):
             await runs[0].redrive(model="nobody:x")
@@ -438,7 +440,7 @@ async def test_a_redrive_to_another_provider_takes_along_only_what_all_understan
 
     broken = Provider()
     broken.broken = fails("authentication", "no key")
-    options = {"base_url": "http://the-old-one", "extra_headers": {"x-key": "secret"}}
+    options: dict[str, Any] = {"base_url": "http://the-old-one", "extra_headers": {"x-key": "secret"}}
     first = ModelConfig(name="broken:x", thinking="adaptive", max_tokens=99, options=options)
     given = {"broken": ScriptedModel(broken), "strict": Strict(script)}
     async with serve(Agent(name="a", model=first), models=given) as client:
