@@ -77,6 +77,8 @@ _TOOL_ATTEMPTS = "one of the tool's attempts (`ToolRetry`)"
 _WAITS = "the run is parked, and when it tries again"
 _MEND = "the run is parked until it is resumed"
 _ERROR_RESULT = "the error, as the result of its call"
+_NOT_ASKED = "of a model's call nothing: it was not asked; of a tool's, a tool call"
+_TOOL_NOT_ASKED = "of a tool: that it was not asked, and why, unless another stands in"
 _IN_TRANSCRIPT = "the failed call, in the transcript"
 
 
@@ -108,10 +110,10 @@ RULES: dict[ErrorKind, Rule] = {
     "stream_cut": _passing("the answer stopped before its end"),
     "malformed_reply": _passing("the answer cannot be read")._replace(heals=False, person_sees=_MEND),
     "circuit_open": _passing("the model, or tool, failed so often that nobody asks it for a while")._replace(
-        retried=False, trips=False, counts="nothing: it was not asked"
+        retried=False, trips=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
-    "throttled": _passing("our own rate limit has no room for the call yet")._replace(
-        retried=False, trips=False, falls_back=False, counts="nothing: it was not asked"
+    "throttled": _passing("our own rate limit has no room for the call within 20 seconds")._replace(
+        retried=False, trips=False, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
     "context_overflow": Rule(
         "model",
@@ -161,7 +163,7 @@ RULES: dict[ErrorKind, Rule] = {
         falls_back=True,
         trips=True,
         counts=_TOOL_ATTEMPTS,
-        model_sees="that it may or may not have taken effect",
+        model_sees="the error; of a write, that it may or may not have taken effect",
         person_sees=_IN_TRANSCRIPT,
     ),
     "too_large": Rule("run", "something exceeds a size limit"),
