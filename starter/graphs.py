@@ -196,7 +196,8 @@ def _on_terminal(sight: _Sight) -> "list[Text]":
     if status is None:
         return things
     if status.status == "parked":
-        things.append(Text(f"\nparked: {show.failure(status.failure)}\n  {show.how_to_go_on(sight.run_id)}"))
+        go_on = show.how_to_go_on(sight.run_id, status.failure)
+        things.append(Text(f"\nparked: {show.failure(status.failure)}\n  {go_on}"))
     things.extend(
         Text(f"\nwaits for: {show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}")
         for want in status.waiting

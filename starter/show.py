@@ -125,11 +125,14 @@ def how_to_answer(run_id: str, want: "Waiting") -> str:
         case "question":
             return hint(f'send {waits} "..."')
         case "parked":
-            return how_to_go_on(waits)
+            return how_to_go_on(waits, want.failure)
 
 
-def how_to_go_on(run_id: str) -> str:
-    """The commands for a parked run."""
+def how_to_go_on(run_id: str, why: "Failure | None" = None) -> str:
+    """The commands for a parked run; there may be nothing to do but wait."""
+    if why is not None and why.resumes_at is not None:
+        soon = f"by itself at {why.resumes_at:%H:%M:%S} UTC"
+        return f"{soon}; sooner with {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
     return f"mend the cause, then: {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
 
 
@@ -208,7 +211,7 @@ def report(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     if status.failure is not None:
         rows.append(("why", failure(status.failure)))
     if status.status == "parked":
-        rows.append(("go on", how_to_go_on(run_id)))
+        rows.append(("go on", how_to_go_on(run_id, status.failure)))
     for want in status.waiting:
         rows += [("waits for", wanted(want)), ("", how_to_answer(run_id, want))]
     rows += [("plan" if number == 0 else "", line) for number, line in enumerate(plan(status.plan))]

@@ -54,6 +54,13 @@ def test_a_parked_run_says_why_and_how_to_go_on() -> None:
     assert any("perdure resume r" in value for _, value in rows)
 
 
+def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() -> None:
+    at = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
+    said = show.how_to_go_on("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
+    assert "by itself at 12:30:00 UTC; sooner with" in said
+    assert "mend" not in said
+
+
 def test_every_part_of_a_message_is_shown() -> None:
     call = ToolCall(id="call-1-1", name="search", arguments={"q": "é"})
     result = ToolResult(call_id="call-1-1", name="search", content=[Text(text="found")], is_error=True)
