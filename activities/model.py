@@ -73,8 +73,11 @@ class ModelCalls:
 
         # From the first moment: what is to be sent may have to be fetched, from a worker or a store.
         async with Heart(progress, self.progress_interval if want.stream else timedelta(seconds=1)):
-            spec = await self.transcripts.spec(want.spec)
-            sight = await self.transcripts.view(want)
+            try:
+                spec = await self.transcripts.spec(want.spec)
+                sight = await self.transcripts.view(want)
+            except ApplicationError as error:
+                raise _with_what_was_spent(error, before) from None
             chosen = spec.models[want.model]
             call = _Call(want=want, spec=spec, chosen=chosen, before=before, first_nap=self.first_nap)
             return await self._made(call, sight)
@@ -288,6 +291,21 @@ class _Call:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+def _with_what_was_spent(error: ApplicationError, before: Usage) -> ApplicationError:
+    """The last attempt may not even reach the run: what those before it had cost is told all the same."""
+    failure = error.details[0] if error.details else None
+    if not isinstance(failure, ModelFailure):
+        return error
+    return ApplicationError(
+        error.message,
+        failure.model_copy(update={"wasted": failure.wasted + before}),
+        type=error.type,
+        non_retryable=error.non_retryable,
+        next_retry_delay=error.next_retry_delay,
+        category=error.category,
+    )
 
 
 def _progress(want: ModelInput, seq: int, **more: Any) -> Progress:

@@ -87,7 +87,8 @@ def _never_left(error: object, deeper: int) -> bool:
         return False
     if _is_one_of(error, _BEFORE_ANYTHING):
         return True
-    inner = (error.__cause__, error.__context__, getattr(error, "reason", None), *error.args)
+    # Not __context__: what a tool met before, and went on from, is not what this error wraps.
+    inner = (error.__cause__, getattr(error, "reason", None), *error.args)
     return any(_never_left(one, deeper - 1) for one in inner)
 
 

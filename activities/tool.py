@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_TOOL, READ_RESULT, WORKER_STOPPED, Progress, ToolInput, ToolOutcome
+from perdure.effects import CALL_TOOL, MAY_BE_DONE, READ_RESULT, Progress, ToolInput, ToolOutcome
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
 from perdure.texts import bounded, whole
@@ -84,7 +84,7 @@ class ToolCalls:
         """What the model gets, and of which kind the error is, if it is one."""
         if want.tool == READ_RESULT:
             return await read_more(self.blobs, want), None
-        tool = self._tool(want)
+        tool = self._tool(want, note)
         try:
             value = await self._in_turn(tool, want, note)
         except Refused as error:
@@ -97,11 +97,14 @@ class ToolCalls:
             return self._given_up(tool, want, note, _said(error, name=""), kind)
         except BaseException as error:
             if not _is_the_tools_own(error):
-                raise _cut_short(error) from None
+                raise _cut_short(error, note) from None
             failed = error
         else:
             # Outside the try: the tool has done its work, and nothing here may have it done again.
-            kept = await keep(value, self.blobs, want.preview_bytes)
+            try:
+                kept = await keep(value, self.blobs, want.preview_bytes)
+            except asyncio.CancelledError as error:
+                raise _cut_short(error, note) from None
             self.remembered.keep(tool, want, kept)
             return kept, None
         note.ended(failed)
@@ -150,13 +153,17 @@ class ToolCalls:
         circuits.succeeded(ticket)
         return value
 
-    def _tool(self, want: ToolInput) -> Tool:
+    def _tool(self, want: ToolInput, note: "_Note") -> Tool:
         agent = self.agents.get(want.agent)
         tool = next((t for t in agent.tools if t.name == want.tool), None) if agent else None
         if isinstance(tool, Tool):
             return tool
         # Another worker may have it: a deploy is under way.
-        raise ApplicationError(f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker")
+        activity.heartbeat(note.progress(0, 0))
+        raise ApplicationError(
+            f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker",
+            type=MAY_BE_DONE if note.touched else None,
+        )
 
     async def _run(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
         context = _context(tool, want, note)
@@ -248,16 +255,16 @@ def _is_the_tools_own(error: BaseException) -> bool:
     return not isinstance(error, SystemExit | KeyboardInterrupt)
 
 
-def _cut_short(error: BaseException) -> BaseException:
+def _cut_short(error: BaseException, note: _Note) -> BaseException:
     """The call ends because the worker does: whoever reads the last attempt's error must know that much."""
     details = activity.cancellation_details()
     if details is None or not details.worker_shutdown:
         return error
-    return ApplicationError(
-        "The worker was stopped before the tool returned; the call may or may not have taken effect.",
-        type=WORKER_STOPPED,
-        category=ApplicationErrorCategory.BENIGN,
-    )
+    activity.heartbeat(note.progress(0, 0))
+    said = "The worker was stopped before the tool "
+    said += "returned; the call may or may not have taken effect." if note.touched else "was called."
+    kind = MAY_BE_DONE if note.touched else None
+    return ApplicationError(said, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 
 def _again(error: BaseException, attempts: int) -> ApplicationError | None:

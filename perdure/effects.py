@@ -49,8 +49,10 @@ TOO_LARGE_TYPES: Final = (TOO_LARGE, "GrpcMessageTooLarge")
 BLOB_STORE_FAILED: Final = "BlobStoreFailed"
 """Error type: a payload could not be kept. Not retried either: its activity has had its effect."""
 
-WORKER_STOPPED: Final = "WorkerStopped"
-"""Error type: the worker was told to end while the call was under way. Another may make it."""
+MAY_BE_DONE: Final = "MayBeDone"
+"""Error type: the call did not come to its end, and may have had its effect. Another worker may make it."""
+WORKER_SHUTDOWN: Final = "WorkerShutdown"
+"""The SDK's error type for a call that its worker's end has cut short."""
 
 PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""

@@ -146,8 +146,8 @@ async def each(common: Common, ids: list[str], done: str, act: Act) -> int:
             return None
 
     code = DONE
-    async with asyncio.TaskGroup() as group:
-        acted = [(run_id, group.create_task(one(run_id))) for run_id in ids]
+    acted = [(run_id, asyncio.create_task(one(run_id))) for run_id in ids]
+    try:
         for run_id, task in acted:
             error = await task
             if error is None:
@@ -156,6 +156,8 @@ async def each(common: Common, ids: list[str], done: str, act: Act) -> int:
             said = str(error)
             say_error(said if run_id in said else f"{run_id}: {said}")
             code = code or code_of(error)
+    finally:  # nobody who reads no further keeps the others from being done
+        await asyncio.gather(*(task for _, task in acted), return_exceptions=True)
     return code
 
 

@@ -264,9 +264,11 @@ class Seen:
                 cost_microusd=node.cost_microusd,
             )
 
-    def of_end(self, result: RunResult | None) -> Iterator[Event]:
-        """News once the run is over: the answer that no worker told of, and no run below without its end."""
-        if result is not None and result.stop_reason == "end_turn" and not result.nodes:
+    def of_end(self, result: RunResult | None, *, behind: bool = False) -> Iterator[Event]:
+        """News once the run is over: no run below is left without its end. `behind`: no worker could tell of
+        the last messages.
+        """
+        if behind and result is not None and result.stop_reason == "end_turn" and not result.nodes:
             yield from self._rest(result)
         yield from self.of_nodes(nodes_of(result) if result else [])
         for node in list(self.nodes.values()):

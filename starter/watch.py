@@ -72,7 +72,7 @@ async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None)
                 yield event
             if glance.closed:
                 finished = await glance.once("finished", partial(_finished, run, glance))
-                for event in looks.seen.of_end(finished.result):
+                for event in looks.seen.of_end(finished.result, behind=looks.behind(glance)):
                     yield event
                 yield finished
                 return
@@ -119,6 +119,10 @@ class _Looks:
     def pause(self, glance: Glance) -> timedelta:
         """How long until the next look is worth it."""
         return _SLOW if self.seen.status in _PATIENT else glance.haste
+
+    def behind(self, glance: Glance) -> bool:
+        """Whether no worker has told of all that had happened by that glance."""
+        return glance.at != self._told
 
     async def next(self, *, afresh: bool = False) -> tuple[list[Event], Glance]:
         """What is new, and the glance at which that was seen; it began after the last one had ended.

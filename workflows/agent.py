@@ -466,7 +466,8 @@ class AgentWorkflow:
             with self._alarm.held():
                 self._events.append(await self._changed(state, wanted))
         finally:
-            self._events.append(NapOver(at=workflow.now()))  # look at the clock anew
+            if not self._alarm.is_held:
+                self._events.append(NapOver(at=workflow.now()))  # look at the clock anew
 
     async def _changed(self, state: State, wanted: Redrive) -> Redriven:
         """What a redrive makes of the run, once its agent is fetched."""

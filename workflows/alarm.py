@@ -20,6 +20,11 @@ class Alarm:
         self._ringing: asyncio.Task[None] | None = None
         self._held = 0
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody is changing the run."""
+        return self._held > 0
+
     @contextmanager
     def held(self) -> Generator[None]:
         """While people are changing the parked run, it must not wake in between."""

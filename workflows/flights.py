@@ -18,6 +18,7 @@ from perdure.effects import (
     BLOB_STORE_FAILED,
     CALL_MODEL,
     CALL_TOOL,
+    MAY_BE_DONE,
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
     PIN_SHOWN,
@@ -25,7 +26,7 @@ from perdure.effects import (
     STALE,
     TOO_LARGE,
     TOO_LARGE_TYPES,
-    WORKER_STOPPED,
+    WORKER_SHUTDOWN,
     ModelFailure,
     ModelInput,
     ModelOutcome,
@@ -283,8 +284,10 @@ def model_failure(error: BaseException, price: Price | None = None) -> ModelFail
             return ModelFailure(kind="too_large", message=cause.message)
         if cause.type == BLOB_STORE_FAILED:
             return ModelFailure(kind="storage", message=cause.message)
+        if cause.type == WORKER_SHUTDOWN:
+            return ModelFailure(kind="connection", message="the worker was stopped in mid-call")
         if cause.details:
-            return ModelFailure.model_validate(cause.details[0])
+            return _priced(ModelFailure.model_validate(cause.details[0]), price)
         return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
     if isinstance(cause, TimeoutError):
         spent = _last_heard(cause)
@@ -297,6 +300,13 @@ def model_failure(error: BaseException, price: Price | None = None) -> ModelFail
     if is_cancelled_exception(error):
         return ModelFailure(kind="cancelled", message="called back")
     return ModelFailure(kind="bug", message=str(cause or error))
+
+
+def _priced(failure: ModelFailure, price: Price | None) -> ModelFailure:
+    """Who could not even fetch the spec did not know the price of what attempts before it had used."""
+    if price is None or failure.wasted_microusd or not failure.wasted.total_tokens:
+        return failure
+    return failure.model_copy(update={"wasted_microusd": price.cost_microusd(failure.wasted)})
 
 
 def unbilled(failure: ModelFailure) -> ModelFailure:
@@ -336,7 +346,7 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = f"The tool has done its work, but its result could not be kept: {cause.message}"
     elif isinstance(cause, ApplicationError):
         text = cause.message
-        kind = "tool_timeout" if cause.type == WORKER_STOPPED else kind
+        kind = "tool_timeout" if cause.type in (MAY_BE_DONE, WORKER_SHUTDOWN) else kind
     elif is_cancelled_exception(error):
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:

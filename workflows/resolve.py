@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.effects import BLOB_STORE_FAILED, RESOLVE_AGENT, Request
 from perdure.spec import AgentSpec, ResolvedAgent
@@ -16,9 +16,9 @@ LAYOUT = 2
 """How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
 
 
-_ATTEMPTS_WHILE_ASKED = 10
-"""Somebody waits for the answer to a redrive."""
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=1)
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=5)
+_MAY_PASS = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
+"""Error types: no store, no parent, or no worker that answers in time. All else is what it is."""
 
 
 async def resolve(
@@ -26,8 +26,8 @@ async def resolve(
 ) -> ResolvedAgent:
     """The agent as it is now; a deploy after this changes nothing for the run.
 
-    A child gets what its parent pinned for it, whatever was deployed in between. While no worker can keep
-    the spec, which may be a full disk, the run waits, and `held_up` is told why.
+    A child gets what its parent pinned for it, whatever was deployed in between. While the spec cannot be
+    fetched or kept, for a full disk or a parent out of reach, the run waits, and `held_up` is told why.
 
     Raises:
         ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
@@ -36,12 +36,16 @@ async def resolve(
     asked, wait = _asked(request, branch), _FIRST_WAIT
     while True:
         try:
-            return await _resolved(asked, attempts=0)
+            return await _resolved(asked)
         except ApplicationError as error:
-            if error.type != BLOB_STORE_FAILED:
+            if error.type not in _MAY_PASS:
                 raise
             held_up(error.message)
-        await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="the spec cannot be kept")
+        except ActivityError as error:
+            if not isinstance(error.cause, TimeoutError):
+                raise
+            held_up("no worker has fetched the agent in time")
+        await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="try again to begin")
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
@@ -63,20 +67,18 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
             pin=None if redrive.newest else spec.pin,
             model=redrive.model,
             layout=LAYOUT,
-        ),
-        attempts=_ATTEMPTS_WHILE_ASKED,
+        )
     )
 
 
-async def _resolved(asked: Request, *, attempts: int) -> ResolvedAgent:
-    """What a worker says; 0 attempts: until one says it."""
+async def _resolved(asked: Request) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
             asked,
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
-            retry_policy=RetryPolicy(maximum_interval=_LONGEST_WAIT, maximum_attempts=attempts),
+            retry_policy=RetryPolicy(maximum_attempts=10),
             summary=f"resolve {asked.agent}",
         )
         return resolved

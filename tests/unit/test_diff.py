@@ -118,12 +118,13 @@ def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[He
             events += seen.of_messages([message(step, attempt, answer)])
     last = run[-1][2]
     result = RunResult(agent="a", output=last, stop_reason="end_turn", steps=len(run))
-    events += seen.of_end(result)
+    assert list(seen.of_end(result)) == [], "a worker has told all there was to tell"
+    events += seen.of_end(result, behind=True)
     assert_told_in_order(events)
     for event in events:
         reader.feed(event)
     assert reader.text(len(run)) == last
-    assert list(seen.of_end(result)) == [], "once"
+    assert list(seen.of_end(result, behind=True)) == [], "once"
 
 
 def test_another_models_answer_is_not_glued_to_the_first_ones() -> None:

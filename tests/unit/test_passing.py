@@ -126,3 +126,16 @@ def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.so
 )
 def test_errors_without_a_library(error: Exception, again: bool) -> None:
     assert may_pass(error) is again
+
+
+def _goes_on_elsewhere() -> None:
+    try:
+        raise ConnectionRefusedError("the first one is not there")
+    except ConnectionRefusedError:
+        raise ConnectionResetError("the second one was, and hung up")  # noqa: B904 - as tools do
+
+
+def test_what_a_tool_went_on_from_is_not_what_it_met() -> None:
+    with pytest.raises(ConnectionResetError) as met:
+        _goes_on_elsewhere()
+    assert may_have_reached(met.value)
