@@ -164,6 +164,11 @@ class Settings(BaseSettings):
     blob_threshold_bytes: Annotated[int, Field(ge=1024, le=1_500_000)] = Field(
         32_768, description="Payloads of this many bytes and more go to the blob store, not to history."
     )
+    blob_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        32 * 1024 * 1024,
+        description="Memory for the blobs seen last, in each worker and client: so much for payloads, and so "
+        "much for what was put aside.",
+    )
     blob_s3_endpoint: str | None = Field(None, description="S3 endpoint URL, for MinIO and the like.")
     blob_s3_region: str | None = Field(None, description="S3 region. Unset: the AWS configuration's.")
     prices: FilePath | None = Field(None, description="JSON price table, consulted before the shipped one.")

@@ -33,6 +33,7 @@ WORKERS = 2
 EVERY = 10.0
 CONTINUE_AT = 400
 TRANSCRIPT_CACHE_MB = 4
+BLOB_CACHE_MB = 4
 CACHED = 60
 """Most runs that a worker keeps in memory."""
 _READY_WITHIN = 60.0
@@ -97,6 +98,7 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
         "PERDURE_METRICS": "prometheus",
         "PERDURE_METRICS_ADDRESS": f"127.0.0.1:{port}",
         "PERDURE_TRANSCRIPT_CACHE_BYTES": str(TRANSCRIPT_CACHE_MB * 2**20),
+        "PERDURE_BLOB_CACHE_BYTES": str(BLOB_CACHE_MB * 2**20),
         "PERDURE_MAX_CACHED_WORKFLOWS": str(CACHED),
         "PERDURE_GRACEFUL_SHUTDOWN_TIMEOUT": "5s",
     }
@@ -127,7 +129,7 @@ async def _stage(file: IO[str], folder: Path) -> AsyncGenerator[Stage]:
             db=home / "server" / "temporal.db", ui_port=False, dynamic_config=continue_at
         )
         server = await stack.enter_async_context(starting)
-        settings = load_settings(home=home, address=server.address)
+        settings = load_settings(home=home, address=server.address, blob_cache_bytes=BLOB_CACHE_MB * 2**20)
         workers = [await stack.enter_async_context(_worker(settings, log)) for _ in range(WORKERS)]
         client = await connect(settings=settings)
         await _taken(client)
@@ -152,6 +154,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
         "talkers": TALKERS,
         "continue_at": CONTINUE_AT,
         "transcript_cache_mb": TRANSCRIPT_CACHE_MB,
+        "blob_cache_mb": BLOB_CACHE_MB,
         "cached": CACHED,
         "note": note,
     }

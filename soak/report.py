@@ -110,8 +110,8 @@ _COLUMNS = ["process", "what", "at half time", "at the end", "an hour", "allowed
 _HOW = """\
 The slope is Theil and Sen's, the median of the slopes between all pairs of samples, over the second half
 of the time: in the first, caches and pools fill up. The workers' cache of transcripts is set to
-{transcript_cache_mb} MB and that of runs to {cached}, so that they are full by then; the one of blobs
-holds 32 MB."""
+{transcript_cache_mb} MB and that of runs to {cached}, so that they are full by then; those of blobs, of the
+driver too, hold {blob_cache_mb} MB each."""
 _WHAT = """\
 {minutes:.0f} minutes of a steady load: a deed every {apart:.1f} s (a run, a swarm, a family of agents and so
 on), and {talkers} sessions beside them, on two worker processes and the embedded server with its database on

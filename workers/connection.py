@@ -21,7 +21,10 @@ from .converter import data_converter
 def store_of(settings: Settings) -> BlobStore:
     """The blob store that the settings name."""
     return open_store(
-        settings.blob_store, s3_endpoint=settings.blob_s3_endpoint, s3_region=settings.blob_s3_region
+        settings.blob_store,
+        s3_endpoint=settings.blob_s3_endpoint,
+        s3_region=settings.blob_s3_region,
+        cache_bytes=settings.blob_cache_bytes,
     )
 
 
@@ -34,7 +37,9 @@ async def connect_temporal(settings: Settings, plugins: Sequence[Plugin] = ()) -
     """
     options: dict[str, Any] = {"plugins": list(plugins)}
     if not plugins:
-        options["data_converter"] = data_converter(store_of(settings), settings.blob_threshold_bytes)
+        options["data_converter"] = data_converter(
+            store_of(settings), settings.blob_threshold_bytes, cache_bytes=settings.blob_cache_bytes
+        )
     try:
         return await Client.connect(
             settings.address,

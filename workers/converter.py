@@ -130,12 +130,16 @@ class PerdurePayloadConverter(PydanticPayloadConverter):
         self.converters = {**self._OTHERS, b"json/plain": _Json()}
 
 
-def data_converter(store: BlobStore | None, threshold: int) -> DataConverter:
+def data_converter(
+    store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
+) -> DataConverter:
     """Pydantic JSON, and payloads of `threshold` bytes and more in the store (None: all inline)."""
-    return over(None, store, threshold)
+    return over(None, store, threshold, cache_bytes=cache_bytes)
 
 
-def over(existing: DataConverter | None, store: BlobStore | None, threshold: int) -> DataConverter:
+def over(
+    existing: DataConverter | None, store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
+) -> DataConverter:
     """The user's converter with what we need: their codec and failure converter are kept.
 
     Replaced is only the default payload converter, which reads dataclasses 20 times slower.
@@ -146,7 +150,8 @@ def over(existing: DataConverter | None, store: BlobStore | None, threshold: int
         base = replace(base, payload_converter_class=PerdurePayloadConverter)
     if store is None:
         return base
-    return replace(base, external_storage=_beside(base.external_storage, BlobDriver(store), threshold))
+    ours = BlobDriver(store, cache_bytes=cache_bytes)
+    return replace(base, external_storage=_beside(base.external_storage, ours, threshold))
 
 
 def _beside(theirs: ExternalStorage | None, ours: BlobDriver, threshold: int) -> ExternalStorage:

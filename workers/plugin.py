@@ -95,7 +95,12 @@ class PerdurePlugin(SimplePlugin):
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")
         super().__init__(
             "perdure",
-            data_converter=lambda existing: over(existing, self.blobs, self.settings.blob_threshold_bytes),
+            data_converter=lambda existing: over(
+                existing,
+                self.blobs,
+                self.settings.blob_threshold_bytes,
+                cache_bytes=self.settings.blob_cache_bytes,
+            ),
             workflow_runner=partial(shared_runner, strict=self.settings.strict_sandbox),
             workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),

@@ -17,6 +17,7 @@ HEAD: dict[str, Any] = {
     "talkers": 4,
     "continue_at": 400,
     "transcript_cache_mb": 4,
+    "blob_cache_mb": 4,
     "cached": 60,
     "note": "",
 }
