@@ -52,6 +52,12 @@ class Heart:
                     activity.heartbeat(now)
 
 
+def worker_is_ending() -> bool:
+    """Whether the call was cancelled because its worker is to end: another is to make it."""
+    details = activity.cancellation_details()
+    return details is not None and details.worker_shutdown
+
+
 def last_progress() -> Progress | None:
     """What the attempt before this one reported last."""
     for detail in activity.info().heartbeat_details:

@@ -32,7 +32,7 @@ from perdure.swarm import HANDOFF_TOOL
 from perdure.texts import bounded, whole
 
 from .circuit import CircuitOpen
-from .heartbeat import Heart, last_progress
+from .heartbeat import Heart, last_progress, worker_is_ending
 from .rates import Throttled
 from .redact import redact
 from .reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
@@ -89,8 +89,7 @@ class ModelCalls:
         except ApplicationError:
             raise
         except asyncio.CancelledError:
-            details = activity.cancellation_details()
-            if details is None or not details.worker_shutdown:
+            if not worker_is_ending():
                 raise
             # Said as it is: the last attempt's error decides what becomes of the run.
             raise call.failure(ModelError("connection", "the worker was stopped in mid-call")) from None

@@ -31,11 +31,6 @@ _OF_LIBRARIES: Final = frozenset(
 of them need be installed."""
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether another attempt may mend it. Anything else that a tool or function raises is its answer."""
-    return isinstance(error, _OURS) or _is_one_of(error, _OF_LIBRARIES)
-
-
 _TIMEOUTS: Final = frozenset(
     {
         "anthropic.APITimeoutError",
@@ -64,6 +59,11 @@ _BEFORE_ANYTHING: Final = frozenset(
 )
 """Nothing was sent yet: it cannot have had an effect."""
 _DEEPEST: Final = 6
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt may mend it. Anything else that a tool or function raises is its answer."""
+    return isinstance(error, _OURS) or _is_one_of(error, _OF_LIBRARIES)
 
 
 def is_timeout(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from perdure.texts import bounded, whole
 from perdure.tools import Tool, ToolContext
 
 from .circuit import CircuitOpen
-from .heartbeat import Heart, last_progress
+from .heartbeat import Heart, last_progress, worker_is_ending
 from .passing import is_timeout, may_have_reached, may_pass
 from .rates import Throttled
 from .redact import redact
@@ -257,8 +257,7 @@ def _is_the_tools_own(error: BaseException) -> bool:
 
 def _cut_short(error: BaseException, note: _Note) -> BaseException:
     """The call ends because the worker does: whoever reads the last attempt's error must know that much."""
-    details = activity.cancellation_details()
-    if details is None or not details.worker_shutdown:
+    if not worker_is_ending():
         return error
     activity.heartbeat(note.progress(0, 0))
     said = "The worker was stopped before the tool "

@@ -280,8 +280,8 @@ class Client:
     ) -> AsyncIterator[RunInfo]:
         """Runs, at any depth, that stand still because of an error; `redrive` lets each go on.
 
-        `cause` is the kind of error; `older_than` leaves out those parked since; with a `task_queue`, those
-        of other workers.
+        `cause` is the kind of error; `older_than` leaves out those parked since; `task_queue` those of all
+        other task queues.
         """
         wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {_quoted(cause)}"]
         if older_than is not None:
