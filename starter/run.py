@@ -2,7 +2,7 @@
 
 import asyncio
 import builtins
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -56,10 +56,13 @@ _OVER = ("already completed", "aborted by closing workflow")
 _BROKEN = ("transport error", "h2 protocol error")
 """What the SDK says of a connection that broke under a call, with a status that means nothing."""
 
-ANSWER_WITHIN = timedelta(seconds=10)
-"""How long a worker may take to answer a question about a run."""
-_ASK_AGAIN_AFTER = 0.25
-"""Seconds. A worker that knows the run answers in a few milliseconds."""
+ANSWER_WITHIN = timedelta(seconds=15)
+"""How long a worker may take to answer a question about a run. Longer than a workflow task may take,
+which is ten seconds: the SDK can lose one when it evicts a run that is asked something at that moment,
+and what waits behind it is answered when the server gives it out anew.
+"""
+_ASK_AGAIN_AFTER = (0.25, 1.0, 4.0)
+"""Seconds from one to the next. A worker that knows the run answers in a few milliseconds."""
 
 
 class Run:
@@ -355,16 +358,20 @@ def unanswered(error: RPCError) -> bool:
     return error.status == RPCStatusCode.UNAVAILABLE or any(sign in error.message for sign in _BROKEN)
 
 
-async def _soon(ask: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:
-    """The answer to a question, asked a second time when it takes long: one that meets a run between
-    two steps may lie for a second before a worker has it, while the next is answered at once.
+async def _soon(
+    ask: Callable[[], Coroutine[Any, Any, _Answer]], *, again_after: Sequence[float] = _ASK_AGAIN_AFTER
+) -> _Answer:
+    """The first answer to a question that is asked again while none comes: one that meets a run between
+    two steps may lie for a second before a worker has it, or be lost, while the next is answered at once.
     """
-    asked = [asyncio.create_task(ask())]
+    asked: list[asyncio.Task[_Answer]] = []
+    done: set[asyncio.Task[_Answer]] = set()
     try:
-        done, _ = await asyncio.wait(asked, timeout=_ASK_AGAIN_AFTER)
-        if not done:
+        for pause in (*again_after, None):
             asked.append(asyncio.create_task(ask()))
-            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(asked, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
         return await done.pop()
     finally:
         for one in asked:

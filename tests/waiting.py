@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T], what: str, *, within: float = 20.0, every: float = 0.02) -> T:
+def wait_for(look: Callable[[], T], what: str, *, within: float = 60.0, every: float = 0.02) -> T:
     """What `look` gives, once it gives something true.
 
     Raises:

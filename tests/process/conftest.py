@@ -60,7 +60,7 @@ class Crew:
     def stop(self) -> int:
         """SIGTERM the newest worker, and wait for its exit code."""
         self.processes[-1].terminate()
-        return self.processes[-1].wait(timeout=30)
+        return self.processes[-1].wait(timeout=60)
 
     def happened(self, what: str | None = None) -> list[tuple[str, str, str]]:
         """What the ledger says, in order."""

@@ -61,7 +61,7 @@ class Background:
         """Stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def says(self, text: str, *, times: int = 1, within: float = 20.0) -> None:
+    def says(self, text: str, *, times: int = 1, within: float = 60.0) -> None:
         """Wait until it has said that, so many times."""
 
         def said() -> bool:
@@ -75,7 +75,7 @@ class Background:
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
         """Send a signal, and wait for the end; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
     def end(self) -> None:
         """Whatever it does, it ends."""
@@ -97,7 +97,7 @@ class Terminal:
     said: str = ""
     _heard: int = 0
 
-    def says(self, text: str, *, within: float = 20.0) -> None:
+    def says(self, text: str, *, within: float = 60.0) -> None:
         """Read on until it says that, after what was heard before."""
 
         def said() -> bool:
@@ -111,7 +111,7 @@ class Terminal:
         """Type it."""
         os.write(self.descriptor, text.encode())
 
-    def ends(self, *, within: float = 20.0) -> int:
+    def ends(self, *, within: float = 60.0) -> int:
         """Wait for the end; the exit code."""
 
         def ended() -> bool:
@@ -165,7 +165,7 @@ class Shell:
             env=self.environment,
             input=stdin.encode(),
             capture_output=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         return Said(code=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())

@@ -119,7 +119,7 @@ def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell
     said = shell.perdure("approve", "held", "--by", "bob", "--json")
     assert said.json == {"id": "held", "call_id": "call-1-1", "allow": True, "by": "bob"}
     following.says("✓ refund: paid back 12.5 for 1")
-    assert following.process.wait(timeout=20) == 0
+    assert following.process.wait(timeout=60) == 0
     again = here("approve", "held", "call-1-1")
     assert (again.code, again.err[:6]) == (2, "error:")
 

@@ -21,7 +21,7 @@ from perdure.starter.deployment import Build, Deployment
 from perdure.starter.run import Run
 from perdure.starter.session import Session
 from perdure.workers.server import DevServer, free_port
-from tests.conftest import until, until_status
+from tests.conftest import HANGS, until, until_status
 from tests.waiting import wait_for
 
 from .shell import Background, Said, Shell
@@ -244,7 +244,7 @@ async def begun(client: Client, agent: str, count: int, prefix: str) -> list[Run
     """So many runs, all of them waiting for an approval."""
     runs = await asyncio.gather(*(client.start(agent, "go", id=f"{prefix}-{n}") for n in range(count)))
     for run in runs:
-        await until_status(client, run.id, "waiting_approval", within=60)
+        await until_status(client, run.id, "waiting_approval")
     return list(runs)
 
 
@@ -445,10 +445,10 @@ async def test_a_worker_that_ends_hands_over_what_it_cannot_finish(floor: Floor)
     assert answers(port, "/live") == 200, "nobody is to kill it meanwhile"
     floor.worker("b1", **GRACE)
     assert await asyncio.to_thread(old.process.wait, 30) == 0
-    assert time.monotonic() - told < 8, "well within a container's grace"
-    async with asyncio.timeout(15):
+    assert time.monotonic() - told < 20, "well within a container's grace"
+    async with asyncio.timeout(HANGS):
         waited, blocked, answered = [await run.result() for run in runs]
-    assert time.monotonic() - told < 15, "though heartbeats are missed only after 30 seconds"
+    assert time.monotonic() - told < 28, "though heartbeats are missed only after 30 seconds"
     assert waited.output == "As b1 says. attempt 2"
     assert blocked.output == "As b1 says. attempt 2"
     assert answered.output == "there"
@@ -464,7 +464,7 @@ async def test_a_call_that_cannot_be_cancelled_keeps_no_worker(floor: Floor) -> 
     await asyncio.to_thread(wait_for, lambda: list(marks.iterdir()), "the call")
     told = time.monotonic()
     assert await asyncio.to_thread(old.interrupt, signal.SIGTERM) == 1
-    assert time.monotonic() - told < 10
+    assert time.monotonic() - told < 20
     assert "leaving calls behind that neither end nor can be cancelled" in old.said
 
 

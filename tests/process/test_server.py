@@ -27,7 +27,7 @@ async def _ended(pid: int) -> None:
     gone = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().add_reader(pidfd, gone.set_result, None)
     try:
-        await asyncio.wait_for(gone, 20)
+        await asyncio.wait_for(gone, 60)
     finally:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)

@@ -174,22 +174,36 @@ async def test_the_pause_is_reckoned_from_the_glance() -> None:
     assert glance.left_of(haste) == 0
 
 
-async def test_a_lost_question_is_asked_again_and_the_first_answer_counts() -> None:
+@pytest.mark.parametrize("losses", [1, 3])
+async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses: int) -> None:
     asked, lost = 0, 0
 
     async def ask() -> str:
         nonlocal asked, lost
         asked += 1
-        if asked == 1:
+        if asked <= losses:
             try:
                 await asyncio.Event().wait()
             finally:
                 lost += 1
         return f"answer {asked}"
 
-    assert await _soon(ask) == "answer 2"
+    assert await _soon(ask, again_after=(0.01, 0.01, 0.01)) == f"answer {losses + 1}"
     await turns()
-    assert (asked, lost) == (2, 1), "the first was given up"
+    assert (asked, lost) == (losses + 1, losses), "those before it were given up"
+
+
+async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        raise NotReachable("nobody")
+
+    with pytest.raises(NotReachable):
+        await _soon(ask)
+    assert asked == 1
 
 
 async def test_glances_follow_close_behind_reports_and_are_leisurely_without() -> None:

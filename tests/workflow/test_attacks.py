@@ -20,7 +20,7 @@ from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire import RunRequest
 from perdure.workflows.fold import fold, initial
 from perdure.workflows.state import EndAsked
-from tests.conftest import Gate, Serve, until, until_status
+from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 HALF = "half \ud83d"
 """Half of a character: Python can hold it, UTF-8 and JSON cannot."""
@@ -65,7 +65,7 @@ async def test_half_characters_of_a_model_are_mended_not_retried(serve: Serve) -
         asked.append(request.step)
         return says(HALF) + calls("work", value=HALF) if request.step == 1 else says(HALF)
 
-    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(HANGS):
         result = await client.run("a", "go")
     assert asked == [1, 2]
     assert result.output.startswith("half ")
@@ -75,7 +75,7 @@ async def test_half_characters_of_a_model_are_mended_not_retried(serve: Serve) -
 async def test_arguments_that_cannot_be_read_back_go_back_to_the_model(serve: Serve, value: Any) -> None:
     call = ToolCall.model_construct(id="", name="work", arguments={"value": value}, problem=None)
     script = [Line(calls=(call,)), says("sorry")]
-    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+    async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(HANGS):
         run = await client.start("a", "go")
         assert (await run.result()).output == "sorry"
         assert (await run.transcript())[2].tool_results[0].is_error
@@ -107,7 +107,7 @@ async def test_an_error_that_cannot_be_told_does_not_repeat_the_effect(
     agent = Agent(name="a", model="scripted:x", tools=[odd])
     async with serve(agent, models={"scripted": ScriptedModel([calls("odd"), says("ok")])}) as client:
         run = await client.start("a", "go")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             assert (await run.result()).output == "ok"
         assert (await run.transcript())[2].tool_results[0].is_error
     assert effects == 1
@@ -317,7 +317,7 @@ async def test_what_a_remote_tool_answers_badly_is_an_error_result(serve: Serve,
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
         elsewhere = await TemporalClient.connect(settings.address)
         async with Worker(elsewhere, task_queue=queue, activities=[gives_bytes, gives_depth]):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(HANGS):
                 assert (await client.run("a", "go")).output == "ok"
 
 

@@ -17,7 +17,7 @@ from perdure.starter.events import StatusChanged
 from perdure.starter.run import Run
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.workers.parked import Cause, Gauges, by_cause
-from tests.conftest import Gate, Serve, until, until_status
+from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 AN_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(seconds=3)}
 """Settings with which a failing model parks its runs in some seconds."""
@@ -376,7 +376,7 @@ async def test_a_run_that_at_last_needs_a_person_says_so_in_lists_and_to_watcher
             return [info.id async for info in found] == [run.id]
 
         await until(is_listed)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             await watching
         provider.broken = None
         await run.redrive()

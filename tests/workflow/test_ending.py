@@ -14,11 +14,12 @@ from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, TextDelt
 from perdure.starter.run import Run
 from perdure.wire import RunResult
 
-from ..conftest import Gate, Serve, until_status
+from ..conftest import HANGS, Gate, Serve, until_status
 
 Where = Literal["first model call", "later model call", "tool", "approval"]
 How = Literal["stop", "cancel", "deadline"]
 WITHIN = 2.0
+"""Seconds, on a machine that has the time to run a test."""
 
 
 @dataclass
@@ -62,9 +63,13 @@ async def test_a_run_ends_within_two_seconds_wherever_it_is(serve: Serve, where:
     limits = Limits(timeout=timedelta(seconds=3)) if how == "deadline" else Limits()
     agent = Agent(name="a", model="hanging:x", tools=[work], limits=limits)
     async with serve(agent, models={"hanging": model}) as client:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         run = await client.start("a", "go")
         await _arrive(where, model, in_tool, run, client)
-        result = await _end(how, run)
+        # A machine that is busy with other things takes its time on the way there as well.
+        within = WITHIN + 5 * (loop.time() - began)
+        result = await _end(how, run, within)
         assert result.stop_reason == {"stop": "stopped", "cancel": "cancelled", "deadline": "deadline"}[how]
         status = await run.status()
         assert status.status == ("cancelled" if how == "cancel" else "completed")
@@ -74,12 +79,12 @@ async def test_a_run_ends_within_two_seconds_wherever_it_is(serve: Serve, where:
             assert result.usage.input_tokens == 100 * hang_at, "a call that was cut has been paid for"
             assert result.usage.estimated
         if where == "tool":
-            async with asyncio.timeout(WITHIN):
+            async with asyncio.timeout(within):
                 await in_tool.left.wait()
 
 
 async def _arrive(where: Where, model: Hanging, in_tool: Gate, run: Run, client: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS):
         match where:
             case "first model call" | "later model call":
                 await model.gate.reached.wait()
@@ -89,7 +94,7 @@ async def _arrive(where: Where, model: Hanging, in_tool: Gate, run: Run, client:
                 await until_status(client, run.id, "waiting_approval")  # type: ignore[arg-type]
 
 
-async def _end(how: How, run: Run) -> RunResult:
+async def _end(how: How, run: Run, within: float) -> RunResult:
     match how:
         case "stop":
             await run.stop()
@@ -97,5 +102,5 @@ async def _end(how: How, run: Run) -> RunResult:
             await run.cancel()
         case "deadline":
             pass
-    async with asyncio.timeout(WITHIN + (3 if how == "deadline" else 0)):
+    async with asyncio.timeout(within + (3 if how == "deadline" else 0)):
         return await run.result()

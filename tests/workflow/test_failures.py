@@ -17,7 +17,7 @@ from perdure.settings import Settings
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire import RunResult
 from perdure.workflows.flights import model_failure
-from tests.conftest import Serve, until, until_status
+from tests.conftest import HANGS, Serve, until, until_status
 
 
 class Counted:
@@ -126,7 +126,7 @@ async def test_a_wait_of_hours_falls_back_instead(serve: Serve) -> None:
     agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
     models = {"first": ScriptedModel(first), "second": ScriptedModel([says("ok")])}
     async with serve(agent, models=models) as client:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             assert (await client.run("a", "go")).output == "ok"
     assert first.attempts == 1
 

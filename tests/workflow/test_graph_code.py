@@ -43,7 +43,7 @@ from perdure.limits import GraphLimits
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
 from perdure.wire import NodeResult, RunResult
-from tests.conftest import Serve
+from tests.conftest import HANGS, Serve
 
 from .test_swarm_runs import ServeTeam
 
@@ -248,7 +248,7 @@ def _name(function: Any) -> str | None:
 async def test_a_condition_that_asks_clock_chance_or_machine_is_an_error_that_says_so(
     serve: ServeTeam, condition: Any
 ) -> None:
-    async with serve(choosing(condition)) as client, asyncio.timeout(15):
+    async with serve(choosing(condition)) as client, asyncio.timeout(HANGS):
         run = await client.start("graph", "go")
         with pytest.raises(RunFailed) as failed:
             await run.result()
@@ -267,7 +267,7 @@ async def test_an_input_builder_that_asks_the_clock_is_an_error_that_says_so(ser
         return f"It is {time.time()}"
 
     made = Graph(name="graph", nodes={"a": Node(work, input=build)}, entry="a")
-    async with serve(made) as client, asyncio.timeout(15):
+    async with serve(made) as client, asyncio.timeout(HANGS):
         with pytest.raises(RunFailed, match="the input 'build' of node 'a' raised") as failed:
             await client.run("graph", "go")
     assert failed.value.kind == "input"
@@ -374,7 +374,7 @@ def _longer(bound: int, state: GraphState) -> bool:
 async def test_a_pure_condition_may_use_constants_helpers_and_libraries(
     serve: ServeTeam, condition: Any
 ) -> None:
-    async with serve(choosing(condition)) as client, asyncio.timeout(15):
+    async with serve(choosing(condition)) as client, asyncio.timeout(HANGS):
         assert (await client.run("graph", "an urgent task")).output == "b 1"
 
 

@@ -19,7 +19,7 @@ from perdure.starter.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import calls, fails, says
 from perdure.wire import Approval, RunResult
-from tests.conftest import Gate, Serve, until
+from tests.conftest import HANGS, Gate, Serve, until, until_told
 
 from .test_swarm_runs import (
     PICTURE,
@@ -32,7 +32,6 @@ from .test_swarm_runs import (
     reached,
     sum_of,
     to,
-    until_asked,
 )
 
 BIG = "0123456789abcdef" * 196_608  # 3 MiB
@@ -80,7 +79,7 @@ def graph(nodes: dict[str, Any], *edges: Edge | str, entry: Any = "a", **setting
 
 
 async def finished(run: Run) -> RunResult:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         return await run.result()
 
 
@@ -131,7 +130,7 @@ async def test_a_join_needs_as_many_as_it_says(serve: ServeTeam, join: Any, need
             async def ended(key: str = f"{name}-1") -> bool:
                 return (await node_states(run))[key] == "done"
 
-            await until_asked(ended)
+            await until_told(ended)
             assert ("d-1" in await node_states(run)) == (number >= needed)
         result = await finished(run)
     assert list(works.given("d").inputs) == sorted("bca"[:needed]), "in the order of the edges"
@@ -287,7 +286,7 @@ async def test_the_graphs_timeout_holds_inside_a_batch(serve: ServeTeam, kind: s
     made = graph(nodes, "ac", entry=["a", "b"], limits=GraphLimits(timeout=timedelta(seconds=1)))
     async with serve(made, models=cast.models) as client:
         run = await client.start("graph", "go")
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(HANGS):
             result = await run.result()
             await gate.left.wait()
     assert (result.stop_reason, result.error) == ("deadline", None)
@@ -320,18 +319,13 @@ async def test_a_node_timeout_holds_inside_a_batch_and_ends_the_graph(
     nodes = {"a": Node(run_a, timeout=span) if own else run_a, "b": works.work, "c": works.work}
     limits = GraphLimits() if own else GraphLimits(node_timeout=span)
     async with serve(graph(nodes, "ac", entry=["a", "b"], limits=limits), models=cast.models) as client:
-        loop = asyncio.get_running_loop()
-        run = await client.start("graph", "go")
-        began = loop.time()
-        result = await finished(run)
-        took = loop.time() - began
+        result = await finished(await client.start("graph", "go"))
     assert (result.stop_reason, result.error) == ("node_timeout", None)
     states = {key: (state, reason) for key, state, reason in keys(result)}
     assert states["b-1"] == ("done", "end_turn")
     assert states["a-1"][1] == "node_timeout"
     assert works.order == ["b"]
     assert begun == 1, "its time is that of one run of it, whatever is tried again"
-    assert took < 3
 
 
 async def test_a_node_that_times_out_may_be_skipped(serve: ServeTeam) -> None:
@@ -393,7 +387,7 @@ async def test_siblings_may_finish_and_their_results_are_kept(serve: ServeTeam) 
         async def b_has_failed() -> bool:
             return (await node_states(run)).get("b-1") == "failed"
 
-        await until_asked(b_has_failed)
+        await until_told(b_has_failed)
         assert (await run.status()).status == "acting"
         gate.opened.set()
         _, result = await failed(run)
@@ -729,7 +723,7 @@ async def test_a_graph_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: st
         await reached(function_gate)
         await reached(model_gate)
         await (run.stop() if how == "stop" else run.cancel())
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(HANGS):
             result = await run.result()
             await function_gate.left.wait()
             await model_gate.left.wait()
@@ -759,7 +753,7 @@ async def test_a_paused_graph_starts_nothing_until_it_is_resumed(serve: ServeTea
         async def a_has_ended() -> bool:
             return await node_states(run) == {"a-1": "done"}
 
-        await until_asked(a_has_ended)
+        await until_told(a_has_ended)
         assert (await run.status()).status == "paused"
         await run.resume()
         result = await finished(run)
@@ -787,7 +781,7 @@ async def test_approvals_of_several_nodes_are_told_apart_at_the_root(serve: Serv
         async def both_wait() -> bool:
             return len((await run.status()).waiting) == 2
 
-        await until_asked(both_wait)
+        await until_told(both_wait)
         waiting = {one.path[0]: one for one in (await run.status()).waiting if isinstance(one, Approval)}
         page = await details(run)
         assert page.count("waits for a person") == 2

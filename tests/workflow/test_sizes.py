@@ -8,7 +8,7 @@ import pytest
 from perdure import Agent, InvalidRequest, RunFailed, tool
 from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, says
-from tests.conftest import Serve
+from tests.conftest import HANGS, Serve
 
 BIG = "0123456789abcdef" * 196_608  # 3 MiB
 
@@ -34,7 +34,7 @@ AGENT = Agent(name="a", model="scripted:x", tools=[big])
 
 async def test_a_prompt_of_3_mb_is_read_whole(serve: Serve) -> None:
     model = Counting(says("read it"))
-    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(5):
+    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(HANGS):
         run = await client.start("a", BIG)
         assert (await run.result()).output == "read it"
         assert (await run.transcript())[0].text == BIG
@@ -43,7 +43,7 @@ async def test_a_prompt_of_3_mb_is_read_whole(serve: Serve) -> None:
 
 async def test_a_tool_result_of_3_mb_is_shown_in_part_and_kept_whole(serve: Serve) -> None:
     model = Counting(calls("big"), says("seen"))
-    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(5):
+    async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(HANGS):
         result = await client.run("a", "go")
     assert (result.output, len(model.requests)) == ("seen", 2)
     shown = model.requests[1].messages[-1].text
@@ -54,7 +54,7 @@ async def test_a_tool_result_of_3_mb_is_shown_in_part_and_kept_whole(serve: Serv
 async def test_a_reply_of_3_mb_arrives_whole_and_is_paid_for_once(serve: Serve) -> None:
     model = Counting(says(BIG))
     scripted = ScriptedModel(model, chunk=65_536)
-    async with serve(AGENT, models={"scripted": scripted}) as client, asyncio.timeout(5):
+    async with serve(AGENT, models={"scripted": scripted}) as client, asyncio.timeout(HANGS):
         assert (await client.run("a", "go")).output == BIG
     assert len(model.requests) == 1
 
@@ -65,7 +65,7 @@ async def test_without_a_blob_store_it_is_one_typed_error(serve: Serve, what: st
     model = Counting(says(BIG))
     scripted = ScriptedModel(model, chunk=65_536)
     settings: dict[str, Any] = {"blob_threshold_bytes": 10**9}
-    async with serve(AGENT, models={"scripted": scripted}, **settings) as client, asyncio.timeout(5):
+    async with serve(AGENT, models={"scripted": scripted}, **settings) as client, asyncio.timeout(HANGS):
         if what == "prompt":
             with pytest.raises(InvalidRequest, match=r"(?i)exceeds|larger|limit"):
                 await client.start("a", BIG)
@@ -88,5 +88,5 @@ async def test_many_big_calls_in_one_step_do_not_kill_the_run(serve: Serve) -> N
         return says(request.messages[-1].text)
 
     agent = Agent(name="a", model="scripted:x", tools=[take])
-    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(10):
+    async with serve(agent, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(HANGS):
         assert (await client.run("a", "go")).output == "1500000" * 4

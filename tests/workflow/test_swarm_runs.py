@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.common import SearchAttributeKey
 
-from perdure import Agent, InvalidRequest, RunFailed, RunNotFound, ask_person, tool
+from perdure import Agent, InvalidRequest, RunFailed, ask_person, tool
 from perdure.limits import SwarmLimits
 from perdure.messages import Image, Message, Text
 from perdure.messages import Part as MessagePart
@@ -25,12 +24,11 @@ from perdure.starter.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire import Approval, RunResult
-from tests.conftest import Gate, Serve, until
+from tests.conftest import HANGS, Gate, Serve, until, until_status, until_told
 
 ServeTeam = Callable[..., AbstractAsyncContextManager[Client]]
 Answer = Line | list[Line]
 Part = Answer | Callable[[ModelRequest], Answer | Awaitable[Answer]]
-_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
 PICTURE = base64.b64encode(b"\x89PNG\xff picture").decode()
 
 
@@ -99,28 +97,8 @@ def waits(gate: Gate, answer: Answer) -> Part:
 
 
 async def reached(gate: Gate) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         await gate.reached.wait()
-
-
-async def until_status(client: Client, run_id: str, status: str, *, within: float = 20.0) -> None:
-    """Wait for what the server shows of the run. A worker that caches nothing is not asked again and
-    again: the SDK then loses a task now and then, until it times out.
-    """
-
-    async def shown() -> bool:
-        try:
-            described = await client.get(run_id).described()
-        except RunNotFound:
-            return False
-        return described.typed_search_attributes.get(_STATUS) == status
-
-    await until(shown, within=within)
-
-
-async def until_asked(true: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what only a worker can tell; see `until_status`."""
-    await until(true, every=0.25)
 
 
 def keys(result: RunResult) -> list[tuple[str, str, str | None]]:
@@ -413,7 +391,7 @@ async def test_a_node_timeout_ends_the_swarm_with_its_reason_and_partial_results
     )
     span = timedelta(seconds=0.8)
     async with serve(team("a", agent("b", tools=[look]), node_timeout=span), models=cast.models) as client:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             result = await client.run("team", "do it")
     assert keys(result) == [("a-1", "done", "handoff"), ("b-1", "done", "node_timeout")]
     assert (result.stop_reason, result.output, result.error) == ("node_timeout", "half of it", None)
@@ -430,7 +408,7 @@ async def test_the_swarms_timeout_holds_inside_an_agent(serve: ServeTeam) -> Non
     gate = Gate()
     cast = Cast({"a": to("b", "please write"), "b": _hang(gate)})
     async with serve(team("a", "b", timeout=timedelta(seconds=1)), models=cast.models) as client:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             result = await client.run("team", "do it")
             await gate.left.wait()
     assert result.stop_reason == "deadline"
@@ -524,7 +502,7 @@ async def test_a_swarm_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: Ho
         run = await client.start("team", "do it")
         await reached(gate)
         await (run.stop() if how == "stop" else run.cancel())
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(HANGS):
             result = await run.result()
             await gate.left.wait()
         child = await client.get(f"{run.id}/b-1").result()
@@ -554,7 +532,7 @@ async def test_a_paused_swarm_starts_nobody_until_it_is_resumed(serve: ServeTeam
         async def a_has_ended() -> bool:
             return [node.state for node in (await run.status()).nodes] == ["done"]
 
-        await until_asked(a_has_ended)
+        await until_told(a_has_ended)
         assert (await run.status()).status == "paused"
         assert cast.order == ["a"]
         await run.resume()
@@ -706,7 +684,7 @@ async def test_agents_that_start_later_are_those_the_swarm_began_with(serve: Ser
         async def a_has_ended() -> bool:
             return [node.state for node in (await run.status()).nodes] == ["done"]
 
-        await until_asked(a_has_ended)
+        await until_told(a_has_ended)
     async with serve(new, models=cast.models) as client:
         again = client.get(run.id)
         await again.resume()

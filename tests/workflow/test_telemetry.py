@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import socket
 import sys
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import replace
@@ -31,7 +33,7 @@ from perdure.messages import Message, ReplyMeta, Text, ToolResult, Usage
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import load
 from perdure.workers.runner import PURE
-from perdure.workers.server import DevServer, free_port
+from perdure.workers.server import DevServer
 from perdure.workers.telemetry import interceptors
 
 CONFIG = ModelConfig(name="bedrock:claude")
@@ -285,14 +287,16 @@ async def test_prometheus_finds_our_metrics_under_these_names() -> None:
 
 
 def _two_free_ports() -> int:
-    """A free port whose successor is free too."""
-    import socket
-
+    """A free port whose successor is free too; below those that the system gives to connections at will."""
     while True:
-        port = free_port()
-        with socket.socket() as probe:
-            if port < 65_535 and probe.connect_ex(("127.0.0.1", port + 1)) != 0:
-                return port
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
 
 
 @pytest.mark.parametrize(
