@@ -59,13 +59,14 @@ class Circuits:
     """Those of a worker process.
 
     `threshold` failures in a row open one, for `first_wait`; then one call is let in. If it fails too, the
-    wait is twice as long, up to `longest_wait`. A delay that a provider asks for holds all calls until
+    wait is twice as long, up to `longest_wait`: one call each that long is a small price for being back
+    soon after a long outage. A delay that a provider asks for holds all calls until
     then, at most `longest_hold`.
     """
 
     threshold: int = 5
     first_wait: timedelta = timedelta(seconds=15)
-    longest_wait: timedelta = timedelta(minutes=2)
+    longest_wait: timedelta = timedelta(minutes=1)
     longest_hold: timedelta = timedelta(minutes=10)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     chance: Callable[[], float] = field(default=random.random, repr=False)
@@ -73,8 +74,9 @@ class Circuits:
     """Told of each opening, for metrics."""
     _known: dict[str, Circuit] = field(default_factory=dict[str, Circuit])
 
-    def check(self, key: str) -> None:
-        """Whether a call may be made now.
+    def check(self, key: str, *, insists: bool = False) -> None:
+        """Whether a call may be made now. One that `insists` does not wait for an outage to be over: if
+        nobody else is out to see, it is. A delay that the provider asked for holds it like any other.
 
         Raises:
             CircuitOpen: not now.
@@ -88,19 +90,20 @@ class Circuits:
             raise CircuitOpen(key, timedelta(seconds=held), circuit.why, asked_for=True)
         if circuit.until is None:
             return
+        if circuit.probe is not None:
+            raise CircuitOpen(key, self.first_wait / 2, circuit.why, asked_for=False)
         left = circuit.until - self.clock()
-        if left > 0 or circuit.probe is not None:
-            wait = timedelta(seconds=max(left, self.first_wait.total_seconds() / 2))
-            raise CircuitOpen(key, wait, circuit.why, asked_for=False)
+        if left > 0 and not insists:
+            raise CircuitOpen(key, timedelta(seconds=left), circuit.why, asked_for=False)
 
-    def enter(self, key: str) -> Ticket:
+    def enter(self, key: str, *, insists: bool = False) -> Ticket:
         """Ask to make a call; `succeeded`, `failed` or `left` then says what became of it.
 
         Raises:
             CircuitOpen: not now.
 
         """
-        self.check(key)
+        self.check(key, insists=insists)
         ticket = Ticket(key)
         circuit = self._current(key)
         if circuit is not None and circuit.until is not None:

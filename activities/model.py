@@ -148,7 +148,9 @@ class ModelCalls:
         model.check(request.config)
         try:
             waits = not call.can_fall_back("circuit_open")
-            ticket = await self.traffic.admit(name, limits, lambda: _reads(request), waits=waits)
+            ticket = await self.traffic.admit(
+                name, limits, lambda: _reads(request), waits=waits, insists=call.want.insists
+            )
         except CircuitOpen as refusal:
             kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
             raise ModelError(kind, str(refusal), retry_after=refusal.retry_after) from None
@@ -316,14 +318,14 @@ def _reads(request: ModelRequest) -> int:
 
 
 def _heals_after(error: ModelError, first_nap: timedelta) -> timedelta | None:
-    """When to look again, for what may pass: never before the provider says, and not all at once.
-
-    An open circuit's wait is this worker's own; another may know better by then.
-    """
+    """When to look again, for what may pass: never before the provider says, and not all at once."""
     if not RULES[error.kind].heals:
         return None
     chance = random.random()  # noqa: S311 - no secret
-    if error.retry_after is not None and error.kind != "circuit_open":
+    if error.kind == "circuit_open" and error.retry_after is not None:
+        # By then this worker lets one in to see; and another may know better.
+        return max(error.retry_after, first_nap / 2) * (1 + chance / 2)
+    if error.retry_after is not None:
         return max(error.retry_after, first_nap) * (1 + chance)
     return first_nap * (0.5 + chance)
 

@@ -25,21 +25,28 @@ class Traffic:
     sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
 
     async def admit(
-        self, key: str, limits: tuple[str, ...], tokens: Callable[[], int] = lambda: 0, *, waits: bool = False
+        self,
+        key: str,
+        limits: tuple[str, ...],
+        tokens: Callable[[], int] = lambda: 0,
+        *,
+        waits: bool = False,
+        insists: bool = False,
     ) -> Ticket:
         """Wait until the call may be made; then `circuits` must be told what became of the ticket.
 
         `tokens` is about what it will read; asked only if one of the `limits` counts them. With `waits`,
-        nobody else could answer: then a short outage is waited for.
+        nobody else could answer: then a short outage is waited for. With `insists`, a person wants it
+        tried: see `Circuits.check`.
 
         Raises:
             CircuitOpen: not for a while.
             Throttled: our own limits have no room for a while.
 
         """
-        await self._passed(lambda: self.circuits.check(key), waits=waits)
+        await self._passed(lambda: self.circuits.check(key, insists=insists), waits=waits)
         await self.rates.enter(limits, tokens)
-        return await self._passed(lambda: self.circuits.enter(key), waits=waits)
+        return await self._passed(lambda: self.circuits.enter(key, insists=insists), waits=waits)
 
     async def _passed(self, try_it: Callable[[], _Given], *, waits: bool) -> _Given:
         left = min(PATIENCE, self.circuits.first_wait * 1.5).total_seconds() if waits else 0.0

@@ -94,6 +94,8 @@ class ModelInput(Value):
     """True in a swarm: then the model gets the tool to hand off."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     user: str | None = Field(default=None, exclude_if=_absent)
+    insists: bool = Field(default=False, exclude_if=_absent)
+    """True when a person has told the parked run to go on: an open circuit does not keep it from asking."""
 
 
 def tail_digest(messages: Sequence[Message]) -> str:

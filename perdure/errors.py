@@ -66,6 +66,8 @@ class Rule(NamedTuple):
     """Time may mend it: a parked run tries again by itself. Else it waits for a person to `resume` it."""
     trips: bool = False
     """It counts against the circuit of the model, or of the tool."""
+    held: bool = False
+    """The worker itself held the call: nobody was asked, and nothing learnt."""
     counts: str = "nothing"
     """What it uses up."""
     model_sees: str = "nothing"
@@ -110,10 +112,10 @@ RULES: dict[ErrorKind, Rule] = {
     "stream_cut": _passing("the answer stopped before its end"),
     "malformed_reply": _passing("the answer cannot be read")._replace(heals=False, person_sees=_MEND),
     "circuit_open": _passing("the model, or tool, failed so often that nobody asks it for a while")._replace(
-        retried=False, trips=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
+        retried=False, trips=False, held=True, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
     "throttled": _passing("our own rate limit has no room for the call within 20 seconds")._replace(
-        retried=False, trips=False, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
+        retried=False, trips=False, held=True, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
     "context_overflow": Rule(
         "model",
@@ -190,7 +192,8 @@ Each error is classified once, where it enters.
 - *Circuit*: it counts against the circuit of that model or tool.
 - *Falls back*: the next model of the chain, or the tool's stand-in, is tried when the attempts are used up.
 - *Parks*: with `on_failure="park"` (the default) the run waits at that step; "a while" means that it tries
-  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes.
+  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes; what
+  was only held here (`circuit_open`, `throttled`), when it is held no more.
 
 | kind | what it means | again | circuit | falls back | parks | counts as | the model sees | a person sees |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -251,7 +251,7 @@ class Settings(BaseSettings):
     )
     circuit_wait: Duration = Field(
         timedelta(seconds=15),
-        description="For how long at first; then one call is let in. Each failure doubles it, up to 8 times.",
+        description="For how long at first; then one call is let in. Each failure doubles it, up to 4 times.",
     )
     parked_retry: Duration = Field(
         timedelta(seconds=30),

@@ -122,12 +122,12 @@ async def until_status(client: Client, run_id: str, *wanted: str) -> None:
             described = await run.described()
         except RunNotFound:
             return False
-        shown = described.typed_search_attributes.get(_STATUS)
-        if shown == "working" and not _ONLY_TOLD.isdisjoint(wanted):
-            return (await run.status()).status in wanted
-        return shown in wanted
+        return described.typed_search_attributes.get(_STATUS) in wanted
 
-    await until(there)
+    async def is_told() -> bool:
+        return (await run.status()).status in wanted
+
+    await (until(there) if _ONLY_TOLD.isdisjoint(wanted) else until_told(is_told))
 
 
 def texts(messages: Sequence[Any]) -> list[str]:

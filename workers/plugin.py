@@ -190,7 +190,7 @@ def _traffic(settings: Settings) -> Traffic:
     circuits = Circuits(
         threshold=settings.circuit_threshold,
         first_wait=settings.circuit_wait,
-        longest_wait=settings.circuit_wait * 8,
+        longest_wait=settings.circuit_wait * 4,
         opened=circuit_opened,
     )
     watch_circuits(circuits)

@@ -146,7 +146,7 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
         case Paused():
             return replace(state, paused=True)
         case Resumed():
-            return _resumed(state)
+            return replace(_resumed(state), insists=state.parked is not None or state.insists)
         case NapOver():
             return _awake(state, event.at)
         case Redriven():
@@ -214,7 +214,7 @@ def _replied(state: State, event: Replied) -> State:
         update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
     )
     state = replace(state, messages=(*state.messages, message), tried=(), shrinks=0)
-    state = back(replace(state, naps=0, outage=None))
+    state = back(replace(state, naps=0, outage=None, insists=False))
     # A reply that cost nothing (a cancelled one) says nothing about the context either.
     if meta.usage.total_tokens:
         state = replace(state, context_tokens=meta.usage.total_tokens)
@@ -436,11 +436,11 @@ def _resumed(state: State) -> State:
 
 def _awake(state: State, at: datetime) -> State:
     """Try again, unless it was resumed and parked anew meanwhile."""
-    due = state.parked.resumes_at if state.parked else None
-    if due is None or at < due:
+    parked = state.parked
+    if parked is None or parked.resumes_at is None or at < parked.resumes_at:
         return state
-    awake = _resumed(state)
-    return replace(awake, paused=state.paused, naps=state.naps + 1, outage=state.outage)
+    naps = state.naps if rule_for(parked.kind).held else state.naps + 1
+    return replace(_resumed(state), paused=state.paused, naps=naps, outage=state.outage)
 
 
 def _redriven(state: State, event: Redriven) -> State:
@@ -457,7 +457,7 @@ def _redriven(state: State, event: Redriven) -> State:
         state = replace(state, limits=limits.replaced_by(state.relimited))
     elif event.spec is not None:
         state = replace(state, session=replace(state.session, turn_limits=limits))
-    return replace(_resumed(state), paused=state.paused)
+    return replace(_resumed(state), paused=state.paused, insists=True)
 
 
 def _end_asked(state: State, event: EndAsked) -> State:
@@ -525,7 +525,8 @@ def _next_model_or_end(state: State, failure: ModelFailure, at: datetime | None)
         parked = _failure(state, failure.kind, failure.message)
         since = state.outage.since if state.outage else at
         parked = parked.model_copy(update={"since": since, "resumes_at": _nap_end(state, failure, at)})
-        return replace(state, parked=parked, outage=parked if parked.resumes_at else None)
+        outage = parked if parked.resumes_at else None
+        return replace(state, parked=parked, outage=outage, insists=False)
     return _failed(state, failure.kind, failure.message, answers=rule.parks)
 
 
@@ -540,10 +541,12 @@ def _next_model(state: State, kind: str, message: str) -> State | None:
 
 def _nap_end(state: State, failure: ModelFailure, at: datetime | None) -> datetime | None:
     """When to try again: each time after twice as long, up to a bound: they must not sleep on for as long
-    again when an outage is over.
+    again when an outage is over. A call that was held here learnt nothing, and waits as long as that.
     """
     if failure.heals_after is None or at is None:
         return None
+    if rule_for(failure.kind).held:
+        return at + failure.heals_after
     longest = max(LONGEST_NAP, failure.heals_after)
     wanted: timedelta = failure.heals_after * 2 ** min(state.naps, MOST_DOUBLINGS)
     return at + min(wanted, longest)

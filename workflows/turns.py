@@ -266,6 +266,7 @@ def _fresh(state: State) -> State:
         settled=0,
         naps=0,
         outage=None,
+        insists=False,
         tried=(),
         stale=0,
         clamped_by=None,

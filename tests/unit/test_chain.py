@@ -17,14 +17,17 @@ from perdure.tree import Amount, Branch
 from perdure.wire import Failure, RunRequest, RunResult
 from perdure.workflows.children import is_error, result_text
 from perdure.workflows.decide import CallModel, CallTools, Finish, Switch, Wait, decide
+from perdure.workflows.flights import model_input
 from perdure.workflows.fold import Birth, fold, initial
 from perdure.workflows.report import report_due
 from perdure.workflows.state import (
     CallReturned,
     CallsStarted,
+    Event,
     ModelFailed,
     NapOver,
     Redriven,
+    Resumed,
     State,
     Switched,
 )
@@ -124,6 +127,34 @@ def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes(
     mended = failed(begun(), "authentication")
     assert mended.parked is not None
     assert mended.parked.resumes_at is None
+
+
+def test_what_was_never_asked_makes_no_nap_longer() -> None:
+    state = begun()
+    waits: list[float] = []
+    for kind in ("circuit_open", "overloaded", "circuit_open", "throttled", "overloaded"):
+        state = failed(state, kind, heals=30)
+        assert state.parked is not None
+        assert state.parked.resumes_at is not None
+        waits.append((state.parked.resumes_at - NOW).total_seconds())
+        state = fold(state, NapOver(at=state.parked.resumes_at))
+    assert waits == [30, 30, 30, 30, 60]
+
+
+@pytest.mark.parametrize("event", [Resumed(), Redriven()], ids=["resume", "redrive"])
+def test_who_is_told_to_go_on_insists_until_a_model_answers_or_it_is_parked_again(event: Event) -> None:
+    parked = failed(begun(), "circuit_open", heals=30)
+    assert parked.parked is not None
+    assert parked.parked.resumes_at is not None
+    by_itself = fold(parked, NapOver(at=parked.parked.resumes_at))
+    told = fold(parked, event)
+    for state, insists in ((by_itself, False), (told, True)):
+        command = decide(state)
+        assert isinstance(command, CallModel)
+        assert model_input(state, command).insists is insists
+    assert not failed(told, "circuit_open", heals=30).insists
+    assert not fold(asked(told), reply(asked(told), text="hi")).insists
+    assert not fold(begun(), Resumed()).insists, "one that was not parked has nothing to insist on"
 
 
 def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent() -> None:

@@ -78,6 +78,29 @@ def test_a_probe_that_fails_makes_the_next_wait_twice_as_long_up_to_a_bound() ->
     assert waits == [10, 20, 40, 40, 40]
 
 
+def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    probe = circuits.enter(KEY, insists=True)
+    for insists in (True, False):
+        with pytest.raises(CircuitOpen) as refusal:
+            circuits.enter(KEY, insists=insists)
+        assert refusal.value.retry_after == timedelta(seconds=5), "it will soon be known"
+    circuits.failed(probe, "overloaded")
+    assert refused(circuits) == 20
+    circuits.succeeded(circuits.enter(KEY, insists=True))
+    assert circuits.states() == {}, "what it found out is true for all"
+
+
+def test_a_delay_that_the_provider_asks_for_holds_who_insists_too() -> None:
+    circuits = Clock().circuits()
+    fail(circuits, "rate_limited", after=30)
+    with pytest.raises(CircuitOpen) as refusal:
+        circuits.enter(KEY, insists=True)
+    assert refusal.value.asked_for
+
+
 def test_a_probe_that_ends_without_telling_anything_lets_another_look() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=1)

@@ -498,6 +498,23 @@ async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve)
         assert (await run.result()).stop_reason == "stopped"
 
 
+async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("overloaded")
+    agent = Agent(name="a", model="scripted:x")
+    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(hours=1)}
+    async with serve(agent, models=models(scripted=provider), **long) as client:
+        runs = [await client.start("a", "go") for _ in range(2)]
+        for run in runs:
+            await _parked(client, run)
+        asked, provider.broken = provider.asked, None
+        await runs[0].resume()
+        assert (await runs[0].result()).output == "hi"
+        await runs[1].redrive()
+        assert (await runs[1].result()).output == "hi"
+    assert (asked, provider.asked) == (1, 3)
+
+
 async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve: Serve) -> None:
     provider = Provider()
     provider.broken = fails("not_found", "no such model")

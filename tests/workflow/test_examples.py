@@ -56,7 +56,7 @@ async def test_a_review_graph_goes_round_again_until_two_of_three_agree(serve: S
     keys = [node.key for node in result.nodes]
     assert result.output == "published: Draft 2"
     assert keys.count("votes-1") == keys.count("votes-2") == 1, "the third vote of a round is late"
-    assert keys[-1] == "publish-1"
+    assert keys.count("publish-1") == 1
     assert "votes-3" not in keys
 
 

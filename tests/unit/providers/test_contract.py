@@ -367,7 +367,7 @@ async def test_a_server_that_hangs_up_before_it_answers_is_a_connection_error(wi
 
 
 async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire: Wire) -> None:
-    request = wire.request({"timeout": timedelta(seconds=1)})
+    request = wire.request({"timeout": timedelta(seconds=3)})
     error = await wire.error(wire.dialect.unfinished(HALF, end="hang"), request=request)
     assert error.kind == "timeout"
     assert error.usage is not None
@@ -381,7 +381,7 @@ async def test_a_stalled_answer_is_given_up_long_before_the_timeout(wire: Wire) 
     assert "nothing of it for 0:00:02" in str(error)
     assert error.usage is not None
     assert error.usage.estimated
-    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+    await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
 async def test_a_provider_that_does_not_even_begin_is_given_up_by_the_same_measure(wire: Wire) -> None:
@@ -395,7 +395,7 @@ async def test_an_answer_that_goes_on_for_ever_is_a_timeout_too(wire: Wire) -> N
     drip = wire.dialect.open(Said(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
     error = await wire.error(wire.dialect.unfinished(HALF, drip, end="drip"), request=request)
     assert error.kind == "timeout"
-    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+    await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
 # -- cancellation
@@ -408,7 +408,7 @@ async def test_closing_the_iterator_closes_the_providers_connection(wire: Wire) 
         pass
     assert isinstance(events, AsyncGenerator)
     await cast("AsyncGenerator[object]", events).aclose()
-    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+    await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
 async def test_cancelling_a_reader_that_waits_closes_the_providers_connection(wire: Wire) -> None:
@@ -425,7 +425,7 @@ async def test_cancelling_a_reader_that_waits_closes_the_providers_connection(wi
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+    await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
 async def test_cancelling_before_the_answer_leaves_at_once_and_hangs_up_by_the_first_byte(wire: Wire) -> None:
@@ -436,7 +436,7 @@ async def test_cancelling_before_the_answer_leaves_at_once_and_hangs_up_by_the_f
     with pytest.raises(asyncio.CancelledError):
         await asking
     wire.server.speak.set()
-    await asyncio.wait_for(wire.server.disconnected.wait(), 5)
+    await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
 async def test_one_adapter_serves_calls_concurrently(wire: Wire) -> None:
