@@ -56,6 +56,9 @@ _OVER = ("already completed", "aborted by closing workflow")
 _BROKEN = ("transport error", "h2 protocol error")
 """What the SDK says of a connection that broke under a call, with a status that means nothing."""
 
+_TOO_LONG = "larger than max"
+"""What is too long is said with the status of what is too much at once; and is so for ever."""
+
 ANSWER_WITHIN = timedelta(seconds=15)
 """How long a worker may take to answer a question about a run. Longer than a workflow task may take,
 which is ten seconds: the SDK can lose one when it evicts a run that is asked something at that moment,
@@ -354,7 +357,9 @@ class Run:
 
 
 def unanswered(error: RPCError) -> bool:
-    """Whether the server was not there to answer, or died before it did."""
+    """Whether the server was not there to answer, died before it did, or has no room for one more."""
+    if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
+        return _TOO_LONG not in error.message
     return error.status == RPCStatusCode.UNAVAILABLE or any(sign in error.message for sign in _BROKEN)
 
 
@@ -363,16 +368,20 @@ async def _soon(
 ) -> _Answer:
     """The first answer to a question that is asked again while none comes: one that meets a run between
     two steps may lie for a second before a worker has it, or be lost, while the next is answered at once.
+
+    Only an error of the first question counts: the server may have no room for another.
     """
-    asked: list[asyncio.Task[_Answer]] = []
-    done: set[asyncio.Task[_Answer]] = set()
+    first = asyncio.create_task(ask())
+    asked, pauses = {first}, iter(again_after)
     try:
-        for pause in (*again_after, None):
-            asked.append(asyncio.create_task(ask()))
-            done, _ = await asyncio.wait(asked, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                break
-        return await done.pop()
+        while True:
+            done, pending = await asyncio.wait(
+                asked, timeout=next(pauses, None), return_when=asyncio.FIRST_COMPLETED
+            )
+            for one in done:
+                if one is first or one.exception() is None:
+                    return await one
+            asked = pending if done else {*pending, asyncio.create_task(ask())}
     finally:
         for one in asked:
             one.cancel()

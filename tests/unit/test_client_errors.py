@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure import NotReachable
+from perdure import InvalidRequest, NotReachable
 from perdure.starter.client import Client
 from perdure.starter.run import Run
 
@@ -13,8 +13,10 @@ GONE = [
     RPCError("tcp connect error", RPCStatusCode.UNAVAILABLE, b""),
     RPCError("transport error", RPCStatusCode.UNKNOWN, b""),
     RPCError("h2 protocol error: http2 error", RPCStatusCode.INTERNAL, b""),
+    RPCError("consistent query buffer is full", RPCStatusCode.RESOURCE_EXHAUSTED, b""),
+    RPCError("namespace rate limit exceeded", RPCStatusCode.RESOURCE_EXHAUSTED, b""),
 ]
-"""As the SDK raises them when a server is killed: before a call, and under one."""
+"""As the SDK raises them when a server is killed, before a call and under one, and when it is overrun."""
 
 
 class Dead:
@@ -36,4 +38,10 @@ async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) 
         async with run.translated():
             raise error
     with pytest.raises(NotReachable, match="does not answer"):
+        await Client(cast("Any", Dead(error))).start("a", "go")
+
+
+async def test_what_is_too_long_is_not_asked_again() -> None:
+    error = RPCError("grpc: received message larger than max", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+    with pytest.raises(InvalidRequest, match="larger than max"):
         await Client(cast("Any", Dead(error))).start("a", "go")

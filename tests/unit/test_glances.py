@@ -206,6 +206,22 @@ async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
     assert asked == 1
 
 
+async def test_when_there_is_no_room_for_another_question_the_first_is_still_waited_for() -> None:
+    asked, refused = 0, asyncio.Event()
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            refused.set()
+            raise NotReachable("too many questions")
+        await refused.wait()
+        await turns()
+        return "answer"
+
+    assert await _soon(ask, again_after=(0.01, 60)) == "answer"
+
+
 async def test_glances_follow_close_behind_reports_and_are_leisurely_without() -> None:
     raw: Any = None
     last: Glance | None = None
