@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from perdure.effects import ToolInput
-from perdure.messages import Text
+from perdure.messages import ResultPart, Text
 from perdure.model import digest
 from perdure.tools import Tool
 
@@ -28,7 +28,8 @@ class Earlier:
         """The answer, and the model is told that it is an old one."""
         why = "".join(part.text for part in failure.content if isinstance(part, Text))
         note = f"({tool!r} failed: {why}\nThis is what the same call gave {self.seconds:.0f} s ago.)\n"
-        return replace(self.kept, content=[Text(text=note), *self.kept.content])
+        content: list[ResultPart] = [Text(text=note), *self.kept.content]
+        return replace(self.kept, content=content, stand_in="remembered")
 
 
 @dataclass

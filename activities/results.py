@@ -22,6 +22,7 @@ class Kept:
 
     content: list[ResultPart]
     spilled: str | None = None
+    stand_in: str | None = None
 
 
 async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:

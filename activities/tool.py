@@ -73,6 +73,7 @@ class ToolCalls:
                 is_error=error_kind is not None,
                 error_kind=error_kind,
                 spilled=kept.spilled,
+                stand_in=kept.stand_in,
                 duration_ms=round((time.monotonic() - began) * 1000),
                 attempts=activity.info().attempt,
             )

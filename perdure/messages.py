@@ -129,6 +129,8 @@ class ToolResult(Value):
     attempts: int = Field(default=0, exclude_if=_absent)
     error_kind: str | None = Field(default=None, exclude_if=_absent)
     """Of an error: its kind, as `perdure.errors.RULES` has it."""
+    stand_in: str | None = Field(default=None, exclude_if=_absent)
+    """What answered in place of the tool, which failed: another tool's name, `answer` or `remembered`."""
 
     @property
     def text(self) -> str:

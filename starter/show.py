@@ -187,7 +187,8 @@ def _did(step: "Step") -> Text:
     for made in step.tool_calls:
         mark = "✗" if made.is_error else "✓" if made.finished else "…"
         time = f" {took(made.duration_ms)}" if made.duration_ms else ""
-        lines.append(f"{mark} {call(made.tool, made.arguments, 70)}{time}")
+        other = f" (answered by {made.stand_in})" if made.stand_in else ""
+        lines.append(f"{mark} {call(made.tool, made.arguments, 70)}{time}{other}")
     if step.attempts > 1:
         lines.append(f"(attempt {step.attempts})")
     return Text("\n".join([*lines, *(f"! {short(error, 90)}" for error in step.errors)]))

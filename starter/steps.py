@@ -15,6 +15,8 @@ class StepCall(Value):
     duration_ms: int = 0
     attempts: int = 0
     finished: bool = False
+    stand_in: str | None = None
+    """What answered in its place, when it failed: another tool's name, `answer` or `remembered`."""
 
 
 class Step(Value):
@@ -73,4 +75,5 @@ def _call(call: ToolCall, result: ToolResult | None) -> StepCall:
         duration_ms=result.duration_ms if result else 0,
         attempts=result.attempts if result else 0,
         finished=result is not None,
+        stand_in=result.stand_in if result else None,
     )

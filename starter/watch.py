@@ -26,6 +26,8 @@ _AT_ONCE: Final = 8
 """Runs of a tree that are looked at in full haste; of more, each is looked at less often."""
 _ANSWER_WITHIN: Final = 2.0
 """Seconds for a worker to answer a look; the next look asks again."""
+_LAST_ANSWER_WITHIN: Final = 10.0
+"""Seconds for it to answer the last look, which no other follows: what it would tell is missed else."""
 _PATIENT: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 
 
@@ -37,6 +39,8 @@ class Pace:
     """Of those that are watched, by run id."""
     deaf: bool = False
     """No worker answered the last question: what is over is not asked about any more."""
+    silent: bool = False
+    """No worker answered the last question in all that time: the next last one gets no more than others."""
     door: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     """Of so many runs at once is asked where they are: a worker may have to replay each of them."""
 
@@ -162,15 +166,17 @@ async def _ask(run: "Run", known: int, below: Below, glance: Glance, pace: Pace)
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         # A question that gets lost must not keep what the server itself knows from those who watch.
-        async with pace.door, asyncio.timeout(_ANSWER_WITHIN):
+        patient = glance.closed and not pace.silent
+        async with pace.door, asyncio.timeout(_LAST_ANSWER_WITHIN if patient else _ANSWER_WITHIN):
             status, messages = await glance.once(("told", known), lambda: _answers(run, known))
             nodes = await below.nodes(status, messages, glance.described, glance)
     except TimeoutError:
+        pace.silent = pace.silent or glance.closed
         return None
     except PerdureError as error:
         pace.deaf = isinstance(error, NotReachable)
         return None
-    pace.deaf = False
+    pace.deaf = pace.silent = False
     return _Told(status=status, messages=messages, nodes=nodes)
 
 

@@ -209,7 +209,8 @@ def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
         return _done(call, result)
     if fallback.answer is not None:
         said = f"{fallback.answer}\n(This is a default answer: {call.call.name!r} failed: {result.text})"
-        return _done(call, result.model_copy(update={"content": [Text(text=said)], "is_error": False}))
+        given = {"content": [Text(text=said)], "is_error": False, "stand_in": "answer"}
+        return _done(call, result.model_copy(update=given))
     return replace(call, state="ready", stand_in=fallback.tool, failed=result.text)
 
 
@@ -235,7 +236,8 @@ def _told(call: Call, result: ToolResult) -> ToolResult:
         said = Text(text=f"{why}\nIts stand-in {call.stand_in!r} failed too: {result.text}")
         return result.model_copy(update={"name": call.call.name, "content": [said]})
     note = Text(text=f"(Answered by {call.stand_in!r}, because {why})\n")
-    return result.model_copy(update={"name": call.call.name, "content": [note, *result.content]})
+    given = {"name": call.call.name, "content": [note, *result.content], "stand_in": call.stand_in}
+    return result.model_copy(update=given)
 
 
 def _done(call: Call, result: ToolResult) -> Call:

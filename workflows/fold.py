@@ -146,7 +146,7 @@ def fold(state: State, event: Event) -> State:  # noqa: C901 - one case an event
         case Paused():
             return replace(state, paused=True)
         case Resumed():
-            return replace(_resumed(state), insists=state.parked is not None or state.insists)
+            return _told_to_go_on(state)
         case NapOver():
             return _awake(state, event.at)
         case Redriven():
@@ -427,6 +427,12 @@ def _decided(state: State, decision: Decision) -> State:
     return replace(state, calls=tuple(allowed if c is held else c for c in state.calls))
 
 
+def _told_to_go_on(state: State) -> State:
+    """By a person, who may know that it is mended: of what time may mend, no circuit keeps it from asking."""
+    told = state.parked is not None and state.parked.resumes_at is not None
+    return replace(_resumed(state), insists=told or state.insists)
+
+
 def _resumed(state: State) -> State:
     if state.parked is None:
         return replace(state, paused=False)
@@ -457,7 +463,7 @@ def _redriven(state: State, event: Redriven) -> State:
         state = replace(state, limits=limits.replaced_by(state.relimited))
     elif event.spec is not None:
         state = replace(state, session=replace(state.session, turn_limits=limits))
-    return replace(_resumed(state), paused=state.paused, insists=True)
+    return replace(_told_to_go_on(state), paused=state.paused)
 
 
 def _end_asked(state: State, event: EndAsked) -> State:

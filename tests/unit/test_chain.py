@@ -195,6 +195,7 @@ def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_tol
     [given] = state.messages[-1].tool_results
     assert (given.name, given.is_error) == ("work", False)
     assert given.text == "(Answered by 'other', because 'work' failed: it broke)\n42"
+    assert given.stand_in == "other"
 
 
 def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> None:
@@ -216,11 +217,12 @@ def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
     assert given.is_error
     assert "it broke" in given.text
     assert "it is closed" in given.text
+    assert given.stand_in is None, "nobody answered"
 
 
 def test_a_default_answer_takes_the_place_of_an_error() -> None:
     [given] = failing(ToolFallbackSpec(answer="no data today")).messages[-1].tool_results
-    assert not given.is_error
+    assert (given.is_error, given.stand_in) == (False, "answer")
     assert given.text.startswith("no data today\n")
     assert "it broke" in given.text
 

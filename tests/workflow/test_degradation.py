@@ -274,7 +274,11 @@ async def test_an_old_answer_takes_the_place_of_none_but_never_another_users(ser
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
         assert await _results(client) == ["Ulm: sun"]
         failures.append(ValueError("sensor"))
-        [said] = await _results(client, "again")
+        again = await client.start("a", "again")
+        await again.result()
+        [[made], []] = [step.tool_calls for step in await again.steps()]
+        assert (made.tool, made.stand_in, made.is_error) == ("weather", "remembered", False)
+        [said] = [part.text for message in await again.transcript() for part in message.tool_results]
         assert said.startswith("('weather' failed: ValueError: sensor\nThis is what the same call gave ")
         assert said.endswith("Ulm: sun")
         failures.append(ValueError("sensor"))
