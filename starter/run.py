@@ -59,6 +59,10 @@ _BROKEN = ("transport error", "h2 protocol error")
 _TOO_LONG = "larger than max"
 """What is too long is said with the status of what is too much at once; and is so for ever."""
 
+_LOST = "UnprocessedUpdate"
+"""The server's own word for an update that its worker has neither taken nor refused."""
+_SAY_AGAIN_AFTER = (0.03, 0.1, 0.3, 1.0)
+
 ANSWER_WITHIN = timedelta(seconds=15)
 """How long a worker may take to answer a question about a run. Longer than a workflow task may take,
 which is ten seconds: the SDK can lose one when it evicts a run that is asked something at that moment,
@@ -293,16 +297,20 @@ class Run:
             await self.handle.signal(name)
 
     async def _update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
-        try:
-            async with self.translated():
-                return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
-        except WorkflowUpdateFailedError as error:
-            raise refusal(error) from None
-        except WorkflowUpdateRPCTimeoutOrCancelledError:
-            raise NotReachable(
-                f"{self.nobody_answers()}. It was delivered all the same and will be acted upon "
-                "when one is: do not say it again, or say it under the same id"
-            ) from None
+        for pause in _SAY_AGAIN_AFTER:
+            try:
+                async with self.translated():
+                    return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
+            except WorkflowUpdateFailedError as error:
+                if not was_lost(error):
+                    raise refusal(error) from None
+            except WorkflowUpdateRPCTimeoutOrCancelledError:
+                raise NotReachable(
+                    f"{self.nobody_answers()}. It was delivered all the same and will be acted upon "
+                    "when one is: do not say it again, or say it under the same id"
+                ) from None
+            await asyncio.sleep(pause)
+        raise NotReachable(f"the worker of run {self.id!r} loses what it is told; nothing was changed")
 
     async def ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
         """Ask a query of the run. Errors are Temporal's: see `translated`."""
@@ -385,6 +393,13 @@ async def _soon(
     finally:
         for one in asked:
             one.cancel()
+
+
+def was_lost(error: WorkflowUpdateFailedError) -> bool:
+    """Whether no code of ours has seen the update: a worker's SDK can lose one together with its task, and
+    the server refuses it then by itself. Nothing was changed: it can be said again.
+    """
+    return isinstance(error.cause, ApplicationError) and error.cause.type == _LOST
 
 
 def refusal(error: WorkflowUpdateFailedError) -> PerdureError:

@@ -23,7 +23,7 @@ from perdure.messages import Message, Part
 from perdure.wire import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW, RunStatus, TurnReply, WhenBusy
 
 from .events import Event
-from .run import ANSWER_WITHIN, Run, refusal
+from .run import ANSWER_WITHIN, Run, refusal, was_lost
 from .watch import watch_turn
 
 _SOONEST: Final = 0.03
@@ -234,6 +234,8 @@ class Session:
             async with self.run.translated():
                 return await accepted.result()
         except WorkflowUpdateFailedError as error:
+            if was_lost(error):
+                return None  # which the session is asked about, and then it is said again
             raise refusal(error) from None
         except (RunEnded, NotReachable, WorkflowUpdateRPCTimeoutOrCancelledError):
             _stay_cancelled()

@@ -7,7 +7,7 @@ it leads from one function to another.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
@@ -93,12 +93,15 @@ class Check:
     """The event at which they part."""
     text: str = ""
     hint: str = ""
+    missing: tuple[str, ...] = ()
+    """Tools that the run may call and this code does not have, each as `agent: tool`."""
 
     def line(self) -> str:
         """For people."""
         where = f" at event {self.event}" if self.event is not None else ""
         size = f" ({self.agent or 'no agent'}, {self.events} events)" if self.events else ""
         told = f"\n  {self.text}" if self.text else ""
+        told += f"\n  may call tools that are not here: {', '.join(self.missing)}" if self.missing else ""
         return f"{self.verdict:<16}  {self.id}{size}{where}{told}"
 
 
@@ -257,6 +260,7 @@ class Gate:
 
     def __init__(self, plugin: PerdurePlugin, namespace: str) -> None:
         self._listening = _Listening()
+        self._tools = {name: {tool.name for tool in one.tools} for name, one in plugin.agents.items()}
         self._replayer = Replayer(
             workflows=[], namespace=namespace, plugins=[plugin], interceptors=[self._listening]
         )
@@ -276,6 +280,7 @@ class Gate:
         except Exception as error:
             return verdict_of(about, "unread", f"{type(error).__name__}: {error}")
         about["agent"] = await self._agent(history)
+        about["missing"] = await self._missing(history)
         begun = decided(history)
         if begun is None:
             return Check(**about, verdict="ok")
@@ -311,6 +316,42 @@ class Gate:
         except Exception:
             return ""
         return str(_members(request).get("agent", ""))
+
+    async def _missing(self, history: WorkflowHistory) -> tuple[str, ...]:
+        """Functions that the specs pinned with the run name, and the agents of this code no longer have."""
+        found: set[str] = set()
+        for spec in await self._pinned(history):
+            known = self._tools.get(str(spec["name"]))
+            if known is not None:
+                named = {str(tool["name"]) for tool in spec["tools"] if tool.get("kind") == "function"}
+                found |= {f"{spec['name']}: {name}" for name in named - known}
+        return tuple(sorted(found))
+
+    async def _pinned(self, history: WorkflowHistory) -> Sequence[dict[str, Any]]:
+        """The specs of agents that the run began with: given to it, or fetched by it."""
+        payloads = list(history.events[0].workflow_execution_started_event_attributes.input.payloads)
+        for event in history.events[1:]:
+            if event.HasField("activity_task_completed_event_attributes"):
+                payloads += event.activity_task_completed_event_attributes.result.payloads
+                break  # a run that was given no spec fetches it before anything else
+        try:
+            values = await self.converter.decode(payloads)
+        except Exception:
+            return []
+        return [spec for value in values for spec in _specs_in(value)]
+
+
+def _specs_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Specs of agents, wherever they stand in a value."""
+    members = _members(value)
+    if isinstance(members.get("tools"), list) and isinstance(members.get("instructions"), str):
+        yield members
+    for one in (*members.values(), *_items(value)):
+        yield from _specs_in(one)
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def verdict_of(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:

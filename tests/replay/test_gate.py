@@ -13,16 +13,17 @@ import pytest
 from temporalio.api.sdk.v1 import ExternalStorageReference
 from temporalio.client import WorkflowHistory
 
-from perdure import PerdurePlugin
+from perdure import Agent, PerdurePlugin
 from perdure.activities.blobs import open_store
 from perdure.graph import Edge, Graph, GraphState
 from perdure.members import Member
 from perdure.settings import load
+from perdure.tools import Tool
 from perdure.workers.converter import BlobDriver
 from perdure.workers.gate import Check, Gate, decided
 from perdure.workers.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
 
-from .scenarios import TEAMS
+from .scenarios import AGENTS, TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,22 @@ async def test_a_function_that_is_gone_is_told_by_its_name(tmp_path: Path) -> No
     checked = await gate(tmp_path, without).check(history_of(RELEASE / "graph-2.json"))
     assert checked.verdict == "failed"
     assert "the condition '_again' of edge 'decide' -> 'draft' is not in the graph's code" in checked.text
+
+
+@pytest.mark.parametrize("name", ["approval-1", "continued-1", "continued-2", "session-3"])
+async def test_a_tool_that_is_gone_is_named_wherever_the_runs_spec_came_from(
+    name: str, tmp_path: Path
+) -> None:
+    history = history_of(RELEASE / f"{name}.json")
+    agents = [one for one in (*AGENTS, *TEAMS) if isinstance(one, Agent)]
+    whole = await gate(tmp_path, agents).check(history)
+    bare = [replace(one, tools=[]) for one in agents]
+    checked = await gate(tmp_path, bare).check(history_of(RELEASE / f"{name}.json"))
+    [agent] = [one for one in agents if one.name == whole.agent]
+    gone = sorted(f"{agent.name}: {one.name}" for one in agent.tools if isinstance(one, Tool))
+    assert gone
+    assert list(checked.missing) == gone
+    assert (whole.missing, whole.verdict, checked.verdict) == ((), "ok", "ok")
 
 
 async def test_a_run_that_no_code_has_seen_yet_may_go_anywhere(tmp_path: Path) -> None:

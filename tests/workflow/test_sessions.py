@@ -166,6 +166,7 @@ async def test_turns_are_serial_and_queued_messages_are_answered_in_order(serve:
             others.append(asyncio.create_task(session.say(f"m{n}")))
 
             async def queued(n: int = n) -> bool:
+                assert not others[n].done(), others[n].result()
                 return (await session.status()).queued == n + 1
 
             await until(queued)
