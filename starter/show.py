@@ -136,9 +136,10 @@ def how_to_go_on(run_id: str, why: "Failure | None" = None) -> str:
     return f"mend the cause, then: {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
 
 
-def status_word(status: str) -> Text:
-    """The status, in its colour."""
-    return Text(status, style=COLOURS.get(status, "cyan"))
+def status_word(status: str, parked_for: str | None = None) -> Text:
+    """The status, in its colour; of a parked run with the kind of error that it is parked for."""
+    why = f" ({parked_for})" if status == "parked" and parked_for else ""
+    return Text(f"{status}{why}", style=COLOURS.get(status, "cyan"))
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -157,7 +158,7 @@ def runs(infos: "Sequence[RunInfo]") -> Table:
         made.add_row(
             Text(info.id),
             Text(info.agent or ""),
-            status_word(info.status),
+            status_word(info.status, info.parked_for),
             info.stop_reason or "",
             str(info.steps),
             spent,

@@ -162,6 +162,7 @@ def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell, here: Here) ->
     assert "! parked: authentication at step 1 (locked:x): the key is wrong" in said.err
     assert "perdure resume parked" in said.err
     assert [run["status"] for run in here("list", "--status", "parked", "--json").json] == ["parked"]
+    assert "parked (authentication)" in here("list", "--status", "parked").out
     shell.write("key", "")
     assert shell.perdure("resume", "parked").out == "parked: resumed\n"
     assert here("watch", "parked").out == "mended\n"
