@@ -22,8 +22,12 @@ _JITTER: Final = 0.25
 class CircuitOpen(Exception):
     """Nobody is to be asked for so long."""
 
-    def __init__(self, key: str, wait: timedelta, why: str, *, asked_for: bool) -> None:
+    def __init__(
+        self, key: str, wait: timedelta, why: str, *, asked_for: bool, known_after: timedelta | None = None
+    ) -> None:
         self.retry_after = wait
+        self.known_after = known_after or wait
+        """When it is known again: later than it is worth another look, while a call is out to see."""
         self.asked_for = asked_for
         """The provider itself named the time: then it is waited for, and not taken for an outage."""
         said = "as the provider asks" if asked_for else f"it failed too often ({why})"
@@ -51,6 +55,8 @@ class Circuit:
     """The provider asked for peace until then. That is no outage: afterwards all are let in."""
     probe: Ticket | None = None
     """Half open: the call that is out to see."""
+    insisted: float | None = None
+    """When one that insisted was the last to fail: the next is not let in at once."""
     why: str = ""
 
 
@@ -76,7 +82,8 @@ class Circuits:
 
     def check(self, key: str, *, insists: bool = False) -> None:
         """Whether a call may be made now. One that `insists` does not wait for an outage to be over: if
-        nobody else is out to see, it is. A delay that the provider asked for holds it like any other.
+        nobody else is out to see, nor has just been, it is. A delay that the provider asked for holds it
+        like any other.
 
         Raises:
             CircuitOpen: not now.
@@ -90,10 +97,12 @@ class Circuits:
             raise CircuitOpen(key, timedelta(seconds=held), circuit.why, asked_for=True)
         if circuit.until is None:
             return
+        soon = self.first_wait / 2
         if circuit.probe is not None:
-            raise CircuitOpen(key, self.first_wait / 2, circuit.why, asked_for=False)
+            later = timedelta(seconds=self._wait(circuit))
+            raise CircuitOpen(key, soon, circuit.why, asked_for=False, known_after=later)
         left = circuit.until - self.clock()
-        if left > 0 and not insists:
+        if left > 0 and not (insists and self._may_insist(circuit, soon)):
             raise CircuitOpen(key, timedelta(seconds=left), circuit.why, asked_for=False)
 
     def enter(self, key: str, *, insists: bool = False) -> Ticket:
@@ -135,6 +144,10 @@ class Circuits:
         circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind
         was_probe = circuit.probe is ticket
+        if was_probe and circuit.until is not None and self.clock() < circuit.until:
+            # It insisted. Nobody else is to wait longer for it.
+            circuit.insisted = self.clock()
+            return self.left(ticket)
         if retry_after:
             hold = min(retry_after, self.longest_hold).total_seconds()
             circuit.held_until = max(circuit.held_until, self.clock() + hold)
@@ -164,8 +177,17 @@ class Circuits:
             self._known[key] = Circuit(held_until=circuit.held_until, why=circuit.why)
         return self._known[key]
 
+    def _may_insist(self, circuit: Circuit, after: timedelta) -> bool:
+        last = circuit.insisted
+        return last is None or self.clock() - last >= after.total_seconds()
+
+    def _wait(self, circuit: Circuit) -> float:
+        """How long it will be open if it opens now, in seconds."""
+        doubled: timedelta = self.first_wait * 2 ** min(circuit.openings, 16)
+        return min(doubled, self.longest_wait).total_seconds()
+
     def _open(self, key: str, circuit: Circuit) -> None:
-        wait = min(self.first_wait * 2 ** min(circuit.openings, 16), self.longest_wait).total_seconds()
+        wait = self._wait(circuit)
         circuit.openings += 1
         circuit.until = self.clock() + wait * (1 + _JITTER * self.chance())
         circuit.probe = None

@@ -148,12 +148,14 @@ class ModelCalls:
         model.check(request.config)
         try:
             waits = not call.can_fall_back("circuit_open")
+            # Once, and where nobody else could answer: then the outage is what it was.
+            insists = waits and call.want.insists and activity.info().attempt == 1
             ticket = await self.traffic.admit(
-                name, limits, lambda: _reads(request), waits=waits, insists=call.want.insists
+                name, limits, lambda: _reads(request), waits=waits, insists=insists
             )
         except CircuitOpen as refusal:
             kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
-            raise ModelError(kind, str(refusal), retry_after=refusal.retry_after) from None
+            raise ModelError(kind, str(refusal), retry_after=refusal.known_after) from None
         except Throttled as refusal:
             raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
         try:

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.effects import RELAY, Relay
-from perdure.wire import INVALID_REQUEST
+from perdure.wire import INVALID_REQUEST, LOST_UPDATE
 
 _WITHIN = timedelta(seconds=8)
 
@@ -34,6 +34,8 @@ async def relay(want: Relay) -> Any:
         )
     except WorkflowUpdateFailedError as error:
         cause = error.cause
+        if isinstance(cause, ApplicationError) and cause.type == LOST_UPDATE:
+            raise ApplicationError(cause.message, type=LOST_UPDATE) from None  # nobody has seen it: once more
         said = cause.message if isinstance(cause, ApplicationError) else str(cause)
         raise ApplicationError(said, type=INVALID_REQUEST, non_retryable=True) from None
     except RPCError as error:

@@ -67,7 +67,7 @@ class Rule(NamedTuple):
     trips: bool = False
     """It counts against the circuit of the model, or of the tool."""
     held: bool = False
-    """The worker itself held the call: nobody was asked, and nothing learnt."""
+    """The worker itself held the call, and says until when: nobody was asked, and nothing learnt."""
     counts: str = "nothing"
     """What it uses up."""
     model_sees: str = "nothing"
@@ -115,7 +115,7 @@ RULES: dict[ErrorKind, Rule] = {
         retried=False, trips=False, held=True, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
     "throttled": _passing("our own rate limit has no room for the call within 20 seconds")._replace(
-        retried=False, trips=False, held=True, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
+        retried=False, trips=False, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
     ),
     "context_overflow": Rule(
         "model",
@@ -192,8 +192,8 @@ Each error is classified once, where it enters.
 - *Circuit*: it counts against the circuit of that model or tool.
 - *Falls back*: the next model of the chain, or the tool's stand-in, is tried when the attempts are used up.
 - *Parks*: with `on_failure="park"` (the default) the run waits at that step; "a while" means that it tries
-  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes; what
-  was only held here (`circuit_open`, `throttled`), when it is held no more.
+  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes; after
+  `circuit_open`, when its worker is to look again.
 
 | kind | what it means | again | circuit | falls back | parks | counts as | the model sees | a person sees |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -238,6 +238,10 @@ class RunConflict(InvalidRequest):
 
 class NotReachable(PerdureError):
     """The Temporal server, or a worker that could answer, was not reached."""
+
+
+class Overrun(NotReachable):
+    """The server has too much to do for one question more; it is there, and workers may be, too."""
 
 
 class RunNotFound(PerdureError):

@@ -51,6 +51,9 @@ UNKNOWN_AGENT: Final = "UnknownAgent"
 INVALID_REQUEST: Final = "InvalidRequest"
 SESSION_OVER: Final = "SessionOver"
 """Type of the error a message gets that the session ended before reading."""
+LOST_UPDATE: Final = "UnprocessedUpdate"
+"""The server's own type of error for an update that its worker has neither taken nor refused: the SDK can
+lose one together with its task. Nothing was changed: it can be said again."""
 
 _Told = Literal[
     "waiting_approval",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Final, Literal
 
-from perdure.errors import InvalidRequest, NotReachable, RunEnded
+from perdure.errors import InvalidRequest, NotReachable, Overrun, RunEnded
 from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT, Approval, Question
 
 from . import show
@@ -264,6 +264,8 @@ class Follower:
             return no_worker(self._client.task_queue)
         try:
             await self._run.status()
+        except Overrun:
+            return None
         except NotReachable:
             return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"
         stuck = await self._run.is_stuck()

@@ -22,12 +22,21 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.effects import SPEC_QUERY
-from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunFailed, RunNotFound
+from perdure.errors import (
+    InvalidRequest,
+    NotReachable,
+    Overrun,
+    PerdureError,
+    RunEnded,
+    RunFailed,
+    RunNotFound,
+)
 from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.spec import ResolvedAgent
 from perdure.wire import (
     DECIDE,
+    LOST_UPDATE,
     PAUSE,
     REDRIVE,
     RESULT,
@@ -59,8 +68,6 @@ _BROKEN = ("transport error", "h2 protocol error")
 _TOO_LONG = "larger than max"
 """What is too long is said with the status of what is too much at once; and is so for ever."""
 
-_LOST = "UnprocessedUpdate"
-"""The server's own word for an update that its worker has neither taken nor refused."""
 _SAY_AGAIN_AFTER = (0.03, 0.1, 0.3, 1.0)
 
 ANSWER_WITHIN = timedelta(seconds=15)
@@ -297,7 +304,7 @@ class Run:
             await self.handle.signal(name)
 
     async def _update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
-        for pause in _SAY_AGAIN_AFTER:
+        for pause in (*_SAY_AGAIN_AFTER, None):
             try:
                 async with self.translated():
                     return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
@@ -309,7 +316,8 @@ class Run:
                     f"{self.nobody_answers()}. It was delivered all the same and will be acted upon "
                     "when one is: do not say it again, or say it under the same id"
                 ) from None
-            await asyncio.sleep(pause)
+            if pause is not None:
+                await asyncio.sleep(pause)
         raise NotReachable(f"the worker of run {self.id!r} loses what it is told; nothing was changed")
 
     async def ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
@@ -346,6 +354,8 @@ class Run:
             "Timeout expired" in error.message
         ):
             return NotReachable(self.nobody_answers())
+        if is_overrun(error):
+            return Overrun(f"the Temporal server has too much to do; ask again later: {error.message}")
         if unanswered(error):
             return NotReachable(f"the Temporal server does not answer: {error.message}")
         if "no poller" in error.message:
@@ -364,10 +374,14 @@ class Run:
         )
 
 
+def is_overrun(error: BaseException | None) -> bool:
+    """Whether the server has no room for one more question, or start, just now."""
+    busy = isinstance(error, RPCError) and error.status == RPCStatusCode.RESOURCE_EXHAUSTED
+    return busy and _TOO_LONG not in str(error)
+
+
 def unanswered(error: RPCError) -> bool:
-    """Whether the server was not there to answer, died before it did, or has no room for one more."""
-    if error.status == RPCStatusCode.RESOURCE_EXHAUSTED:
-        return _TOO_LONG not in error.message
+    """Whether the server was not there to answer, or died before it did."""
     return error.status == RPCStatusCode.UNAVAILABLE or any(sign in error.message for sign in _BROKEN)
 
 
@@ -377,7 +391,7 @@ async def _soon(
     """The first answer to a question that is asked again while none comes: one that meets a run between
     two steps may lie for a second before a worker has it, or be lost, while the next is answered at once.
 
-    Only an error of the first question counts: the server may have no room for another.
+    That the server has no room for another question is no answer to the first.
     """
     first = asyncio.create_task(ask())
     asked, pauses = {first}, iter(again_after)
@@ -387,7 +401,7 @@ async def _soon(
                 asked, timeout=next(pauses, None), return_when=asyncio.FIRST_COMPLETED
             )
             for one in done:
-                if one is first or one.exception() is None:
+                if one is first or not is_overrun(one.exception()):
                     return await one
             asked = pending if done else {*pending, asyncio.create_task(ask())}
     finally:
@@ -399,7 +413,7 @@ def was_lost(error: WorkflowUpdateFailedError) -> bool:
     """Whether no code of ours has seen the update: a worker's SDK can lose one together with its task, and
     the server refuses it then by itself. Nothing was changed: it can be said again.
     """
-    return isinstance(error.cause, ApplicationError) and error.cause.type == _LOST
+    return isinstance(error.cause, ApplicationError) and error.cause.type == LOST_UPDATE
 
 
 def refusal(error: WorkflowUpdateFailedError) -> PerdureError:

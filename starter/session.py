@@ -32,6 +32,8 @@ _AT_THE_DOOR: Final = 4
 """Messages handed over at a time: the server allows ten a session, with those that wait for their reply."""
 _TRIES: Final = 40
 """How often a message is offered to a session that is full, or just continuing as new."""
+_MOST_LOST: Final = 10
+"""How often a message is said again that its worker, or a continue-as-new, has lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +213,18 @@ class Session:
         return described.status == WorkflowExecutionStatus.RUNNING
 
     async def _answer(
-        self, accepted: "WorkflowUpdateHandle[TurnReply]", message: dict[str, Any]
+        self, accepted: "WorkflowUpdateHandle[TurnReply]", message: dict[str, Any], *, lost: int = 0
     ) -> TurnReply:
         """The turn's reply. Who was sent away asks by query, which costs the session nothing."""
         reply = await self._first_answer(accepted)
         pause = _SOONEST
         while reply is None or not reply.done:
             if reply is not None and not reply.known:
-                return await self._answer(await self._tell(message), message)
+                if lost == _MOST_LOST:
+                    raise NotReachable(
+                        f"session {self.id!r} loses what it is told; say it again, under the same id"
+                    )
+                return await self._answer(await self._tell(message), message, lost=lost + 1)
             if not await self._goes_on():
                 reply = await self._recorded(message["id"])
                 if reply is None or not reply.done:

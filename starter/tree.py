@@ -25,8 +25,10 @@ from .watch import Pace, watch
 if TYPE_CHECKING:
     from .run import Run
 
-_LAST_WORDS_WITHIN: Final = 12.0
-"""Seconds for what a run that is over has said to be heard; longer than a worker may take to answer."""
+_LAST_WORDS_WITHIN: Final = 30.0
+"""Seconds for what a run that is over has said to be heard: a worker's time to answer, and that of the turns
+of others before it.
+"""
 
 _News = asyncio.Queue[TreeEvent | None]
 

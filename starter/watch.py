@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from temporalio.client import WorkflowExecutionStatus
 
-from perdure.errors import NotReachable, PerdureError, RunFailed
+from perdure.errors import NotReachable, Overrun, PerdureError, RunFailed
 from perdure.messages import Message
 from perdure.wire import Failure, NodeStatus, RunStatus, Status, TurnReply
 
@@ -166,15 +166,16 @@ async def _ask(run: "Run", known: int, below: Below, glance: Glance, pace: Pace)
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         # A question that gets lost must not keep what the server itself knows from those who watch.
-        patient = glance.closed and not pace.silent
-        async with pace.door, asyncio.timeout(_LAST_ANSWER_WITHIN if patient else _ANSWER_WITHIN):
-            status, messages = await glance.once(("told", known), lambda: _answers(run, known))
-            nodes = await below.nodes(status, messages, glance.described, glance)
+        async with pace.door:
+            patient = glance.closed and not pace.silent
+            async with asyncio.timeout(_LAST_ANSWER_WITHIN if patient else _ANSWER_WITHIN):
+                status, messages = await glance.once(("told", known), lambda: _answers(run, known))
+                nodes = await below.nodes(status, messages, glance.described, glance)
     except TimeoutError:
         pace.silent = pace.silent or glance.closed
         return None
     except PerdureError as error:
-        pace.deaf = isinstance(error, NotReachable)
+        pace.deaf = isinstance(error, NotReachable) and not isinstance(error, Overrun)
         return None
     pace.deaf = pace.silent = False
     return _Told(status=status, messages=messages, nodes=nodes)

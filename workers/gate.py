@@ -5,6 +5,7 @@ which tool, which node, which agent. A graph's condition that decides otherwise 
 it leads from one function to another.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from temporalio.worker import (
 )
 
 from perdure.effects import CALL_MODEL, CALL_NODE, CALL_TOOL
+from perdure.spec import AgentSpec
+from perdure.tools import Tool
 
 from .histories import make_whole
 from .plugin import PerdurePlugin
@@ -94,14 +97,14 @@ class Check:
     text: str = ""
     hint: str = ""
     missing: tuple[str, ...] = ()
-    """Tools that the run may call and this code does not have, each as `agent: tool`."""
+    """What the run may call and this code does not have: each tool as `agent: tool`, agents below it."""
 
     def line(self) -> str:
         """For people."""
         where = f" at event {self.event}" if self.event is not None else ""
         size = f" ({self.agent or 'no agent'}, {self.events} events)" if self.events else ""
         told = f"\n  {self.text}" if self.text else ""
-        told += f"\n  may call tools that are not here: {', '.join(self.missing)}" if self.missing else ""
+        told += f"\n  may call what is not here: {', '.join(self.missing)}" if self.missing else ""
         return f"{self.verdict:<16}  {self.id}{size}{where}{told}"
 
 
@@ -260,7 +263,10 @@ class Gate:
 
     def __init__(self, plugin: PerdurePlugin, namespace: str) -> None:
         self._listening = _Listening()
-        self._tools = {name: {tool.name for tool in one.tools} for name, one in plugin.agents.items()}
+        self._tools = {
+            name: {tool.name for tool in one.tools if isinstance(tool, Tool)}
+            for name, one in plugin.agents.items()
+        }
         self._replayer = Replayer(
             workflows=[], namespace=namespace, plugins=[plugin], interceptors=[self._listening]
         )
@@ -280,7 +286,7 @@ class Gate:
         except Exception as error:
             return verdict_of(about, "unread", f"{type(error).__name__}: {error}")
         about["agent"] = await self._agent(history)
-        about["missing"] = await self._missing(history)
+        about["missing"] = await self._missing(history, about["agent"])
         begun = decided(history)
         if begun is None:
             return Check(**about, verdict="ok")
@@ -317,17 +323,19 @@ class Gate:
             return ""
         return str(_members(request).get("agent", ""))
 
-    async def _missing(self, history: WorkflowHistory) -> tuple[str, ...]:
-        """Functions that the specs pinned with the run name, and the agents of this code no longer have."""
+    async def _missing(self, history: WorkflowHistory, top: str) -> tuple[str, ...]:
+        """Functions, and agents below, that the run's pinned specs name and this code does not have."""
         found: set[str] = set()
         for spec in await self._pinned(history):
-            known = self._tools.get(str(spec["name"]))
-            if known is not None:
-                named = {str(tool["name"]) for tool in spec["tools"] if tool.get("kind") == "function"}
-                found |= {f"{spec['name']}: {name}" for name in named - known}
+            known = self._tools.get(spec.name)
+            if known is None:
+                found |= {spec.name} - {top}
+                continue
+            named = {tool.name for tool in spec.tools if tool.kind == "function"}
+            found |= {f"{spec.name}: {name}" for name in named - known}
         return tuple(sorted(found))
 
-    async def _pinned(self, history: WorkflowHistory) -> Sequence[dict[str, Any]]:
+    async def _pinned(self, history: WorkflowHistory) -> Sequence[AgentSpec]:
         """The specs of agents that the run began with: given to it, or fetched by it."""
         payloads = list(history.events[0].workflow_execution_started_event_attributes.input.payloads)
         for event in history.events[1:]:
@@ -341,17 +349,15 @@ class Gate:
         return [spec for value in values for spec in _specs_in(value)]
 
 
-def _specs_in(value: Any) -> Iterator[dict[str, Any]]:
-    """Specs of agents, wherever they stand in a value."""
-    members = _members(value)
-    if isinstance(members.get("tools"), list) and isinstance(members.get("instructions"), str):
-        yield members
-    for one in (*members.values(), *_items(value)):
-        yield from _specs_in(one)
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+def _specs_in(value: Any) -> Iterator[AgentSpec]:
+    """Specs of agents, where a run's first input or what it has fetched holds them: not in users' words."""
+    whole = _members(value)
+    state = _members(whole.get("state"))
+    for holder in (whole, state):
+        members: Any = holder.get("members") or ()
+        for one in (holder.get("spec"), *members):
+            with contextlib.suppress(ValueError):  # none, or of another kind
+                yield AgentSpec.model_validate(one)
 
 
 def verdict_of(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:

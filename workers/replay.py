@@ -109,7 +109,7 @@ def _concluded(given: _Given, checks: Sequence[Check], served: set[str]) -> int:
     missing = Counter(one for check in checks for one in check.missing)
     if missing:
         told = ", ".join(f"{name} (in {count} of them)" for name, count in sorted(missing.items()))
-        say(f"tools that these runs may call and these files do not define: {told}")
+        say(f"what these runs may call and these files do not define: {told}")
     if given.record:
         say(f"kept in {given.record}")
     if counts["nondeterministic"] or counts["failed"]:

@@ -428,8 +428,9 @@ def _decided(state: State, decision: Decision) -> State:
 
 
 def _told_to_go_on(state: State) -> State:
-    """By a person, who may know that it is mended: of what time may mend, no circuit keeps it from asking."""
-    told = state.parked is not None and state.parked.resumes_at is not None
+    """By a person, who may know that it is mended: no circuit keeps it from asking once."""
+    parked = state.parked
+    told = parked is not None and (parked.resumes_at is not None or rule_for(parked.kind).trips)
     return replace(_resumed(state), insists=told or state.insists)
 
 
@@ -552,7 +553,7 @@ def _nap_end(state: State, failure: ModelFailure, at: datetime | None) -> dateti
     if failure.heals_after is None or at is None:
         return None
     if rule_for(failure.kind).held:
-        return at + failure.heals_after
+        return at + min(failure.heals_after, LONGEST_NAP)
     longest = max(LONGEST_NAP, failure.heals_after)
     wanted: timedelta = failure.heals_after * 2 ** min(state.naps, MOST_DOUBLINGS)
     return at + min(wanted, longest)

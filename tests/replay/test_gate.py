@@ -20,7 +20,7 @@ from perdure.members import Member
 from perdure.settings import load
 from perdure.tools import Tool
 from perdure.workers.converter import BlobDriver
-from perdure.workers.gate import Check, Gate, decided
+from perdure.workers.gate import Check, Gate, _specs_in, decided
 from perdure.workers.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
 
 from .scenarios import AGENTS, TEAMS
@@ -142,6 +142,12 @@ async def test_a_tool_that_is_gone_is_named_wherever_the_runs_spec_came_from(
     assert gone
     assert list(checked.missing) == gone
     assert (whole.missing, whole.verdict, checked.verdict) == ((), "ok", "ok")
+
+
+def test_what_a_user_says_is_no_spec() -> None:
+    looks_like: dict[str, object] = {"name": "a", "instructions": "be nice", "tools": ["a"]}
+    for said in ({"context": {"spec": looks_like}}, {"spec": looks_like}, [looks_like], {"spec": 5}, "x"):
+        assert list(_specs_in(said)) == []
 
 
 async def test_a_run_that_no_code_has_seen_yet_may_go_anywhere(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes(
 def test_what_was_never_asked_makes_no_nap_longer() -> None:
     state = begun()
     waits: list[float] = []
-    for kind in ("circuit_open", "overloaded", "circuit_open", "throttled", "overloaded"):
+    for kind in ("circuit_open", "overloaded", "circuit_open", "circuit_open", "overloaded"):
         state = failed(state, kind, heals=30)
         assert state.parked is not None
         assert state.parked.resumes_at is not None
@@ -154,6 +154,7 @@ def test_who_is_told_to_go_on_insists_until_a_model_answers_or_it_is_parked_agai
         assert model_input(state, command).insists is insists
     assert not failed(told, "circuit_open", heals=30).insists
     assert not fold(asked(told), reply(asked(told), text="hi")).insists
+    assert fold(failed(begun(), "malformed_reply"), event).insists, "which opens circuits too"
     assert not fold(begun(), Resumed()).insists, "one that was not parked has nothing to insist on"
 
 

@@ -88,9 +88,40 @@ def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
             circuits.enter(KEY, insists=insists)
         assert refusal.value.retry_after == timedelta(seconds=5), "it will soon be known"
     circuits.failed(probe, "overloaded")
-    assert refused(circuits) == 20
+    assert refused(circuits) == 10, "nobody else waits longer for it"
+    with pytest.raises(CircuitOpen):
+        circuits.enter(KEY, insists=True)
+    clock.now = 5
     circuits.succeeded(circuits.enter(KEY, insists=True))
     assert circuits.states() == {}, "what it found out is true for all"
+
+
+def test_hundreds_who_insist_do_not_storm_what_is_still_down() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    asked = 0
+    for tenth in range(1, 100):
+        clock.now = tenth / 10
+        for _ in range(300):
+            try:
+                probe = circuits.enter(KEY, insists=True)
+            except CircuitOpen:
+                continue
+            asked += 1
+            circuits.failed(probe, "overloaded")
+    assert asked == 2, "one each half of the first wait"
+
+
+def test_while_one_is_out_to_see_the_others_know_for_how_long_it_may_be_shut() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    clock.now = 10
+    circuits.enter(KEY)
+    with pytest.raises(CircuitOpen) as refusal:
+        circuits.enter(KEY)
+    assert (refusal.value.retry_after.total_seconds(), refusal.value.known_after.total_seconds()) == (5, 20)
 
 
 def test_a_delay_that_the_provider_asks_for_holds_who_insists_too() -> None:

@@ -13,10 +13,8 @@ GONE = [
     RPCError("tcp connect error", RPCStatusCode.UNAVAILABLE, b""),
     RPCError("transport error", RPCStatusCode.UNKNOWN, b""),
     RPCError("h2 protocol error: http2 error", RPCStatusCode.INTERNAL, b""),
-    RPCError("consistent query buffer is full", RPCStatusCode.RESOURCE_EXHAUSTED, b""),
-    RPCError("namespace rate limit exceeded", RPCStatusCode.RESOURCE_EXHAUSTED, b""),
 ]
-"""As the SDK raises them when a server is killed, before a call and under one, and when it is overrun."""
+"""As the SDK raises them when a server is killed: before a call, and under one."""
 
 
 class Dead:
@@ -38,6 +36,16 @@ async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) 
         async with run.translated():
             raise error
     with pytest.raises(NotReachable, match="does not answer"):
+        await Client(cast("Any", Dead(error))).start("a", "go")
+
+
+@pytest.mark.parametrize("said", ["consistent query buffer is full", "namespace rate limit exceeded"])
+async def test_a_server_that_has_too_much_to_do_says_so(said: str) -> None:
+    error = RPCError(said, RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+    with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
+        async with Run(cast("Any", None), "r").translated():
+            raise error
+    with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
         await Client(cast("Any", Dead(error))).start("a", "go")
 
 

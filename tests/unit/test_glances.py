@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.effects import Progress
 from perdure.errors import NotReachable
@@ -193,6 +194,20 @@ async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses
     assert (asked, lost) == (losses + 1, losses), "those before it were given up"
 
 
+async def test_an_error_that_is_an_answer_counts_whichever_question_it_answers() -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+        raise NotReachable("nobody")
+
+    with pytest.raises(NotReachable):
+        await _soon(ask, again_after=(0.01, 60))
+
+
 async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
     asked = 0
 
@@ -214,7 +229,7 @@ async def test_when_there_is_no_room_for_another_question_the_first_is_still_wai
         asked += 1
         if asked > 1:
             refused.set()
-            raise NotReachable("too many questions")
+            raise RPCError("query buffer is full", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
         await refused.wait()
         await turns()
         return "answer"

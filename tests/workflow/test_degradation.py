@@ -519,6 +519,29 @@ async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serv
     assert (asked, provider.asked) == (1, 3)
 
 
+async def test_what_is_still_down_is_asked_once_by_each_who_is_told_to_go_on(serve: Serve) -> None:
+    provider = Provider()
+    provider.broken = fails("overloaded")
+    agent = Agent(name="a", model="scripted:x")
+    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(hours=1)}
+    async with serve(agent, models=models(scripted=provider), **long) as client:
+        run = await client.start("a", "go")
+        await _parked(client, run)
+        before = (await run.status()).failure
+        await run.resume()
+
+        async def parked_anew() -> bool:
+            now = (await run.status()).failure
+            return now is not None and before is not None and now.since != before.since
+
+        await until(parked_anew)
+        failure = (await run.status()).failure
+        await run.stop()
+    assert failure is not None
+    assert failure.kind == "circuit_open"
+    assert provider.asked == 2, "once more, whatever its attempts"
+
+
 async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve: Serve) -> None:
     provider = Provider()
     provider.broken = fails("not_found", "no such model")
