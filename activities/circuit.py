@@ -144,15 +144,15 @@ class Circuits:
         circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind
         was_probe = circuit.probe is ticket
-        if was_probe and circuit.until is not None and self.clock() < circuit.until:
-            # It insisted. Nobody else is to wait longer for it.
-            circuit.insisted = self.clock()
-            return self.left(ticket)
         if retry_after:
             hold = min(retry_after, self.longest_hold).total_seconds()
             circuit.held_until = max(circuit.held_until, self.clock() + hold)
             if kind == "rate_limited":  # it works, and says when
                 return self.left(ticket)
+        if was_probe and circuit.until is not None and self.clock() < circuit.until:
+            # It insisted. Nobody else is to wait longer for it.
+            circuit.insisted = self.clock()
+            return self.left(ticket)
         circuit.failures += 1
         if was_probe or (circuit.until is None and circuit.failures >= self.threshold):
             self._open(ticket.key, circuit)

@@ -96,6 +96,16 @@ def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
     assert circuits.states() == {}, "what it found out is true for all"
 
 
+def test_what_the_provider_asks_of_one_who_insists_is_heeded_by_all() -> None:
+    clock = Clock()
+    circuits = clock.circuits(threshold=1)
+    fail(circuits)
+    circuits.failed(circuits.enter(KEY, insists=True), "overloaded", timedelta(seconds=60))
+    with pytest.raises(CircuitOpen) as refusal:
+        circuits.enter(KEY, insists=True)
+    assert (refusal.value.asked_for, refusal.value.retry_after) == (True, timedelta(seconds=60))
+
+
 def test_hundreds_who_insist_do_not_storm_what_is_still_down() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=1)
