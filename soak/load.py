@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ class Tally:
     skipped: int = 0
     """Deeds that were not begun because too many went on: the machine was too slow for the rate."""
     errors: list[str] = field(default_factory=list[str])
+    began: float = field(default_factory=time.monotonic)
 
     async def doing(self, what: str, deed: Awaitable[None]) -> None:
         """Do it, and write down what became of it."""
@@ -36,7 +38,8 @@ class Tally:
             async with asyncio.timeout(_PATIENCE):
                 await deed
         except Exception as error:
-            self.errors.append(f"{what}: {type(error).__name__}: {error}"[:500])
+            seconds = time.monotonic() - self.began
+            self.errors.append(f"{what}, at {seconds:.0f} s: {type(error).__name__}: {error}"[:500])
         else:
             self.done[what] += 1
 
