@@ -21,6 +21,8 @@ from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 AN_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(seconds=3)}
 """Settings with which a failing model parks its runs in some seconds."""
+A_LONG_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(hours=1)}
+"""Settings with which nobody asks a model that failed once, for as long as a test lasts."""
 
 
 class Provider:
@@ -494,8 +496,7 @@ async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve)
     provider = Provider()
     provider.broken = fails("overloaded")
     agent = Agent(name="a", model="scripted:x")
-    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(minutes=1)}
-    async with serve(agent, models=models(scripted=provider), **long) as client:
+    async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
         run = await client.start("a", "go")
         await _parked(client, run)
         await run.stop()
@@ -506,8 +507,7 @@ async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serv
     provider = Provider()
     provider.broken = fails("overloaded")
     agent = Agent(name="a", model="scripted:x")
-    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(hours=1)}
-    async with serve(agent, models=models(scripted=provider), **long) as client:
+    async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
         runs = [await client.start("a", "go") for _ in range(2)]
         for run in runs:
             await _parked(client, run)
@@ -523,8 +523,7 @@ async def test_what_is_still_down_is_asked_once_by_each_who_is_told_to_go_on(ser
     provider = Provider()
     provider.broken = fails("overloaded")
     agent = Agent(name="a", model="scripted:x")
-    long: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(hours=1)}
-    async with serve(agent, models=models(scripted=provider), **long) as client:
+    async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
         run = await client.start("a", "go")
         await _parked(client, run)
         before = (await run.status()).failure
