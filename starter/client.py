@@ -17,7 +17,7 @@ from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPo
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from perdure.errors import InvalidRequest, NotReachable, Overrun, RunConflict, RunNotFound
+from perdure.errors import InvalidRequest, RunConflict, RunNotFound
 from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
 from perdure.model import digest
@@ -38,7 +38,7 @@ from perdure.wire import (
 )
 
 from ..workers.connection import connect_temporal
-from .run import Run, is_overrun, unanswered
+from .run import Run, not_reached
 from .session import Opening, Session, over
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
@@ -387,11 +387,7 @@ def _quoted(value: str) -> str:
 
 
 def _refused(error: RPCError) -> Exception:
-    if is_overrun(error):
-        return Overrun(f"the Temporal server has too much to do; try again later: {error.message}")
-    if unanswered(error):
-        return NotReachable(f"the Temporal server does not answer: {error.message}")
-    return InvalidRequest(f"Temporal refused: {error.message}")
+    return not_reached(error) or InvalidRequest(f"Temporal refused: {error.message}")
 
 
 def _is_below(execution: WorkflowExecution) -> bool:

@@ -354,10 +354,8 @@ class Run:
             "Timeout expired" in error.message
         ):
             return NotReachable(self.nobody_answers())
-        if is_overrun(error):
-            return Overrun(f"the Temporal server has too much to do; ask again later: {error.message}")
-        if unanswered(error):
-            return NotReachable(f"the Temporal server does not answer: {error.message}")
+        if (away := not_reached(error)) is not None:
+            return away
         if "no poller" in error.message:
             return NotReachable(self.nobody_answers())
         if any(sign in error.message for sign in _OVER):
@@ -374,13 +372,22 @@ class Run:
         )
 
 
-def is_overrun(error: BaseException | None) -> bool:
+def not_reached(error: RPCError) -> NotReachable | None:
+    """What to say when the server did not answer, or has too much to do; None: it did answer."""
+    if _is_overrun(error):
+        return Overrun(f"the Temporal server has too much to do; try again later: {error.message}")
+    if _is_unanswered(error):
+        return NotReachable(f"the Temporal server does not answer: {error.message}")
+    return None
+
+
+def _is_overrun(error: BaseException | None) -> bool:
     """Whether the server has no room for one more question, or start, just now."""
     busy = isinstance(error, RPCError) and error.status == RPCStatusCode.RESOURCE_EXHAUSTED
     return busy and _TOO_LONG not in str(error)
 
 
-def unanswered(error: RPCError) -> bool:
+def _is_unanswered(error: RPCError) -> bool:
     """Whether the server was not there to answer, or died before it did."""
     return error.status == RPCStatusCode.UNAVAILABLE or any(sign in error.message for sign in _BROKEN)
 
@@ -401,7 +408,7 @@ async def _soon(
                 asked, timeout=next(pauses, None), return_when=asyncio.FIRST_COMPLETED
             )
             for one in done:
-                if one is first or not is_overrun(one.exception()):
+                if one is first or not _is_overrun(one.exception()):
                     return await one
             asked = pending if done else {*pending, asyncio.create_task(ask())}
     finally:

@@ -1,6 +1,8 @@
 """What a run does when something does not work: fallbacks, open circuits, parking, redriving, last words."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -492,25 +494,27 @@ async def _held(client: Client) -> Run:
     return run
 
 
-async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve) -> None:
+@asynccontextmanager
+async def _in_a_long_outage(serve: Serve, *, many: int = 1) -> AsyncGenerator[tuple[Provider, list[Run]]]:
+    """A provider that fails, and runs that are parked for it, its circuit being open."""
     provider = Provider()
     provider.broken = fails("overloaded")
     agent = Agent(name="a", model="scripted:x")
     async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
-        run = await client.start("a", "go")
-        await _parked(client, run)
+        runs = [await client.start("a", "go") for _ in range(many)]
+        for run in runs:
+            await _parked(client, run)
+        yield provider, runs
+
+
+async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve) -> None:
+    async with _in_a_long_outage(serve) as (_, [run]):
         await run.stop()
         assert (await run.result()).stop_reason == "stopped"
 
 
 async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serve) -> None:
-    provider = Provider()
-    provider.broken = fails("overloaded")
-    agent = Agent(name="a", model="scripted:x")
-    async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
-        runs = [await client.start("a", "go") for _ in range(2)]
-        for run in runs:
-            await _parked(client, run)
+    async with _in_a_long_outage(serve, many=2) as (provider, runs):
         asked, provider.broken = provider.asked, None
         await runs[0].resume()
         assert (await runs[0].result()).output == "hi"
@@ -520,12 +524,7 @@ async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serv
 
 
 async def test_what_is_still_down_is_asked_once_by_each_who_is_told_to_go_on(serve: Serve) -> None:
-    provider = Provider()
-    provider.broken = fails("overloaded")
-    agent = Agent(name="a", model="scripted:x")
-    async with serve(agent, models=models(scripted=provider), **A_LONG_OUTAGE) as client:
-        run = await client.start("a", "go")
-        await _parked(client, run)
+    async with _in_a_long_outage(serve) as (provider, [run]):
         before = (await run.status()).failure
         await run.resume()
 
