@@ -22,6 +22,6 @@ WORKDIR /app
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --retries=3 \
-    CMD ["python", "-m", "perdure.workers.health", "http://127.0.0.1:8080/ready"]
+    CMD ["python", "-m", "perdure.workers.observe.health", "http://127.0.0.1:8080/ready"]
 ENTRYPOINT ["perdure"]
 CMD ["worker", "--help"]

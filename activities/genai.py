@@ -21,8 +21,8 @@ from temporalio.exceptions import ApplicationError
 from perdure.errors import ModelError
 from perdure.messages import Usage
 
-from .circuit import Circuits
-from .redact import redact
+from .content.redact import redact
+from .traffic.circuit import Circuits
 
 SCOPE: Final = "perdure"
 RUN_ID: Final = "gen_ai.conversation.id"

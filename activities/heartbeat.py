@@ -9,7 +9,7 @@ from types import TracebackType
 from pydantic import ValidationError
 from temporalio import activity
 
-from perdure.effects import PROGRESS_WINDOW, Progress
+from perdure.wire.effects import PROGRESS_WINDOW, Progress
 
 _QUIET = timedelta(milliseconds=500)
 """How often an unchanged state is repeated: the server answers heartbeats with stop requests."""

@@ -13,7 +13,6 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_MODEL, ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.errors import RULES, ErrorKind, ModelError
 from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens, estimated_tokens
 from perdure.model import (
@@ -27,18 +26,20 @@ from perdure.model import (
     UsageSoFar,
 )
 from perdure.planning import PLAN_TOOL
-from perdure.spec import AgentSpec, ModelSpec
 from perdure.swarm import HANDOFF_TOOL
 from perdure.texts import bounded, whole
+from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress
+from perdure.wire.names import CALL_MODEL
+from perdure.wire.spec import AgentSpec, ModelSpec
 
-from .circuit import CircuitOpen
+from .content.redact import redact
+from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
+from .content.transcripts import Sight, Transcripts
 from .heartbeat import Heart, last_progress, worker_is_ending
-from .rates import Throttled
-from .redact import redact
-from .reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
 from .telemetry import model_span
-from .traffic import Traffic
-from .transcripts import Sight, Transcripts
+from .traffic.admission import Traffic
+from .traffic.circuit import CircuitOpen
+from .traffic.rates import Throttled
 
 MOST_PATIENCE = timedelta(minutes=10)
 """A provider that asks for a longer wait is treated as out of order: fall back or park."""

@@ -17,16 +17,17 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_NODE, KEEP_TEXT, Keep, Kept, NodeCall, Progress
 from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
 from perdure.texts import bounded
+from perdure.wire.effects import Keep, Kept, NodeCall, Progress
+from perdure.wire.names import CALL_NODE, KEEP_TEXT
 
+from .content.redact import redact
+from .content.results import keep
 from .heartbeat import Heart
-from .passing import may_pass
-from .redact import redact
-from .results import keep
+from .traffic.transient_errors import may_pass
 
 _BEAT = timedelta(seconds=1)
 

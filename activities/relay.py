@@ -8,8 +8,8 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.effects import RELAY, Relay
-from perdure.wire import INVALID_REQUEST, LOST_UPDATE
+from perdure.wire.effects import Relay
+from perdure.wire.names import INVALID_REQUEST, LOST_UPDATE, RELAY
 
 _WITHIN = timedelta(seconds=8)
 

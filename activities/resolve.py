@@ -8,15 +8,15 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from perdure.effects import RESOLVE_AGENT, SPEC_QUERY, Request
 from perdure.errors import DefinitionError, PerdureError
 from perdure.members import Member, resolved
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
-from perdure.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
-from perdure.wire import INVALID_REQUEST, UNKNOWN_AGENT
+from perdure.wire.effects import Request
+from perdure.wire.names import INVALID_REQUEST, RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT
+from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
-from .transcripts import Transcripts
+from .content.transcripts import Transcripts
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
 

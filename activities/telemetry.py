@@ -8,9 +8,9 @@ from typing import Any, Final
 from structlog.contextvars import bound_contextvars
 from temporalio import activity
 
-from perdure.effects import ModelInput, ModelOutcome, ToolInput
 from perdure.messages import Message, ToolResult
 from perdure.model import ModelConfig, ModelRequest
+from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput
 
 from . import genai
 

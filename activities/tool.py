@@ -15,22 +15,23 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import CALL_TOOL, MAY_BE_DONE, READ_RESULT, Progress, ToolInput, ToolOutcome
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
 from perdure.texts import bounded, whole
 from perdure.tools import Tool, ToolContext
+from perdure.wire.effects import Progress, ToolInput, ToolOutcome
+from perdure.wire.names import CALL_TOOL, MAY_BE_DONE, READ_RESULT
 
-from .circuit import CircuitOpen
+from .content.last_results import Remembered
+from .content.redact import redact
+from .content.results import Kept, keep, read_more
+from .content.transcripts import Transcripts
 from .heartbeat import Heart, last_progress, worker_is_ending
-from .passing import is_timeout, may_have_reached, may_pass
-from .rates import Throttled
-from .redact import redact
-from .remembered import Remembered
-from .results import Kept, keep, read_more
 from .telemetry import tool_span
-from .traffic import Traffic
-from .transcripts import Transcripts
+from .traffic.admission import Traffic
+from .traffic.circuit import CircuitOpen
+from .traffic.rates import Throttled
+from .traffic.transient_errors import is_timeout, may_have_reached, may_pass
 
 _BEAT = timedelta(seconds=1)
 

@@ -15,7 +15,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 from . import history
 from .kit import Job

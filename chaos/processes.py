@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from perdure.workers.server import DevServer, free_port
+from perdure.workers.dev.server import DevServer, free_port
 
 from .environments import ROOT
 

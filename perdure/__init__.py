@@ -29,19 +29,20 @@ if TYPE_CHECKING:
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
     from perdure.policy import Policy, Rule
-    from perdure.starter.client import Client, connect
-    from perdure.starter.run import Run
-    from perdure.starter.session import Session
+    from perdure.starter.client.connect import Client, connect
+    from perdure.starter.client.run import Run
+    from perdure.starter.client.session import Session
     from perdure.swarm import Swarm
     from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, ToolRetry, as_tool, ask_person, tool
-    from perdure.wire import NodeResult, RunRequest, RunResult, RunStatus, TurnReply
+    from perdure.wire.requests import RunRequest
+    from perdure.wire.results import NodeResult, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
-    from perdure.workflows.child import run_agent
+    from perdure.workflows.run_agent import run_agent
 
 _HOME = {
     "Agent": "perdure.agent",
     "AgentTool": "perdure.tools",
-    "Client": "perdure.starter.client",
+    "Client": "perdure.starter.client.connect",
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
     "Edge": "perdure.graph",
@@ -58,7 +59,7 @@ _HOME = {
     "ModelError": "perdure.errors",
     "Node": "perdure.graph",
     "NodeInput": "perdure.graph",
-    "NodeResult": "perdure.wire",
+    "NodeResult": "perdure.wire.results",
     "NotReachable": "perdure.errors",
     "PerdureError": "perdure.errors",
     "PerdurePlugin": "perdure.workers.plugin",
@@ -66,15 +67,15 @@ _HOME = {
     "RemoteTool": "perdure.tools",
     "RetryableToolError": "perdure.errors",
     "Rule": "perdure.policy",
-    "Run": "perdure.starter.run",
+    "Run": "perdure.starter.client.run",
     "RunConflict": "perdure.errors",
     "RunEnded": "perdure.errors",
     "RunFailed": "perdure.errors",
     "RunNotFound": "perdure.errors",
-    "RunRequest": "perdure.wire",
-    "RunResult": "perdure.wire",
-    "RunStatus": "perdure.wire",
-    "Session": "perdure.starter.session",
+    "RunRequest": "perdure.wire.requests",
+    "RunResult": "perdure.wire.results",
+    "RunStatus": "perdure.wire.results",
+    "Session": "perdure.starter.client.session",
     "SlidingWindow": "perdure.context",
     "Swarm": "perdure.swarm",
     "SwarmLimits": "perdure.limits",
@@ -82,12 +83,12 @@ _HOME = {
     "ToolContext": "perdure.tools",
     "ToolFallback": "perdure.fallbacks",
     "ToolRetry": "perdure.tools",
-    "TurnReply": "perdure.wire",
+    "TurnReply": "perdure.wire.results",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
-    "connect": "perdure.starter.client",
-    "run_agent": "perdure.workflows.child",
+    "connect": "perdure.starter.client.connect",
+    "run_agent": "perdure.workflows.run_agent",
     "tool": "perdure.tools",
 }
 

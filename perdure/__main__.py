@@ -22,7 +22,7 @@ def _run() -> int:
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character shows "?" in its place.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        code: int = import_module("perdure.starter.cli").run()
+        code: int = import_module("perdure.starter.cli.app").run()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:

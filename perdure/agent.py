@@ -9,7 +9,6 @@ from typing import Any, get_args
 from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import SlidingWindow
-from perdure.effects import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback, ToolFallback
 from perdure.limits import Limits
@@ -17,8 +16,9 @@ from perdure.members import Member, reached
 from perdure.model import ModelConfig
 from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped
-from perdure.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolFallbackSpec, ToolSpec
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
+from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolFallbackSpec, ToolSpec
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 _RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from perdure.messages import Usage
-    from perdure.wire import RunResult
+    from perdure.wire.results import RunResult
 
 ErrorKind = Literal[
     "rate_limited",

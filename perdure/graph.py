@@ -17,8 +17,8 @@ from perdure.limits import GraphLimits
 from perdure.members import Member, reached
 from perdure.messages import Part, Value
 from perdure.prices import PriceTable
-from perdure.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
-from perdure.wire import NodeResult
+from perdure.wire.results import NodeResult
+from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
 from perdure.wiring import Join, Wiring, problem
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from perdure.errors import DefinitionError
 from perdure.prices import PriceTable
-from perdure.spec import AgentSpec, GraphSpec, ResolvedAgent, SwarmSpec
+from perdure.wire.spec import AgentSpec, GraphSpec, ResolvedAgent, SwarmSpec
 
 
 @runtime_checkable

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from perdure.effects import UPDATE_PLAN
 from perdure.limits import explain
 from perdure.model import ToolDefinition
-from perdure.wire import PlanItem
+from perdure.wire.names import UPDATE_PLAN
+from perdure.wire.results import PlanItem
 
 MOST_ITEMS: Final = 50
 MOST_CHARACTERS: Final = 500

@@ -6,13 +6,13 @@ from datetime import date
 from typing import ClassVar, Final, Literal
 
 from perdure.agent import _NAME, Agent
-from perdure.effects import HANDOFF
 from perdure.errors import DefinitionError
 from perdure.limits import SwarmLimits
 from perdure.members import reached
 from perdure.model import ToolDefinition
 from perdure.prices import PriceTable
-from perdure.spec import SwarmSpec
+from perdure.wire.names import HANDOFF
+from perdure.wire.spec import SwarmSpec
 
 HANDOFF_TOOL: Final = ToolDefinition(
     name=HANDOFF,

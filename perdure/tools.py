@@ -13,7 +13,7 @@ from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.members import Member
 from perdure.schema import Signature, check_schema, signature_of
-from perdure.spec import Collect
+from perdure.wire.spec import Collect
 
 Effect = Literal["read", "write"]
 """Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""

@@ -21,8 +21,8 @@ from typing import IO, Any
 from benchmarks.bench import machine
 from perdure.settings import Settings
 from perdure.settings import load as load_settings
-from perdure.starter.client import Client, connect
-from perdure.workers.server import DevServer, free_port
+from perdure.starter.client.connect import Client, connect
+from perdure.workers.dev.server import DevServer, free_port
 
 from . import report
 from .load import TALKERS, Tally, load

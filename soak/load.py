@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from perdure.starter.client import Client
-from perdure.starter.events import Finished, Reader
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
+from perdure.wire.events import Finished, Reader
 
 from .agents import CHILDREN, LONG_STEPS, STORY
 

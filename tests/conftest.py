@@ -16,9 +16,9 @@ from perdure.errors import RunNotFound
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings, load
-from perdure.starter.client import Client
+from perdure.starter.client.connect import Client
 from perdure.testing import running
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 _STATUS = SearchAttributeKey.for_keyword("AgentStatus")
 _ONLY_TOLD = {"thinking", "acting"}

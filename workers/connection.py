@@ -14,7 +14,7 @@ from perdure.blobs import BlobStore
 from perdure.errors import NotReachable
 from perdure.settings import Settings
 
-from ..activities.blobs import open_store
+from ..activities.content.blobs import open_store
 from .converter import data_converter
 
 

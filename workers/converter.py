@@ -24,10 +24,10 @@ from temporalio.converter import (
 from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
-from perdure.effects import BLOB_STORE_FAILED
-from perdure.spec import ResolvedAgent
+from perdure.wire.names import BLOB_STORE_FAILED
+from perdure.wire.spec import ResolvedAgent
 
-from ..activities.blobs import CACHE_BYTES, Recent, retried
+from ..activities.content.blobs import CACHE_BYTES, Recent, retried
 
 DRIVER_NAME: Final = "perdure-blobs"
 """Stands in histories, in each reference to a stored payload: never change it."""

@@ -27,8 +27,8 @@ from perdure.errors import DefinitionError, PerdureError
 from perdure.graph import Graph
 from perdure.members import Member, resolved
 from perdure.model import Model
-from perdure.spec import ResolvedAgent
 from perdure.swarm import Swarm
+from perdure.wire.spec import ResolvedAgent
 
 from .plugin import by_name
 

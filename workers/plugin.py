@@ -25,7 +25,6 @@ from temporalio.worker import (
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.effects import GRAPH_CODE
 from perdure.errors import DefinitionError
 from perdure.graph import Graph, GraphCode
 from perdure.members import Member, reached
@@ -35,26 +34,27 @@ from perdure.settings import Settings
 from perdure.settings import load as load_settings
 from perdure.swarm import Swarm
 from perdure.tools import Tool
+from perdure.wire.names import GRAPH_CODE
 
-from ..activities.circuit import Circuits
+from ..activities.content.transcripts import Transcripts
 from ..activities.genai import circuit_opened, watch_circuits
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
-from ..activities.providers import default_models
-from ..activities.rates import RateLimits
-from ..activities.rates import check as check_rates
+from ..activities.providers.shared import default_models
 from ..activities.relay import relay
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls, tool_key
-from ..activities.traffic import Traffic
-from ..activities.transcripts import Transcripts
+from ..activities.traffic.admission import Traffic
+from ..activities.traffic.circuit import Circuits
+from ..activities.traffic.rates import RateLimits
+from ..activities.traffic.rates import check as check_rates
 from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
 from .converter import over
+from .observe.telemetry import interceptors
 from .runner import shared_runner, without_detours
-from .telemetry import interceptors
 
 _log = logging.getLogger("perdure.worker")
 STICKY = timedelta(seconds=1)

@@ -16,8 +16,8 @@ from perdure.settings import Settings
 from perdure.settings import load as load_settings
 
 from .connection import connect_temporal
+from .dev.server import DevServer
 from .plugin import PerdurePlugin
-from .server import DevServer
 
 
 @asynccontextmanager

@@ -31,13 +31,13 @@ from perdure.settings import Settings
 from perdure.versions import Routing, version_of, waiting_for
 from perdure.versions import routing_of as routing_in
 
-from ..activities.circuit import Circuits
-from . import health
+from ..activities.traffic.circuit import Circuits
 from .connection import connect_temporal
 from .load import Loaded, load_all
-from .parked import counted
+from .observe import health
+from .observe.parked import counted
+from .observe.telemetry import reporting
 from .plugin import PerdurePlugin, by_name
-from .telemetry import reporting
 
 _POLLING_WITHIN: Final = 15.0
 _LAST_WORDS: Final = timedelta(seconds=4)

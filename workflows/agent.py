@@ -17,38 +17,37 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
-from perdure.effects import RELAY, SPEC_QUERY, Relay
 from perdure.errors import rule_for
 from perdure.graph import GraphCode
 from perdure.members import within
-from perdure.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
-from perdure.tree import GRANT, REPORT, Branch, Grant, Report
-from perdure.wire import (
+from perdure.wire.effects import Relay
+from perdure.wire.names import (
     DECIDE,
+    GRANT,
     PAUSE,
     REDRIVE,
+    RELAY,
+    REPORT,
     RESULT,
     RESUME,
     SEND,
+    SPEC_QUERY,
     STATUS,
     STOP,
     TRANSCRIPT,
     WAKE,
     WORKFLOW,
-    Redrive,
-    RunRequest,
-    RunResult,
-    RunStatus,
-    Status,
-    StopReason,
-    TranscriptPage,
-    TranscriptQuery,
 )
+from perdure.wire.requests import Redrive, RunRequest, TranscriptQuery
+from perdure.wire.results import RunResult, RunStatus, Status, StopReason, TranscriptPage
+from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
+from perdure.wire.tree import Branch, Grant, Report
 
-from . import fold, team
-from .alarm import Alarm
-from .carry import Writing, pack, unpack, writing_of
-from .decide import (
+from .child_runs import Runs
+from .display import Display
+from .engine import fold, team
+from .engine.carry import Writing, pack, unpack, writing_of
+from .engine.decide import (
     Answer,
     Ask,
     CallModel,
@@ -62,29 +61,10 @@ from .decide import (
     Wait,
     decide,
 )
-from .display import Display
-from .flights import NOT_KEPT_ALIVE, Flights, unbilled
-from .fold import Birth
-from .inputs import (
-    addressed,
-    check_decision,
-    check_prices,
-    check_redrive,
-    decision_of,
-    held_below,
-    listener,
-    message_of,
-    redrive_of,
-    refuse,
-    request_of,
-    run_below,
-)
-from .outcome import ended
-from .pages import page
-from .report import report_due, result_of, starting_report, status_report
-from .resolve import resolve, resolve_anew
-from .runs import Runs
-from .state import (
+from .engine.fold import Birth
+from .engine.pages import page
+from .engine.report import report_due, result_of, starting_report, status_report
+from .engine.state import (
     Asked,
     CallsStarted,
     ChildAnswered,
@@ -107,8 +87,26 @@ from .state import (
     StepBegan,
     Switched,
 )
-from .team import Team
-from .tree import grace_of
+from .engine.team import Team
+from .engine.tree import grace_of
+from .inputs import (
+    addressed,
+    check_decision,
+    check_prices,
+    check_redrive,
+    decision_of,
+    held_below,
+    listener,
+    message_of,
+    redrive_of,
+    refuse,
+    request_of,
+    run_below,
+)
+from .outcome import ended
+from .pending_activities import NOT_KEPT_ALIVE, Flights, unbilled
+from .resolve import resolve, resolve_anew
+from .retry_timer import Alarm
 
 _RELAYED_WITHIN = timedelta(seconds=10)
 _FIRST_NAP = timedelta(seconds=30)
@@ -550,7 +548,7 @@ def _code_of(spec: AnySpec) -> GraphCode:
     if not isinstance(spec, GraphSpec):
         return team.NO_CODE
     with workflow.unsafe.sandbox_import_notification_policy(workflow.SandboxImportNotificationPolicy.SILENT):
-        from .code import code_of
+        from .graph_code import code_of
 
     return code_of(spec)
 

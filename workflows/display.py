@@ -5,12 +5,12 @@ from typing import Any, Final
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
 
-from perdure.wire import ListedStatus, Status, listed
+from perdure.wire.results import ListedStatus, Status, listed
 
-from .carry import Writing
-from .report import cost_of, details, status_of, steps_of
-from .state import State
-from .team import Team
+from .engine.carry import Writing
+from .engine.report import cost_of, details, status_of, steps_of
+from .engine.state import State
+from .engine.team import Team
 
 _NAME = SearchAttributeKey.for_keyword("AgentName")
 _STATUS = SearchAttributeKey.for_keyword("AgentStatus")

@@ -10,22 +10,15 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
-from perdure.spec import AgentSpec
-from perdure.wire import (
-    INVALID_REQUEST,
-    Approval,
-    Decision,
-    Question,
-    Redrive,
-    RunRequest,
-    Say,
-    SessionRequest,
-)
+from perdure.wire.names import INVALID_REQUEST
+from perdure.wire.requests import Decision, Redrive, RunRequest, Say, SessionRequest
+from perdure.wire.results import Approval, Question
+from perdure.wire.spec import AgentSpec
 
-from .calls import approval_digest
-from .state import Call, Spoke, Spoken, State
-from .team import Team
-from .tree import waiting_below
+from .engine.calls import approval_digest
+from .engine.state import Call, Spoke, Spoken, State
+from .engine.team import Team
+from .engine.tree import waiting_below
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -4,9 +4,9 @@ import asyncio
 
 from temporalio.exceptions import ApplicationError
 
-from perdure.wire import RunResult
+from perdure.wire.results import RunResult
 
-from .state import End
+from .engine.state import End
 
 
 def ended(end: End, result: RunResult) -> RunResult:

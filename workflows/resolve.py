@@ -7,10 +7,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
-from perdure.effects import BLOB_STORE_FAILED, RESOLVE_AGENT, Request
-from perdure.spec import AgentSpec, ResolvedAgent
-from perdure.tree import Branch
-from perdure.wire import Redrive, RunRequest
+from perdure.wire.effects import Request
+from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT
+from perdure.wire.requests import Redrive, RunRequest
+from perdure.wire.spec import AgentSpec, ResolvedAgent
+from perdure.wire.tree import Branch
 
 LAYOUT = 2
 """How a run that begins now writes its history, if the worker that resolves its agent knows it too."""

@@ -12,27 +12,20 @@ from typing import Any, Final
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from perdure.spec import AgentSpec
-from perdure.wire import (
-    INTERRUPT,
-    REPLY,
-    SAY,
-    SESSION_OVER,
-    SESSION_WORKFLOW,
-    RunResult,
-    SessionRequest,
-    TurnReply,
-)
+from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
+from perdure.wire.requests import SessionRequest
+from perdure.wire.results import RunResult, TurnReply
+from perdure.wire.spec import AgentSpec
 
-from . import turns
 from .agent import AgentWorkflow
-from .carry import Writing, writing_of
-from .decide import CloseTurn, Command, OpenTurn, Wait
 from .display import Display
-from .flights import Flights
-from .fold import Birth
+from .engine import session as turns
+from .engine.carry import Writing, writing_of
+from .engine.decide import CloseTurn, Command, OpenTurn, Wait
+from .engine.fold import Birth
+from .engine.state import EndAsked, Event, IdleNoticed, Interrupted, Session, State, TurnBegan, TurnEnded
 from .inputs import refuse, said_of, session_request_of
-from .state import EndAsked, Event, IdleNoticed, Interrupted, Session, State, TurnBegan, TurnEnded
+from .pending_activities import Flights
 
 MOST_WAITING: Final = 5
 """Messages whose senders are kept waiting. The server allows ten at a time, and others must get in."""

@@ -25,10 +25,10 @@ from stage import Stage, stage, until
 
 from perdure import Run, RunResult
 from perdure.errors import PerdureError
-from perdure.starter.client import RunInfo
-from perdure.starter.events import Event, TextDelta, ToolProgress
-from perdure.starter.steps import StepCall
-from perdure.wire import Approval
+from perdure.starter.client.connect import RunInfo
+from perdure.starter.client.steps import StepCall
+from perdure.wire.events import Event, TextDelta, ToolProgress
+from perdure.wire.results import Approval
 
 SCRIPTED = MODEL.startswith("scripted:")
 SPEAKER = "script" if SCRIPTED else "model"

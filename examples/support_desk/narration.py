@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from rich.console import Console
 
 from perdure import Run
-from perdure.starter.events import (
+from perdure.wire.events import (
     Event,
     MessageFinished,
     Retrying,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure import Client, connect
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 AGENT_FILE = Path(__file__).with_name("agent.py")
 PORT, UI_PORT = 7233, 8233

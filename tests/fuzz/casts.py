@@ -9,7 +9,7 @@ from perdure.graph import Edge, GraphState, NodeInput
 from perdure.members import Member, resolved, within
 from perdure.model import ModelConfig
 from perdure.prices import shipped
-from perdure.wire import RunRequest, SessionRequest
+from perdure.wire.requests import RunRequest, SessionRequest
 from tests.unit.runs import NOW
 
 from .world import Shell, World

@@ -6,15 +6,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.effects import ModelFailure
 from perdure.errors import RULES
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
-from perdure.tree import Amount, Grant, Report
-from perdure.wire import Decision, RunResult
-from perdure.workflows.carry import Writing, pack, unpack
-from perdure.workflows.report import details, result_of, status_report
-from perdure.workflows.state import (
+from perdure.wire.effects import ModelFailure
+from perdure.wire.requests import Decision
+from perdure.wire.results import RunResult
+from perdure.wire.tree import Amount, Grant, Report
+from perdure.workflows.engine.carry import Writing, pack, unpack
+from perdure.workflows.engine.report import details, result_of, status_report
+from perdure.workflows.engine.state import (
     CallReturned,
     ChildEnded,
     ChildReported,

@@ -11,9 +11,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from perdure.errors import InvalidRequest, NotReachable
-from perdure.starter import cli
-from perdure.starter.options import CODES, Common
-from perdure.starter.requests import arguments_of, context_of, limits_of, prompt_of
+from perdure.starter.cli import app as cli
+from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, prompt_of
+from perdure.starter.cli.options import CODES, Common
 
 from . import junk
 from .depth import examples

@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from perdure import prices, settings
-from perdure.activities.blobs import FileBlobs, open_store
+from perdure.activities.content.blobs import FileBlobs, open_store
 from perdure.activities.heartbeat import last_progress
-from perdure.effects import Progress
 from perdure.errors import DefinitionError
 from perdure.messages import Usage
+from perdure.wire.effects import Progress
 
 from . import junk
 from .depth import examples

@@ -12,7 +12,10 @@ from pydantic_core import from_json
 from temporalio.exceptions import ApplicationError
 
 from perdure.messages import Message
-from perdure.wire import INVALID_REQUEST, TranscriptQuery
+from perdure.wire.names import INVALID_REQUEST
+from perdure.wire.requests import TranscriptQuery
+from perdure.workflows.engine.pages import page
+from perdure.workflows.engine.remote import remote_result
 from perdure.workflows.inputs import (
     addressed,
     check_decision,
@@ -25,8 +28,6 @@ from perdure.workflows.inputs import (
     said_of,
     session_request_of,
 )
-from perdure.workflows.pages import page
-from perdure.workflows.remote import remote_result
 from tests.unit.runs import answered, begun, call
 
 from . import junk

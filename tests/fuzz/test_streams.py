@@ -10,13 +10,13 @@ from typing import Any, get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.activities.reply import checked
+from perdure.activities.content.reply import checked
 from perdure.agent import Agent
-from perdure.effects import ModelOutcome, tail_digest
 from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta
 from perdure.model import ModelEvent, Reply
 from perdure.prices import shipped
+from perdure.wire.effects import ModelOutcome, tail_digest
 from tests.unit.providers.conftest import Wire
 from tests.unit.providers.dialects import Asked, Said
 from tests.unit.providers.server import Answer

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from perdure import Agent, tool
-from perdure.activities._draft import tool_call
-from perdure.activities.blobs import FileBlobs
-from perdure.activities.reply import checked
-from perdure.activities.results import keep
-from perdure.effects import FINAL_ANSWER, ModelOutcome, tail_digest
+from perdure.activities.content.blobs import FileBlobs
+from perdure.activities.content.reply import checked
+from perdure.activities.content.results import keep
+from perdure.activities.providers.draft import tool_call
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult
 from perdure.model import Reply, ToolDefinition
 from perdure.planning import plan_of
 from perdure.schema import problem_with
+from perdure.wire.effects import ModelOutcome, tail_digest
+from perdure.wire.names import FINAL_ANSWER
 
 from . import junk
 from .depth import examples

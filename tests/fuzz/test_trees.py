@@ -12,13 +12,16 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from perdure.effects import HANDOFF, READ_RESULT, UPDATE_PLAN, ModelFailure
 from perdure.errors import RULES
 from perdure.messages import Message, ToolCall, Usage
-from perdure.wire import Approval, Decision, Parked, Question, RunResult
-from perdure.workflows.amounts import bounds_of
-from perdure.workflows.report import waiting_of
-from perdure.workflows.state import (
+from perdure.wire.effects import ModelFailure
+from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.requests import Decision
+from perdure.wire.results import Approval, Parked, Question, RunResult
+from perdure.workflows.engine.amounts import bounds_of
+from perdure.workflows.engine.report import waiting_of
+from perdure.workflows.engine.session import is_pending, reply_to, session_of
+from perdure.workflows.engine.state import (
     CallReturned,
     ChildEnded,
     Decided,
@@ -34,7 +37,6 @@ from perdure.workflows.state import (
     Spoken,
     State,
 )
-from perdure.workflows.turns import is_pending, reply_to, session_of
 from tests.unit.runs import call, result
 
 from . import casts

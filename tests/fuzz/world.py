@@ -11,19 +11,22 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
-from perdure.effects import ModelOutcome
 from perdure.graph import GraphCode
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, Usage
-from perdure.spec import AgentSpec, ResolvedAgent
-from perdure.tree import Amount, Branch, Report
-from perdure.wire import ENDED, Failure, RunRequest, RunResult, Status
-from perdure.workflows import fold as run_events
-from perdure.workflows import team, turns
-from perdure.workflows.account import limits_of, spent
-from perdure.workflows.amounts import FIELDS, least, of
-from perdure.workflows.carry import Writing, pack, unpack
-from perdure.workflows.children import child_key, is_error, result_text
-from perdure.workflows.decide import (
+from perdure.wire.effects import ModelOutcome
+from perdure.wire.requests import RunRequest
+from perdure.wire.results import ENDED, Failure, RunResult, Status
+from perdure.wire.spec import AgentSpec, ResolvedAgent
+from perdure.wire.tree import Amount, Branch, Report
+from perdure.workflows.child_runs import branch_for, request_for
+from perdure.workflows.engine import fold as run_events
+from perdure.workflows.engine import session as turns
+from perdure.workflows.engine import team
+from perdure.workflows.engine.account import limits_of, spent
+from perdure.workflows.engine.agent_calls import child_key, is_error, result_text
+from perdure.workflows.engine.amounts import FIELDS, least, of
+from perdure.workflows.engine.carry import Writing, pack, unpack
+from perdure.workflows.engine.decide import (
     Answer,
     Ask,
     CallModel,
@@ -38,11 +41,17 @@ from perdure.workflows.decide import (
     Wait,
     decide,
 )
-from perdure.workflows.fold import Birth
-from perdure.workflows.plan import Start
-from perdure.workflows.report import details, report_due, result_of, status_of, status_report, waiting_of
-from perdure.workflows.runs import branch_for, request_for
-from perdure.workflows.state import (
+from perdure.workflows.engine.fold import Birth
+from perdure.workflows.engine.report import (
+    details,
+    report_due,
+    result_of,
+    status_of,
+    status_report,
+    waiting_of,
+)
+from perdure.workflows.engine.scheduler import Start
+from perdure.workflows.engine.state import (
     Asked,
     Call,
     CallsStarted,
@@ -64,8 +73,8 @@ from perdure.workflows.state import (
     TurnBegan,
     TurnEnded,
 )
-from perdure.workflows.team import Team
-from perdure.workflows.tree import held
+from perdure.workflows.engine.team import Team
+from perdure.workflows.engine.tree import held
 from tests.unit.runs import NOW
 
 MOST_MOVES = 300

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 from .shell import Shell
 

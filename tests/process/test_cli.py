@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from perdure.starter import cli
-from perdure.workers.server import DevServer, free_port
+from perdure.starter.cli import app as cli
+from perdure.workers.dev.server import DevServer, free_port
 from tests.waiting import wait_for
 
 from .shell import AGENTS, Background, Said, Shell
@@ -403,7 +403,7 @@ def test_a_worker_warns_of_a_missing_key_and_serves_all_the_same(shell: Shell) -
     worker.says("ready: keyless on task queue 'keyless'")
     assert "warning: agent 'keyless', model anthropic:claude-sonnet-5-5: no key" in worker.said
     assert "ANTHROPIC_API_KEY" in worker.said
-    healthy = shell.perdure(f"http://127.0.0.1:{port}/ready", module="perdure.workers.health")
+    healthy = shell.perdure(f"http://127.0.0.1:{port}/ready", module="perdure.workers.observe.health")
     assert healthy.code == 0
     parked = shell.perdure("run", "keyless", "x", "--task-queue", "keyless")
     assert (parked.code, "ANTHROPIC_API_KEY" in parked.err) == (3, True)

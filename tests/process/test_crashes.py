@@ -9,9 +9,9 @@ import pytest
 
 from perdure import NotReachable, Session, TurnReply, connect
 from perdure.settings import Settings
-from perdure.starter.client import Client
-from perdure.starter.events import Event, TextDelta, TextRestarted
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
+from perdure.wire.events import Event, TextDelta, TextRestarted
 from tests.conftest import HANGS, until, until_status
 
 from .conftest import Crew

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from perdure import connect
-from perdure.starter import cli
-from perdure.starter.client import Client
-from perdure.starter.deployment import Build, Deployment
-from perdure.starter.run import Run
-from perdure.starter.session import Session
-from perdure.workers.server import DevServer, free_port
+from perdure.starter.cli import app as cli
+from perdure.starter.client.connect import Client
+from perdure.starter.client.deployment import Build, Deployment
+from perdure.starter.client.run import Run
+from perdure.starter.client.session import Session
+from perdure.workers.dev.server import DevServer, free_port
 from tests.conftest import HANGS, until, until_status
 from tests.waiting import wait_for
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.workers.server import DevServer, free_port
+from perdure.workers.dev.server import DevServer, free_port
 from tests.waiting import wait_for
 
 from .shell import AGENTS, Background, Shell

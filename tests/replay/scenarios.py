@@ -26,10 +26,10 @@ from perdure import (
 )
 from perdure.errors import ModelError, RunNotFound
 from perdure.model import ModelRequest
-from perdure.starter.client import Client
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
-from perdure.wire import ENDED
+from perdure.wire.results import ENDED
 from tests.conftest import until, until_status
 
 

@@ -15,7 +15,7 @@ from temporalio.worker import Replayer
 from perdure import Agent, PerdureError, PerdurePlugin
 from perdure.model import ModelRequest
 from perdure.settings import Settings
-from perdure.starter.run import Run
+from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, says
 from tests.conftest import Serve
 

@@ -14,14 +14,14 @@ from temporalio.api.sdk.v1 import ExternalStorageReference
 from temporalio.client import WorkflowHistory
 
 from perdure import Agent, PerdurePlugin
-from perdure.activities.blobs import open_store
+from perdure.activities.content.blobs import open_store
 from perdure.graph import Edge, Graph, GraphState
 from perdure.members import Member
 from perdure.settings import load
 from perdure.tools import Tool
 from perdure.workers.converter import BlobDriver
-from perdure.workers.gate import Check, Gate, _specs_in, decided
-from perdure.workers.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
+from perdure.workers.deploys.gate import Check, Gate, _specs_in, decided
+from perdure.workers.deploys.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
 
 from .scenarios import AGENTS, TEAMS
 from .test_replay import HISTORIES, NAMES, history_of

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
 from perdure.messages import Part
-from perdure.spec import GraphSpec
-from perdure.wire import Failure, NodeResult, StopReason
-from perdure.workflows.graph import GraphPlan, begin, ended, over, startable, started
-from perdure.workflows.plan import Over, Start
+from perdure.wire.results import Failure, NodeResult, StopReason
+from perdure.wire.spec import GraphSpec
+from perdure.workflows.engine.graph import GraphPlan, begin, ended, over, startable, started
+from perdure.workflows.engine.scheduler import Over, Start
 
 ADAPTER = TypeAdapter(GraphPlan)
 BOUND = GraphLimits(max_node_executions=50)

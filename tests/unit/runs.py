@@ -3,15 +3,15 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from perdure.effects import ModelFailure, ModelOutcome
 from perdure.limits import Limits
 from perdure.messages import Message, Part, ReplyMeta, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelStop
 from perdure.prices import Price
-from perdure.spec import AgentSpec, ModelSpec, ToolSpec
-from perdure.wire import RunRequest
-from perdure.workflows.fold import fold, initial
-from perdure.workflows.state import ModelFailed, Replied, State, StepBegan
+from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.requests import RunRequest
+from perdure.wire.spec import AgentSpec, ModelSpec, ToolSpec
+from perdure.workflows.engine.fold import fold, initial
+from perdure.workflows.engine.state import ModelFailed, Replied, State, StepBegan
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 PRICE = Price(input=1_000_000, output=2_000_000, cache_read=100_000, cache_write=1_250_000)

@@ -18,8 +18,8 @@ from perdure.limits import Limits
 from perdure.model import ModelConfig
 from perdure.policy import Policy, Rule
 from perdure.prices import Price, PriceTable, shipped
-from perdure.spec import AgentSpec
 from perdure.tools import RemoteTool, ask_person, tool
+from perdure.wire.spec import AgentSpec
 
 ROOT = Path(__file__).parents[2]
 

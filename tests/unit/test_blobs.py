@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.activities.blobs import FileBlobs, Recent, S3Blobs, name_of, open_store, retried
+from perdure.activities.content.blobs import FileBlobs, Recent, S3Blobs, name_of, open_store, retried
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError
 

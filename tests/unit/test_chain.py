@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 
 from perdure import Agent, DefinitionError, Fallback, ToolFallback, tool
-from perdure.effects import ModelFailure
 from perdure.errors import RULES
 from perdure.limits import Limits
 from perdure.messages import ResultPart, Text, ToolResult
 from perdure.model import ModelConfig
 from perdure.prices import Price
-from perdure.spec import ModelSpec, ToolFallbackSpec
-from perdure.tree import Amount, Branch
-from perdure.wire import Failure, RunRequest, RunResult
-from perdure.workflows.children import is_error, result_text
-from perdure.workflows.decide import CallModel, CallTools, Finish, Switch, Wait, decide
-from perdure.workflows.flights import model_input
-from perdure.workflows.fold import Birth, fold, initial
-from perdure.workflows.report import report_due
-from perdure.workflows.state import (
+from perdure.wire.effects import ModelFailure
+from perdure.wire.requests import RunRequest
+from perdure.wire.results import Failure, RunResult
+from perdure.wire.spec import ModelSpec, ToolFallbackSpec
+from perdure.wire.tree import Amount, Branch
+from perdure.workflows.engine.agent_calls import is_error, result_text
+from perdure.workflows.engine.decide import CallModel, CallTools, Finish, Switch, Wait, decide
+from perdure.workflows.engine.fold import Birth, fold, initial
+from perdure.workflows.engine.report import report_due
+from perdure.workflows.engine.state import (
     CallReturned,
     CallsStarted,
     Event,
@@ -31,6 +31,7 @@ from perdure.workflows.state import (
     State,
     Switched,
 )
+from perdure.workflows.pending_activities import model_input
 
 from .runs import NOW, asked, begun, call, reply, spec_of, tool_spec
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from perdure.activities.circuit import CircuitOpen, Circuits
+from perdure.activities.traffic.circuit import CircuitOpen, Circuits
 from perdure.errors import RULES, ErrorKind
 
 KEY = "anthropic:x"

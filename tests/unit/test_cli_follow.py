@@ -8,9 +8,11 @@ from typing import Any, cast
 import pytest
 
 from perdure.errors import InvalidRequest
-from perdure.starter import follow
-from perdure.starter.client import Client
-from perdure.starter.events import (
+from perdure.starter.cli import follow
+from perdure.starter.cli.follow import Follower
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
+from perdure.wire.events import (
     ApprovalRequested,
     ChildEvent,
     Finished,
@@ -20,9 +22,7 @@ from perdure.starter.events import (
     ToolStarted,
     TreeEvent,
 )
-from perdure.starter.follow import Follower
-from perdure.starter.run import Run
-from perdure.wire import Approval, Failure, Question, RunResult, RunStatus, StopReason
+from perdure.wire.results import Approval, Failure, Question, RunResult, RunStatus, StopReason
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HELD = Approval(call_id="call-1-1", tool="refund", arguments={"amount": 3}, digest="d", since=NOW)

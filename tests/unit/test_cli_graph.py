@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from perdure.errors import NotReachable, RunNotFound
-from perdure.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent
-from perdure.starter import cli, graphs
-from perdure.starter.client import RunInfo
-from perdure.starter.options import Common
-from perdure.wire import Approval, NodeStatus, RunStatus
+from perdure.starter.cli import app as cli
+from perdure.starter.cli import graph as graphs
+from perdure.starter.cli.options import Common
+from perdure.starter.client.connect import RunInfo
+from perdure.wire.results import Approval, NodeStatus, RunStatus
+from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 REVIEW = ResolvedAgent(

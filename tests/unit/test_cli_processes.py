@@ -12,9 +12,9 @@ from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
-from perdure.workers import telemetry
-from perdure.workers.dev import Plan, _is_the_agents, planned
-from perdure.workers.doctor import _key_of, _skew
+from perdure.workers.dev.supervisor import Plan, _is_the_agents, planned
+from perdure.workers.observe import telemetry
+from perdure.workers.observe.doctor import _key_of, _skew
 from perdure.workers.worker import Ready, check_models, worker_options
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from perdure.errors import InvalidRequest
 from perdure.limits import Limits
-from perdure.starter.requests import arguments_of, context_of, limits_of, prompt_of
+from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, prompt_of
 
 
 def test_limits_are_read_by_name() -> None:

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
-from perdure.starter import show
-from perdure.starter.events import Event, Finished, Retrying, StatusChanged, TextDelta, ToolStarted
-from perdure.starter.screen import Flow, Lines, line_of
-from perdure.wire import Approval, Failure, Question, RunResult, RunStatus
+from perdure.starter.cli import tables as show
+from perdure.starter.cli.screen import Flow, Lines, line_of
+from perdure.wire.events import Event, Finished, Retrying, StatusChanged, TextDelta, ToolStarted
+from perdure.wire.results import Approval, Failure, Question, RunResult, RunStatus
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 

@@ -8,14 +8,14 @@ from dataclasses import fields
 import pytest
 
 from perdure.errors import InvalidRequest, NotReachable, RunFailed
-from perdure.starter.options import Common, guarded
+from perdure.starter.cli.options import Common, guarded
 
 HEAVY = ("temporalio", "anthropic", "openai", "boto3", "botocore", "pydantic_settings", "pydantic")
 
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom perdure.starter import cli\nsys.argv = ['perdure', '--help']\n"
+        "import sys\nfrom perdure.starter.cli import app as cli\nsys.argv = ['perdure', '--help']\n"
         f"assert cli.run() == 0\nprint('\\nheavy', [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
@@ -24,8 +24,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_the_common_options() -> None:
-    from perdure.starter.cli import app
-    from perdure.starter.deploys import deploys
+    from perdure.starter.cli.app import app
+    from perdure.starter.cli.deploys import deploys
 
     assert {command.name for command in app.registered_commands} == {
         *("dev", "worker", "doctor", "run", "watch", "list", "show", "transcript", "send"),

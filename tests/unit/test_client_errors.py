@@ -6,8 +6,8 @@ import pytest
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure import InvalidRequest, NotReachable
-from perdure.starter.client import Client
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 
 GONE = [
     RPCError("tcp connect error", RPCStatusCode.UNAVAILABLE, b""),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from perdure.wire import SEARCH_ATTRIBUTES
+from perdure.wire.names import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -132,7 +132,7 @@ def test_the_image_runs_without_rights_and_asks_the_worker_for_its_health() -> N
     assert "0" not in user.groups()
     health = re.search(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", final)
     assert health is not None
-    assert "perdure.workers.health" in health[1]
+    assert "perdure.workers.observe.health" in health[1]
     assert "/ready" in health[1]
     assert "PERDURE_HEALTH_ADDRESS=0.0.0.0:8080" in final
 

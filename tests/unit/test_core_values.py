@@ -14,16 +14,16 @@ from perdure.limits import Limits
 from perdure.messages import Image, Message, Text, ToolCall, Usage, estimated_tokens, size_bytes
 from perdure.model import ModelConfig
 from perdure.prices import Price
-from perdure.spec import ModelSpec
-from perdure.wire import Decision, TranscriptQuery
-from perdure.workflows import carry, pages
-from perdure.workflows.budget import LEAST_REPLY_TOKENS, Allowance, allowance, exhausted
-from perdure.workflows.calls import approval_digest, with_result
+from perdure.wire.requests import Decision, TranscriptQuery
+from perdure.wire.spec import ModelSpec
+from perdure.workflows.engine import carry, pages
+from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, Allowance, allowance, exhausted
+from perdure.workflows.engine.calls import approval_digest, with_result
+from perdure.workflows.engine.remote import remote_result
+from perdure.workflows.engine.report import details, dollars, result_of, signature, status_report
+from perdure.workflows.engine.state import End
+from perdure.workflows.engine.window import slide
 from perdure.workflows.inputs import MOST_USER_BYTES, check_decision, decision_of, message_of, request_of
-from perdure.workflows.remote import remote_result
-from perdure.workflows.report import details, dollars, result_of, signature, status_report
-from perdure.workflows.state import End
-from perdure.workflows.window import slide
 
 from .runs import PRICE, answered, begun, call, result
 

@@ -10,28 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from perdure.context import SlidingWindow
-from perdure.effects import ModelFailure, ModelOutcome
 from perdure.errors import RULES
 from perdure.limits import Limits
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, Usage, estimated_tokens
 from perdure.model import ModelConfig, ModelStop
 from perdure.policy import Policy, Rule
-from perdure.spec import ModelSpec
-from perdure.wire import ENDED, Decision, RunRequest, Status
-from perdure.workflows.budget import next_input_tokens
-from perdure.workflows.carry import Writing, pack, unpack
-from perdure.workflows.decide import (
-    CallModel,
-    CallTools,
-    Finish,
-    Recall,
-    Slide,
-    Wait,
-    decide,
-)
-from perdure.workflows.fold import MOST_STALE, fold
-from perdure.workflows.report import details, result_of, status_of, status_report
-from perdure.workflows.state import (
+from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.requests import Decision, RunRequest
+from perdure.wire.results import ENDED, Status
+from perdure.wire.spec import ModelSpec
+from perdure.workflows.engine.budget import next_input_tokens
+from perdure.workflows.engine.carry import Writing, pack, unpack
+from perdure.workflows.engine.decide import CallModel, CallTools, Finish, Recall, Slide, Wait, decide
+from perdure.workflows.engine.fold import MOST_STALE, fold
+from perdure.workflows.engine.report import details, result_of, status_of, status_report
+from perdure.workflows.engine.state import (
     CallReturned,
     CallsStarted,
     Decided,
@@ -48,7 +41,7 @@ from perdure.workflows.state import (
     State,
     StepBegan,
 )
-from perdure.workflows.tree import GRACE
+from perdure.workflows.engine.tree import GRACE
 
 from .runs import (
     NOW,

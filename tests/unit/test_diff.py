@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from perdure.effects import Progress
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult
-from perdure.starter.diff import Pending, Seen
-from perdure.starter.events import (
+from perdure.starter.client.steps import steps_of
+from perdure.starter.watch.changes import Pending, Seen
+from perdure.wire.effects import Progress
+from perdure.wire.events import (
     ChildEvent,
     Event,
     MessageFinished,
@@ -26,8 +27,7 @@ from perdure.starter.events import (
     ToolStarted,
     TreeEvent,
 )
-from perdure.starter.steps import steps_of
-from perdure.wire import (
+from perdure.wire.results import (
     Approval,
     CallStatus,
     Failure,

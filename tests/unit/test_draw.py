@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.spec import AgentSpec, EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent, SwarmSpec, ToolSpec
-from perdure.starter.draw import COLOURS, SYMBOLS, mermaid, text
-from perdure.starter.layers import Line, Size, back_arrows, layout, topological
-from perdure.starter.picture import BoxState, Picture, harmless, picture
-from perdure.starter.svg import svg
-from perdure.wire import Approval, Failure, NodeStatus, RunStatus
+from perdure.starter.draw.layers import Line, Size, back_arrows, layout, topological
+from perdure.starter.draw.picture import BoxState, Picture, harmless, picture
+from perdure.starter.draw.svg import svg
+from perdure.starter.draw.text import COLOURS, SYMBOLS, mermaid, text
+from perdure.wire.results import Approval, Failure, NodeStatus, RunStatus
+from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent, SwarmSpec, ToolSpec
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 SVG = "{http://www.w3.org/2000/svg}"

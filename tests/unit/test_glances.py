@@ -11,11 +11,11 @@ import pytest
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.effects import Progress
 from perdure.errors import NotReachable
-from perdure.starter.diff import Pending
-from perdure.starter.glance import _WATCHED, Glance, Glances, _haste
-from perdure.starter.run import Run, _soon
+from perdure.starter.client.run import Run, _soon
+from perdure.starter.watch.changes import Pending
+from perdure.starter.watch.poll import _WATCHED, Glance, Glances, _haste
+from perdure.wire.effects import Progress
 
 
 @dataclass(eq=False)

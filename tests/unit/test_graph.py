@@ -10,9 +10,9 @@ from perdure.agent import Agent
 from perdure.errors import DefinitionError
 from perdure.graph import Edge, Graph, GraphState, Node, NodeInput, as_text
 from perdure.limits import GraphLimits, Limits
-from perdure.spec import GraphSpec
 from perdure.tools import tool
-from perdure.wire import NodeResult
+from perdure.wire.results import NodeResult
+from perdure.wire.spec import GraphSpec
 
 
 def agent(name: str = "writer", **changed: Any) -> Agent:

@@ -17,8 +17,8 @@ from perdure.agent import Agent
 from perdure.graph import Edge, Graph, GraphCode, GraphState, Node
 from perdure.limits import GraphLimits
 from perdure.messages import Image, Message, Part, Text
-from perdure.wire import Failure
-from perdure.workflows.graph import (
+from perdure.wire.results import Failure
+from perdure.workflows.engine.graph import (
     MissingCode,
     begin,
     ended,
@@ -29,7 +29,7 @@ from perdure.workflows.graph import (
     started,
     unmet,
 )
-from perdure.workflows.plan import Over
+from perdure.workflows.engine.scheduler import Over
 
 from .courses import Course, Play, answer, times, wired, work
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from perdure.errors import DefinitionError
-from perdure.workers.health import check, read, serve
+from perdure.workers.observe.health import check, read, serve
 
 
 class Worker:
@@ -89,7 +89,7 @@ async def test_the_address_is_free_again_after_the_block(worker: Worker) -> None
 async def test_the_command_asks_from_outside(worker: Worker, url: str) -> None:
     async def ask(*arguments: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perdure.workers.health", *arguments),
+            *(sys.executable, "-m", "perdure.workers.observe.health", *arguments),
             stderr=asyncio.subprocess.PIPE,
         )
         _, said = await process.communicate()

@@ -9,7 +9,7 @@ import pytest
 
 from perdure import Agent
 from perdure.errors import DefinitionError
-from perdure.spec import ResolvedAgent
+from perdure.wire.spec import ResolvedAgent
 from perdure.workers.load import load_agents, load_all, main
 from perdure.workers.plugin import by_name
 from perdure.workers.worker import check_models, served

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from perdure.settings import Settings, load
-from perdure.workers.logs import configure_logs
+from perdure.workers.observe.logs import configure_logs
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from perdure import InvalidRequest, NotReachable
-from perdure.starter.run import Run
-from perdure.starter.session import Session
-from perdure.wire import TurnReply
+from perdure.starter.client.run import Run
+from perdure.starter.client.session import Session
+from perdure.wire.results import TurnReply
 
 LOST = WorkflowUpdateFailedError(ApplicationError("not processed by worker", type="UnprocessedUpdate"))
 REFUSED = WorkflowUpdateFailedError(ApplicationError("no such call", type="InvalidRequest"))

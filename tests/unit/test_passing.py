@@ -12,7 +12,7 @@ import urllib3
 from botocore.config import Config
 
 from perdure import FatalToolError, RetryableToolError
-from perdure.activities.passing import is_timeout, may_have_reached, may_pass
+from perdure.activities.traffic.transient_errors import is_timeout, may_have_reached, may_pass
 
 _SOON = 0.2
 

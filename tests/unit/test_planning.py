@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.planning import (
-    MOST_CHARACTERS,
-    MOST_ITEMS,
-    PLAN_TOOL,
-    plan_of,
-    receipt,
-    reminder,
-    shown,
-)
+from perdure.planning import MOST_CHARACTERS, MOST_ITEMS, PLAN_TOOL, plan_of, receipt, reminder, shown
 from perdure.schema import check_schema, problem_with
-from perdure.wire import PlanItem
+from perdure.wire.results import PlanItem
 
 STATES: Any = ["pending", "in_progress", "done", "dropped"]
 TRIP = (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from perdure import Agent, tool
-from perdure.activities import rates
-from perdure.activities.rates import RateLimits, Throttled
+from perdure.activities.traffic import rates
+from perdure.activities.traffic.rates import RateLimits, Throttled
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit, load
 from perdure.workers.plugin import unmatched

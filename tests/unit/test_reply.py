@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from perdure.activities.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, Reading, checked
+from perdure.activities.content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, Reading, checked
 from perdure.agent import Agent
 from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
 from perdure.model import ModelStop, Reply, ToolDefinition

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from perdure.activities.results import Kept, keep, read_more, text_of
-from perdure.effects import ToolInput
+from perdure.activities.content.results import Kept, keep, read_more, text_of
 from perdure.messages import Document, Image, Text, ToolResult
+from perdure.wire.effects import ToolInput
 
 
 class Memory:

@@ -16,7 +16,7 @@ from temporalio.converter import (
 from temporalio.worker import UnsandboxedWorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from perdure.activities.blobs import FileBlobs
+from perdure.activities.content.blobs import FileBlobs
 from perdure.workers.converter import BlobDriver, data_converter
 from perdure.workers.runner import PURE, SHELLS, shared_runner, without_detours
 

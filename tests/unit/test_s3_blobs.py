@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from perdure.activities.blobs import S3Blobs, name_of
+from perdure.activities.content.blobs import S3Blobs, name_of
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,7 @@ import pytest
 
 from perdure.errors import ModelError
 from perdure.messages import Message, Text, ToolCall, Usage
-from perdure.model import (
-    ModelConfig,
-    ModelEvent,
-    ModelRequest,
-    Reply,
-    TextDelta,
-    ThinkingDelta,
-    UsageSoFar,
-)
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, TextDelta, ThinkingDelta, UsageSoFar
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 
 

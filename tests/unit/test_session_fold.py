@@ -9,13 +9,24 @@ from hypothesis import strategies as st
 
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
-from perdure.wire import SessionRequest, TurnReply, WhenBusy
-from perdure.workflows import turns
-from perdure.workflows.carry import Writing, pack, unpack
-from perdure.workflows.decide import CallModel, CallTools, CloseTurn, Finish, OpenTurn, Recall, Slide, Wait
-from perdure.workflows.fold import Birth
-from perdure.workflows.report import status_report
-from perdure.workflows.state import (
+from perdure.wire.requests import SessionRequest, WhenBusy
+from perdure.wire.results import TurnReply
+from perdure.workflows.engine import session as turns
+from perdure.workflows.engine.carry import Writing, pack, unpack
+from perdure.workflows.engine.decide import (
+    CallModel,
+    CallTools,
+    CloseTurn,
+    Finish,
+    OpenTurn,
+    Recall,
+    Slide,
+    Wait,
+)
+from perdure.workflows.engine.fold import Birth
+from perdure.workflows.engine.report import status_report
+from perdure.workflows.engine.session import decide, fold, is_pending, reply_to, session_of
+from perdure.workflows.engine.state import (
     CallReturned,
     CallsStarted,
     Decided,
@@ -35,7 +46,6 @@ from perdure.workflows.state import (
     TurnBegan,
     TurnEnded,
 )
-from perdure.workflows.turns import decide, fold, is_pending, reply_to, session_of
 from tests.unit.runs import NOW, assert_well_formed, call, reply, result, spec_of
 
 SECOND = timedelta(seconds=1)
@@ -156,7 +166,7 @@ def test_what_a_session_limit_leaves_out_is_not_bounded() -> None:
 def test_a_failed_turn_has_no_words_of_another() -> None:
     state = answered(say(opened(on_failure="fail"), "m1"), text="good")
     state = asked(say(state, "m2"))
-    from perdure.effects import ModelFailure
+    from perdure.wire.effects import ModelFailure
 
     state = go(fold(state, ModelFailed(failure=ModelFailure(kind="bad_request", message="no"))))
     failed = replied(state, "m2")
@@ -248,7 +258,7 @@ class Play:
                 usage = Usage(input_tokens=5, output_tokens=5)
                 return fold(state, reply(state, *calls.get(what, []), text="ok " * n, usage=usage))
             case "fail" if state.asking_model:
-                from perdure.effects import ModelFailure
+                from perdure.wire.effects import ModelFailure
 
                 kind = "authentication" if n % 2 else "bad_request"
                 return fold(state, ModelFailed(failure=ModelFailure(kind=kind, message="no")))
@@ -258,7 +268,7 @@ class Play:
                 running = [one.call for one in state.calls if one.state == "running"]
                 return fold(state, CallReturned(result=result(running[0].id))) if running else state
             case "allow" if state.calls:
-                from perdure.wire import Decision
+                from perdure.wire.requests import Decision
 
                 return fold(state, Decided(decision=Decision(call_id=state.calls[-1].call.id, allow=n > 2)))
             case "grace" if isinstance(command, Recall):

@@ -9,11 +9,14 @@ import pytest
 from rich.console import Console
 
 from perdure.errors import InvalidRequest
-from perdure.starter import show
-from perdure.starter.acts import _held
-from perdure.starter.crew import Crew
-from perdure.starter.diff import nodes_of
-from perdure.starter.events import (
+from perdure.starter.cli import tables as show
+from perdure.starter.cli.control import _held
+from perdure.starter.cli.inspect import Look
+from perdure.starter.cli.screen import Lines, Terminal
+from perdure.starter.client.run import Run
+from perdure.starter.watch.active_runs import Crew
+from perdure.starter.watch.changes import nodes_of
+from perdure.wire.events import (
     ChildEvent,
     Event,
     Finished,
@@ -27,10 +30,7 @@ from perdure.starter.events import (
     ToolStarted,
     TreeEvent,
 )
-from perdure.starter.look import Look
-from perdure.starter.run import Run
-from perdure.starter.screen import Lines, Terminal
-from perdure.wire import (
+from perdure.wire.results import (
     Approval,
     Failure,
     NodeResult,

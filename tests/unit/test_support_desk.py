@@ -13,12 +13,12 @@ from typing import Any, cast
 import pytest
 
 from perdure import Agent, Client, Run, ToolContext
-from perdure.activities.results import text_of
+from perdure.activities.content.results import text_of
 from perdure.messages import Message, Text, ToolResult
 from perdure.model import ModelConfig, ModelRequest
 from perdure.testing import Line, ScriptedModel, running
 from perdure.tools import Tool
-from perdure.wire import Approval
+from perdure.wire.results import Approval
 from perdure.workers.load import Loaded, load_agents
 
 AGENT_FILE = Path(__file__).parents[2] / "examples" / "support_desk" / "agent.py"

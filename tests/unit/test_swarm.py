@@ -7,14 +7,14 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from perdure.agent import Agent
-from perdure.effects import HANDOFF
 from perdure.errors import DefinitionError
 from perdure.limits import Limits, SwarmLimits
 from perdure.prices import Price, PriceTable
 from perdure.schema import check_schema, problem_with
-from perdure.spec import AnySpec
 from perdure.swarm import HANDOFF_TOOL, Swarm
 from perdure.tools import RemoteTool, tool
+from perdure.wire.names import HANDOFF
+from perdure.wire.spec import AnySpec
 
 
 @tool

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 
 from perdure.limits import SwarmLimits
 from perdure.messages import Image, Part, Text
-from perdure.spec import SwarmSpec
-from perdure.tree import Handoff, Peer
-from perdure.wire import Failure, NodeResult
-from perdure.workflows.plan import Over, Start
-from perdure.workflows.swarm import SwarmPlan, begin, ended, over, partial, startable, started
+from perdure.wire.results import Failure, NodeResult
+from perdure.wire.spec import SwarmSpec
+from perdure.wire.tree import Handoff, Peer
+from perdure.workflows.engine.scheduler import Over, Start
+from perdure.workflows.engine.swarm import SwarmPlan, begin, ended, over, partial, startable, started
 
 PLAN = TypeAdapter(SwarmPlan)
 SAYS = {"a": "Finds.", "b": "", "c": "Writes."}

@@ -11,12 +11,13 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
-from perdure.activities.transcripts import Stale, Transcripts
-from perdure.effects import ModelInput, View, tail_digest
+from perdure.activities.content.transcripts import Stale, Transcripts
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
-from perdure.spec import AgentSpec, ResolvedAgent
-from perdure.wire import TranscriptPage, TranscriptQuery
-from perdure.workflows.pages import page
+from perdure.wire.effects import ModelInput, View, tail_digest
+from perdure.wire.requests import TranscriptQuery
+from perdure.wire.results import TranscriptPage
+from perdure.wire.spec import AgentSpec, ResolvedAgent
+from perdure.workflows.engine.pages import page
 
 from .runs import spec_of
 

@@ -5,12 +5,12 @@ from typing import Any
 from perdure.limits import Limits
 from perdure.messages import Usage
 from perdure.model import ModelConfig
-from perdure.spec import ModelSpec
-from perdure.tree import Amount, Report
-from perdure.wire import RunResult
-from perdure.workflows.decide import Answer, CallModel, CallTools, Wait, decide
-from perdure.workflows.fold import fold
-from perdure.workflows.state import (
+from perdure.wire.results import RunResult
+from perdure.wire.spec import ModelSpec
+from perdure.wire.tree import Amount, Report
+from perdure.workflows.engine.decide import Answer, CallModel, CallTools, Wait, decide
+from perdure.workflows.engine.fold import fold
+from perdure.workflows.engine.state import (
     CallReturned,
     CallsStarted,
     ChildEnded,
@@ -19,7 +19,7 @@ from perdure.workflows.state import (
     State,
     StepBegan,
 )
-from perdure.workflows.tree import Child, outcome_of
+from perdure.workflows.engine.tree import Child, outcome_of
 from tests.fuzz import casts
 from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
 

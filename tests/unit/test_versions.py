@@ -8,8 +8,8 @@ from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueueVersioningInfo
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
 
 from perdure.settings import load
-from perdure.starter.deployment import Build, DeploymentStatus
-from perdure.starter.deploys import remarks
+from perdure.starter.cli.deploys import remarks
+from perdure.starter.client.deployment import Build, DeploymentStatus
 from perdure.versions import Routing, routing_of, unserved, version_of, waiting_for
 
 

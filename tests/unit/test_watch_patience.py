@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from perdure.starter import watch
-from perdure.starter.watch import Pace
+from perdure.starter.watch import run as watch
+from perdure.starter.watch.run import Pace
 
 
 class Slow:

@@ -7,10 +7,10 @@ import pytest
 from perdure import Agent, InvalidRequest, Policy, Rule, RunEnded, tool
 from perdure.messages import Message
 from perdure.model import ModelRequest
-from perdure.starter.client import Client
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, says
-from perdure.wire import Approval
+from perdure.wire.results import Approval
 from tests.conftest import Serve, until, until_status
 
 REFUNDS: list[tuple[str, int]] = []

@@ -11,15 +11,15 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from perdure import Agent, InvalidRequest, RemoteTool, RunConflict, RunEnded, ToolContext, ToolRetry, tool
-from perdure.activities.blobs import FileBlobs
+from perdure.activities.content.blobs import FileBlobs
 from perdure.blobs import BlobStore
 from perdure.messages import Text, ToolCall
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.testing import Line, ScriptedModel, calls, says
-from perdure.wire import RunRequest
-from perdure.workflows.fold import fold, initial
-from perdure.workflows.state import EndAsked
+from perdure.wire.requests import RunRequest
+from perdure.workflows.engine.fold import fold, initial
+from perdure.workflows.engine.state import EndAsked
 from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 HALF = "half \ud83d"
@@ -144,7 +144,7 @@ class Full:
 
 
 async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings) -> None:
-    from perdure.starter.client import Client
+    from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
     effects, asked = 0, 0
@@ -184,7 +184,7 @@ async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings
 async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
     settings: Settings,
 ) -> None:
-    from perdure.starter.client import Client
+    from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
     full = True
@@ -223,7 +223,7 @@ async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
 
 
 async def test_a_call_cut_by_its_workers_end_may_or_may_not_have_taken_effect(settings: Settings) -> None:
-    from perdure.starter.client import Client
+    from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
     reached = asyncio.Event()
@@ -256,7 +256,7 @@ async def test_a_call_cut_by_its_workers_end_may_or_may_not_have_taken_effect(se
 async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_done_its_work(
     settings: Settings,
 ) -> None:
-    from perdure.starter.client import Client
+    from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
     class Full:

@@ -20,12 +20,12 @@ from perdure.graph import Edge, Graph, Node, NodeInput
 from perdure.limits import GraphLimits, SwarmLimits
 from perdure.model import ModelRequest
 from perdure.settings import Settings
-from perdure.starter.client import Client
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import calls, fails, running, says
-from perdure.wire import Approval, RunResult
-from perdure.workers.server import DevServer
+from perdure.wire.results import Approval, RunResult
+from perdure.workers.dev.server import DevServer
 from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 from .test_swarm_runs import Answer, Cast, ServeTeam, agent, keys, reached, sum_of, to

@@ -23,9 +23,9 @@ from temporalio.converter import (
 )
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from perdure.activities.blobs import FileBlobs
+from perdure.activities.content.blobs import FileBlobs
 from perdure.workers.converter import BlobDriver, PerdurePayloadConverter, data_converter, over
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 
 THRESHOLD = 32 * 1024
 

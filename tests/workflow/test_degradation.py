@@ -10,15 +10,15 @@ import httpx2
 import pytest
 
 from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, ToolRetry, tool
-from perdure.activities.blobs import FileBlobs
+from perdure.activities.content.blobs import FileBlobs
 from perdure.errors import DefinitionError, RetryableToolError
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import Settings
-from perdure.starter.client import Client
-from perdure.starter.events import StatusChanged
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, fails, says
-from perdure.workers.parked import Cause, Gauges, by_cause
+from perdure.wire.events import StatusChanged
+from perdure.workers.observe.parked import Cause, Gauges, by_cause
 from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 AN_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(seconds=3)}

@@ -11,8 +11,8 @@ import pytest
 from perdure import Agent, Limits, tool
 from perdure.messages import Text, ToolCall, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, TextDelta, UsageSoFar
-from perdure.starter.run import Run
-from perdure.wire import RunResult
+from perdure.starter.client.run import Run
+from perdure.wire.results import RunResult
 
 from ..conftest import HANGS, Gate, Serve, until_status
 

@@ -4,7 +4,9 @@ import asyncio
 
 from perdure import Agent, ToolContext, tool
 from perdure.model import ModelRequest
-from perdure.starter.events import (
+from perdure.starter.client.run import Run
+from perdure.testing import Line, ScriptedModel, calls, fails, says
+from perdure.wire.events import (
     ApprovalRequested,
     Event,
     Finished,
@@ -17,8 +19,6 @@ from perdure.starter.events import (
     ToolProgress,
     ToolStarted,
 )
-from perdure.starter.run import Run
-from perdure.testing import Line, ScriptedModel, calls, fails, says
 from tests.conftest import Gate, Serve
 
 ANSWER = "".join(f"word{n} " for n in range(3000))

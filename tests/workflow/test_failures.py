@@ -8,15 +8,15 @@ import pytest
 from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
 
 from perdure import Agent, Client, Image, RunFailed, tool
-from perdure.activities.blobs import FileBlobs
-from perdure.effects import Progress
+from perdure.activities.content.blobs import FileBlobs
 from perdure.messages import Usage
 from perdure.model import ModelRequest
 from perdure.prices import Price
 from perdure.settings import Settings
 from perdure.testing import Line, ScriptedModel, calls, fails, says
-from perdure.wire import RunResult
-from perdure.workflows.flights import model_failure
+from perdure.wire.effects import Progress
+from perdure.wire.results import RunResult
+from perdure.workflows.pending_activities import model_failure
 from tests.conftest import HANGS, Serve, until, until_status
 
 

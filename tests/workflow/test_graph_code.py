@@ -42,7 +42,7 @@ from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
-from perdure.wire import NodeResult, RunResult
+from perdure.wire.results import NodeResult, RunResult
 from tests.conftest import HANGS, Serve
 
 from .test_swarm_runs import ServeTeam

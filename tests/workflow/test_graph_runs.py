@@ -15,10 +15,10 @@ from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
 from perdure.messages import Image, Text
 from perdure.model import ModelRequest
-from perdure.starter.run import Run
+from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import calls, fails, says
-from perdure.wire import Approval, RunResult
+from perdure.wire.results import Approval, RunResult
 from tests.conftest import HANGS, Gate, Serve, until, until_told
 
 from .test_swarm_runs import (

@@ -9,9 +9,9 @@ import pytest
 
 from perdure import Agent, Limits, SlidingWindow, tool
 from perdure.model import ModelRequest
-from perdure.starter.client import Client
+from perdure.starter.client.connect import Client
 from perdure.testing import Line, ScriptedModel, calls, says
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, until_status
 
 RESULT = "x" * 2048

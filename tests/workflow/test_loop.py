@@ -25,7 +25,7 @@ from perdure.messages import Text, ToolCall
 from perdure.model import ModelRequest, ModelStop
 from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.tools import ToolRetry
-from perdure.wire import RunResult
+from perdure.wire.results import RunResult
 from tests.conftest import Gate, Serve, texts, until, until_status
 
 

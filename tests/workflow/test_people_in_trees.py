@@ -9,10 +9,10 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from perdure import Agent, InvalidRequest, ask_person, tool
 from perdure.errors import ModelError
 from perdure.model import ModelRequest
-from perdure.starter.run import Run
+from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import PersonTool, Tool
-from perdure.wire import Approval, Parked, Question, RunStatus
+from perdure.wire.results import Approval, Parked, Question, RunStatus
 from tests.conftest import Serve, until_status, until_told
 
 

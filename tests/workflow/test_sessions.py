@@ -26,8 +26,10 @@ from perdure import (
 from perdure.messages import Image, Text
 from perdure.model import ModelRequest
 from perdure.settings import Settings
-from perdure.starter.client import Client
-from perdure.starter.events import (
+from perdure.starter.client.connect import Client
+from perdure.swarm import Swarm
+from perdure.testing import Line, ScriptedModel, calls, fails, running, says
+from perdure.wire.events import (
     ApprovalRequested,
     Event,
     MessageFinished,
@@ -35,9 +37,7 @@ from perdure.starter.events import (
     ToolFinished,
     TurnFinished,
 )
-from perdure.swarm import Swarm
-from perdure.testing import Line, ScriptedModel, calls, fails, running, says
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, texts, until, until_status
 from tests.workflow.test_history import history_sizes
 
@@ -697,4 +697,4 @@ async def test_what_is_asked_of_a_session_while_a_person_decides_does_not_time_o
 
 
 def test_the_names_are_public() -> None:
-    assert Session.__module__ == "perdure.starter.session"
+    assert Session.__module__ == "perdure.starter.client.session"

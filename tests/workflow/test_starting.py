@@ -15,9 +15,9 @@ from perdure import Agent, PerdurePlugin, RemoteTool, RunConflict, RunNotFound, 
 from perdure.errors import DefinitionError, InvalidRequest
 from perdure.model import ModelRequest
 from perdure.settings import Settings
-from perdure.starter.client import Client
+from perdure.starter.client.connect import Client
 from perdure.testing import Line, ScriptedModel, calls, says
-from perdure.wire import ListedStatus
+from perdure.wire.results import ListedStatus
 from tests.conftest import Gate, Serve, until
 
 

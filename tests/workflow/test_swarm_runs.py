@@ -19,11 +19,11 @@ from perdure.limits import SwarmLimits
 from perdure.messages import Image, Message, Text
 from perdure.messages import Part as MessagePart
 from perdure.model import ModelRequest
-from perdure.starter.client import Client
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
-from perdure.wire import Approval, RunResult
+from perdure.wire.results import Approval, RunResult
 from tests.conftest import HANGS, Gate, Serve, until, until_status, until_told
 
 ServeTeam = Callable[..., AbstractAsyncContextManager[Client]]

@@ -27,14 +27,14 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from perdure.activities.telemetry import model_span, tool_span
-from perdure.effects import ModelInput, ModelOutcome, ToolInput, View
 from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta, Text, ToolResult, Usage
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import load
+from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput, View
+from perdure.workers.dev.server import DevServer
+from perdure.workers.observe.telemetry import interceptors
 from perdure.workers.runner import PURE
-from perdure.workers.server import DevServer
-from perdure.workers.telemetry import interceptors
 
 CONFIG = ModelConfig(name="bedrock:claude")
 LOGGED: list[dict[str, Any]] = []

@@ -13,10 +13,14 @@ from perdure import Agent, InvalidRequest, ask_person
 from perdure.graph import Graph, NodeInput
 from perdure.model import ModelRequest
 from perdure.settings import Settings
-from perdure.starter import cli
-from perdure.starter.below import key_of
-from perdure.starter.diff import call_of
-from perdure.starter.events import (
+from perdure.starter.cli import app as cli
+from perdure.starter.client.run import Run
+from perdure.starter.watch.changes import call_of
+from perdure.starter.watch.children import key_of
+from perdure.swarm import Swarm
+from perdure.testing import ScriptedModel, calls, says
+from perdure.tools import as_tool
+from perdure.wire.events import (
     ApprovalRequested,
     ChildEvent,
     Event,
@@ -32,12 +36,8 @@ from perdure.starter.events import (
     ToolStarted,
     TreeEvent,
 )
-from perdure.starter.run import Run
-from perdure.swarm import Swarm
-from perdure.testing import ScriptedModel, calls, says
-from perdure.tools import as_tool
-from perdure.wire import Approval, RunStatus
-from perdure.workflows.children import child_key
+from perdure.wire.results import Approval, RunStatus
+from perdure.workflows.engine.agent_calls import child_key
 from tests.conftest import until
 
 from .test_people_in_trees import pay

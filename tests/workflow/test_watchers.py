@@ -10,11 +10,11 @@ from temporalio.client import DescribeWorkflowInput, Interceptor, OutboundInterc
 
 from perdure import Agent
 from perdure.model import ModelEvent, ModelRequest, TextDelta
-from perdure.starter.client import Client
-from perdure.starter.events import Finished, MessageFinished, Reader, TextRestarted
-from perdure.starter.events import TextDelta as Told
-from perdure.starter.run import Run
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, says
+from perdure.wire.events import Finished, MessageFinished, Reader, TextRestarted
+from perdure.wire.events import TextDelta as Told
 from tests.conftest import Gate, Serve
 
 WORDS = [f"word{n} " for n in range(60)]

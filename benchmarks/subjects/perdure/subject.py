@@ -16,8 +16,8 @@ from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.model import TextDelta as Heard
 from perdure.settings import load
-from perdure.starter.events import TextDelta
-from perdure.starter.run import Run
+from perdure.starter.client.run import Run
+from perdure.wire.events import TextDelta
 from perdure.workers.connection import connect_temporal
 from perdure.workers.plugin import PerdurePlugin
 

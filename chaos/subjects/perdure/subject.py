@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from perdure import Client, NotReachable, PerdureError, connect
 from perdure.settings import load
-from perdure.starter.session import Session
-from perdure.wire import TurnReply
+from perdure.starter.client.session import Session
+from perdure.wire.results import TurnReply
 
 from ...catalogue import Task, agent_name
 from ...processes import ours

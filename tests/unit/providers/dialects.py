@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
-from perdure.activities.anthropic import AnthropicModel
-from perdure.activities.bedrock import BedrockModel
-from perdure.activities.openai import OpenAIModel
+from perdure.activities.providers.anthropic import AnthropicModel
+from perdure.activities.providers.bedrock import BedrockModel
+from perdure.activities.providers.openai import OpenAIModel
 from perdure.errors import ErrorKind
 from perdure.messages import Usage
 from perdure.model import Model, ModelConfig

@@ -8,19 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from perdure.activities.scripted import ScriptedModel, calls, fails, says
+from perdure.activities.providers.scripted import ScriptedModel, calls, fails, says
 from perdure.errors import RULES, DefinitionError, ModelError
-from perdure.messages import (
-    Document,
-    Image,
-    Message,
-    Opaque,
-    ReplyMeta,
-    Text,
-    Thinking,
-    ToolCall,
-    ToolResult,
-)
+from perdure.messages import Document, Image, Message, Opaque, ReplyMeta, Text, Thinking, ToolCall, ToolResult
 from perdure.model import (
     Model,
     ModelConfig,

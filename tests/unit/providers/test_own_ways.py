@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from perdure.activities.anthropic import AnthropicModel
-from perdure.activities.bedrock import BedrockModel
-from perdure.activities.openai import OpenAIModel, _home, _ollama_url
-from perdure.activities.providers import LazyModel, default_models, kind_of_status, retry_after, within
+from perdure.activities.providers.anthropic import AnthropicModel
+from perdure.activities.providers.bedrock import BedrockModel
+from perdure.activities.providers.openai import OpenAIModel, _home, _ollama_url
+from perdure.activities.providers.shared import LazyModel, default_models, kind_of_status, retry_after, within
 from perdure.errors import DefinitionError, ModelError
 from perdure.messages import Image, Message, Text, Thinking, ToolCall
 from perdure.model import Model, ModelConfig, ModelRequest, Reply
@@ -31,7 +31,7 @@ def test_the_shipped_providers_are_known_by_name() -> None:
 
 def test_knowing_the_providers_imports_none_of_their_libraries() -> None:
     code = (
-        "import sys; from perdure.activities.providers import default_models; default_models();"
+        "import sys; from perdure.activities.providers.shared import default_models; default_models();"
         "print([m for m in ('anthropic', 'boto3', 'botocore', 'openai', 'httpx2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -370,7 +370,7 @@ async def test_an_exception_nobody_foresaw_is_a_bug_with_its_class(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("perdure.activities.openai._take", broken)
+    monkeypatch.setattr("perdure.activities.providers.openai._take", broken)
     error = await openai_wire.error(Said(text=("x",)))
     assert error.kind == "bug"
     assert "RuntimeError" in str(error)

@@ -1,0 +1,286 @@
+"""Models of OpenAI's chat completions API and of servers that speak it: Ollama, vLLM, gateways.
+
+The library is an optional extra, imported when a model is first asked or checked.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import DefinitionError, ErrorKind, ModelError
+from perdure.messages import Usage
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
+
+from ._openai_request import OpenAIOptions, body_of, checked
+from .draft import Draft, credible
+from .shared import is_overflow, kind_of_status, retry_after, within
+
+if TYPE_CHECKING:
+    import openai
+
+_STOPS: dict[str, ModelStop] = {
+    "stop": "end_turn",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "length": "max_tokens",
+    "content_filter": "refusal",
+    "refusal": "refusal",  # ours, for answers in `refusal` in place of `content`
+}
+
+_CODES: dict[str, ErrorKind] = {
+    "insufficient_quota": "payment",  # comes as 429, and no wait mends it
+    "billing_hard_limit_reached": "payment",
+    "billing_not_active": "payment",
+    "context_length_exceeded": "context_overflow",
+    "exceed_context_size_error": "context_overflow",
+    "invalid_api_key": "authentication",
+    "authentication_error": "authentication",
+    "permission_error": "authentication",
+    "model_not_found": "not_found",
+    "not_found_error": "not_found",
+    "rate_limit_exceeded": "rate_limited",
+    "rate_limit_error": "rate_limited",
+    "requests": "rate_limited",
+    "tokens": "rate_limited",
+    "overloaded_error": "overloaded",
+    "server_error": "overloaded",
+    "internal_server_error": "overloaded",
+    "service_unavailable": "overloaded",
+    "api_error": "overloaded",
+    "timeout": "timeout",
+    "invalid_request_error": "bad_request",
+}
+
+
+class OpenAIModel:
+    """A server that speaks chat completions; `provider` decides its address, key and habits.
+
+    "openai" takes OPENAI_API_KEY and OPENAI_BASE_URL. "ollama" takes OLLAMA_HOST, "vllm"
+    VLLM_BASE_URL and VLLM_API_KEY; both are local by default and need no key. Any other name needs
+    a `base_url`.
+    """
+
+    def __init__(
+        self, api_key: str | None = None, base_url: str | None = None, provider: str = "openai"
+    ) -> None:
+        self._api_key = api_key
+        self._base_url = base_url
+        self._provider = provider
+        self._clients: dict[str | None, openai.AsyncOpenAI] = {}
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse unknown options, settings the API does not have, a missing library or key."""
+        checked(config)
+        _library()
+        self._key()
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        """One streamed call, without retries."""
+        options = checked(request.config)
+        client = self._client(options.base_url)
+        body = body_of(request, options, self._provider)
+        draft = Draft(request, digest(body | options.extra_body))
+        deadline = asyncio.get_running_loop().time() + request.config.timeout.total_seconds()
+        answer: openai.AsyncStream[Any] | None = None
+        try:
+            answer = await within(deadline, _send(client, body, options, request.config))
+            draft.open(answer.response.headers.get("x-request-id"))
+            while (chunk := await within(deadline, anext(answer, None))) is not None:
+                for shown in _take(chunk.to_dict(warnings=False), draft):
+                    yield shown
+            if draft.stop is None:
+                raise draft.cut()
+            # Some servers send no usage whatever they are asked: the reply then carries an estimate.
+            yield draft.reply(_STOPS)
+        except Exception as error:
+            raise _classified(error, draft) from error
+        finally:
+            if answer is not None:
+                await answer.close()
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept open for the next call."""
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+
+    def _client(self, base_url: str | None) -> "openai.AsyncOpenAI":
+        url = base_url or self._base_url or _home(self._provider)
+        if url not in self._clients:
+            self._clients[url] = _library().AsyncOpenAI(
+                api_key=self._key(),
+                base_url=url,
+                max_retries=0,  # Temporal retries, and its retries are seen in history
+            )
+        return self._clients[url]
+
+    def _key(self) -> str:
+        if self._provider == "openai":
+            key = self._api_key or os.environ.get("OPENAI_API_KEY")
+            if not key:
+                raise ModelError(
+                    "authentication",
+                    "no key for OpenAI: set OPENAI_API_KEY in the worker's environment and restart it",
+                )
+            return key
+        # Local servers take any key, but the library wants one. OpenAI's own must not leak to them.
+        return self._api_key or os.environ.get(f"{self._provider.upper()}_API_KEY") or "none"
+
+
+def _library() -> Any:
+    """The openai module; `DefinitionError` where it is not installed."""
+    try:
+        import openai
+    except ImportError:
+        raise DefinitionError(
+            'models of this provider need the openai library: pip install "perdure[openai]"'
+        ) from None
+    return openai
+
+
+def _home(provider: str) -> str | None:
+    """Where a provider listens unless something else is said; None: the library knows."""
+    match provider:
+        case "openai":
+            return None
+        case "ollama":
+            return _ollama_url(os.environ.get("OLLAMA_HOST", ""))
+        case "vllm":
+            return os.environ.get("VLLM_BASE_URL") or "http://localhost:8000/v1"
+        case _:
+            raise DefinitionError(f"{provider!r} needs a base_url: its address is not known here")
+
+
+def _ollama_url(host: str) -> str:
+    """The API's address from OLLAMA_HOST, which may lack the scheme, the host or the port."""
+    scheme, _, rest = host.strip().rstrip("/").rpartition("://")
+    name, _, port = rest.partition(":")
+    if name in ("", "0.0.0.0"):  # noqa: S104 - that is where a server listens, not where it is reached
+        name = "localhost"
+    default = {"http": "80", "https": "443"}.get(scheme, "11434")
+    return f"{scheme or 'http'}://{name}:{port or default}/v1"
+
+
+async def _send(
+    client: Any, body: dict[str, Any], options: OpenAIOptions, config: ModelConfig
+) -> "openai.AsyncStream[Any]":
+    timeout = _library().Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
+    answer: openai.AsyncStream[Any] = await client.chat.completions.create(
+        **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
+    )
+    return answer
+
+
+# -- the answer
+
+
+def _take(chunk: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
+    """Fold one chunk into the draft; yields what of it is to be shown at once."""
+    draft.model = chunk.get("model") or draft.model
+    if usage := chunk.get("usage"):
+        draft.usage, draft.usage_final = _usage(usage), True
+    for choice in chunk.get("choices") or ():
+        yield from _extend(choice.get("delta") or {}, draft)
+        if choice.get("finish_reason"):
+            draft.stop = _stop(choice["finish_reason"], draft)
+
+
+def _extend(delta: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
+    # Not OpenAI's: vLLM and Ollama show reasoning under one of these two names.
+    if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+        yield from draft.add(draft.block("thinking", "thinking"), thought)
+    for key in ("content", "refusal"):
+        if text := delta.get(key):
+            yield from draft.add(draft.block(key, "text"), text)
+    for call in delta.get("tool_calls") or ():
+        _extend_call(call, draft)
+
+
+def _extend_call(call: dict[str, Any], draft: Draft) -> None:
+    """Add a piece of a tool call.
+
+    A piece with another id begins another call: some servers number all their calls 0.
+    """
+    index, id_ = call.get("index") or 0, call.get("id")
+    function: dict[str, str | None] = call.get("function") or {}
+    keys = [key for key in draft.blocks if str(key).startswith(f"call {index} ")]
+    if not keys or (id_ and draft.blocks[keys[-1]].id not in ("", id_)):
+        keys.append(f"call {index} {len(keys)}")
+    block = draft.block(keys[-1], "tool_call")
+    block.id = id_ or block.id
+    block.name = block.name or function.get("name") or ""
+    draft.add(block, function.get("arguments") or "")
+
+
+def _stop(reason: str, draft: Draft) -> str:
+    """The reason, mended where servers say "stop" for what they have a better word for."""
+    if reason != "stop":
+        return reason
+    if "refusal" in draft.blocks:
+        return "refusal"
+    return "tool_calls" if any(block.kind == "tool_call" for block in draft.blocks.values()) else reason
+
+
+def _usage(counted: dict[str, Any]) -> Usage:
+    details: dict[str, int | None] = counted.get("prompt_tokens_details") or {}
+    read = details.get("cached_tokens") or 0
+    written = details.get("cache_write_tokens") or 0
+    return credible(
+        Usage(
+            input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            output_tokens=counted.get("completion_tokens") or 0,
+        )
+    )
+
+
+# -- errors
+
+
+def _classified(error: Exception, draft: Draft) -> ModelError:
+    if isinstance(error, ModelError):
+        return error
+    openai = _library()
+    match error:
+        case TimeoutError() | openai.APITimeoutError():
+            return draft.timed_out()
+        case openai.APIConnectionError():
+            if draft.opened:
+                return draft.error("stream_cut", f"the connection broke in the middle of the answer: {error}")
+            return draft.error("connection", f"the provider was not reached: {error.__cause__ or error}")
+        case openai.APIResponseValidationError() | json.JSONDecodeError() | UnicodeDecodeError():
+            return draft.error("malformed_reply", f"the answer cannot be read: {error}")
+        case openai.APIError():
+            return _refused(error, draft)
+        case _:
+            return draft.unknown(error)
+
+
+def _refused(error: Any, draft: Draft) -> ModelError:
+    """What the provider refused, by status or, inside a stream, by an error chunk without one."""
+    status: int | None = getattr(error, "status_code", None)
+    response = getattr(error, "response", None)
+    draft.request_id = getattr(error, "request_id", None) or draft.request_id
+    delay = retry_after(response.headers) if response is not None else None
+    message = f"{status or 'in the stream'} {error.code or error.type or 'error'}: {error.message}"
+    return draft.error(_kind(status, error.code, error.type, error.message), message, delay)
+
+
+def _kind(status: int | None, code: str | None, type_: str | None, said: str) -> ErrorKind:
+    """Code before type, both only where they are more precise than a status."""
+    named = _CODES.get(code or "") or _CODES.get(type_ or "")
+    kind: ErrorKind
+    if named in ("payment", "context_overflow"):
+        return named
+    if status is not None:
+        kind = kind_of_status(status)
+    elif code is not None and code.isdigit():  # vLLM puts the status there
+        kind = kind_of_status(int(code))
+    elif code is None and type_ is None:
+        kind = "stream_cut"
+    else:
+        kind = named or "bug"
+    return "context_overflow" if kind == "bad_request" and is_overflow(said) else kind

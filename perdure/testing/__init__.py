@@ -1,0 +1,66 @@
+"""For tests of agents: a scripted model, and a server and worker in the test's own process.
+
+    script = [calls("order_status", order_id="1"), says("It is on its way.")]
+    async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
+        result = await client.run("support", "Where is 1?")
+
+The agent names the model as "scripted:" and anything.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.activities.providers.scripted import Line, ScriptedModel, calls, fails, says
+    from perdure.members import Member
+    from perdure.model import Model
+    from perdure.settings import Settings
+    from perdure.starter.client.connect import Client
+
+_HOME = {
+    "Line": "perdure.activities.providers.scripted",
+    "ScriptedModel": "perdure.activities.providers.scripted",
+    "calls": "perdure.activities.providers.scripted",
+    "fails": "perdure.activities.providers.scripted",
+    "says": "perdure.activities.providers.scripted",
+}
+
+__all__ = ["Line", "ScriptedModel", "calls", "fails", "running", "says"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'perdure.testing' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+@asynccontextmanager
+async def running(
+    agents: "Sequence[Member]",
+    *,
+    models: "Mapping[str, Model] | None" = None,
+    address: str | None = None,
+    settings: "Settings | None" = None,
+    worker: Mapping[str, Any] | None = None,
+) -> "AsyncGenerator[Client]":
+    """A client of a worker that serves the agents, while the body runs.
+
+    Without `address` it starts the embedded server, in memory, and stops it again; with it, it uses
+    the Temporal server there.
+
+    Args:
+        agents: the agents, swarms and graphs that the worker serves.
+        models: providers by name, such as {"scripted": ScriptedModel(script)}.
+        address: of a running server.
+        settings: in place of those of the environment.
+        worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+
+    """
+    # A door, like the package itself: it binds two rooms that do not know each other.
+    serving = import_module("perdure.workers.running").serving
+    client_type = import_module("perdure.starter.client.connect").Client
+    async with serving(agents, models=models, address=address, settings=settings, worker=worker) as served:
+        temporal, task_queue = served
+        yield client_type(temporal, task_queue=task_queue)

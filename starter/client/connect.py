@@ -1,0 +1,441 @@
+"""Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
+
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeVar
+
+import temporalio.client
+from pydantic import BaseModel, ValidationError
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+
+from perdure.errors import InvalidRequest, RunConflict, RunNotFound
+from perdure.limits import Limits, explain
+from perdure.messages import Part, Value
+from perdure.model import digest
+from perdure.settings import Settings
+from perdure.settings import load as load_settings
+from perdure.versions import routing_of, version_of
+from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW, WORKFLOWS
+from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
+from perdure.wire.results import ENDED, ListedStatus, RunResult
+
+from ...workers.connection import connect_temporal
+from .run import Run, not_reached
+from .session import Opening, Session, over
+
+_WORKER_SEEN_WITHIN = timedelta(seconds=90)
+_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
+"""What a run calls one that it started; the id of that is its own, a slash and this."""
+_REQUEST_DIGEST = "perdure_request"
+
+_NAME = SearchAttributeKey.for_keyword("AgentName")
+_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
+_STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
+_USER = SearchAttributeKey.for_keyword("AgentUser")
+_STEPS = SearchAttributeKey.for_int("AgentSteps")
+_COST = SearchAttributeKey.for_float("AgentCostUsd")
+_PARKED_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
+_PARKED_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
+
+
+_Asked = TypeVar("_Asked", bound=BaseModel)
+
+
+class RunInfo(Value):
+    """A run in a list: what its search attributes tell, without asking a worker."""
+
+    id: str
+    kind: Literal["run", "session"] = "run"
+    agent: str | None = None
+    status: ListedStatus | str = ""
+    stop_reason: str | None = None
+    user: str | None = None
+    steps: int = 0
+    cost_usd: float | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+    parked_for: str | None = None
+    """Why it is parked: a kind of error, see `docs/errors.md`."""
+    parked_at: datetime | None = None
+
+
+class Client:
+    """Starts runs and finds them again. Made by `connect`."""
+
+    def __init__(self, temporal: temporalio.client.Client, *, task_queue: str = TASK_QUEUE) -> None:
+        self.temporal = temporal
+        self.task_queue = task_queue
+
+    async def start(
+        self,
+        agent: str,
+        prompt: str | list[Part],
+        *,
+        id: str | None = None,  # noqa: A002 - Temporal's own word
+        user: str | None = None,
+        roles: Sequence[str] = (),
+        limits: Limits | None = None,
+        context: dict[str, Any] | None = None,
+        stream: bool = True,
+        rerun: bool = False,
+        priority: Priority = Priority.default,
+    ) -> Run:
+        """Start a run; it is durable once this returns.
+
+        `priority` is Temporal's: a key from 1 (first) to 5, and a fairness key, such as a tenant's name,
+        between which a busy task queue takes turns. Calls and child runs inherit it, by Temporal's own rules.
+
+        An id that is running already gives that run. An id whose run is over gives that run too if
+        the request is the same, so that a repeated call does nothing twice; with `rerun` it starts
+        anew.
+
+        Raises:
+            InvalidRequest: the request is wrong; nothing was started.
+            RunConflict: the id belongs to a finished run with another request.
+
+        """
+        request = _request(
+            RunRequest,
+            agent=agent,
+            prompt=prompt,
+            user=user,
+            roles=list(roles),
+            limits=limits,
+            context=context or {},
+            stream=stream,
+        )
+        plain = _writable(request, id)
+        run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
+        run = Run(self.temporal, run_id)
+        there = False
+        while not there:
+            try:
+                await self._start(run_id, request, plain, rerun=rerun, priority=priority)
+                there = True
+            except WorkflowAlreadyStartedError:
+                there = await self._is_there(run, plain, rerun=rerun)
+            except RPCError as error:
+                raise _refused(error) from error
+        return run
+
+    async def _start(
+        self, run_id: str, request: RunRequest, plain: dict[str, Any], *, rerun: bool, priority: Priority
+    ) -> None:
+        words = request.prompt if isinstance(request.prompt, str) else f"{len(request.prompt)} parts"
+        await self.temporal.start_workflow(
+            WORKFLOW,
+            plain,
+            id=run_id,
+            task_queue=self.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
+            if rerun
+            else WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            memo={_REQUEST_DIGEST: digest(plain)},
+            static_summary=f"{request.agent}: {' '.join(words.split())[:150]}",
+            priority=priority,
+        )
+
+    async def _is_there(self, run: Run, plain: dict[str, Any], *, rerun: bool) -> bool:
+        """Whether what has the id will do. It has ended meanwhile if it will not: it can be started anew."""
+        described = await run.described()
+        _check_ours(run, described, WORKFLOW)
+        if rerun or described.status == WorkflowExecutionStatus.RUNNING:
+            return described.status == WorkflowExecutionStatus.RUNNING
+        if (await described.memo()).get(_REQUEST_DIGEST) != digest(plain):
+            raise RunConflict(
+                f"run {run.id!r} is over and had another request; choose another id, "
+                "or start it anew with rerun=True (--rerun)"
+            )
+        return True
+
+    async def run(self, agent: str, prompt: str | list[Part], **settings: Any) -> RunResult:
+        """`start`, and wait for the result."""
+        started = await self.start(agent, prompt, **settings)
+        return await started.result()
+
+    async def session(
+        self,
+        id: str,  # noqa: A002
+        *,
+        agent: str | None = None,
+        user: str | None = None,
+        roles: Sequence[str] = (),
+        context: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        session_limits: Limits | None = None,
+        max_idle: timedelta | None = MAX_IDLE,
+        stream: bool = True,
+        reopen: bool = False,
+        priority: Priority = Priority.default,
+    ) -> Session:
+        """The session of that id. With an `agent` it is started by its first message, if need be.
+
+        `limits` tighten the agent's own in each turn, `session_limits` bound the whole. It closes when
+        nothing was said for `max_idle` (None: never).
+
+        Raises:
+            InvalidRequest: the request is wrong.
+            RunConflict: the id belongs to something else, or to a session with another request.
+            RunEnded: the session is over; with `reopen` it begins anew, with nothing said.
+            RunNotFound: without an agent: there is no such session.
+
+        """
+        run = Run(self.temporal, id)
+        if agent is None:
+            _check_ours(run, await run.described(), SESSION_WORKFLOW)
+            return Session(run)
+        request = _request(
+            SessionRequest,
+            agent=agent,
+            user=user,
+            roles=list(roles),
+            context=context or {},
+            limits=limits,
+            session_limits=session_limits,
+            stream=stream,
+        )
+        if max_idle != MAX_IDLE:
+            request = _valid(SessionRequest, {**request.plain(), "max_idle": max_idle})
+        plain = _writable(request, id)
+        if await self._goes_on(run, plain, reopen=reopen):
+            return Session(run)
+        memo = {_REQUEST_DIGEST: digest(plain)}
+        return Session(
+            run,
+            Opening(request=plain, task_queue=self.task_queue, memo=memo, reopen=reopen, priority=priority),
+        )
+
+    async def _goes_on(self, run: Run, plain: dict[str, Any], *, reopen: bool) -> bool:
+        """Whether a session of that id and request is open."""
+        try:
+            described = await run.described()
+        except RunNotFound:
+            return False
+        _check_ours(run, described, SESSION_WORKFLOW)
+        if described.status != WorkflowExecutionStatus.RUNNING:
+            if reopen:
+                return False
+            raise over(run.id)
+        if (await described.memo()).get(_REQUEST_DIGEST) != digest(plain):
+            raise RunConflict(
+                f"session {run.id!r} goes on with another request (agent, user, limits ...); choose another "
+                f"id, or take it as it is: client.session({run.id!r}), without an agent"
+            )
+        return True
+
+    async def has_worker(self) -> bool:
+        """Whether a worker to which new runs go has asked for work within the last minute and a half."""
+        request = DescribeTaskQueueRequest(
+            namespace=self.temporal.namespace,
+            task_queue=TaskQueue(name=self.task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+        try:
+            described = await self.temporal.workflow_service.describe_task_queue(request)
+        except RPCError as error:
+            raise _refused(error) from error
+        # A worker asks for work once a minute or more often; the server lists it for five minutes.
+        # One of a version that takes no new runs does not count.
+        now, taken = datetime.now(UTC), routing_of(described).taken
+        asked = [
+            poller.last_access_time.ToDatetime(tzinfo=UTC)
+            for poller in described.pollers
+            if version_of(poller.deployment_options) in taken
+        ]
+        return any(now - at < _WORKER_SEEN_WITHIN for at in asked)
+
+    def get(self, id: str) -> Run:  # noqa: A002
+        """The run of that id, whether or not there is one."""
+        return Run(self.temporal, id)
+
+    async def parked(
+        self,
+        *,
+        cause: str | None = None,
+        agent: str | None = None,
+        user: str | None = None,
+        older_than: timedelta | None = None,
+        query: str | None = None,
+        task_queue: str | None = None,
+        most: int = 1000,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs, at any depth, that stand still because of an error; `redrive` lets each go on.
+
+        `cause` is the kind of error; `older_than` leaves out those parked since; `task_queue` those of all
+        other task queues.
+        """
+        wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {_quoted(cause)}"]
+        if older_than is not None:
+            before = datetime.now(UTC) - older_than
+            wanted.append(f"AgentParkedAt < {_quoted(before.isoformat())}")
+        if task_queue is not None:
+            wanted.append(f"TaskQueue = {_quoted(task_queue)}")
+        if query is not None:
+            wanted.append(f"({query})")
+        found = self.list(
+            status="parked", agent=agent, user=user, query=" AND ".join(wanted), most=most, roots=False
+        )
+        async for info in found:
+            yield info
+
+    async def list(
+        self,
+        *,
+        status: ListedStatus | None = None,
+        agent: str | None = None,
+        user: str | None = None,
+        query: str | None = None,
+        most: int = 100,
+        roots: bool = True,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs and sessions, the newest first. `query` is a Temporal visibility query, joined with "and".
+
+        With `roots`, without those that another run started: a swarm's agents, a graph's nodes,
+        agents called as tools. What a workflow of your own started is a root.
+        """
+        wanted = [f"WorkflowType IN ({', '.join(_quoted(kind) for kind in WORKFLOWS)})"]
+        if status is not None:
+            wanted.append(f"AgentStatus IN ({', '.join(_quoted(one) for one in _recorded(status))})")
+        for name, value in (("AgentName", agent), ("AgentUser", user)):
+            if value is not None:
+                wanted.append(f"{name} = {_quoted(value)}")
+        if status is not None and status not in ENDED:
+            # What was terminated keeps the status that it had set last.
+            wanted.append('ExecutionStatus = "Running"')
+        if query:
+            wanted.append(f"({query})")
+        # A run that continued as new is listed by its newest part only.
+        wanted.append('ExecutionStatus != "ContinuedAsNew"')
+        try:
+            page = min(1000, max(100, most))
+            async for execution in self.temporal.list_workflows(" AND ".join(wanted), page_size=page):
+                if roots and _is_below(execution):
+                    continue
+                yield _info(execution)
+                most -= 1
+                if most <= 0:
+                    return
+        except RPCError as error:
+            raise _refused(error) from error
+
+
+def _request(kind: type[_Asked], **fields: Any) -> _Asked:
+    given = {name: value for name, value in fields.items() if value not in (None, [], {})}
+    if given.get("stream") is True:
+        del given["stream"]
+    return _valid(kind, given)
+
+
+def _valid(kind: type[_Asked], given: dict[str, Any]) -> _Asked:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        what = "session" if kind is SessionRequest else "run"
+        raise InvalidRequest(f"{what} request: {explain(error)}") from None
+
+
+def _check_ours(run: Run, described: WorkflowExecutionDescription, wanted: str) -> None:
+    """An id that somebody chose may be that of any workflow."""
+    if described.workflow_type != wanted:
+        raise RunConflict(
+            f"id {run.id!r} belongs to a workflow of type {described.workflow_type!r}; choose another id"
+        )
+
+
+def _writable(request: RunRequest | SessionRequest, run_id: str | None) -> dict[str, Any]:
+    """The request as JSON that can be sent: text may hold half characters, which no server takes."""
+    try:
+        plain = request.plain()
+        json.dumps([plain, run_id], ensure_ascii=False).encode()
+    except ValueError as error:
+        raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None
+    return plain
+
+
+def _recorded(status: str) -> Sequence[str]:
+    """The values of AgentStatus that mean this; runs of version 0.1.0 tell more."""
+    if status in ("thinking", "acting"):
+        raise InvalidRequest(
+            f"runs are not listed by {status!r}: list 'working', and ask each for its status"
+        )
+    return ("working", "thinking", "acting") if status == "working" else (status,)
+
+
+def _quoted(value: str) -> str:
+    """A string of a visibility query."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _refused(error: RPCError) -> Exception:
+    return not_reached(error) or InvalidRequest(f"Temporal refused: {error.message}")
+
+
+def _is_below(execution: WorkflowExecution) -> bool:
+    """Whether another run started it: visibility does not tell what type a parent is, our ids do."""
+    parent = execution.parent_id
+    return parent is not None and _KEY.fullmatch(execution.id.removeprefix(f"{parent}/")) is not None
+
+
+def _info(execution: WorkflowExecution) -> RunInfo:
+    known = execution.typed_search_attributes
+    status = known.get(_STATUS) or (execution.status.name.lower() if execution.status else "")
+    status = "working" if status in ("thinking", "acting") else status
+    if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
+        ended = {"FAILED": "failed", "CANCELED": "cancelled"}
+        status = ended.get(execution.status.name, execution.status.name.lower())
+    return RunInfo(
+        id=execution.id,
+        kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
+        agent=known.get(_NAME),
+        status=status,
+        stop_reason=known.get(_STOP_REASON),
+        user=known.get(_USER),
+        steps=known.get(_STEPS) or 0,
+        cost_usd=known.get(_COST),
+        started_at=execution.start_time,
+        ended_at=execution.close_time,
+        parked_for=known.get(_PARKED_FOR),
+        parked_at=known.get(_PARKED_AT),
+    )
+
+
+async def connect(
+    address: str | None = None,
+    *,
+    namespace: str | None = None,
+    task_queue: str | None = None,
+    api_key: str | None = None,
+    tls: bool | None = None,
+    settings: Settings | None = None,
+) -> Client:
+    """Connect to Temporal. What is not given is taken from the settings (PERDURE_..., `.env`).
+
+    Raises:
+        NotReachable: nothing answers at the address.
+        DefinitionError: the settings are wrong.
+
+    """
+    given = {
+        "address": address,
+        "namespace": namespace,
+        "task_queue": task_queue,
+        "api_key": api_key,
+        "tls": tls,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if settings is None:
+        settings = load_settings(**overrides)
+    elif overrides:
+        settings = settings.model_copy(update=overrides)
+    return Client(await connect_temporal(settings), task_queue=settings.task_queue)

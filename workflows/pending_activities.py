@@ -1,0 +1,360 @@
+"""What a run has in flight: its model call and tool calls, as activities."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from pydantic import ValidationError
+from temporalio import workflow
+from temporalio.common import RawValue, RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+
+from perdure.messages import Message, Text, ToolCall, ToolResult, Usage, size_bytes
+from perdure.prices import Price
+from perdure.texts import bounded, masked
+from perdure.wire.effects import (
+    MODEL_ATTEMPTS,
+    MODEL_HEARTBEAT,
+    PIN_SHOWN,
+    ModelFailure,
+    ModelInput,
+    ModelOutcome,
+    Progress,
+    RemoteContext,
+    ToolInput,
+    ToolOutcome,
+    View,
+    tail_digest,
+)
+from perdure.wire.names import (
+    BLOB_STORE_FAILED,
+    CALL_MODEL,
+    CALL_TOOL,
+    MAY_BE_DONE,
+    READ_RESULT,
+    STALE,
+    TOO_LARGE,
+    TOO_LARGE_TYPES,
+    WORKER_SHUTDOWN,
+)
+from perdure.wire.spec import ModelSpec, RetrySpec, ToolSpec
+
+from .engine.calls import approval_digest
+from .engine.decide import CallModel
+from .engine.remote import remote_result
+from .engine.report import signature
+from .engine.state import Call, CallReturned, Event, ModelFailed, Replied, State
+
+FRESH_BYTES = 512
+"""Most bytes of new messages that ride along with a model call. They are in history already, as
+the results of tools: a longer message would be paid for twice."""
+
+NOT_KEPT_ALIVE = "no worker kept the model call alive to its end"
+_MODEL_SLACK = timedelta(minutes=3)
+"""The activity keeps the model's own timeout, and may wait for its turn before that; Temporal's timeout comes
+later, for a worker that keeps none. A dead one is noticed by its heartbeat."""
+_TOOL_SLACK = timedelta(seconds=50)
+"""As above: a call may wait for its turn."""
+
+_READ = ToolSpec(
+    kind="function", name=READ_RESULT, description="", input_schema={}, heartbeat=timedelta(seconds=10)
+)
+
+
+class Flights:
+    """Starts activities, keeps their handles, and reports what becomes of each as an event."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._asked = False
+        self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def aloft(self) -> int:
+        """How many have not come back."""
+        return len(self._handles)
+
+    def ask_model(self, state: State, command: CallModel) -> None:
+        """Start the step's model call."""
+        chosen = state.spec.models[state.model]
+        want = model_input(state, command)
+        if not self._asked:
+            want = want.model_copy(update={"continues": workflow.info().continued_run_id})
+        self._asked = True
+        handle = workflow.start_activity(
+            CALL_MODEL,
+            want,
+            result_type=ModelOutcome,
+            start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK,
+            heartbeat_timeout=MODEL_HEARTBEAT,
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(seconds=1),
+                maximum_interval=timedelta(minutes=1),
+                maximum_attempts=MODEL_ATTEMPTS,
+                non_retryable_error_types=[TOO_LARGE],
+            ),
+            # A stop must be able to bring back what was said and what it cost.
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=model_summary(state, chosen),
+        )
+        self._launch("model", handle, self._model_answer(handle, chosen), _model_bug)
+
+    def call_tools(self, state: State, calls: Sequence[Call]) -> None:
+        """Start these calls."""
+        for call in calls:
+            if call.stand_in is not None:
+                call = replace(call, call=call.call.model_copy(update={"name": call.stand_in}))  # noqa: PLW2901
+            tool = state.spec.tool(call.call.name) or _READ
+            start = _start_remote if tool.kind == "remote" else _start_function
+            handle = start(state, call, tool)
+            answer = self._tool_answer(handle, state, call, tool)
+            self._launch(call.call.id, handle, answer, partial(_tool_bug, call))
+
+    def recall(self) -> None:
+        """Ask everything in flight to come back."""
+        for handle in list(self._handles.values()):
+            handle.cancel()
+
+    def _launch(
+        self,
+        key: str,
+        handle: "workflow.ActivityHandle[Any]",
+        landing: Coroutine[Any, Any, Event],
+        bug: Callable[[Exception], Event],
+    ) -> None:
+        self._handles[key] = handle
+
+        async def land() -> None:
+            try:
+                event = await landing
+            except Exception as error:  # an answer that nobody can read must not leave the run waiting
+                event = bug(error)
+            del self._handles[key]
+            self._report(event)
+
+        task = asyncio.create_task(land())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _model_answer(
+        self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec
+    ) -> Event:
+        try:
+            return Replied(outcome=await handle, at=workflow.now())
+        except (ActivityError, asyncio.CancelledError) as error:
+            return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
+
+    async def _tool_answer(
+        self, handle: "workflow.ActivityHandle[Any]", state: State, call: Call, tool: ToolSpec
+    ) -> Event:
+        began = workflow.now()
+        try:
+            value = await handle
+        except (ActivityError, asyncio.CancelledError) as error:
+            return CallReturned(result=_error_result(call, tool, error))
+        if isinstance(value, ToolOutcome):
+            return CallReturned(result=value.result)
+        value = workflow.payload_converter().from_payload(value.payload)
+        took = round((workflow.now() - began).total_seconds() * 1000)
+        return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
+
+
+def model_input(state: State, command: CallModel) -> ModelInput:
+    """The input of the next model call: where to look, and the newest messages if they are small."""
+    newest = _newest(state)
+    fresh = [message for message in newest if message.role != "assistant"]
+    small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
+    return ModelInput(
+        agent=state.spec.name,
+        spec=state.spec.pin[:PIN_SHOWN],
+        step=state.step,
+        model=state.model,
+        view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
+        fresh=fresh if small else [],
+        tail=tail_digest(newest),
+        max_tokens=command.allowance.max_tokens,
+        tool_choice=command.tool_choice,
+        note=command.note,
+        spilled=state.spilled,
+        handoffs=bool(state.peers),
+        stream=state.request.stream,
+        user=state.request.user,
+        insists=state.insists,
+    )
+
+
+def _newest(state: State) -> list[Message]:
+    """The model's last answer and what has come since: what a worker's memory may have wrong."""
+    newest: list[Message] = []
+    for index in range(len(state.messages) - 1, state.window_start - 1, -1):
+        newest.append(state.messages[index])
+        if state.messages[index].role == "assistant":
+            break
+    return newest[::-1]
+
+
+def model_summary(state: State, chosen: ModelSpec) -> str:
+    """The line the UI shows for a model call."""
+    return f"step {state.step} · {chosen.config.name} · reads {_thousands(state.context_tokens)} tokens"
+
+
+def _thousands(count: int) -> str:
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k"
+
+
+def _retry(retry: RetrySpec) -> RetryPolicy:
+    return RetryPolicy(
+        initial_interval=retry.initial_interval,
+        backoff_coefficient=retry.backoff,
+        maximum_interval=retry.maximum_interval,
+        maximum_attempts=retry.attempts,
+        non_retryable_error_types=[TOO_LARGE],
+    )
+
+
+def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+    want = ToolInput(
+        agent=state.spec.name,
+        tool=call.call.name,
+        call_id=call.call.id,
+        arguments=call.call.arguments,
+        idempotency_key=idempotency_key(call.call),
+        preview_bytes=state.spec.result_preview_bytes,
+        user=state.request.user,
+        context=dict(state.request.context),
+        stream=state.request.stream,
+    )
+    return workflow.start_activity(
+        CALL_TOOL,
+        want,
+        result_type=ToolOutcome,
+        task_queue=tool.task_queue,
+        start_to_close_timeout=tool.timeout + _TOOL_SLACK,
+        heartbeat_timeout=tool.heartbeat,
+        retry_policy=_retry(tool.retry),
+        summary=signature(call.call),
+    )
+
+
+def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+    context = RemoteContext(
+        run_id=workflow.info().workflow_id,
+        call_id=call.call.id,
+        idempotency_key=idempotency_key(call.call),
+        agent=state.spec.name,
+        user=state.request.user,
+        context=dict(state.request.context),
+    )
+    return workflow.start_activity(
+        tool.activity or tool.name,
+        args=[call.call.arguments, context],
+        result_type=RawValue,  # decoded where an error in it can be caught
+        task_queue=tool.task_queue,
+        start_to_close_timeout=tool.timeout,
+        heartbeat_timeout=tool.heartbeat,
+        retry_policy=_retry(tool.retry),
+        summary=signature(call.call),
+    )
+
+
+def idempotency_key(call: ToolCall) -> str:
+    """The same for every attempt of a call, over crashes and continue-as-new; unique to it.
+
+    The call's contents are part of it: after a reset, a step's number may stand for another call.
+    """
+    info = workflow.info()
+    run = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}"
+    whole = f"{run}\0{call.id}\0{approval_digest(call)}"
+    return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
+
+
+def model_failure(error: BaseException, price: Price | None = None) -> ModelFailure:
+    """Why a model call did not come about, as the activity said it, or as Temporal noticed it.
+
+    What a call had cost that Temporal noticed to be dead is known from its last heartbeat.
+    """
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError):
+        if cause.type == STALE:
+            return ModelFailure(kind="stale", message=cause.message)
+        if cause.type in TOO_LARGE_TYPES:
+            return ModelFailure(kind="too_large", message=cause.message)
+        if cause.type == BLOB_STORE_FAILED:
+            return ModelFailure(kind="storage", message=cause.message)
+        if cause.type == WORKER_SHUTDOWN:
+            return ModelFailure(kind="connection", message="the worker was stopped in mid-call")
+        if cause.details:
+            return _priced(ModelFailure.model_validate(cause.details[0]), price)
+        return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
+    if isinstance(cause, TimeoutError):
+        spent = _last_heard(cause)
+        return ModelFailure(
+            kind="timeout",
+            message=NOT_KEPT_ALIVE,
+            wasted=spent,
+            wasted_microusd=price.cost_microusd(spent) if price else 0,
+        )
+    if is_cancelled_exception(error):
+        return ModelFailure(kind="cancelled", message="called back")
+    return ModelFailure(kind="bug", message=str(cause or error))
+
+
+def _priced(failure: ModelFailure, price: Price | None) -> ModelFailure:
+    """Who could not even fetch the spec did not know the price of what attempts before it had used."""
+    if price is None or failure.wasted_microusd or not failure.wasted.total_tokens:
+        return failure
+    return failure.model_copy(update={"wasted_microusd": price.cost_microusd(failure.wasted)})
+
+
+def unbilled(failure: ModelFailure) -> ModelFailure:
+    """The same, as if it had cost nothing."""
+    return failure.model_copy(update={"wasted": Usage(), "wasted_microusd": 0})
+
+
+def _last_heard(error: TimeoutError) -> Usage:
+    for detail in error.last_heartbeat_details:
+        with suppress(ValidationError):
+            return Progress.model_validate(detail).spent
+    return Usage()
+
+
+def _model_bug(error: Exception) -> Event:
+    message = f"the model call's answer cannot be read: {type(error).__name__}: {error}"
+    return ModelFailed(failure=ModelFailure(kind="bug", message=message[:1000]))
+
+
+def _tool_bug(call: Call, error: Exception) -> Event:
+    text = f"The tool's answer cannot be read: {type(error).__name__}. It may have taken effect."
+    return CallReturned(
+        result=ToolResult(call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True)
+    )
+
+
+def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResult:
+    cause = error.cause if isinstance(error, ActivityError) else error
+    kind = "tool_error"
+    if isinstance(cause, TimeoutError):
+        kind = "tool_timeout"
+        text = f"The tool did not answer in time, in {tool.retry.attempts} attempts."
+        if tool.effect == "write":
+            text += " It may or may not have taken effect."
+    elif isinstance(cause, ApplicationError) and cause.type == BLOB_STORE_FAILED:
+        # The tool had returned: only its answer could not be written down.
+        text = f"The tool has done its work, but its result could not be kept: {cause.message}"
+    elif isinstance(cause, ApplicationError):
+        text = cause.message
+        kind = "tool_timeout" if cause.type in (MAY_BE_DONE, WORKER_SHUTDOWN) else kind
+    elif is_cancelled_exception(error):
+        text = "The run was ended while this call was under way; it may or may not have taken effect."
+    else:
+        text = str(cause or error)
+    said = Text(text=bounded(masked(text)))
+    return ToolResult(
+        call_id=call.call.id, name=call.call.name, content=[said], is_error=True, error_kind=kind
+    )

@@ -1,0 +1,51 @@
+"""An agent as a child of somebody else's workflow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+from perdure.limits import Limits
+from perdure.messages import Part
+from perdure.wire.names import WORKFLOW
+from perdure.wire.results import RunResult
+
+from .inputs import request_of
+
+
+async def run_agent(
+    agent: str,
+    prompt: str | list[Part],
+    *,
+    id: str | None = None,  # noqa: A002 - Temporal's own word for it
+    user: str | None = None,
+    roles: Sequence[str] = (),
+    limits: Limits | None = None,
+    context: dict[str, Any] | None = None,
+    task_queue: str | None = None,
+) -> RunResult:
+    """Run an agent as a child workflow of the calling workflow; waits for its result.
+
+    Cancelling the caller cancels the run. The run can be watched, told things and approved like
+    any other, under its own id.
+
+    Raises:
+        ApplicationError: "InvalidRequest": what was asked is wrong; nothing was started.
+        ChildWorkflowError: the run failed; its cause names the kind.
+
+    """
+    # Checked here and raised as a failure: any other error would leave the caller's task failing.
+    given = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
+    request = request_of({**given, "context": context or {}, "stream": False})
+    # Plain JSON in and out: the caller's data converter need not know our types.
+    answer: dict[str, Any] = await workflow.execute_child_workflow(
+        WORKFLOW,
+        request.plain(),
+        id=id or str(workflow.uuid4()),
+        task_queue=task_queue,
+        result_type=dict[str, Any],
+        retry_policy=RetryPolicy(maximum_attempts=1),
+        static_summary=f"agent {agent}",
+    )
+    return RunResult.model_validate(answer)
