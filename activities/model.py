@@ -150,9 +150,9 @@ class ModelCalls:
         try:
             waits = not call.can_fall_back("circuit_open")
             # Once, and where nobody else could answer: then the outage is what it was.
-            insists = waits and call.want.insists and activity.info().attempt == 1
+            force_once = waits and call.want.force_once and activity.info().attempt == 1
             ticket = await self.traffic.admit(
-                name, limits, lambda: _reads(request), waits=waits, insists=insists
+                name, limits, lambda: _reads(request), waits=waits, force_once=force_once
             )
         except CircuitOpen as refusal:
             kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
@@ -280,7 +280,7 @@ class _Call:
             message=message,
             wasted=spent,
             wasted_microusd=self.wasted_microusd(spent),
-            heals_after=_heals_after(error, self.first_nap),
+            retry_in=_heals_after(error, self.first_nap),
         )
         activity.logger.warning("model call failed: %s: %s", error.kind, message)
         too_long = error.retry_after is not None and error.retry_after > MOST_PATIENCE
@@ -322,7 +322,7 @@ def _reads(request: ModelRequest) -> int:
 
 def _heals_after(error: ModelError, first_nap: timedelta) -> timedelta | None:
     """When to look again, for what may pass: never before the provider says, and not all at once."""
-    if not RULES[error.kind].heals:
+    if not RULES[error.kind].transient:
         return None
     chance = random.random()  # noqa: S311 - no secret
     if error.kind == "circuit_open" and error.retry_after is not None:

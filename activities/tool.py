@@ -124,7 +124,7 @@ class ToolCalls:
         earlier = self.remembered.find(tool, want)
         if earlier is not None:
             return earlier.told(tool.name, said), None
-        if tool.effect == "write" and note.touched:
+        if tool.effect == "write" and note.may_have_effect:
             # Of this kind, whatever the last attempt met: nothing else may do it in its place.
             said = Kept(content=[*said.content, Text(text="It may or may not have taken effect.")])
             return said, "tool_timeout"
@@ -164,7 +164,7 @@ class ToolCalls:
         activity.heartbeat(note.progress(0, 0))
         raise ApplicationError(
             f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker",
-            type=MAY_BE_DONE if note.touched else None,
+            type=MAY_BE_DONE if note.may_have_effect else None,
         )
 
     async def _run(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
@@ -201,15 +201,15 @@ class _Note:
     def __init__(self, call_id: str) -> None:
         self.call_id = call_id
         self.text = ""
-        self.touched = self._before = _touched_before()
+        self.may_have_effect = self._before = _touched_before()
 
     def begins(self) -> None:
         """The tool is called."""
-        self.touched = True
+        self.may_have_effect = True
 
     def ended(self, error: BaseException) -> None:
         """It failed with that."""
-        self.touched = self._before or may_have_reached(error)
+        self.may_have_effect = self._before or may_have_reached(error)
 
     def report(self, text: str) -> None:
         self.text = bounded(whole(str(text)), 500)
@@ -220,14 +220,14 @@ class _Note:
             attempt=activity.info().attempt,
             seq=seq,
             note=self.text[:window],
-            touched=self.touched,
+            may_have_effect=self.may_have_effect,
         )
 
 
 def _touched_before() -> bool:
     """Whether an earlier attempt may have had the effect: one of which nothing was heard may have, too."""
     progress, attempt = last_progress(), activity.info().attempt
-    return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.touched)
+    return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.may_have_effect)
 
 
 def tool_key(name: str) -> str:
@@ -263,8 +263,8 @@ def _cut_short(error: BaseException, note: _Note) -> BaseException:
         return error
     activity.heartbeat(note.progress(0, 0))
     said = "The worker was stopped before the tool "
-    said += "returned; the call may or may not have taken effect." if note.touched else "was called."
-    kind = MAY_BE_DONE if note.touched else None
+    said += "returned; the call may or may not have taken effect." if note.may_have_effect else "was called."
+    kind = MAY_BE_DONE if note.may_have_effect else None
     return ApplicationError(said, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 

@@ -78,7 +78,7 @@ The figures are in `results.jsonl`, with the faults that were done by name, and 
   to a file fails, with another error number than a full disk's. Results of tools go to the blob store
   in these runs; the model's answers are too small to, so none of these runs parks.
 - A slow disk is a delay in each `fsync` of the workers. Reading is not slow, and the server's disk is
-  not touched.
+  not may_have_effect.
 - The clock is faked by libfaketime in the workers, for Python and for the SDK's native code; monotonic
   clocks go on as they were, as they do on a real machine. The server's clock does not jump.
 - The provider is never killed: from a worker's point of view that is `cut`.

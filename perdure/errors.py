@@ -62,11 +62,11 @@ class Rule(NamedTuple):
     """The next model of the chain, or the tool's stand-in, is tried when this one has given up."""
     parks: bool = False
     """With `on_failure="park"` the run waits where it is."""
-    heals: bool = False
+    transient: bool = False
     """Time may mend it: a parked run tries again by itself. Else it waits for a person to `resume` it."""
-    trips: bool = False
+    counts_for_circuit: bool = False
     """It counts against the circuit of the model, or of the tool."""
-    held: bool = False
+    blocked_locally: bool = False
     """The worker itself held the call, and says until when: nobody was asked, and nothing learnt."""
     counts: str = "nothing"
     """What it uses up."""
@@ -92,8 +92,8 @@ def _passing(meaning: str) -> Rule:
         retried=True,
         falls_back=True,
         parks=True,
-        heals=True,
-        trips=True,
+        transient=True,
+        counts_for_circuit=True,
         counts=_ATTEMPTS,
         person_sees=_WAITS,
     )
@@ -110,12 +110,20 @@ RULES: dict[ErrorKind, Rule] = {
     "timeout": _passing("no answer in time"),
     "connection": _passing("the provider was not reached, or hung up"),
     "stream_cut": _passing("the answer stopped before its end"),
-    "malformed_reply": _passing("the answer cannot be read")._replace(heals=False, person_sees=_MEND),
+    "malformed_reply": _passing("the answer cannot be read")._replace(transient=False, person_sees=_MEND),
     "circuit_open": _passing("the model, or tool, failed so often that nobody asks it for a while")._replace(
-        retried=False, trips=False, held=True, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
+        retried=False,
+        counts_for_circuit=False,
+        blocked_locally=True,
+        counts=_NOT_ASKED,
+        model_sees=_TOOL_NOT_ASKED,
     ),
     "throttled": _passing("our own rate limit has no room for the call within 20 seconds")._replace(
-        retried=False, trips=False, falls_back=False, counts=_NOT_ASKED, model_sees=_TOOL_NOT_ASKED
+        retried=False,
+        counts_for_circuit=False,
+        falls_back=False,
+        counts=_NOT_ASKED,
+        model_sees=_TOOL_NOT_ASKED,
     ),
     "context_overflow": Rule(
         "model",
@@ -153,7 +161,7 @@ RULES: dict[ErrorKind, Rule] = {
         "the tool failed; again only for a lost connection, a timeout, `RetryableToolError`",
         retried=True,
         falls_back=True,
-        trips=True,
+        counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
         model_sees=_ERROR_RESULT,
         person_sees=_IN_TRANSCRIPT,
@@ -163,7 +171,7 @@ RULES: dict[ErrorKind, Rule] = {
         "the tool did not answer in time, or its worker died",
         retried=True,
         falls_back=True,
-        trips=True,
+        counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
         model_sees="the error; of a write, that it may or may not have taken effect",
         person_sees=_IN_TRANSCRIPT,
@@ -206,8 +214,8 @@ def as_markdown() -> str:
 
 
 def _row(kind: str, rule: Rule) -> str:
-    parks = ("a while" if rule.heals else "until resumed") if rule.parks else ""
-    marks = ["yes" if mark else "" for mark in (rule.retried, rule.trips, rule.falls_back)]
+    parks = ("a while" if rule.transient else "until resumed") if rule.parks else ""
+    marks = ["yes" if mark else "" for mark in (rule.retried, rule.counts_for_circuit, rule.falls_back)]
     cells = [
         f"`{kind}`",
         rule.meaning,

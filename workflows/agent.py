@@ -278,15 +278,15 @@ class AgentWorkflow:
 
     def _healing(self, event: Event) -> Event:
         """Of an outage that only Temporal noticed nobody has said when to look again."""
-        if not isinstance(event, ModelFailed) or event.failure.heals_after is not None:
+        if not isinstance(event, ModelFailed) or event.failure.retry_in is not None:
             return event
         if self._layout < 2:  # runs of 0.1 did not book what such a call had cost, and must not begin to
             lost = event.failure.message == NOT_KEPT_ALIVE
             return replace(event, failure=unbilled(event.failure)) if lost else event
-        if not rule_for(event.failure.kind).heals:
+        if not rule_for(event.failure.kind).transient:
             return event
         after = _FIRST_NAP * (0.5 + workflow.random().random())
-        return replace(event, failure=event.failure.model_copy(update={"heals_after": after}))
+        return replace(event, failure=event.failure.model_copy(update={"retry_in": after}))
 
     async def _something_happens(self) -> None:
         self._woken = False

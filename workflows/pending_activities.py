@@ -185,7 +185,7 @@ def model_input(state: State, command: CallModel) -> ModelInput:
         handoffs=bool(state.peers),
         stream=state.request.stream,
         user=state.request.user,
-        insists=state.insists,
+        force_once=state.force_once,
     )
 
 

@@ -246,7 +246,7 @@ class Transcripts:
         except RPCError as error:
             # Not our bug, and nobody's fault but the network's: worth trying again, and to park for.
             failure = ModelFailure(
-                kind="connection", message=f"the run was not reached: {error}", heals_after=_SOON
+                kind="connection", message=f"the run was not reached: {error}", retry_in=_SOON
             )
             raise ApplicationError(failure.message, failure, type=failure.kind) from error
 

@@ -34,7 +34,7 @@ B = TypeVar("B")
 O = TypeVar("O", bound="Options")  # noqa: E741 - one letter, as for every type variable here
 
 EMPTY = "(empty)"
-"""Stands where a provider insists on content and there is none."""
+"""Stands where a provider demands content and there is none."""
 
 ATTACHMENT_TOKENS = 1_600
 """A rough count for an image or a page: what the larger providers charge for a full-size picture."""

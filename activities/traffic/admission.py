@@ -31,12 +31,12 @@ class Traffic:
         tokens: Callable[[], int] = lambda: 0,
         *,
         waits: bool = False,
-        insists: bool = False,
+        force_once: bool = False,
     ) -> Ticket:
         """Wait until the call may be made; then `circuits` must be told what became of the ticket.
 
         `tokens` is about what it will read; asked only if one of the `limits` counts them. With `waits`,
-        nobody else could answer: then a short outage is waited for. With `insists`, a person wants it
+        nobody else could answer: then a short outage is waited for. With `force_once`, a person wants it
         tried: see `Circuits.check`.
 
         Raises:
@@ -44,9 +44,9 @@ class Traffic:
             Throttled: our own limits have no room for a while.
 
         """
-        await self._passed(lambda: self.circuits.check(key, insists=insists), waits=waits)
+        await self._passed(lambda: self.circuits.check(key, force_once=force_once), waits=waits)
         await self.rates.enter(limits, tokens)
-        return await self._passed(lambda: self.circuits.enter(key, insists=insists), waits=waits)
+        return await self._passed(lambda: self.circuits.enter(key, force_once=force_once), waits=waits)
 
     async def _passed(self, try_it: Callable[[], _Given], *, waits: bool) -> _Given:
         left = min(PATIENCE, self.circuits.first_wait * 1.5).total_seconds() if waits else 0.0

@@ -80,8 +80,8 @@ class Circuits:
     """Told of each opening, for metrics."""
     _known: dict[str, Circuit] = field(default_factory=dict[str, Circuit])
 
-    def check(self, key: str, *, insists: bool = False) -> None:
-        """Whether a call may be made now. One that `insists` does not wait for an outage to be over: if
+    def check(self, key: str, *, force_once: bool = False) -> None:
+        """Whether a call may be made now. One that is forced does not wait for an outage to be over: if
         nobody else is out to see, nor has just been, it is. A delay that the provider asked for holds it
         like any other.
 
@@ -102,17 +102,17 @@ class Circuits:
             later = timedelta(seconds=self._wait(circuit))
             raise CircuitOpen(key, soon, circuit.why, asked_for=False, known_after=later)
         left = circuit.until - self.clock()
-        if left > 0 and not (insists and self._may_insist(circuit, soon)):
+        if left > 0 and not (force_once and self._may_insist(circuit, soon)):
             raise CircuitOpen(key, timedelta(seconds=left), circuit.why, asked_for=False)
 
-    def enter(self, key: str, *, insists: bool = False) -> Ticket:
+    def enter(self, key: str, *, force_once: bool = False) -> Ticket:
         """Ask to make a call; `succeeded`, `failed` or `left` then says what became of it.
 
         Raises:
             CircuitOpen: not now.
 
         """
-        self.check(key, insists=insists)
+        self.check(key, force_once=force_once)
         ticket = Ticket(key)
         circuit = self._current(key)
         if circuit is not None and circuit.until is not None:
@@ -139,7 +139,7 @@ class Circuits:
 
     def failed(self, ticket: Ticket, kind: ErrorKind, retry_after: timedelta | None = None) -> None:
         """The call failed; kinds that say nothing of the other side's health change nothing."""
-        if not RULES[kind].trips:
+        if not RULES[kind].counts_for_circuit:
             return self.left(ticket)
         circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind

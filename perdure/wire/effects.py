@@ -53,7 +53,7 @@ class ModelInput(Value):
     """True in a swarm: then the model gets the tool to hand off."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     user: str | None = Field(default=None, exclude_if=_absent)
-    insists: bool = Field(default=False, exclude_if=_absent)
+    force_once: bool = Field(default=False, exclude_if=_absent)
     """True when a person has told the parked run to go on: an open circuit does not keep it from asking."""
 
 
@@ -85,7 +85,7 @@ class ModelFailure(Value):
     message: str
     wasted: Usage = Usage()
     wasted_microusd: int = 0
-    heals_after: timedelta | None = Field(default=None, exclude_if=_absent)
+    retry_in: timedelta | None = Field(default=None, exclude_if=_absent)
     """When it is worth another try, for what time may mend; with some chance in it, so that not all
     that wait come at once."""
 
@@ -137,7 +137,7 @@ class Progress(Value):
     """A tool's own word on how far it is."""
     spent: Usage = Usage()
     """Usage of this attempt and those before it, in case it is the last thing heard of them."""
-    touched: bool = Field(default=False, exclude_if=_absent)
+    may_have_effect: bool = Field(default=False, exclude_if=_absent)
     """A tool's call may have had its effect by now, in this attempt or an earlier one."""
 
 

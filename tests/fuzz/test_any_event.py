@@ -78,7 +78,7 @@ events: st.SearchStrategy[Any] = st.one_of(
             ModelFailure,
             kind=st.sampled_from([*RULES, "stale", "x"]),
             message=st.just("no"),
-            heals_after=st.none() | st.timedeltas(timedelta(), timedelta(hours=3)),
+            retry_in=st.none() | st.timedeltas(timedelta(), timedelta(hours=3)),
         ),
         at=st.none() | st.just(NOW),
     ),

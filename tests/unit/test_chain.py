@@ -50,7 +50,7 @@ def chain(*fallbacks: dict[str, Any]) -> tuple[ModelSpec, ...]:
 
 def failed(state: State, kind: str, *, heals: float | None = None, at: float = 0) -> State:
     after = None if heals is None else timedelta(seconds=heals)
-    failure = ModelFailure(kind=kind, message="why", heals_after=after)
+    failure = ModelFailure(kind=kind, message="why", retry_in=after)
     return fold(asked(state), ModelFailed(failure=failure, at=NOW + timedelta(seconds=at)))
 
 
@@ -110,7 +110,7 @@ def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes(
     state = begun()
     waits: list[float] = []
     for _ in range(7):
-        state = failed(state, "overloaded", heals=30)
+        state = failed(state, "overloaded", transient=30)
         assert isinstance(decide(state), Wait)
         assert state.parked is not None
         due = state.parked.resumes_at
@@ -120,7 +120,7 @@ def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes(
         state = fold(state, NapOver(at=due))
         assert isinstance(decide(state), CallModel)
     assert waits == [30, 60, 120, 240, 240, 240, 240]
-    state = failed(begun(), "rate_limited", heals=7200)
+    state = failed(begun(), "rate_limited", transient=7200)
     assert state.parked is not None
     assert state.parked.resumes_at == NOW + timedelta(hours=2), "a provider's own delay is kept"
     answered = fold(asked(state), reply(asked(state), text="hi"))
@@ -134,7 +134,7 @@ def test_what_was_never_asked_makes_no_nap_longer() -> None:
     state = begun()
     waits: list[float] = []
     for kind in ("circuit_open", "overloaded", "circuit_open", "circuit_open", "overloaded"):
-        state = failed(state, kind, heals=30)
+        state = failed(state, kind, transient=30)
         assert state.parked is not None
         assert state.parked.resumes_at is not None
         waits.append((state.parked.resumes_at - NOW).total_seconds())
@@ -144,19 +144,19 @@ def test_what_was_never_asked_makes_no_nap_longer() -> None:
 
 @pytest.mark.parametrize("event", [Resumed(), Redriven()], ids=["resume", "redrive"])
 def test_who_is_told_to_go_on_insists_until_a_model_answers_or_it_is_parked_again(event: Event) -> None:
-    parked = failed(begun(), "circuit_open", heals=30)
+    parked = failed(begun(), "circuit_open", transient=30)
     assert parked.parked is not None
     assert parked.parked.resumes_at is not None
     by_itself = fold(parked, NapOver(at=parked.parked.resumes_at))
     told = fold(parked, event)
-    for state, insists in ((by_itself, False), (told, True)):
+    for state, force_once in ((by_itself, False), (told, True)):
         command = decide(state)
         assert isinstance(command, CallModel)
-        assert model_input(state, command).insists is insists
-    assert not failed(told, "circuit_open", heals=30).insists
-    assert not fold(asked(told), reply(asked(told), text="hi")).insists
-    assert fold(failed(begun(), "malformed_reply"), event).insists, "which opens circuits too"
-    assert not fold(begun(), Resumed()).insists, "one that was not parked has nothing to insist on"
+        assert model_input(state, command).force_once is force_once
+    assert not failed(told, "circuit_open", transient=30).force_once
+    assert not fold(asked(told), reply(asked(told), text="hi")).force_once
+    assert fold(failed(begun(), "malformed_reply"), event).force_once, "which opens circuits too"
+    assert not fold(begun(), Resumed()).force_once, "one that was not parked has nothing to insist on"
 
 
 def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent() -> None:
@@ -243,7 +243,7 @@ def test_an_outage_has_one_beginning_and_its_parent_hears_of_it_once() -> None:
     state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Birth(id="p/a-1", branch=branch))
     told = 0
     for n in range(5):
-        state = failed(state, "overloaded", heals=30, at=100 * n)
+        state = failed(state, "overloaded", transient=30, at=100 * n)
         assert state.parked is not None
         assert state.parked.since == NOW
         report, after = report_due(state, branch, None)

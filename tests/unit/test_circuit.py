@@ -82,17 +82,17 @@ def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
-    probe = circuits.enter(KEY, insists=True)
-    for insists in (True, False):
+    probe = circuits.enter(KEY, force_once=True)
+    for force_once in (True, False):
         with pytest.raises(CircuitOpen) as refusal:
-            circuits.enter(KEY, insists=insists)
+            circuits.enter(KEY, force_once=force_once)
         assert refusal.value.retry_after == timedelta(seconds=5), "it will soon be known"
     circuits.failed(probe, "overloaded")
     assert refused(circuits) == 10, "nobody else waits longer for it"
     with pytest.raises(CircuitOpen):
-        circuits.enter(KEY, insists=True)
+        circuits.enter(KEY, force_once=True)
     clock.now = 5
-    circuits.succeeded(circuits.enter(KEY, insists=True))
+    circuits.succeeded(circuits.enter(KEY, force_once=True))
     assert circuits.states() == {}, "what it found out is true for all"
 
 
@@ -100,9 +100,9 @@ def test_what_the_provider_asks_of_one_who_insists_is_heeded_by_all() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
-    circuits.failed(circuits.enter(KEY, insists=True), "overloaded", timedelta(seconds=60))
+    circuits.failed(circuits.enter(KEY, force_once=True), "overloaded", timedelta(seconds=60))
     with pytest.raises(CircuitOpen) as refusal:
-        circuits.enter(KEY, insists=True)
+        circuits.enter(KEY, force_once=True)
     assert (refusal.value.asked_for, refusal.value.retry_after) == (True, timedelta(seconds=60))
 
 
@@ -115,7 +115,7 @@ def test_hundreds_who_insist_do_not_storm_what_is_still_down() -> None:
         clock.now = tenth / 10
         for _ in range(300):
             try:
-                probe = circuits.enter(KEY, insists=True)
+                probe = circuits.enter(KEY, force_once=True)
             except CircuitOpen:
                 continue
             asked += 1
@@ -138,7 +138,7 @@ def test_a_delay_that_the_provider_asks_for_holds_who_insists_too() -> None:
     circuits = Clock().circuits()
     fail(circuits, "rate_limited", after=30)
     with pytest.raises(CircuitOpen) as refusal:
-        circuits.enter(KEY, insists=True)
+        circuits.enter(KEY, force_once=True)
     assert refusal.value.asked_for
 
 
@@ -203,7 +203,7 @@ def test_one_that_nobody_asks_for_long_is_forgotten() -> None:
     circuits.enter(KEY)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.trips])
+@pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.counts_for_circuit])
 def test_what_says_nothing_about_the_other_side_never_opens_it(kind: ErrorKind) -> None:
     circuits = Clock().circuits(threshold=1)
     fail(circuits, kind)

@@ -216,7 +216,7 @@ def _replied(state: State, event: Replied) -> State:
         update={"meta": meta.model_copy(update={"errors": list(state.tried)})} if state.tried else {}
     )
     state = replace(state, messages=(*state.messages, message), tried=(), shrinks=0)
-    state = back(replace(state, naps=0, outage=None, insists=False))
+    state = back(replace(state, naps=0, outage=None, force_once=False))
     # A reply that cost nothing (a cancelled one) says nothing about the context either.
     if meta.usage.total_tokens:
         state = replace(state, context_tokens=meta.usage.total_tokens)
@@ -432,8 +432,8 @@ def _decided(state: State, decision: Decision) -> State:
 def _told_to_go_on(state: State) -> State:
     """By a person, who may know that it is mended: no circuit keeps it from asking once."""
     parked = state.parked
-    told = parked is not None and (parked.resumes_at is not None or rule_for(parked.kind).trips)
-    return replace(_resumed(state), insists=told or state.insists)
+    told = parked is not None and (parked.resumes_at is not None or rule_for(parked.kind).counts_for_circuit)
+    return replace(_resumed(state), force_once=told or state.force_once)
 
 
 def _resumed(state: State) -> State:
@@ -448,7 +448,7 @@ def _awake(state: State, at: datetime) -> State:
     parked = state.parked
     if parked is None or parked.resumes_at is None or at < parked.resumes_at:
         return state
-    naps = state.naps if rule_for(parked.kind).held else state.naps + 1
+    naps = state.naps if rule_for(parked.kind).blocked_locally else state.naps + 1
     return replace(_resumed(state), paused=state.paused, naps=naps, outage=state.outage)
 
 
@@ -535,7 +535,7 @@ def _next_model_or_end(state: State, failure: ModelFailure, at: datetime | None)
         since = state.outage.since if state.outage else at
         parked = parked.model_copy(update={"since": since, "resumes_at": _nap_end(state, failure, at)})
         outage = parked if parked.resumes_at else None
-        return replace(state, parked=parked, outage=outage, insists=False)
+        return replace(state, parked=parked, outage=outage, force_once=False)
     return _failed(state, failure.kind, failure.message, answers=rule.parks)
 
 
@@ -552,12 +552,12 @@ def _nap_end(state: State, failure: ModelFailure, at: datetime | None) -> dateti
     """When to try again: each time after twice as long, up to a bound: they must not sleep on for as long
     again when an outage is over. A call that was held here learnt nothing, and waits as long as that.
     """
-    if failure.heals_after is None or at is None:
+    if failure.retry_in is None or at is None:
         return None
-    if rule_for(failure.kind).held:
-        return at + min(failure.heals_after, LONGEST_NAP)
-    longest = max(LONGEST_NAP, failure.heals_after)
-    wanted: timedelta = failure.heals_after * 2 ** min(state.naps, MOST_DOUBLINGS)
+    if rule_for(failure.kind).blocked_locally:
+        return at + min(failure.retry_in, LONGEST_NAP)
+    longest = max(LONGEST_NAP, failure.retry_in)
+    wanted: timedelta = failure.retry_in * 2 ** min(state.naps, MOST_DOUBLINGS)
     return at + min(wanted, longest)
 
 

@@ -267,7 +267,7 @@ def _fresh(state: State) -> State:
         settled=0,
         naps=0,
         outage=None,
-        insists=False,
+        force_once=False,
         tried=(),
         stale=0,
         clamped_by=None,

@@ -182,7 +182,7 @@ class State:
     """Times in a row it was parked and tried again by itself."""
     outage: Failure | None = None
     """Why it was parked first, until a model answers: between two naps nothing is better yet."""
-    insists: bool = False
+    force_once: bool = False
     """A person has told it to go on, and no model has answered yet, nor was it parked again."""
     relimited: Limits | None = None
     """Bounds that a person has set since, in place of its own."""
