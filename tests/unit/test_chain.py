@@ -48,8 +48,8 @@ def chain(*fallbacks: dict[str, Any]) -> tuple[ModelSpec, ...]:
     return (first, *others)
 
 
-def failed(state: State, kind: str, *, heals: float | None = None, at: float = 0) -> State:
-    after = None if heals is None else timedelta(seconds=heals)
+def failed(state: State, kind: str, *, transient: float | None = None, at: float = 0) -> State:
+    after = None if transient is None else timedelta(seconds=transient)
     failure = ModelFailure(kind=kind, message="why", retry_in=after)
     return fold(asked(state), ModelFailed(failure=failure, at=NOW + timedelta(seconds=at)))
 
