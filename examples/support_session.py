@@ -42,7 +42,7 @@ async def talk(client: Client) -> None:
     print((await session.say("Where is W1?")).output)
     async for event in session.stream("It is broken. I want my money back."):
         if event.kind == "approval_requested":
-            await session.decide(event.approval.call_id, allow=True, by="lee")
+            await session.resolve_approval(event.approval.call_id, allow=True, by="lee")
         if event.kind == "turn_finished":
             print(event.reply.output)
     print((await session.status()).cost_microusd, "millionths of a dollar")

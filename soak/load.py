@@ -72,7 +72,7 @@ async def _approved(client: Client, n: int) -> None:
     run = await client.start("careful", f"pay {n}")
     await _status(run, "waiting_approval")
     (want,) = (await run.status()).waiting
-    await run.decide(want.call_id, allow=n % 3 != 0, by="soak")
+    await run.resolve_approval(want.call_id, allow=n % 3 != 0, by="soak")
     _check((await run.result()).output == "done", n)
 
 

@@ -22,12 +22,12 @@ from perdure.graph import GraphCode
 from perdure.members import within
 from perdure.wire.effects import Relay
 from perdure.wire.names import (
-    DECIDE,
     GRANT,
     PAUSE,
     REDRIVE,
     RELAY,
     REPORT,
+    RESOLVE_APPROVAL,
     RESULT,
     RESUME,
     SEND,
@@ -410,21 +410,21 @@ class AgentWorkflow:
             raise refuse(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None
 
     @workflow.update(
-        name=DECIDE,
-        description='Decide about a tool call that waits: {"call_id": "...", "allow": true, "by": "you"}.',
+        name=RESOLVE_APPROVAL,
+        description='Allow or deny a tool call that waits: {"call_id": "...", "allow": true, "by": "you"}.',
     )
-    async def decide(self, decision: Any) -> None:
+    async def resolve_approval(self, decision: Any) -> None:
         """Allow a held call, with other arguments if you wish, or refuse it with a reason."""
         made = decision_of(decision)
         below = held_below(self._state, made)
         if below is not None:
             plain = made.model_dump(mode="json", exclude_unset=True, exclude={"run_id"})
-            await self._relayed(below, DECIDE, plain)
+            await self._relayed(below, RESOLVE_APPROVAL, plain)
         else:
             self._events.append(Decided(decision=made))
 
-    @decide.validator
-    def _check_decide(self, decision: Any) -> None:
+    @resolve_approval.validator
+    def _check_resolve_approval(self, decision: Any) -> None:
         wanted = decision_of(decision)
         self._refuse_when_over()
         earlier = [event.decision.call_id for event in self._events if isinstance(event, Decided)]

@@ -11,7 +11,7 @@ from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
 from perdure.wire.names import INVALID_REQUEST
-from perdure.wire.requests import Decision, Redrive, RunRequest, Say, SessionRequest
+from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, Say, SessionRequest
 from perdure.wire.results import Approval, Question
 from perdure.wire.spec import AgentSpec
 
@@ -151,7 +151,7 @@ def listener(state: State | Team) -> str | None:
     raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(heard)}')
 
 
-def held_below(state: State | Team | None, decision: Decision) -> str | None:
+def held_below(state: State | Team | None, decision: ApprovalDecision) -> str | None:
     """The run below that waits for this decision; None: the run itself is meant.
 
     Raises:
@@ -172,9 +172,9 @@ def held_below(state: State | Team | None, decision: Decision) -> str | None:
     return meant[0] if meant else None
 
 
-def decision_of(raw: Any) -> Decision:
-    """What `decide` was given."""
-    return _checked("decision", lambda: Decision.model_validate(raw))
+def decision_of(raw: Any) -> ApprovalDecision:
+    """Return the checked argument of `resolve_approval`."""
+    return _checked("decision", lambda: ApprovalDecision.model_validate(raw))
 
 
 def redrive_of(raw: Any) -> Redrive:
@@ -214,7 +214,7 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
         raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 
 
-def check_decision(state: State | Team | None, decision: Decision) -> None:
+def check_decision(state: State | Team | None, decision: ApprovalDecision) -> None:
     """Refuse a decision about nothing, about something else, or one that changes nothing.
 
     Raises:
@@ -237,7 +237,7 @@ def check_decision(state: State | Team | None, decision: Decision) -> None:
     _check_arguments(state, call, decision)
 
 
-def _check_arguments(state: State | Team | None, call: Call, decision: Decision) -> None:
+def _check_arguments(state: State | Team | None, call: Call, decision: ApprovalDecision) -> None:
     """A slip of the person's must not use up the approval."""
     tool = state.spec.tool(call.call.name) if isinstance(state, State) else None
     if decision.arguments is None or tool is None:

@@ -136,8 +136,8 @@ class Demo:
             say(f"    Held here until somebody decides: {page}")
             say(f"    or by: PERDURE_ADDRESS={self.stage.server.address} perdure approve {run.id}")
         else:
-            await run.decide(approval.call_id, allow=True, by="demo", digest=approval.digest)
-            say("    allowed, by run.decide(...)")
+            await run.resolve_approval(approval.call_id, allow=True, by="demo", digest=approval.digest)
+            say("    allowed, by run.resolve_approval(...)")
         if await until(lambda: self.booked_or_over(run), "the refund", within=None) == "booked":
             say("    The refund is in the database. Temporal does not know yet. Now:")
             await self.replace_worker()

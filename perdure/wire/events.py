@@ -94,7 +94,7 @@ class Retrying(Value):
 class ApprovalRequested(Value):
     """A tool call of the run, or of one below it, waits for a person.
 
-    `run.decide(approval.call_id, allow=..., run_id=approval.run_id)` decides about it.
+    `run.resolve_approval(approval.call_id, allow=..., run_id=approval.run_id)` allows or denies it.
     """
 
     kind: Literal["approval_requested"] = "approval_requested"

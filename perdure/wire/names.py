@@ -12,7 +12,7 @@ TASK_QUEUE: Final = "perdure"
 
 # Updates, signals and queries of AgentWorkflow.
 SEND: Final = "send"
-DECIDE: Final = "decide"
+RESOLVE_APPROVAL: Final = "resolve_approval"
 PAUSE: Final = "pause"
 RESUME: Final = "resume"
 STOP: Final = "stop"

@@ -88,8 +88,8 @@ class Say(_Strict):
     when_busy: WhenBusy = "queue"
 
 
-class Decision(_Strict):
-    """A person's word on an approval."""
+class ApprovalDecision(_Strict):
+    """The argument of `resolve_approval`: a person allows or denies a tool call that waits."""
 
     call_id: str
     allow: bool

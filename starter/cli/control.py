@@ -84,7 +84,7 @@ async def _decide(common: Common, run_id: str, meant: _Meant, **decision: Any) -
     want = await _held(run, meant)
     decision["by"] = person() if decision["by"] is None else decision["by"]
     below = want.run_id if want.path else None
-    await run.decide(want.call_id, digest=want.digest, run_id=below, **decision)
+    await run.resolve_approval(want.call_id, digest=want.digest, run_id=below, **decision)
     done = "approved" if decision["allow"] else "denied"
     plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
     plain |= {"run_id": below} if below else {}

@@ -237,7 +237,7 @@ class Follower:
             case Approval(), "y" | "yes" | "n" | "no":
                 allow = word.startswith("y")
                 below = self._below(want)
-                await self._run.decide(
+                await self._run.resolve_approval(
                     want.call_id, allow=allow, by=person(), reason=rest, digest=want.digest, run_id=below
                 )
             case _:

@@ -34,10 +34,10 @@ from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.wire.events import Event, TreeEvent
 from perdure.wire.names import (
-    DECIDE,
     LOST_UPDATE,
     PAUSE,
     REDRIVE,
+    RESOLVE_APPROVAL,
     RESULT,
     RESUME,
     SEND,
@@ -217,7 +217,7 @@ class Run:
             plain = {"run_id": run_id, "text": plain}
         return int(await self._update(SEND, plain, id=id))
 
-    async def decide(
+    async def resolve_approval(
         self,
         call_id: str,
         *,
@@ -228,8 +228,10 @@ class Run:
         digest: str | None = None,
         run_id: str | None = None,
     ) -> None:
-        """Decide about a held tool call of the run, or of one below it; with `arguments`, allow it
-        with these instead. `run_id` says which run's call it is, when several wait with that id.
+        """Allow or deny a tool call that waits for approval, in the run or in a run below it.
+
+        With `arguments`, the call is allowed with these instead. `run_id` names the run that waits;
+        it is needed when calls of several runs wait under the same id.
 
         Raises:
             InvalidRequest: the call does not wait, is not what `digest` says, or could be several.
@@ -238,7 +240,7 @@ class Run:
         given = {"arguments": arguments, "digest": digest, "run_id": run_id}
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
         decision |= {name: value for name, value in given.items() if value is not None}
-        await self._update(DECIDE, decision)
+        await self._update(RESOLVE_APPROVAL, decision)
 
     async def pause(self) -> None:
         """Let what is in flight finish and start nothing new."""

@@ -69,7 +69,7 @@ class Session:
 
     def __init__(self, run: Run, opening: Opening | None = None) -> None:
         self.run = run
-        """The same as a run: pause, resume, decide, result, and so on."""
+        """The same as a run: pause, resume, resolve_approval, result, and so on."""
         self._opening = opening
         self._door = asyncio.Semaphore(_AT_THE_DOOR)
 
@@ -134,9 +134,9 @@ class Session:
         """All messages of all turns, in order."""
         return await self.run.transcript(start=start)
 
-    async def decide(self, call_id: str, *, allow: bool, **decision: Any) -> None:
-        """Decide about a held tool call, as `Run.decide`."""
-        await self.run.decide(call_id, allow=allow, **decision)
+    async def resolve_approval(self, call_id: str, *, allow: bool, **decision: Any) -> None:
+        """Allow or deny a tool call that waits, as `Run.resolve_approval`."""
+        await self.run.resolve_approval(call_id, allow=allow, **decision)
 
     async def interrupt(self) -> None:
         """End the turn in hand, gracefully; the session goes on."""

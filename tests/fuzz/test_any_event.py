@@ -10,7 +10,7 @@ from perdure.errors import RULES
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.wire.effects import ModelFailure
-from perdure.wire.requests import Decision
+from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import RunResult
 from perdure.wire.tree import Amount, Grant, Report
 from perdure.workflows.engine.carry import Writing, pack, unpack
@@ -97,7 +97,7 @@ events: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(
         Decided,
-        decision=st.builds(Decision, call_id=st.sampled_from(CALL_IDS), allow=st.booleans()),
+        decision=st.builds(ApprovalDecision, call_id=st.sampled_from(CALL_IDS), allow=st.booleans()),
     ),
     st.sampled_from([Paused(), Resumed(), GraceOver(), IdleNoticed(at=NOW)]),
     st.builds(EndAsked, reason=REASONS),

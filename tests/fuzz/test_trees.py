@@ -16,7 +16,7 @@ from perdure.errors import RULES
 from perdure.messages import Message, ToolCall, Usage
 from perdure.wire.effects import ModelFailure
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
-from perdure.wire.requests import Decision
+from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval, Parked, Question, RunResult
 from perdure.workflows.engine.amounts import bounds_of
 from perdure.workflows.engine.report import waiting_of
@@ -209,7 +209,9 @@ class Trees(RuleBasedStateMachine):
     def somebody_decides(self, pick: int, allow: bool, known: bool, edit: bool) -> None:
         held = [(shell, c.call.id) for shell in self.agents for c in shell.state.calls if c.state == "asking"]
         shell, call_id = picked(held, pick) if held and known else (self.root, "call-9-9")
-        decided = Decision(call_id=call_id, allow=allow, arguments={"n": 1} if edit and allow else None)
+        decided = ApprovalDecision(
+            call_id=call_id, allow=allow, arguments={"n": 1} if edit and allow else None
+        )
         shell.wake(Decided(decision=decided))
 
     @property
@@ -324,7 +326,7 @@ class Trees(RuleBasedStateMachine):
         for one in waiting_of(status):
             below = self.world.shells[one.run_id]
             if isinstance(one, Approval):
-                return below.wake(Decided(decision=Decision(call_id=one.call_id, allow=True)))
+                return below.wake(Decided(decision=ApprovalDecision(call_id=one.call_id, allow=True)))
             if isinstance(one, Question):
                 message = Message.user("yes")
                 if below.state.session:  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ async def approve_all(client: Client, runs: list[Run]) -> None:
             try:
                 status = await run.status()
                 for waiting in status.waiting:
-                    await run.decide(waiting.call_id, allow=True, by="lee")
+                    await run.resolve_approval(waiting.call_id, allow=True, by="lee")
             except NotReachable:
                 break  # no worker just now: it is being killed
             if status.status in ("completed", "failed", "cancelled"):
@@ -86,7 +86,7 @@ async def test_a_run_goes_on_on_a_new_worker_wherever_the_old_one_died(
     assert time.monotonic() - killed < HANGS, "though a model call may take five minutes"
     if moment != "model":
         await until_status(client, run.id, "waiting_approval")
-        await run.decide("call-2-1", allow=True)
+        await run.resolve_approval("call-2-1", allow=True)
     assert (await run.result()).output == ("back again" if moment == "model" else "all done")
     assert len(workers.effects()) == len(set(workers.happened("charge") + workers.happened("refund")))
 

@@ -253,7 +253,7 @@ async def finished(runs: list[Run]) -> Counter[str]:
     for run in runs:
         [want] = (await run.status()).waiting
         assert want.kind == "approval"
-        await run.decide(want.call_id, allow=True, digest=want.digest)
+        await run.resolve_approval(want.call_id, allow=True, digest=want.digest)
     results = await asyncio.gather(*(run.result() for run in runs))
     return Counter(str(result.output) for result in results)
 

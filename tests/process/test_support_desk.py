@@ -103,7 +103,9 @@ async def test_a_demo_held_at_the_approval_goes_on_as_a_person_decides(tmp_path:
         address = (await demo.says("server 127.0.0.1:")).split()[1].rstrip(",")
         await demo.says("Held here until somebody decides")
         run = (await connect(address)).get("refund-approval")
-        await run.decide((await run.status()).waiting[0].call_id, allow=False, by="ann", reason="too late")
+        await run.resolve_approval(
+            (await run.status()).waiting[0].call_id, allow=False, by="ann", reason="too late"
+        )
         assert await demo.ends() == 0, demo.said
     assert "ok  the refund was refused, and none was made" in demo.said
     assert demo.survivors == []

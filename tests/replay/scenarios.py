@@ -237,7 +237,7 @@ async def _nothing(client: Client, run: Run) -> None:
 async def _approve(client: Client, run: Run) -> None:
     await until_status(client, run.id, "waiting_approval")
     await run.send("by the way")
-    await run.decide("call-1-2", allow=True, by="lee", arguments={"cents": 4})
+    await run.resolve_approval("call-1-2", allow=True, by="lee", arguments={"cents": 4})
 
 
 async def _stop(client: Client, run: Run) -> None:
@@ -277,7 +277,7 @@ async def _approve_below(client: Client, run: Run) -> None:
             if one.call_id and (one.run_id, one.call_id) not in decided:
                 decided.add((one.run_id, one.call_id))
                 plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
-                await run.handle.execute_update("decide", plain)
+                await run.handle.execute_update("resolve_approval", plain)
         return status.status in ENDED
 
     await until(over, within=60)
@@ -316,7 +316,7 @@ async def _talk(client: Client) -> Run:
     paying = asyncio.ensure_future(session.say("pay", id="m-pay"))
     await until_status(client, session.id, "waiting_approval")
     steering = asyncio.ensure_future(session.say("be quick", id="m-steer", when_busy="steer"))
-    await session.decide("call-13-1", allow=True, by="lee")
+    await session.resolve_approval("call-13-1", allow=True, by="lee")
     await asyncio.gather(paying, steering)
     held = asyncio.ensure_future(session.say("pay again", id="m-held"))
     await until_status(client, session.id, "waiting_approval")

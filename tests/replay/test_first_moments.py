@@ -34,7 +34,7 @@ ACTS: dict[str, list[Act]] = {
     "stop, send": [lambda run: run.stop(), lambda run: run.send("wait")],
     "pause, resume": [pause_and_resume],
     "cancel, send": [lambda run: run.cancel(), lambda run: run.send("wait")],
-    "decide": [lambda run: run.decide("call-1-1", allow=True)],
+    "resolve_approval": [lambda run: run.resolve_approval("call-1-1", allow=True)],
 }
 
 

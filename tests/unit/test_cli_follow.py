@@ -62,8 +62,8 @@ class FakeRun:
         if self.refusal:
             raise self.refusal
 
-    async def decide(self, call_id: str, **decision: Any) -> None:
-        self.did("decide", {"call_id": call_id, **decision, "by": None})
+    async def resolve_approval(self, call_id: str, **decision: Any) -> None:
+        self.did("resolve_approval", {"call_id": call_id, **decision, "by": None})
 
     async def send(self, text: str, *, run_id: str | None) -> None:
         self.did("send", text if run_id is None else (run_id, text))
@@ -150,7 +150,7 @@ async def test_a_person_approves_what_they_saw(monkeypatch: pytest.MonkeyPatch) 
     run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
     code, _ = await followed(run, monkeypatch, "maybe\n", "y\n")
     expected = {"call_id": "call-1-1", "allow": True, "by": None, "reason": "", "digest": "d"}
-    assert (code, run.done) == (0, [("decide", {**expected, "run_id": None})])
+    assert (code, run.done) == (0, [("resolve_approval", {**expected, "run_id": None})])
 
 
 async def test_a_person_refuses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

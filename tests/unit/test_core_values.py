@@ -14,7 +14,7 @@ from perdure.limits import Limits
 from perdure.messages import Image, Message, Text, ToolCall, Usage, estimated_tokens, size_bytes
 from perdure.model import ModelConfig
 from perdure.prices import Price
-from perdure.wire.requests import Decision, TranscriptQuery
+from perdure.wire.requests import ApprovalDecision, TranscriptQuery
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine import carry, pages
 from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, Allowance, allowance, exhausted
@@ -215,7 +215,7 @@ def test_what_waits_names_the_digest_that_a_decision_is_checked_against() -> Non
     assert approval.digest != approval_digest(call("pay", cents=6))
     assert question.kind == "question"
     assert question.text == "why?"
-    check_decision(state, Decision(call_id="call-1-1", allow=True, digest=approval.digest))
+    check_decision(state, ApprovalDecision(call_id="call-1-1", allow=True, digest=approval.digest))
 
 
 @pytest.mark.parametrize(

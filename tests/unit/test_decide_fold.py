@@ -16,7 +16,7 @@ from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, Usage, e
 from perdure.model import ModelConfig, ModelStop
 from perdure.policy import Policy, Rule
 from perdure.wire.effects import ModelFailure, ModelOutcome
-from perdure.wire.requests import Decision, RunRequest
+from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.results import ENDED, Status
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine.budget import next_input_tokens
@@ -250,7 +250,9 @@ class Run(RuleBasedStateMachine):
         held = [c.call.id for c in self.state.calls if c.state == "asking"]
         which = data.draw(st.sampled_from(held)) if held and known else "call-9-9"
         arguments: Any = {"n": 1} if edit and allow else None
-        self.fold(Decided(decision=Decision(call_id=which, allow=allow, by="lee", arguments=arguments)))
+        self.fold(
+            Decided(decision=ApprovalDecision(call_id=which, allow=allow, by="lee", arguments=arguments))
+        )
         self.step()
 
     @rule()
@@ -353,7 +355,7 @@ class Run(RuleBasedStateMachine):
             self.fold(Sent(message=Message.user("yes")))
             self.step()
         elif held:
-            self.fold(Decided(decision=Decision(call_id=held[0].call.id, allow=True)))
+            self.fold(Decided(decision=ApprovalDecision(call_id=held[0].call.id, allow=True)))
             self.step()
         else:
             raise AssertionError(f"the run waits for nothing anybody could do: {status_of(state)}")
@@ -531,7 +533,9 @@ def test_the_policy_is_not_fooled_by_how_a_number_is_written() -> None:
 
 def test_edited_arguments_are_what_runs_and_the_model_is_told() -> None:
     state = answered(begun(), call("pay", cents=5))
-    state = fold(state, Decided(decision=Decision(call_id="call-1-1", allow=True, arguments={"cents": 4})))
+    state = fold(
+        state, Decided(decision=ApprovalDecision(call_id="call-1-1", allow=True, arguments={"cents": 4}))
+    )
     command = decide(state)
     assert isinstance(command, CallTools)
     assert command.calls[0].call.arguments == {"cents": 4}
@@ -542,7 +546,8 @@ def test_edited_arguments_are_what_runs_and_the_model_is_told() -> None:
 def test_a_refusal_reaches_the_model_with_its_reason() -> None:
     state = answered(begun(), call("pay"))
     state = fold(
-        state, Decided(decision=Decision(call_id="call-1-1", allow=False, by="lee", reason="too much"))
+        state,
+        Decided(decision=ApprovalDecision(call_id="call-1-1", allow=False, by="lee", reason="too much")),
     )
     assert state.messages[-1].tool_results[0].text == "This call was refused by lee: too much"
     assert state.messages[-1].tool_results[0].is_error

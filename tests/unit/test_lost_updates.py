@@ -64,13 +64,13 @@ async def test_a_lost_message_is_sent_again() -> None:
 
 async def test_one_that_is_lost_again_and_again_is_told_as_not_reached() -> None:
     with pytest.raises(NotReachable, match="nothing was changed"):
-        await run(Server(*[LOST] * 9)).decide("call-1-1", allow=True)
+        await run(Server(*[LOST] * 9)).resolve_approval("call-1-1", allow=True)
 
 
 async def test_what_the_run_refuses_is_said_once() -> None:
     server = Server(REFUSED, 1)
     with pytest.raises(InvalidRequest, match="no such call"):
-        await run(server).decide("call-1-1", allow=True)
+        await run(server).resolve_approval("call-1-1", allow=True)
     assert len(server.told) == 1
 
 

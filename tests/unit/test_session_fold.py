@@ -268,9 +268,11 @@ class Play:
                 running = [one.call for one in state.calls if one.state == "running"]
                 return fold(state, CallReturned(result=result(running[0].id))) if running else state
             case "allow" if state.calls:
-                from perdure.wire.requests import Decision
+                from perdure.wire.requests import ApprovalDecision
 
-                return fold(state, Decided(decision=Decision(call_id=state.calls[-1].call.id, allow=n > 2)))
+                return fold(
+                    state, Decided(decision=ApprovalDecision(call_id=state.calls[-1].call.id, allow=n > 2))
+                )
             case "grace" if isinstance(command, Recall):
                 return fold(state, GraceOver())
             case "interrupt":

@@ -226,12 +226,12 @@ async def held_refund(client: Client) -> tuple[Run, Approval]:
 async def test_a_refund_is_what_a_person_makes_of_it(client: Client, database: Path) -> None:
     refused, approval = await held_refund(client)
     assert approval.arguments["order_id"] == ORDER
-    await refused.decide(approval.call_id, allow=False, by="ann", reason="too late")
+    await refused.resolve_approval(approval.call_id, allow=False, by="ann", reason="too late")
     assert "No refund was made: too late." in (await refused.result()).output
     assert rows(database, "SELECT * FROM refunds") == []
 
     allowed, approval = await held_refund(client)
     less = {**approval.arguments, "amount_cents": 500}
-    await allowed.decide(approval.call_id, allow=True, by="ann", arguments=less)
+    await allowed.resolve_approval(approval.call_id, allow=True, by="ann", arguments=less)
     assert "$5.00 are on their way" in (await allowed.result()).output
     assert rows(database, "SELECT amount_cents FROM refunds") == [(500,)]

@@ -63,7 +63,7 @@ async def test_an_allowed_call_is_made_once_and_others_did_not_wait_for_it(serve
         assert (waiting.tool, waiting.arguments) == ("refund", {"order_id": "W1", "cents": 500})
         assert REFUNDS == []
         assert [call.state for call in (await run.status()).calls] == ["done", "waiting"]
-        await run.decide(waiting.call_id, allow=True, by="lee", digest=waiting.digest)
+        await run.resolve_approval(waiting.call_id, allow=True, by="lee", digest=waiting.digest)
         assert (await run.result()).output == "refunded 500"
     assert REFUNDS == [("W1", 500)]
 
@@ -71,7 +71,7 @@ async def test_an_allowed_call_is_made_once_and_others_did_not_wait_for_it(serve
 async def test_a_refused_call_is_not_made_and_the_model_is_told_why(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
-        await run.decide(waiting.call_id, allow=False, by="lee", reason="too much")
+        await run.resolve_approval(waiting.call_id, allow=False, by="lee", reason="too much")
         assert (await run.result()).output == "This call was refused by lee: too much"
     assert REFUNDS == []
 
@@ -79,7 +79,9 @@ async def test_a_refused_call_is_not_made_and_the_model_is_told_why(serve: Serve
 async def test_edited_arguments_are_the_ones_used_and_the_model_is_told(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
-        await run.decide(waiting.call_id, allow=True, by="lee", arguments={"order_id": "W1", "cents": 100})
+        await run.resolve_approval(
+            waiting.call_id, allow=True, by="lee", arguments={"order_id": "W1", "cents": 100}
+        )
         output = (await run.result()).output
     assert REFUNDS == [("W1", 100)]
     assert output == "(A person changed the arguments to {'order_id': 'W1', 'cents': 100}.)\nrefunded 100"
@@ -89,8 +91,10 @@ async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_still_w
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
         with pytest.raises(InvalidRequest, match="'refund': cents: 'many' is not of type 'integer'"):
-            await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "many"})
-        await run.decide(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": 7})
+            await run.resolve_approval(
+                waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "many"}
+            )
+        await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": 7})
         await run.result()
     assert REFUNDS == [("W1", 7)]
 
@@ -111,7 +115,7 @@ async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, dec
         run, _ = await held(client)
         before = (await run.described()).history_length
         with pytest.raises(InvalidRequest, match=why):
-            await run._update("decide", decision)
+            await run._update("resolve_approval", decision)
         assert (await run.described()).history_length == before
         await run.stop()
         await run.result()
@@ -124,7 +128,7 @@ async def test_nothing_can_be_said_to_a_run_that_is_over(serve: Serve) -> None:
         with pytest.raises(RunEnded, match="is over"):
             await run.send("more")
         with pytest.raises(RunEnded, match="is over"):
-            await run.decide("call-1-1", allow=True)
+            await run.resolve_approval("call-1-1", allow=True)
         with pytest.raises(RunEnded, match="is over"):
             await run.stop()
         with pytest.raises(RunEnded, match="is over"):
@@ -140,7 +144,7 @@ async def test_waiting_runs_are_found_by_a_visibility_query(serve: Serve) -> Non
             return run.id in [info.id for info in listed]
 
         await until(found)
-        await run.decide(waiting.call_id, allow=True)
+        await run.resolve_approval(waiting.call_id, allow=True)
         await run.result()
 
         async def gone() -> bool:
@@ -159,7 +163,7 @@ async def test_a_policy_can_ask_for_what_a_tool_does_not(serve: Serve) -> None:
         run = await client.start("a", "look")
         await until_status(client, run.id, "waiting_approval")
         [waiting] = (await run.status()).waiting
-        await run.decide(waiting.call_id, allow=True)
+        await run.resolve_approval(waiting.call_id, allow=True)
         assert (await run.result()).output == "done"
 
 
@@ -174,7 +178,9 @@ async def test_plain_json_is_all_another_language_needs(serve: Serve) -> None:
         await until_status(client, client.task_queue, "waiting_approval")
         status: dict[str, Any] = await handle.query("status")
         await handle.execute_update("send", "hello")
-        await handle.execute_update("decide", {"call_id": status["waiting"][0]["call_id"], "allow": True})
+        await handle.execute_update(
+            "resolve_approval", {"call_id": status["waiting"][0]["call_id"], "allow": True}
+        )
         result: dict[str, Any] = await handle.result()
         page: dict[str, Any] = await handle.query("transcript", {"start": 1})
     assert result["stop_reason"] == "end_turn"

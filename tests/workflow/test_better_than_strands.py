@@ -293,7 +293,9 @@ async def test_an_approval_below_is_seen_and_decided_at_the_root_and_the_answer_
         assert isinstance(waiting, Approval)
         assert waiting.run_id == below(kind, run)
         assert waiting.path == [below(kind, run).rpartition("/")[2]]
-        await run.decide(waiting.call_id, allow=True, by="lee", digest=waiting.digest, arguments={"cents": 4})
+        await run.resolve_approval(
+            waiting.call_id, allow=True, by="lee", digest=waiting.digest, arguments={"cents": 4}
+        )
         result = await run.result()
         assert (await run.status()).waiting == []
     assert paid == [4]
@@ -454,7 +456,7 @@ async def test_an_approval_below_is_seen_at_the_root_while_a_run_between_waits_t
         gate.opened.set()
         await until_status(client, f"{run.id}/inner-1/slow-1", "waiting_approval")
         await until_status(client, run.id, "waiting_approval")
-        await run.decide("call-1-1", allow=True)
+        await run.resolve_approval("call-1-1", allow=True)
         async with asyncio.timeout(HANGS):
             result: RunResult = await run.result()
     assert result.output == "paid 5"

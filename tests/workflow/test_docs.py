@@ -74,7 +74,7 @@ async def test_the_guides_code_runs(serve: Serve) -> None:
         run = await client.start("clerk", "refund", id="guide")
         await until_status(client, run.id, "waiting_approval")
         while (await run.status()).waiting:
-            await space["decide_everything"](client)
+            await space["allow_everything"](client)
         assert (await run.result()).output == "done"
     async with serve(
         space["clerk"], models={"scripted": ScriptedModel([says("four"), says("none")])}

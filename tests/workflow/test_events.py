@@ -128,7 +128,7 @@ async def test_tools_progress_approvals_and_status_are_told_in_order(serve: Serv
         async for event in run.events():
             events.append(event)
             if isinstance(event, ApprovalRequested):
-                await run.decide(event.approval.call_id, allow=True)
+                await run.resolve_approval(event.approval.call_id, allow=True)
             if isinstance(event, ToolProgress):
                 assert event.text == "half way"
                 gate.opened.set()

@@ -786,10 +786,10 @@ async def test_approvals_of_several_nodes_are_told_apart_at_the_root(serve: Serv
         page = await details(run)
         assert page.count("waits for a person") == 2
         with pytest.raises(InvalidRequest, match="several runs wait"):
-            await run.decide("call-1-1", allow=True)
+            await run.resolve_approval("call-1-1", allow=True)
         for key, allow in (("b-1", False), ("a-1", True)):
             decision = {"call_id": waiting[key].call_id, "run_id": waiting[key].run_id, "allow": allow}
-            await run._update("decide", decision)
+            await run._update("resolve_approval", decision)
         result = await finished(run)
     assert paid == [1]
     assert result.output == {"a": "paid 1", "b": "This call was refused."}

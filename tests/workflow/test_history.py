@@ -140,7 +140,7 @@ async def test_everything_is_carried_over_when_a_run_continues_as_new(
         await until_status(client, run.id, "waiting_approval")
         before = await run.status()
         await run.pause()
-        await run.decide("call-40-1", allow=True)
+        await run.resolve_approval("call-40-1", allow=True)
         await until_status(client, run.id, "paused")
         await run.resume()
         result = await run.result()

@@ -66,7 +66,7 @@ async def _waiting(run: Run, many: int) -> RunStatus:
 
 
 async def _decide(run: Run, **decision: Any) -> None:
-    await run.handle.execute_update("decide", decision)
+    await run.handle.execute_update("resolve_approval", decision)
 
 
 async def test_approvals_below_are_listed_at_the_root_with_their_path_and_decided_there(
@@ -93,7 +93,7 @@ async def test_a_call_id_that_several_runs_wait_with_is_refused_until_one_is_nam
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
         with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id"):
-            await run.decide("call-1-1", allow=True)
+            await run.resolve_approval("call-1-1", allow=True)
         await run.stop()
         assert len(status.waiting) == 2
         assert (await run.result()).stop_reason == "stopped"
@@ -115,8 +115,8 @@ async def test_what_the_run_below_refuses_is_refused_at_the_root(
         run = await client.start("boss", "go")
         await _waiting(run, 1)
         with pytest.raises(InvalidRequest, match=problem):
-            await run._update("decide", {"call_id": "call-1-1", "allow": True, **decision})  # pyright: ignore[reportPrivateUsage]
-        await run.decide("call-1-1", allow=True)
+            await run._update("resolve_approval", {"call_id": "call-1-1", "allow": True, **decision})  # pyright: ignore[reportPrivateUsage]
+        await run.resolve_approval("call-1-1", allow=True)
         assert (await run.result()).output == "paid 1"
 
 
@@ -168,5 +168,5 @@ async def test_the_details_page_of_the_root_says_who_waits_below(serve: Serve) -
         below = f"{run.id}/middle-1-1/leaf-1-1"
         assert "middle-1-1 / leaf-1-1 `call-1-1`" in metadata.current_details
         assert f'{{"run_id": "{below}", "call_id": "call-1-1", "allow": true}}' in metadata.current_details
-        await run.decide("call-1-1", allow=True)
+        await run.resolve_approval("call-1-1", allow=True)
         await run.result()

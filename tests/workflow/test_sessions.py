@@ -269,7 +269,7 @@ async def test_approvals_and_questions_are_answered_within_a_turn(serve: Serve) 
         async for event in session.stream("go"):
             seen.append(event)
             if isinstance(event, ApprovalRequested):
-                await session.decide(event.approval.call_id, allow=True)
+                await session.resolve_approval(event.approval.call_id, allow=True)
             elif event.kind == "question_asked":
                 await session.run.send("the red one")
     last = seen[-1]
@@ -470,7 +470,7 @@ async def test_a_turn_that_waits_for_a_person_is_not_idle(serve: Serve) -> None:
 
         await until(fired)
         assert (await session.status()).status == "waiting_approval"
-        await session.decide("call-1-1", allow=True)
+        await session.resolve_approval("call-1-1", allow=True)
         assert (await saying).text == "done"
 
 
@@ -691,7 +691,7 @@ async def test_what_is_asked_of_a_session_while_a_person_decides_does_not_time_o
         await until(begun)
         queued = asyncio.create_task((await client.session("slow-person")).say("and then?"))
         await until_status(client, "slow-person", "waiting_approval")
-        await session.decide("call-1-1", allow=False, reason="no")
+        await session.resolve_approval("call-1-1", allow=False, reason="no")
         assert (await first).turn == 1
         assert (await queued).text == "you said: and then?"
 

@@ -582,11 +582,11 @@ async def test_an_approval_inside_an_agent_is_seen_and_decided_at_the_root(serve
         assert "waits for a person" in page
         assert "pay(cents=5)" in page
         with pytest.raises(InvalidRequest, match="does not wait"):
-            await run.decide("call-9-9", allow=True)
+            await run.resolve_approval("call-9-9", allow=True)
         with pytest.raises(InvalidRequest, match="digest"):
-            await run.decide(waiting.call_id, allow=True, digest="0" * 64)
+            await run.resolve_approval(waiting.call_id, allow=True, digest="0" * 64)
         assert paid == []
-        await run.decide(waiting.call_id, allow=True, by="lee", digest=waiting.digest)
+        await run.resolve_approval(waiting.call_id, allow=True, by="lee", digest=waiting.digest)
         result = await run.result()
     assert (result.output, paid) == ("paid 5", [5])
 

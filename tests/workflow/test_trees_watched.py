@@ -213,7 +213,7 @@ async def test_a_call_that_was_refused_has_started_nothing(serve: ServeTeam) -> 
         run = await client.start("boss", "go")
         async for event in run.events(tree=True):
             if isinstance(event, ApprovalRequested):
-                await run.decide(event.approval.call_id, allow=False)
+                await run.resolve_approval(event.approval.call_id, allow=False)
             assert not isinstance(event, NodeStarted)
         again = await collect(run)
         assert [e for e in again if isinstance(e, NodeStarted)] == []
@@ -230,7 +230,7 @@ async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before
             async for event in run.events(tree=True):
                 events.append(event)
                 if isinstance(event, ApprovalRequested):
-                    await run.decide(event.approval.call_id, allow=allow)
+                    await run.resolve_approval(event.approval.call_id, allow=allow)
             await assert_whole(run, events)
             for watched in (events, await collect(run)):
                 assert len([e for e in watched if isinstance(e, NodeStarted)]) == many
@@ -247,9 +247,9 @@ async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: 
                 want = event.approval
                 assert want.path == ["middle-2-1", "crew-1-1", "leaf-1"]
                 assert want.run_id == "/".join([run.id, *want.path])
-                await run.decide(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
+                await run.resolve_approval(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
                 with pytest.raises(InvalidRequest, match=r"does not wait for|is over|no run .* goes on"):
-                    await run.decide(want.call_id, allow=True, run_id=want.run_id)
+                    await run.resolve_approval(want.call_id, allow=True, run_id=want.run_id)
         asked = [e for e in events if isinstance(e, ApprovalRequested)]
         assert len(asked) == 1, "told by the root, and not again by those between"
         assert not any(isinstance(e, ChildEvent) and isinstance(e.event, ApprovalRequested) for e in events)
@@ -271,10 +271,10 @@ async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve:
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
         with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id, one of: "):
-            await run.decide("call-1-1", allow=True)
+            await run.resolve_approval("call-1-1", allow=True)
         for want in status.waiting:
             assert isinstance(want, Approval)
-            await run.decide(want.call_id, allow=True, run_id=want.run_id)
+            await run.resolve_approval(want.call_id, allow=True, run_id=want.run_id)
         assert (await run.result()).output == "paid 1; paid 1"
 
 
@@ -360,7 +360,7 @@ async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve:
         resolved = await run.spec()
         assert resolved.spec.name == "boss"
         assert {one.name for one in resolved.members} == {"middle", "crew", "leaf"}
-        await run.decide("call-1-1", allow=True, run_id=status.waiting[0].run_id)
+        await run.resolve_approval("call-1-1", allow=True, run_id=status.waiting[0].run_id)
         await run.result()
 
 

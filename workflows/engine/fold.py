@@ -23,7 +23,7 @@ from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
 from perdure.wire.effects import ModelFailure
 from perdure.wire.names import FINAL_ANSWER
-from perdure.wire.requests import Decision, RunRequest
+from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.results import Failure, RunResult
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Branch
@@ -413,7 +413,7 @@ def _shown(message: Message) -> list[ResultPart]:
     return [part for part in message.parts if isinstance(part, Text | Image | Document)]
 
 
-def _decided(state: State, decision: Decision) -> State:
+def _decided(state: State, decision: ApprovalDecision) -> State:
     held = next((c for c in state.calls if c.call.id == decision.call_id and c.state == "asking"), None)
     if held is None or held.kind == "person":
         return state

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from perdure.messages import Text, ToolCall
 from perdure.planning import shown
+from perdure.wire.names import RESOLVE_APPROVAL
 from perdure.wire.results import (
     Approval,
     CallStatus,
@@ -441,7 +442,8 @@ def _people_below(state: State | Team) -> list[str]:
             lines.append(f'  - answer with the update `send`: `{{{call}"text": "..."}}`')
         else:
             lines.append(
-                f'  - decide with the update `decide`: `{{{call}"call_id": "{one.call_id}", "allow": true}}`'
+                f"  - allow or deny with the update `{RESOLVE_APPROVAL}`: "
+                f'`{{{call}"call_id": "{one.call_id}", "allow": true}}`'
             )
     return lines
 
@@ -454,5 +456,6 @@ def _how_to(call: Call) -> str:
     if call.kind == "person":
         return "answer with the update `send`, a JSON string"
     return (
-        'decide with the update `decide`: `{"call_id": "' + call.call.id + '", "allow": true, "by": "you"}`'
+        f"allow or deny with the update `{RESOLVE_APPROVAL}`: "
+        f'`{{"call_id": "{call.call.id}", "allow": true, "by": "you"}}`'
     )

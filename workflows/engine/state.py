@@ -20,7 +20,7 @@ from typing import Literal
 from perdure.limits import Limits
 from perdure.messages import Message, ToolCall, ToolResult, Usage
 from perdure.wire.effects import ModelFailure, ModelOutcome
-from perdure.wire.requests import Decision, RunRequest, WhenBusy
+from perdure.wire.requests import ApprovalDecision, RunRequest, WhenBusy
 from perdure.wire.results import Failure, PlanItem, RunResult, StopReason, TurnReply
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import Amount, Grant, Handoff, Peer, Report
@@ -267,7 +267,7 @@ class Sent:
 class Decided:
     """A person decided about an approval."""
 
-    decision: Decision
+    decision: ApprovalDecision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ class Perdure:
     async def decide(self, client: Client, job: Job) -> None:
         """Allow what waits."""
         run = client.get(job.id)
-        await run.decide(f"call-{job.hold_at or 1}-1", allow=True)
+        await run.resolve_approval(f"call-{job.hold_at or 1}-1", allow=True)
 
     go_on = decide
 
