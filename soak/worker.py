@@ -8,7 +8,7 @@ import json
 import sys
 
 from perdure.settings import load
-from perdure.workers.worker import Orders, run_process, work
+from perdure.workers.worker import WorkerArgs, run_process, run_worker
 
 from .samples import held
 
@@ -24,7 +24,7 @@ async def _answering() -> None:
 async def _main() -> None:
     answering = asyncio.create_task(_answering())
     try:
-        await work(Orders(files=sys.argv[1:], settings=load()))
+        await run_worker(WorkerArgs(files=sys.argv[1:], settings=load()))
     finally:
         answering.cancel()
 

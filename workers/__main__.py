@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perdure.settings import load as load_settings
 
-from .worker import Orders, run_process, tie_to, work
+from .worker import WorkerArgs, run_process, run_worker, stop_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ async def _work(given: _Given) -> None:
     )
     if given.ready_fd is not None:  # under `perdure dev`: a version would get no work before it is promoted
         settings = settings.model_copy(update={"deployment_name": None, "build_id": None})
-    await work(Orders(files=given.files, settings=settings, ready_fd=given.ready_fd))
+    await run_worker(WorkerArgs(files=given.files, settings=settings, ready_fd=given.ready_fd))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Work, and leave the process."""
     given = _read(arguments)
     if given.tied_to is not None:
-        tie_to(given.tied_to)
+        stop_with_parent(given.tied_to)
     run_process(lambda: _work(given))
 
 

@@ -134,10 +134,10 @@ def data_converter(
     store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
 ) -> DataConverter:
     """Pydantic JSON, and payloads of `threshold` bytes and more in the store (None: all inline)."""
-    return over(None, store, threshold, cache_bytes=cache_bytes)
+    return extend_converter(None, store, threshold, cache_bytes=cache_bytes)
 
 
-def over(
+def extend_converter(
     existing: DataConverter | None, store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
 ) -> DataConverter:
     """The user's converter with what we need: their codec and failure converter are kept.

@@ -30,21 +30,21 @@ from perdure.model import Model
 from perdure.swarm import Swarm
 from perdure.wire.spec import ResolvedAgent
 
-from .plugin import by_name
+from .plugin import members_by_name
 
 _KINDS: Final = (Agent, Swarm, Graph)
 _EXAMPLE: Final = 'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class Definitions:
     """What agent files hold: agents, swarms and graphs in the order they were written, and providers."""
 
     agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
 
 
-def load_agents(target: str) -> Loaded:
+def load_file(target: str) -> Definitions:
     """Import an agent file and collect what it defines at its top level.
 
     `target` is `path/to/file.py` or `package.module`, with `:name` behind it to take only what is
@@ -65,22 +65,22 @@ def load_agents(target: str) -> Loaded:
         raise DefinitionError(
             f"{what} no Agent, Swarm or Graph; write one at its top level, such as {_EXAMPLE}"
         )
-    by_name(agents)
-    return Loaded(agents=agents, models=_models_of(module, place))
+    members_by_name(agents)
+    return Definitions(agents=agents, models=_models_of(module, place))
 
 
-def load_all(targets: Sequence[str]) -> Loaded:
+def load_files(targets: Sequence[str]) -> Definitions:
     """Several files as one; a later file's provider wins over an earlier one's of the same name.
 
     Raises:
-        DefinitionError: as `load_agents`, or two agents of one name.
+        DefinitionError: as `load_file`, or two agents of one name.
 
     """
-    loaded = [load_agents(target) for target in targets]
+    loaded = [load_file(target) for target in targets]
     agents = tuple(_without_repetition(agent for part in loaded for agent in part.agents))
-    by_name(agents)
+    members_by_name(agents)
     models = {name: model for part in loaded for name, model in part.models.items()}
-    return Loaded(agents=agents, models=models)
+    return Definitions(agents=agents, models=models)
 
 
 def folder_of(target: str) -> Path:
@@ -255,7 +255,7 @@ def spec_named(members: Sequence[Member], name: str) -> ResolvedAgent:
         DefinitionError: there is none.
 
     """
-    served = by_name(members)
+    served = members_by_name(members)
     if name not in served:
         raise DefinitionError(f"nothing is called {name!r} here; there are: {', '.join(served)}")
     return resolved(served[name])
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", metavar="NAME", help="print that one as data")
     given = parser.parse_args(arguments)
     try:
-        members = load_all(given.files).agents
+        members = load_files(given.files).agents
         if given.spec is not None:
             said = spec_named(members, given.spec).model_dump_json()
         elif given.json:

@@ -52,9 +52,9 @@ from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import store_of
-from .converter import over
+from .converter import extend_converter
 from .observe.telemetry import interceptors
-from .runner import shared_runner, without_detours
+from .runner import share_modules, skip_unused_contexts
 
 _log = logging.getLogger("perdure.worker")
 STICKY = timedelta(seconds=1)
@@ -85,7 +85,7 @@ class PerdurePlugin(SimplePlugin):
         blobs: BlobStore | None = None,
     ) -> None:
         self.settings = settings or load_settings()
-        self.members = by_name(agents)
+        self.members = members_by_name(agents)
         self.agents = {name: one for name, one in self.members.items() if isinstance(one, Agent)}
         self.graphs = {name: one for name, one in self.members.items() if isinstance(one, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
@@ -95,13 +95,13 @@ class PerdurePlugin(SimplePlugin):
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")
         super().__init__(
             "perdure",
-            data_converter=lambda existing: over(
+            data_converter=lambda existing: extend_converter(
                 existing,
                 self.blobs,
                 self.settings.blob_threshold_bytes,
                 cache_bytes=self.settings.blob_cache_bytes,
             ),
-            workflow_runner=partial(shared_runner, strict=self.settings.strict_sandbox),
+            workflow_runner=partial(share_modules, strict=self.settings.strict_sandbox),
             workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
             interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
@@ -148,7 +148,7 @@ class PerdurePlugin(SimplePlugin):
         """Add what is ours; limits and intervals that the user left at their defaults become ours."""
         converter = _checked_converter(config)
         config = super().configure_worker(config)
-        config["workflow_runner"] = without_detours(config.get("workflow_runner"), converter)
+        config["workflow_runner"] = skip_unused_contexts(config.get("workflow_runner"), converter)
         # Temporal's defaults are a minute and ten seconds: a stop would take that long to arrive,
         # and so would the next message after a worker's death.
         config["max_heartbeat_throttle_interval"] = self.settings.progress_interval
@@ -158,7 +158,7 @@ class PerdurePlugin(SimplePlugin):
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Make sure that the server knows our search attributes before the first run needs them."""
-        for key in unmatched(self.settings.rate_limits, self.models, self.agents.values()):
+        for key in unmatched_rate_limits(self.settings.rate_limits, self.models, self.agents.values()):
             _log.warning(
                 "PERDURE_RATE_LIMITS: %r is no provider, model or tool of this worker. "
                 'Write "anthropic", "anthropic:model" or "tool:name"',
@@ -197,7 +197,9 @@ def _traffic(settings: Settings) -> Traffic:
     return Traffic(circuits=circuits, rates=RateLimits(settings.rate_limits, store))
 
 
-def unmatched(limits: Collection[str], providers: Collection[str], agents: Iterable[Agent]) -> list[str]:
+def unmatched_rate_limits(
+    limits: Collection[str], providers: Collection[str], agents: Iterable[Agent]
+) -> list[str]:
     """Keys of rate limits that no call of these agents would count against: slips of the pen, perhaps."""
     known = set(providers)
     for agent in agents:
@@ -206,7 +208,7 @@ def unmatched(limits: Collection[str], providers: Collection[str], agents: Itera
     return sorted(set(limits) - known)
 
 
-def by_name(agents: Sequence[Member]) -> dict[str, Member]:
+def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:
     """The agents, swarms and graphs by their names, and with them all whom they run.
 
     Raises:

@@ -45,7 +45,7 @@ SHELLS: Final = _modules("perdure.workflows", "engine", _BINDS_USER_CODE)
 our tests, by `strict_sandbox`."""
 
 
-def shared_runner(existing: WorkflowRunner | None, *, strict: bool = False) -> WorkflowRunner:
+def share_modules(existing: WorkflowRunner | None, *, strict: bool = False) -> WorkflowRunner:
     """The runner, its sandbox sharing our files between all runs; with `strict`, only those that are pure."""
     runner = existing or SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):
@@ -54,7 +54,7 @@ def shared_runner(existing: WorkflowRunner | None, *, strict: bool = False) -> W
     return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*shared))
 
 
-def without_detours(runner: WorkflowRunner | None, converter: DataConverter) -> WorkflowRunner:
+def skip_unused_contexts(runner: WorkflowRunner | None, converter: DataConverter) -> WorkflowRunner:
     """The runner; a faster one, if it is Temporal's own sandbox and nobody reads the contexts."""
     runner = runner or SandboxedWorkflowRunner()
     if type(runner) is not SandboxedWorkflowRunner or _reads_contexts(converter):

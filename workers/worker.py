@@ -33,11 +33,11 @@ from perdure.versions import routing_of as routing_in
 
 from ..activities.traffic.circuit import Circuits
 from .connection import connect_temporal
-from .load import Loaded, load_all
+from .load import Definitions, load_files
 from .observe import health
-from .observe.parked import counted
-from .observe.telemetry import reporting
-from .plugin import PerdurePlugin, by_name
+from .observe.parked import report_parked_runs
+from .observe.telemetry import report_telemetry
+from .plugin import PerdurePlugin, members_by_name
 
 _POLLING_WITHIN: Final = 15.0
 _LAST_WORDS: Final = timedelta(seconds=4)
@@ -69,7 +69,7 @@ class Ready:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class WorkerArgs:
     """What a worker process is asked to do."""
 
     files: Sequence[str]
@@ -77,13 +77,13 @@ class Orders:
     ready_fd: int | None = None
     """Where `Ready` is written as one line of JSON, for a process that waits for it."""
 
-    def tell(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """Say something to people; under `perdure dev`, that tells them itself."""
         if self.ready_fd is None:
-            say(line)
+            print_stderr(line)
 
 
-async def work(orders: Orders) -> None:
+async def run_worker(args: WorkerArgs) -> None:
     """Serve the agents of the files until SIGTERM or SIGINT; a second signal leaves at once.
 
     Raises:
@@ -91,66 +91,66 @@ async def work(orders: Orders) -> None:
         NotReachable: no server answers.
 
     """
-    loaded = load_all(orders.files)
-    settings = orders.settings
-    with reporting(settings) as runtime:
-        if orders.ready_fd is not None:  # under `perdure dev` each save would tell of a shutdown
+    loaded = load_files(args.files)
+    settings = args.settings
+    with report_telemetry(settings) as runtime:
+        if args.ready_fd is not None:  # under `perdure dev` each save would tell of a shutdown
             logging.getLogger("temporalio.worker._worker").setLevel(logging.WARNING)
         # The connection takes the process's default: there is one of each.
         Runtime.set_default(runtime, error_if_already_set=False)
         plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
         warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)
         for warning in warnings:
-            orders.tell(f"warning: {warning}")
+            args.notify(f"warning: {warning}")
         temporal = await connect_temporal(settings, [plugin])
-        await _serve(orders, loaded, temporal, tuple(warnings), plugin.traffic.circuits)
+        await _serve(args, loaded, temporal, tuple(warnings), plugin.traffic.circuits)
 
 
 async def _serve(
-    orders: Orders, loaded: Loaded, temporal: Client, warnings: tuple[str, ...], circuits: Circuits
+    args: WorkerArgs, loaded: Definitions, temporal: Client, warnings: tuple[str, ...], circuits: Circuits
 ) -> None:
     stop = asyncio.Event()
-    with _signals(stop, orders.tell):
-        worker = Worker(temporal, task_queue=orders.settings.task_queue, **worker_options(orders.settings))
+    with _signals(stop, args.notify):
+        worker = Worker(temporal, task_queue=args.settings.task_queue, **worker_options(args.settings))
         running = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(stop.wait())
         try:
-            counts = orders.settings.metrics != "off" and orders.settings.search_attributes
+            counts = args.settings.metrics != "off" and args.settings.search_attributes
             async with (
-                _health(orders.settings, worker, temporal, stop, circuits) as health_address,
-                counted(temporal, wanted=counts),
+                _health(args.settings, worker, temporal, stop, circuits) as health_address,
+                report_parked_runs(temporal, wanted=counts),
             ):
-                if await _polls(temporal, orders.settings.task_queue, worker, running, stopping):
+                if await _polls(temporal, args.settings.task_queue, worker, running, stopping):
                     ready = Ready(
-                        agents=served(loaded.agents),
-                        address=orders.settings.address,
-                        task_queue=orders.settings.task_queue,
+                        agents=served_names(loaded.agents),
+                        address=args.settings.address,
+                        task_queue=args.settings.task_queue,
                         warnings=warnings,
                         health=health_address,
-                        version=version_of(orders.settings),
+                        version=version_of(args.settings),
                     )
-                    _announce(orders, ready)
-                    await _tell_if_waiting(orders, temporal)
+                    _announce(args, ready)
+                    await _tell_if_waiting(args, temporal)
                 await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                await _shut_down(worker, running, orders)
+                await _shut_down(worker, running, args)
         finally:
             stopping.cancel()
-            await _shut_down(worker, running, orders)
+            await _shut_down(worker, running, args)
         await running
 
 
-async def _tell_if_waiting(orders: Orders, temporal: Client) -> None:
+async def _tell_if_waiting(args: WorkerArgs, temporal: Client) -> None:
     """A version is given no runs before somebody says so: whoever starts the first may not know."""
-    own = version_of(orders.settings)
+    own = version_of(args.settings)
     if own is None:
         return
     with contextlib.suppress(RPCError):
-        waiting = waiting_for(await routing_of(temporal, orders.settings.task_queue), own)
+        waiting = waiting_for(await routing_of(temporal, args.settings.task_queue), own)
         if waiting is not None:
-            orders.tell(waiting)
+            args.notify(waiting)
 
 
-async def _shut_down(worker: Worker, running: "asyncio.Task[None]", orders: Orders) -> None:
+async def _shut_down(worker: Worker, running: "asyncio.Task[None]", args: WorkerArgs) -> None:
     """Ask for no more work; calls in flight may finish within the grace, then they are handed over.
 
     Handed over is a failed attempt, told to the server: another worker has it a second later. A call
@@ -158,17 +158,17 @@ async def _shut_down(worker: Worker, running: "asyncio.Task[None]", orders: Orde
     """
     if running.done():
         return
-    longest = orders.settings.graceful_shutdown_timeout + _LAST_WORDS
+    longest = args.settings.graceful_shutdown_timeout + _LAST_WORDS
     try:
         await asyncio.wait_for(worker.shutdown(), longest.total_seconds())
     except TimeoutError:
-        orders.tell("leaving calls behind that neither end nor can be cancelled: they are tried again")
-        leave(1)
+        args.notify("leaving calls behind that neither end nor can be cancelled: they are tried again")
+        exit_now(1)
 
 
-def served(members: Sequence[Member]) -> tuple[str, ...]:
+def served_names(members: Sequence[Member]) -> tuple[str, ...]:
     """The names of all that can be started, those first that nobody else runs: people start with them."""
-    everyone = by_name(members)
+    everyone = members_by_name(members)
     below = {name for one in everyone.values() for name in one.members}
     return tuple(sorted(everyone, key=lambda name: name in below))
 
@@ -234,7 +234,7 @@ def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Generator[None
     def on_signal(number: int) -> None:
         if stop.is_set():
             tell("leaving at once")
-            leave(128 + number)
+            exit_now(128 + number)
         tell("stopping: what is in flight may finish; once more leaves at once")
         stop.set()
 
@@ -314,23 +314,23 @@ async def _server_missing(temporal: Client) -> str | None:
     return None if serves else "the Temporal server does not answer"
 
 
-def _announce(orders: Orders, ready: Ready) -> None:
-    if orders.ready_fd is None:
-        orders.tell(ready.line())
+def _announce(args: WorkerArgs, ready: Ready) -> None:
+    if args.ready_fd is None:
+        args.notify(ready.line())
         return
-    with contextlib.suppress(OSError), os.fdopen(orders.ready_fd, "w") as told:
+    with contextlib.suppress(OSError), os.fdopen(args.ready_fd, "w") as told:
         told.write(json.dumps(ready.__dict__) + "\n")
 
 
-def tie_to(parent: int) -> None:
+def stop_with_parent(parent: int) -> None:
     """Be told to stop when that process dies, however it dies. Linux only; elsewhere nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
-            leave(0)
+            exit_now(0)
 
 
-def leave(code: int) -> None:
+def exit_now(code: int) -> None:
     """End the process now, everything said.
 
     Python's own way out crashes in 5 to 15 of 100 short processes that used Temporal's SDK
@@ -358,10 +358,10 @@ def run_process(body: Callable[[], Awaitable[None]]) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
-    leave(code)
+    exit_now(code)
 
 
-def say(line: str) -> None:
+def print_stderr(line: str) -> None:
     """A line on stderr."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
@@ -372,5 +372,5 @@ async def _awaited(body: Callable[[], Awaitable[None]]) -> None:
 
 
 def _said(error: Exception, code: int) -> int:
-    say(f"error: {error}")
+    print_stderr(f"error: {error}")
     return code

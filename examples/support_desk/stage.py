@@ -80,7 +80,7 @@ async def stage(home: Path, *, usual_ports: bool) -> AsyncGenerator[Stage, None]
     `home` and the database in it are told to this process and the worker alike, by the environment.
     """
     server = DevServer.start(
-        home / DevServer.KEPT,
+        home / DevServer.DATABASE_FILE,
         port=_or_free(PORT) if usual_ports else None,
         ui_port=_or_free(UI_PORT) if usual_ports else None,
         log_file=home / "server.log",

@@ -111,7 +111,7 @@ async def test_dynamic_config_of_the_caller_is_passed_on() -> None:
 
 _PARENT = """
 import asyncio
-from perdure.workers.server import DevServer
+from perdure.workers.dev.server import DevServer
 async def main():
     async with DevServer.start(ui_port=False) as server:
         print(server.pid, flush=True)

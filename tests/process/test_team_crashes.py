@@ -13,7 +13,7 @@ from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.wire.results import RunResult
-from perdure.workers.load import load_agents
+from perdure.workers.load import load_file
 from tests.conftest import until
 
 from .conftest import Crew
@@ -101,4 +101,4 @@ def test_a_worker_serves_the_swarms_and_graphs_of_a_file(tmp_path: Path, kind: s
         else 'team = Graph(name="team", nodes={"a": Agent(name="a", model="scripted:a")}, entry="a")'
     )
     path.write_text(f"from perdure import Agent, Graph, Swarm\n{made}\n")
-    assert [one.name for one in load_agents(str(path)).agents] == ["team"]
+    assert [one.name for one in load_file(str(path)).agents] == ["team"]

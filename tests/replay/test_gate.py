@@ -20,8 +20,15 @@ from perdure.members import Member
 from perdure.settings import load
 from perdure.tools import Tool
 from perdure.workers.converter import BlobDriver
-from perdure.workers.deploys.gate import Check, Gate, _specs_in, decided
-from perdure.workers.deploys.histories import Recorder, Unread, _Found, _in_turn, in_files, payloads_in
+from perdure.workers.deploys.gate import Check, Gate, _specs_in, up_to_last_decision
+from perdure.workers.deploys.histories import (
+    Recorder,
+    Unread,
+    _Found,
+    _in_turn,
+    histories_in_files,
+    iter_payloads,
+)
 
 from .scenarios import AGENTS, TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
@@ -76,11 +83,11 @@ async def test_code_that_has_not_changed_passes_wherever_a_run_stands(name: str,
 
 def _is_whole(history: WorkflowHistory, events: int) -> bool:
     """Whether the server could give the history so far: what a task asked for comes with its end."""
-    whole, part = decided(history), decided(cut(history, events))
+    whole, part = up_to_last_decision(history), up_to_last_decision(cut(history, events))
     assert whole is not None
     if part is None or events == len(history.events):
         return True
-    following = decided(cut(history, events + 1))
+    following = up_to_last_decision(cut(history, events + 1))
     return following is not None and len(following.events) == len(part.events)
 
 
@@ -169,7 +176,7 @@ async def test_what_is_kept_needs_no_blob_store(tmp_path: Path) -> None:
     assert (lost.verdict, "no blob" in lost.text) == ("unread", True)
     assert (await checks.check(history)).verdict == "ok"
     Recorder(folder=tmp_path / "kept").keep(history)
-    [kept] = [one async for one in in_files(tmp_path / "kept", 10)]
+    [kept] = [one async for one in histories_in_files(tmp_path / "kept", 10)]
     assert isinstance(kept, WorkflowHistory)
     assert kept.workflow_id == "replay-approval"
     assert (await gate(tmp_path / "third").check(kept)).verdict == "ok"
@@ -177,14 +184,14 @@ async def test_what_is_kept_needs_no_blob_store(tmp_path: Path) -> None:
 
 async def test_what_is_no_history_is_told_as_unread(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    [found] = [one async for one in in_files(tmp_path, 10)]
+    [found] = [one async for one in histories_in_files(tmp_path, 10)]
     assert isinstance(found, Unread)
     assert str(tmp_path / "x.json") == found.id
 
 
 def test_every_payload_of_a_history_is_found() -> None:
     history = history_of(RELEASE / "approval-1.json")
-    found = [payload for event in history.events for payload in payloads_in(event)]
+    found = [payload for event in history.events for payload in iter_payloads(event)]
     assert len(found) == history.to_json().count('"encoding"')
 
 

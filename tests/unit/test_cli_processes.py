@@ -12,7 +12,7 @@ from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
 from perdure.settings import load
 from perdure.testing import ScriptedModel, says
-from perdure.workers.dev.supervisor import Plan, _is_the_agents, planned
+from perdure.workers.dev.supervisor import Plan, _is_the_agents, make_plan
 from perdure.workers.observe import telemetry
 from perdure.workers.observe.doctor import _key_of, _skew
 from perdure.workers.worker import Ready, check_models, worker_options
@@ -73,7 +73,7 @@ def test_a_ready_worker_says_what_it_serves_and_where() -> None:
 def plan(monkeypatch: pytest.MonkeyPatch, address: str, **given: object) -> Plan:
     monkeypatch.setenv("PERDURE_ADDRESS", address)
     asked = {"files": ["a.py"], "port": None, "ui_port": None, "headless": False, "db": None}
-    return planned(argparse.Namespace(**{**asked, "task_queue": None, **given}))
+    return make_plan(argparse.Namespace(**{**asked, "task_queue": None, **given}))
 
 
 def test_dev_takes_the_port_that_clients_on_this_machine_ask(

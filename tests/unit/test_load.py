@@ -10,9 +10,9 @@ import pytest
 from perdure import Agent
 from perdure.errors import DefinitionError
 from perdure.wire.spec import ResolvedAgent
-from perdure.workers.load import load_agents, load_all, main
-from perdure.workers.plugin import by_name
-from perdure.workers.worker import check_models, served
+from perdure.workers.load import load_file, load_files, main
+from perdure.workers.plugin import members_by_name
+from perdure.workers.worker import check_models, served_names
 
 Write = Callable[..., str]
 
@@ -41,12 +41,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def names(target: str) -> list[str]:
-    return [agent.name for agent in load_agents(target).agents]
+    return [agent.name for agent in load_file(target).agents]
 
 
 def refusal(*targets: str) -> str:
     with pytest.raises(DefinitionError) as caught:
-        load_all(targets)
+        load_files(targets)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -84,7 +84,7 @@ def test_a_file_named_like_a_library_hides_nothing(write: Write) -> None:
 def test_the_same_agent_in_two_files_is_one(write: Write) -> None:
     file = write(AGENT)
     other = write("from desk_of_test import one\n", "other_of_test.py")
-    assert [agent.name for agent in load_all([file, other]).agents] == ["one"]
+    assert [agent.name for agent in load_files([file, other]).agents] == ["one"]
 
 
 def test_two_agents_of_one_name_are_refused(write: Write) -> None:
@@ -97,11 +97,11 @@ def test_providers_of_the_file_come_along(write: Write) -> None:
         AGENT
         + 'from perdure.testing import ScriptedModel, says\nmodels = {"mine": ScriptedModel([says("hi")])}\n'
     )
-    assert list(load_agents(file).models) == ["mine"]
+    assert list(load_file(file).models) == ["mine"]
 
 
 def test_a_variable_called_models_that_holds_none_is_left_alone(write: Write) -> None:
-    assert load_agents(write(AGENT + 'models = {"small": "anthropic:x"}\n')).models == {}
+    assert load_file(write(AGENT + 'models = {"small": "anthropic:x"}\n')).models == {}
 
 
 def test_a_provider_that_is_none_is_refused(write: Write) -> None:
@@ -243,12 +243,12 @@ def test_two_members_of_one_name_in_two_files_are_refused(write: Write) -> None:
 
 
 def test_a_worker_names_all_it_serves_and_first_those_whom_nobody_else_runs(write: Write) -> None:
-    members = load_agents(write(TEAM)).agents
-    assert served(members) == ("boss", "crew", "review", "finder", "writer")
+    members = load_file(write(TEAM)).agents
+    assert served_names(members) == ("boss", "crew", "review", "finder", "writer")
 
 
 def test_providers_of_all_that_are_reached_are_asked(write: Write) -> None:
-    members = by_name(load_agents(write(TEAM)).agents)
+    members = members_by_name(load_file(write(TEAM)).agents)
     agents = [one for one in members.values() if isinstance(one, Agent)]
     with pytest.raises(DefinitionError, match="no provider 'scripted'"):
         check_models([agent for agent in agents if agent.name == "writer"], {})

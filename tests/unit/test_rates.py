@@ -16,7 +16,7 @@ from perdure.activities.traffic import rates
 from perdure.activities.traffic.rates import RateLimits, Throttled
 from perdure.errors import DefinitionError
 from perdure.settings import RateLimit, load
-from perdure.workers.plugin import unmatched
+from perdure.workers.plugin import unmatched_rate_limits
 
 
 class Waits:
@@ -190,7 +190,7 @@ def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
     agent = Agent(name="a", model="anthropic:big", fallbacks=["openai:small"], tools=[search])
     right = ["anthropic", "anthropic:big", "openai:small", "tool:search"]
     wrong = ["antropic", "anthropic:small", "search", "tool:serch"]
-    assert unmatched([*wrong, *right], {"anthropic", "openai"}, [agent]) == sorted(wrong)
+    assert unmatched_rate_limits([*wrong, *right], {"anthropic", "openai"}, [agent]) == sorted(wrong)
 
 
 async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(

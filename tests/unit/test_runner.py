@@ -18,7 +18,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from perdure.activities.content.blobs import FileBlobs
 from perdure.workers.converter import BlobDriver, data_converter
-from perdure.workers.runner import PURE, SHELLS, shared_runner, without_detours
+from perdure.workers.runner import PURE, SHELLS, share_modules, skip_unused_contexts
 
 
 class ContextCodec(PayloadCodec, WithSerializationContext):
@@ -50,15 +50,15 @@ def passed(runner: Any) -> set[str]:
 
 
 def test_our_files_are_shared_and_the_shells_are_not_when_it_is_strict() -> None:
-    assert {*PURE, *SHELLS} <= passed(shared_runner(None))
-    assert set(PURE) <= passed(shared_runner(None, strict=True))
-    assert not set(SHELLS) & passed(shared_runner(None, strict=True))
+    assert {*PURE, *SHELLS} <= passed(share_modules(None))
+    assert set(PURE) <= passed(share_modules(None, strict=True))
+    assert not set(SHELLS) & passed(share_modules(None, strict=True))
 
 
 def test_a_users_own_restrictions_are_kept() -> None:
     theirs = SandboxedWorkflowRunner()
     theirs = replace(theirs, restrictions=theirs.restrictions.with_passthrough_modules("theirs"))
-    runner = without_detours(shared_runner(theirs), DataConverter.default)
+    runner = skip_unused_contexts(share_modules(theirs), DataConverter.default)
     assert {"theirs", *PURE} <= passed(runner)
 
 
@@ -67,7 +67,7 @@ def test_where_nobody_reads_contexts_the_sandbox_is_not_entered_for_them(
     tmp_path: Path, threshold: int | None
 ) -> None:
     store = None if threshold is None else FileBlobs(tmp_path)
-    runner = without_detours(shared_runner(None), data_converter(store, threshold or 0))
+    runner = skip_unused_contexts(share_modules(None), data_converter(store, threshold or 0))
     assert type(runner) is not SandboxedWorkflowRunner
     assert isinstance(runner, SandboxedWorkflowRunner)
 
@@ -86,10 +86,10 @@ def test_where_somebody_reads_them_it_is(tmp_path: Path) -> None:
         ),
     ]
     for converter in read:
-        assert type(without_detours(shared_runner(None), converter)) is SandboxedWorkflowRunner
+        assert type(skip_unused_contexts(share_modules(None), converter)) is SandboxedWorkflowRunner
 
 
 def test_a_runner_of_the_users_own_kind_is_left_alone() -> None:
     theirs = UnsandboxedWorkflowRunner()
-    assert shared_runner(theirs) is theirs
-    assert without_detours(theirs, DataConverter.default) is theirs
+    assert share_modules(theirs) is theirs
+    assert skip_unused_contexts(theirs, DataConverter.default) is theirs

@@ -19,21 +19,21 @@ from perdure.model import ModelConfig, ModelRequest
 from perdure.testing import Line, ScriptedModel, running
 from perdure.tools import Tool
 from perdure.wire.results import Approval
-from perdure.workers.load import Loaded, load_agents
+from perdure.workers.load import Definitions, load_file
 
 AGENT_FILE = Path(__file__).parents[2] / "examples" / "support_desk" / "agent.py"
 ORDER, TOTAL_CENTS = "W6081887", 26_750
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[Loaded]:
+def loaded() -> Iterator[Definitions]:
     """The agent file, as a worker loads it."""
     known = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ANTHROPIC_API_KEY", raising=False)
         patch.setenv("SUPPORT_DESK_PACE", "0")
         patch.setattr(sys, "path", [*sys.path])
-        yield load_agents(str(AGENT_FILE))
+        yield load_file(str(AGENT_FILE))
         for name in ("agent", "scripted", "seed", "shop"):
             if name not in known:
                 sys.modules.pop(name, None)
@@ -47,14 +47,14 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def support(loaded: Loaded, database: Path) -> Agent:
+def support(loaded: Definitions, database: Path) -> Agent:
     [agent] = loaded.agents
     assert isinstance(agent, Agent)
     return agent
 
 
 @pytest.fixture
-async def client(loaded: Loaded, database: Path) -> AsyncIterator[Client]:
+async def client(loaded: Definitions, database: Path) -> AsyncIterator[Client]:
     script = cast("ScriptedModel", loaded.models["scripted"]).script
     async with running(loaded.agents, models={"scripted": ScriptedModel(script)}) as client:
         yield client
@@ -137,7 +137,7 @@ def test_every_copy_of_the_shop_is_the_same(
 # -- the script
 
 
-async def converse(loaded: Loaded, prompt: str) -> str:
+async def converse(loaded: Definitions, prompt: str) -> str:
     """Play the script against the tools themselves, without a server."""
     script = cast("Any", loaded.models["scripted"]).script
     messages = [Message.user(prompt)]
@@ -155,7 +155,7 @@ async def converse(loaded: Loaded, prompt: str) -> str:
     raise AssertionError(f"the script does not come to an end: {messages}")
 
 
-async def result_of(loaded: Loaded, name: str, arguments: dict[str, Any], *, key: str) -> ToolResult:
+async def result_of(loaded: Definitions, name: str, arguments: dict[str, Any], *, key: str) -> ToolResult:
     [agent] = loaded.agents
     assert isinstance(agent, Agent)
     tool = tool_of(agent, name)
@@ -171,7 +171,7 @@ async def result_of(loaded: Loaded, name: str, arguments: dict[str, Any], *, key
 
 
 async def test_the_script_answers_about_every_order_from_the_database(
-    loaded: Loaded, database: Path, support: Agent
+    loaded: Definitions, database: Path, support: Agent
 ) -> None:
     tool_of(support, "order_details")(ORDER)
     orders = rows(database, "SELECT id, status, city FROM orders JOIN customers USING (email)")
@@ -197,7 +197,7 @@ async def test_the_script_answers_about_every_order_from_the_database(
     ],
 )
 async def test_the_script_says_what_the_tools_said(
-    loaded: Loaded, database: Path, prompt: str, expected: str
+    loaded: Definitions, database: Path, prompt: str, expected: str
 ) -> None:
     assert expected in await converse(loaded, prompt)
 

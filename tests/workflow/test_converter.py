@@ -24,7 +24,12 @@ from temporalio.converter import (
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from perdure.activities.content.blobs import FileBlobs
-from perdure.workers.converter import BlobDriver, PerdurePayloadConverter, data_converter, over
+from perdure.workers.converter import (
+    BlobDriver,
+    PerdurePayloadConverter,
+    data_converter,
+    extend_converter,
+)
 from perdure.workers.dev.server import DevServer
 
 THRESHOLD = 32 * 1024
@@ -182,7 +187,7 @@ def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
     theirs = DataConverter(
         payload_codec=Reverses(), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
     )
-    ours = over(theirs, FileBlobs(tmp_path), THRESHOLD)
+    ours = extend_converter(theirs, FileBlobs(tmp_path), THRESHOLD)
     assert ours.payload_converter_class is PerdurePayloadConverter
     assert ours.payload_codec is theirs.payload_codec
     assert ours.failure_converter_class is DefaultFailureConverterWithEncodedAttributes
@@ -192,8 +197,8 @@ def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
 
 def test_a_users_own_payload_converter_is_kept() -> None:
     theirs = DataConverter(payload_converter_class=Theirs)
-    assert over(theirs, None, THRESHOLD) is theirs
-    assert over(None, None, THRESHOLD).payload_converter_class is PerdurePayloadConverter
+    assert extend_converter(theirs, None, THRESHOLD) is theirs
+    assert extend_converter(None, None, THRESHOLD).payload_converter_class is PerdurePayloadConverter
 
 
 async def test_a_users_own_storage_stays_in_charge_and_ours_can_be_read(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ async def test_a_users_own_storage_stays_in_charge_and_ours_can_be_read(tmp_path
         data_converter(None, THRESHOLD),
         external_storage=ExternalStorage(drivers=[their_driver], payload_size_threshold=1000),
     )
-    both = over(theirs, FileBlobs(tmp_path / "ours"), THRESHOLD)
+    both = extend_converter(theirs, FileBlobs(tmp_path / "ours"), THRESHOLD)
     (stored,) = await both.encode(["v" * 5000])
     assert (tmp_path / "theirs").exists()
     assert not (tmp_path / "ours").exists()
@@ -221,7 +226,7 @@ def _only_file(folder: Path) -> bytes:
 
 
 async def test_a_codec_sees_a_payload_before_the_store_does(tmp_path: Path) -> None:
-    converter = over(DataConverter(payload_codec=Reverses()), FileBlobs(tmp_path), 1000)
+    converter = extend_converter(DataConverter(payload_codec=Reverses()), FileBlobs(tmp_path), 1000)
     encoded = await converter.encode(["secret " * 1000])
     assert b"secret" not in _only_file(tmp_path)
     assert await converter.decode(encoded) == ["secret " * 1000]

@@ -18,7 +18,7 @@ from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.events import StatusChanged
-from perdure.workers.observe.parked import Cause, Gauges, by_cause
+from perdure.workers.observe.parked import Gauges, ParkedRuns, count_by_cause
 from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 AN_OUTAGE: dict[str, Any] = {"circuit_threshold": 1, "circuit_wait": timedelta(seconds=3)}
@@ -549,7 +549,7 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
         await _parked(client, first)
 
         async def count() -> int:
-            return (await by_cause(client.temporal)).get("not_found", Cause()).runs
+            return (await count_by_cause(client.temporal)).get("not_found", ParkedRuns()).runs
 
         before = 0
 
@@ -559,7 +559,7 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
             return before >= 1
 
         await until(counted)
-        since = (await by_cause(client.temporal))["not_found"].since
+        since = (await count_by_cause(client.temporal))["not_found"].since
         second = await client.start("counted", "go on")
         await _parked(client, second)
 
@@ -567,7 +567,9 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
             return await count() == before + 1
 
         await until(one_more)
-        assert (await by_cause(client.temporal))["not_found"].since == since, "the oldest stays the oldest"
+        assert (await count_by_cause(client.temporal))["not_found"].since == since, (
+            "the oldest stays the oldest"
+        )
         gauges = Gauges()
         await gauges.look(client.temporal)
         assert gauges.seen["not_found"].age(datetime.now(UTC)) > 0

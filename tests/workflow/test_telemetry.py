@@ -240,10 +240,10 @@ from perdure.activities import genai
 from perdure.activities.circuit import Circuits
 from perdure.messages import Usage
 from perdure.settings import load
-from perdure.workers.parked import Cause, Gauges
-from perdure.workers.telemetry import reporting
+from perdure.workers.observe.parked import ParkedRuns, Gauges
+from perdure.workers.observe.telemetry import report_telemetry
 port = int(sys.argv[1])
-with reporting(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
+with report_telemetry(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
     with genai.model_call("anthropic", "claude", agent="a", run_id="r", settings={}) as span:
         genai.answered(span, agent="a", model="claude", request_id=None, finish="end_turn",
                        usage=Usage(input_tokens=10, output_tokens=3), cost_microusd=2_500_000)
@@ -253,7 +253,7 @@ with reporting(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
     circuits = Circuits(threshold=1, opened=genai.circuit_opened)
     genai.watch_circuits(circuits)
     circuits.failed(circuits.enter("anthropic:claude"), "timeout")
-    parked = Gauges({"payment": Cause(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})
+    parked = Gauges({"payment": ParkedRuns(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})
     print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
     urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/metrics")
 """
@@ -312,9 +312,9 @@ import sys
 sys.modules[{module!r}] = None
 from perdure.errors import DefinitionError
 from perdure.settings import load
-from perdure.workers.telemetry import reporting
+from perdure.workers.observe.telemetry import report_telemetry
 try:
-    with reporting(load(**{settings!r})): pass
+    with report_telemetry(load(**{settings!r})): pass
 except DefinitionError as error:
     print(error)
 """

@@ -31,7 +31,7 @@ from perdure.wire.names import CALL_MODEL, CALL_NODE, CALL_TOOL
 from perdure.wire.spec import AgentSpec
 
 from ..plugin import PerdurePlugin
-from .histories import make_whole
+from .histories import inline_blobs
 
 Verdict = Literal["ok", "nondeterministic", "failed", "unread"]
 
@@ -240,7 +240,7 @@ def _members(value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def decided(history: WorkflowHistory) -> WorkflowHistory | None:
+def up_to_last_decision(history: WorkflowHistory) -> WorkflowHistory | None:
     """The history up to the last decision and what it asked for; None: no decision has been made.
 
     Behind it is what no code has answered yet: there, any code may do what it likes.
@@ -282,12 +282,12 @@ class Gate:
         about: dict[str, Any] = {"id": history.workflow_id, "run_id": history.run_id}
         about["events"] = len(history.events)
         try:
-            await make_whole(history, self.converter)
+            await inline_blobs(history, self.converter)
         except Exception as error:
-            return verdict_of(about, "unread", f"{type(error).__name__}: {error}")
+            return failed_check(about, "unread", f"{type(error).__name__}: {error}")
         about["agent"] = await self._agent(history)
         about["missing"] = await self._missing(history, about["agent"])
-        begun = decided(history)
+        begun = up_to_last_decision(history)
         if begun is None:
             return Check(**about, verdict="ok")
         recorded = await _recorded(begun, self.converter)
@@ -298,11 +298,11 @@ class Gate:
             return Check(**about, verdict="ok")
         event, text = difference or (None, "")
         if failure is None:
-            return verdict_of(about, "nondeterministic", text, event)
+            return failed_check(about, "nondeterministic", text, event)
         verdict, said, at = _why(failure)
         if verdict == "nondeterministic":
             said = f"{text or _missed(recorded, at, self.converter)}; {said}"
-        return verdict_of(about, verdict, said, at or event)
+        return failed_check(about, verdict, said, at or event)
 
     async def _replayed(self, history: WorkflowHistory) -> Exception | None:
         """What goes wrong. A machine that is busy looks like a deadlock: that is tried again."""
@@ -360,7 +360,7 @@ def _specs_in(value: Any) -> Iterator[AgentSpec]:
                 yield AgentSpec.model_validate(one)
 
 
-def verdict_of(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:
+def failed_check(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:
     """What is wrong with that one, and what to do."""
     return Check(**about, verdict=verdict, event=event, text=text, hint=HINTS[verdict])
 

@@ -47,7 +47,7 @@ class Unread:
     problem: str
 
 
-async def on_server(source: Source) -> AsyncIterator[WorkflowHistory | Unread]:
+async def histories_on_server(source: Source) -> AsyncIterator[WorkflowHistory | Unread]:
     """Histories of runs and sessions of the task queue, children included, each fetched in its turn.
 
     Raises:
@@ -107,7 +107,7 @@ def _in_turn(groups: Sequence[deque[_Found]], most: int) -> Iterator[_Found]:
                 yield group.popleft()
 
 
-async def in_files(folder: Path, limit: int) -> AsyncIterator[WorkflowHistory | Unread]:
+async def histories_in_files(folder: Path, limit: int) -> AsyncIterator[WorkflowHistory | Unread]:
     """The histories in a folder's JSON files, and in its folders, as Temporal's own tools write them.
 
     Raises:
@@ -143,7 +143,7 @@ class Recorder:
     folder: Path
 
     def keep(self, history: WorkflowHistory) -> None:
-        """Write it; `in_files` reads it again. What it holds must be whole: see `make_whole`.
+        """Write it; `histories_in_files` reads it again. What it holds must be whole: see `inline_blobs`.
 
         Raises:
             DefinitionError: the folder cannot be written.
@@ -157,7 +157,7 @@ class Recorder:
             raise DefinitionError(f"{self.folder}: {error.strerror or error}") from None
 
 
-async def make_whole(history: WorkflowHistory, converter: DataConverter) -> None:
+async def inline_blobs(history: WorkflowHistory, converter: DataConverter) -> None:
     """Put what is in the blob store into the history, in its place.
 
     Raises:
@@ -166,7 +166,7 @@ async def make_whole(history: WorkflowHistory, converter: DataConverter) -> None
     """
     storage = converter.external_storage
     drivers = {driver.name(): driver for driver in storage.drivers} if storage else {}
-    for payload in [one for event in history.events for one in payloads_in(event)]:
+    for payload in [one for event in history.events for one in iter_payloads(event)]:
         if payload.metadata.get("messageType") == _REFERENCE:
             reference = Parse(payload.data, ExternalStorageReference())
             claim = StorageDriverClaim(claim_data=dict(reference.claim_data))
@@ -175,7 +175,7 @@ async def make_whole(history: WorkflowHistory, converter: DataConverter) -> None
             payload.CopyFrom(whole)
 
 
-def payloads_in(message: Any) -> Iterator[Payload]:
+def iter_payloads(message: Any) -> Iterator[Payload]:
     """Every payload anywhere in a message."""
     if isinstance(message, Payload):
         yield message
@@ -188,4 +188,4 @@ def payloads_in(message: Any) -> Iterator[Payload]:
         else:
             values = value if descriptor.is_repeated else (value,)
         for one in values:
-            yield from payloads_in(one)
+            yield from iter_payloads(one)

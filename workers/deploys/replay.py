@@ -16,11 +16,11 @@ from perdure.errors import NotReachable
 from perdure.settings import load as load_settings
 
 from ..connection import connect_temporal
-from ..load import load_all
+from ..load import load_files
 from ..plugin import PerdurePlugin
-from ..worker import leave, run_process, say
-from .gate import HINTS, Check, Gate, verdict_of
-from .histories import Recorder, Source, Unread, in_files, on_server
+from ..worker import exit_now, print_stderr, run_process
+from .gate import HINTS, Check, Gate, failed_check
+from .histories import Recorder, Source, Unread, histories_in_files, histories_on_server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +57,17 @@ def _read(arguments: Sequence[str] | None) -> _Given:
 
 async def _check_all(given: _Given) -> None:
     settings = load_settings(address=given.address, namespace=given.namespace, task_queue=given.task_queue)
-    loaded = load_all(given.files)
+    loaded = load_files(given.files)
     plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
     gate = Gate(plugin, settings.namespace)
     if given.histories is not None:
-        histories = in_files(given.histories, given.limit)
+        histories = histories_in_files(given.histories, given.limit)
     else:
         temporal = await connect_temporal(settings, [plugin])
         source = Source(
             temporal=temporal, task_queue=settings.task_queue, query=given.query, limit=given.limit
         )
-        histories = on_server(source)
+        histories = histories_on_server(source)
     recorder = Recorder(folder=given.record) if given.record else None
     checks: list[Check] = []
     async for one in _checks(gate, histories, recorder):
@@ -76,7 +76,7 @@ async def _check_all(given: _Given) -> None:
             sys.stdout.write(f"{one.line()}\n")
             sys.stdout.flush()
     code = _concluded(given, checks, set(plugin.members))
-    leave(code)
+    exit_now(code)
 
 
 async def _checks(
@@ -84,7 +84,7 @@ async def _checks(
 ) -> AsyncIterator[Check]:
     async for history in histories:
         if isinstance(history, Unread):
-            yield verdict_of({"id": history.id}, "unread", history.problem)
+            yield failed_check({"id": history.id}, "unread", history.problem)
             continue
         checked = await gate.check(history)
         yield checked
@@ -99,19 +99,23 @@ def _concluded(given: _Given, checks: Sequence[Check], served: set[str]) -> int:
         plain = {"counts": counts, "histories": [asdict(one) for one in checks]}
         sys.stdout.write(json.dumps(plain, ensure_ascii=False) + "\n")
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    say(f"replayed {len(checks)} histories: {told}" if checks else "nothing to check: no history was found")
+    print_stderr(
+        f"replayed {len(checks)} histories: {told}" if checks else "nothing to check: no history was found"
+    )
     for verdict, hint in HINTS.items():
         if counts[verdict]:
-            say(f"{verdict}: {hint}")
+            print_stderr(f"{verdict}: {hint}")
     strangers = sorted({one.agent for one in checks if one.agent} - served)
     if strangers:
-        say(f"not defined in these files, whose workers have no tools for them: {', '.join(strangers)}")
+        print_stderr(
+            f"not defined in these files, whose workers have no tools for them: {', '.join(strangers)}"
+        )
     missing = Counter(one for check in checks for one in check.missing)
     if missing:
         told = ", ".join(f"{name} (in {count} of them)" for name, count in sorted(missing.items()))
-        say(f"what these runs may call and these files do not define: {told}")
+        print_stderr(f"what these runs may call and these files do not define: {told}")
     if given.record:
-        say(f"kept in {given.record}")
+        print_stderr(f"kept in {given.record}")
     if counts["nondeterministic"] or counts["failed"]:
         return 1
     return 2 if counts["unread"] else 0
@@ -121,8 +125,8 @@ async def _guarded(given: _Given) -> None:
     try:
         await _check_all(given)
     except NotReachable as error:
-        say(f"error: nothing was checked: {error}")
-        leave(2)
+        print_stderr(f"error: nothing was checked: {error}")
+        exit_now(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,7 +92,7 @@ class DevServer:
     ui_url: str | None
     pid: int
 
-    KEPT: ClassVar[str] = "temporal.db"
+    DATABASE_FILE: ClassVar[str] = "temporal.db"
     """File name of the database in the settings' home."""
 
     @classmethod

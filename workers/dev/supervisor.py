@@ -23,7 +23,7 @@ from perdure.settings import Settings, variables
 from perdure.settings import load as load_settings
 
 from ..load import folder_of
-from ..worker import run_process
+from ..worker import print_stderr, run_process
 from .server import DevServer, is_temporal
 
 _UI_DISTANCE: Final = 1000
@@ -53,12 +53,6 @@ class Plan:
         return sorted({folder_of(file) for file in self.files})
 
 
-def tell(line: str) -> None:
-    """Say something to the person at the terminal."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
 async def develop(plan: Plan) -> None:
     """Run server and worker until SIGINT or SIGTERM.
 
@@ -71,10 +65,10 @@ async def develop(plan: Plan) -> None:
     log = plan.db.parent / "server.log"
     async with DevServer.start(plan.db, plan.port, plan.ui_port, log_file=log) as server:
         with _stop_on_signals() as stop:
-            tell(f"server   {server.address}   (runs are kept in {plan.db})")
+            print_stderr(f"server   {server.address}   (runs are kept in {plan.db})")
             if server.ui_url:
-                tell(f"UI       {server.ui_url}")
-            keeping = asyncio.create_task(_Keeper(plan, server, stop).keep())
+                print_stderr(f"UI       {server.ui_url}")
+            keeping = asyncio.create_task(Supervisor(plan, server, stop).keep())
             watching = asyncio.create_task(_gone(server))
             await asyncio.wait({keeping, watching}, return_when=asyncio.FIRST_COMPLETED)
             watching.cancel()
@@ -83,7 +77,7 @@ async def develop(plan: Plan) -> None:
             await keeping
             if died:
                 raise NotReachable(f"the server ended by itself; it may have said why in {log}")
-    tell("stopped; the runs are kept, and `perdure dev` goes on with them")
+    print_stderr("stopped; the runs are kept, and `perdure dev` goes on with them")
 
 
 async def _refuse_taken(plan: Plan) -> None:
@@ -133,7 +127,7 @@ class _Child:
         self.ready.cancel()
 
 
-class _Keeper:
+class Supervisor:
     """Keeps a worker running: restarts it when a file changes, and when it dies."""
 
     def __init__(self, plan: Plan, server: DevServer, stop: asyncio.Event) -> None:
@@ -155,7 +149,7 @@ class _Keeper:
                     case "crashed":
                         await self._pause()
                     case "unusable":
-                        tell("waiting for a change of the file")
+                        print_stderr("waiting for a change of the file")
                         await self._first(self._changed.wait(), self._stop.wait())
                     case "changed" | "told":
                         pass
@@ -179,14 +173,14 @@ class _Keeper:
             return "told"
         code = child.process.returncode
         if code is None:
-            tell("changed: starting the worker again")
+            print_stderr("changed: starting the worker again")
             return "changed"
         if code == 2:  # it has said what is wrong with the file
             return "unusable"
         alive = time.monotonic() - child.began
         self._delay = min(_LONGEST_DELAY, max(0.25, self._delay * 2)) if alive < _SETTLED else 0.25
         what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        tell(f"the worker {what}; starting it again in {self._delay:g} s")
+        print_stderr(f"the worker {what}; starting it again in {self._delay:g} s")
         return "crashed"
 
     async def _pause(self) -> None:
@@ -219,10 +213,10 @@ class _Keeper:
         if said["warnings"] != self._warned:
             self._warned = said["warnings"]
             for warning in self._warned:
-                tell(f"warning  {warning}")
-        tell(f"{'serving' if self._introduced else 'agents '}  {', '.join(agents)}")
+                print_stderr(f"warning  {warning}")
+        print_stderr(f"{'serving' if self._introduced else 'agents '}  {', '.join(agents)}")
         if not self._introduced:
-            tell(f"\nnow, in another terminal:\n\n  {self._next_command(agents[0])}\n\nCtrl-C ends.")
+            print_stderr(f"\nnow, in another terminal:\n\n  {self._next_command(agents[0])}\n\nCtrl-C ends.")
         self._introduced = True
 
     def _next_command(self, agent: str) -> str:
@@ -268,7 +262,7 @@ async def _changes(folders: Sequence[Path]) -> AsyncIterator[None]:
     try:
         from watchfiles import PythonFilter, awatch  # pyright: ignore[reportUnknownVariableType]
     except ImportError:
-        tell('changes of the files are not noticed: pip install "perdure[dev]"')
+        print_stderr('changes of the files are not noticed: pip install "perdure[dev]"')
         return
     relevant = PythonFilter()
     async for changes in awatch(*folders, watch_filter=relevant, debounce=200, step=50):
@@ -315,7 +309,7 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def planned(given: argparse.Namespace) -> Plan:
+def make_plan(given: argparse.Namespace) -> Plan:
     """The plan for that command line.
 
     Raises:
@@ -328,13 +322,13 @@ def planned(given: argparse.Namespace) -> Plan:
         files=tuple(given.files),
         port=port,
         ui_port=False if given.headless else given.ui_port or port + _UI_DISTANCE,
-        db=(given.db or settings.home / DevServer.KEPT).expanduser(),
+        db=(given.db or settings.home / DevServer.DATABASE_FILE).expanduser(),
         settings=settings,
     )
 
 
 async def _develop(given: argparse.Namespace) -> None:
-    await develop(planned(given))
+    await develop(make_plan(given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -35,9 +35,9 @@ from perdure.versions import unserved
 from ..attributes import missing_search_attributes
 from ..connection import connect_temporal, store_of
 from ..dev.server import find_binary
-from ..worker import leave, pollers, routing_of, run_process, say
+from ..worker import exit_now, pollers, print_stderr, routing_of, run_process
 from .health import read as read_health
-from .parked import by_cause
+from .parked import count_by_cause
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -186,7 +186,7 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
 async def _parked(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
-    found = await by_cause(temporal)
+    found = await count_by_cause(temporal)
     if not found:
         return Finding(name="parked runs", verdict="ok", text="none")
     now = datetime.now(UTC)
@@ -284,8 +284,8 @@ async def _examine(given: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
     if any(finding.verdict == "fail" for finding in findings):
         if not given.json:
-            say("something is wrong: see the lines that begin with fail")
-        leave(1)
+            print_stderr("something is wrong: see the lines that begin with fail")
+        exit_now(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

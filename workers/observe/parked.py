@@ -17,9 +17,9 @@ from perdure.wire.names import WORKFLOWS
 
 from .telemetry import SERVICE
 
-EVERY: Final = 60.0
+INTERVAL_SECONDS: Final = 60.0
 """Seconds between two looks."""
-MOST: Final = 5000
+MAX_RUNS: Final = 5000
 """Runs that are looked at; with more, the count stops there."""
 _FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
 _AT = SearchAttributeKey.for_datetime("AgentParkedAt")
@@ -29,7 +29,7 @@ _log = logging.getLogger("perdure.parked")
 
 
 @dataclass
-class Cause:
+class ParkedRuns:
     """The runs parked for one kind of error."""
 
     runs: int = 0
@@ -41,13 +41,13 @@ class Cause:
         return 0.0 if self.since is None else max((now - self.since).total_seconds(), 0.0)
 
 
-async def by_cause(client: Client) -> dict[str, Cause]:
+async def count_by_cause(client: Client) -> dict[str, ParkedRuns]:
     """The parked runs of the namespace, by kind of error."""
-    found: dict[str, Cause] = {}
+    found: dict[str, ParkedRuns] = {}
     seen = 0
-    async for run in client.list_workflows(_QUERY, page_size=1000, limit=MOST):
+    async for run in client.list_workflows(_QUERY, page_size=1000, limit=MAX_RUNS):
         seen += 1
-        cause = found.setdefault(run.typed_search_attributes.get(_FOR) or "unknown", Cause())
+        cause = found.setdefault(run.typed_search_attributes.get(_FOR) or "unknown", ParkedRuns())
         since = run.typed_search_attributes.get(_AT)
         cause.runs += 1
         if since is not None and (cause.since is None or since < cause.since):
@@ -59,7 +59,7 @@ async def by_cause(client: Client) -> dict[str, Cause]:
 class Gauges:
     """What was seen at the last look, as metrics. Every worker reports the same: take the maximum."""
 
-    seen: dict[str, Cause] = field(default_factory=dict[str, Cause])
+    seen: dict[str, ParkedRuns] = field(default_factory=dict[str, ParkedRuns])
 
     def __post_init__(self) -> None:
         meter = metrics.get_meter(SERVICE)
@@ -79,13 +79,15 @@ class Gauges:
 
     async def look(self, client: Client) -> None:
         """Look once. A cause that is gone is told once more, with 0, so that no alarm hangs."""
-        found = await by_cause(client)
-        gone = {kind: Cause() for kind, one in self.seen.items() if kind not in found and one.runs}
+        found = await count_by_cause(client)
+        gone = {kind: ParkedRuns() for kind, one in self.seen.items() if kind not in found and one.runs}
         self.seen = found | gone
 
 
 @contextlib.asynccontextmanager
-async def counted(client: Client, *, wanted: bool, every: float = EVERY) -> AsyncGenerator[None]:
+async def report_parked_runs(
+    client: Client, *, wanted: bool, every: float = INTERVAL_SECONDS
+) -> AsyncGenerator[None]:
     """Keep the gauges up to date while the block runs, if they are wanted."""
     if not wanted:
         yield

@@ -1,7 +1,7 @@
 """Telemetry of a process: the run's interceptors, traces, metrics and the Temporal runtime.
 
 `interceptors` belong to every worker and cost next to nothing while no provider is set.
-`reporting` is for processes that are ours: it sets the providers up and takes them down.
+`report_telemetry` is for processes that are ours: it sets the providers up and takes them down.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ def _close(span: Span, agent: str, result: Mapping[str, Any], error: BaseExcepti
 
 
 @contextlib.contextmanager
-def reporting(settings: Settings) -> Generator[Runtime]:
+def report_telemetry(settings: Settings) -> Generator[Runtime]:
     """Logs, traces and metrics of this process, from here on; gives the runtime to connect with.
 
     Once a process: OpenTelemetry takes only one provider. What is pending is sent at the end, as
