@@ -31,8 +31,8 @@ from perdure.wire.events import (
     TurnFinished,
 )
 
-from ..watch.active_runs import Crew, name_of
 from . import tables as show
+from .active_runs import Crew, name_of
 
 if TYPE_CHECKING:
     from perdure.wire.results import RunResult

@@ -1,0 +1,1 @@
+"""Handles on runs, sessions and deployments. Above `watch/`, whose events the handles give."""

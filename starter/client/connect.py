@@ -29,8 +29,9 @@ from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
 from perdure.wire.results import ENDED, ListedStatus, RunResult
 
 from ...workers.connection import connect_temporal
-from .run import Run, not_reached
+from .run import Run, rpc_refusal
 from .session import Opening, Session, over
+from .visibility import quote
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
 _KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
@@ -124,7 +125,7 @@ class Client:
             except WorkflowAlreadyStartedError:
                 there = await self._is_there(run, plain, rerun=rerun)
             except RPCError as error:
-                raise _refused(error) from error
+                raise rpc_refusal(error) from error
         return run
 
     async def _start(
@@ -243,7 +244,7 @@ class Client:
         try:
             described = await self.temporal.workflow_service.describe_task_queue(request)
         except RPCError as error:
-            raise _refused(error) from error
+            raise rpc_refusal(error) from error
         # A worker asks for work once a minute or more often; the server lists it for five minutes.
         # One of a version that takes no new runs does not count.
         now, taken = datetime.now(UTC), routing_of(described).taken
@@ -274,12 +275,12 @@ class Client:
         `cause` is the kind of error; `older_than` leaves out those parked since; `task_queue` those of all
         other task queues.
         """
-        wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {_quoted(cause)}"]
+        wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {quote(cause)}"]
         if older_than is not None:
             before = datetime.now(UTC) - older_than
-            wanted.append(f"AgentParkedAt < {_quoted(before.isoformat())}")
+            wanted.append(f"AgentParkedAt < {quote(before.isoformat())}")
         if task_queue is not None:
-            wanted.append(f"TaskQueue = {_quoted(task_queue)}")
+            wanted.append(f"TaskQueue = {quote(task_queue)}")
         if query is not None:
             wanted.append(f"({query})")
         found = self.list(
@@ -303,12 +304,12 @@ class Client:
         With `roots`, without those that another run started: a swarm's agents, a graph's nodes,
         agents called as tools. What a workflow of your own started is a root.
         """
-        wanted = [f"WorkflowType IN ({', '.join(_quoted(kind) for kind in WORKFLOWS)})"]
+        wanted = [f"WorkflowType IN ({', '.join(quote(kind) for kind in WORKFLOWS)})"]
         if status is not None:
-            wanted.append(f"AgentStatus IN ({', '.join(_quoted(one) for one in _recorded(status))})")
+            wanted.append(f"AgentStatus IN ({', '.join(quote(one) for one in _recorded(status))})")
         for name, value in (("AgentName", agent), ("AgentUser", user)):
             if value is not None:
-                wanted.append(f"{name} = {_quoted(value)}")
+                wanted.append(f"{name} = {quote(value)}")
         if status is not None and status not in ENDED:
             # What was terminated keeps the status that it had set last.
             wanted.append('ExecutionStatus = "Running"')
@@ -326,7 +327,7 @@ class Client:
                 if most <= 0:
                     return
         except RPCError as error:
-            raise _refused(error) from error
+            raise rpc_refusal(error) from error
 
 
 def _request(kind: type[_Asked], **fields: Any) -> _Asked:
@@ -369,16 +370,6 @@ def _recorded(status: str) -> Sequence[str]:
             f"runs are not listed by {status!r}: list 'working', and ask each for its status"
         )
     return ("working", "thinking", "acting") if status == "working" else (status,)
-
-
-def _quoted(value: str) -> str:
-    """A string of a visibility query."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _refused(error: RPCError) -> Exception:
-    return not_reached(error) or InvalidRequest(f"Temporal refused: {error.message}")
 
 
 def _is_below(execution: WorkflowExecution) -> bool:

@@ -34,7 +34,8 @@ from perdure.errors import InvalidRequest
 from perdure.messages import Value
 from perdure.wire.names import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
 
-from .connect import _quoted, _refused
+from .run import rpc_refusal
+from .visibility import quote
 
 _Answer = TypeVar("_Answer")
 _Act = Callable[[WorkflowExecution], Awaitable[None]]
@@ -188,7 +189,7 @@ class Deployment:
             return await self._service.describe_worker_deployment(asked)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
-                raise _refused(error) from error
+                raise rpc_refusal(error) from error
         there = ", ".join(await deployments(self._temporal)) or "none at all"
         raise InvalidRequest(
             f"there is no deployment {self.name!r}: no worker of that name has ever asked this namespace for "
@@ -324,7 +325,7 @@ class Deployment:
                 return done
             except RPCError as error:
                 if error.status != RPCStatusCode.FAILED_PRECONDITION:
-                    raise _refused(error) from error
+                    raise rpc_refusal(error) from error
                 refused = error
             if time.monotonic() > deadline:
                 break
@@ -346,9 +347,9 @@ class Deployment:
 
     def _pinned(self, build: str, kinds: Sequence[str] = WORKFLOWS, query: str | None = None) -> str:
         parts = [
-            f"WorkflowType IN ({', '.join(_quoted(kind) for kind in kinds)})",
+            f"WorkflowType IN ({', '.join(quote(kind) for kind in kinds)})",
             'ExecutionStatus = "Running"',
-            f"TemporalWorkerDeploymentVersion = {_quoted(f'{self.name}:{build}')}",
+            f"TemporalWorkerDeploymentVersion = {quote(f'{self.name}:{build}')}",
             *([f"({query})"] if query else []),
         ]
         return " AND ".join(parts)
@@ -367,7 +368,7 @@ class Deployment:
             async for execution in self._temporal.list_workflows(self._pinned(build, kinds, query)):
                 yield execution
         except RPCError as error:
-            raise _refused(error) from error
+            raise rpc_refusal(error) from error
 
     async def check_served(self, build: str) -> None:
         """Make sure that somebody would go on with what is moved there.
@@ -443,7 +444,7 @@ async def _asked(call: Awaitable[_Answer]) -> _Answer:
     try:
         return await call
     except RPCError as error:
-        raise _refused(error) from error
+        raise rpc_refusal(error) from error
 
 
 def _newer(build: str, than: str, summaries: Iterable[Any]) -> bool:

@@ -380,6 +380,11 @@ def not_reached(error: RPCError) -> NotReachable | None:
     return None
 
 
+def rpc_refusal(error: RPCError) -> PerdureError:
+    """Return the error for a call that the server refused, or could not answer."""
+    return not_reached(error) or InvalidRequest(f"Temporal refused: {error.message}")
+
+
 def _is_overrun(error: BaseException | None) -> bool:
     """Whether the server has no room for one more question, or start, just now."""
     busy = isinstance(error, RPCError) and error.status == RPCStatusCode.RESOURCE_EXHAUSTED

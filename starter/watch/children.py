@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
 
@@ -14,9 +14,7 @@ from perdure.wire.spec import AgentSpec, NodeKind, ResolvedAgent
 
 from .changes import call_of
 from .poll import Glance
-
-if TYPE_CHECKING:
-    from ..client.run import Run
+from .watched import WatchedRun
 
 _Answer = TypeVar("_Answer")
 
@@ -24,7 +22,7 @@ _Answer = TypeVar("_Answer")
 class Below:
     """What a run has started, what has ended too. Of a swarm or graph that is what its status says."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: WatchedRun) -> None:
         self._run = run
         self._tools: dict[str, tuple[str, NodeKind]] | None = None
         """Tools that are agents: whom they call, and what that is."""
@@ -96,7 +94,7 @@ async def _once(
     return await (glance.once(what, ask) if glance else ask())
 
 
-async def _end(child: "Run", began: datetime) -> dict[str, object] | None:
+async def _end(child: WatchedRun, began: datetime) -> dict[str, object] | None:
     try:
         described = await child.described()
     except RunNotFound:
@@ -109,7 +107,7 @@ async def _end(child: "Run", began: datetime) -> dict[str, object] | None:
     return {**times, **await _outcome(child)}
 
 
-async def _outcome(child: "Run") -> dict[str, object]:
+async def _outcome(child: WatchedRun) -> dict[str, object]:
     try:
         result = await child.result()
     except RunFailed as error:

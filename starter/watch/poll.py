@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -13,9 +13,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from perdure.wire.effects import Progress
 
 from .changes import Pending
-
-if TYPE_CHECKING:
-    from ..client.run import Run
+from .watched import WatchedRun
 
 _T = TypeVar("_T")
 
@@ -102,13 +100,13 @@ class Glance:
 class Glances:
     """Those at one run. There while somebody watches it: nobody else holds on to them."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: WatchedRun) -> None:
         self._run = run
         self._last: Glance | None = None
         self._coming: _Shared[Glance] | None = None
 
     @classmethod
-    def of(cls, run: "Run") -> "Glances":
+    def of(cls, run: WatchedRun) -> "Glances":
         """The same for all who watch that run over the same connection, in the same event loop."""
         key = (run.client, asyncio.get_running_loop(), run.id)
         return _WATCHED.get(key) or _WATCHED.setdefault(key, cls(run))

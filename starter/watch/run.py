@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from temporalio.client import WorkflowExecutionStatus
 
@@ -17,9 +17,7 @@ from perdure.wire.results import Failure, NodeStatus, RunStatus, Status, TurnRep
 from .changes import Seen
 from .children import Below
 from .poll import QUICK, Glance, Glances
-
-if TYPE_CHECKING:
-    from ..client.run import Run
+from .watched import WatchedRun
 
 _SLOW: Final = timedelta(seconds=1)
 _AT_ONCE: Final = 8
@@ -60,7 +58,7 @@ class Pace:
         return max(1.0, len(self.statuses) / _AT_ONCE)
 
 
-async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
+async def watch(run: WatchedRun, *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
     """Every event of the run from message `after_message` on, until it is over.
 
     A look costs one `describe`, and a query when the run's history has grown since; those who watch
@@ -86,7 +84,7 @@ async def watch(run: "Run", *, after_message: int = 0, pace: Pace | None = None)
 
 
 async def watch_turn(
-    run: "Run", reply: "asyncio.Future[TurnReply]", *, after_message: int
+    run: WatchedRun, reply: "asyncio.Future[TurnReply]", *, after_message: int
 ) -> AsyncIterator[Event]:
     """Every event of a session from message `after_message` on, until the reply is there.
 
@@ -109,7 +107,7 @@ async def watch_turn(
 class _Looks:
     """One watcher's looks at a run, and what was new at each."""
 
-    def __init__(self, run: "Run", after_message: int, pace: Pace) -> None:
+    def __init__(self, run: WatchedRun, after_message: int, pace: Pace) -> None:
         self.seen = Seen(messages=after_message)
         self._run = run
         self._pace = pace
@@ -162,7 +160,7 @@ class _Told:
         return [*seen.of_messages(self.messages), *seen.of_status(self.status, self.nodes)]
 
 
-async def _ask(run: "Run", known: int, below: Below, glance: Glance, pace: Pace) -> _Told | None:
+async def _ask(run: WatchedRun, known: int, below: Below, glance: Glance, pace: Pace) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         # A question that gets lost must not keep what the server itself knows from those who watch.
@@ -181,13 +179,13 @@ async def _ask(run: "Run", known: int, below: Below, glance: Glance, pace: Pace)
     return _Told(status=status, messages=messages, nodes=nodes)
 
 
-async def _answers(run: "Run", known: int) -> tuple[RunStatus, list[Message]]:
+async def _answers(run: WatchedRun, known: int) -> tuple[RunStatus, list[Message]]:
     """Where the run is, and its messages from that number on."""
     status = await run.status()
     return status, await run.transcript(start=known) if status.messages > known else []
 
 
-async def _finished(run: "Run", glance: Glance) -> Finished:
+async def _finished(run: WatchedRun, glance: Glance) -> Finished:
     try:
         result = await run.result()
     except RunFailed as error:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from perdure.errors import PerdureError, RunNotFound
 from perdure.wire.events import (
@@ -21,9 +21,7 @@ from perdure.wire.events import (
 
 from .children import since
 from .run import Pace, watch
-
-if TYPE_CHECKING:
-    from ..client.run import Run
+from .watched import WatchedRun
 
 _LAST_WORDS_WITHIN: Final = 30.0
 """Seconds for what a run that is over has said to be heard: a worker's time to answer, and that of the turns
@@ -33,7 +31,7 @@ of others before it.
 _News = asyncio.Queue[TreeEvent | None]
 
 
-async def watch_tree(run: "Run", *, after_message: int = 0) -> AsyncIterator[TreeEvent]:
+async def watch_tree(run: WatchedRun, *, after_message: int = 0) -> AsyncIterator[TreeEvent]:
     """Every event of the run and of all below it, until it is over.
 
     All of a child's events come between its NodeStarted and its NodeFinished, except those of one
@@ -68,13 +66,13 @@ class _Tree:
     """When the root did: what is older belongs to an earlier run of the same id."""
     pace: Pace = field(default_factory=Pace)
 
-    async def root(self, run: "Run", after_message: int) -> None:
+    async def root(self, run: WatchedRun, after_message: int) -> None:
         try:
             await self._follow(run, [], after_message)
         finally:
             self.news.put_nowait(None)
 
-    async def _follow(self, run: "Run", path: list[str], after_message: int = 0) -> None:
+    async def _follow(self, run: WatchedRun, path: list[str], after_message: int = 0) -> None:
         below: dict[str, _Child] = {}
         try:
             async for event in watch(run, after_message=after_message, pace=self.pace):
@@ -97,21 +95,21 @@ class _Tree:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, run: "Run", path: list[str], node: NodeStarted, below: dict[str, _Child]) -> None:
+    def _begin(self, run: WatchedRun, path: list[str], node: NodeStarted, below: dict[str, _Child]) -> None:
         if node.run_id is None:
             return
         over = asyncio.Event()
         task = asyncio.create_task(self._child(run.of(node.run_id), [*path, node.key], over))
         below[node.key] = _Child(task=task, over=over)
 
-    async def _child(self, run: "Run", path: list[str], over: asyncio.Event) -> None:
+    async def _child(self, run: WatchedRun, path: list[str], over: asyncio.Event) -> None:
         try:
             if await self._is_there(run, over):
                 await self._follow(run, path)
         except PerdureError:
             return  # whoever watches the root is told of it there
 
-    async def _is_there(self, run: "Run", over: asyncio.Event) -> bool:
+    async def _is_there(self, run: WatchedRun, over: asyncio.Event) -> bool:
         """Wait until it has begun; a child is announced before the server knows it."""
         while True:
             last = over.is_set()
@@ -124,7 +122,7 @@ class _Tree:
                 return False
             await asyncio.sleep(self.pace.quick.total_seconds())
 
-    def _tell(self, run: "Run", path: list[str], event: Event) -> None:
+    def _tell(self, run: WatchedRun, path: list[str], event: Event) -> None:
         if not path:
             self.news.put_nowait(event)
         elif not isinstance(event, ApprovalRequested | QuestionAsked | ParkedBelow):  # the root tells those

@@ -1,10 +1,12 @@
 """What is built is our modules and nothing else; what the sandbox shares is the vocabulary."""
 
+import ast
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,35 @@ def test_only_the_file_that_binds_user_code_stays_in_the_sandbox() -> None:
 
 def test_strict_sandbox_passes_nothing_of_the_workflows_but_the_engine() -> None:
     assert [name for name in PURE if name.startswith("perdure.workflows")] == ["perdure.workflows.engine"]
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports of `perdure.starter`, in type-checking blocks and functions too."""
+    here = ["perdure", *path.relative_to(ROOT).with_suffix("").parts]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                base = ".".join(
+                    [*here[: -node.level], node.module or ""] if node.level else [node.module or ""]
+                )
+                names |= {base.strip("."), *(f"{base.strip('.')}.{alias.name}" for alias in node.names)}
+            case _:
+                pass
+    return names
+
+
+def test_starter_has_no_circle_of_imports() -> None:
+    """Each file can be read before the files that use it; `graphlib` raises CycleError otherwise."""
+    files = {
+        f"perdure.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}": imports(path)
+        for path in (ROOT / "starter").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    graph = {name: names & set(files) for name, names in files.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(files) > 20
 
 
 def test_a_wheel_holds_our_modules_and_data_and_nothing_else(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from perdure.errors import InvalidRequest
 from perdure.starter.cli import tables as show
+from perdure.starter.cli.active_runs import Crew
 from perdure.starter.cli.control import _held
 from perdure.starter.cli.inspect import Look
 from perdure.starter.cli.screen import Lines, Terminal
 from perdure.starter.client.run import Run
-from perdure.starter.watch.active_runs import Crew
 from perdure.starter.watch.changes import nodes_of
 from perdure.wire.events import (
     ChildEvent,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from perdure.wire.events import ChildEvent, MessageFinished, NodeFinished, NodeStarted, TextDelta, TreeEvent
 
-from ..cli import tables as show
+from . import tables as show
 
 _MOST = 6
 
