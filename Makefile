@@ -25,23 +25,23 @@ fuzz: .venv/ready            ## The state machines and the fuzzers, with many mo
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
 
 soak: .venv/ready            ## Two hours of a steady load, or SOAK_MINUTES=...; fails when something grows
-	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
-	$(BIN)/python -m soak run --minutes $(or $(SOAK_MINUTES),120) --rate $(or $(SOAK_RATE),1)
+	$(BIN)/pip install -q --disable-pip-version-check -r proofs/benchmarks/requirements.txt
+	$(BIN)/python -m proofs.soak run --minutes $(or $(SOAK_MINUTES),120) --rate $(or $(SOAK_RATE),1)
 
 bench: .venv/ready           ## Every benchmark beside the peers, then docs/benchmarks: an hour, a quiet machine
-	$(BIN)/pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
-	$(BIN)/python -m benchmarks run --all
-	$(BIN)/python -m benchmarks report
+	$(BIN)/pip install -q --disable-pip-version-check -r proofs/benchmarks/requirements.txt
+	$(BIN)/python -m proofs.benchmarks run --all
+	$(BIN)/python -m proofs.benchmarks report
 
 bench-quick: .venv/ready     ## Counts and bytes of Perdure beside bare Temporal; never a time
-	$(BIN)/python -m benchmarks quick
+	$(BIN)/python -m proofs.benchmarks quick
 
 chaos: .venv/ready           ## 200 public tasks under each kind of fault, then docs/chaos: half an hour
-	$(BIN)/python -m chaos run
-	$(BIN)/python -m chaos report
+	$(BIN)/python -m proofs.chaos run
+	$(BIN)/python -m proofs.chaos report
 
 chaos-quick: .venv/ready     ## Some of the tasks, faults of several kinds together: at most three minutes
-	$(BIN)/python -m chaos quick
+	$(BIN)/python -m proofs.chaos quick
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/lint-imports
 
 types: .venv/ready           ## mypy by package name, pyright by real path
-	$(BIN)/mypy -p perdure -p tests -p chaos
+	$(BIN)/mypy -p perdure -p tests -p proofs.chaos
 	$(BIN)/pyright
 
 lock: .venv/ready            ## Resolve the dependencies anew

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import Record
-from benchmarks.report import (
+from proofs.benchmarks.bench import Record
+from proofs.benchmarks.report import (
     DASH,
     TARGETS,
     Found,
@@ -32,7 +32,7 @@ HEAD = {
     "at": "2026-01-02T03:04:05+00:00",
     "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux", "python": "3.11.7"},
     "versions": {"floor": {"temporalio": "1.35.0"}, "perdure": {"temporalio": "1.35.0", "perdure": "0.2.0"}},
-    "command": "python -m benchmarks run steps",
+    "command": "python -m proofs.benchmarks run steps",
 }
 CASE: dict[str, Any] = {"steps": 10, "size": 2048}
 
@@ -253,23 +253,22 @@ def test_each_table_says_how_to_measure_it_again() -> None:
     small, large = ran("floor", wall_ms=1), ran("floor", case={**CASE, "size": 10_240}, wall_ms=1)
     again = lines(page({"steps": results(small, large)}), "Again:")
     assert again == [
-        "Again: `python -m benchmarks run --all`",
-        "Again: `python -m benchmarks run steps --sizes 2048`",
-        "Again: `python -m benchmarks run steps --sizes 10240`",
+        "Again: `python -m proofs.benchmarks run --all`",
+        "Again: `python -m proofs.benchmarks run steps --sizes 2048`",
+        "Again: `python -m proofs.benchmarks run steps --sizes 10240`",
     ]
 
 
 def test_the_page_of_a_folder(tmp_path: Path) -> None:
     for suite in ("throughput", "steps", "unheard_of"):
         record = Record(suite=suite, subject="perdure", case={"n": 3}, values={"wall_ms": 2.5, "seen": 1})
-        head = {**HEAD, "suite": suite, "command": f"python -m benchmarks run {suite} --rounds 1"}
+        head = {**HEAD, "suite": suite, "command": f"python -m proofs.benchmarks run {suite} --rounds 1"}
         (tmp_path / f"{suite}.jsonl").write_text(f"{json.dumps(head)}\n{record.line()}\n")
     assert [*load(tmp_path)] == ["steps", "throughput", "unheard_of"]
     write(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert (
-        "python -m benchmarks run steps --rounds 1\npython -m benchmarks run throughput --rounds 1\n" in text
-    )
+    run = "python -m proofs.benchmarks run"
+    assert f"{run} steps --rounds 1\n{run} throughput --rounds 1\n" in text
     assert "| **perdure** | temporalio 1.35.0, perdure 0.2.0 |" in text
     assert "2026-01-02 03:04:05 UTC | a CPU, 2 cores, Linux, Python 3.11.7" in text
     assert "(steps-wall.svg)" in text

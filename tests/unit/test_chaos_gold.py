@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from chaos.gold import Call, fits, json_schema, parse, widened
+from proofs.chaos.gold import Call, fits, json_schema, parse, widened
 
 PARAMETERS = {"mv": ["source", "destination"], "sort": ["file_name"], "ls": []}
 

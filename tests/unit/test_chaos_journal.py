@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.journal import Entry, Journal
+from proofs.chaos.journal import Entry, Journal
 
 
 def entry(number: int, key: str | None) -> Entry:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from chaos.proxy import Proxy, proxied
+from proofs.chaos.proxy import Proxy, proxied
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from chaos.schedule import KINDS, Kind, Size, schedule
+from proofs.chaos.schedule import KINDS, Kind, Size, schedule
 
 FULL = Size(tasks=200, effects=1142, models=1768)
 SMALL = Size(tasks=36, effects=200, models=310)
 SAID = """
 import json
 from dataclasses import asdict
-from chaos.schedule import KINDS, Size, schedule
+from proofs.chaos.schedule import KINDS, Size, schedule
 size = Size(tasks=200, effects=1142, models=1768)
 print(json.dumps([[asdict(one) for one in schedule(kind, 7, size)] for kind in KINDS]))
 """

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from chaos.catalogue import Catalogue, GoldCall, Task, Turn
-from chaos.script import Say, answer, closing, steps, together
+from proofs.chaos.catalogue import Catalogue, GoldCall, Task, Turn
+from proofs.chaos.script import Say, answer, closing, steps, together
 
 CD = GoldCall("cd", {"folder": "a"}, '{"now": "a"}')
 ONE = GoldCall("touch", {"name": "1"}, "None")

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from chaos import report
-from chaos.catalogue import GoldCall, Task, Turn
-from chaos.results import Head, keep, load
-from chaos.subjects import Played
-from chaos.verdict import Record, Seen, counted
+from proofs.chaos import report
+from proofs.chaos.catalogue import GoldCall, Task, Turn
+from proofs.chaos.results import Head, keep, load
+from proofs.chaos.subjects import Played
+from proofs.chaos.verdict import Record, Seen, counted
 
 CD = GoldCall("cd", {"folder": "a"}, "None")
 LS = GoldCall("ls", {}, "[]")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from soak.judge import Sample, findings, left_over, second_half, slope
-from soak.report import Soak, page
+from proofs.soak.judge import Sample, findings, left_over, second_half, slope
+from proofs.soak.report import Soak, page
 
 HEAD: dict[str, Any] = {
     "at": "2026-01-02T03:04:05+00:00",

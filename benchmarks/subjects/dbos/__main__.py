@@ -1,7 +1,0 @@
-"""DBOS's processes."""
-
-from benchmarks.kit import main
-
-from .subject import Dbos
-
-main(Dbos())

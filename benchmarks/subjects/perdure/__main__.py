@@ -1,7 +1,0 @@
-"""Perdure's processes."""
-
-from benchmarks.kit import main
-
-from .subject import Perdure
-
-main(Perdure())

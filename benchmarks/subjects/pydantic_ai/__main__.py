@@ -1,7 +1,0 @@
-"""Pydantic AI's processes."""
-
-from benchmarks.kit import main
-
-from .subject import PydanticAI
-
-main(PydanticAI())

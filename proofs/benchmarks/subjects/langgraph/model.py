@@ -1,0 +1,79 @@
+"""The fake model, as a LangChain chat model, and the tool that it calls."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCall, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool, tool
+
+from proofs.benchmarks.kit import Job, ask, result, step_of
+
+
+@tool
+async def lookup(step: int, call: int, size: int) -> str:
+    """Look something up.
+
+    Args:
+        step: the step.
+        call: the call within the step.
+        size: bytes to answer.
+
+    """
+    return result(step, call, size)
+
+
+class Fake(BaseChatModel):
+    """A model without latency."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "fake"
+
+    def bind_tools(self, tools: Sequence[BaseTool], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Know the tools beforehand."""
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        said = _said(messages)
+        return ChatResult(generations=[ChatGeneration(message=said)])
+
+    async def _agenerate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        return self._generate(messages)
+
+    async def _astream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        job, said = _job(messages), _said(messages)
+        if said.tool_calls:
+            whole = AIMessageChunk(content="", tool_calls=said.tool_calls, usage_metadata=said.usage_metadata)
+            yield ChatGenerationChunk(message=whole)
+            return
+        began = time.perf_counter()
+        for n in range(job.tokens):
+            yield ChatGenerationChunk(message=AIMessageChunk(content=f"{' ' if n else ''}{time.time():.4f}"))
+            if job.rate:
+                await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
+
+
+def _job(messages: list[BaseMessage]) -> Job:
+    return Job.of(messages[0].text)
+
+
+def _said(messages: list[BaseMessage]) -> AIMessage:
+    """The next step, or the answer."""
+    results = (message.text for message in reversed(messages) if isinstance(message, ToolMessage))
+    done = step_of(next(results, None))
+    said = ask(_job(messages), done)
+    return AIMessage(
+        content=said.text,
+        tool_calls=[
+            ToolCall(type="tool_call", id=f"c{done + 1}-{n}", name=lookup.name, args=dict(call))
+            for n, call in enumerate(said.calls, 1)
+        ],
+        usage_metadata={"input_tokens": 1000, "output_tokens": 20, "total_tokens": 1020},
+    )

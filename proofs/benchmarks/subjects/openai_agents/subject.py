@@ -1,0 +1,176 @@
+"""The OpenAI Agents plugin as the harness sees it."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from agents import Model, ModelResponse, Usage
+from agents.items import TResponseOutputItem, TResponseStreamEvent
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseFunctionToolCall,
+    ResponseTextDeltaEvent,
+    ResponseUsage,
+)
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
+from temporalio.client import Client
+from temporalio.contrib.workflow_streams import WorkflowStreamClient
+from temporalio.openai_agents import ModelActivityParameters, OpenAIAgentsPlugin
+from temporalio.openai_agents.testing import ResponseBuilders, TestModelProvider
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+from proofs.benchmarks.kit import TOOL, Job, Say, Where, ask, step_of
+
+from . import workflow as agent
+
+EVENT: Any = TResponseStreamEvent
+
+
+class Fake(Model):
+    """A model without latency."""
+
+    async def get_response(self, *args: Any, **request: Any) -> ModelResponse:
+        """Ask for the next step, or answer."""
+        job, done = _asked(request["input"])
+        usage = Usage(requests=1, input_tokens=1000, output_tokens=20, total_tokens=1020)
+        return ModelResponse(output=_output(ask(job, done), done), usage=usage, response_id=f"r{done}")
+
+    async def stream_response(self, *args: Any, **request: Any) -> AsyncIterator[TResponseStreamEvent]:
+        """The same, and the answer word by word."""
+        job, done = _asked(request["input"])
+        said = ask(job, done)
+        number = 0
+        if not said.calls:
+            text = ""
+            async for word in _words(job):
+                text += word
+                yield ResponseTextDeltaEvent(
+                    content_index=0,
+                    delta=word,
+                    item_id="",
+                    logprobs=[],
+                    output_index=0,
+                    sequence_number=number,
+                    type="response.output_text.delta",
+                )
+                number += 1
+            said = Say(text=text)
+        response = Response(
+            id=f"r{done}",
+            created_at=time.time(),
+            model="fake",
+            object="response",
+            output=_output(said, done),
+            parallel_tool_calls=True,
+            tool_choice="auto",
+            tools=[],
+            usage=ResponseUsage(
+                input_tokens=1000,
+                input_tokens_details=InputTokensDetails(cache_write_tokens=0, cached_tokens=0),
+                output_tokens=20,
+                output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+                total_tokens=1020,
+            ),
+        )
+        yield ResponseCompletedEvent(response=response, sequence_number=number, type="response.completed")
+
+
+def _asked(shown: str | list[Any]) -> tuple[Job, int]:
+    """The job, and how many steps of it are done."""
+    items = [{"content": shown}] if isinstance(shown, str) else shown
+    outputs = (item["output"] for item in reversed(items) if item.get("type") == "function_call_output")
+    return Job.of(items[0]["content"]), step_of(next(outputs, None))
+
+
+def _output(said: Say, done: int) -> list[TResponseOutputItem]:
+    if not said.calls:
+        return [ResponseBuilders.response_output_message(said.text)]
+    return [
+        ResponseFunctionToolCall(
+            arguments=json.dumps(call),
+            call_id=f"c{done + 1}-{n}",
+            id=f"f{done + 1}-{n}",
+            name=TOOL,
+            status="completed",
+            type="function_call",
+        )
+        for n, call in enumerate(said.calls, 1)
+    ]
+
+
+async def _words(job: Job) -> AsyncIterator[str]:
+    began = time.perf_counter()
+    for n in range(job.tokens):
+        yield f"{' ' if n else ''}{time.time():.4f}"
+        if job.rate:
+            await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
+
+
+class OpenAIAgents:
+    """OpenAI Agents with Temporal's plugin."""
+
+    workflow = "OpenAIAgent"
+    model = "invoke_model_activity"
+    tool = TOOL
+    stream = True
+
+    @asynccontextmanager
+    async def worker(self, where: Where) -> AsyncIterator[None]:
+        """A worker at its defaults."""
+        async with Worker(
+            await self.connect(where),
+            task_queue=where.queue,
+            workflows=[agent.OpenAIAgent],
+            activities=[agent.lookup],
+            max_cached_workflows=where.cache,
+        ):
+            yield
+
+    async def connect(self, where: Where) -> Any:
+        """A client."""
+        self.queue = where.queue
+        plugin = OpenAIAgentsPlugin(
+            model_params=ModelActivityParameters(
+                start_to_close_timeout=timedelta(seconds=30), streaming_topic=agent.TOPIC
+            ),
+            model_provider=TestModelProvider(Fake()),
+        )
+        return await Client.connect(where.address, plugins=[plugin])
+
+    async def run(self, client: Client, job: Job) -> str:
+        """Start, and wait."""
+        await self.started(client, job)
+        return await self.finish(client, job)
+
+    async def started(self, client: Client, job: Job) -> None:
+        """Start only."""
+        await client.start_workflow(agent.OpenAIAgent.run, job.prompt, id=job.id, task_queue=self.queue)
+
+    async def finish(self, client: Client, job: Job) -> str:
+        """Wait for the end."""
+        return str(await client.get_workflow_handle(job.id).result())
+
+    async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
+        """The text, as one subscriber of the workflow's stream sees it."""
+        await _exists(client, job.id)
+        stream = WorkflowStreamClient.create(client, job.id)
+        async for item in stream.subscribe([agent.TOPIC], result_type=EVENT):
+            if isinstance(item.data, ResponseTextDeltaEvent):
+                yield item.data.delta
+
+
+async def _exists(client: Client, run: str) -> None:
+    while True:
+        try:
+            await client.get_workflow_handle(run).describe()
+            return
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            await asyncio.sleep(0.02)

