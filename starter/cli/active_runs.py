@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 from perdure.wire.events import ChildEvent, MessageFinished, NodeFinished, NodeStarted, TextDelta, TreeEvent
 
-from . import tables as show
+from .. import display
 
 _MOST = 6
 
 
 def name_of(path: Sequence[str]) -> str:
     """What a run below is called in front of what it does."""
-    return show.short("/".join(path), 80)
+    return display.short("/".join(path), 80)
 
 
 @dataclass
@@ -22,7 +22,7 @@ class _Working:
 
 
 @dataclass
-class Crew:
+class ActiveRuns:
     """Those that work now. Feed it every event; it prints nothing."""
 
     working: dict[str, _Working] = field(default_factory=dict[str, _Working])

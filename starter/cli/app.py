@@ -150,7 +150,7 @@ async def agents(
 
 
 def _agents_of_files(common: Common, files: list[str]) -> int:
-    from . import tables as show
+    from . import tables
 
     # In a process of its own: whatever the file does when imported, it does not do here.
     command = [sys.executable, "-m", "perdure.workers.load", *files, "--json"]
@@ -161,7 +161,7 @@ def _agents_of_files(common: Common, files: list[str]) -> int:
     if common.json:
         out(common, found)
         return DONE
-    table = show.table("AGENT", "KIND", "MODEL", "TOOLS AND MEMBERS", "SPEC")
+    table = tables.new_table("AGENT", "KIND", "MODEL", "TOOLS AND MEMBERS", "SPEC")
     for agent in found:
         chain = ", then ".join(name for name in [agent["model"], *agent["fallbacks"]] if name)
         used = ", ".join(dict.fromkeys([*agent["tools"], *agent["members"]]))
@@ -171,15 +171,18 @@ def _agents_of_files(common: Common, files: list[str]) -> int:
 
 
 def _agents_of_runs(common: Common, infos: "list[RunInfo]") -> None:
-    from . import tables as show
+    from .. import display
+    from . import tables
 
     tally = Counter(info.agent for info in infos if info.agent)
     latest = {info.agent: info.started_at for info in reversed(infos)}
     found = [{"name": name, "runs": count} for name, count in tally.most_common()]
     if common.json:
         return out(common, found)
-    table = show.table("AGENT", "RUNS", "LATEST", right=("RUNS",))
+    table = tables.new_table("AGENT", "RUNS", "LATEST", right=("RUNS",))
     for name, count in tally.most_common():
-        table.add_row(name, str(count), show.ago(latest[name]))
+        table.add_row(name, str(count), display.age(latest[name]))
     pretty(table)
-    return say(f"from the latest {show.plural(len(infos), 'run')}; what a file defines: perdure agents FILE")
+    return say(
+        f"from the latest {display.plural(len(infos), 'run')}; what a file defines: perdure agents FILE"
+    )

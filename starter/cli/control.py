@@ -76,7 +76,7 @@ _Meant = tuple[str | None, str | None]
 
 
 async def _decide(common: Common, run_id: str, meant: _Meant, **decision: Any) -> None:
-    from . import tables as show
+    from . import tables
     from .follow import person
 
     client = await common.connect()
@@ -88,7 +88,7 @@ async def _decide(common: Common, run_id: str, meant: _Meant, **decision: Any) -
     done = "approved" if decision["allow"] else "denied"
     plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
     plain |= {"run_id": below} if below else {}
-    out(common, plain, f"{done}: {want.call_id} {show.wanted(want)}")
+    out(common, plain, f"{done}: {want.call_id} {tables.wanted(want)}")
 
 
 async def _held(run: "Run", meant: _Meant) -> "Approval":
@@ -117,10 +117,10 @@ def _is_meant(want: "Approval", meant: _Meant) -> bool:
 
 
 def _listed(want: "Approval") -> str:
-    from . import tables as show
+    from . import tables
 
     name = f"{want.run_id}/{want.call_id}" if want.path else want.call_id
-    return f"{name}: {show.wanted(want)}"
+    return f"{name}: {tables.wanted(want)}"
 
 
 _AT_ONCE: Final = 20

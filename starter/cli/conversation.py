@@ -16,7 +16,8 @@ from perdure.wire.events import Event, Finished, StatusChanged
 from perdure.wire.names import SESSION_WORKFLOW
 from perdure.wire.results import TurnReply
 
-from . import tables as show
+from .. import display
+from . import tables
 from .follow import Follower, is_conversation
 from .options import DONE, FAILED, Common, code_of, hint, out, pretty, say, say_error
 from .screen import Terminal
@@ -61,7 +62,7 @@ async def choose(client: "Client", agent: str | None, user: str | None) -> str:
 
 def _chosen(infos: "list[RunInfo]") -> str:
     for number, info in enumerate(infos, 1):
-        say(f"{number:>3}  {info.id}  {info.status}, begun {show.ago(info.started_at)}")
+        say(f"{number:>3}  {info.id}  {info.status}, begun {display.age(info.started_at)}")
     sys.stderr.write("which? ")
     sys.stderr.flush()
     word = sys.stdin.readline().strip()
@@ -84,9 +85,9 @@ async def _piped(session: "Session", common: Common) -> int:
         if not line.strip():
             continue
         reply = await session.say(line.rstrip("\n"))
-        out(common, reply.model_dump(mode="json"), show.output(answer_of(reply)))
+        out(common, reply.model_dump(mode="json"), tables.output(answer_of(reply)))
         if reply.error is not None:
-            say_error(show.failure(reply.error))
+            say_error(tables.failure(reply.error))
             code = FAILED
     return code
 
@@ -142,7 +143,7 @@ class _Conversation:
             await self._follow(_rest_of_turn(self._session.run.events(after_message=status.messages)))
 
     def _show(self, messages: "list[Message]") -> None:
-        parts = [part for message in messages for part in show.message(message)]
+        parts = [part for message in messages for part in tables.message(message)]
         pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))
 
     async def _heard(self, line: str) -> None:
@@ -154,7 +155,7 @@ class _Conversation:
             case "/history":
                 self._show(await self._session.transcript())
             case "/status":
-                for name, value in show.report(self._session.id, await self._session.status()):
+                for name, value in tables.report(self._session.id, await self._session.status()):
                     say(f"{name:<10} {value}")
             case "/interrupt":
                 await self._session.interrupt()

@@ -211,21 +211,22 @@ def _words(build: str | None) -> str:
 
 
 def _tally(moved: "Sequence[Moved]") -> str:
-    from . import tables as show
+    from .. import display
 
     sessions = sum(one.kind == "session" for one in moved)
-    return f"{show.plural(len(moved) - sessions, 'run')}, {show.plural(sessions, 'session')}"
+    return f"{display.plural(len(moved) - sessions, 'run')}, {display.plural(sessions, 'session')}"
 
 
 def _show(found: "DeploymentStatus") -> None:
-    from . import tables as show
+    from .. import display
+    from . import tables
 
-    table = show.table(
+    table = tables.new_table(
         *("BUILD", "STATUS", "NEW RUNS", "OPEN RUNS", "SESSIONS", "WORKERS", "LAST CURRENT"),
         right=("NEW RUNS", "OPEN RUNS", "SESSIONS", "WORKERS"),
     )
     for one in found.builds:
-        since = show.ago(one.current_until) if one.current_until else ""
+        since = display.age(one.current_until) if one.current_until else ""
         counts = (f"{one.percent:g} %", str(one.runs), str(one.sessions), str(one.workers))
         table.add_row(one.build, one.status, *counts, since)
     say(f"deployment {found.name}, task queue {found.task_queue}")

@@ -24,7 +24,8 @@ from perdure.wire.events import (
 from perdure.wire.names import INVALID_REQUEST, UNKNOWN_AGENT
 from perdure.wire.results import Approval, Question
 
-from . import tables as show
+from .. import display
+from . import tables
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
 from .screen import Json, Lines, Screen, Terminal
 
@@ -134,7 +135,7 @@ class Follower:
                 if isinstance(event, TurnFinished):
                     return DONE
                 if isinstance(event, StatusChanged) and _stands_still(event) and not self._asks:
-                    self._screen.note(f"  {show.how_to_go_on(self._run.id)}")
+                    self._screen.note(f"  {tables.how_to_go_on(self._run.id)}")
                     return PARKED
 
     def _take(self, event: TreeEvent) -> None:
@@ -203,9 +204,9 @@ class Follower:
         if want == "parked":
             return "[r]esume, [s]top or [d]etach? "
         if isinstance(want, Question):
-            whose = f" to {show.short('/'.join(want.path), 80)}" if want.path else ""
+            whose = f" to {display.short('/'.join(want.path), 80)}" if want.path else ""
             return f"your answer{whose} (empty: detach): "
-        call = show.short("/".join([*want.path, want.call_id]), 80)
+        call = display.short("/".join([*want.path, want.call_id]), 80)
         return f"approve {call}? [y]es, [n]o and why, [d]etach: "
 
     async def _answered(self, want: Want, line: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""The command that draws graphs, swarms and agents, with the live state of a run."""
+"""The command `graph`: draw a graph, swarm or agent with the live state of a run."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..client.run import Run
     from ..draw.picture import Picture
 
-Format = Literal["text", "mermaid", "svg"]
-
-_BY_ENDING: Final[dict[str, Format]] = {".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid"}
+_MERMAID: Final = frozenset({".mmd", ".mermaid", ".md", ".markdown"})
+_MARKDOWN: Final = frozenset({".md", ".markdown"})
+_PICTURES: Final = frozenset({".svg", ".png", ".pdf", ".jpg", ".jpeg", ".gif"})
 _LOOK_AGAIN: Final = 0.5
 
 
@@ -39,38 +39,45 @@ async def graph_(
     file: Annotated[
         str | None, typer.Option(help="Draw it as this file defines it; needs no server.")
     ] = None,
-    format: Annotated[  # noqa: A002 - the option's name
-        Format | None, typer.Option(help="What to draw; none: by the ending of --out, else text.")
-    ] = None,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Write a Mermaid flowchart instead of text.")
+    ] = False,
     to: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="Write it there; none: stdout.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="PATH", help="Write to this file: Mermaid if it ends in .mmd or .md, else text."
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Draw it again and again, until the run is over.")
     ] = False,
 ) -> int:
     """Draw a graph, swarm or agent, and where its run is."""
-    wanted: Format = format or _BY_ENDING.get(to.suffix.lower() if to is not None else "", "text")
-    plain = to is None and wanted == "text" and not common.json
+    if to is not None and to.suffix.lower() in _PICTURES:
+        refuse(
+            f"--out {to}: pictures are written as Mermaid; choose a .mmd or .md file, which GitHub and the "
+            "Mermaid tools draw"
+        )
+    mermaid = mermaid or (to is not None and to.suffix.lower() in _MERMAID)
     if run is not None and file is not None:
-        refuse("--run and --file: a run keeps the graph that it was started with; give one of them")
-    if watch and (file is not None or not plain):
-        refuse("--watch draws a run as text on a terminal: leave out --file, --out, --format and --json")
+        refuse("--run and --file: a run keeps the graph that it was started with; give only one of them")
+    if watch and (file is not None or to is not None or mermaid or common.json):
+        refuse("--watch draws a run as text on a terminal: leave out --file, --out, --mermaid and --json")
     if watch and not sys.stdout.isatty():
         refuse("--watch needs a terminal; leave it out to draw the run as it is now")
     if file is not None:
-        defined = _of_file(file, name)
-        return defined if isinstance(defined, int) else _drawn(common, _Sight(resolved=defined), wanted, to)
-    found = await _found(await common.connect(), name, run)
-    resolved = await _pinned(found, name)
+        defined = _load_spec(file, name)
+        return defined if isinstance(defined, int) else _write(common, _View(resolved=defined), mermaid, to)
+    found = await _find_run(await common.connect(), name, run)
+    resolved = await _pinned_spec(found, name)
     if watch:
-        return await _watched(found, resolved)
-    return _drawn(common, await _sight(found, resolved), wanted, to)
+        return await _watch(found, resolved)
+    return _write(common, await _read_view(found, resolved), mermaid, to)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sight:
-    """What is to be drawn."""
+class _View:
+    """A spec and, when there is a run, its status."""
 
     resolved: "ResolvedAgent"
     status: "RunStatus | None" = None
@@ -85,12 +92,12 @@ class _Sight:
         }
 
     def picture(self) -> "Picture":
-        from ..draw.picture import picture
+        from ..draw.picture import build_picture
 
-        return picture(self.resolved, self.status, run_id=self.run_id)
+        return build_picture(self.resolved, self.status, run_id=self.run_id)
 
 
-def _of_file(file: str, name: str) -> "ResolvedAgent | int":
+def _load_spec(file: str, name: str) -> "ResolvedAgent | int":
     """What the file defines under that name; the exit code when that cannot be had, the error being said.
 
     In a process of its own: whatever the file does when imported, it does not do here.
@@ -104,7 +111,7 @@ def _of_file(file: str, name: str) -> "ResolvedAgent | int":
     return ResolvedAgent.model_validate_json(done.stdout.splitlines()[-1])
 
 
-async def _found(client: "Client", name: str, run_id: str | None) -> "Run":
+async def _find_run(client: "Client", name: str, run_id: str | None) -> "Run":
     """The run asked for, else the newest one of that name.
 
     Raises:
@@ -123,7 +130,7 @@ async def _found(client: "Client", name: str, run_id: str | None) -> "Run":
     )
 
 
-async def _pinned(run: "Run", name: str) -> "ResolvedAgent":
+async def _pinned_spec(run: "Run", name: str) -> "ResolvedAgent":
     """The spec that the run keeps."""
     resolved = await run.spec()
     if resolved.spec.name != name:
@@ -131,11 +138,11 @@ async def _pinned(run: "Run", name: str) -> "ResolvedAgent":
     return resolved
 
 
-async def _sight(run: "Run", resolved: "ResolvedAgent") -> _Sight:
+async def _read_view(run: "Run", resolved: "ResolvedAgent") -> _View:
     described = await run.described()
     status = await run.status()
     state = described.status.name if described.status is not None else "RUNNING"
-    return _Sight(resolved=resolved, status=_ended(status, state), run_id=run.id)
+    return _View(resolved=resolved, status=_ended(status, state), run_id=run.id)
 
 
 def _ended(status: "RunStatus", state: str) -> "RunStatus":
@@ -152,62 +159,57 @@ def _ended(status: "RunStatus", state: str) -> "RunStatus":
     return status.model_copy(update={"status": how, "nodes": cut, "waiting": []})
 
 
-# -- showing it
+# -- output
 
 
-def _drawn(common: Common, sight: _Sight, wanted: Format, to: Path | None) -> int:
-    if to is None and wanted == "text" and not common.json:
-        pretty(*_on_terminal(sight))
-        return DONE
-    written = _written(common, sight, wanted)
+def _write(common: Common, view: _View, mermaid: bool, to: Path | None) -> int:
     if to is None:
-        sys.stdout.write(written)
+        if not (mermaid or common.json):
+            pretty(*_on_terminal(view))
+            return DONE
+        sys.stdout.write(_render(common, view, mermaid, to))
         sys.stdout.flush()
         return DONE
     try:
-        to.write_text(written, encoding="utf-8")
+        to.write_text(_render(common, view, mermaid, to), encoding="utf-8")
     except OSError as error:
         refuse(f"--out {to}: {error.strerror or error}")
     say(f"wrote {to}")
     return DONE
 
 
-def _written(common: Common, sight: _Sight, wanted: Format) -> str:
-    from ..draw import svg
-    from ..draw import text as draw
+def _render(common: Common, view: _View, mermaid: bool, to: Path | None) -> str:
+    from ..draw.mermaid import fenced, render_mermaid
 
     if common.json:
-        return json.dumps(sight.plain(), ensure_ascii=False) + "\n"
-    match wanted:
-        case "text":
-            return "\n".join(thing.plain for thing in _on_terminal(sight)) + "\n"
-        case "mermaid":
-            return draw.mermaid(sight.picture())
-        case "svg":
-            return svg.svg(sight.picture())
+        return json.dumps(view.plain(), ensure_ascii=False) + "\n"
+    if not mermaid:
+        return "\n".join(part.plain for part in _on_terminal(view)) + "\n"
+    chart = render_mermaid(view.picture())
+    return fenced(chart) if to is not None and to.suffix.lower() in _MARKDOWN else chart
 
 
-def _on_terminal(sight: _Sight) -> "list[Text]":
-    """The drawing, and what people can do for the run."""
+def _on_terminal(view: _View) -> "list[Text]":
+    """Return the drawing, and the commands by which people can help the run on."""
     from rich.text import Text
 
-    from ..draw import text as draw
-    from . import tables as show
+    from ..draw.text import render_text
+    from . import tables
 
-    things, status = [draw.text(sight.picture())], sight.status
+    parts, status = [render_text(view.picture())], view.status
     if status is None:
-        return things
+        return parts
     if status.status == "parked":
-        go_on = show.how_to_go_on(sight.run_id, status.failure)
-        things.append(Text(f"\nparked: {show.failure(status.failure)}\n  {go_on}"))
-    things.extend(
-        Text(f"\nwaits for: {show.wanted(want)}\n  {show.how_to_answer(sight.run_id, want)}")
+        go_on = tables.how_to_go_on(view.run_id, status.failure)
+        parts.append(Text(f"\nparked: {tables.failure(status.failure)}\n  {go_on}"))
+    parts.extend(
+        Text(f"\nwaits for: {tables.wanted(want)}\n  {tables.how_to_answer(view.run_id, want)}")
         for want in status.waiting
     )
-    return things
+    return parts
 
 
-async def _watched(run: "Run", resolved: "ResolvedAgent") -> int:
+async def _watch(run: "Run", resolved: "ResolvedAgent") -> int:
     """Draw the run anew until it is over; a worker that is gone for a while is waited for."""
     from rich.console import Console, Group
     from rich.live import Live
@@ -215,15 +217,15 @@ async def _watched(run: "Run", resolved: "ResolvedAgent") -> int:
     from perdure.errors import NotReachable
     from perdure.wire.results import ENDED
 
-    sight = await _sight(run, resolved)
+    view = await _read_view(run, resolved)
     with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
         problem = ""
-        while sight.status is None or sight.status.status not in ENDED:
-            live.update(Group(*_on_terminal(sight), problem), refresh=True)
+        while view.status is None or view.status.status not in ENDED:
+            live.update(Group(*_on_terminal(view), problem), refresh=True)
             await asyncio.sleep(_LOOK_AGAIN)
             try:
-                sight, problem = await _sight(run, resolved), ""
+                view, problem = await _read_view(run, resolved), ""
             except NotReachable as error:
                 problem = f"\n{error}"
-    pretty(*_on_terminal(sight))
+    pretty(*_on_terminal(view))
     return DONE

@@ -9,11 +9,12 @@ from rich.text import Text
 from perdure.errors import InvalidRequest, NotReachable, RunFailed
 from perdure.wire.results import NodeStatus, RunResult, RunStatus
 
+from .. import display
 from ..client.run import Run
 from ..client.steps import Step, steps_of
 from ..watch.changes import nodes_of
 from ..watch.children import Below
-from . import tables as show
+from . import tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +48,22 @@ class Look:
 
     def pretty(self) -> list[Any]:
         """For people."""
-        rows = show.report(self.id, self.status) if self.status else [("run", self.id), ("state", self.state)]
+        rows = (
+            tables.report(self.id, self.status) if self.status else [("run", self.id), ("state", self.state)]
+        )
         if self.error and not (self.status and self.status.failure):
-            rows.append(("error", show.short(self.error, 500)))
+            rows.append(("error", display.short(self.error, 500)))
         for name, why in self.result.unmet.items() if self.result else ():
             rows.append(("never ran", f"{name}: {why}"))
         if self.problem:
             rows.append(("unknown", f"the rest: {self.problem}"))
         things: list[Any] = [_grid(rows)]
         if self.nodes:
-            things += ["", show.nodes(self.nodes)]
+            things += ["", tables.nodes(self.nodes)]
         if self.steps:
-            things += ["", show.steps(self.steps)]
+            things += ["", tables.steps(self.steps)]
         if self.result is not None and self.result.output not in (None, ""):
-            things += ["", Text(show.output(self.result.output))]
+            things += ["", Text(tables.output(self.result.output))]
         return things
 
 
@@ -69,7 +72,7 @@ def _grid(rows: list[tuple[str, str]]) -> Table:
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     for name, value in rows:
-        style = show.COLOURS.get(value.split(" ")[0], "") if name in ("status", "state") else ""
+        style = tables.COLOURS.get(value.split(" ")[0], "") if name in ("status", "state") else ""
         grid.add_row(name, Text(value, style=style))
     return grid
 

@@ -81,7 +81,8 @@ def _cause(word: str | None) -> str | None:
 
 
 def _tell(common: Common, found: "list[RunInfo]") -> int:
-    from . import tables as show
+    from .. import display
+    from . import tables
 
     if common.json:
         out(common, [info.model_dump(mode="json") for info in found])
@@ -89,9 +90,9 @@ def _tell(common: Common, found: "list[RunInfo]") -> int:
     if not found:
         say("no such run is parked")
         return DONE
-    table = show.table("ID", "AGENT", "PARKED FOR", "SINCE", "STEPS")
+    table = tables.new_table("ID", "AGENT", "PARKED FOR", "SINCE", "STEPS")
     for info in found:
-        since = show.ago(info.parked_at) if info.parked_at else ""
+        since = display.age(info.parked_at) if info.parked_at else ""
         table.add_row(info.id, info.agent or "", info.parked_for or "", since, str(info.steps))
     pretty(table)
     causes = Counter(info.parked_for or "?" for info in found)

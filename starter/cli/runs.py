@@ -108,7 +108,7 @@ async def list_(
     ] = False,
 ) -> None:
     """List runs that people and programs started; with --all, those below them too."""
-    from . import tables as show
+    from . import tables
 
     if waiting:
         query = " AND ".join(
@@ -121,7 +121,7 @@ async def list_(
         return out(common, [info.model_dump(mode="json") for info in infos])
     if not infos:
         return say("no such run")
-    return pretty(show.runs(infos))
+    return pretty(tables.runs(infos))
 
 
 def _status(word: str | None) -> Any:
@@ -150,11 +150,11 @@ async def transcript(common: Common, id: Id) -> None:  # noqa: A002
     """Print the messages of a run."""
     from rich.text import Text
 
-    from . import tables as show
+    from . import tables
 
     client = await common.connect()
     messages = await client.get(id).transcript()
     if common.json:
         return out(common, [message.model_dump(mode="json") for message in messages])
-    parts = [part for message in messages for part in show.message(message)]
+    parts = [part for message in messages for part in tables.message(message)]
     return pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))

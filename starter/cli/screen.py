@@ -31,8 +31,9 @@ from perdure.wire.events import (
     TurnFinished,
 )
 
-from . import tables as show
-from .active_runs import Crew, name_of
+from .. import display
+from . import tables
+from .active_runs import ActiveRuns, name_of
 
 if TYPE_CHECKING:
     from perdure.wire.results import RunResult
@@ -87,7 +88,7 @@ class Lines:
             line = line_below(event)
             return None if line is None else self._console.print(line)
         if isinstance(event, MessageFinished):
-            said = show.short(event.text, _LINE)
+            said = display.short(event.text, _LINE)
             if said:
                 self.note(f"step {event.step}: {said}")
             return None
@@ -96,9 +97,9 @@ class Lines:
             self._console.print(line)
         if isinstance(event, ApprovalRequested | QuestionAsked):
             want = event.approval if isinstance(event, ApprovalRequested) else event.question
-            self.note(f"  answer with: {show.how_to_answer(self._run_id, want)}")
+            self.note(f"  answer with: {tables.how_to_answer(self._run_id, want)}")
         if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
-            _line(sys.stdout, show.output(event.result.output))
+            _line(sys.stdout, tables.output(event.result.output))
         return None
 
     def note(self, line: str) -> None:
@@ -164,26 +165,26 @@ class Terminal:
         self._moving: Status | None = None
         self._doing = "starting"
         self._told = ""
-        self._crew = Crew()
+        self._active = ActiveRuns()
         self._writing = ""
         """Whose text the open line is; the run's own is nobody's."""
 
     def show(self, event: TreeEvent) -> None:
         """Show it."""
-        self._crew.feed(event)
+        self._active.feed(event)
         match event:
             case ChildEvent():
                 self._show_below(event)
                 return
             case TextDelta():
-                self._write("", show.clean(event.text), first=event.offset == 0)
+                self._write("", display.clean(event.text), first=event.offset == 0)
             case MessageFinished():
                 self._told = event.text
                 self.rest()
             case ToolProgress():
-                self._doing = f"{event.call_id}: {show.short(event.text, 60)}"
+                self._doing = f"{event.call_id}: {display.short(event.text, 60)}"
             case StatusChanged() if event.status != "parked":
-                self._doing = show.short(event.doing, 100)
+                self._doing = display.short(event.doing, 100)
             case Finished():
                 self._finish(event)
                 return
@@ -205,10 +206,10 @@ class Terminal:
             case TextDelta():
                 self._stream(event, inner)
             case StatusChanged():
-                self._crew.does(event.run_id, show.short(inner.doing, 80))
+                self._active.does(event.run_id, display.short(inner.doing, 80))
             case ToolProgress():
-                self._crew.does(event.run_id, f"{inner.call_id}: {show.short(inner.text, 60)}")
-            case MessageFinished() if self._crew.was_shown(event, inner):
+                self._active.does(event.run_id, f"{inner.call_id}: {display.short(inner.text, 60)}")
+            case MessageFinished() if self._active.was_shown(event, inner):
                 self._told = inner.text  # a swarm's output: nobody wants to read it twice
                 self.rest()
             case _:
@@ -217,12 +218,12 @@ class Terminal:
 
     def _stream(self, event: ChildEvent, piece: TextDelta) -> None:
         other = self._text.is_open and self._writing != event.run_id
-        if other or not self._crew.streams(event, piece):
+        if other or not self._active.streams(event, piece):
             return
         first = piece.offset == 0
         if first:
             self._write(event.run_id, f"{name_of(event.path)} | ", first=True)
-        self._write(event.run_id, show.clean(piece.text), first=first)
+        self._write(event.run_id, display.clean(piece.text), first=first)
 
     def _write(self, who: str, text: str, *, first: bool) -> None:
         self._still()
@@ -240,7 +241,7 @@ class Terminal:
         self.rest()
         result = event.result
         if result is not None and result.output not in (None, "", self._told):
-            self._console.print(show.output(result.output), markup=False)
+            self._console.print(tables.output(result.output), markup=False)
         line = line_of(event)
         if line is not None:
             self._console.print(line)
@@ -249,7 +250,7 @@ class Terminal:
         self.rest()
         output = event.reply.output
         if output not in (None, "", self._told):
-            self._console.print(show.output(output), markup=False)
+            self._console.print(tables.output(output), markup=False)
         line = line_of(event)
         if line is not None:
             self._console.print(line)
@@ -269,7 +270,7 @@ class Terminal:
         if self._text.is_open:
             return
         width = max(self._console.width - 4, 10)
-        lines = [show.short(line, width) for line in (self._doing, *self._crew.lines())]
+        lines = [display.short(line, width) for line in (self._doing, *self._active.lines())]
         words = f"[dim]{escape(f'{chr(10)}  '.join(lines))}[/]"
         if self._moving is None:
             self._moving = self._console.status(words)
@@ -292,28 +293,28 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
     """The event as a line of rich markup; None for what is no line."""
     match event:
         case ToolStarted():
-            return f"[cyan]→[/] {escape(show.call(event.tool, event.arguments, _LINE))}"
+            return f"[cyan]→[/] {escape(tables.call(event.tool, event.arguments, _LINE))}"
         case ToolFinished():
             mark = "[red]✗[/]" if event.is_error else "[green]✓[/]"
-            return f"{mark} {escape(event.tool)}[dim]: {escape(show.short(event.text, 100))}[/]"
+            return f"{mark} {escape(event.tool)}[dim]: {escape(display.short(event.text, 100))}[/]"
         case Retrying():
             return (
                 f"[yellow]↻[/] {escape(event.call)} is tried again (attempt {event.attempt}): "
-                f"{escape(show.short(event.error, 200))}"
+                f"{escape(display.short(event.error, 200))}"
             )
         case TextRestarted():
             return f"[yellow]↻[/] the answer of step {event.step} begins anew (attempt {event.attempt})"
         case ApprovalRequested():
-            called = show.wanted(event.approval)
+            called = tables.wanted(event.approval)
             return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
-            return f"[yellow]?[/] the agent asks: [bold]{escape(show.wanted(event.question))}[/]"
+            return f"[yellow]?[/] the agent asks: [bold]{escape(tables.wanted(event.question))}[/]"
         case ParkedBelow():
-            return f"[red]![/] {escape(show.wanted(event.parked))}"
+            return f"[red]![/] {escape(tables.wanted(event.parked))}"
         case NodeStarted() | NodeFinished():
             return _below_line(event)
         case PlanChanged():
-            return "\n".join(f"  {escape(line)}" for line in show.plan(event.items)) or None
+            return "\n".join(f"  {escape(line)}" for line in tables.plan(event.items)) or None
         case StatusChanged():
             return _status_line(event)
         case Finished():
@@ -331,7 +332,7 @@ def line_below(event: ChildEvent) -> str | None:
         case StatusChanged() | Finished():
             return None  # its end is told by the run that started it
         case MessageFinished():
-            said = show.short(inner.text, _LINE)
+            said = display.short(inner.text, _LINE)
             line = escape(f"step {inner.step}: {said}") if said else None
         case _:
             line = line_of(inner)
@@ -346,14 +347,14 @@ def _below_line(event: NodeStarted | NodeFinished) -> str:
     bad = event.state == "failed"
     mark = "[green]✓[/]" if good else "[red]✗[/]" if bad else "[yellow]■[/]"
     how = event.state if event.stop_reason in (None, "end_turn") else event.stop_reason
-    spent = [show.plural(event.steps, "step"), show.cost(event.cost_microusd)] if event.steps else []
+    spent = [display.plural(event.steps, "step"), display.cost(event.cost_microusd)] if event.steps else []
     return f"{mark} {escape(event.key)}[dim]: {' · '.join([str(how), *spent])}[/]"
 
 
 def _status_line(event: StatusChanged) -> str | None:
     match event.status:
         case "parked":
-            return f"[red]![/] parked: {escape(show.failure(event.failure))}"
+            return f"[red]![/] parked: {escape(tables.failure(event.failure))}"
         case "paused":
             return "[yellow]![/] paused"
         case "stopping":
@@ -363,9 +364,9 @@ def _status_line(event: StatusChanged) -> str | None:
 
 
 def _end_line(event: Finished) -> str:
-    numbers = f"[dim]{escape(show.summary(event.result))}[/]" if event.result else ""
+    numbers = f"[dim]{escape(tables.summary(event.result))}[/]" if event.result else ""
     if event.status == "failed":
-        why = escape(show.failure(event.error))
+        why = escape(tables.failure(event.error))
         return f"[red]✗ failed:[/] {why}" + (f"\n{numbers}" if event.result else "")
     good = event.status == "completed" and _is_natural(event.result)
     return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {numbers or event.status}"
@@ -373,9 +374,9 @@ def _end_line(event: Finished) -> str:
 
 def _turn_line(event: TurnFinished) -> str:
     reply = event.reply
-    steps = f"turn {reply.turn}, {show.plural(reply.steps, 'step')}, {show.cost(reply.cost_microusd)}"
+    steps = f"turn {reply.turn}, {display.plural(reply.steps, 'step')}, {display.cost(reply.cost_microusd)}"
     if reply.error is not None:
-        return f"[red]✗ the turn failed:[/] {escape(show.failure(reply.error))} [dim]({escape(steps)})[/]"
+        return f"[red]✗ the turn failed:[/] {escape(tables.failure(reply.error))} [dim]({escape(steps)})[/]"
     if reply.stop_reason not in (None, "end_turn"):
         return f"[yellow]■[/] the turn ended early: {reply.stop_reason} [dim]({escape(steps)})[/]"
     return f"[dim]{escape(steps)}[/]"

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 from rich.text import Text
 
+from ..display import age, clean, cost, duration, plural, short
 from .options import hint
 
 if TYPE_CHECKING:
@@ -31,50 +31,12 @@ COLOURS: Final[Mapping[str, str]] = {
     "skipped": "yellow",
 }
 
-# Text of models and tools goes to terminals: an escape sequence in it must not.
-_CONTROLS: Final = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def clean(text: str) -> str:
-    """The text without control characters, which could move the cursor or worse."""
-    return text.translate(_CONTROLS)
-
-
-def short(text: str, most: int) -> str:
-    """The text in one line of at most so many characters."""
-    line = " ".join(clean(text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
 
 def call(tool: str, arguments: Mapping[str, Any], most: int | None = None) -> str:
     """`search(query="...")`."""
     given = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
     whole = clean(f"{tool}({given})")
     return whole if most is None else short(whole, most)
-
-
-def cost(microusd: int | None) -> str:
-    """An amount; says so when it is not known."""
-    return "cost unknown" if microusd is None else f"${microusd / 1_000_000:.4f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def ago(then: datetime, now: datetime | None = None) -> str:
-    """How long since, roughly."""
-    past = max((now or datetime.now(UTC)) - then, timedelta())
-    for seconds, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if past.total_seconds() >= 2 * seconds:
-            return f"{past.total_seconds() // seconds:.0f} {unit} ago"
-    return f"{past.total_seconds():.0f} s ago"
-
-
-def took(milliseconds: int) -> str:
-    """A duration."""
-    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def output(value: Any) -> str:
@@ -142,7 +104,7 @@ def status_word(status: str, parked_for: str | None = None) -> Text:
     return Text(f"{status}{why}", style=COLOURS.get(status, "cyan"))
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
+def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table that reads well without colours too."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
@@ -152,7 +114,9 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 def runs(infos: "Sequence[RunInfo]") -> Table:
     """Runs, one a line."""
-    made = table("ID", "AGENT", "STATUS", "STOP", "STEPS", "COST", "USER", "STARTED", right=("STEPS", "COST"))
+    made = new_table(
+        "ID", "AGENT", "STATUS", "STOP", "STEPS", "COST", "USER", "STARTED", right=("STEPS", "COST")
+    )
     for info in infos:
         spent = "" if info.cost_usd is None else f"${info.cost_usd:.4f}"
         made.add_row(
@@ -163,19 +127,21 @@ def runs(infos: "Sequence[RunInfo]") -> Table:
             str(info.steps),
             spent,
             Text(info.user or ""),
-            ago(info.started_at),
+            age(info.started_at),
         )
     return made
 
 
 def steps(of_run: "Sequence[Step]") -> Table:
     """Steps, one a line, their tool calls below each other."""
-    made = table("STEP", "MODEL", "TOOK", "TOKENS", "COST", "DID", right=("STEP", "TOOK", "TOKENS", "COST"))
+    made = new_table(
+        "STEP", "MODEL", "TOOK", "TOKENS", "COST", "DID", right=("STEP", "TOOK", "TOKENS", "COST")
+    )
     for step in of_run:
         made.add_row(
             str(step.step),
             Text(step.model),
-            took(step.duration_ms),
+            duration(step.duration_ms),
             f"{step.usage.total_tokens:,}",
             "?" if step.cost_microusd is None else cost(step.cost_microusd),
             _did(step),
@@ -187,7 +153,7 @@ def _did(step: "Step") -> Text:
     lines = [short(step.text, 70)] if step.text.strip() else []
     for made in step.tool_calls:
         mark = "✗" if made.is_error else "✓" if made.finished else "…"
-        time = f" {took(made.duration_ms)}" if made.duration_ms else ""
+        time = f" {duration(made.duration_ms)}" if made.duration_ms else ""
         other = f" (answered by {made.stand_in})" if made.stand_in else ""
         lines.append(f"{mark} {call(made.tool, made.arguments, 70)}{time}{other}")
     if step.attempts > 1:
@@ -233,7 +199,7 @@ def plan(items: "Sequence[PlanItem]") -> list[str]:
 
 def nodes(of_run: "Sequence[NodeStatus]") -> Table:
     """What a run has started, one a line."""
-    made = table("RUN BELOW", "STATE", "STOP", "STEPS", "COST", "ID", right=("STEPS", "COST"))
+    made = new_table("RUN BELOW", "STATE", "STOP", "STEPS", "COST", "ID", right=("STEPS", "COST"))
     for node in of_run:
         over = node.state != "running"
         made.add_row(

@@ -1,7 +1,7 @@
-"""Pictures of graphs, swarms and agents: what there is to draw, and nothing about how. Pure.
+"""Pictures of graphs, swarms and agents: boxes, arrows and their live state, free of any format. Pure.
 
-A Picture is made of a pinned spec and, when there is a run, of its status. Names come from whoever
-wrote the agents: they are made harmless here, once, and escaped where each format wants it.
+A Picture is built from a pinned spec and, when there is a run, from its status. Names come from the
+authors of the agents. They are sanitized here, once; each format escapes them as it needs.
 """
 
 import re
@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
-from ..cli import tables as show
+from .. import display
 
 if TYPE_CHECKING:
     from perdure.wire.results import NodeStatus, RunStatus, Status
     from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, NodeKind, NodeSpec, ResolvedAgent, SwarmSpec
 
 BoxState = Literal["pending", "running", "waiting", "done", "failed", "skipped", "cancelled"]
-"""State of a node of a drawing: that of its newest visit; "waiting" is for a person."""
+"""State of a box: that of its node's newest visit; "waiting" means for a person."""
+
+SYMBOLS: Final[Mapping[BoxState, str]] = {
+    "pending": "○",
+    "running": "▸",
+    "waiting": "?",
+    "done": "✓",
+    "failed": "✗",
+    "skipped": "»",
+    "cancelled": "■",
+}
 
 _OF_RUN: Final[Mapping["Status", BoxState]] = {
     "waiting_approval": "waiting",
@@ -30,36 +40,36 @@ _OF_RUN: Final[Mapping["Status", BoxState]] = {
     "failed": "failed",
     "cancelled": "cancelled",
 }
-_LONG: Final = 200
+_NAME_LIMIT: Final = 200
 _VISIT: Final = re.compile(r"([0-9]{1,9})(?:\.[0-9]{1,9})?")
-"""Number of a visit, and of the attempt at it."""
+"""A visit's number and, after a dot, that of a retry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A node of the drawing."""
+    """A node of the drawing, with its state in words."""
 
     name: str
     kind: "NodeKind"
     member: str = ""
-    """What it runs, when that has another name."""
+    """Name of the agent, swarm or graph that the node runs, when it differs from the node's."""
     state: BoxState = "pending"
     live: str = ""
-    """The state in words; empty without a run."""
+    """State in words; empty without a run."""
     spent: str = ""
     """Visits, steps and cost."""
     entry: bool = False
     join: str = ""
-    """What it waits for, when several edges lead to it."""
+    """Number of incoming edges that it waits for, when there are several."""
 
     @property
     def what(self) -> str:
-        """Its kind and what it runs."""
+        """Kind and member of the node."""
         return f"{self.kind} {self.member}".rstrip()
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What stands below the name."""
+        """Lines below the name."""
         return tuple(line for line in (self.what, self.live, self.spent, self.join) if line)
 
 
@@ -74,7 +84,7 @@ class Arrow:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Everything to draw, and nothing about how."""
+    """Everything that a format draws."""
 
     title: str
     subtitle: str = ""
@@ -84,23 +94,25 @@ class Picture:
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """Numbers of the boxes where it begins."""
+        """Numbers of the boxes where execution begins."""
         return tuple(number for number, box in enumerate(self.boxes) if box.entry)
 
 
-def picture(resolved: "ResolvedAgent", status: "RunStatus | None" = None, *, run_id: str = "") -> Picture:
-    """The picture of a spec, with the live state of a run when its status is given."""
+def build_picture(
+    resolved: "ResolvedAgent", status: "RunStatus | None" = None, *, run_id: str = ""
+) -> Picture:
+    """Build the picture of a spec, with the live state of a run when its status is given."""
     spec = resolved.spec
-    live = _Live(status)
+    live = _LiveState(status)
     match spec.kind:
         case "graph":
-            boxes, arrows = _graph(spec, live)
+            boxes, arrows = _graph_parts(spec, live)
         case "swarm":
-            boxes, arrows = _swarm(spec, live)
+            boxes, arrows = _swarm_parts(spec, live)
         case "agent":
-            boxes, arrows = _agent(spec, resolved.members, live)
+            boxes, arrows = _agent_parts(spec, resolved.members, live)
     return Picture(
-        title=f"{spec.kind} {harmless(spec.name)}",
+        title=f"{spec.kind} {one_line(spec.name)}",
         subtitle=_subtitle(status, run_id),
         boxes=tuple(boxes),
         arrows=tuple(arrows),
@@ -108,32 +120,35 @@ def picture(resolved: "ResolvedAgent", status: "RunStatus | None" = None, *, run
     )
 
 
-def harmless(text: str) -> str:
-    """The text in one line, without characters that no format may hold or that reorder its neighbours."""
+def one_line(text: str) -> str:
+    """Return the text as one short line that is safe to hand to any format.
+
+    Unicode's category C goes: control characters, unpaired surrogates, and marks that reverse or hide text.
+    """
     plain = "".join(sign for sign in text if sign.isspace() or unicodedata.category(sign)[0] != "C")
-    return show.short(plain, _LONG) or "(no name)"
+    return display.short(plain, _NAME_LIMIT) or "(no name)"
 
 
 def _subtitle(status: "RunStatus | None", run_id: str) -> str:
     if status is None:
         return ""
-    how = f"{status.status} ({status.stop_reason})" if status.stop_reason else status.status
-    calls = [show.plural(status.tool_calls, "tool call")] if status.tool_calls else []
-    cost = [show.cost(status.cost_microusd)] if status.cost_microusd != 0 else []
-    return " · ".join([*([harmless(run_id)] if run_id else []), how, *calls, *cost])
+    state = f"{status.status} ({status.stop_reason})" if status.stop_reason else status.status
+    calls = [display.plural(status.tool_calls, "tool call")] if status.tool_calls else []
+    cost = [display.cost(status.cost_microusd)] if status.cost_microusd != 0 else []
+    return " · ".join([*([one_line(run_id)] if run_id else []), state, *calls, *cost])
 
 
-# -- what each kind is made of
+# -- boxes and arrows, by kind of program
 
 
-def _graph(spec: "GraphSpec", live: "_Live") -> tuple[list[Box], list[Arrow]]:
+def _graph_parts(spec: "GraphSpec", live: "_LiveState") -> tuple[list[Box], list[Arrow]]:
     number = {node.name: at for at, node in enumerate(spec.nodes)}
     incoming = [sum(edge.target == node.name for edge in spec.edges) for node in spec.nodes]
     boxes = [
         Box(
-            name=harmless(node.name),
+            name=one_line(node.name),
             kind=node.kind,
-            member="" if node.member in (None, node.name) else harmless(str(node.member)),
+            member="" if node.member in (None, node.name) else one_line(str(node.member)),
             state=live.state(node.name),
             live=live.words(node.name),
             spent=live.spent(node.name),
@@ -146,7 +161,7 @@ def _graph(spec: "GraphSpec", live: "_Live") -> tuple[list[Box], list[Arrow]]:
         Arrow(
             source=number[edge.source],
             target=number[edge.target],
-            label=harmless(edge.when) if edge.when else "",
+            label=one_line(edge.when) if edge.when else "",
         )
         for edge in spec.edges
     ]
@@ -165,10 +180,10 @@ def _join(node: "NodeSpec", edges: int) -> str:
             return f"waits for {count} of {edges}"
 
 
-def _swarm(spec: "SwarmSpec", live: "_Live") -> tuple[list[Box], list[Arrow]]:
+def _swarm_parts(spec: "SwarmSpec", live: "_LiveState") -> tuple[list[Box], list[Arrow]]:
     boxes = [
         Box(
-            name=harmless(name),
+            name=one_line(name),
             kind="agent",
             state=live.state(name),
             live=live.words(name),
@@ -178,52 +193,59 @@ def _swarm(spec: "SwarmSpec", live: "_Live") -> tuple[list[Box], list[Arrow]]:
         for name in spec.agents
     ]
     number = {name: at for at, name in enumerate(spec.agents)}
-    made: dict[tuple[int, int], list[str]] = {}
+    # An arrow for each pair, whose label counts the handoffs: many turns between two agents stay readable.
+    numbers: dict[tuple[int, int], list[str]] = {}
     for count, (source, target) in enumerate(live.handoffs, start=1):
         if source in number and target in number:
-            made.setdefault((number[source], number[target]), []).append(str(count))
+            numbers.setdefault((number[source], number[target]), []).append(str(count))
     arrows = [
         Arrow(source=source, target=target, label=", ".join(counts))
-        for (source, target), counts in made.items()
+        for (source, target), counts in numbers.items()
     ]
     return boxes, arrows
 
 
-def _agent(spec: "AgentSpec", members: "Sequence[AnySpec]", live: "_Live") -> tuple[list[Box], list[Arrow]]:
-    """The agent and those it may call as tools, and what these may call."""
+def _agent_parts(
+    spec: "AgentSpec", members: "Sequence[AnySpec]", live: "_LiveState"
+) -> tuple[list[Box], list[Arrow]]:
+    """Return the agent, the agents that it may call as tools, and those that these may call."""
     known: dict[str, AnySpec] = {member.name: member for member in members}
-    number, arrows, ahead = {spec.name: 0}, list[Arrow](), [spec]
+    # Agents may call each other in a circle: a name is expanded once.
+    number, arrows, unexpanded = {spec.name: 0}, list[Arrow](), [spec]
     boxes = [
         Box(
-            name=harmless(spec.name),
+            name=one_line(spec.name),
             kind="agent",
-            state=live.whole,
-            live=live.whole_words,
-            spent=live.whole_spent,
+            state=live.run_state,
+            live=live.run_words,
+            spent=live.run_spent,
             entry=True,
         )
     ]
-    while ahead:
-        caller = ahead.pop(0)
+    while unexpanded:
+        caller = unexpanded.pop(0)
         for tool in (tool for tool in caller.tools if tool.kind == "agent" and tool.agent):
             name = str(tool.agent)
             if name not in number:
                 number[name] = len(boxes)
                 called = known.get(name)
-                boxes.append(_called(name, called, live, direct=caller is spec))
-                ahead += [called] if called is not None and called.kind == "agent" else []
-            label = "" if tool.name == name else harmless(tool.name)
+                boxes.append(_callee_box(name, called, live, direct=caller is spec))
+                unexpanded += [called] if called is not None and called.kind == "agent" else []
+            label = "" if tool.name == name else one_line(tool.name)
             arrows.append(Arrow(source=number[caller.name], target=number[name], label=label))
     return boxes, arrows
 
 
-def _called(name: str, called: "AnySpec | None", live: "_Live", *, direct: bool) -> Box:
-    """An agent called as a tool; of those that others call, this run knows nothing."""
+def _callee_box(name: str, called: "AnySpec | None", live: "_LiveState", *, direct: bool) -> Box:
+    """Return the box of an agent called as a tool.
+
+    A run's status lists its direct children only, so deeper agents have no live state.
+    """
     kind: NodeKind = called.kind if called is not None else "agent"
     if not direct:
-        return Box(name=harmless(name), kind=kind)
+        return Box(name=one_line(name), kind=kind)
     return Box(
-        name=harmless(name),
+        name=one_line(name),
         kind=kind,
         state=live.state(name),
         live=live.words(name),
@@ -234,8 +256,8 @@ def _called(name: str, called: "AnySpec | None", live: "_Live", *, direct: bool)
 # -- the live state
 
 
-class _Live:
-    """The state of a run, asked by the names of its nodes."""
+class _LiveState:
+    """State of a run by the names of its nodes."""
 
     def __init__(self, status: "RunStatus | None") -> None:
         self._status = status
@@ -248,30 +270,31 @@ class _Live:
         self._waiting = frozenset(keys.get(first, first) for first in paths)
 
     @property
-    def whole(self) -> BoxState:
+    def run_state(self) -> BoxState:
         """State of the run itself."""
         return "pending" if self._status is None else _OF_RUN.get(self._status.status, "running")
 
     @property
-    def whole_words(self) -> str:
-        """As `words`, of the run itself."""
+    def run_words(self) -> str:
+        """State of the run itself in words; empty without a run."""
         return "" if self._status is None else self._status.status
 
     @property
-    def whole_spent(self) -> str:
-        """As `spent`, of the run itself; its cost stands above the drawing."""
-        return (
-            show.plural(self._status.step, "step") if self._status is not None and self._status.step else ""
-        )
+    def run_spent(self) -> str:
+        """Steps of the run itself; its cost stands in the subtitle."""
+        steps = self._status.step if self._status is not None else 0
+        return display.plural(steps, "step") if steps else ""
 
     @property
     def handoffs(self) -> list[tuple[str, str]]:
-        """Who handed on to whom, in order; of a long run, the newest of them."""
-        nodes = self._status.nodes if self._status is not None else []
-        return [(one.node, after.node) for one, after in pairwise(nodes) if one.stop_reason == "handoff"]
+        """Handoffs in order, as source and target; of a long run only the newest."""
+        visits = self._status.nodes if self._status is not None else []
+        return [
+            (visit.node, after.node) for visit, after in pairwise(visits) if visit.stop_reason == "handoff"
+        ]
 
     def state(self, name: str) -> BoxState:
-        """State of that node."""
+        """Return the state of that node."""
         visits = self._visits.get(name)
         if not visits:
             return "pending"
@@ -279,7 +302,7 @@ class _Live:
         return "waiting" if newest == "running" and name in self._waiting else newest
 
     def words(self, name: str) -> str:
-        """State of that node in words; empty without a run."""
+        """Return the state of that node in words; empty without a run."""
         if self._status is None:
             return ""
         visits = self._visits.get(name)
@@ -287,41 +310,42 @@ class _Live:
             return (
                 "never ran" if self._status.status in ("completed", "failed", "cancelled") else "not yet run"
             )
-        return _how(self.state(name), visits[-1])
+        return _describe(self.state(name), visits[-1])
 
     def spent(self, name: str) -> str:
-        """Visits, steps and cost of that node, as far as there are any."""
+        """Return the visits, steps and cost of that node, as far as there are any."""
         return " · ".join(_amounts(self._visits.get(name, [])))
 
 
-def _how(state: BoxState, newest: "NodeStatus") -> str:
+def _describe(state: BoxState, newest: "NodeStatus") -> str:
     if state == "waiting":
         return "waits for a person"
     if newest.error is not None and state == "failed":
-        return f"failed: {harmless(newest.error.kind)}"
+        return f"failed: {one_line(newest.error.kind)}"
     natural = newest.stop_reason in (None, "end_turn", "handoff", state) or state == "running"
     return state if natural else f"{state} ({newest.stop_reason})"
 
 
 def _amounts(runs: "Sequence[NodeStatus]") -> list[str]:
-    """What the runs of a node came to; a long run tells its newest only, so this may be a lower bound.
+    """Return visits, retries, steps and cost of a node's runs.
 
-    A visit that was tried again is one visit.
+    A retry belongs to the same visit. The status of a long run lists its newest visits only: when
+    their numbers show that older ones are missing, steps and cost are lower bounds.
     """
-    numbers = [_number(run) for run in runs]
+    numbers = [_visit_number(run) for run in runs]
     known = len({number or run.key for number, run in zip(numbers, runs, strict=True)})
     visits = max([known, *numbers])
     retries, steps = len(runs) - known, sum(run.steps for run in runs)
     costs = [run.cost_microusd for run in runs]
     cost = None if None in costs else sum(filter(None, costs))
     mark = "≥ " if visits > known else ""
-    parts = [show.plural(visits, "visit")] if visits > 1 else []
+    parts = [display.plural(visits, "visit")] if visits > 1 else []
     parts += [f"{retries} tried again"] if retries else []
-    parts += [f"{mark}{show.plural(steps, 'step')}"] if steps else []
-    return parts + ([f"{mark}{show.cost(cost)}"] if cost != 0 else [])
+    parts += [f"{mark}{display.plural(steps, 'step')}"] if steps else []
+    return parts + ([f"{mark}{display.cost(cost)}"] if cost != 0 else [])
 
 
-def _number(run: "NodeStatus") -> int:
-    """Which visit of its node it is, as far as its key says so; else 0."""
+def _visit_number(run: "NodeStatus") -> int:
+    """Return the number of this visit of its node, or 0 when its key holds none."""
     found = _VISIT.fullmatch(run.key.removeprefix(f"{run.node}-"))
     return int(found[1]) if found else 0

@@ -21,6 +21,7 @@ from perdure.starter.client.connect import RunInfo
 from perdure.wire.results import Approval, NodeStatus, RunStatus
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 REVIEW = ResolvedAgent(
     spec=GraphSpec(
@@ -177,14 +178,13 @@ def test_a_file_is_drawn_without_a_server(perdure: Perdure, loader: list[list[st
 @pytest.mark.parametrize(
     ("words", "name", "begins"),
     [
-        (("--format", "mermaid"), "x.txt", "---\ntitle: "),
+        (("--mermaid",), "x.txt", "---\ntitle: "),
         ((), "x.mmd", "---\ntitle: "),
-        ((), "x.SVG", "<svg "),
+        ((), "x.MD", "```mermaid\n---\ntitle: "),
         ((), "x.txt", "graph review\n"),
-        (("--format", "text"), "x.svg", "graph review\n"),
     ],
 )
-def test_a_drawing_is_written_in_the_format_asked_for_or_that_of_the_ending(
+def test_the_ending_of_a_file_chooses_the_format(
     perdure: Perdure, tmp_path: Path, words: tuple[str, ...], name: str, begins: str
 ) -> None:
     said = perdure("review", *words, "--out", str(tmp_path / name), runs=[FakeRun("r")])
@@ -192,11 +192,27 @@ def test_a_drawing_is_written_in_the_format_asked_for_or_that_of_the_ending(
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(begins)
 
 
-@pytest.mark.parametrize("form", ["mermaid", "svg"])
-def test_a_drawing_goes_to_stdout_and_nothing_else_does(perdure: Perdure, form: str) -> None:
-    said = perdure("review", "--format", form, runs=[FakeRun("r")])
+@pytest.mark.parametrize("ending", ["svg", "PNG"])
+def test_a_picture_file_is_refused_with_what_to_do(perdure: Perdure, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    said = perdure("review", "--out", str(path), runs=[FakeRun("r")])
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        f"error: --out {path}: pictures are written as Mermaid; choose a .mmd or .md file, which GitHub and "
+        "the Mermaid tools draw\n"
+    )
+    assert not path.exists()
+
+
+def test_mermaid_on_stdout_is_the_chart_alone(perdure: Perdure) -> None:
+    said = perdure("review", "--mermaid", runs=[FakeRun("r")])
     assert (said.code, said.err) == (0, "")
-    assert said.out.startswith("<svg " if form == "svg" else "---\n")
+    assert said.out.startswith("---\n")
+
+
+def test_documentation_shows_the_chart_that_is_written(perdure: Perdure) -> None:
+    said = perdure("review", "--file", str(ROOT / "examples" / "review_graph.py"), "--mermaid")
+    assert said.out in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 def test_as_json_spec_and_status_are_given_whole(perdure: Perdure) -> None:
@@ -271,9 +287,9 @@ def test_without_a_server_the_code_says_so(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--run", "r", "--file", "x.py"), "give one of them"),
+        (("--run", "r", "--file", "x.py"), "give only one of them"),
         (("--watch", "--file", "x.py"), "leave out --file"),
-        (("--watch", "--format", "svg"), "leave out --file"),
+        (("--watch", "--mermaid"), "leave out --file"),
         (("--watch", "--out", "x.txt"), "leave out --file"),
         (("--watch", "--json"), "leave out --file"),
         (("--watch",), "--watch needs a terminal"),
@@ -288,6 +304,6 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 def test_a_place_that_cannot_be_written_is_refused(perdure: Perdure, tmp_path: Path) -> None:
-    said = perdure("review", "--out", str(tmp_path / "no" / "x.svg"), runs=[FakeRun("r")])
+    said = perdure("review", "--out", str(tmp_path / "no" / "x.mmd"), runs=[FakeRun("r")])
     assert said.code == 2
-    assert said.err == f"error: --out {tmp_path / 'no' / 'x.svg'}: No such file or directory\n"
+    assert said.err == f"error: --out {tmp_path / 'no' / 'x.mmd'}: No such file or directory\n"

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
-from perdure.starter.cli import tables as show
+from perdure.starter import display
+from perdure.starter.cli import tables
 from perdure.starter.cli.screen import Flow, Lines, line_of
 from perdure.wire.events import Event, Finished, Retrying, StatusChanged, TextDelta, ToolStarted
 from perdure.wire.results import Approval, Failure, Question, RunResult, RunStatus
@@ -17,8 +18,8 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 def test_no_escape_sequence_reaches_the_terminal() -> None:
     hostile = "a\x1b[2Jb\x07\x9bc\rd\ne\tf"
-    assert show.clean(hostile) == "a[2Jbcd\ne\tf"
-    assert "\x1b" not in show.call("t\x1b", {"x": hostile})
+    assert display.clean(hostile) == "a[2Jbcd\ne\tf"
+    assert "\x1b" not in tables.call("t\x1b", {"x": hostile})
     started = line_of(ToolStarted(call_id="c", tool="t", arguments={"x": "[red]\x1b[0m"}))
     assert started is not None
     assert "\x1b" not in started
@@ -26,37 +27,37 @@ def test_no_escape_sequence_reaches_the_terminal() -> None:
 
 
 def test_amounts_are_told_with_what_is_not_known() -> None:
-    assert show.cost(None) == "cost unknown"
-    assert show.cost(12_345) == "$0.0123"
-    assert (show.plural(1, "step"), show.plural(1234, "token")) == ("1 step", "1,234 tokens")
-    assert (show.took(999), show.took(1500)) == ("999 ms", "1.5 s")
+    assert display.cost(None) == "cost unknown"
+    assert display.cost(12_345) == "$0.0123"
+    assert (display.plural(1, "step"), display.plural(1234, "token")) == ("1 step", "1,234 tokens")
+    assert (display.duration(999), display.duration(1500)) == ("999 ms", "1.5 s")
 
 
 def test_times_are_told_roughly() -> None:
-    told = [show.ago(NOW - timedelta(seconds=s), NOW) for s in (-5, 5, 119, 600, 10_000, 400_000)]
+    told = [display.age(NOW - timedelta(seconds=s), NOW) for s in (-5, 5, 119, 600, 10_000, 400_000)]
     assert told == ["0 s ago", "5 s ago", "119 s ago", "10 min ago", "2 h ago", "4 d ago"]
 
 
 def test_an_approval_is_shown_whole() -> None:
     text = "x" * 500
     want = Approval(call_id="call-1-1", tool="refund", arguments={"why": text}, digest="d", since=NOW)
-    assert show.wanted(want) == f'refund(why="{text}")'
-    assert show.how_to_answer("r", want).startswith("perdure approve r call-1-1")
+    assert tables.wanted(want) == f'refund(why="{text}")'
+    assert tables.how_to_answer("r", want).startswith("perdure approve r call-1-1")
     asked = Question(call_id="call-1-1", text="Which?", since=NOW)
-    assert show.how_to_answer("r", asked) == 'perdure send r "..."'
+    assert tables.how_to_answer("r", asked) == 'perdure send r "..."'
 
 
 def test_a_parked_run_says_why_and_how_to_go_on() -> None:
     why = Failure(kind="authentication", message="no key\nat all", model="m:x", step=2)
     status = RunStatus(agent="a", status="parked", doing="parked", failure=why)
-    rows = show.report("r", status)
+    rows = tables.report("r", status)
     assert ("why", "authentication at step 2 (m:x): no key at all") in rows
     assert any("perdure resume r" in value for _, value in rows)
 
 
 def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() -> None:
     at = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
-    said = show.how_to_go_on("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
+    said = tables.how_to_go_on("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
     assert "by itself at 12:30:00 UTC; sooner with" in said
     assert "mend" not in said
 
@@ -64,9 +65,9 @@ def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() 
 def test_every_part_of_a_message_is_shown() -> None:
     call = ToolCall(id="call-1-1", name="search", arguments={"q": "é"})
     result = ToolResult(call_id="call-1-1", name="search", content=[Text(text="found")], is_error=True)
-    said = show.message(Message(role="assistant", parts=[Text(text="hm"), call]))
+    said = tables.message(Message(role="assistant", parts=[Text(text="hm"), call]))
     assert said == [("assistant", "hm"), ("assistant · calls call-1-1", 'search(q="é")')]
-    assert show.message(Message(role="tool", parts=[result])) == [("search · error of call-1-1", "found")]
+    assert tables.message(Message(role="tool", parts=[result])) == [("search · error of call-1-1", "found")]
 
 
 def flowed(width: int, *pieces: str) -> str:

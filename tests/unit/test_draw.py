@@ -1,25 +1,22 @@
 """Drawings say what there is, the same each time, and nothing in a name is taken for syntax."""
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import combinations
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.starter.draw.layers import Line, Size, back_arrows, layout, topological
-from perdure.starter.draw.picture import BoxState, Picture, harmless, picture
-from perdure.starter.draw.svg import svg
-from perdure.starter.draw.text import COLOURS, SYMBOLS, mermaid, text
+from perdure.starter.draw.mermaid import fenced, render_mermaid
+from perdure.starter.draw.order import find_back_edges, topological_order
+from perdure.starter.draw.picture import SYMBOLS, BoxState, Picture, build_picture, one_line
+from perdure.starter.draw.text import COLOURS, render_text
 from perdure.wire.results import Approval, Failure, NodeStatus, RunStatus
 from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent, SwarmSpec, ToolSpec
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
-SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '"><script>alert(1)</script>\n- **b** `c` #35; ]] %% --> end & \u202e\x1b[2J\ud800'
 
 
@@ -84,7 +81,7 @@ LIVE = status(
 
 
 def test_text_tells_nodes_in_order_with_state_and_the_edges_that_leave_them() -> None:
-    assert text(picture(REVIEW, LIVE, run_id="review-1")).plain.splitlines() == [
+    assert render_text(build_picture(REVIEW, LIVE, run_id="review-1")).plain.splitlines() == [
         "graph review",
         "review-1 · acting · $0.0123",
         "",
@@ -102,18 +99,18 @@ def test_text_tells_nodes_in_order_with_state_and_the_edges_that_leave_them() ->
 
 
 def test_without_a_run_nothing_is_said_of_states() -> None:
-    drawn = picture(REVIEW)
+    drawn = build_picture(REVIEW)
     assert {one.state for one in drawn.boxes} == {"pending"}
     assert {one.live for one in drawn.boxes} == {""}
     assert drawn.subtitle == ""
-    assert {one.live for one in picture(REVIEW, status()).boxes} == {"not yet run"}
-    assert {one.live for one in picture(REVIEW, status(status="completed")).boxes} == {"never ran"}
+    assert {one.live for one in build_picture(REVIEW, status()).boxes} == {"not yet run"}
+    assert {one.live for one in build_picture(REVIEW, status(status="completed")).boxes} == {"never ran"}
 
 
 @pytest.mark.parametrize("join", ["all", "any", 1])
 def test_a_join_is_told_where_several_edges_meet(join: Any) -> None:
     node = NodeSpec(name="c", kind="function", join=join)
-    drawn = picture(graph("a", "b", node, edges=[("a", "b"), ("a", "c"), ("b", "c")]))
+    drawn = build_picture(graph("a", "b", node, edges=[("a", "b"), ("a", "c"), ("b", "c")]))
     told = {"all": "all 2", "any": "any of 2", 1: "1 of 2"}[join]
     assert [one.join for one in drawn.boxes] == ["", "", f"waits for {told}"]
 
@@ -124,38 +121,38 @@ def test_the_newest_visit_decides_and_all_of_them_count() -> None:
         ran("draft", visit="1.1", steps=1, cost_microusd=5_000),
         ran("draft", visit="2", steps=1, stop_reason="max_steps"),
     ]
-    drawn = picture(REVIEW, status(*runs))
+    drawn = build_picture(REVIEW, status(*runs))
     assert box_of(drawn, "draft") == {
         "state": "done",
         "live": "done (max_steps)",
         "spent": "2 visits · 1 tried again · 4 steps · $0.0050",
     }
-    failed = picture(REVIEW, status(runs[0]))
+    failed = build_picture(REVIEW, status(runs[0]))
     assert box_of(failed, "draft")["live"] == "failed: timeout"
 
 
 def test_what_a_long_run_does_not_tell_any_more_is_a_lower_bound() -> None:
-    drawn = picture(REVIEW, status(ran("draft", visit="250", steps=3, cost_microusd=None)))
+    drawn = build_picture(REVIEW, status(ran("draft", visit="250", steps=3, cost_microusd=None)))
     assert box_of(drawn, "draft")["spent"] == "250 visits · ≥ 3 steps · ≥ cost unknown"
 
 
 @pytest.mark.parametrize("path", [("legal-2", "call-1-1"), ("legal",)])
 def test_a_node_that_waits_for_a_person_is_found_by_key_or_name(path: tuple[str, ...]) -> None:
     live = status(ran("legal"), ran("legal", "running", visit="2"), waiting=[waits(*path)])
-    assert box_of(picture(REVIEW, live), "legal")["state"] == "waiting"
+    assert box_of(build_picture(REVIEW, live), "legal")["state"] == "waiting"
     over = status(ran("legal"), waiting=[waits("legal")])
-    assert box_of(picture(REVIEW, over), "legal")["state"] == "done"
+    assert box_of(build_picture(REVIEW, over), "legal")["state"] == "done"
 
 
 def test_a_swarm_shows_the_handoffs_that_happened_in_their_order() -> None:
     swarm = ResolvedAgent(spec=SwarmSpec(name="desk", agents=("triage", "billing", "boss"), entry="triage"))
     turns = ["triage", "billing", "triage", "billing"]
     runs = [ran(name, visit=str(at // 2 + 1), stop_reason="handoff") for at, name in enumerate(turns[:3])]
-    drawn = picture(swarm, status(*runs, ran("billing", "running", visit="2")))
+    drawn = build_picture(swarm, status(*runs, ran("billing", "running", visit="2")))
     assert [(one.source, one.target, one.label) for one in drawn.arrows] == [(0, 1, "1, 3"), (1, 0, "2")]
     assert [one.entry for one in drawn.boxes] == [True, False, False]
     assert box_of(drawn, "triage")["live"] == "done"
-    assert picture(swarm).arrows == ()
+    assert build_picture(swarm).arrows == ()
 
 
 def test_an_agent_shows_the_agents_that_it_may_call_and_those_they_may_call() -> None:
@@ -167,7 +164,7 @@ def test_an_agent_shows_the_agents_that_it_may_call_and_those_they_may_call() ->
 
     research = agent("research", calls("search", "look"), calls("lead", "lead"))
     lead = agent("lead", calls("research", "research"), calls("unknown", "unknown"))
-    drawn = picture(
+    drawn = build_picture(
         ResolvedAgent(spec=lead, members=(research, agent("search"))),
         status(ran("research", "running", visit="3-1"), status="waiting_person", step=2),
     )
@@ -207,50 +204,55 @@ def test_every_state_has_a_sign_of_its_own() -> None:
 
 @pytest.mark.parametrize(("state", "live"), EVERY)
 def test_every_state_is_drawn_by_sign_and_colour_in_every_format(state: BoxState, live: RunStatus) -> None:
-    drawn = picture(graph("draft"), live)
-    assert f"{SYMBOLS[state]} draft" in text(drawn).plain
-    chart = mermaid(drawn)
+    drawn = build_picture(graph("draft"), live)
+    assert f"{SYMBOLS[state]} draft" in render_text(drawn).plain
+    chart = render_mermaid(drawn)
     assert f":::{state}\n" in chart
     assert f"classDef {state} fill:" in chart
     sign = "#63;" if state == "waiting" else SYMBOLS[state]  # a question mark, by its number
     assert f'"{sign}\u00a0draft' in chart
-    document = ET.fromstring(svg(drawn))
-    card = document.find(f".//{SVG}g[@class='{state}']")
-    assert card is not None
-    assert card.find(f"{SVG}path[@class='sign']") is not None
-    assert f".{state} .box" in (document.findtext(f"{SVG}style") or "")
 
 
 def test_the_same_picture_gives_the_same_drawing() -> None:
-    drawn, again = picture(REVIEW, LIVE), picture(REVIEW.model_copy(deep=True), LIVE.model_copy(deep=True))
+    drawn, again = (
+        build_picture(REVIEW, LIVE),
+        build_picture(REVIEW.model_copy(deep=True), LIVE.model_copy(deep=True)),
+    )
     assert drawn == again
-    assert (svg(drawn), mermaid(drawn), text(drawn)) == (svg(again), mermaid(again), text(again))
+    assert (render_mermaid(drawn), render_text(drawn)) == (render_mermaid(again), render_text(again))
 
 
 def test_mermaid_names_conditions_joins_and_entries() -> None:
-    lines = [line.strip() for line in mermaid(picture(REVIEW, LIVE)).splitlines()]
+    lines = [line.strip() for line in render_mermaid(build_picture(REVIEW, LIVE)).splitlines()]
     assert lines[:4] == ["---", 'title: "graph review · acting · $0.0123"', "---", "flowchart TD"]
     assert 'n3["○\u00a0publish<br/>function<br/>not yet run<br/>waits for 2 of 2"]:::pending' in lines
     assert 'e0((" ")):::entry --> n0' in lines
     assert {"n0 --> n1", 'n2 -->|"approved"| n3', 'n2 -->|"needs#95;work"| n0'} <= set(lines)
 
 
+def test_a_chart_for_markdown_is_one_fenced_block() -> None:
+    chart = render_mermaid(hostile())
+    block = fenced(chart)
+    assert block == f"```mermaid\n{chart}```\n"
+    assert block.count("```") == 2
+
+
 def hostile() -> Picture:
     spec = graph(HOSTILE, "end", "1. x", edges=[(HOSTILE, "end", HOSTILE), ("end", "1. x")])
-    return picture(
+    return build_picture(
         spec, status(ran(HOSTILE, "failed", error=Failure(kind=HOSTILE, message="x"))), run_id=HOSTILE
     )
 
 
 def test_a_hostile_name_is_one_line_of_harmless_characters() -> None:
-    assert harmless(HOSTILE) == '"><script>alert(1)</script> - **b** `c` #35; ]] %% --> end & [2J'
-    assert harmless("\x00\u200b") == "(no name)"
-    assert len(harmless("x" * 10_000)) == 200
-    assert re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text(hostile()).plain) is None
+    assert one_line(HOSTILE) == '"><script>alert(1)</script> - **b** `c` #35; ]] %% --> end & [2J'
+    assert one_line("\x00\u200b") == "(no name)"
+    assert len(one_line("x" * 10_000)) == 200
+    assert re.search(r"[\x00-\x09\x0b-\x1f\u202e]", render_text(hostile()).plain) is None
 
 
 def test_a_hostile_name_is_no_syntax_of_mermaid() -> None:
-    lines = mermaid(hostile()).splitlines()
+    lines = render_mermaid(hostile()).splitlines()
     assert lines[1].startswith('title: "')
     assert "<" not in lines[1]
     labels = re.findall(r'"([^"]*)"', "\n".join(lines[4:]))
@@ -261,38 +263,14 @@ def test_a_hostile_name_is_no_syntax_of_mermaid() -> None:
     assert re.search(r"\bend\b|script", skeleton) is None
 
 
-def test_a_hostile_name_is_no_markup_of_svg() -> None:
-    document = svg(hostile())
-    root = ET.fromstring(document)  # well-formed, though the name holds what XML may not
-    assert "<script" not in document
-    assert {one.tag.removeprefix(SVG) for one in root.iter()} == {
-        *("svg", "title", "style", "defs", "marker", "path", "rect", "text", "g", "circle")
-    }
-    assert "http" not in document.replace("http://www.w3.org/2000/svg", "")
-
-
-def test_long_names_stay_within_their_boxes() -> None:
-    names = ["summarize_customer_complaints_and_escalate_if_needed" * 3, "W" * 90, "顧客" * 40, "a b " * 40]
-    for card in ET.fromstring(svg(picture(graph(*names)))).iter(f"{SVG}g"):
-        frame = card.find(f"{SVG}rect[@class='box']")
-        if frame is None:
-            continue
-        rows = [(one.text or "", float(one.get("y", 0))) for one in card.findall(f"{SVG}text")]
-        assert len(rows) <= 5
-        assert max(len(row) for row, _ in rows) <= 40
-        assert max(y for _, y in rows) < float(frame.get("height", 0))
-        assert float(frame.get("width", 0)) <= 280
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_the_smallest_pictures_are_drawn(count: int) -> None:
-    drawn = Picture(title="t", boxes=picture(graph("a")).boxes[:count])
-    assert ET.fromstring(svg(drawn)).get("width") != "nan"
-    assert mermaid(drawn)
-    assert text(drawn).plain.startswith("t\n")
+    drawn = Picture(title="t", boxes=build_picture(graph("a")).boxes[:count])
+    assert render_mermaid(drawn)
+    assert render_text(drawn).plain.startswith("t\n")
 
 
-# -- layout
+# -- reading order
 
 
 @st.composite
@@ -305,40 +283,21 @@ def wirings(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
 @given(wirings())
 def test_without_its_back_edges_no_wiring_has_a_cycle(wiring: tuple[int, list[tuple[int, int]]]) -> None:
     count, ends = wiring
-    back = back_arrows(count, ends, [0])
+    back = find_back_edges(count, ends, [0])
     forward = [pair for at, pair in enumerate(ends) if at not in back]
-    order = topological(count, forward)
+    order = topological_order(count, forward)
     assert sorted(order) == list(range(count))
     assert all(order.index(source) < order.index(target) for source, target in forward)
     assert {at for at, (source, target) in enumerate(ends) if source == target} <= back
 
 
-@given(wirings())
-def test_no_box_lies_on_another_and_every_edge_meets_its_boxes(
-    wiring: tuple[int, list[tuple[int, int]]],
-) -> None:
-    count, ends = wiring
-    sizes = [
-        Size(width=60 + 15 * (at % 4), height=40 + 9 * (at % 3), left=at % 2 * 30) for at in range(count)
-    ]
-    lines = [Line(source=one, target=other, label=at % 3 * 30) for at, (one, other) in enumerate(ends)]
-    plan = layout(sizes, lines, [0])
-    for one, other in combinations(range(count), 2):
-        (x, y), (to_x, to_y) = plan.places[one], plan.places[other]
-        beside = abs(x - to_x) >= (sizes[one].width + sizes[other].width) / 2 - 0.01
-        assert beside or abs(y - to_y) >= (sizes[one].height + sizes[other].height) / 2
-    for (source, target), route in zip(ends, plan.routes, strict=True):
-        assert (route is None) == (source == target)
-        if route is not None:
-            for box, (x, y) in ((source, route.points[0]), (target, route.points[-1])):
-                assert abs(x - plan.places[box][0]) <= sizes[box].width / 2
-                assert abs(y - plan.places[box][1]) == pytest.approx(sizes[box].height / 2)
-            upward = route.points[0][1] > route.points[-1][1]
-            assert upward == route.back
+def test_an_edge_to_a_finished_root_is_no_back_edge() -> None:
+    """A box that no root reaches may lead to a root without closing a cycle."""
+    assert find_back_edges(2, [(1, 0)], [0]) == frozenset()
 
 
 def test_long_chains_need_no_recursion() -> None:
     count = 3000
     ends = [(at, at + 1) for at in range(count - 1)]
-    assert back_arrows(count, [*ends, (count - 1, 0)], [0]) == {count - 1}
-    assert topological(count, ends) == list(range(count))
+    assert find_back_edges(count, [*ends, (count - 1, 0)], [0]) == {count - 1}
+    assert topological_order(count, ends) == list(range(count))

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from perdure.errors import InvalidRequest
-from perdure.starter.cli import tables as show
-from perdure.starter.cli.active_runs import Crew
+from perdure.starter.cli import tables
+from perdure.starter.cli.active_runs import ActiveRuns
 from perdure.starter.cli.control import _held
 from perdure.starter.cli.inspect import Look
 from perdure.starter.cli.screen import Lines, Terminal
@@ -143,7 +143,7 @@ def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
     ],
 )
 def test_the_command_that_answers_names_the_run_that_waits(want: Waiting, command: str) -> None:
-    assert command in show.how_to_answer("r", want)
+    assert command in tables.how_to_answer("r", want)
 
 
 # -- perdure approve
@@ -225,7 +225,7 @@ def test_lines_of_a_tree_begin_with_who_speaks(capsys: pytest.CaptureFixture[str
 
 
 def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
-    crew = Crew()
+    crew = ActiveRuns()
     crew.feed(started("a-1"))
     one = child("a-1", piece("It "))
     assert crew.streams(one, piece("It "))
@@ -239,7 +239,7 @@ def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
 
 
 def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None:
-    crew = Crew()
+    crew = ActiveRuns()
     crew.feed(started("a-1"))
     crew.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
     crew.does("r/a-1/b-1", "thinking")
@@ -250,7 +250,7 @@ def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None
 
 
 def test_of_many_that_work_a_few_are_told() -> None:
-    crew = Crew()
+    crew = ActiveRuns()
     for number in range(1, 10):
         crew.feed(started(f"a-{number}"))
     assert crew.lines()[-2:] == ["a-6: starting", "and 3 more"]
