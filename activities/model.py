@@ -27,7 +27,7 @@ from perdure.model import (
 )
 from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
-from perdure.texts import bounded, whole
+from perdure.texts import fix_surrogates, truncate_middle
 from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
@@ -75,7 +75,7 @@ class ModelCalls:
         # From the first moment: what is to be sent may have to be fetched, from a worker or a store.
         async with Heart(progress, self.progress_interval if want.stream else timedelta(seconds=1)):
             try:
-                spec = await self.transcripts.spec(want.spec)
+                spec = await self.transcripts.spec(want.spec_digest)
                 sight = await self.transcripts.view(want)
             except ApplicationError as error:
                 raise _with_what_was_spent(error, before) from None
@@ -232,7 +232,7 @@ class _Call:
             async for event in events:
                 match event:
                     case TextDelta():
-                        self.text += whole(event.text)
+                        self.text += fix_surrogates(event.text)
                     case UsageSoFar():
                         self.usage = event.usage
                     case Reply():
@@ -274,7 +274,7 @@ class _Call:
         """The error as Temporal is to take it. Also leaves the cost where the next attempt finds it."""
         spent = self.before + (error.usage or self.estimate())
         activity.heartbeat(_progress(self.want, 0, spent=spent))
-        message = bounded(redact(str(error)))
+        message = truncate_middle(redact(str(error)))
         failure = ModelFailure(
             kind=error.kind,
             message=message,
@@ -359,8 +359,8 @@ def _definitions(spec: AgentSpec, want: ModelInput) -> tuple[ToolDefinition, ...
         tools.append(FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema}))
     if spec.planning:
         tools.append(PLAN_TOOL)
-    if want.handoffs:
+    if want.offer_handoff:
         tools.append(HANDOFF_TOOL)
-    if want.spilled:
+    if want.offer_read_result:
         tools.append(READ_RESULT_TOOL)
     return tuple(tools)

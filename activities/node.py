@@ -20,8 +20,8 @@ from perdure.blobs import BlobStore
 from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
-from perdure.texts import bounded
-from perdure.wire.effects import Keep, Kept, NodeCall, Progress
+from perdure.texts import truncate_middle
+from perdure.wire.effects import KeepText, KeptText, NodeCall, Progress
 from perdure.wire.names import CALL_NODE, KEEP_TEXT
 
 from .content.redact import redact
@@ -78,11 +78,11 @@ class NodeCalls:
         return await value if asyncio.iscoroutine(value) else value
 
     @activity.defn(name=KEEP_TEXT)
-    async def keep_text(self, want: Keep) -> Kept:
+    async def keep_text(self, want: KeepText) -> KeptText:
         """Keep a text that is too long for a model, and say what it sees of it."""
         kept = await keep(want.text, self.blobs, want.preview_bytes)
         shown = "".join(part.text for part in kept.content if isinstance(part, Text))
-        return Kept(shown=shown, spilled=kept.spilled)
+        return KeptText(shown=shown, spilled=kept.spilled)
 
 
 def _readable(value: Any) -> Any:
@@ -93,7 +93,7 @@ def _readable(value: Any) -> Any:
     try:
         return from_json(to_json(value))
     except Exception as error:
-        said = bounded(redact(f"{type(error).__name__}: {error}"), 1000)
+        said = truncate_middle(redact(f"{type(error).__name__}: {error}"), 1000)
         raise ApplicationError(
             f"it is done, but what it gave, a {type(value).__name__}, is not JSON: {said}",
             type="function",
@@ -117,7 +117,7 @@ def _failure(error: Exception) -> ApplicationError:
     except Exception:
         said = "(an error that cannot say what it is)"
     return ApplicationError(
-        bounded(redact(f"{type(error).__name__}: {said}")),
+        truncate_middle(redact(f"{type(error).__name__}: {said}")),
         type=kind,
         non_retryable=not may_pass(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,

@@ -9,10 +9,10 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.errors import DefinitionError, PerdureError
-from perdure.members import Member, resolved
+from perdure.members import Member, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
-from perdure.wire.effects import Request
+from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import INVALID_REQUEST, RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
@@ -33,7 +33,7 @@ class Resolver:
     """Where a spec that is made here is remembered."""
 
     @activity.defn(name=RESOLVE_AGENT)
-    async def resolve_agent(self, request: Request) -> ResolvedAgent:
+    async def resolve_agent(self, request: ResolveRequest) -> ResolvedAgent:
         """The specs as of now; for a child of another run, as that run pinned them.
 
         Raises:
@@ -47,7 +47,7 @@ class Resolver:
         said = {"search_attributes": self.search_attributes, "layout": request.layout}
         return found.model_copy(update=said)
 
-    async def _found(self, request: Request) -> ResolvedAgent:
+    async def _found(self, request: ResolveRequest) -> ResolvedAgent:
         if request.parent is None:
             return self._own(request)
         if request.agent in self.members:
@@ -56,7 +56,7 @@ class Resolver:
                 return own
         return await self._pinned(request, request.parent)
 
-    def _with_model(self, spec: AnySpec, name: str, request: Request) -> AgentSpec:
+    def _with_model(self, spec: AnySpec, name: str, request: ResolveRequest) -> AgentSpec:
         """The spec with another model first; the rest of the chain stays behind it."""
         assert isinstance(spec, AgentSpec), "only runs of agents are given another model"
         provider = self.providers.get(name.partition(":")[0])
@@ -74,7 +74,7 @@ class Resolver:
         others = tuple(one for one in spec.models[1:] if one.config.name != name)
         return spec.model_copy(update={"models": (ModelSpec(config=config, price=price), *others)})
 
-    def _own(self, request: Request) -> ResolvedAgent:
+    def _own(self, request: ResolveRequest) -> ResolvedAgent:
         member = self.members.get(request.agent)
         if member is None:
             known = ", ".join(sorted(self.members)) or "none"
@@ -84,7 +84,7 @@ class Resolver:
                 non_retryable=True,
             )
         try:
-            found = resolved(
+            found = resolve_member(
                 member, prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited
             )
         except DefinitionError as error:
@@ -93,7 +93,7 @@ class Resolver:
             self.transcripts.add_spec(found.spec)
         return found
 
-    async def _pinned(self, request: Request, parent: str) -> ResolvedAgent:
+    async def _pinned(self, request: ResolveRequest, parent: str) -> ResolvedAgent:
         """What the parent has: another version was deployed since it began."""
         handle = activity.client().get_workflow_handle(parent)
         found: ResolvedAgent = await handle.query(

@@ -17,7 +17,7 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
-from perdure.texts import bounded, whole
+from perdure.texts import fix_surrogates, truncate_middle
 from perdure.tools import Tool, ToolContext
 from perdure.wire.effects import Progress, ToolInput, ToolOutcome
 from perdure.wire.names import CALL_TOOL, MAY_BE_DONE, READ_RESULT
@@ -212,7 +212,7 @@ class _Note:
         self.may_have_effect = self._before or may_have_reached(error)
 
     def report(self, text: str) -> None:
-        self.text = bounded(whole(str(text)), 500)
+        self.text = truncate_middle(fix_surrogates(str(text)), 500)
 
     def progress(self, seq: int, window: int) -> Progress:
         return Progress(
@@ -295,4 +295,4 @@ def _words(error: BaseException, *, name: str | None = None) -> str:
         said = str(error)
     except Exception:
         said = "(an error that cannot say what it is)"
-    return bounded(redact(f"{kind}: {said}" if kind else said))
+    return truncate_middle(redact(f"{kind}: {said}" if kind else said))

@@ -12,10 +12,10 @@ from perdure.context import SlidingWindow
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback, ToolFallback
 from perdure.limits import Limits
-from perdure.members import Member, reached
+from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
 from perdure.policy import Policy
-from perdure.prices import Price, PriceTable, shipped
+from perdure.prices import Price, PriceTable, shipped_prices
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolFallbackSpec, ToolSpec
@@ -71,7 +71,7 @@ class Agent:
         object.__setattr__(self, "tools", self._check_tools())
         self._check_bounds()
         self.output_schema()
-        reached(self)
+        collect_members(self)
 
     @property
     def members(self) -> dict[str, Member]:
@@ -210,7 +210,7 @@ class Agent:
             DefinitionError: a cost limit, but a model whose price is not known.
 
         """
-        table = prices or shipped()
+        table = prices or shipped_prices()
         day = today or date.max
         models = tuple(
             _model_spec(config, given, table.find(config.name, day))

@@ -248,7 +248,7 @@ class NotReachable(PerdureError):
     """The Temporal server, or a worker that could answer, was not reached."""
 
 
-class Overrun(NotReachable):
+class ServerBusy(NotReachable):
     """The server has too much to do for one question more; it is there, and workers may be, too."""
 
 

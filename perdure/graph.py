@@ -14,7 +14,7 @@ from pydantic import Field
 from perdure.agent import Agent
 from perdure.errors import DefinitionError
 from perdure.limits import GraphLimits
-from perdure.members import Member, reached
+from perdure.members import Member, collect_members
 from perdure.messages import Part, Value
 from perdure.prices import PriceTable
 from perdure.wire.results import NodeResult
@@ -172,7 +172,7 @@ class Graph:
         object.__setattr__(self, "entry", _made_entries(self))
         _check_settings(self)
         _check_wiring(self)
-        reached(self, *(node.member for node in self._nodes.values() if node.member is not None))
+        collect_members(self, *(node.member for node in self._nodes.values() if node.member is not None))
 
     @property
     def _edges(self) -> tuple[Edge, ...]:

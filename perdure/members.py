@@ -35,7 +35,7 @@ class Member(Protocol):
         ...
 
 
-def reached(*roots: Member) -> dict[str, Any]:
+def collect_members(*roots: Member) -> dict[str, Any]:
     """All of them and whom they run, directly or through others, by name; the nearest first.
 
     Raises:
@@ -58,7 +58,7 @@ def reached(*roots: Member) -> dict[str, Any]:
     return found
 
 
-def resolved(
+def resolve_member(
     member: Member, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
 ) -> ResolvedAgent:
     """It and all whom it may run, as data, with the prices of the day.
@@ -67,7 +67,7 @@ def resolved(
         DefinitionError: a cost limit, but a model whose price is not known.
 
     """
-    everyone: Iterable[Member] = reached(member).values()
+    everyone: Iterable[Member] = collect_members(member).values()
     spec = member.spec(prices=prices, today=today, cost_limited=cost_limited)
     limited = cost_limited or spec.limits.cost_usd is not None
     others = [
@@ -76,7 +76,7 @@ def resolved(
     return ResolvedAgent(spec=spec, members=tuple(others))
 
 
-def within(found: ResolvedAgent, name: str) -> ResolvedAgent | None:
+def for_member(found: ResolvedAgent, name: str) -> ResolvedAgent | None:
     """What was resolved for one of its members: that one's spec, and the same company."""
     specs = {spec.name: spec for spec in (found.spec, *found.members)}
     spec = specs.get(name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def _absent(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """True for what need not be written: history is paid for by the byte."""
     return value is None or value is False or value in (0, "", [], {}, ())
 
@@ -27,11 +27,11 @@ class Usage(Value):
     `input_tokens` excludes what was read from or written to the provider's prompt cache.
     """
 
-    input_tokens: int = Field(default=0, ge=0, exclude_if=_absent)
-    cache_read_tokens: int = Field(default=0, ge=0, exclude_if=_absent)
-    cache_write_tokens: int = Field(default=0, ge=0, exclude_if=_absent)
-    output_tokens: int = Field(default=0, ge=0, exclude_if=_absent)
-    estimated: bool = Field(default=False, exclude_if=_absent)
+    input_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    cache_read_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    cache_write_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    output_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    estimated: bool = Field(default=False, exclude_if=is_empty)
     """True when some of it was counted by us, because a call was cut before the provider said."""
 
     @property
@@ -66,8 +66,8 @@ class Thinking(Value):
 
     kind: Literal["thinking"] = "thinking"
     text: str = ""
-    signature: str | None = Field(default=None, exclude_if=_absent)
-    redacted: str | None = Field(default=None, exclude_if=_absent)
+    signature: str | None = Field(default=None, exclude_if=is_empty)
+    redacted: str | None = Field(default=None, exclude_if=is_empty)
 
 
 class Image(Value):
@@ -75,8 +75,8 @@ class Image(Value):
 
     kind: Literal["image"] = "image"
     media_type: str = "image/png"
-    data: str | None = Field(default=None, exclude_if=_absent, repr=False)
-    blob: str | None = Field(default=None, exclude_if=_absent)
+    data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
+    blob: str | None = Field(default=None, exclude_if=is_empty)
 
 
 class Document(Value):
@@ -85,8 +85,8 @@ class Document(Value):
     kind: Literal["document"] = "document"
     media_type: str = "application/pdf"
     name: str = "document"
-    data: str | None = Field(default=None, exclude_if=_absent, repr=False)
-    blob: str | None = Field(default=None, exclude_if=_absent)
+    data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
+    blob: str | None = Field(default=None, exclude_if=is_empty)
 
 
 class Opaque(Value):
@@ -109,7 +109,7 @@ class ToolCall(Value):
     id: str
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
-    problem: str | None = Field(default=None, exclude_if=_absent)
+    problem: str | None = Field(default=None, exclude_if=is_empty)
 
 
 ResultPart = Annotated[Text | Image | Document, Field(discriminator="kind")]
@@ -122,14 +122,14 @@ class ToolResult(Value):
     call_id: str
     name: str
     content: list[ResultPart] = Field(default_factory=list[ResultPart])
-    is_error: bool = Field(default=False, exclude_if=_absent)
-    spilled: str | None = Field(default=None, exclude_if=_absent)
+    is_error: bool = Field(default=False, exclude_if=is_empty)
+    spilled: str | None = Field(default=None, exclude_if=is_empty)
     """Digest of the whole text in the blob store, when `content` holds only its beginning."""
-    duration_ms: int = Field(default=0, exclude_if=_absent)
-    attempts: int = Field(default=0, exclude_if=_absent)
-    error_kind: str | None = Field(default=None, exclude_if=_absent)
+    duration_ms: int = Field(default=0, exclude_if=is_empty)
+    attempts: int = Field(default=0, exclude_if=is_empty)
+    error_kind: str | None = Field(default=None, exclude_if=is_empty)
     """Of an error: its kind, as `perdure.errors.RULES` has it."""
-    stand_in: str | None = Field(default=None, exclude_if=_absent)
+    stand_in: str | None = Field(default=None, exclude_if=is_empty)
     """What answered in place of the tool, which failed: another tool's name, `answer` or `remembered`."""
 
     @property
@@ -153,12 +153,12 @@ class ReplyMeta(Value):
     usage: Usage = Field(default_factory=Usage)
     cost_microusd: int | None = Field(default=None, exclude_if=lambda v: v is None)
     stop: str = ""
-    duration_ms: int = Field(default=0, exclude_if=_absent)
+    duration_ms: int = Field(default=0, exclude_if=is_empty)
     attempts: int = Field(default=1, exclude_if=lambda v: v == 1)
-    request_id: str | None = Field(default=None, exclude_if=_absent)
-    request_digest: str | None = Field(default=None, exclude_if=_absent)
+    request_id: str | None = Field(default=None, exclude_if=is_empty)
+    request_digest: str | None = Field(default=None, exclude_if=is_empty)
     """SHA-256 of the exact request the provider got, as canonical JSON."""
-    errors: list[str] = Field(default_factory=list[str], exclude_if=_absent)
+    errors: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Models of the fallback chain that failed before this one answered, and why."""
 
 
@@ -167,7 +167,7 @@ class Message(Value):
 
     role: Role
     parts: list[Part]
-    meta: ReplyMeta | None = Field(default=None, exclude_if=_absent)
+    meta: ReplyMeta | None = Field(default=None, exclude_if=is_empty)
 
     @property
     def text(self) -> str:

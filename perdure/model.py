@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from perdure.messages import Message, Part, Usage, _absent
+from perdure.messages import Message, Part, Usage, is_empty
 
 ModelStop = Literal[
     "end_turn",
@@ -50,7 +50,7 @@ class ModelConfig(BaseModel):
     effort: Effort | None = None
     timeout: timedelta = timedelta(minutes=10)
     """Longest one call may take, from first byte sent to last byte received."""
-    read_timeout: timedelta | None = Field(default=None, exclude_if=_absent)
+    read_timeout: timedelta | None = Field(default=None, exclude_if=is_empty)
     """Longest the provider may send nothing at all: a stalled stream is then given up, and tried again, long
     before `timeout`. None: no bound of its own. Models that think in silence need minutes."""
     options: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])

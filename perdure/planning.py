@@ -90,20 +90,20 @@ def plan_of(arguments: dict[str, Any]) -> tuple[PlanItem, ...]:
     return tuple(PlanItem(text=item.text, state=item.state) for item in plan.items)
 
 
-def shown(items: Sequence[PlanItem]) -> str:
+def plan_checklist(items: Sequence[PlanItem]) -> str:
     """The plan as a Markdown checklist, for people; nothing for no plan."""
     return "\n".join(f"- {_BOXES[item.state]} {item.text}" for item in items)
 
 
-def reminder(items: Sequence[PlanItem]) -> str:
+def plan_reminder(items: Sequence[PlanItem]) -> str:
     """The plan for a model that may not see its last call of the tool any more; nothing for no plan."""
     if not items:
         return ""
     key = "[x] done, [~] in progress, [ ] pending, [-] dropped"
-    return f"Your plan, as you last gave it to {UPDATE_PLAN} ({key}):\n{shown(items)}"
+    return f"Your plan, as you last gave it to {UPDATE_PLAN} ({key}):\n{plan_checklist(items)}"
 
 
-def receipt(items: Sequence[PlanItem]) -> str:
+def plan_receipt(items: Sequence[PlanItem]) -> str:
     """What the model gets back for the plan: how far it is, and what comes next."""
     if not items:
         return "The plan is empty."

@@ -62,12 +62,12 @@ class PriceTable(BaseModel):
 
 
 @cache
-def shipped() -> PriceTable:
+def shipped_prices() -> PriceTable:
     """The table that comes with this version."""
     return PriceTable.model_validate_json(Path(__file__).with_name("prices.json").read_text())
 
 
-def load(path: Path | None) -> PriceTable:
+def load_prices(path: Path | None) -> PriceTable:
     """The shipped table, with the entries of a file of the same form before it.
 
     Raises:
@@ -75,8 +75,8 @@ def load(path: Path | None) -> PriceTable:
 
     """
     if path is None:
-        return shipped()
+        return shipped_prices()
     try:
-        return PriceTable.model_validate(json.loads(path.read_text())).over(shipped())
+        return PriceTable.model_validate(json.loads(path.read_text())).over(shipped_prices())
     except (OSError, ValueError, RecursionError) as error:
         raise DefinitionError(f"price table {str(path)!r}: {error}") from None

@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         return self.tls if self.tls is not None else bool(self.api_key or self.tls_cert or self.tls_ca)
 
 
-def load(**overrides: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """The settings of this process; an override of None counts as not given.
 
     Raises:

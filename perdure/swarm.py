@@ -8,7 +8,7 @@ from typing import ClassVar, Final, Literal
 from perdure.agent import _NAME, Agent
 from perdure.errors import DefinitionError
 from perdure.limits import SwarmLimits
-from perdure.members import reached
+from perdure.members import collect_members
 from perdure.model import ToolDefinition
 from perdure.prices import PriceTable
 from perdure.wire.names import HANDOFF
@@ -68,7 +68,7 @@ class Swarm:
         object.__setattr__(self, "agents", self._check_agents())
         object.__setattr__(self, "entry_name", self._check_entry())
         self._check_limits()
-        reached(self)
+        collect_members(self)
 
     def _check_agents(self) -> tuple[Agent, ...]:
         if not isinstance(self.agents, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]

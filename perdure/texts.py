@@ -28,22 +28,22 @@ _PATTERNS = (
 )
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """The text, writable, with what looks like a secret masked."""
-    text = whole(text)
+    text = fix_surrogates(text)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: (found.group(1) if found.re.groups else "") + MASK, text)
     return text
 
 
-def whole(text: str) -> str:
+def fix_surrogates(text: str) -> str:
     """The text with halves of characters joined, or marked as lost: JSON and UTF-8 cannot hold them."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def bounded(text: str, most: int = 4000) -> str:
+def truncate_middle(text: str, most: int = 4000) -> str:
     """The text, its middle left out when it is longer than `most` characters."""
     if len(text) <= most:
         return text

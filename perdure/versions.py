@@ -43,7 +43,7 @@ def version_of(named: Any) -> str | None:
     return f"{named.deployment_name}:{named.build_id}" if whole else None
 
 
-def waiting_for(routing: Routing, own: str) -> str | None:
+def new_runs_problem(routing: Routing, own: str) -> str | None:
     """What keeps new runs from a worker of that version, and what to do; None: nothing."""
     if own in routing.taken:
         return None
@@ -60,7 +60,7 @@ def waiting_for(routing: Routing, own: str) -> str | None:
     )
 
 
-def unserved(routing: Routing) -> str | None:
+def versions_problem(routing: Routing) -> str | None:
     """What is wrong when versions ask for work and new runs go to none of them; None: nothing."""
     if not routing.polling or routing.taken & set(routing.polling):
         return None

@@ -15,7 +15,7 @@ from temporalio.common import SearchAttributeKey
 from perdure.errors import RunNotFound
 from perdure.members import Member
 from perdure.model import Model
-from perdure.settings import Settings, load
+from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client
 from perdure.testing import running
 from perdure.workers.dev.server import DevServer
@@ -54,7 +54,7 @@ class Serve(Protocol):
 @pytest.fixture
 def settings(tmp_path: Path, server: DevServer) -> Settings:
     """Settings of this test alone: its own task queue and its own blobs."""
-    return load(home=tmp_path, address=server.address, task_queue=f"test-{uuid.uuid4().hex[:8]}")
+    return load_settings(home=tmp_path, address=server.address, task_queue=f"test-{uuid.uuid4().hex[:8]}")
 
 
 @pytest.fixture

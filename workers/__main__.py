@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.settings import load as load_settings
+from perdure.settings import load_settings
 
 from .worker import WorkerArgs, run_process, run_worker, stop_with_parent
 

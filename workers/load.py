@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 from perdure.agent import Agent
 from perdure.errors import DefinitionError, PerdureError
 from perdure.graph import Graph
-from perdure.members import Member, resolved
+from perdure.members import Member, resolve_member
 from perdure.model import Model
 from perdure.swarm import Swarm
 from perdure.wire.spec import ResolvedAgent
@@ -258,7 +258,7 @@ def spec_named(members: Sequence[Member], name: str) -> ResolvedAgent:
     served = members_by_name(members)
     if name not in served:
         raise DefinitionError(f"nothing is called {name!r} here; there are: {', '.join(served)}")
-    return resolved(served[name])
+    return resolve_member(served[name])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,11 +27,10 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError
 from perdure.graph import Graph, GraphCode
-from perdure.members import Member, reached
+from perdure.members import Member, collect_members
 from perdure.model import Model
-from perdure.prices import load as load_prices
-from perdure.settings import Settings
-from perdure.settings import load as load_settings
+from perdure.prices import load_prices
+from perdure.settings import Settings, load_settings
 from perdure.swarm import Swarm
 from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE
@@ -218,7 +217,7 @@ def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:
     for agent in agents:
         if not isinstance(agent, Agent | Swarm | Graph):
             raise DefinitionError(f"{agent!r} is no Agent, Swarm or Graph")
-    return reached(*agents)
+    return collect_members(*agents)
 
 
 class GraphFunctions(Interceptor):

@@ -12,8 +12,7 @@ from temporalio.worker import Worker
 from perdure.blobs import BlobStore
 from perdure.members import Member
 from perdure.model import Model
-from perdure.settings import Settings
-from perdure.settings import load as load_settings
+from perdure.settings import Settings, load_settings
 
 from .connection import connect_temporal
 from .dev.server import DevServer

@@ -28,7 +28,7 @@ from perdure.errors import DefinitionError, ModelError, NotReachable
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
-from perdure.versions import Routing, version_of, waiting_for
+from perdure.versions import Routing, new_runs_problem, version_of
 from perdure.versions import routing_of as routing_in
 
 from ..activities.traffic.circuit import Circuits
@@ -145,7 +145,7 @@ async def _tell_if_waiting(args: WorkerArgs, temporal: Client) -> None:
     if own is None:
         return
     with contextlib.suppress(RPCError):
-        waiting = waiting_for(await routing_of(temporal, args.settings.task_queue), own)
+        waiting = new_runs_problem(await routing_of(temporal, args.settings.task_queue), own)
         if waiting is not None:
             args.notify(waiting)
 

@@ -19,7 +19,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 from perdure.errors import rule_for
 from perdure.graph import GraphCode
-from perdure.members import within
+from perdure.members import for_member
 from perdure.wire.effects import Relay
 from perdure.wire.names import (
     GRANT,
@@ -521,7 +521,7 @@ class AgentWorkflow:
         """The pinned specs: the run's own, or that of a member first."""
         state = self._ready()
         pinned = ResolvedAgent(spec=state.spec, members=state.members)
-        found = pinned if member is None else within(pinned, str(member))
+        found = pinned if member is None else for_member(pinned, str(member))
         if found is None:
             raise refuse(f"the run knows no {member!r}")
         return found

@@ -21,10 +21,10 @@ from temporalio.exceptions import (
 )
 
 from perdure.limits import Limits
-from perdure.members import within
+from perdure.members import for_member
 from perdure.messages import Text, ToolResult, Usage
-from perdure.texts import bounded, masked
-from perdure.wire.effects import Keep, Kept, NodeCall
+from perdure.texts import mask_secrets, truncate_middle
+from perdure.wire.effects import KeepText, KeptText, NodeCall
 from perdure.wire.names import (
     CALL_NODE,
     GRANT,
@@ -176,7 +176,7 @@ class Runs:
             handle = await workflow.start_child_workflow(
                 WORKFLOW,
                 args=[
-                    request_for(state, start).plain(),
+                    request_for(state, start).to_json(),
                     branch_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
                 ],
                 id=run_id_of(state.id, start.key),
@@ -230,7 +230,7 @@ def branch_for(state: State | Team, start: Start, now: datetime, family: str) ->
     child = state.tree.child(start.key)
     above = state.tree.branch
     members = ResolvedAgent(spec=state.spec, members=state.members)
-    found = within(members, start.member)
+    found = for_member(members, start.member)
     own = None if start.timeout is None else now + start.timeout
     deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
     timed: StopReason = above.deadline_reason if above and above.deadline_at == deadline else "deadline"
@@ -251,7 +251,9 @@ def branch_for(state: State | Team, start: Start, now: datetime, family: str) ->
 
 
 def _bug(key: str, error: Exception) -> RunResult:
-    failure = Failure(kind="bug", message=bounded(masked(f"{type(error).__name__}: {error}"), 1000))
+    failure = Failure(
+        kind="bug", message=truncate_middle(mask_secrets(f"{type(error).__name__}: {error}"), 1000)
+    )
     return RunResult(agent=key, stop_reason="error", error=failure, cost_microusd=0)
 
 
@@ -278,7 +280,7 @@ def lost(start: Start, error: BaseException) -> RunResult:
         kind, message = "TimedOut", "the workflow's own timeout ended the run"
     elif isinstance(error, WorkflowAlreadyStartedError):
         kind, message = "conflict", f"a run {error.workflow_id!r} goes on already"
-    failure = Failure(kind=kind, message=bounded(masked(message)))
+    failure = Failure(kind=kind, message=truncate_middle(mask_secrets(message)))
     cut = kind in ("Terminated", "TimedOut")  # then the lease says what it may have used
     return RunResult(
         agent=name, stop_reason="error", error=failure, usage=Usage(estimated=cut), cost_microusd=0
@@ -297,22 +299,22 @@ async def _tool_result(state: State, call: Call, outcome: RunResult) -> ToolResu
     )
 
 
-async def _kept(text: str, most: int) -> Kept:
+async def _kept(text: str, most: int) -> KeptText:
     data = text.encode(errors="replace")
     if len(data) <= most:
-        return Kept(shown=text)
+        return KeptText(shown=text)
     try:
-        kept: Kept = await workflow.execute_activity(
+        kept: KeptText = await workflow.execute_activity(
             KEEP_TEXT,
-            Keep(text=text, preview_bytes=most),
-            result_type=Kept,
+            KeepText(text=text, preview_bytes=most),
+            result_type=KeptText,
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=5, non_retryable_error_types=list(TOO_LARGE_TYPES)),
             summary="keep a long answer",
         )
     except (ActivityError, asyncio.CancelledError):
         shown = data[:most].decode(errors="ignore")
-        return Kept(shown=f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept]")
+        return KeptText(shown=f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept]")
     return kept
 
 
@@ -353,7 +355,7 @@ def _function_failed(start: Start, error: BaseException) -> RunResult:
         return RunResult(agent=start.node, stop_reason="node_timeout", cost_microusd=0)
     kind = (cause.type if isinstance(cause, ApplicationError) else None) or "function"
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
-    failure = Failure(kind=kind, message=bounded(masked(message)))
+    failure = Failure(kind=kind, message=truncate_middle(mask_secrets(message)))
     return RunResult(agent=start.node, stop_reason="error", error=failure, cost_microusd=0)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
 
-from perdure.wire.results import ListedStatus, Status, listed
+from perdure.wire.results import ListedStatus, Status, listed_status
 
 from .engine.carry import Writing
 from .engine.report import cost_of, details, status_of, steps_of
@@ -49,7 +49,7 @@ class Display:
         sparse = self.writing.layout > 1
         if sparse and isinstance(state, State) and _is_between_naps(state):
             return  # nothing is better yet, and each change is an event
-        status = listed(status_of(state)) if sparse else status_of(state)
+        status = listed_status(status_of(state)) if sparse else status_of(state)
         shown = (status, _mended_by_a_person(state) if sparse else None)
         if shown == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
             return

@@ -11,7 +11,7 @@ from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
 from perdure.wire.names import INVALID_REQUEST
-from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, Say, SessionRequest
+from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
 from perdure.wire.results import Approval, Question
 from perdure.wire.spec import AgentSpec
 
@@ -59,7 +59,7 @@ def session_request_of(raw: Any) -> SessionRequest:
 def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
     """What a user's workflow asks for may be what no payload can hold: its task would fail for ever."""
     try:
-        json.dumps(request.plain(), ensure_ascii=False).encode()
+        json.dumps(request.to_json(), ensure_ascii=False).encode()
     except ValueError as error:
         raise refuse(f"{what}: it cannot be written as JSON: {error}") from None
 
@@ -71,7 +71,7 @@ def _check_user(what: str, user: str | None) -> None:
 
 def said_of(raw: Any) -> Spoke:
     """What `say` was given."""
-    said = _checked("message", lambda: Say.model_validate(raw))
+    said = _checked("message", lambda: SessionMessage.model_validate(raw))
     text: Any = said.text if isinstance(said.text, str) else raw["text"]
     return Spoke(spoken=Spoken(id=said.id, message=message_of(text)), when_busy=said.when_busy)
 

@@ -14,13 +14,13 @@ from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
 
-from perdure.messages import Message, Text, ToolCall, ToolResult, Usage, size_bytes
+from perdure.messages import Text, ToolCall, ToolResult, Usage, size_bytes
 from perdure.prices import Price
-from perdure.texts import bounded, masked
+from perdure.texts import mask_secrets, truncate_middle
 from perdure.wire.effects import (
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
-    PIN_SHOWN,
+    SPEC_DIGEST_CHARS,
     ModelFailure,
     ModelInput,
     ModelOutcome,
@@ -28,8 +28,9 @@ from perdure.wire.effects import (
     RemoteContext,
     ToolInput,
     ToolOutcome,
-    View,
+    TranscriptView,
     tail_digest,
+    tail_of,
 )
 from perdure.wire.names import (
     BLOB_STORE_FAILED,
@@ -85,7 +86,7 @@ class Flights:
         chosen = state.spec.models[state.model]
         want = model_input(state, command)
         if not self._asked:
-            want = want.model_copy(update={"continues": workflow.info().continued_run_id})
+            want = want.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
         self._asked = True
         handle = workflow.start_activity(
             CALL_MODEL,
@@ -167,36 +168,26 @@ class Flights:
 
 def model_input(state: State, command: CallModel) -> ModelInput:
     """The input of the next model call: where to look, and the newest messages if they are small."""
-    newest = _newest(state)
+    newest = tail_of(state.messages, state.window_start)
     fresh = [message for message in newest if message.role != "assistant"]
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec=state.spec.pin[:PIN_SHOWN],
+        spec_digest=state.spec.pin[:SPEC_DIGEST_CHARS],
         step=state.step,
         model=state.model,
-        view=View(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
-        fresh=fresh if small else [],
-        tail=tail_digest(newest),
+        view=TranscriptView(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
+        new_messages=fresh if small else [],
+        tail_digest=tail_digest(newest),
         max_tokens=command.allowance.max_tokens,
         tool_choice=command.tool_choice,
         note=command.note,
-        spilled=state.spilled,
-        handoffs=bool(state.peers),
+        offer_read_result=state.spilled,
+        offer_handoff=bool(state.peers),
         stream=state.request.stream,
         user=state.request.user,
         force_once=state.force_once,
     )
-
-
-def _newest(state: State) -> list[Message]:
-    """The model's last answer and what has come since: what a worker's memory may have wrong."""
-    newest: list[Message] = []
-    for index in range(len(state.messages) - 1, state.window_start - 1, -1):
-        newest.append(state.messages[index])
-        if state.messages[index].role == "assistant":
-            break
-    return newest[::-1]
 
 
 def model_summary(state: State, chosen: ModelSpec) -> str:
@@ -354,7 +345,7 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:
         text = str(cause or error)
-    said = Text(text=bounded(masked(text)))
+    said = Text(text=truncate_middle(mask_secrets(text)))
     return ToolResult(
         call_id=call.call.id, name=call.call.name, content=[said], is_error=True, error_kind=kind
     )

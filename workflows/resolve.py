@@ -7,7 +7,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
-from perdure.wire.effects import Request
+from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.spec import AgentSpec, ResolvedAgent
@@ -60,7 +60,7 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
     """
     own = None if redrive.newest else workflow.info().workflow_id
     return await _resolved(
-        Request(
+        ResolveRequest(
             agent=spec.name,
             at=workflow.now(),
             cost_limited=cost_limited,
@@ -72,7 +72,7 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
     )
 
 
-async def _resolved(asked: Request) -> ResolvedAgent:
+async def _resolved(asked: ResolveRequest) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
@@ -89,11 +89,11 @@ async def _resolved(asked: Request) -> ResolvedAgent:
         raise
 
 
-def _asked(request: RunRequest, branch: Branch | None) -> Request:
+def _asked(request: RunRequest, branch: Branch | None) -> ResolveRequest:
     limited = request.limits is not None and request.limits.cost_usd is not None
     if branch is None:
-        return Request(agent=request.agent, at=workflow.now(), cost_limited=limited, layout=LAYOUT)
-    return Request(
+        return ResolveRequest(agent=request.agent, at=workflow.now(), cost_limited=limited, layout=LAYOUT)
+    return ResolveRequest(
         agent=request.agent,
         at=branch.at,
         cost_limited=limited or branch.lease.cost_microusd is not None,

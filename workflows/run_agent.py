@@ -41,7 +41,7 @@ async def run_agent(
     # Plain JSON in and out: the caller's data converter need not know our types.
     answer: dict[str, Any] = await workflow.execute_child_workflow(
         WORKFLOW,
-        request.plain(),
+        request.to_json(),
         id=id or str(workflow.uuid4()),
         task_queue=task_queue,
         result_type=dict[str, Any],

@@ -4,7 +4,7 @@ import os
 import re
 from functools import lru_cache
 
-from perdure.texts import MASK, masked, whole
+from perdure.texts import MASK, fix_surrogates, mask_secrets
 
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 _LEAST = 8
@@ -13,10 +13,10 @@ _LEAST = 8
 
 def redact(text: str) -> str:
     """The text with what looks like a secret, or is one of this process's, masked."""
-    text = whole(text)
+    text = fix_surrogates(text)
     for value in _own_secrets(tuple(sorted(os.environ.items()))):
         text = text.replace(value, MASK)
-    return masked(text)
+    return mask_secrets(text)
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import problem_with
-from perdure.texts import bounded, whole
+from perdure.texts import fix_surrogates, truncate_middle
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
 from perdure.wire.spec import AgentSpec
 
@@ -66,7 +66,7 @@ def _numbered(reply: Reply, step: int) -> list[Part]:
     count = 0
     for part in reply.parts:
         if isinstance(part, Text | Thinking):
-            parts.append(part.model_copy(update={"text": whole(part.text)}))
+            parts.append(part.model_copy(update={"text": fix_surrogates(part.text)}))
         elif not isinstance(part, ToolCall):
             parts.append(part)
         elif reply.stop != "max_tokens":
@@ -83,16 +83,18 @@ def _writable(call: ToolCall) -> ToolCall:
         # Nor is there a NaN in JSON: it would be read as nothing.
         from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
     except ValueError as error:
-        problem = bounded(f"the arguments cannot be read: {error}", 1000)
-        return call.model_copy(update={"name": whole(call.name), "arguments": {}, "problem": problem})
-    return call.model_copy(update={"name": whole(call.name)})
+        problem = truncate_middle(f"the arguments cannot be read: {error}", 1000)
+        return call.model_copy(
+            update={"name": fix_surrogates(call.name), "arguments": {}, "problem": problem}
+        )
+    return call.model_copy(update={"name": fix_surrogates(call.name)})
 
 
 def _checked(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
     if not isinstance(part, ToolCall) or part.problem is not None:
         return part
     problem = _problem(part, schemas)
-    return part if problem is None else part.model_copy(update={"problem": bounded(problem, 1000)})
+    return part if problem is None else part.model_copy(update={"problem": truncate_middle(problem, 1000)})
 
 
 def _problem(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | None:
@@ -164,7 +166,7 @@ def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str 
     assert spec.output_schema is not None
     problem = problem_with(value, spec.output_schema)
     if problem is not None:
-        return None, f"the answer does not fit: {bounded(problem, 1000)}"
+        return None, f"the answer does not fit: {truncate_middle(problem, 1000)}"
     adapter = agent.output_adapter() if agent else None
     if adapter is None:
         return value, None

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
-from perdure.texts import bounded, whole
+from perdure.texts import fix_surrogates, truncate_middle
 from perdure.wire.effects import ToolInput
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -33,7 +33,7 @@ async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
     """
     parts = _readable(value)
     media = [part for part in parts if not isinstance(part, Text)]
-    text = whole("\n".join(part.text for part in parts if isinstance(part, Text)))
+    text = fix_surrogates("\n".join(part.text for part in parts if isinstance(part, Text)))
     content: list[ResultPart] = []
     spilled = None
     if text or not media:
@@ -47,7 +47,7 @@ def _readable(value: Any) -> list[ResultPart]:
     try:
         return _parts(value)
     except Exception as error:
-        why = bounded(whole(str(error)), 500)
+        why = truncate_middle(fix_surrogates(str(error)), 500)
         return [
             Text(text=f"(done, but the result, a {type(value).__name__}, cannot be written as JSON: {why})")
         ]
@@ -65,7 +65,7 @@ def _parts(value: Any) -> list[ResultPart]:
 def text_of(value: Any) -> str:
     """A string as it is, nothing as nothing, anything else as JSON."""
     if isinstance(value, str):
-        return whole(value)
+        return fix_surrogates(value)
     return "" if value is None else _ANY.dump_json(value).decode()
 
 

@@ -6,7 +6,6 @@ goes stale; a run that continued as new, or was reset, has another run id and so
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from perdure.messages import Message, ToolResult, size_bytes
-from perdure.wire.effects import PIN_SHOWN, ModelFailure, ModelInput, tail_digest
+from perdure.wire.effects import SPEC_DIGEST_CHARS, ModelFailure, ModelInput, tail_digest, tail_of
 from perdure.wire.names import SPEC_QUERY, STALE, TRANSCRIPT
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
@@ -87,11 +86,11 @@ class Transcripts:
             Stale: the run's transcript is not as long as the call says.
 
         """
-        self._adopt(want.continues)
+        self._adopt(want.previous_run_id)
         entry = self._entry(_key(), want.view.start)
         await self._complete(entry, want)
         seen = _seen(entry, want)
-        if want.tail is not None and tail_digest(_newest(seen)) != want.tail:
+        if want.tail_digest is not None and tail_digest(tail_of(seen)) != want.tail_digest:
             # An answer was remembered that did not count, because its worker was given up for dead.
             self._drop(entry.key)
             entry = self._entry(entry.key, want.view.start)
@@ -109,11 +108,11 @@ class Transcripts:
         entry.asked_by = activity.info().task_token
         # A reply that was remembered and did not become part of the transcript: it was given up.
         self._cut(entry, want.view.length)
-        base = want.view.length - len(want.fresh)
+        base = want.view.length - len(want.new_messages)
         self._remember(entry, want)
         await self._fill(entry, base)
         # A retried attempt finds some of what is fresh in the cache already.
-        self._add(entry, want.fresh[max(entry.end - base, 0) :])
+        self._add(entry, want.new_messages[max(entry.end - base, 0) :])
 
     async def spec(self, pin: str) -> AgentSpec:
         """The pinned spec of that digest; asked of the run once a worker."""
@@ -135,7 +134,7 @@ class Transcripts:
 
     def add_spec(self, spec: AgentSpec) -> None:
         """Remember a spec that was made here: its runs' model calls will want it."""
-        self._keep(spec.pin[:PIN_SHOWN], spec)
+        self._keep(spec.pin[:SPEC_DIGEST_CHARS], spec)
 
     def _keep(self, pin: str, spec: AgentSpec) -> None:
         self._specs[pin] = spec
@@ -158,21 +157,21 @@ class Transcripts:
             self._grow(entry, size_bytes(result) - (size_bytes(before) if before else 0))
 
     def _remember(self, entry: _Entry, want: ModelInput) -> None:
-        """Put the newest tool message together from results that were made here; `tail` proves it."""
+        """Put the newest tool message together from results that were made here; `tail_digest` proves it."""
         last = entry.messages[-1] if entry.messages else None
         results, entry.results = entry.results, {}
         self._grow(entry, -sum(size_bytes(result) for result in results.values()))
-        if want.fresh or last is None or not last.tool_calls or entry.end + 1 != want.view.length:
+        if want.new_messages or last is None or not last.tool_calls or entry.end + 1 != want.view.length:
             return
         if all(call.id in results for call in last.tool_calls):
             made = [results[call.id] for call in last.tool_calls]
             self._add(entry, [Message(role="tool", parts=list(made))])
 
-    def _adopt(self, continues: str | None) -> None:
+    def _adopt(self, previous_run_id: str | None) -> None:
         """Go on with what is here of the run's part before this one: nobody needs that any more."""
         key = _key()
-        if continues is not None and key not in self._entries:
-            entry = self._entries.pop((key[0], continues), None)
+        if previous_run_id is not None and key not in self._entries:
+            entry = self._entries.pop((key[0], previous_run_id), None)
             if entry is not None:
                 entry.key = key
                 self._entries[key] = entry
@@ -263,9 +262,3 @@ def _key() -> tuple[str, str]:
 
 def _seen(entry: _Entry, want: ModelInput) -> list[Message]:
     return entry.messages[want.view.start - entry.first : want.view.length - entry.first]
-
-
-def _newest(messages: Sequence[Message]) -> Sequence[Message]:
-    """The last answer and what follows it; everything, when there is none."""
-    answers = (i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "assistant")
-    return messages[next(answers, 0) :]

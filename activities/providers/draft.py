@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Opaque, Part, Text, Thinking, ToolCall, Usage, estimate_tokens
 from perdure.model import ModelEvent, ModelRequest, ModelStop, Reply, TextDelta, ThinkingDelta
-from perdure.texts import whole
+from perdure.texts import fix_surrogates
 
 from .shared import estimate_input, one_line
 
@@ -46,7 +46,7 @@ class Block:
 
 def tool_call(call_id: str, name: str, arguments: str) -> ToolCall:
     """The call with its arguments parsed; what is not a JSON object becomes a `problem`."""
-    arguments = whole(arguments)  # a character may have come in two halves, in two pieces
+    arguments = fix_surrogates(arguments)  # a character may have come in two halves, in two pieces
     try:
         value: Any = from_json(arguments, allow_inf_nan=False) if arguments.strip() else {}
     except ValueError as error:

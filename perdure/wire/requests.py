@@ -36,7 +36,7 @@ class RunRequest(_Strict):
     stream: bool = True
     """False: nobody will watch, so progress is reported just often enough to notice a dead worker."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON, with what was given and no more: a bound that was not set is not one of 50."""
         given = self.model_dump(mode="json", exclude_unset=True, exclude={"prompt"})
         return {**given, "prompt": self.model_dump(mode="json", include={"prompt"})["prompt"]}
@@ -70,7 +70,7 @@ class SessionRequest(_Strict):
     max_idle: timedelta | None = Field(default=MAX_IDLE, gt=timedelta(), le=timedelta(days=3650))
     """The session closes when nothing was said for so long; None: never."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON, with what was given and no more."""
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -79,7 +79,7 @@ WhenBusy = Literal["queue", "steer"]
 """What becomes of a message that comes during a turn: a turn of its own afterwards, or part of this one."""
 
 
-class Say(_Strict):
+class SessionMessage(_Strict):
     """The argument of `say`: a message to a session."""
 
     id: str = Field(min_length=1, max_length=256)

@@ -5,9 +5,9 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue
 
-from perdure.messages import Message, Usage, Value, _absent
+from perdure.messages import Message, Usage, Value, is_empty
 
-_Told = Literal[
+_SharedStatus = Literal[
     "waiting_approval",
     "waiting_person",
     "paused",
@@ -18,8 +18,8 @@ _Told = Literal[
     "failed",
     "cancelled",
 ]
-Status = Literal["thinking", "acting", _Told]
-ListedStatus = Literal["working", _Told]
+Status = Literal["thinking", "acting", _SharedStatus]
+ListedStatus = Literal["working", _SharedStatus]
 """What lists and the search attribute say: `working` is `thinking` or `acting`. Those two change with
 each call, and each change of an attribute is an event and a write to the server's index."""
 StopReason = Literal[
@@ -48,7 +48,7 @@ StopReason = Literal[
 ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"})
 
 
-def listed(status: Status) -> ListedStatus:
+def listed_status(status: Status) -> ListedStatus:
     """The status as lists have it."""
     match status:
         case "thinking" | "acting":
@@ -103,9 +103,9 @@ class Failure(Value):
     message: str
     model: str | None = None
     step: int = 0
-    since: datetime | None = Field(default=None, exclude_if=_absent)
+    since: datetime | None = Field(default=None, exclude_if=is_empty)
     """Of a parked run: since when."""
-    resumes_at: datetime | None = Field(default=None, exclude_if=_absent)
+    resumes_at: datetime | None = Field(default=None, exclude_if=is_empty)
     """Of a parked run: when it tries again by itself; None: a person must `resume` it."""
 
 
@@ -174,18 +174,18 @@ class RunResult(Value):
     """Millionths of a dollar; None when the price of a model used is not known."""
     spec_hash: str = ""
     error: Failure | None = None
-    nodes: list[NodeResult] = Field(default_factory=list[NodeResult], exclude_if=_absent)
+    nodes: list[NodeResult] = Field(default_factory=list[NodeResult], exclude_if=is_empty)
     """Swarm and graph: every run of a node, in the order in which they ended. Usage and cost above
     count each of them once."""
     shared_context: dict[str, dict[str, JsonValue]] = Field(
-        default_factory=dict[str, dict[str, JsonValue]], exclude_if=_absent
+        default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
     )
     """Swarm: what the agents told each other with their handoffs, by agent."""
-    unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=_absent)
+    unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=is_empty)
     """Graph: nodes that never ran, and why."""
-    answered: bool = Field(default=False, exclude_if=_absent)
+    answered: bool = Field(default=False, exclude_if=is_empty)
     """True: it failed, with `error`, and answered all the same (`on_failure="answer"`)."""
-    missing: list[str] = Field(default_factory=list[str], exclude_if=_absent)
+    missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Of a run that ended early: what it left undone, a line each."""
 
 
@@ -215,14 +215,14 @@ class RunStatus(Value):
     queued: int = 0
     """Messages sent and not yet seen by the model."""
     kind: Literal["agent", "swarm", "graph", "session"] = "agent"
-    nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=_absent)
+    nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=is_empty)
     """What the run started, in order of their start. Of a swarm or graph, of many those in flight and the
     newest; of an agent those in flight: what the others gave are its tools' results."""
-    turn: int = Field(default=0, exclude_if=_absent)
+    turn: int = Field(default=0, exclude_if=is_empty)
     """Session: the turn in hand, or the newest one."""
-    plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=_absent)
+    plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=is_empty)
     shared_context: dict[str, dict[str, JsonValue]] = Field(
-        default_factory=dict[str, dict[str, JsonValue]], exclude_if=_absent
+        default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
     )
 
 

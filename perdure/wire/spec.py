@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from perdure.context import SlidingWindow
 from perdure.limits import GraphLimits, Limits, SwarmLimits
-from perdure.messages import _absent
+from perdure.messages import is_empty
 from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
 from perdure.prices import Price
@@ -70,13 +70,13 @@ class ToolSpec(BaseModel):
     concurrency: int | None = None
     task_queue: str | None = None
     activity: str | None = None
-    agent: str | None = Field(default=None, exclude_if=_absent)
+    agent: str | None = Field(default=None, exclude_if=is_empty)
     """Kind "agent": who answers the call, by name; a member of the run."""
-    agent_hash: str | None = Field(default=None, exclude_if=_absent)
+    agent_hash: str | None = Field(default=None, exclude_if=is_empty)
     collect: Collect = Field(default="all", exclude_if=lambda v: v == "all")
-    deadline: timedelta | None = Field(default=None, exclude_if=_absent)
+    deadline: timedelta | None = Field(default=None, exclude_if=is_empty)
     """Wall clock of one run of the agent that answers."""
-    fallback: ToolFallbackSpec | None = Field(default=None, exclude_if=_absent)
+    fallback: ToolFallbackSpec | None = Field(default=None, exclude_if=is_empty)
     """What answers when the tool has failed for good."""
 
     @property
@@ -95,7 +95,7 @@ class ModelSpec(BaseModel):
     on: tuple[str, ...] | None = Field(default=None, exclude_if=lambda v: v is None)
     """A fallback's conditions: see `perdure.agent.Fallback`."""
     sticky: bool = Field(default=True, exclude_if=lambda v: v is True)
-    least_cost_left_microusd: int | None = Field(default=None, exclude_if=_absent)
+    least_cost_left_microusd: int | None = Field(default=None, exclude_if=is_empty)
 
 
 class AgentSpec(BaseModel):
@@ -106,7 +106,7 @@ class AgentSpec(BaseModel):
     version: Literal[1] = 1
     kind: Literal["agent"] = Field(default="agent", exclude=True)
     name: str
-    description: str = Field(default="", exclude_if=_absent)
+    description: str = Field(default="", exclude_if=is_empty)
     """For other agents: what it is good for."""
     instructions: str
     models: tuple[ModelSpec, ...]
@@ -121,9 +121,9 @@ class AgentSpec(BaseModel):
     tool_concurrency: int = 8
     result_preview_bytes: int = 16_384
     on_failure: OnFailure = "park"
-    planning: bool = Field(default=False, exclude_if=_absent)
+    planning: bool = Field(default=False, exclude_if=is_empty)
     """The model gets a tool by which it keeps a plan."""
-    fallback_message: str | None = Field(default=None, exclude_if=_absent)
+    fallback_message: str | None = Field(default=None, exclude_if=is_empty)
     """What the run answers when it must end and nothing was said."""
 
     @cached_property
@@ -257,7 +257,7 @@ class ResolvedAgent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     spec: AnySpec = Field(repr=False)
-    members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=_absent)
+    members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=is_empty)
     """Specs of all that the run may start, directly or through others: pinned with it."""
     search_attributes: bool = Field(default=True, exclude_if=lambda v: v is True)
     """False where the server lets nobody register them: then the run sets none."""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from perdure.messages import Message, Value, _absent
+from perdure.messages import Message, Value, is_empty
 from perdure.wire.results import RunResult, StopReason, Waiting
 
 
@@ -29,7 +29,7 @@ class Peer(Value):
 
     name: str
     description: str = ""
-    barred: StopReason | None = Field(default=None, exclude_if=_absent)
+    barred: StopReason | None = Field(default=None, exclude_if=is_empty)
     """Why it cannot be handed to any more; a handoff to it ends the turn with that reason."""
 
 
@@ -61,10 +61,19 @@ class Branch(Value):
     deadline_reason: StopReason = "deadline"
     grace: timedelta = timedelta(milliseconds=1500)
     """How long it may take to end when it is told to."""
-    peers: list[Peer] = Field(default_factory=list[Peer], exclude_if=_absent)
+    peers: list[Peer] = Field(default_factory=list[Peer], exclude_if=is_empty)
     """Whom it may hand off to; it gets the tool for that when there are any."""
-    history: list[Message] = Field(default_factory=list[Message], exclude_if=_absent)
+    history: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
     """What was said before its prompt."""
+
+
+class BudgetRequest(Value):
+    """More budget that a child asks its parent for."""
+
+    minimum: Amount
+    """Without this much more the child cannot go on."""
+    preferred: Amount
+    """With this much it need not ask again so soon; at least the minimum."""
 
 
 class Report(Value):
@@ -74,10 +83,7 @@ class Report(Value):
     family: str = ""
     waiting: list[Waiting] = Field(default_factory=list[Waiting])
     """Who waits for a person in it and below, with the path from it."""
-    need: Amount | None = None
-    """It cannot go on without this much more."""
-    wish: Amount | None = None
-    """It would like this much, so that it need not ask again so soon; at least the need."""
+    request: BudgetRequest | None = None
     idle: bool = False
     """It only waits for people: nothing of what it holds will come back before they have spoken."""
     returned: Amount | None = None

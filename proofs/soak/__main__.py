@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from perdure.settings import Settings
-from perdure.settings import load as load_settings
+from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client, connect
 from perdure.workers.dev.server import DevServer, free_port
 from proofs.benchmarks.bench import machine

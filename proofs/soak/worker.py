@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.workers.worker import WorkerArgs, run_process, run_worker
 
 from .samples import held
@@ -24,7 +24,7 @@ async def _answering() -> None:
 async def _main() -> None:
     answering = asyncio.create_task(_answering())
     try:
-        await run_worker(WorkerArgs(files=sys.argv[1:], settings=load()))
+        await run_worker(WorkerArgs(files=sys.argv[1:], settings=load_settings()))
     finally:
         answering.cancel()
 

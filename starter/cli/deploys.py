@@ -158,12 +158,12 @@ async def _dry(common: Common, found: "Deployment", source: str, query: str | No
 
 async def _deployment(common: Common, name: str | None) -> "Deployment":
     """The deployment meant: the one named, that of the settings, or the only one there is."""
-    from perdure.settings import load
+    from perdure.settings import load_settings
 
     from ..client.deployment import Deployment, deployments
 
     client = await common.connect()
-    name = name or load().deployment_name
+    name = name or load_settings().deployment_name
     if name is None:
         there = await deployments(client.temporal)
         if not there:

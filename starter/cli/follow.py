@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Final, Literal
 
-from perdure.errors import InvalidRequest, NotReachable, Overrun, RunEnded
+from perdure.errors import InvalidRequest, NotReachable, RunEnded, ServerBusy
 from perdure.wire.events import (
     ApprovalRequested,
     ChildEvent,
@@ -266,7 +266,7 @@ class Follower:
             return no_worker(self._client.task_queue)
         try:
             await self._run.status()
-        except Overrun:
+        except ServerBusy:
             return None
         except NotReachable:
             return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"

@@ -21,8 +21,7 @@ from perdure.errors import InvalidRequest, RunConflict, RunNotFound
 from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
 from perdure.model import digest
-from perdure.settings import Settings
-from perdure.settings import load as load_settings
+from perdure.settings import Settings, load_settings
 from perdure.versions import routing_of, version_of
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW, WORKFLOWS
 from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
@@ -206,7 +205,7 @@ class Client:
             stream=stream,
         )
         if max_idle != MAX_IDLE:
-            request = _valid(SessionRequest, {**request.plain(), "max_idle": max_idle})
+            request = _valid(SessionRequest, {**request.to_json(), "max_idle": max_idle})
         plain = _writable(request, id)
         if await self._goes_on(run, plain, reopen=reopen):
             return Session(run)
@@ -356,7 +355,7 @@ def _check_ours(run: Run, described: WorkflowExecutionDescription, wanted: str) 
 def _writable(request: RunRequest | SessionRequest, run_id: str | None) -> dict[str, Any]:
     """The request as JSON that can be sent: text may hold half characters, which no server takes."""
     try:
-        plain = request.plain()
+        plain = request.to_json()
         json.dumps([plain, run_id], ensure_ascii=False).encode()
     except ValueError as error:
         raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None

@@ -24,11 +24,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.errors import (
     InvalidRequest,
     NotReachable,
-    Overrun,
     PerdureError,
     RunEnded,
     RunFailed,
     RunNotFound,
+    ServerBusy,
 )
 from perdure.limits import Limits
 from perdure.messages import Message, Part
@@ -374,7 +374,7 @@ class Run:
 def not_reached(error: RPCError) -> NotReachable | None:
     """What to say when the server did not answer, or has too much to do; None: it did answer."""
     if _is_overrun(error):
-        return Overrun(f"the Temporal server has too much to do; try again later: {error.message}")
+        return ServerBusy(f"the Temporal server has too much to do; try again later: {error.message}")
     if _is_unanswered(error):
         return NotReachable(f"the Temporal server does not answer: {error.message}")
     return None

@@ -9,7 +9,7 @@ from typing import Final
 
 from temporalio.client import WorkflowExecutionStatus
 
-from perdure.errors import NotReachable, Overrun, PerdureError, RunFailed
+from perdure.errors import NotReachable, PerdureError, RunFailed, ServerBusy
 from perdure.messages import Message
 from perdure.wire.events import Event, Finished, TurnFinished
 from perdure.wire.results import Failure, NodeStatus, RunStatus, Status, TurnReply
@@ -173,7 +173,7 @@ async def _ask(run: WatchedRun, known: int, below: Below, glance: Glance, pace: 
         pace.silent = pace.silent or glance.closed
         return None
     except PerdureError as error:
-        pace.deaf = isinstance(error, NotReachable) and not isinstance(error, Overrun)
+        pace.deaf = isinstance(error, NotReachable) and not isinstance(error, ServerBusy)
         return None
     pace.deaf = pace.silent = False
     return _Told(status=status, messages=messages, nodes=nodes)

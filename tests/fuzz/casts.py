@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from perdure import Agent, Graph, GraphLimits, Limits, Node, Swarm, SwarmLimits, ask_person, tool
 from perdure.graph import Edge, GraphState, NodeInput
-from perdure.members import Member, resolved, within
+from perdure.members import Member, for_member, resolve_member
 from perdure.model import ModelConfig
-from perdure.prices import shipped
+from perdure.prices import shipped_prices
 from perdure.wire.requests import RunRequest, SessionRequest
 from tests.unit.runs import NOW
 
@@ -115,9 +115,11 @@ def graph(limits: list[dict[str, Any]], siblings: Any = "cancel", **settings: An
 
 def world_of(member: Member, request: dict[str, Any], *, session: bool = False) -> tuple[World, Shell]:
     """A world in which that member is the root; it has not begun."""
-    found = resolved(member, prices=shipped(), today=NOW.date(), cost_limited="cost_usd" in request)
+    found = resolve_member(
+        member, prices=shipped_prices(), today=NOW.date(), cost_limited="cost_usd" in request
+    )
     names = [found.spec.name, *(one.name for one in found.members)]
-    everyone = {name: one for name in names if (one := within(found, name))}
+    everyone = {name: one for name in names if (one := for_member(found, name))}
     world = World(resolved=everyone)
     for graph_of in [member, *_below(member)]:
         if isinstance(graph_of, Graph):

@@ -12,7 +12,7 @@ from perdure.messages import Message, Usage
 from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import RunResult
-from perdure.wire.tree import Amount, Grant, Report
+from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 from perdure.workflows.engine.carry import Writing, pack, unpack
 from perdure.workflows.engine.report import details, result_of, status_report
 from perdure.workflows.engine.state import (
@@ -46,14 +46,12 @@ from .world import Shell
 
 KEYS = ["worker-1-1", "helper-1-1", "helper-2-2", "minion-1-1", "first-1", "draft-1", "debate-1", "nobody-9"]
 CALL_IDS = ["call-1-1", "call-1-2", "call-2-1", "call-3-1", "call-9-9"]
-amounts = st.none() | st.builds(
-    Amount, tool_calls=st.integers(0, 5), input_tokens=st.none() | st.integers(0, 500)
-)
+some_amounts = st.builds(Amount, tool_calls=st.integers(0, 5), input_tokens=st.none() | st.integers(0, 500))
+amounts = st.none() | some_amounts
 reports = st.builds(
     Report,
     key=st.sampled_from(KEYS),
-    need=amounts,
-    wish=amounts,
+    request=st.none() | st.builds(BudgetRequest, minimum=some_amounts, preferred=some_amounts),
     idle=st.booleans(),
     returned=amounts,
     final=st.none() | st.just(RunResult(agent="x", stop_reason="cancelled", output="last words")),

@@ -32,7 +32,7 @@ SECRET = "sk-a-secret-that-nobody-sees"
 
 def _loaded() -> settings.Settings | None:
     try:
-        return settings.load()
+        return settings.load_settings()
     except DefinitionError as error:
         assert str(error).startswith("settings: ")
         assert SECRET not in str(error)
@@ -96,7 +96,7 @@ def test_a_price_table_is_taken_whole_or_refused(
     path = tmp_path_factory.getbasetemp() / "prices.json"
     path.write_bytes(content)
     try:
-        table = prices.load(path)
+        table = prices.load_prices(path)
     except DefinitionError as error:
         assert "prices.json" in str(error)
     else:
@@ -143,4 +143,4 @@ def test_whatever_an_earlier_attempt_left_behind_the_next_can_begin(details: lis
 def test_a_folder_of_settings_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert settings.load().namespace == "default"
+    assert settings.load_settings().namespace == "default"

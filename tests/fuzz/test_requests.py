@@ -83,9 +83,9 @@ def taken(read: Any, raw: Any) -> Any:
 def test_a_run_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
     request = taken(request_of, raw)
     if request is not None:
-        written = json.dumps(request.plain())
-        assert json.dumps(request_of(json.loads(written)).plain()) == written
-        json.dumps(request.plain(), ensure_ascii=False).encode()
+        written = json.dumps(request.to_json())
+        assert json.dumps(request_of(json.loads(written)).to_json()) == written
+        json.dumps(request.to_json(), ensure_ascii=False).encode()
 
 
 @examples(150)
@@ -93,7 +93,7 @@ def test_a_run_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> N
 def test_a_session_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
     request = taken(session_request_of, raw)
     if request is not None:
-        json.dumps(request.plain(), ensure_ascii=False).encode()
+        json.dumps(request.to_json(), ensure_ascii=False).encode()
 
 
 @examples(300)

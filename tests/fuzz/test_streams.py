@@ -15,7 +15,7 @@ from perdure.agent import Agent
 from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta
 from perdure.model import ModelEvent, Reply
-from perdure.prices import shipped
+from perdure.prices import shipped_prices
 from perdure.wire.effects import ModelOutcome, tail_digest
 from tests.unit.providers.conftest import Wire
 from tests.unit.providers.dialects import Asked, Said
@@ -127,7 +127,7 @@ def check_events(events: list[ModelEvent]) -> None:
     assert reply.usage.total_tokens <= MOST_TOKENS
     agent = Agent(name="a", model="scripted:x")
     read = checked(reply, 1, agent.spec(), (), agent)
-    price = shipped().entries[0].price
+    price = shipped_prices().entries[0].price
     meta = ReplyMeta(
         step=1,
         model="m",

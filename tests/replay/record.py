@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.starter.client.connect import Client
 from perdure.testing import running
 from perdure.workers.dev.server import DevServer
@@ -27,7 +27,7 @@ async def record(version: str) -> None:
         async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
             # An outage of some seconds, and naps of some tenths.
             fast = {"circuit_threshold": 1, "circuit_wait": "3s", "parked_retry": "200ms"}
-            settings = load(home=Path(home), address=server.address, **fast)
+            settings = load_settings(home=Path(home), address=server.address, **fast)
             async with running(
                 [*AGENTS, *TEAMS], models=MODELS, address=server.address, settings=settings
             ) as client:

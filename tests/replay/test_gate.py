@@ -17,7 +17,7 @@ from perdure import Agent, PerdurePlugin
 from perdure.activities.content.blobs import open_store
 from perdure.graph import Edge, Graph, GraphState
 from perdure.members import Member
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.tools import Tool
 from perdure.workers.converter import BlobDriver
 from perdure.workers.deploys.gate import Check, Gate, _specs_in, up_to_last_decision
@@ -38,7 +38,7 @@ RELEASE = ROOT / "tests/replay/histories/0.2.0"
 
 
 def gate(home: Path, members: Sequence[Member] = TEAMS) -> Gate:
-    return Gate(PerdurePlugin(members, settings=load(home=home)), "default")
+    return Gate(PerdurePlugin(members, settings=load_settings(home=home)), "default")
 
 
 def rounds(most: int) -> list[Member]:

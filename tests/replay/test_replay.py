@@ -20,7 +20,7 @@ from temporalio.worker import (
 from temporalio.workflow import ActivityHandle, NondeterminismError
 
 from perdure import PerdurePlugin
-from perdure.settings import load
+from perdure.settings import load_settings
 
 from .scenarios import TEAMS
 
@@ -63,7 +63,7 @@ def _json(value: Any) -> bytes:
 
 
 def replayer(home: Path) -> Replayer:
-    plugin = PerdurePlugin(TEAMS, settings=load(home=home))  # graphs: their conditions run again
+    plugin = PerdurePlugin(TEAMS, settings=load_settings(home=home))  # graphs: their conditions run again
     # The namespace is part of idempotency keys, so it must be the recorded one.
     return Replayer(workflows=[], namespace="default", plugins=[plugin], interceptors=[Listening()])
 

@@ -17,7 +17,7 @@ from perdure.errors import DefinitionError
 from perdure.limits import Limits
 from perdure.model import ModelConfig
 from perdure.policy import Policy, Rule
-from perdure.prices import Price, PriceTable, shipped
+from perdure.prices import Price, PriceTable, shipped_prices
 from perdure.tools import RemoteTool, ask_person, tool
 from perdure.wire.spec import AgentSpec
 
@@ -167,7 +167,7 @@ def test_the_hash_does_not_tell_prices_apart() -> None:
     dear = PriceTable.model_validate(
         {"version": "x", "entries": [{"model": "*", "effective": "2026-01-01", "price": price.model_dump()}]}
     )
-    one, two = agent().spec(prices=dear.over(shipped())), agent().spec(today=date(2026, 11, 20))
+    one, two = agent().spec(prices=dear.over(shipped_prices())), agent().spec(today=date(2026, 11, 20))
     assert one.models[0].price != two.models[0].price
     assert one.hash == two.hash
 

@@ -10,7 +10,7 @@ from temporalio.common import VersioningBehavior
 
 from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.testing import ScriptedModel, says
 from perdure.workers.dev.supervisor import Plan, _is_the_agents, make_plan
 from perdure.workers.observe import telemetry
@@ -39,14 +39,14 @@ def test_each_model_of_each_agent_is_checked() -> None:
 
 
 def test_the_worker_takes_its_bounds_from_the_settings() -> None:
-    options = worker_options(load(max_concurrent_activities=3, graceful_shutdown_timeout="5s"))
+    options = worker_options(load_settings(max_concurrent_activities=3, graceful_shutdown_timeout="5s"))
     assert options["max_concurrent_activities"] == 3
     assert options["graceful_shutdown_timeout"] == timedelta(seconds=5)
     assert "deployment_config" not in options
 
 
 def test_a_deployment_pins_runs_to_its_build() -> None:
-    config = worker_options(load(deployment_name="desk", build_id="7"))["deployment_config"]
+    config = worker_options(load_settings(deployment_name="desk", build_id="7"))["deployment_config"]
     assert (config.version.deployment_name, config.version.build_id) == ("desk", "7")
     assert config.use_worker_versioning
     assert config.default_versioning_behavior == VersioningBehavior.PINNED
@@ -98,10 +98,10 @@ def test_a_clock_is_wrong_only_by_what_our_own_cannot_explain() -> None:
 def test_keys_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "secret")
     monkeypatch.delenv("PERDURE_OPENAI_API_KEY", raising=False)
-    settings = load()
+    settings = load_settings()
     assert _key_of(settings, "openai", ("OTHER_KEY", "SOME_KEY")) == "SOME_KEY"
     assert _key_of(settings, "openai", ("OTHER_KEY",)) is None
-    configured = load(openai_api_key="secret")
+    configured = load_settings(openai_api_key="secret")
     assert _key_of(configured, "openai", ("OTHER_KEY",)) == "PERDURE_OPENAI_API_KEY in .env"
 
 

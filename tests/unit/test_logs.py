@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from perdure.settings import Settings, load
+from perdure.settings import Settings, load_settings
 from perdure.workers.observe.logs import configure_logs
 
 
@@ -25,7 +25,7 @@ def _as_before() -> Generator[None]:
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Settings:
     monkeypatch.chdir(tmp_path)
-    return load(anthropic_api_key="from-a-dotenv-file", log_format="json")
+    return load_settings(anthropic_api_key="from-a-dotenv-file", log_format="json")
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def test_configuring_again_repeats_no_line(settings: Settings) -> None:
 
 def test_text_is_for_people() -> None:
     stream = io.StringIO()
-    configure_logs(load(log_format="text"), stream)
+    configure_logs(load_settings(log_format="text"), stream)
     logging.getLogger("x").warning("plain words")
     assert "plain words" in stream.getvalue()
     with pytest.raises(json.JSONDecodeError):

@@ -27,7 +27,7 @@ from perdure.messages import (
     size_bytes,
 )
 from perdure.policy import Policy, Rule
-from perdure.prices import Entry, Price, PriceTable, load, shipped
+from perdure.prices import Entry, Price, PriceTable, load_prices, shipped_prices
 
 WORDS = st.text(max_size=20)
 NAMES = st.text(min_size=1, max_size=8)
@@ -274,8 +274,8 @@ def test_the_first_entry_in_effect_counts_and_the_unknown_has_no_price() -> None
 def test_the_shipped_table_knows_what_it_ships_and_the_scripted_model() -> None:
     from datetime import date
 
-    assert shipped().find("scripted:anything", date(2026, 11, 20)) is not None
-    assert shipped().find("anthropic:claude-sonnet-5-5", date(2026, 11, 20)) is not None
+    assert shipped_prices().find("scripted:anything", date(2026, 11, 20)) is not None
+    assert shipped_prices().find("anthropic:claude-sonnet-5-5", date(2026, 11, 20)) is not None
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"version": "1"}', '{"version": "1", "entries": [{}]}'])
@@ -284,4 +284,4 @@ def test_a_price_table_that_cannot_be_read_is_named(tmp_path: Any, text: str | N
     if text is not None:
         path.write_text(text)
     with pytest.raises(DefinitionError, match="price table"):
-        load(path)
+        load_prices(path)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.planning import MOST_CHARACTERS, MOST_ITEMS, PLAN_TOOL, plan_of, receipt, reminder, shown
+from perdure.planning import (
+    MOST_CHARACTERS,
+    MOST_ITEMS,
+    PLAN_TOOL,
+    plan_checklist,
+    plan_of,
+    plan_receipt,
+    plan_reminder,
+)
 from perdure.schema import check_schema, problem_with
 from perdure.wire.results import PlanItem
 
@@ -73,18 +81,18 @@ def test_a_plan_as_long_as_allowed_is_taken() -> None:
 
 
 def test_people_see_a_checklist() -> None:
-    assert shown(TRIP) == "- [x] find a train\n- [~] book it\n- [ ] find a hotel\n- [-] rent a car"
+    assert plan_checklist(TRIP) == "- [x] find a train\n- [~] book it\n- [ ] find a hotel\n- [-] rent a car"
 
 
 def test_a_model_is_reminded_of_its_plan_and_of_what_the_marks_mean() -> None:
-    first, *rest = reminder(TRIP).split("\n")
+    first, *rest = plan_reminder(TRIP).split("\n")
     assert "update_plan" in first
     assert all(mark in first for mark in ("[x] done", "[~] in progress", "[ ] pending", "[-] dropped"))
-    assert "\n".join(rest) == shown(TRIP)
+    assert "\n".join(rest) == plan_checklist(TRIP)
 
 
 def test_of_no_plan_nothing_is_shown() -> None:
-    assert (shown(()), reminder(()), receipt(())) == ("", "", "The plan is empty.")
+    assert (plan_checklist(()), plan_reminder(()), plan_receipt(())) == ("", "", "The plan is empty.")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def test_of_no_plan_nothing_is_shown() -> None:
 )
 def test_the_receipt_says_how_far_it_is_and_what_comes_next(states: list[Any], said: str) -> None:
     items = [PlanItem(text=f"item {n}", state=state) for n, state in enumerate(states)]
-    assert receipt(items) == said
+    assert plan_receipt(items) == said
 
 
 def test_the_tool_has_a_schema_that_can_be_checked() -> None:
@@ -116,7 +124,7 @@ def test_what_fits_the_schema_is_a_plan_unless_a_text_is_blank(items: list[dict[
     if all(item["text"].strip() for item in items):
         plan = plan_of(arguments)
         assert [item.state for item in plan] == [item["state"] for item in items]
-        assert len(shown(plan).split("\n")) == max(len(plan), 1)
+        assert len(plan_checklist(plan).split("\n")) == max(len(plan), 1)
     else:
         with pytest.raises(ValueError, match="at least 1 character"):
             plan_of(arguments)

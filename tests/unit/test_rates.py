@@ -15,7 +15,7 @@ from perdure import Agent, tool
 from perdure.activities.traffic import rates
 from perdure.activities.traffic.rates import RateLimits, Throttled
 from perdure.errors import DefinitionError
-from perdure.settings import RateLimit, load
+from perdure.settings import RateLimit, load_settings
 from perdure.workers.plugin import unmatched_rate_limits
 
 
@@ -118,22 +118,22 @@ async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
 def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 0}}')
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS"):
-        load()
+        load_settings()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"call": 5}}')
     with pytest.raises(DefinitionError, match=r"PERDURE_RATE_LIMITS\.anthropic\.call"):
-        load()
+        load_settings()
     for vague in ('{"anthropic": 5}', '{"anthropic": {}}'):
         monkeypatch.setenv("PERDURE_RATE_LIMITS", vague)
         with pytest.raises(DefinitionError, match=r'anthropic: write \{"calls": 100\}'):
-            load()
+            load_settings()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", "anthropic=5")
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS: it is no JSON"):
-        load()
+        load_settings()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 5, "tokens": 100}}')
-    assert load().rate_limits == {"anthropic": RateLimit(calls=5, tokens=100)}
+    assert load_settings().rate_limits == {"anthropic": RateLimit(calls=5, tokens=100)}
     monkeypatch.setenv("PERDURE_RATE_LIMIT_STORE", "mysql://secret@host")
     with pytest.raises(DefinitionError, match="redis://host:port") as refusal:
-        load()
+        load_settings()
     assert "secret" not in str(refusal.value)
 
 

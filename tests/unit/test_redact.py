@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.activities.content.redact import redact
-from perdure.texts import bounded, whole
+from perdure.texts import fix_surrogates, truncate_middle
 
 ALNUM = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=24, max_size=40)
 SHAPES = [
@@ -102,14 +102,14 @@ def test_no_text_takes_long_to_redact(piece: str) -> None:
 
 
 def test_halves_of_characters_are_joined_or_marked() -> None:
-    assert whole("a\ud83d\ude00b") == "a😀b"
-    assert whole("a\ud83db") == "a\ufffdb"
+    assert fix_surrogates("a\ud83d\ude00b") == "a😀b"
+    assert fix_surrogates("a\ud83db") == "a\ufffdb"
     assert redact("\udc80").encode()
 
 
 @given(st.text(max_size=200), st.integers(20, 60))
 def test_a_bounded_text_keeps_its_beginning_and_its_end(text: str, most: int) -> None:
-    cut = bounded(text, most)
+    cut = truncate_middle(text, most)
     if len(text) <= most:
         assert cut == text
     else:

@@ -5,7 +5,7 @@ import pytest
 
 from perdure import settings as module
 from perdure.errors import DefinitionError
-from perdure.settings import Settings, document, load, variables
+from perdure.settings import Settings, document, load_settings, variables
 
 
 @pytest.fixture(autouse=True)
@@ -29,20 +29,20 @@ def test_arguments_win_over_environment_over_env_file_over_temporals_own_variabl
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", "temporal:1")
-    assert load().address == "temporal:1"
+    assert load_settings().address == "temporal:1"
     monkeypatch.delenv("TEMPORAL_ADDRESS")
     Path(".env").write_text("PERDURE_ADDRESS=file:2\nPERDURE_TASK_QUEUE=from-file\nPERDURE_UNKNOWN=1\n")
-    assert (load().address, load().task_queue) == ("file:2", "from-file")
+    assert (load_settings().address, load_settings().task_queue) == ("file:2", "from-file")
     monkeypatch.setenv("PERDURE_ADDRESS", "environment:3")
-    assert load().address == "environment:3"
-    assert load(address="argument:4").address == "argument:4"
-    assert load(address=None).address == "environment:3"
+    assert load_settings().address == "environment:3"
+    assert load_settings(address="argument:4").address == "argument:4"
+    assert load_settings(address=None).address == "environment:3"
 
 
 def test_blobs_live_in_home_unless_said_otherwise(tmp_path: Path) -> None:
-    assert load(home=tmp_path).blob_store == f"file:{tmp_path}/blobs"
-    assert load(home="~/there").home == Path.home() / "there"
-    assert load(blob_store="s3://bucket/prefix").blob_store == "s3://bucket/prefix"
+    assert load_settings(home=tmp_path).blob_store == f"file:{tmp_path}/blobs"
+    assert load_settings(home="~/there").home == Path.home() / "there"
+    assert load_settings(blob_store="s3://bucket/prefix").blob_store == "s3://bucket/prefix"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_durations_are_written_as_people_write_them(
     monkeypatch: pytest.MonkeyPatch, written: str, meant: timedelta
 ) -> None:
     monkeypatch.setenv("PERDURE_PROGRESS_INTERVAL", written)
-    assert load().progress_interval == meant
+    assert load_settings().progress_interval == meant
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_wrong_value_is_named_by_its_variable_in_one_line(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(DefinitionError) as caught:
-        load()
+        load_settings()
     message = str(caught.value)
     assert variable in message
     assert says in message
@@ -97,38 +97,38 @@ def test_a_wrong_value_is_named_by_its_variable_in_one_line(
 def test_a_file_of_settings_that_is_no_text_is_told_as_such() -> None:
     Path(".env").write_bytes(b"PERDURE_ADDRESS=\xff")
     with pytest.raises(DefinitionError, match=r"settings: \.env cannot be read"):
-        load()
+        load_settings()
 
 
 def test_an_unknown_override_is_refused_not_ignored() -> None:
     with pytest.raises(DefinitionError, match="no such setting: adress"):
-        load(adress="typo:1")
+        load_settings(adress="typo:1")
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_API_KEY", "very-secret")
-    settings = load(anthropic_api_key="also-secret")
+    settings = load_settings(anthropic_api_key="also-secret")
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == "very-secret"
     shown = f"{settings!r} {settings} {settings.model_dump_json()}"
     assert "very-secret" not in shown
     assert "also-secret" not in shown
     with pytest.raises(DefinitionError) as caught:
-        load(openai_api_key=b"\xffwrong-secret")
+        load_settings(openai_api_key=b"\xffwrong-secret")
     assert "PERDURE_OPENAI_API_KEY" in str(caught.value)
     assert "wrong-secret" not in str(caught.value)
 
 
 def test_tls_is_on_with_a_key_or_certificate_unless_said_otherwise() -> None:
-    assert not load().uses_tls
-    assert load(api_key="key").uses_tls
-    assert load(tls_cert="/cert", tls_key="/key").uses_tls
-    assert not load(api_key="key", tls=False).uses_tls
+    assert not load_settings().uses_tls
+    assert load_settings(api_key="key").uses_tls
+    assert load_settings(tls_cert="/cert", tls_key="/key").uses_tls
+    assert not load_settings(api_key="key", tls=False).uses_tls
 
 
 def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_TASK_QUEUE", "")
-    settings = load()
+    settings = load_settings()
     assert settings.task_queue == "perdure"
     with pytest.raises(ValueError, match="frozen"):
         settings.task_queue = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -137,7 +137,7 @@ def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.
 def test_worker_controllers_variables_name_the_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "agents")
     monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "v7")
-    assert (load().deployment_name, load().build_id) == ("agents", "v7")
+    assert (load_settings().deployment_name, load_settings().build_id) == ("agents", "v7")
 
 
 def test_the_module_imports_only_the_vocabulary() -> None:

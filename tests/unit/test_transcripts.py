@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from perdure.activities.content.transcripts import Stale, Transcripts
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
-from perdure.wire.effects import ModelInput, View, tail_digest
+from perdure.wire.effects import ModelInput, TranscriptView, tail_digest
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
 from perdure.wire.spec import AgentSpec, ResolvedAgent
@@ -113,11 +113,11 @@ def want(
 ) -> ModelInput:
     return ModelInput(
         agent="a",
-        spec="h",
+        spec_digest="h",
         step=1,
-        view=View(pinned=pinned, start=start, length=length),
-        fresh=list(fresh),
-        tail=tail,
+        view=TranscriptView(pinned=pinned, start=start, length=length),
+        new_messages=list(fresh),
+        tail_digest=tail,
         max_tokens=10,
     )
 
@@ -141,7 +141,7 @@ async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
     whole = tuple(run.messages)
     assert await desk.view(want(3)) == whole
     asked = len(run.asked)
-    following = want(3).model_copy(update={"continues": "r-1"})
+    following = want(3).model_copy(update={"previous_run_id": "r-1"})
     assert await desk.view(following, part="2") == whole
     assert len(run.asked) == asked
     assert await desk.view(want(3)) == whole

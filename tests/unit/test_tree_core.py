@@ -7,7 +7,7 @@ from perdure.messages import Usage
 from perdure.model import ModelConfig
 from perdure.wire.results import RunResult
 from perdure.wire.spec import ModelSpec
-from perdure.wire.tree import Amount, Report
+from perdure.wire.tree import Amount, BudgetRequest, Report
 from perdure.workflows.engine.decide import Answer, CallModel, CallTools, Wait, decide
 from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.state import (
@@ -61,7 +61,9 @@ def test_a_step_goes_on_when_the_end_of_a_helper_settles_that_its_last_call_is_n
 def test_a_helper_is_not_given_what_the_model_call_under_way_may_spend() -> None:
     state = fold(helped(output_tokens=620), StepBegan())
     assert state.tree.children[0].lease.output_tokens == 310
-    report = Report(key=KEY, need=Amount(output_tokens=1), wish=Amount(output_tokens=300))
+    report = Report(
+        key=KEY, request=BudgetRequest(minimum=Amount(output_tokens=1), preferred=Amount(output_tokens=300))
+    )
     state = fold(state, ChildReported(report=report))
     assert granted(state) == Amount(output_tokens=10), "310 are lent, 300 under way"
     state = fold(state, reply(state, text="well", usage=Usage(input_tokens=9, output_tokens=100)))

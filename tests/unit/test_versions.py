@@ -7,10 +7,10 @@ from temporalio.api.deployment.v1 import WorkerDeploymentOptions, WorkerDeployme
 from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueueVersioningInfo
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
 
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.starter.cli.deploys import remarks
 from perdure.starter.client.deployment import Build, DeploymentStatus
-from perdure.versions import Routing, routing_of, unserved, version_of, waiting_for
+from perdure.versions import Routing, new_runs_problem, routing_of, version_of, versions_problem
 
 
 def described(
@@ -55,28 +55,28 @@ def test_new_runs_go_to_the_current_version_and_to_what_ramps(
 
 
 def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> None:
-    first = waiting_for(Routing(), "desk:a")
+    first = new_runs_problem(Routing(), "desk:a")
     assert first is not None
     assert "'a' is given no work: no version of its deployment is current yet" in first
     assert "perdure deploy promote a" in first
-    second = waiting_for(Routing(current="desk:a"), "desk:b")
+    second = new_runs_problem(Routing(current="desk:a"), "desk:b")
     assert second is not None
     assert "new runs go to build 'a'" in second
-    assert waiting_for(Routing(current="desk:a", ramping="desk:b", percent=1), "desk:b") is None
+    assert new_runs_problem(Routing(current="desk:a", ramping="desk:b", percent=1), "desk:b") is None
 
 
 def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
-    lonely = unserved(routing_of(described(None, None, 0, "a")))
+    lonely = versions_problem(routing_of(described(None, None, 0, "a")))
     assert lonely is not None
     assert "new runs go to workers without a version, and only desk:a ask for work" in lonely
-    assert unserved(routing_of(described("a", None, 0, "a", None))) is None
-    assert unserved(routing_of(described(None, None, 0, None))) is None
-    assert unserved(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
+    assert versions_problem(routing_of(described("a", None, 0, "a", None))) is None
+    assert versions_problem(routing_of(described(None, None, 0, None))) is None
+    assert versions_problem(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
 
 
 def test_a_worker_has_a_version_when_both_its_names_are_set() -> None:
-    assert version_of(load(deployment_name="desk", build_id="7")) == "desk:7"
-    assert version_of(load(deployment_name="desk")) is None
+    assert version_of(load_settings(deployment_name="desk", build_id="7")) == "desk:7"
+    assert version_of(load_settings(deployment_name="desk")) is None
 
 
 def status(current: str | None, *builds: Build) -> DeploymentStatus:

@@ -10,7 +10,7 @@ import pytest
 
 from perdure import Agent
 from perdure.errors import as_markdown
-from perdure.members import resolved
+from perdure.members import resolve_member
 from perdure.settings import Settings
 from perdure.testing import ScriptedModel, calls, says
 from tests.conftest import Serve, until_status
@@ -61,7 +61,7 @@ async def test_the_code_of_the_page_on_teams_makes_what_can_be_served(serve: Ser
     space = run_blocks("docs/teams.md")
     members = [space[name] for name in ("editor", "research", "review")]
     for member in members:
-        assert resolved(member).spec.name == member.name
+        assert resolve_member(member).spec.name == member.name
     async with serve(*members) as client:
         assert client.task_queue
 

@@ -40,7 +40,7 @@ from temporalio.worker import (
 from perdure import Agent, PerdurePlugin, RunFailed
 from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.testing import ScriptedModel, says
 from perdure.wire.results import NodeResult, RunResult
 from tests.conftest import HANGS, Serve
@@ -461,7 +461,7 @@ def _plain(values: Any) -> list[Any]:
 async def replay(home: Path) -> list[Any]:
     """Replay the history in that folder, and give what the code asked for and gave."""
     [path] = sorted(home.glob("replayed-*.json"))  # noqa: ASYNC240 - nobody else waits
-    plugin = PerdurePlugin([REPLAYED], settings=load(home=home))
+    plugin = PerdurePlugin([REPLAYED], settings=load_settings(home=home))
     SEEN.clear()
     history = WorkflowHistory.from_json(path.stem, path.read_text())
     replayer = Replayer(workflows=[], namespace="default", plugins=[plugin], interceptors=[_Listening()])

@@ -30,8 +30,8 @@ from perdure.activities.telemetry import model_span, tool_span
 from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta, Text, ToolResult, Usage
 from perdure.model import ModelConfig, ModelRequest
-from perdure.settings import load
-from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput, View
+from perdure.settings import load_settings
+from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput, TranscriptView
 from perdure.workers.dev.server import DevServer
 from perdure.workers.observe.telemetry import interceptors
 from perdure.workers.runner import PURE
@@ -41,7 +41,9 @@ LOGGED: list[dict[str, Any]] = []
 
 
 def _want(step: int) -> ModelInput:
-    return ModelInput(agent="support", spec="", step=step, view=View(length=1), max_tokens=100)
+    return ModelInput(
+        agent="support", spec_digest="", step=step, view=TranscriptView(length=1), max_tokens=100
+    )
 
 
 def _outcome(step: int) -> ModelOutcome:
@@ -120,7 +122,7 @@ async def _address() -> AsyncGenerator[str]:
 
 
 async def _run(address: str, request: dict[str, Any], *, capture_content: bool = False) -> tuple[str, Any]:
-    settings = load(capture_content=capture_content)
+    settings = load_settings(capture_content=capture_content)
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PURE, __name__)
     plugin = SimplePlugin("telemetry", interceptors=interceptors(settings))
     client = await Client.connect(address, plugins=[plugin])

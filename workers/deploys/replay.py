@@ -13,7 +13,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.runtime import Runtime, TelemetryConfig
 
 from perdure.errors import NotReachable
-from perdure.settings import load as load_settings
+from perdure.settings import load_settings
 
 from ..connection import connect_temporal
 from ..load import load_files

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from perdure.errors import DefinitionError, NotReachable
-from perdure.settings import Settings, variables
-from perdure.settings import load as load_settings
+from perdure.settings import Settings, load_settings, variables
 
 from ..load import folder_of
 from ..worker import print_stderr, run_process

@@ -28,9 +28,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from perdure.errors import DefinitionError, NotReachable, PerdureError
-from perdure.settings import Settings
-from perdure.settings import load as load_settings
-from perdure.versions import unserved
+from perdure.settings import Settings, load_settings
+from perdure.versions import versions_problem
 
 from ..attributes import missing_search_attributes
 from ..connection import connect_temporal, store_of
@@ -175,7 +174,7 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     if not found:
         text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
         return Finding(name="worker", verdict="warn", text=text)
-    wrong = unserved(await routing_of(temporal, settings.task_queue))
+    wrong = versions_problem(await routing_of(temporal, settings.task_queue))
     if wrong is not None:
         return Finding(name="worker", verdict="warn", text=wrong)
     # The server remembers for five minutes, so one that has ended may be among them.

@@ -8,7 +8,7 @@ from typing import Any
 from perdure.errors import rule_for
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
-from perdure.planning import plan_of, receipt
+from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
@@ -140,7 +140,7 @@ def _plan(call: ToolCall, now: datetime, opened: Opened) -> Call:
         opened.plan = plan_of(call.arguments)
     except ValueError as error:
         return _refused(call, f"the plan is as it was: {error}", now)
-    return _answered(call, receipt(opened.plan), now)
+    return _answered(call, plan_receipt(opened.plan), now)
 
 
 def _answered(call: ToolCall, text: str, now: datetime) -> Call:

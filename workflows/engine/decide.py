@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from perdure.messages import Message
 from perdure.model import ToolChoice
-from perdure.planning import reminder
+from perdure.planning import plan_reminder
 from perdure.wire.results import StopReason
 from perdure.wire.tree import Amount, Grant
 
@@ -219,7 +219,7 @@ def _reminder(state: State) -> str | None:
     """The plan, for a model that does not see any more where it wrote it."""
     if not state.plan or state.planned_at >= state.window_start:
         return None
-    return reminder(state.plan)
+    return plan_reminder(state.plan)
 
 
 def early_end(state: State, reason: StopReason) -> End:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from perdure.graph import GraphCode, GraphState, as_text
 from perdure.messages import Message, Part, Text
-from perdure.texts import bounded, masked, whole
+from perdure.texts import fix_surrogates, mask_secrets, truncate_middle
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
 
@@ -178,7 +178,7 @@ def _built(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part]
         return Failure(kind="input", message=f"{what} raised {_said(error)}")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         return Failure(kind="input", message=f"{what} gave nothing to ask")
-    if isinstance(prompt, str) and whole(prompt) != prompt:
+    if isinstance(prompt, str) and fix_surrogates(prompt) != prompt:
         return Failure(
             kind="input", message=f"{what} gave text with half characters, which cannot be written"
         )
@@ -191,7 +191,7 @@ def _said(error: BaseException) -> str:
         said = str(error)
     except Exception:
         said = "(an error that cannot say what it is)"
-    return bounded(masked(whole(f"{type(error).__name__}: {said}")), 1000)
+    return truncate_middle(mask_secrets(fix_surrogates(f"{type(error).__name__}: {said}")), 1000)
 
 
 def _text(prompt: str | list[Part]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from perdure.messages import Text, ToolCall
-from perdure.planning import shown
+from perdure.planning import plan_checklist
 from perdure.wire.names import RESOLVE_APPROVAL
 from perdure.wire.results import (
     Approval,
@@ -20,7 +20,7 @@ from perdure.wire.results import (
     Waiting,
 )
 from perdure.wire.spec import GraphSpec, NodeKind
-from perdure.wire.tree import Branch, Report
+from perdure.wire.tree import Branch, BudgetRequest, Report
 
 from . import graph
 from .account import limits_of, spent
@@ -128,13 +128,12 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
     told = Told(waiting=(*ids, "idle") if idle else tuple(ids), returned=spare)
     if not asks_anew and spare is None and told.waiting == state.tree.told:
         return None, told
-    need, wish = (want.need, want.wish) if want else (None, None)
+    request = BudgetRequest(minimum=want.need, preferred=want.wish) if want else None
     report = Report(
         key=branch.key,
         family=branch.family,
         waiting=waiting,
-        need=need,
-        wish=wish,
+        request=request,
         idle=idle,
         returned=spare,
     )
@@ -392,7 +391,7 @@ def details(state: State | Team) -> str:
     if state.tree.children:
         lines.append(f"- runs below: {', '.join(f'`{one.key}`' for one in state.tree.children)}")
     if state.plan:
-        lines += ["", "**Plan**", "", shown(state.plan)]
+        lines += ["", "**Plan**", "", plan_checklist(state.plan)]
     return "\n".join(lines)
 
 

@@ -162,8 +162,8 @@ def reported(tree: Tree, report: Report) -> Tree:
         waiting=tuple(report.waiting),
         idle=report.idle,
         lease=lease,
-        need=report.need,
-        wish=report.wish,
+        need=report.request.minimum if report.request else None,
+        wish=report.request.preferred if report.request else None,
         asked=tree.asks + 1,
         final=report.final or child.final,
     )

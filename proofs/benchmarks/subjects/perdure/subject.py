@@ -14,7 +14,7 @@ from perdure.errors import RunNotFound
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.model import TextDelta as Heard
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.starter.client.run import Run
 from perdure.wire.events import TextDelta
 from perdure.workers.connection import connect_temporal
@@ -129,7 +129,7 @@ class Perdure:
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncGenerator[None]:
         """A worker at its defaults."""
-        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        settings = load_settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
         plugin = PerdurePlugin(AGENTS, models={"fake": Fake()}, settings=settings)
         temporal = await connect_temporal(settings, [plugin])
         async with Worker(temporal, task_queue=where.queue, max_cached_workflows=where.cache):
@@ -137,7 +137,7 @@ class Perdure:
 
     async def connect(self, where: Where) -> Any:
         """A client."""
-        settings = load(address=where.address, task_queue=where.queue, home=Path(where.folder))
+        settings = load_settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
         return await connect(settings=settings)
 
     async def run(self, client: Client, job: Job) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from perdure import Client, NotReachable, PerdureError, connect
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.starter.client.session import Session
 from perdure.wire.results import TurnReply
 
@@ -45,7 +45,7 @@ class Perdure:
 
     async def connect(self, address: str, where: Where) -> Client:
         """See `Subject`."""
-        return await connect(settings=load(address=address, task_queue=QUEUE, home=where.folder))
+        return await connect(settings=load_settings(address=address, task_queue=QUEUE, home=where.folder))
 
     async def play(self, client: Client, task: Task) -> Played:
         """One session, one message a turn; each is said again under its id until a worker takes it."""
