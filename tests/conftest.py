@@ -119,7 +119,7 @@ async def until_status(client: Client, run_id: str, *wanted: str) -> None:
 
     async def there() -> bool:
         try:
-            described = await run.described()
+            described = await run.describe()
         except RunNotFound:
             return False
         return described.typed_search_attributes.get(_STATUS) in wanted

@@ -132,7 +132,7 @@ class Demo:
         _show_approval(approval)
         self.claims.check(not self.shop.refunds(CHIARAS_ORDER), "no money has moved")
         if self.options.pause_at == "approval":
-            page = f"{self.stage.link(run.id)}/{(await run.described()).run_id}/user-metadata"
+            page = f"{self.stage.link(run.id)}/{(await run.describe()).run_id}/user-metadata"
             say(f"    Held here until somebody decides: {page}")
             say(f"    or by: PERDURE_ADDRESS={self.stage.server.address} perdure approve {run.id}")
         else:
@@ -224,7 +224,7 @@ class Demo:
     async def booked_or_over(self, run: Run) -> str | None:
         if self.shop.refunds(CHIARAS_ORDER):
             return "booked"
-        return "over" if (await run.described()).close_time else None
+        return "over" if (await run.describe()).close_time else None
 
 
 def _show_approval(approval: Approval) -> None:

@@ -60,7 +60,7 @@ async def _opened(
 
     from perdure.errors import RunNotFound
 
-    from ..client.session import over
+    from ..client.session import session_ended_error
 
     try:
         session = await client.session(session_id)
@@ -68,12 +68,12 @@ async def _opened(
         if agent is None:
             raise
         return await client.session(session_id, agent=agent, **request)
-    described = await session.run.described()
+    described = await session.run.describe()
     if described.status == WorkflowExecutionStatus.RUNNING:
         await _check_agent(session, agent)
         return session
     if not new:
-        raise over(session_id)
+        raise session_ended_error(session_id)
     if agent is None:
         refuse("to open a session anew, say with whom: perdure chat AGENT --session ID --new")
     return await client.session(session_id, agent=agent, reopen=True, **request)

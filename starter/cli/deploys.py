@@ -12,7 +12,7 @@ from .options import DONE, FAILED, Common, app, command, out, pretty, refuse, sa
 if TYPE_CHECKING:
     from temporalio.client import WorkflowExecution
 
-    from ..client.deployment import Build, Deployment, DeploymentStatus, Moved
+    from ..client.deployment import Build, Deployment, DeploymentStatus, MovedRun
 
 _SETTLED_WITHIN: Final = 10.0
 _SHOWN: Final = 20
@@ -98,7 +98,7 @@ async def drain(common: Common, *, build: BuildId, deployment: Name = None, quer
     if before is not None and before.status == "current":
         refuse(f"build {build!r} is current: new sessions go to it; promote another one first")
     woken = 0
-    async for batch in _batches(found.pinned(build, kinds=(SESSION_WORKFLOW,), query=query)):
+    async for batch in _batches(found.pinned_runs(build, kinds=(SESSION_WORKFLOW,), query=query)):
         woken += sum(one.problem is None for one in await found.wake(batch))
     left = await _settled(found, build)
     stay = f"; {left.runs} runs stay until they end" if left.runs else ""
@@ -128,8 +128,8 @@ async def move(
         return await _dry(common, found, source, query)
     if not force:
         await found.check_served(target)
-    moved: list[Moved] = []
-    async for batch in _batches(found.pinned(source, query=query)):
+    moved: list[MovedRun] = []
+    async for batch in _batches(found.pinned_runs(source, query=query)):
         moved += await found.move(target, batch)
     failed = [one for one in moved if one.problem is not None]
     plain = {"from": source, "to": target, "moved": len(moved) - len(failed)}
@@ -144,7 +144,7 @@ async def move(
 async def _dry(common: Common, found: "Deployment", source: str, query: str | None) -> int:
     ids: list[str] = []
     count = 0
-    async for execution in found.pinned(source, query=query):
+    async for execution in found.pinned_runs(source, query=query):
         count += 1
         if common.json or len(ids) < _SHOWN:
             ids.append(execution.id)
@@ -210,7 +210,7 @@ def _words(build: str | None) -> str:
     return "workers without a version" if build is None else f"build {build!r}"
 
 
-def _tally(moved: "Sequence[Moved]") -> str:
+def _tally(moved: "Sequence[MovedRun]") -> str:
     from .. import display
 
     sessions = sum(one.kind == "session" for one in moved)

@@ -139,7 +139,7 @@ async def _pinned_spec(run: "Run", name: str) -> "ResolvedAgent":
 
 
 async def _read_view(run: "Run", resolved: "ResolvedAgent") -> _View:
-    described = await run.described()
+    described = await run.describe()
     status = await run.status()
     state = described.status.name if described.status is not None else "RUNNING"
     return _View(resolved=resolved, status=_ended(status, state), run_id=run.id)

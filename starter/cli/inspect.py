@@ -12,8 +12,8 @@ from perdure.wire.results import NodeStatus, RunResult, RunStatus
 from .. import display
 from ..client.run import Run
 from ..client.steps import Step, steps_of
-from ..watch.changes import nodes_of
-from ..watch.children import Below
+from ..watch.changes import nodes_in_result
+from ..watch.children import ChildRuns
 from . import tables
 
 
@@ -84,17 +84,17 @@ async def look_at(run: Run) -> Look:
         RunNotFound: there is none.
 
     """
-    described = await run.described()
+    described = await run.describe()
     state = described.status.name.lower() if described.status else "unknown"
     result, error = await _end(run) if state != "running" else (None, None)
     try:
         status, messages = await run.status(), await run.transcript()
-        nodes = await Below(run).nodes(status, messages, described)
+        nodes = await ChildRuns(run).nodes(status, messages, described)
     except (NotReachable, InvalidRequest) as reason:
         # A run that never got its agent has no status and never will: its error says it all.
         problem = None if error else str(reason)
         return Look(id=run.id, state=state, result=result, error=error, problem=problem)
-    known = nodes_of(result) if result and result.nodes else nodes
+    known = nodes_in_result(result) if result and result.nodes else nodes
     return Look(
         id=run.id,
         state=state,

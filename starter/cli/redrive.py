@@ -51,7 +51,7 @@ async def redrive(
     if not ids:
         client = await common.connect()
         # Of this task queue only: another team's runs are another team's.
-        parked = client.parked(**chosen, task_queue=client.task_queue, most=most)
+        parked = client.parked_runs(**chosen, task_queue=client.task_queue, most=most)
         found = [info async for info in parked]
         if dry_run or not found:
             return _tell(common, found)

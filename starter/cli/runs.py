@@ -89,7 +89,7 @@ async def watch(common: Common, id: Id) -> int:  # noqa: A002 - the argument's n
 
     client = await common.connect()
     run = client.get(id)
-    await run.described()
+    await run.describe()
     return await follow(client, run, common)
 
 

@@ -28,8 +28,8 @@ from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
 from perdure.wire.results import ENDED, ListedStatus, RunResult
 
 from ...workers.connection import connect_temporal
-from .run import Run, rpc_refusal
-from .session import Opening, Session, over
+from .run import Run, rpc_error
+from .session import Opening, Session, session_ended_error
 from .visibility import quote
 
 _WORKER_SEEN_WITHIN = timedelta(seconds=90)
@@ -124,7 +124,7 @@ class Client:
             except WorkflowAlreadyStartedError:
                 there = await self._is_there(run, plain, rerun=rerun)
             except RPCError as error:
-                raise rpc_refusal(error) from error
+                raise rpc_error(error) from error
         return run
 
     async def _start(
@@ -147,7 +147,7 @@ class Client:
 
     async def _is_there(self, run: Run, plain: dict[str, Any], *, rerun: bool) -> bool:
         """Whether what has the id will do. It has ended meanwhile if it will not: it can be started anew."""
-        described = await run.described()
+        described = await run.describe()
         _check_ours(run, described, WORKFLOW)
         if rerun or described.status == WorkflowExecutionStatus.RUNNING:
             return described.status == WorkflowExecutionStatus.RUNNING
@@ -192,7 +192,7 @@ class Client:
         """
         run = Run(self.temporal, id)
         if agent is None:
-            _check_ours(run, await run.described(), SESSION_WORKFLOW)
+            _check_ours(run, await run.describe(), SESSION_WORKFLOW)
             return Session(run)
         request = _request(
             SessionRequest,
@@ -218,14 +218,14 @@ class Client:
     async def _goes_on(self, run: Run, plain: dict[str, Any], *, reopen: bool) -> bool:
         """Whether a session of that id and request is open."""
         try:
-            described = await run.described()
+            described = await run.describe()
         except RunNotFound:
             return False
         _check_ours(run, described, SESSION_WORKFLOW)
         if described.status != WorkflowExecutionStatus.RUNNING:
             if reopen:
                 return False
-            raise over(run.id)
+            raise session_ended_error(run.id)
         if (await described.memo()).get(_REQUEST_DIGEST) != digest(plain):
             raise RunConflict(
                 f"session {run.id!r} goes on with another request (agent, user, limits ...); choose another "
@@ -243,7 +243,7 @@ class Client:
         try:
             described = await self.temporal.workflow_service.describe_task_queue(request)
         except RPCError as error:
-            raise rpc_refusal(error) from error
+            raise rpc_error(error) from error
         # A worker asks for work once a minute or more often; the server lists it for five minutes.
         # One of a version that takes no new runs does not count.
         now, taken = datetime.now(UTC), routing_of(described).taken
@@ -258,7 +258,7 @@ class Client:
         """The run of that id, whether or not there is one."""
         return Run(self.temporal, id)
 
-    async def parked(
+    async def parked_runs(
         self,
         *,
         cause: str | None = None,
@@ -326,7 +326,7 @@ class Client:
                 if most <= 0:
                     return
         except RPCError as error:
-            raise rpc_refusal(error) from error
+            raise rpc_error(error) from error
 
 
 def _request(kind: type[_Asked], **fields: Any) -> _Asked:

@@ -34,7 +34,7 @@ from perdure.errors import InvalidRequest
 from perdure.messages import Value
 from perdure.wire.names import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
 
-from .run import rpc_refusal
+from .run import rpc_error
 from .visibility import quote
 
 _Answer = TypeVar("_Answer")
@@ -90,7 +90,7 @@ class DeploymentStatus(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class MovedRun:
     """What became of one run that was to be moved."""
 
     id: str
@@ -189,7 +189,7 @@ class Deployment:
             return await self._service.describe_worker_deployment(asked)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
-                raise rpc_refusal(error) from error
+                raise rpc_error(error) from error
         there = ", ".join(await deployments(self._temporal)) or "none at all"
         raise InvalidRequest(
             f"there is no deployment {self.name!r}: no worker of that name has ever asked this namespace for "
@@ -325,7 +325,7 @@ class Deployment:
                 return done
             except RPCError as error:
                 if error.status != RPCStatusCode.FAILED_PRECONDITION:
-                    raise rpc_refusal(error) from error
+                    raise rpc_error(error) from error
                 refused = error
             if time.monotonic() > deadline:
                 break
@@ -354,7 +354,7 @@ class Deployment:
         ]
         return " AND ".join(parts)
 
-    async def pinned(
+    async def pinned_runs(
         self, build: str, *, kinds: Sequence[str] = WORKFLOWS, query: str | None = None
     ) -> AsyncIterator[WorkflowExecution]:
         """Open runs and sessions that are pinned to that build, the newest first.
@@ -368,7 +368,7 @@ class Deployment:
             async for execution in self._temporal.list_workflows(self._pinned(build, kinds, query)):
                 yield execution
         except RPCError as error:
-            raise rpc_refusal(error) from error
+            raise rpc_error(error) from error
 
     async def check_served(self, build: str) -> None:
         """Make sure that somebody would go on with what is moved there.
@@ -384,18 +384,18 @@ class Deployment:
                 f"there would wait. Start one: perdure worker FILE --deployment {self.name} --build {build}"
             )
 
-    async def move(self, build: str, executions: Sequence[WorkflowExecution]) -> list[Moved]:
+    async def move(self, build: str, executions: Sequence[WorkflowExecution]) -> list[MovedRun]:
         """Have these go on at that build, each from where it stands: its history is replayed there."""
         return await self._each(executions, lambda one: self._move(one, build))
 
-    async def wake(self, executions: Sequence[WorkflowExecution]) -> list[Moved]:
+    async def wake(self, executions: Sequence[WorkflowExecution]) -> list[MovedRun]:
         """Have these look around: a session between two turns then goes on where new sessions go."""
         return await self._each(executions, self._wake)
 
-    async def _each(self, executions: Sequence[WorkflowExecution], act: _Act) -> list[Moved]:
+    async def _each(self, executions: Sequence[WorkflowExecution], act: _Act) -> list[MovedRun]:
         door = asyncio.Semaphore(_AT_A_TIME)
 
-        async def one(execution: WorkflowExecution) -> Moved:
+        async def one(execution: WorkflowExecution) -> MovedRun:
             problem: str | None = None
             async with door:
                 try:
@@ -404,7 +404,7 @@ class Deployment:
                     gone = error.status == RPCStatusCode.NOT_FOUND
                     problem = "it is over" if gone else error.message
             kind: Kind = "session" if execution.workflow_type == SESSION_WORKFLOW else "run"
-            return Moved(id=execution.id, kind=kind, problem=problem)
+            return MovedRun(id=execution.id, kind=kind, problem=problem)
 
         return list(await asyncio.gather(*(one(execution) for execution in executions)))
 
@@ -444,7 +444,7 @@ async def _asked(call: Awaitable[_Answer]) -> _Answer:
     try:
         return await call
     except RPCError as error:
-        raise rpc_refusal(error) from error
+        raise rpc_error(error) from error
 
 
 def _newer(build: str, than: str, summaries: Iterable[Any]) -> bool:

@@ -98,7 +98,7 @@ class Run:
         """
         handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
         try:
-            async with self.translated():
+            async with self.translate_errors():
                 result: RunResult = await handle.result()
                 return result
         except WorkflowFailureError as error:
@@ -122,8 +122,8 @@ class Run:
     async def _cancelled(self) -> RunResult:
         """What a cancelled run had: asked of a worker, for Temporal keeps no result of it."""
         try:
-            async with self.translated():
-                return await self.ask(RESULT, RunResult)
+            async with self.translate_errors():
+                return await self.query(RESULT, RunResult)
         except (PerdureError, WorkflowQueryFailedError):
             return RunResult(agent="", stop_reason="cancelled", output="")
 
@@ -134,8 +134,8 @@ class Run:
             NotReachable: no worker answers.
 
         """
-        async with self.translated():
-            return await self.ask(STATUS, RunStatus)
+        async with self.translate_errors():
+            return await self.query(STATUS, RunStatus)
 
     async def spec(self) -> ResolvedAgent:
         """What the run was started with, and keeps: its agent, swarm or graph, and all it may start.
@@ -145,8 +145,8 @@ class Run:
             NotReachable: no worker answers.
 
         """
-        async with self.translated():
-            return await self.ask(SPEC_QUERY, ResolvedAgent)
+        async with self.translate_errors():
+            return await self.query(SPEC_QUERY, ResolvedAgent)
 
     async def nodes(self) -> list[NodeStatus]:
         """The runs it has started, in order: a graph's nodes, a swarm's agents, agents it called as
@@ -156,9 +156,9 @@ class Run:
 
     async def children(self) -> list["Run"]:
         """Handles on those of `nodes` that are runs of their own; functions of a graph are none."""
-        return [self.of(node.run_id) for node in await self.nodes() if node.run_id is not None]
+        return [self.get(node.run_id) for node in await self.nodes() if node.run_id is not None]
 
-    def of(self, run_id: str) -> "Run":
+    def get(self, run_id: str) -> "Run":
         """Another run, such as one of its tree, on the same connection."""
         return Run(self.client, run_id)
 
@@ -167,8 +167,8 @@ class Run:
         messages: list[Message] = []
         while True:
             want = TranscriptQuery(start=start + len(messages))
-            async with self.translated():
-                page = await self.ask(TRANSCRIPT, TranscriptPage, want)
+            async with self.translate_errors():
+                page = await self.query(TRANSCRIPT, TranscriptPage, want)
             messages += page.messages
             if not page.messages or start + len(messages) >= page.length:
                 return messages
@@ -281,46 +281,46 @@ class Run:
             RunEnded: the run is over.
 
         """
-        described = await self.described()
+        described = await self.describe()
         if described.status != WorkflowExecutionStatus.RUNNING:
             raise RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
-        async with self.translated():
+        async with self.translate_errors():
             await self.handle.cancel()
 
-    async def described(self) -> WorkflowExecutionDescription:
+    async def describe(self) -> WorkflowExecutionDescription:
         """What the server knows of the run, without asking a worker."""
-        async with self.translated():
+        async with self.translate_errors():
             return await self.handle.describe()
 
     async def is_stuck(self) -> bool:
         """Whether the run's own code fails on its workers, again and again, until it is mended."""
-        described = await self.described()
+        described = await self.describe()
         return described.raw_description.pending_workflow_task.attempt > 1
 
     async def signal(self, name: str) -> None:
         """Send a signal without argument."""
-        async with self.translated():
+        async with self.translate_errors():
             await self.handle.signal(name)
 
     async def _update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
         for pause in (*_SAY_AGAIN_AFTER, None):
             try:
-                async with self.translated():
+                async with self.translate_errors():
                     return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
             except WorkflowUpdateFailedError as error:
-                if not was_lost(error):
-                    raise refusal(error) from None
+                if not is_lost_update(error):
+                    raise refusal_error(error) from None
             except WorkflowUpdateRPCTimeoutOrCancelledError:
                 raise NotReachable(
-                    f"{self.nobody_answers()}. It was delivered all the same and will be acted upon "
+                    f"{self.no_answer_message()}. It was delivered all the same and will be acted upon "
                     "when one is: do not say it again, or say it under the same id"
                 ) from None
             if pause is not None:
                 await asyncio.sleep(pause)
         raise NotReachable(f"the worker of run {self.id!r} loses what it is told; nothing was changed")
 
-    async def ask(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
-        """Ask a query of the run. Errors are Temporal's: see `translated`."""
+    async def query(self, query: str, answer: type[_Answer], *args: Any) -> _Answer:
+        """Ask a query of the run. Errors are Temporal's: see `translate_errors`."""
 
         async def ask() -> _Answer:
             given: _Answer = await self.handle.query(
@@ -331,7 +331,7 @@ class Run:
         return await _soon(ask)
 
     @asynccontextmanager
-    async def translated(self, *, passing: tuple[RPCStatusCode, ...] = ()) -> AsyncGenerator[None]:
+    async def translate_errors(self, *, passing: tuple[RPCStatusCode, ...] = ()) -> AsyncGenerator[None]:
         """Temporal's errors in our words; those of a status in `passing` as they are."""
         try:
             yield
@@ -342,7 +342,7 @@ class Run:
         except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
             raise InvalidRequest(str(error)) from error
         except builtins.TimeoutError:
-            raise NotReachable(self.nobody_answers()) from None
+            raise NotReachable(self.no_answer_message()) from None
 
     def _in_our_words(self, error: RPCError) -> PerdureError:
         if error.status == RPCStatusCode.NOT_FOUND:
@@ -352,18 +352,18 @@ class Run:
         if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED) or (
             "Timeout expired" in error.message
         ):
-            return NotReachable(self.nobody_answers())
-        if (away := not_reached(error)) is not None:
+            return NotReachable(self.no_answer_message())
+        if (away := unreachable_error(error)) is not None:
             return away
         if "no poller" in error.message:
-            return NotReachable(self.nobody_answers())
+            return NotReachable(self.no_answer_message())
         if any(sign in error.message for sign in _OVER):
             return RunEnded(f"run {self.id!r} is over; look at it with `perdure show {self.id}`")
         if "Workflow Task in failed state" in error.message:
             return NotReachable(f"the worker cannot go on with run {self.id!r}: its log says why")
         return PerdureError(f"Temporal refused: {error.message}")
 
-    def nobody_answers(self) -> str:
+    def no_answer_message(self) -> str:
         """What to say when no worker does."""
         return (
             f"no worker answered for run {self.id!r} within {ANSWER_WITHIN.total_seconds():.0f} s; "
@@ -371,7 +371,7 @@ class Run:
         )
 
 
-def not_reached(error: RPCError) -> NotReachable | None:
+def unreachable_error(error: RPCError) -> NotReachable | None:
     """What to say when the server did not answer, or has too much to do; None: it did answer."""
     if _is_overrun(error):
         return ServerBusy(f"the Temporal server has too much to do; try again later: {error.message}")
@@ -380,9 +380,9 @@ def not_reached(error: RPCError) -> NotReachable | None:
     return None
 
 
-def rpc_refusal(error: RPCError) -> PerdureError:
+def rpc_error(error: RPCError) -> PerdureError:
     """Return the error for a call that the server refused, or could not answer."""
-    return not_reached(error) or InvalidRequest(f"Temporal refused: {error.message}")
+    return unreachable_error(error) or InvalidRequest(f"Temporal refused: {error.message}")
 
 
 def _is_overrun(error: BaseException | None) -> bool:
@@ -420,14 +420,14 @@ async def _soon(
             one.cancel()
 
 
-def was_lost(error: WorkflowUpdateFailedError) -> bool:
+def is_lost_update(error: WorkflowUpdateFailedError) -> bool:
     """Whether no code of ours has seen the update: a worker's SDK can lose one together with its task, and
     the server refuses it then by itself. Nothing was changed: it can be said again.
     """
     return isinstance(error.cause, ApplicationError) and error.cause.type == LOST_UPDATE
 
 
-def refusal(error: WorkflowUpdateFailedError) -> PerdureError:
+def refusal_error(error: WorkflowUpdateFailedError) -> PerdureError:
     """Why the run took no update, or did not finish it."""
     cause = error.cause
     said = cause.message if isinstance(cause, ApplicationError) else str(cause)

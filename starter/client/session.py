@@ -26,7 +26,7 @@ from perdure.wire.requests import WhenBusy
 from perdure.wire.results import RunStatus, TurnReply
 
 from ..watch.run import watch_turn
-from .run import ANSWER_WITHIN, Run, refusal, was_lost
+from .run import ANSWER_WITHIN, Run, is_lost_update, refusal_error
 
 _SOONEST: Final = 0.03
 _LATEST: Final = 1.0
@@ -170,15 +170,15 @@ class Session:
 
     async def _offer(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
         try:
-            async with self.run.translated(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
+            async with self.run.translate_errors(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
                 return await self._update(message)
         except WorkflowUpdateFailedError as error:
-            raise refusal(error) from None
+            raise refusal_error(error) from None
         except WorkflowAlreadyStartedError:
-            raise over(self.id) from None
+            raise session_ended_error(self.id) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
             _stay_cancelled()
-            raise NotReachable(f"{self.run.nobody_answers()}; say it again, under the same id") from None
+            raise NotReachable(f"{self.run.no_answer_message()}; say it again, under the same id") from None
 
     async def _update(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
         accepted = WorkflowUpdateStage.ACCEPTED
@@ -209,7 +209,7 @@ class Session:
     async def _goes_on(self) -> bool:
         """Whether it only continued as new."""
         try:
-            described = await self.run.described()
+            described = await self.run.describe()
         except RunNotFound:
             return False
         return described.status == WorkflowExecutionStatus.RUNNING
@@ -239,12 +239,12 @@ class Session:
 
     async def _first_answer(self, accepted: "WorkflowUpdateHandle[TurnReply]") -> TurnReply | None:
         try:
-            async with self.run.translated():
+            async with self.run.translate_errors():
                 return await accepted.result()
         except WorkflowUpdateFailedError as error:
-            if was_lost(error):
+            if is_lost_update(error):
                 return None  # which the session is asked about, and then it is said again
-            raise refusal(error) from None
+            raise refusal_error(error) from None
         except (RunEnded, NotReachable, WorkflowUpdateRPCTimeoutOrCancelledError):
             _stay_cancelled()
             return None  # the question is lost, not the message
@@ -252,13 +252,13 @@ class Session:
     async def _recorded(self, message_id: str) -> TurnReply | None:
         """What the session says of the message; None when nobody can say anything now."""
         try:
-            async with self.run.translated():
-                return await self.run.ask(REPLY, TurnReply, message_id)
+            async with self.run.translate_errors():
+                return await self.run.query(REPLY, TurnReply, message_id)
         except PerdureError:
             return None
 
 
-def over(session_id: str) -> RunEnded:
+def session_ended_error(session_id: str) -> RunEnded:
     """What to say of a session that is closed."""
     return RunEnded(
         f"session {session_id!r} is over; choose another id, or open it anew with reopen=True (--new)"

@@ -43,7 +43,7 @@ _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
+class PendingActivity:
     """An activity in flight, as the server describes it."""
 
     progress: Progress | None
@@ -60,7 +60,7 @@ class _Text:
 
 
 @dataclass
-class Seen:
+class ChangeTracker:
     """What a watcher has been told already."""
 
     messages: int = 0
@@ -83,16 +83,16 @@ class Seen:
     notes: dict[str, str] = field(default_factory=dict[str, str])
     retries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
-    def of_flights(self, flights: list[Pending]) -> Iterator[Event]:
+    def track_pending(self, pending: list[PendingActivity]) -> Iterator[Event]:
         """News of what is in flight: partial text, a tool's progress, a retry."""
-        for flight in flights:
-            progress = flight.progress
+        for activity in pending:
+            progress = activity.progress
             # The description may be older than the transcript: what is over is no news.
             if progress is None or self._is_over(progress.call):
                 continue
-            if flight.error and (progress.call, flight.attempt) not in self.retries:
-                self.retries.add((progress.call, flight.attempt))
-                yield Retrying(call=progress.call, attempt=flight.attempt, error=flight.error)
+            if activity.error and (progress.call, activity.attempt) not in self.retries:
+                self.retries.add((progress.call, activity.attempt))
+                yield Retrying(call=progress.call, attempt=activity.attempt, error=activity.error)
             step = _step_of(progress.call)
             if step is not None:
                 yield from self._partial(step, progress)
@@ -128,7 +128,7 @@ class Seen:
         text.told += new
         return delta
 
-    def of_messages(self, messages: list[Message]) -> Iterator[Event]:
+    def track_messages(self, messages: list[Message]) -> Iterator[Event]:
         """News of the transcript: `messages` follow those seen so far."""
         for message in messages:
             match message.role:
@@ -191,8 +191,8 @@ class Seen:
                 yield from self._node_ended(self.of_calls[call_id])
             yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text)
 
-    def of_status(self, status: RunStatus, nodes: Sequence[NodeStatus] | None = None) -> Iterator[Event]:
-        """News of the run itself. To be asked after `of_messages`.
+    def track_status(self, status: RunStatus, nodes: Sequence[NodeStatus] | None = None) -> Iterator[Event]:
+        """News of the run itself. To be asked after `track_messages`.
 
         `nodes`: of what it has started, when more is known than the status says.
         """
@@ -201,7 +201,7 @@ class Seen:
                 yield from self._start(call.call_id, call.tool, call.arguments)
             if call.state == "done":
                 yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
-        yield from self.of_nodes(status.nodes if nodes is None else nodes)
+        yield from self.track_nodes(status.nodes if nodes is None else nodes)
         shown = (status.status, _mended_by_a_person(status))
         if shown != (self.status, self.stuck) and status.status not in ENDED:
             self.status, self.stuck = shown
@@ -227,11 +227,11 @@ class Seen:
                 case Parked():
                     yield ParkedBelow(parked=wanted)
 
-    def knows(self, nodes: Sequence[NodeStatus]) -> None:
+    def set_call_runs(self, nodes: Sequence[NodeStatus]) -> None:
         """What is known of agents called as tools, so that their runs are told beside their calls."""
-        self.of_calls = {call_of(node.key): node for node in nodes}
+        self.of_calls = {call_id_of(node.key): node for node in nodes}
 
-    def of_nodes(self, nodes: Sequence[NodeStatus]) -> Iterator[Event]:
+    def track_nodes(self, nodes: Sequence[NodeStatus]) -> Iterator[Event]:
         """News of the runs below, in the order in which it happened."""
         news: list[tuple[datetime, NodeStatus, bool]] = []
         for node in nodes:
@@ -263,20 +263,20 @@ class Seen:
                 cost_microusd=node.cost_microusd,
             )
 
-    def of_end(self, result: RunResult | None, *, behind: bool = False) -> Iterator[Event]:
+    def track_end(self, result: RunResult | None, *, behind: bool = False) -> Iterator[Event]:
         """News once the run is over: no run below is left without its end. `behind`: no worker could tell of
         the last messages.
         """
         if behind and result is not None and result.stop_reason == "end_turn" and not result.nodes:
             yield from self._rest(result)
-        yield from self.of_nodes(nodes_of(result) if result else [])
+        yield from self.track_nodes(nodes_in_result(result) if result else [])
         for node in list(self.nodes.values()):
             yield from self._node_ended(
                 node.model_copy(update={"state": "cancelled", "stop_reason": "cancelled"})
             )
 
 
-def nodes_of(result: RunResult) -> list[NodeStatus]:
+def nodes_in_result(result: RunResult) -> list[NodeStatus]:
     """What a swarm or graph has started, without what that gave."""
     return [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes]
 
@@ -287,7 +287,7 @@ def _step_of(call: str) -> int | None:
     return int(number) if number != call and number.isdecimal() else None
 
 
-def call_of(key: str) -> str:
+def call_id_of(key: str) -> str:
     """The call that started a run of this key: "researcher-3-1" is of "call-3-1"."""
     return "-".join(["call", *key.rsplit("-", 2)[1:]])
 

@@ -12,14 +12,14 @@ from perdure.messages import Message, ToolCall
 from perdure.wire.results import NodeState, NodeStatus, RunResult, RunStatus
 from perdure.wire.spec import AgentSpec, NodeKind, ResolvedAgent
 
-from .changes import call_of
-from .poll import Glance
+from .changes import call_id_of
+from .poll import Poll
 from .watched import WatchedRun
 
 _Answer = TypeVar("_Answer")
 
 
-class Below:
+class ChildRuns:
     """What a run has started, what has ended too. Of a swarm or graph that is what its status says."""
 
     def __init__(self, run: WatchedRun) -> None:
@@ -37,9 +37,9 @@ class Below:
         status: RunStatus,
         messages: Sequence[Message],
         described: WorkflowExecutionDescription,
-        glance: Glance | None = None,
+        poll: Poll | None = None,
     ) -> list[NodeStatus]:
-        """All of them. `messages` follow those that it was given before. Who has a glance, of which
+        """All of them. `messages` follow those that it was given before. Who has a poll, of which
         `described` is a part, shares with others what must be asked.
 
         Raises:
@@ -48,15 +48,15 @@ class Below:
         """
         if status.kind in ("swarm", "graph"):
             return status.nodes
-        await self._read(messages, glance)
+        await self._read(messages, poll)
         closed = described.status != WorkflowExecutionStatus.RUNNING
         living = set[str]() if closed else {node.key for node in status.nodes}
         for node in status.nodes:
-            self._known.setdefault(node.key, self._open.pop(call_of(node.key), node))
+            self._known.setdefault(node.key, self._open.pop(call_id_of(node.key), node))
         over = [call for call in self._open if closed or call in self._answered]
         maybe = [self._open.pop(call) for call in over]
         gone = [one for one in self._known.values() if one.state == "running" and one.key not in living]
-        ends = (self._ended(node, since(described), glance) for node in (*maybe, *gone))
+        ends = (self._ended(node, original_start(described), poll) for node in (*maybe, *gone))
         looked = await asyncio.gather(*ends)
         for node, ended in zip((*maybe, *gone), looked, strict=True):
             if ended is not None:
@@ -65,10 +65,10 @@ class Below:
                 self._known[node.key] = node.model_copy(update={"state": "cancelled"})
         return list(self._known.values())
 
-    async def _read(self, messages: Sequence[Message], glance: Glance | None) -> None:
+    async def _read(self, messages: Sequence[Message], poll: Poll | None) -> None:
         calls = [call for message in messages for call in message.tool_calls]
         if calls and self._tools is None:
-            self._tools = _agents_among_tools(await _once(glance, "spec", self._run.spec))
+            self._tools = _agents_among_tools(await _once(poll, "spec", self._run.spec))
         self._answered |= {result.call_id for message in messages for result in message.tool_results}
         for call in calls:
             meant = (self._tools or {}).get(call.name)
@@ -76,27 +76,25 @@ class Below:
                 self._open[call.id] = self._draft(call, *meant)
 
     def _draft(self, call: ToolCall, agent: str, kind: NodeKind) -> NodeStatus:
-        key = key_of(agent, call.id)
+        key = called_run_key(agent, call.id)
         return NodeStatus(key=key, node=agent, kind=kind, run_id=f"{self._run.id}/{key}")
 
-    async def _ended(
-        self, node: NodeStatus, began: datetime, glance: Glance | None
-    ) -> dict[str, object] | None:
+    async def _ended(self, node: NodeStatus, began: datetime, poll: Poll | None) -> dict[str, object] | None:
         """How it ended, as the server keeps it; None when it never began."""
         assert node.run_id is not None, "only functions have none"
-        child = self._run.of(node.run_id)
-        return await _once(glance, ("ended", child.id), lambda: _end(child, began))
+        child = self._run.get(node.run_id)
+        return await _once(poll, ("ended", child.id), lambda: _end(child, began))
 
 
 async def _once(
-    glance: Glance | None, what: Hashable, ask: Callable[[], Coroutine[Any, Any, _Answer]]
+    poll: Poll | None, what: Hashable, ask: Callable[[], Coroutine[Any, Any, _Answer]]
 ) -> _Answer:
-    return await (glance.once(what, ask) if glance else ask())
+    return await (poll.once(what, ask) if poll else ask())
 
 
 async def _end(child: WatchedRun, began: datetime) -> dict[str, object] | None:
     try:
-        described = await child.described()
+        described = await child.describe()
     except RunNotFound:
         return None
     if described.start_time < began:
@@ -141,12 +139,12 @@ def _agents_among_tools(resolved: ResolvedAgent) -> dict[str, tuple[str, NodeKin
     }
 
 
-def key_of(agent: str, call_id: str) -> str:
-    """The key of the run that a call of an agent starts; `call_of` is its reverse."""
+def called_run_key(agent: str, call_id: str) -> str:
+    """The key of the run that a call of an agent starts; `call_id_of` is its reverse."""
     return f"{agent}-{call_id.removeprefix('call-')}"
 
 
-def since(described: WorkflowExecutionDescription) -> datetime:
+def original_start(described: WorkflowExecutionDescription) -> datetime:
     """When a run began, however often it has continued as new."""
     began = described.raw_description.workflow_extended_info.original_start_time
     return began.ToDatetime(tzinfo=UTC) if began.ToSeconds() else described.start_time

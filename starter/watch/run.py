@@ -14,9 +14,9 @@ from perdure.messages import Message
 from perdure.wire.events import Event, Finished, TurnFinished
 from perdure.wire.results import Failure, NodeStatus, RunStatus, Status, TurnReply
 
-from .changes import Seen
-from .children import Below
-from .poll import QUICK, Glance, Glances
+from .changes import ChangeTracker
+from .children import ChildRuns
+from .poll import QUICK, Poll, SharedPolls
 from .watched import WatchedRun
 
 _SLOW: Final = timedelta(seconds=1)
@@ -42,11 +42,11 @@ class Pace:
     door: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     """Of so many runs at once is asked where they are: a worker may have to replay each of them."""
 
-    async def wait(self, run_id: str, status: Status | None, glance: Glance) -> None:
-        """Until the next look at that run, after one at this glance."""
+    async def wait(self, run_id: str, status: Status | None, poll: Poll) -> None:
+        """Until the next look at that run, after one at this poll."""
         self.statuses[run_id] = status
         patient = all(one in _PATIENT for one in self.statuses.values())
-        await asyncio.sleep(glance.left_of(_SLOW if patient else glance.haste * self._crowd))
+        await asyncio.sleep(poll.left_of(_SLOW if patient else poll.haste * self._crowd))
 
     @property
     def quick(self) -> timedelta:
@@ -69,16 +69,16 @@ async def watch(run: WatchedRun, *, after_message: int = 0, pace: Pace | None = 
     looks = _Looks(run, after_message, pace)
     try:
         while True:
-            events, glance = await looks.next()
+            events, poll = await looks.next()
             for event in events:
                 yield event
-            if glance.closed:
-                finished = await glance.once("finished", partial(_finished, run, glance))
-                for event in looks.seen.of_end(finished.result, behind=looks.behind(glance)):
+            if poll.closed:
+                finished = await poll.once("finished", partial(_finished, run, poll))
+                for event in looks.seen.track_end(finished.result, behind=looks.behind(poll)):
                     yield event
                 yield finished
                 return
-            await pace.wait(run.id, looks.seen.status, glance)
+            await pace.wait(run.id, looks.seen.status, poll)
     finally:
         pace.statuses.pop(run.id, None)
 
@@ -95,55 +95,55 @@ async def watch_turn(
     looks = _Looks(run, after_message, Pace())
     while True:
         over = reply.done()
-        events, glance = await looks.next(afresh=over)
+        events, poll = await looks.next(afresh=over)
         for event in events:
             yield event
         if over:
             yield TurnFinished(reply=reply.result())
             return
-        await asyncio.wait({reply}, timeout=glance.left_of(looks.pause(glance)))
+        await asyncio.wait({reply}, timeout=poll.left_of(looks.pause(poll)))
 
 
 class _Looks:
     """One watcher's looks at a run, and what was new at each."""
 
     def __init__(self, run: WatchedRun, after_message: int, pace: Pace) -> None:
-        self.seen = Seen(messages=after_message)
+        self.seen = ChangeTracker(messages=after_message)
         self._run = run
         self._pace = pace
-        self._below = Below(run)
-        self._glances = Glances.of(run)
-        self._glance: Glance | None = None
+        self._below = ChildRuns(run)
+        self._polls = SharedPolls.for_run(run)
+        self._poll: Poll | None = None
         """The newest there was a look at."""
         self._told: tuple[str, int] | None = None
         """How far the run was when a worker last told of it."""
 
-    def pause(self, glance: Glance) -> timedelta:
+    def pause(self, poll: Poll) -> timedelta:
         """How long until the next look is worth it."""
-        return _SLOW if self.seen.status in _PATIENT else glance.haste
+        return _SLOW if self.seen.status in _PATIENT else poll.haste
 
-    def behind(self, glance: Glance) -> bool:
-        """Whether no worker has told of all that had happened by that glance."""
-        return glance.at != self._told
+    def behind(self, poll: Poll) -> bool:
+        """Whether no worker has told of all that had happened by that poll."""
+        return poll.at != self._told
 
-    async def next(self, *, afresh: bool = False) -> tuple[list[Event], Glance]:
-        """What is new, and the glance at which that was seen; it began after the last one had ended.
+    async def next(self, *, afresh: bool = False) -> tuple[list[Event], Poll]:
+        """What is new, and the poll at which that was seen; it began after the last one had ended.
 
         That of the first look, and of one `afresh`, begins only now: it shows all that the caller
         knows to have happened.
         """
         seen, news = self.seen, list[Event]()
-        last = None if afresh else self._glance
+        last = None if afresh else self._poll
         after = asyncio.get_running_loop().time() if last is None else last.ended
-        glance = self._glance = await self._glances.next(after)
-        if glance.at != self._told and not (glance.closed and self._pace.deaf):
-            told = await _ask(self._run, seen.messages, self._below, glance, self._pace)
+        poll = self._poll = await self._polls.next(after)
+        if poll.at != self._told and not (poll.closed and self._pace.deaf):
+            told = await _ask(self._run, seen.messages, self._below, poll, self._pace)
             if told is not None:
-                self._told = glance.at
+                self._told = poll.at
                 news += told.news(seen)
         # After the messages: a step's text must not be told before the results of the step before it.
-        news += seen.of_flights(glance.flights)
-        return news, glance
+        news += seen.track_pending(poll.pending)
+        return news, poll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,23 +154,23 @@ class _Told:
     messages: list[Message]
     nodes: list[NodeStatus]
 
-    def news(self, seen: Seen) -> list[Event]:
+    def news(self, seen: ChangeTracker) -> list[Event]:
         if self.status.kind not in ("swarm", "graph"):
-            seen.knows(self.nodes)
-        return [*seen.of_messages(self.messages), *seen.of_status(self.status, self.nodes)]
+            seen.set_call_runs(self.nodes)
+        return [*seen.track_messages(self.messages), *seen.track_status(self.status, self.nodes)]
 
 
-async def _ask(run: WatchedRun, known: int, below: Below, glance: Glance, pace: Pace) -> _Told | None:
+async def _ask(run: WatchedRun, known: int, below: ChildRuns, poll: Poll, pace: Pace) -> _Told | None:
     """Status and new messages; None when no worker answers, or none has begun with the run yet."""
     try:
         # A question that gets lost must not keep what the server itself knows from those who watch.
         async with pace.door:
-            patient = glance.closed and not pace.silent
+            patient = poll.closed and not pace.silent
             async with asyncio.timeout(_LAST_ANSWER_WITHIN if patient else _ANSWER_WITHIN):
-                status, messages = await glance.once(("told", known), lambda: _answers(run, known))
-                nodes = await below.nodes(status, messages, glance.described, glance)
+                status, messages = await poll.once(("told", known), lambda: _answers(run, known))
+                nodes = await below.nodes(status, messages, poll.described, poll)
     except TimeoutError:
-        pace.silent = pace.silent or glance.closed
+        pace.silent = pace.silent or poll.closed
         return None
     except PerdureError as error:
         pace.deaf = isinstance(error, NotReachable) and not isinstance(error, ServerBusy)
@@ -185,11 +185,11 @@ async def _answers(run: WatchedRun, known: int) -> tuple[RunStatus, list[Message
     return status, await run.transcript(start=known) if status.messages > known else []
 
 
-async def _finished(run: WatchedRun, glance: Glance) -> Finished:
+async def _finished(run: WatchedRun, poll: Poll) -> Finished:
     try:
         result = await run.result()
     except RunFailed as error:
         failure = Failure(kind=error.kind, message=str(error))
         return Finished(status="failed", result=error.result, error=failure)
-    cancelled = glance.described.status == WorkflowExecutionStatus.CANCELED
+    cancelled = poll.described.status == WorkflowExecutionStatus.CANCELED
     return Finished(status="cancelled" if cancelled else "completed", result=result)

@@ -19,7 +19,7 @@ from perdure.wire.events import (
     TreeEvent,
 )
 
-from .children import since
+from .children import original_start
 from .run import Pace, watch
 from .watched import WatchedRun
 
@@ -38,7 +38,7 @@ async def watch_tree(run: WatchedRun, *, after_message: int = 0) -> AsyncIterato
     whose last words nobody can tell any more.
     """
     news: _News = asyncio.Queue()
-    began = since(await run.described())
+    began = original_start(await run.describe())
     tree = _Tree(news=news, began=began)
     root = asyncio.create_task(tree.root(run, after_message))
     try:
@@ -99,7 +99,7 @@ class _Tree:
         if node.run_id is None:
             return
         over = asyncio.Event()
-        task = asyncio.create_task(self._child(run.of(node.run_id), [*path, node.key], over))
+        task = asyncio.create_task(self._child(run.get(node.run_id), [*path, node.key], over))
         below[node.key] = _Child(task=task, over=over)
 
     async def _child(self, run: WatchedRun, path: list[str], over: asyncio.Event) -> None:
@@ -114,7 +114,7 @@ class _Tree:
         while True:
             last = over.is_set()
             try:
-                if (await run.described()).start_time >= self.began:
+                if (await run.describe()).start_time >= self.began:
                     return True
             except RunNotFound:
                 pass

@@ -22,11 +22,11 @@ class WatchedRun(Protocol):
         """Workflow id."""
         ...
 
-    def of(self, run_id: str) -> "WatchedRun":
+    def get(self, run_id: str) -> "WatchedRun":
         """Return another run on the same connection."""
         ...
 
-    async def described(self) -> WorkflowExecutionDescription:
+    async def describe(self) -> WorkflowExecutionDescription:
         """Describe the run; no worker is asked."""
         ...
 

@@ -195,6 +195,6 @@ async def test_twenty_watchers_lose_and_repeat_nothing_when_the_worker_dies_in_m
         ]
         assert numbers == sorted(set(numbers))
         assert sum(isinstance(event, TextRestarted) for event in events) == 1
-    described = await run.described()
+    described = await run.describe()
     info = described.raw_description.workflow_execution_info
     assert info.history_size_bytes + info.external_payload_size_bytes < 2 * len(ANSWER) + 10_000

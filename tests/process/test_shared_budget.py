@@ -35,7 +35,7 @@ async def _kills(workers: Crew, chance: random.Random, run: Run, times: int) -> 
         wanted = len(workers.happened()) + chance.randrange(1, CHILDREN)
 
         async def worked(wanted: int = wanted) -> bool:
-            over = (await run.described()).status != 1
+            over = (await run.describe()).status != 1
             return over or len(workers.happened()) >= wanted
 
         await until(worked, within=120)
@@ -54,7 +54,7 @@ async def _cut(run: Run) -> int:
     """Calls of which the model was told that they may or may not have had their effect: each of their
     attempts died with its worker.
     """
-    children = [run.of(f"{run.id}/worker-1-{n + 1}") for n in range(CHILDREN)]
+    children = [run.get(f"{run.id}/worker-1-{n + 1}") for n in range(CHILDREN)]
     transcripts = [await child.transcript() for child in children]
     results = [one for messages in transcripts for message in messages for one in message.tool_results]
     return sum(one.error_kind == "tool_timeout" for one in results)

@@ -54,7 +54,7 @@ class FakeRun:
             raise self.resolved
         return self.resolved
 
-    async def described(self) -> Any:
+    async def describe(self) -> Any:
         return SimpleNamespace(status=SimpleNamespace(name=self.state))
 
     async def status(self) -> RunStatus:

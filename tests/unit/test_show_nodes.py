@@ -15,7 +15,7 @@ from perdure.starter.cli.control import _held
 from perdure.starter.cli.inspect import Look
 from perdure.starter.cli.screen import Lines, Terminal
 from perdure.starter.client.run import Run
-from perdure.starter.watch.changes import nodes_of
+from perdure.starter.watch.changes import nodes_in_result
 from perdure.wire.events import (
     ChildEvent,
     Event,
@@ -225,35 +225,35 @@ def test_lines_of_a_tree_begin_with_who_speaks(capsys: pytest.CaptureFixture[str
 
 
 def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
-    crew = ActiveRuns()
-    crew.feed(started("a-1"))
+    active_runs = ActiveRuns()
+    active_runs.feed(started("a-1"))
     one = child("a-1", piece("It "))
-    assert crew.streams(one, piece("It "))
-    crew.feed(started("b-1"))
-    assert not crew.streams(one, piece("is", offset=3)), "two work"
-    crew.feed(finished("b-1"))
-    assert not crew.streams(one, piece("done", offset=5)), "a piece is missing"
-    assert not crew.was_shown(one, said("It isdone"))
-    assert crew.streams(one, piece("is", offset=3))
-    assert crew.was_shown(one, said("It is"))
+    assert active_runs.streams(one, piece("It "))
+    active_runs.feed(started("b-1"))
+    assert not active_runs.streams(one, piece("is", offset=3)), "two work"
+    active_runs.feed(finished("b-1"))
+    assert not active_runs.streams(one, piece("done", offset=5)), "a piece is missing"
+    assert not active_runs.was_shown(one, said("It isdone"))
+    assert active_runs.streams(one, piece("is", offset=3))
+    assert active_runs.was_shown(one, said("It is"))
 
 
 def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None:
-    crew = ActiveRuns()
-    crew.feed(started("a-1"))
-    crew.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
-    crew.does("r/a-1/b-1", "thinking")
-    assert crew.lines() == ["a-1/b-1: thinking"]
-    assert crew.streams(child("a-1/b-1", piece("x")), piece("x"))
-    crew.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/a-1/b-1", state="done")))
-    assert crew.lines() == ["a-1: starting"]
+    active_runs = ActiveRuns()
+    active_runs.feed(started("a-1"))
+    active_runs.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
+    active_runs.does("r/a-1/b-1", "thinking")
+    assert active_runs.lines() == ["a-1/b-1: thinking"]
+    assert active_runs.streams(child("a-1/b-1", piece("x")), piece("x"))
+    active_runs.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/a-1/b-1", state="done")))
+    assert active_runs.lines() == ["a-1: starting"]
 
 
 def test_of_many_that_work_a_few_are_told() -> None:
-    crew = ActiveRuns()
+    active_runs = ActiveRuns()
     for number in range(1, 10):
-        crew.feed(started(f"a-{number}"))
-    assert crew.lines()[-2:] == ["a-6: starting", "and 3 more"]
+        active_runs.feed(started(f"a-{number}"))
+    assert active_runs.lines()[-2:] == ["a-6: starting", "and 3 more"]
 
 
 def test_on_a_terminal_nothing_is_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,4 +307,4 @@ def test_a_result_of_nodes_is_told_without_what_they_gave() -> None:
     result = RunResult(
         agent="r", stop_reason="end_turn", nodes=[NodeResult(key="a-1", node="a", output="x" * 999)]
     )
-    assert nodes_of(result) == [NodeStatus(key="a-1", node="a")]
+    assert nodes_in_result(result) == [NodeStatus(key="a-1", node="a")]

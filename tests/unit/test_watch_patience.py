@@ -12,7 +12,7 @@ from perdure.starter.watch.run import Pace
 
 
 class Slow:
-    """A run whose worker answers when told to, and stands for its glance and for what is below it too."""
+    """A run whose worker answers when told to, and stands for its poll and for what is below it too."""
 
     def __init__(self) -> None:
         self.answers = asyncio.Event()
@@ -30,8 +30,8 @@ class Slow:
 
 
 async def told(run: Slow, pace: Pace, *, closed: bool) -> bool:
-    glance = cast("Any", SimpleNamespace(closed=closed, described=None, once=run.once))
-    return await watch._ask(cast("Any", run), 0, cast("Any", run), glance, pace) is not None  # pyright: ignore[reportPrivateUsage]
+    poll = cast("Any", SimpleNamespace(closed=closed, described=None, once=run.once))
+    return await watch._ask(cast("Any", run), 0, cast("Any", run), poll, pace) is not None  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_the_last_word_of_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,10 +113,10 @@ async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_still_w
 async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, decision: Any, why: str) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, _ = await held(client)
-        before = (await run.described()).history_length
+        before = (await run.describe()).history_length
         with pytest.raises(InvalidRequest, match=why):
             await run._update("resolve_approval", decision)
-        assert (await run.described()).history_length == before
+        assert (await run.describe()).history_length == before
         await run.stop()
         await run.result()
 

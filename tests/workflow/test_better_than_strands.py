@@ -254,13 +254,13 @@ async def test_an_agent_that_waits_for_another_writes_no_history(serve: ServeTea
         run = await client.start("root", "go")
         await reached(gate)
         loop = asyncio.get_running_loop()
-        began, before = loop.time(), (await run.described()).history_length
+        began, before = loop.time(), (await run.describe()).history_length
 
         async def waited_two_seconds() -> bool:
             return loop.time() - began > 2
 
         await until(waited_two_seconds)
-        assert (await run.described()).history_length == before
+        assert (await run.describe()).history_length == before
         gate.opened.set()
         assert (await run.result()).output == "done"
         history = await run.handle.fetch_history()
@@ -450,7 +450,7 @@ async def test_an_approval_below_is_seen_at_the_root_while_a_run_between_waits_t
         between = client.get(f"{run.id}/inner-1")
 
         async def is_long() -> bool:
-            return (await between.described()).history_length > 60
+            return (await between.describe()).history_length > 60
 
         await until(is_long)
         gate.opened.set()

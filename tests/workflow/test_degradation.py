@@ -331,7 +331,7 @@ async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve
             await _parked(client, run)
 
         async def found(**which: Any) -> set[str]:
-            return {info.id async for info in client.parked(user="redriven", **which)}
+            return {info.id async for info in client.parked_runs(user="redriven", **which)}
 
         async def all_are_listed() -> bool:
             return await found(cause="authentication") == {run.id for run in runs}
@@ -380,7 +380,7 @@ async def test_a_run_that_at_last_needs_a_person_says_so_in_lists_and_to_watcher
         provider.broken = fails("authentication", "the key was taken back")
 
         async def is_listed() -> bool:
-            found = client.parked(cause="authentication", user="at-last")
+            found = client.parked_runs(cause="authentication", user="at-last")
             return [info.id async for info in found] == [run.id]
 
         await until(is_listed)

@@ -64,7 +64,7 @@ async def test_a_watcher_sees_the_answer_grow_and_end_whole(serve: Serve) -> Non
             events.append(event)
             if isinstance(event, TextDelta):
                 gate.opened.set()
-        history = (await run.described()).raw_description.workflow_execution_info.history_size_bytes
+        history = (await run.describe()).raw_description.workflow_execution_info.history_size_bytes
     pieces = [event for event in events if isinstance(event, TextDelta)]
     assert len(pieces) >= 2, "it came in pieces, the first while the model was still writing"
     assert joined(events, 1) == ANSWER

@@ -808,13 +808,13 @@ async def test_a_graph_that_waits_writes_no_history(serve: ServeTeam) -> None:
         for gate in works.gates.values():
             await reached(gate)
         loop = asyncio.get_running_loop()
-        began, before = loop.time(), (await run.described()).history_length
+        began, before = loop.time(), (await run.describe()).history_length
 
         async def waited_two_seconds() -> bool:
             return loop.time() - began > 2
 
         await until(waited_two_seconds)
-        assert (await run.described()).history_length == before
+        assert (await run.describe()).history_length == before
         for gate in works.gates.values():
             gate.opened.set()
         await finished(run)

@@ -39,7 +39,7 @@ def agent(**changed: Any) -> Agent:
 
 async def history_sizes(client: Client, run_id: str) -> list[int]:
     """Bytes of each history of the run: one, and one more for each time it continued as new."""
-    described = await client.get(run_id).described()
+    described = await client.get(run_id).describe()
     chain = described.raw_description.workflow_extended_info
     assert chain is not None
     sizes: list[int] = []

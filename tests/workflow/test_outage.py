@@ -81,7 +81,7 @@ async def test_an_outage_costs_few_calls_loses_no_run_and_ends_without_a_storm(s
         assert {result.output for result in results} == {"done"}, "who had another model never stopped"
 
         async def parked() -> bool:
-            return len([1 async for _ in client.parked(agent="alone", query=_mine(waiting[0].id))]) == 1
+            return len([1 async for _ in client.parked_runs(agent="alone", query=_mine(waiting[0].id))]) == 1
 
         await until(parked)
         await until(lambda: asyncio.sleep(0, loop.time() - began >= OUTAGE), within=2 * OUTAGE)

@@ -94,7 +94,7 @@ async def test_a_session_remembers_from_turn_to_turn(serve: Serve) -> None:
         first = await session.say("I am Ann")
         second = await session.say([Text(text="who am I?")])
         status = await session.status()
-        described = await session.run.described()
+        described = await session.run.describe()
     assert (first.turn, first.text, first.output, first.stop_reason, first.done) == (
         1,
         "you said: I am Ann",
@@ -516,11 +516,11 @@ async def test_a_wrong_message_is_refused_and_leaves_no_trace(
     async with serve(chatty(), models=models()) as client:
         session = await client.session("strict", agent="chatty", reopen=True)
         await session.say("hello")
-        length = (await session.run.described()).history_length
+        length = (await session.run.describe()).history_length
         with pytest.raises(WorkflowUpdateFailedError) as refused:
             await session.run.handle.execute_update("say", message)
         assert says_why in str(refused.value.cause)
-        assert (await session.run.described()).history_length == length
+        assert (await session.run.describe()).history_length == length
         await session.close()
         await session.run.result()
 

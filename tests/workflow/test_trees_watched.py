@@ -15,8 +15,8 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.cli import app as cli
 from perdure.starter.client.run import Run
-from perdure.starter.watch.changes import call_of
-from perdure.starter.watch.children import key_of
+from perdure.starter.watch.changes import call_id_of
+from perdure.starter.watch.children import called_run_key
 from perdure.swarm import Swarm
 from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import as_tool
@@ -80,7 +80,7 @@ async def assert_whole(run: Run, events: Sequence[TreeEvent]) -> dict[str, list[
                 case _:
                     pass
         messages = {e.step: e.text for e in own if isinstance(e, MessageFinished)}
-        kept = [m for m in await run.of(run_id).transcript() if m.meta is not None]
+        kept = [m for m in await run.get(run_id).transcript() if m.meta is not None]
         assert {m.meta.step: m.text for m in kept if m.meta} == messages
         for step, text in messages.items():
             assert said.get(step, "") == text
@@ -401,5 +401,5 @@ def test_a_call_and_the_key_of_the_run_it_starts_lead_to_each_other() -> None:
     call = calls("x").calls[0].model_copy(update={"id": "call-12-3"})
     for name in ("a", "with-dash-9", "v1.2"):
         key = child_key(name, call)
-        assert key_of(name, call.id) == key
-        assert call_of(key) == call.id
+        assert called_run_key(name, call.id) == key
+        assert call_id_of(key) == call.id

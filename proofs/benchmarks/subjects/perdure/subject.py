@@ -175,7 +175,7 @@ class Perdure:
 
 async def _exists(run: Run) -> bool:
     try:
-        await run.described()
+        await run.describe()
     except RunNotFound:
         return False
     return True

@@ -67,7 +67,7 @@ class Perdure:
         """Resume what is parked and does not try again by itself."""
         resumed = 0
         with suppress(PerdureError):  # nobody answers just now: next time
-            parked = [client.get(run.id) async for run in client.parked()]
+            parked = [client.get(run.id) async for run in client.parked_runs()]
             for run in parked:
                 with suppress(PerdureError):  # it went on by itself, or no worker is there
                     failure = (await run.status()).failure

@@ -1,4 +1,4 @@
-"""Glances: whoever watches a run, the server is asked once for all; nobody waits for anybody else."""
+"""SharedPolls: whoever watches a run, the server is asked once for all; nobody waits for anybody else."""
 
 import asyncio
 import gc
@@ -13,8 +13,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.errors import NotReachable
 from perdure.starter.client.run import Run, _soon
-from perdure.starter.watch.changes import Pending
-from perdure.starter.watch.poll import _WATCHED, Glance, Glances, _haste
+from perdure.starter.watch.changes import PendingActivity
+from perdure.starter.watch.poll import _WATCHED, Poll, SharedPolls, _haste
 from perdure.wire.effects import Progress
 
 
@@ -30,7 +30,7 @@ class Asked:
     errors: list[Exception] = field(default_factory=list[Exception])
     """How the first ones end."""
 
-    async def described(self) -> Any:
+    async def describe(self) -> Any:
         self.begun += 1
         mine = self.begun
         try:
@@ -45,8 +45,8 @@ class Asked:
         return SimpleNamespace(run_id="1", history_length=mine, status=status, raw_description=raw)
 
 
-def glances(run: Asked) -> Glances:
-    return Glances.of(cast("Run", run))
+def polls(run: Asked) -> SharedPolls:
+    return SharedPolls.for_run(cast("Run", run))
 
 
 def now() -> float:
@@ -61,31 +61,31 @@ async def turns() -> None:
 
 async def test_those_who_ask_at_once_share_one_description() -> None:
     run, then = Asked(), now()
-    asking = [asyncio.create_task(glances(run).next(then)) for _ in range(100)]
+    asking = [asyncio.create_task(polls(run).next(then)) for _ in range(100)]
     await turns()
     run.gate.set()
     got = await asyncio.gather(*asking)
     assert run.begun == 1
-    assert all(glance is got[0] for glance in got)
+    assert all(poll is got[0] for poll in got)
 
 
 async def test_what_began_before_it_was_asked_for_is_not_given() -> None:
     run = Asked()
-    early = asyncio.create_task(glances(run).next(now()))
+    early = asyncio.create_task(polls(run).next(now()))
     await turns()
-    late = [asyncio.create_task(glances(run).next(now())) for _ in range(20)]
+    late = [asyncio.create_task(polls(run).next(now())) for _ in range(20)]
     await turns()
     assert run.begun == 1, "one at a time, so that none is older than the one before it"
     run.gate.set()
     newer = await asyncio.gather(*late)
     assert (await early).at == ("1", 1)
-    assert {glance.at for glance in newer} == {("1", 2)}, "one more, for all who came later"
+    assert {poll.at for poll in newer} == {("1", 2)}, "one more, for all who came later"
 
 
 async def test_who_comes_later_takes_what_is_newer_than_their_last() -> None:
     run = Asked()
     run.gate.set()
-    kept = glances(run)
+    kept = polls(run)
     mine = await kept.next(now())
     other = await kept.next(now())
     assert await kept.next(mine.ended) is other
@@ -95,7 +95,7 @@ async def test_who_comes_later_takes_what_is_newer_than_their_last() -> None:
 
 async def test_who_is_cancelled_disturbs_nobody() -> None:
     run, then = Asked(), now()
-    first, *others = [asyncio.create_task(glances(run).next(then)) for _ in range(5)]
+    first, *others = [asyncio.create_task(polls(run).next(then)) for _ in range(5)]
     await turns()
     first.cancel()
     await turns()
@@ -107,7 +107,7 @@ async def test_who_is_cancelled_disturbs_nobody() -> None:
 
 async def test_when_nobody_waits_any_more_it_is_given_up_and_asked_anew() -> None:
     run, then = Asked(), now()
-    kept = glances(run)
+    kept = polls(run)
     asking = [asyncio.create_task(kept.next(then)) for _ in range(3)]
     await turns()
     for one in asking:
@@ -121,9 +121,9 @@ async def test_when_nobody_waits_any_more_it_is_given_up_and_asked_anew() -> Non
 
 async def test_an_error_reaches_all_who_waited_and_nobody_after_them() -> None:
     run, then = Asked(errors=[NotReachable("gone")]), now()
-    asking = [asyncio.create_task(glances(run).next(then)) for _ in range(5)]
+    asking = [asyncio.create_task(polls(run).next(then)) for _ in range(5)]
     await turns()
-    late = asyncio.create_task(glances(run).next(now()))
+    late = asyncio.create_task(polls(run).next(now()))
     run.gate.set()
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
     assert [str(one) for one in outcomes] == ["gone"] * 5
@@ -133,7 +133,7 @@ async def test_an_error_reaches_all_who_waited_and_nobody_after_them() -> None:
 async def test_a_question_is_asked_once_a_glance_and_so_is_its_failure() -> None:
     run = Asked()
     run.gate.set()
-    glance, count = await glances(run).next(now()), 0
+    poll, count = await polls(run).next(now()), 0
 
     async def fails() -> None:
         nonlocal count
@@ -141,38 +141,38 @@ async def test_a_question_is_asked_once_a_glance_and_so_is_its_failure() -> None
         await asyncio.sleep(0)
         raise NotReachable("nobody")
 
-    outcomes = await asyncio.gather(*(glance.once("x", fails) for _ in range(5)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(poll.once("x", fails) for _ in range(5)), return_exceptions=True)
     with pytest.raises(NotReachable):
-        await glance.once("x", fails)
+        await poll.once("x", fails)
     assert [str(one) for one in outcomes] == ["nobody"] * 5
     assert count == 1
     with pytest.raises(NotReachable):
-        await (await glances(run).next(now())).once("x", fails)
-    assert count == 2, "at the next glance it is asked again"
+        await (await polls(run).next(now())).once("x", fails)
+    assert count == 2, "at the next poll it is asked again"
 
 
 async def test_runs_connections_and_loops_are_kept_apart_and_none_is_kept_for_ever() -> None:
     run = Asked()
-    one = glances(run)
-    assert glances(run) is one
-    assert glances(Asked(id="s", client=run.client)) is not one
-    assert glances(Asked()) is not one
+    one = polls(run)
+    assert polls(run) is one
+    assert polls(Asked(id="s", client=run.client)) is not one
+    assert polls(Asked()) is not one
     assert not await asyncio.to_thread(asyncio.run, _is_of(run, one)), "another loop"
     del one
     gc.collect()
     assert [key for key in _WATCHED if key[0] is run.client] == []
 
 
-async def _is_of(run: Asked, kept: Glances) -> bool:
-    return glances(run) is kept
+async def _is_of(run: Asked, kept: SharedPolls) -> bool:
+    return polls(run) is kept
 
 
 async def test_the_pause_is_reckoned_from_the_glance() -> None:
     raw: Any = None
     haste = timedelta(milliseconds=100)
-    glance = Glance(began=now() - 2, ended=now() - 1, described=raw, flights=[], haste=haste)
-    assert 0.5 < glance.left_of(timedelta(seconds=2)) <= 1
-    assert glance.left_of(haste) == 0
+    poll = Poll(began=now() - 2, ended=now() - 1, described=raw, pending=[], haste=haste)
+    assert 0.5 < poll.left_of(timedelta(seconds=2)) <= 1
+    assert poll.left_of(haste) == 0
 
 
 @pytest.mark.parametrize("losses", [1, 3])
@@ -239,12 +239,12 @@ async def test_when_there_is_no_room_for_another_question_the_first_is_still_wai
 
 async def test_glances_follow_close_behind_reports_and_are_leisurely_without() -> None:
     raw: Any = None
-    last: Glance | None = None
+    last: Poll | None = None
     pauses: list[int] = []
     for seq in (0, 1, 1, 2, 2, 2, 2, 2):
         progress = Progress(call="step-1", attempt=1, seq=seq) if seq else None
-        flights = [Pending(progress=progress, attempt=1, error=None)]
-        haste = _haste(last, flights)
-        last = Glance(began=0, ended=0, described=raw, flights=flights, haste=haste)
+        pending = [PendingActivity(progress=progress, attempt=1, error=None)]
+        haste = _haste(last, pending)
+        last = Poll(began=0, ended=0, described=raw, pending=pending, haste=haste)
         pauses.append(round(haste.total_seconds() * 1000))
     assert pauses == [100, 140, 30, 140, 30, 60, 100, 100]

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult
 from perdure.starter.client.steps import steps_of
-from perdure.starter.watch.changes import Pending, Seen
+from perdure.starter.watch.changes import ChangeTracker, PendingActivity
 from perdure.wire.effects import Progress
 from perdure.wire.events import (
     ChildEvent,
@@ -50,10 +50,10 @@ Heard = tuple[list[tuple[int, str]], int, str]
 """Of one step: what was heard, as (attempt, text so far), then the attempt and text of the message."""
 
 
-def window(step: int, attempt: int, said: str, seq: int = 1) -> Pending:
+def window(step: int, attempt: int, said: str, seq: int = 1) -> PendingActivity:
     offset = max(len(said) - WINDOW, 0)
     progress = Progress(call=f"step-{step}", attempt=attempt, seq=seq, offset=offset, text=said[offset:])
-    return Pending(progress=progress, attempt=attempt, error=None)
+    return PendingActivity(progress=progress, attempt=attempt, error=None)
 
 
 def message(step: int, attempts: int, text: str) -> Message:
@@ -94,13 +94,13 @@ def watched(draw: st.DrawFn) -> list[Heard]:
 
 @given(watched(), st.booleans())
 def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> None:
-    seen, events, reader = Seen(), list[Event](), Reader()
+    seen, events, reader = ChangeTracker(), list[Event](), Reader()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for seq, (of_attempt, said) in enumerate(heard, 1):
-            events += seen.of_flights([window(step, of_attempt, said, seq)])
-        events += seen.of_messages([message(step, attempt, answer)])
+            events += seen.track_pending([window(step, of_attempt, said, seq)])
+        events += seen.track_messages([message(step, attempt, answer)])
         if late and heard:  # the server's description may be older than the transcript
-            assert list(seen.of_flights([window(step, *heard[-1])])) == []
+            assert list(seen.track_pending([window(step, *heard[-1])])) == []
     assert_told_in_order(events)
     for event in events:
         reader.feed(event)
@@ -110,47 +110,47 @@ def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> 
 
 @given(watched())
 def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[Heard]) -> None:
-    seen, events, reader = Seen(), list[Event](), Reader()
+    seen, events, reader = ChangeTracker(), list[Event](), Reader()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for of_attempt, said in heard:
-            events += seen.of_flights([window(step, of_attempt, said)])
+            events += seen.track_pending([window(step, of_attempt, said)])
         if step < len(run):
-            events += seen.of_messages([message(step, attempt, answer)])
+            events += seen.track_messages([message(step, attempt, answer)])
     last = run[-1][2]
     result = RunResult(agent="a", output=last, stop_reason="end_turn", steps=len(run))
-    assert list(seen.of_end(result)) == [], "a worker has told all there was to tell"
-    events += seen.of_end(result, behind=True)
+    assert list(seen.track_end(result)) == [], "a worker has told all there was to tell"
+    events += seen.track_end(result, behind=True)
     assert_told_in_order(events)
     for event in events:
         reader.feed(event)
     assert reader.text(len(run)) == last
-    assert list(seen.of_end(result, behind=True)) == [], "once"
+    assert list(seen.track_end(result, behind=True)) == [], "once"
 
 
 def test_another_models_answer_is_not_glued_to_the_first_ones() -> None:
-    seen = Seen()
-    events = [*seen.of_flights([window(1, 1, "Hello")]), *seen.of_flights([window(1, 1, "Good day")])]
+    seen = ChangeTracker()
+    events = [*seen.track_pending([window(1, 1, "Hello")]), *seen.track_pending([window(1, 1, "Good day")])]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
     assert_told_in_order(events)
 
 
 def test_an_answer_begun_anew_with_a_smaller_attempt_is_told_at_once() -> None:
-    seen = Seen()
-    events = [*seen.of_flights([window(1, 6, "Hel")]), *seen.of_flights([window(1, 1, "Good")])]
+    seen = ChangeTracker()
+    events = [*seen.track_pending([window(1, 6, "Hel")]), *seen.track_pending([window(1, 1, "Good")])]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
 
 
 def test_a_hole_is_held_back_until_the_message_is_there() -> None:
-    seen = Seen()
-    assert list(seen.of_flights([window(1, 1, "x" * 20)])) == []
-    [delta, finished] = seen.of_messages([message(1, 1, "x" * 20)])
+    seen = ChangeTracker()
+    assert list(seen.track_pending([window(1, 1, "x" * 20)])) == []
+    [delta, finished] = seen.track_messages([message(1, 1, "x" * 20)])
     assert isinstance(delta, TextDelta)
     assert delta.text == "x" * 20
     assert isinstance(finished, MessageFinished)
 
 
 def test_a_tool_is_told_once_in_whatever_way_it_is_seen() -> None:
-    seen = Seen()
+    seen = ChangeTracker()
     asked = call("work", n=1).model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="work", content=[Text(text="ok")])
     started = CallStatus(call_id="call-1-1", tool="work", arguments={"n": 1}, state="running")
@@ -158,14 +158,14 @@ def test_a_tool_is_told_once_in_whatever_way_it_is_seen() -> None:
     done = started.model_copy(update={"state": "done", "summary": "ok"})
     note = Progress(call="call-1-1", attempt=1, seq=1, note="half")
     events = [
-        *seen.of_messages([Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m"))]),
-        *seen.of_status(status),
-        *seen.of_status(status),
-        *seen.of_flights([Pending(progress=note, attempt=2, error="busy")]),
-        *seen.of_flights([Pending(progress=note, attempt=2, error="busy")]),
-        *seen.of_status(status.model_copy(update={"calls": [done]})),
-        *seen.of_messages([Message(role="tool", parts=[result])]),
-        *seen.of_flights([Pending(progress=note, attempt=3, error="late")]),
+        *seen.track_messages([Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m"))]),
+        *seen.track_status(status),
+        *seen.track_status(status),
+        *seen.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
+        *seen.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
+        *seen.track_status(status.model_copy(update={"calls": [done]})),
+        *seen.track_messages([Message(role="tool", parts=[result])]),
+        *seen.track_pending([PendingActivity(progress=note, attempt=3, error="late")]),
     ]
     tools = [e for e in events if isinstance(e, ToolStarted | ToolProgress | ToolFinished | Retrying)]
     assert [e.kind for e in tools] == ["tool_started", "retrying", "tool_progress", "tool_finished"]
@@ -215,12 +215,12 @@ def growing(draw: st.DrawFn) -> list[list[NodeStatus]]:
 def test_every_run_below_is_told_once_to_begin_and_once_to_end(
     looks: list[list[NodeStatus]], tells_result: bool
 ) -> None:
-    seen = Seen()
-    events = [event for look in looks for event in seen.of_nodes(look)]
+    seen = ChangeTracker()
+    events = [event for look in looks for event in seen.track_nodes(look)]
     known = {node.key: node for look in looks for node in look}
     given = [NodeResult(**node.model_dump()) for node in known.values() if node.state != "running"]
     result = RunResult(agent="a", stop_reason="end_turn", nodes=given) if tells_result else None
-    events += seen.of_end(result)
+    events += seen.track_end(result)
     told = [(event.key, event.kind) for event in events if isinstance(event, NodeStarted | NodeFinished)]
     assert len(told) == len(set(told)) == 2 * len(known)
     for key, node in known.items():
@@ -233,21 +233,24 @@ def test_who_has_handed_over_is_told_to_end_before_the_next_begins() -> None:
     at = [NOW + timedelta(seconds=n) for n in range(3)]
     first = NodeStatus(key="a-1", node="a", state="done", started_at=at[0], ended_at=at[1])
     second = NodeStatus(key="b-1", node="b", state="done", started_at=at[1], ended_at=at[2])
-    events = list(Seen().of_nodes([first, second]))
+    events = list(ChangeTracker().track_nodes([first, second]))
     assert [event.kind for event in events] == ["node_started", "node_finished"] * 2
 
 
 def test_the_run_of_a_called_agent_is_told_within_its_call() -> None:
-    seen, node = Seen(), NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done")
+    seen, node = (
+        ChangeTracker(),
+        NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done"),
+    )
     asked = call("helper", input="x").model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="helper", content=[Text(text="ok")])
-    seen.knows([node])
+    seen.set_call_runs([node])
     messages = [
         Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m")),
         Message(role="tool", parts=[result]),
     ]
     status = RunStatus(agent="a", status="thinking", doing="")
-    events = [*seen.of_messages(messages), *seen.of_status(status, [node])]
+    events = [*seen.track_messages(messages), *seen.track_status(status, [node])]
     assert [event.kind for event in events if event.kind not in ("message", "status")] == [
         "tool_started",
         "node_started",
@@ -265,9 +268,12 @@ def test_call_ids_that_repeat_below_wait_apart_and_who_parks_again_is_told_again
 
     def told(*waiting: Waiting) -> list[str]:
         status = RunStatus(agent="a", status="parked", doing="", waiting=list(waiting))
-        return [event.kind for event in seen.of_status(status) if event.kind != "status"]
+        return [event.kind for event in seen.track_status(status) if event.kind != "status"]
 
-    seen, parked = Seen(), Parked(failure=Failure(kind="payment", message="no"), run_id="r/c-1", path=["c-1"])
+    seen, parked = (
+        ChangeTracker(),
+        Parked(failure=Failure(kind="payment", message="no"), run_id="r/c-1", path=["c-1"]),
+    )
     assert told(held("a-1"), held("b-1"), parked) == [*["approval_requested"] * 2, "parked_below"]
     assert told(held("a-1"), held("b-1"), parked) == []
     assert told(held("b-1")) == []
@@ -277,21 +283,25 @@ def test_call_ids_that_repeat_below_wait_apart_and_who_parks_again_is_told_again
 def test_a_run_parked_below_says_why() -> None:
     failure = Failure(kind="payment", message="no")
     parked = Parked(failure=failure, run_id="r/c-1", path=["c-1"])
-    events = list(Seen().of_status(RunStatus(agent="a", status="parked", doing="", waiting=[parked])))
+    events = list(
+        ChangeTracker().track_status(RunStatus(agent="a", status="parked", doing="", waiting=[parked]))
+    )
     assert [event.failure for event in events if isinstance(event, StatusChanged)] == [failure]
 
 
 def test_a_plan_is_told_when_it_is_another() -> None:
-    seen, one = Seen(), [PlanItem(text="one")]
+    seen, one = ChangeTracker(), [PlanItem(text="one")]
     status = RunStatus(agent="a", status="thinking", doing="", plan=one)
     looks = [status, status, status.model_copy(update={"plan": []})]
-    events = [event for look in looks for event in seen.of_status(look)]
+    events = [event for look in looks for event in seen.track_status(look)]
     assert [event.items for event in events if isinstance(event, PlanChanged)] == [one, []]
 
 
 def test_the_function_of_a_node_whose_name_looks_like_a_step_is_no_model_call() -> None:
     progress = Progress(call="step-one-1", attempt=1, seq=1)
-    assert list(Seen().of_flights([Pending(progress=progress, attempt=1, error=None)])) == []
+    assert (
+        list(ChangeTracker().track_pending([PendingActivity(progress=progress, attempt=1, error=None)])) == []
+    )
 
 
 def test_a_reader_keeps_the_texts_of_a_tree_apart() -> None:
