@@ -1,25 +1,34 @@
-"""Connecting to Temporal: the one thing that starters and workers do alike.
+"""Connection to Temporal, which starters and workers share, and what a server says of a task queue.
 
-Both ends of the wire must read what the other writes, so they share the data converter; and both
-find the server by the same settings.
+Starters and workers must read what the other side writes, so both use one data converter; and both find
+the server by the same settings. This is the only module of the workers that starters may import.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, Plugin
 from temporalio.service import RPCError, TLSConfig
 
 from perdure.blobs import BlobStore
 from perdure.errors import NotReachable
 from perdure.settings import Settings
+from perdure.task_queues import TaskQueueInfo, parse_task_queue
 
 from ..activities.content.blobs import open_store
 from .converter import data_converter
 
+_TASK_KINDS = {
+    "workflow": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    "activity": TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+}
 
-def store_of(settings: Settings) -> BlobStore:
-    """The blob store that the settings name."""
+
+def configured_store(settings: Settings) -> BlobStore:
+    """Return the blob store that the settings name."""
     return open_store(
         settings.blob_store,
         s3_endpoint=settings.blob_s3_endpoint,
@@ -29,47 +38,66 @@ def store_of(settings: Settings) -> BlobStore:
 
 
 async def connect_temporal(settings: Settings, plugins: Sequence[Plugin] = ()) -> Client:
-    """The Temporal client of the settings; without plugins, with our data converter.
+    """Return a Temporal client for the settings; without plugins, with our data converter.
 
     Raises:
         NotReachable: nothing answers at the address.
 
     """
     options: dict[str, Any] = {"plugins": list(plugins)}
+    # With a plugin the converter is the plugin's affair: it extends the user's own.
     if not plugins:
         options["data_converter"] = data_converter(
-            store_of(settings), settings.blob_threshold_bytes, cache_bytes=settings.blob_cache_bytes
+            configured_store(settings), settings.blob_threshold_bytes, cache_bytes=settings.blob_cache_bytes
         )
     try:
         return await Client.connect(
             settings.address,
             namespace=settings.namespace,
             api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-            tls=_tls(settings),
+            tls=_tls_config(settings),
             **options,
         )
     except (RuntimeError, RPCError) as error:
         raise NotReachable(
-            f"no Temporal server answers at {settings.address} ({_short(error)}); "
+            f"no Temporal server answers at {settings.address} ({_short_cause(error)}); "
             "start one with `perdure dev FILE`, or set PERDURE_ADDRESS"
         ) from error
 
 
-def _tls(settings: Settings) -> "TLSConfig | bool":
+async def describe_task_queue(
+    temporal: Client, task_queue: str, *, tasks: Literal["workflow", "activity"] = "workflow"
+) -> TaskQueueInfo:
+    """Return the workers that poll a task queue for these tasks, and the versions that its new runs go to.
+
+    Raises:
+        RPCError: the server refuses or does not answer.
+
+    """
+    request = DescribeTaskQueueRequest(
+        namespace=temporal.namespace,
+        task_queue=TaskQueue(name=task_queue),
+        task_queue_type=_TASK_KINDS[tasks],
+    )
+    return parse_task_queue(await temporal.workflow_service.describe_task_queue(request))
+
+
+def _tls_config(settings: Settings) -> "TLSConfig | bool":
     files = (settings.tls_ca, settings.tls_cert, settings.tls_key)
     if any(files):
         ca, cert, key = (path.read_bytes() if path else None for path in files)
         return TLSConfig(server_root_ca_cert=ca, client_cert=cert, client_private_key=key)
+    # An API key must never travel in clear text, unless TLS is switched off by name.
     return settings.tls if settings.tls is not None else settings.api_key is not None
 
 
-def _short(error: Exception) -> str:
-    """The cause in words; the transport's own is a dump of its error types."""
+def _short_cause(error: Exception) -> str:
+    """Return the cause in a few words; the transport's own message dumps its error types."""
     text = str(error)
-    known = {
+    causes = {
         "Connection refused": "connection refused",
         "dns error": "no such host",
         "timed out": "timed out",
     }
-    found = next((words for sign, words in known.items() if sign in text), None)
-    return found or text.removeprefix("Failed client connect: ").splitlines()[0][:200]
+    cause = next((words for sign, words in causes.items() if sign in text), None)
+    return cause or text.removeprefix("Failed client connect: ").splitlines()[0][:200]

@@ -50,7 +50,7 @@ from ..activities.traffic.rates import check as check_rates
 from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
-from .connection import store_of
+from .connection import configured_store
 from .converter import extend_converter
 from .observe.telemetry import interceptors
 from .runner import share_modules, skip_unused_contexts
@@ -88,7 +88,7 @@ class PerdurePlugin(SimplePlugin):
         self.agents = {name: one for name, one in self.members.items() if isinstance(one, Agent)}
         self.graphs = {name: one for name, one in self.members.items() if isinstance(one, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
-        self.blobs = blobs or store_of(self.settings)
+        self.blobs = blobs or configured_store(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self.traffic = _traffic(self.settings)
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")

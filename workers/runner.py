@@ -1,8 +1,11 @@
-"""How workflows are run: in Temporal's sandbox, with our vocabulary passed through, and without detours.
+"""Workflow runner: Temporal's sandbox, with our modules passed through and unused context lookups skipped.
 
-For each payload of each task, and several times over, the SDK enters a run's sandbox to ask for a context
-that tells converters and storage which run it is for. That costs more than all of our own code. Where
-nobody reads the context, it is not asked for.
+The sandbox imports every module anew for each run. Modules that cannot break determinism pass through
+instead: all runs of a process share one copy of them.
+
+For each payload of each workflow task the SDK enters the run's sandbox, up to four times, to ask for a
+serialization context: the run that a converter or a storage driver works for. These lookups cost more than
+all of our own code, so they are skipped where nothing reads the context.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,31 +25,38 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from .converter import BlobDriver
 
-_NOWHERE: Final = StorageDriverStoreContext(target=None)
-
+_NO_TARGET: Final = StorageDriverStoreContext(target=None)
 
 _BINDS_USER_CODE: Final = "graph_code"
-"""The only file that the sandbox imports anew for each run: what users bring into a run, the functions of a
-graph, is bound there."""
+"""The only file that the sandbox imports anew for each run: it binds the functions of a user's graph."""
 
 
-def _modules(package: str, *left_out: str) -> tuple[str, ...]:
-    folder = import_module(package).__path__
-    return tuple(f"{package}.{module.name}" for module in iter_modules(folder) if module.name not in left_out)
+def _modules(package: str, *excluded: str) -> tuple[str, ...]:
+    """Return the modules and folders of a package but the excluded.
+
+    They are read from the disk, so that a new file needs no entry in a list. A wheel and a checkout give
+    the same names: the rooms are folders of the package in a wheel, and links in the package in a checkout.
+    """
+    paths = import_module(package).__path__
+    return tuple(f"{package}.{module.name}" for module in iter_modules(paths) if module.name not in excluded)
 
 
 PURE: Final = (*_modules("perdure", "workflows", "__main__", "testing"), "perdure.workflows.engine")
-"""Modules that pass the sandbox unchecked: the vocabulary, the other rooms, and the engine. The engine
-imports no clock, chance or Temporal (import-linter holds that)."""
+"""Modules that always pass the sandbox: the vocabulary, the other rooms, and the engine.
+
+The engine imports no clock, chance or Temporal; import-linter enforces that.
+"""
 
 SHELLS: Final = _modules("perdure.workflows", "engine", _BINDS_USER_CODE)
-"""The files that carry decisions out. Importing these anew for each run was most of what it cost to begin one
-(15 ms, 40 ms without bytecode) and to keep one in memory. So they pass too, and the sandbox checks them in
-our tests, by `strict_sandbox`."""
+"""Modules that carry out the engine's commands. They pass the sandbox except with `strict_sandbox`.
+
+Importing them anew took most of the time to begin a run (15 ms, 40 ms without bytecode), and most of the
+memory of a cached one. Our tests run with `strict_sandbox`, so the sandbox still checks these files.
+"""
 
 
 def share_modules(existing: WorkflowRunner | None, *, strict: bool = False) -> WorkflowRunner:
-    """The runner, its sandbox sharing our files between all runs; with `strict`, only those that are pure."""
+    """Return the runner with our modules passed through its sandbox; `strict` passes only the pure ones."""
     runner = existing or SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):
         return runner
@@ -55,34 +65,39 @@ def share_modules(existing: WorkflowRunner | None, *, strict: bool = False) -> W
 
 
 def skip_unused_contexts(runner: WorkflowRunner | None, converter: DataConverter) -> WorkflowRunner:
-    """The runner; a faster one, if it is Temporal's own sandbox and nobody reads the contexts."""
+    """Return a runner that skips context lookups, if nothing reads contexts; else the runner itself."""
     runner = runner or SandboxedWorkflowRunner()
+    # A subclass may override what we would skip, so only Temporal's own class is replaced.
     if type(runner) is not SandboxedWorkflowRunner or _reads_contexts(converter):
         return runner
-    taken = {one.name: getattr(runner, one.name) for one in fields(runner) if one.init}
-    return _Direct(**taken)
+    settings = {field.name: getattr(runner, field.name) for field in fields(runner) if field.init}
+    return _ContextFreeRunner(**settings)
 
 
 def _reads_contexts(converter: DataConverter) -> bool:
-    somewhere = WorkflowSerializationContext(namespace="any", workflow_id="any")
-    return converter.with_context(somewhere) is not converter or not _ours(converter.external_storage)
+    # A converter returns itself from `with_context` when none of its parts takes a context.
+    context = WorkflowSerializationContext(namespace="any", workflow_id="any")
+    return converter.with_context(context) is not converter or not _is_ours(converter.external_storage)
 
 
-def _ours(storage: ExternalStorage | None) -> bool:
+def _is_ours(storage: ExternalStorage | None) -> bool:
+    # Our driver names blobs by content alone. A user's driver or selector may use the run's id.
     return storage is None or (
         storage.driver_selector is None and all(type(driver) is BlobDriver for driver in storage.drivers)
     )
 
 
 @dataclass(frozen=True)
-class _Direct(SandboxedWorkflowRunner):
-    """Temporal's sandbox, which for contexts is not entered."""
+class _ContextFreeRunner(SandboxedWorkflowRunner):
+    """Temporal's sandbox, not entered for contexts."""
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        return _DirectInstance(super().create_instance(det))
+        return _ContextFreeInstance(super().create_instance(det))
 
 
-class _DirectInstance(WorkflowInstance):
+class _ContextFreeInstance(WorkflowInstance):
+    """A sandboxed run that answers context lookups outside its sandbox."""
+
     def __init__(self, sandboxed: WorkflowInstance) -> None:
         self._sandboxed = sandboxed
 
@@ -93,7 +108,7 @@ class _DirectInstance(WorkflowInstance):
         return None
 
     def get_external_store_context(self, command_info: Any) -> StorageDriverStoreContext:
-        return _NOWHERE
+        return _NO_TARGET
 
     def get_info(self) -> Any:
         return self._sandboxed.get_info()

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, DescribeTaskQueueResponse
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import Runtime
@@ -28,11 +25,10 @@ from perdure.errors import DefinitionError, ModelError, NotReachable
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
-from perdure.versions import Routing, new_runs_problem, version_of
-from perdure.versions import routing_of as routing_in
+from perdure.versions import new_runs_problem, version_of
 
 from ..activities.traffic.circuit import Circuits
-from .connection import connect_temporal
+from .connection import connect_temporal, describe_task_queue
 from .load import Definitions, load_files
 from .observe import health
 from .observe.parked import report_parked_runs
@@ -145,7 +141,8 @@ async def _tell_if_waiting(args: WorkerArgs, temporal: Client) -> None:
     if own is None:
         return
     with contextlib.suppress(RPCError):
-        waiting = new_runs_problem(await routing_of(temporal, args.settings.task_queue), own)
+        task_queue = await describe_task_queue(temporal, args.settings.task_queue)
+        waiting = new_runs_problem(task_queue.routing, own)
         if waiting is not None:
             args.notify(waiting)
 
@@ -260,31 +257,11 @@ async def _polls(
     identity = str(active["identity"] or temporal.identity)
     async with asyncio.timeout(_POLLING_WITHIN):
         while not running.done() and not stopping.done():
-            if identity in await pollers(temporal, task_queue):
+            described = await describe_task_queue(temporal, task_queue)
+            if any(poller.identity == identity for poller in described.pollers):
                 return True
             await asyncio.sleep(0.02)
     return False
-
-
-async def pollers(temporal: Client, task_queue: str) -> dict[str, Any]:
-    """Who takes workflow tasks from the queue, by identity, with the server's time of the last poll."""
-    described = await _described(temporal, task_queue)
-    return {poller.identity: poller.last_access_time.ToDatetime() for poller in described.pollers}
-
-
-async def routing_of(temporal: Client, task_queue: str) -> Routing:
-    """To which versions the queue's new runs go, and which ask for them."""
-    return routing_in(await _described(temporal, task_queue))
-
-
-async def _described(temporal: Client, task_queue: str) -> DescribeTaskQueueResponse:
-    return await temporal.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=temporal.namespace,
-            task_queue=TaskQueue(name=task_queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-        )
-    )
 
 
 @contextlib.asynccontextmanager

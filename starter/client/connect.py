@@ -9,9 +9,6 @@ from typing import Any, Literal, TypeVar
 
 import temporalio.client
 from pydantic import BaseModel, ValidationError
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -22,17 +19,15 @@ from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
 from perdure.model import digest
 from perdure.settings import Settings, load_settings
-from perdure.versions import routing_of, version_of
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW, WORKFLOWS
 from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
 from perdure.wire.results import ENDED, ListedStatus, RunResult
 
-from ...workers.connection import connect_temporal
+from ...workers.connection import connect_temporal, describe_task_queue
 from .run import Run, rpc_error
 from .session import Opening, Session, session_ended_error
 from .visibility import quote
 
-_WORKER_SEEN_WITHIN = timedelta(seconds=90)
 _KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
 """What a run calls one that it started; the id of that is its own, a slash and this."""
 _REQUEST_DIGEST = "perdure_request"
@@ -235,24 +230,14 @@ class Client:
 
     async def has_worker(self) -> bool:
         """Whether a worker to which new runs go has asked for work within the last minute and a half."""
-        request = DescribeTaskQueueRequest(
-            namespace=self.temporal.namespace,
-            task_queue=TaskQueue(name=self.task_queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-        )
         try:
-            described = await self.temporal.workflow_service.describe_task_queue(request)
+            queue = await describe_task_queue(self.temporal, self.task_queue)
         except RPCError as error:
             raise rpc_error(error) from error
-        # A worker asks for work once a minute or more often; the server lists it for five minutes.
-        # One of a version that takes no new runs does not count.
-        now, taken = datetime.now(UTC), routing_of(described).taken
-        asked = [
-            poller.last_access_time.ToDatetime(tzinfo=UTC)
-            for poller in described.pollers
-            if version_of(poller.deployment_options) in taken
-        ]
-        return any(now - at < _WORKER_SEEN_WITHIN for at in asked)
+        # A worker of a version that takes no new runs does not count.
+        return any(
+            poller.version in queue.routing.taken for poller in queue.active_pollers(datetime.now(UTC))
+        )
 
     def get(self, id: str) -> Run:  # noqa: A002
         """The run of that id, whether or not there is one."""

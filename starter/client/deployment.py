@@ -15,11 +15,9 @@ import temporalio.client
 from google.protobuf.field_mask_pb2 import FieldMask
 from temporalio.api.common.v1 import WorkflowExecution as Execution
 from temporalio.api.deployment.v1 import WorkerDeploymentVersion
-from temporalio.api.enums.v1 import RoutingConfigUpdateState, TaskQueueType, VersionDrainageStatus
-from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.enums.v1 import RoutingConfigUpdateState, VersionDrainageStatus
 from temporalio.api.workflow.v1 import VersioningOverride, WorkflowExecutionOptions
 from temporalio.api.workflowservice.v1 import (
-    DescribeTaskQueueRequest,
     DescribeWorkerDeploymentRequest,
     DescribeWorkerDeploymentResponse,
     ListWorkerDeploymentsRequest,
@@ -34,6 +32,7 @@ from perdure.errors import InvalidRequest
 from perdure.messages import Value
 from perdure.wire.names import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
 
+from ...workers.connection import describe_task_queue
 from .run import rpc_error
 from .visibility import quote
 
@@ -42,8 +41,6 @@ _Act = Callable[[WorkflowExecution], Awaitable[None]]
 Kind = Literal["run", "session"]
 Routed = Literal["current", "ramping", "draining", "drained", "inactive"]
 
-_SEEN_WITHIN: Final = 90.0
-"""Seconds since a worker last asked for work; it asks once a minute or more often."""
 _AT_A_TIME: Final = 8
 _UNVERSIONED: Final = ""
 _POLLING_WITHIN: Final = 2.0
@@ -167,19 +164,11 @@ class Deployment:
 
     async def _workers(self) -> dict[str, int]:
         """How many workers of each build ask the task queue for workflow tasks; "": without a version."""
-        asked = DescribeTaskQueueRequest(
-            namespace=self._temporal.namespace,
-            task_queue=TaskQueue(name=self._task_queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-        )
-        described = await _asked(self._service.describe_task_queue(asked))
+        queue = await _asked(describe_task_queue(self._temporal, self._task_queue))
         found: dict[str, set[str]] = {}
-        now = datetime.now(UTC).timestamp()
-        for poller in described.pollers:
-            options = poller.deployment_options
-            recent = now - _seconds(poller.last_access_time) < _SEEN_WITHIN
-            if recent and options.deployment_name in (self.name, ""):
-                build = options.build_id if options.deployment_name else _UNVERSIONED
+        for poller in queue.active_pollers(datetime.now(UTC)):
+            deployment, _, build = (poller.version or _UNVERSIONED).partition(":")
+            if deployment in (self.name, _UNVERSIONED):
                 found.setdefault(build, set()).add(poller.identity)
         return {build: len(identities) for build, identities in found.items()}
 

@@ -1,6 +1,8 @@
 """What is built is our modules and nothing else; what the sandbox shares is the vocabulary."""
 
 import ast
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,5 +115,26 @@ def test_a_wheel_holds_our_modules_and_data_and_nothing_else(tmp_path: Path) -> 
         check=True,
     )
     [wheel] = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert held == modules() | {"perdure/prices.json", "perdure/py.typed"}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == modules() | {"perdure/prices.json", "perdure/py.typed"}
+    assert shared_modules(wheel, tmp_path / "installed") == [sorted(PURE), sorted(SHELLS)]
+
+
+def shared_modules(wheel: Path, folder: Path) -> Any:
+    """The modules that the sandbox shares when our package is imported from the wheel, not from here."""
+    zipfile.ZipFile(wheel).extractall(folder)
+    program = (
+        "import json, perdure.workers.runner as runner\n"
+        "print(json.dumps([runner.__file__, sorted(runner.PURE), sorted(runner.SHELLS)]))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
+    file, *shared = json.loads(finished.stdout)
+    assert file == str(folder / "perdure/workers/runner.py")
+    return shared

@@ -1,6 +1,6 @@
 """To which build new runs go, and what is said to whoever gets none."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.api.deployment.v1 import WorkerDeploymentOptions, WorkerDeploymentVersion
@@ -10,6 +10,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
 from perdure.settings import load_settings
 from perdure.starter.cli.deploys import remarks
 from perdure.starter.client.deployment import Build, DeploymentStatus
+from perdure.task_queues import parse_task_queue
 from perdure.versions import Routing, new_runs_problem, routing_of, version_of, versions_problem
 
 
@@ -72,6 +73,19 @@ def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
     assert versions_problem(routing_of(described("a", None, 0, "a", None))) is None
     assert versions_problem(routing_of(described(None, None, 0, None))) is None
     assert versions_problem(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
+
+
+def test_a_worker_that_has_stopped_polling_is_not_active() -> None:
+    """The server lists a worker for five minutes after its last poll."""
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    description = described("a", None, 0, "a", None)
+    for poller, name, age in zip(description.pollers, ("running", "ended"), (89, 91), strict=True):
+        poller.identity = name
+        poller.last_access_time.FromDatetime(now - timedelta(seconds=age))
+    queue = parse_task_queue(description)
+    assert [poller.identity for poller in queue.pollers] == ["running", "ended"]
+    assert [poller.version for poller in queue.active_pollers(now)] == ["desk:a"]
+    assert queue.routing.taken == {"desk:a"}
 
 
 def test_a_worker_has_a_version_when_both_its_names_are_set() -> None:

@@ -16,11 +16,9 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
-    DescribeTaskQueueRequest,
     GetSystemInfoRequest,
     PollActivityTaskQueueRequest,
 )
@@ -32,9 +30,9 @@ from perdure.settings import Settings, load_settings
 from perdure.versions import versions_problem
 
 from ..attributes import missing_search_attributes
-from ..connection import connect_temporal, store_of
+from ..connection import configured_store, connect_temporal, describe_task_queue
 from ..dev.server import find_binary
-from ..worker import exit_now, pollers, print_stderr, routing_of, run_process
+from ..worker import exit_now, print_stderr, run_process
 from .health import read as read_health
 from .parked import count_by_cause
 
@@ -134,7 +132,7 @@ def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | No
 
 
 async def _blobs(settings: Settings) -> Finding:
-    store = store_of(settings)
+    store = configured_store(settings)
     data = b"perdure doctor was here"
     if await store.get(await store.put(data)) != data:
         return Finding(
@@ -170,15 +168,16 @@ async def _attributes(temporal: Client, settings: Settings) -> Finding:
 
 
 async def _worker(temporal: Client, settings: Settings) -> Finding:
-    found = await pollers(temporal, settings.task_queue)
-    if not found:
+    task_queue = await describe_task_queue(temporal, settings.task_queue)
+    if not task_queue.pollers:
         text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
         return Finding(name="worker", verdict="warn", text=text)
-    wrong = versions_problem(await routing_of(temporal, settings.task_queue))
+    wrong = versions_problem(task_queue.routing)
     if wrong is not None:
         return Finding(name="worker", verdict="warn", text=wrong)
-    # The server remembers for five minutes, so one that has ended may be among them.
-    text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(sorted(found))}"
+    # The server lists a worker for five minutes after its last poll, so some of these may have ended.
+    identities = sorted({poller.identity for poller in task_queue.pollers})
+    text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(identities)}"
     return Finding(name="worker", verdict="ok", text=text)
 
 
@@ -214,23 +213,28 @@ async def _circuits(temporal: Client, settings: Settings) -> Finding:
 
 
 async def _clock(temporal: Client, settings: Settings) -> Finding:
-    """The server notes when somebody asked a queue for work: its clock, for the price of a question."""
-    service, queue = temporal.workflow_service, TaskQueue(name=f"{_PROBE}-{os.getpid()}")
-    poll = PollActivityTaskQueueRequest(namespace=temporal.namespace, task_queue=queue, identity=_PROBE)
-    asked = time.time()
-    asking = asyncio.ensure_future(service.poll_activity_task_queue(poll, timeout=timedelta(seconds=10)))
-    kind = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-    describe = DescribeTaskQueueRequest(namespace=temporal.namespace, task_queue=queue, task_queue_type=kind)
+    """Compare the server's clock with ours.
+
+    The server has no call for its time. It does note when a queue was last polled, so we poll a queue of
+    our own and read that time.
+    """
+    queue = f"{_PROBE}-{os.getpid()}"
+    request = PollActivityTaskQueueRequest(
+        namespace=temporal.namespace, task_queue=TaskQueue(name=queue), identity=_PROBE
+    )
+    began = time.time()
+    poll = asyncio.ensure_future(
+        temporal.workflow_service.poll_activity_task_queue(request, timeout=timedelta(seconds=10))
+    )
     try:
-        while not (seen := (await service.describe_task_queue(describe)).pollers):
-            if asking.done():
-                asking.result()
+        while not (pollers := (await describe_task_queue(temporal, queue, tasks="activity")).pollers):
+            if poll.done():
+                poll.result()  # raises why the server refused the poll
             await asyncio.sleep(0.02)
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-    then = seen[0].last_access_time
-    return _skew(then.seconds + then.nanos / 1e9, asked, time.time())
+        poll.cancel()
+        await asyncio.gather(poll, return_exceptions=True)
+    return _skew(pollers[0].last_poll.timestamp(), began, time.time())
 
 
 def _skew(there: float, earliest: float, latest: float) -> Finding:
