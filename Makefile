@@ -1,8 +1,8 @@
-# Few targets, and CI runs exactly these. Needs Python 3.11 or newer and nothing else.
+# `.ci/run` is lint, types, bench-quick, chaos-quick and test. Needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types lock record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -42,6 +42,10 @@ chaos: .venv/ready           ## 200 public tasks under each kind of fault, then 
 
 chaos-quick: .venv/ready     ## Some of the tasks, faults of several kinds together: at most three minutes
 	$(BIN)/python -m proofs.chaos quick
+
+# One after the other: each measures, so none may share the machine. A failure does not stop the rest.
+proofs: .venv/ready          ## Every heavy suite: four hours, two of them the soak; SOAK_MINUTES=... for another length
+	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress chaos bench soak
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
