@@ -97,11 +97,11 @@ class CallSpan:
         """Set what is not None."""
         self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
-    def content(self, name: str, value: Any) -> None:
+    def set_content(self, name: str, value: Any) -> None:
         """Record content as JSON, secrets masked."""
         self._span.set_attribute(name, redact(json.dumps(value, ensure_ascii=False, default=str)))
 
-    def failed(self, kind: str, message: str) -> None:
+    def set_error(self, kind: str, message: str) -> None:
         """The call ended in an error of that kind."""
         self.labels["error.type"] = kind
         self._span.set_attribute("error.type", kind)
@@ -124,7 +124,7 @@ def model_call(
         yield span
 
 
-def answered(
+def record_answer(
     span: CallSpan,
     *,
     agent: str,
@@ -175,7 +175,7 @@ def _call(name: str, kind: SpanKind, labels: Attributes, seconds: metrics.Histog
         try:
             yield span
         except (Exception, asyncio.CancelledError) as error:
-            span.failed(error_kind(error), type(error).__name__)
+            span.set_error(error_kind(error), type(error).__name__)
             raise
         finally:
             seconds.record(time.perf_counter() - began, span.labels)

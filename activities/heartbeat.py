@@ -15,7 +15,7 @@ _QUIET = timedelta(milliseconds=500)
 """How often an unchanged state is repeated: the server answers heartbeats with stop requests."""
 
 
-class Heart:
+class Heartbeats:
     """Beats while the body runs: soon what is new, and now and then what is not. A short call has no beat
     at all: each is a write to the server's database.
 
@@ -27,7 +27,7 @@ class Heart:
         self._interval = interval
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Heart":
+    async def __aenter__(self) -> "Heartbeats":
         self._task = asyncio.create_task(self._beat())
         return self
 

@@ -1,4 +1,13 @@
-"""The model call: one activity, streaming, with heartbeats that carry the partial text."""
+"""Model call: an activity that streams the reply and reports the partial text in heartbeats.
+
+Theory of operation. An activity attempt is `call_model`. It resolves the run's spec and messages from the
+worker's cache (`Transcripts`), builds the provider's request, waits for admission (`Traffic`), and reads the
+stream. Only a `Reply` event is an answer. The reply is checked once, here, so that replay reads the result of
+the check instead of judging again.
+
+Usage is never lost: each attempt reports what it has spent in its heartbeats, and the next attempt, or the
+failure, adds it up. Every exception leaves as an ApplicationError whose type is an `ErrorKind`.
+"""
 
 import asyncio
 import random
@@ -33,21 +42,25 @@ from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .content.redact import redact
-from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, checked
-from .content.transcripts import Sight, Transcripts
-from .heartbeat import Heart, last_progress, worker_is_ending
+from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, check_reply
+from .content.transcripts import ModelView, Transcripts
+from .heartbeat import Heartbeats, last_progress, worker_is_ending
 from .telemetry import model_span
 from .traffic.admission import Traffic
-from .traffic.circuit import CircuitOpen
+from .traffic.circuit import CircuitOpen, Ticket
 from .traffic.rates import Throttled
 
-MOST_PATIENCE = timedelta(minutes=10)
-"""A provider that asks for a longer wait is treated as out of order: fall back or park."""
+LONGEST_RETRY_AFTER = timedelta(minutes=10)
+"""Longest delay of a provider that the activity's own retries wait for. Beyond it the call fails at once, and
+the run falls back to another model or parks."""
+
+_QUIET_BEAT = timedelta(seconds=1)
+"""Heartbeat interval of a call whose text nobody streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCalls:
-    """The models this worker can reach."""
+    """Activity `call_model`, with the models that this worker can reach."""
 
     models: Mapping[str, Model]
     agents: Mapping[str, Agent]
@@ -55,179 +68,206 @@ class ModelCalls:
     blobs: BlobStore
     traffic: Traffic = field(default_factory=Traffic)
     progress_interval: timedelta = timedelta(milliseconds=150)
-    first_nap: timedelta = timedelta(seconds=30)
-    """About so long after a failure that may pass, a parked run tries again."""
+    parked_retry: timedelta = timedelta(seconds=30)
+    """Mean delay before a parked run retries after a transient failure."""
 
     @activity.defn(name=CALL_MODEL)
-    async def call_model(self, want: ModelInput) -> ModelOutcome:
-        """Ask the model once. A stop from outside ends it early and keeps what was said.
+    async def call_model(self, call: ModelInput) -> ModelOutcome:
+        """Call the model once; a stop request ends the call early and keeps the partial text.
 
         Raises:
             ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
 
         """
-        before = _spent_before()
-        call: _Call | None = None
+        before = _usage_of_earlier_attempts()
+        attempt: _Attempt | None = None
 
         def progress(seq: int, window: int) -> Progress:
-            return _progress(want, seq, spent=before) if call is None else call.progress(seq, window)
+            if attempt is None:
+                return _progress(call, seq, spent=before)
+            return attempt.progress(seq, window)
 
-        # From the first moment: what is to be sent may have to be fetched, from a worker or a store.
-        async with Heart(progress, self.progress_interval if want.stream else timedelta(seconds=1)):
+        # Heartbeats begin before the request is built: its messages and blobs may have to be fetched
+        # from the run or from a store, and a stop request must arrive meanwhile.
+        async with Heartbeats(progress, self.progress_interval if call.stream else _QUIET_BEAT):
             try:
-                spec = await self.transcripts.spec(want.spec_digest)
-                sight = await self.transcripts.view(want)
+                spec = await self.transcripts.get_spec(call.spec_digest)
+                view = await self.transcripts.get_view(call)
             except ApplicationError as error:
-                raise _with_what_was_spent(error, before) from None
-            chosen = spec.models[want.model]
-            call = _Call(want=want, spec=spec, chosen=chosen, before=before, first_nap=self.first_nap)
-            return await self._made(call, sight)
+                raise _add_usage(error, before) from None
+            attempt = _Attempt(
+                call=call,
+                spec=spec,
+                model=spec.models[call.model],
+                before=before,
+                parked_retry=self.parked_retry,
+            )
+            return await self._run(attempt, view)
 
-    async def _made(self, call: "_Call", sight: Sight) -> ModelOutcome:
+    async def _run(self, attempt: "_Attempt", view: ModelView) -> ModelOutcome:
+        """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
         try:
-            request = await self._request(call, sight)
-            return await self._answer(call, request)
+            request = await self._build_request(attempt, view)
+            return await self._call_with_span(attempt, request)
         except ApplicationError:
             raise
         except asyncio.CancelledError:
             if not worker_is_ending():
                 raise
-            # Said as it is: the last attempt's error decides what becomes of the run.
-            raise call.failure(ModelError("connection", "the worker was stopped in mid-call")) from None
+            # A failure and not a cancellation: the run judges a call by its last attempt's error.
+            raise attempt.failure(ModelError("connection", "the worker was stopped in mid-call")) from None
         except ModelError as error:
             # Not "from error": with a provider's whole chain of causes the failure passes the
             # server's size limit, and the server then keeps nothing of it.
-            raise call.failure(error) from None
+            raise attempt.failure(error) from None
         except Exception as error:
-            activity.logger.exception("model call failed in a way not foreseen")
-            raise call.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
+            activity.logger.exception("model call failed with an unexpected exception")
+            raise attempt.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
 
-    async def _request(self, call: "_Call", sight: Sight) -> ModelRequest:
-        want, spec = call.want, call.spec
+    async def _build_request(self, attempt: "_Attempt", view: ModelView) -> ModelRequest:
+        call, spec = attempt.call, attempt.spec
         instructions = spec.instructions
-        if want.note:
-            instructions = f"{instructions}\n\n{want.note}".strip()
+        if call.note:
+            instructions = f"{instructions}\n\n{call.note}".strip()
         return ModelRequest(
-            config=call.chosen.config,
+            config=attempt.model.config,
             instructions=instructions,
-            messages=sight.messages,
-            tools=_definitions(spec, want),
-            tool_choice=want.tool_choice,
-            max_tokens=want.max_tokens,
-            step=want.step,
-            user=want.user,
-            blobs={name: await self._blob(name) for name in sight.blobs},
+            messages=view.messages,
+            tools=_tool_definitions(spec, call),
+            tool_choice=call.tool_choice,
+            max_tokens=call.max_tokens,
+            step=call.step,
+            user=call.user,
+            blobs={name: await self._read_blob(name) for name in view.blobs},
         )
 
-    async def _blob(self, name: str) -> bytes:
+    async def _read_blob(self, name: str) -> bytes:
         try:
             return await self.blobs.get(name)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise ModelError("storage", f"a picture or document cannot be read ({why})") from None
 
-    async def _answer(self, call: "_Call", request: ModelRequest) -> ModelOutcome:
+    async def _call_with_span(self, attempt: "_Attempt", request: ModelRequest) -> ModelOutcome:
+        """Call the model within its span; a call that a person stopped gives its partial text."""
         model = self.models.get(request.config.provider)
         if model is None:
             known = ", ".join(sorted(self.models))
             raise ModelError("not_found", f"no provider {request.config.provider!r}; there are: {known}")
-        with model_span(call.chosen.config, call.want, request) as span:
+        with model_span(attempt.model.config, attempt.call, request) as span:
             try:
-                reply = await self._asked(call, model, request)
+                reply = await self._call_guarded(attempt, model, request)
             except asyncio.CancelledError:
-                if not _asked_to_stop():
-                    raise  # the worker is shutting down, or we were given up for dead: try again
-                reply = call.partial()
-            outcome = self._outcome(call, request, reply)
-            span.done(outcome)
+                # Otherwise the worker shuts down, or the server gave this attempt up: it is made again.
+                if not _stop_was_requested():
+                    raise
+                reply = attempt.partial_reply()
+            outcome = self._outcome(attempt, request, reply)
+            span.record(outcome)
             return outcome
 
-    async def _asked(self, call: "_Call", model: Model, request: ModelRequest) -> Reply:
-        """Ask, when it is this call's turn; and let others know how it went."""
-        name, circuits = request.config.name, self.traffic.circuits
-        limits = (request.config.provider, name)
+    async def _call_guarded(self, attempt: "_Attempt", model: Model, request: ModelRequest) -> Reply:
+        """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""
+        circuits = self.traffic.circuits
+        limits = (request.config.provider, request.config.name)
+        # Settings are checked before admission: a call that is never sent must not occupy a probe.
         model.check(request.config)
+        ticket = await self._admit(attempt, request, limits)
         try:
-            waits = not call.can_fall_back("circuit_open")
-            # Once, and where nobody else could answer: then the outage is what it was.
-            force_once = waits and call.want.force_once and activity.info().attempt == 1
-            ticket = await self.traffic.admit(
-                name, limits, lambda: _reads(request), waits=waits, force_once=force_once
-            )
-        except CircuitOpen as refusal:
-            kind: ErrorKind = "rate_limited" if refusal.asked_for else "circuit_open"
-            raise ModelError(kind, str(refusal), retry_after=refusal.known_after) from None
-        except Throttled as refusal:
-            raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
-        try:
-            reply = await call.listen(model, request)
+            reply = await attempt.stream_reply(model, request)
         except ModelError as error:
-            circuits.failed(ticket, error.kind, error.retry_after)
+            circuits.record_failure(ticket, error.kind, error.retry_after)
             raise
         except BaseException:
-            circuits.left(ticket)
+            # A cancelled call says nothing about the provider's health.
+            circuits.release(ticket)
             raise
-        circuits.succeeded(ticket)
-        await self.traffic.rates.spent(limits, reply.usage.output_tokens)
+        circuits.record_success(ticket)
+        await self.traffic.rates.count_tokens(limits, reply.usage.output_tokens)
         return reply
 
-    def _outcome(self, call: "_Call", request: ModelRequest, reply: Reply) -> ModelOutcome:
-        want = call.want
-        read = checked(reply, want.step, call.spec, request.tools, self.agents.get(want.agent))
-        cost = call.chosen.price.cost_microusd(reply.usage) if call.chosen.price else None
+    async def _admit(self, attempt: "_Attempt", request: ModelRequest, limits: tuple[str, ...]) -> Ticket:
+        """Wait until circuit and rate limits admit the call; a refusal becomes a ModelError."""
+        is_last_model = not attempt.can_fall_back("circuit_open")
+        # Only the first attempt is forced, and only where no other model could answer. A second one
+        # would press on a provider that the first has just seen fail.
+        force_once = is_last_model and attempt.call.force_once and activity.info().attempt == 1
+        try:
+            return await self.traffic.admit(
+                request.config.name,
+                limits,
+                lambda: _input_tokens(request),
+                wait_out_outage=is_last_model,
+                force_once=force_once,
+            )
+        except CircuitOpen as refusal:
+            kind: ErrorKind = "rate_limited" if refusal.by_provider else "circuit_open"
+            raise ModelError(kind, str(refusal), retry_after=refusal.park_for) from None
+        except Throttled as refusal:
+            raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
+
+    def _outcome(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> ModelOutcome:
+        """Return the checked reply as the activity's result, and remember it for the next step."""
+        call, model = attempt.call, attempt.model
+        checked = check_reply(reply, call.step, attempt.spec, request.tools, self.agents.get(call.agent))
         meta = ReplyMeta(
-            step=want.step,
-            model=call.chosen.config.name,
+            step=call.step,
+            model=model.config.name,
             usage=reply.usage,
-            cost_microusd=cost,
+            cost_microusd=model.price.cost_microusd(reply.usage) if model.price else None,
             stop=reply.stop,
-            duration_ms=round((time.monotonic() - call.began) * 1000),
+            duration_ms=round((time.monotonic() - attempt.began) * 1000),
             attempts=activity.info().attempt,
             request_id=reply.request_id,
             request_digest=reply.request_digest,
         )
-        message = Message(role="assistant", parts=read.parts, meta=meta)
-        self.transcripts.add_reply(want.view.length, message)
+        message = Message(role="assistant", parts=checked.parts, meta=meta)
+        self.transcripts.add_reply(call.view.length, message)
         return ModelOutcome(
             message=message,
             stop=reply.stop,
-            output=read.output,
-            output_problem=read.problem,
-            wasted=call.before,
-            wasted_microusd=call.wasted_microusd(call.before),
+            output=checked.output,
+            output_problem=checked.problem,
+            wasted=attempt.before,
+            wasted_microusd=attempt.cost_microusd(attempt.before),
         )
 
 
-class _Call:
-    """One attempt: what it has heard so far, and what it and those before it have cost."""
+class _Attempt:
+    """Attempt of a model call: the text and usage read so far, and the usage of earlier attempts."""
 
     def __init__(
         self,
         *,
-        want: ModelInput,
+        call: ModelInput,
         spec: AgentSpec,
-        chosen: ModelSpec,
+        model: ModelSpec,
         before: Usage,
-        first_nap: timedelta,
+        parked_retry: timedelta,
     ) -> None:
-        self.first_nap = first_nap
-        self.want = want
+        self.call = call
         self.spec = spec
-        self.chosen = chosen
+        self.model = model
         self.before = before
+        self.parked_retry = parked_retry
         self.began = time.monotonic()
         self.text = ""
         self.usage: Usage | None = None
 
-    async def listen(self, model: Model, request: ModelRequest) -> Reply:
-        """Hear the model out. Only a Reply is an answer."""
+    async def stream_reply(self, model: Model, request: ModelRequest) -> Reply:
+        """Read the model's stream to its Reply, within the configured timeout.
+
+        Raises:
+            ModelError: the provider's own; "timeout"; "stream_cut" when the stream ends without a Reply.
+
+        """
         try:
             async with asyncio.timeout(request.config.timeout.total_seconds()):
-                return await self._heard(model.stream(request))
+                return await self._read_stream(model.stream(request))
         except TimeoutError:
-            raise ModelError("timeout", f"no whole answer within {request.config.timeout}") from None
+            raise ModelError("timeout", f"no complete answer within {request.config.timeout}") from None
 
-    async def _heard(self, events: AsyncIterator[ModelEvent]) -> Reply:
+    async def _read_stream(self, events: AsyncIterator[ModelEvent]) -> Reply:
         try:
             async for event in events:
                 match event:
@@ -241,55 +281,56 @@ class _Call:
                         pass
         finally:
             await _close(events)
+        # Text without a Reply is no answer: without the provider's own end mark it may be cut anywhere.
         raise ModelError("stream_cut", "the answer stopped before its end")
 
     def progress(self, seq: int, window: int) -> Progress:
-        """What to tell those who watch."""
+        """Return the heartbeat for watchers: the last `window` characters of the text, and the usage."""
         offset = max(len(self.text) - window, 0)
-        text = self.text[offset:] if self.want.stream else ""
-        return _progress(self.want, seq, offset=offset, text=text, spent=self.before + self.estimate())
+        text = self.text[offset:] if self.call.stream else ""
+        return _progress(self.call, seq, offset=offset, text=text, spent=self.before + self.estimated_usage())
 
-    def estimate(self) -> Usage:
-        """What this attempt has cost up to now: a cut call has been paid for all the same."""
+    def estimated_usage(self) -> Usage:
+        """Return the usage of this attempt so far, output estimated: providers bill for cut calls too."""
         if self.usage is None:
             return Usage()
-        heard = estimate_tokens(len(self.text.encode()))
-        output = max(self.usage.output_tokens, heard)
+        output = max(self.usage.output_tokens, estimate_tokens(len(self.text.encode())))
         return self.usage.model_copy(update={"output_tokens": output, "estimated": True})
 
-    def partial(self) -> Reply:
-        """What was said when the call was stopped, as an answer."""
+    def partial_reply(self) -> Reply:
+        """Return the text read so far as a reply whose stop is "cancelled"."""
         parts = (Text(text=self.text),) if self.text else ()
-        return Reply(parts=parts, stop="cancelled", usage=self.estimate())
+        return Reply(parts=parts, stop="cancelled", usage=self.estimated_usage())
 
-    def wasted_microusd(self, usage: Usage) -> int:
-        return self.chosen.price.cost_microusd(usage) if self.chosen.price else 0
+    def cost_microusd(self, usage: Usage) -> int:
+        """Return the cost of the usage at the model's pinned price; 0 where the price is unknown."""
+        return self.model.price.cost_microusd(usage) if self.model.price else 0
 
     def can_fall_back(self, kind: ErrorKind) -> bool:
-        """Whether another model of the chain is taken on such an error."""
-        others = self.spec.models[self.want.model + 1 :]
-        return any(RULES[kind].falls_back if one.on is None else kind in one.on for one in others)
+        """Check whether a later model of the chain takes over on an error of this kind."""
+        later = self.spec.models[self.call.model + 1 :]
+        return any(RULES[kind].falls_back if model.on is None else kind in model.on for model in later)
 
     def failure(self, error: ModelError) -> ApplicationError:
-        """The error as Temporal is to take it. Also leaves the cost where the next attempt finds it."""
-        spent = self.before + (error.usage or self.estimate())
-        activity.heartbeat(_progress(self.want, 0, spent=spent))
+        """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""
+        spent = self.before + (error.usage or self.estimated_usage())
+        activity.heartbeat(_progress(self.call, 0, spent=spent))
         message = truncate_middle(redact(str(error)))
         failure = ModelFailure(
             kind=error.kind,
             message=message,
             wasted=spent,
-            wasted_microusd=self.wasted_microusd(spent),
-            retry_in=_heals_after(error, self.first_nap),
+            wasted_microusd=self.cost_microusd(spent),
+            retry_in=_auto_retry_delay(error, self.parked_retry),
         )
         activity.logger.warning("model call failed: %s: %s", error.kind, message)
-        too_long = error.retry_after is not None and error.retry_after > MOST_PATIENCE
+        too_long = error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER
         return ApplicationError(
             message,
             failure,
             type=error.kind,
             non_retryable=too_long or not RULES[error.kind].retried,
-            # Said in one line below; Temporal would log its own traceback of it.
+            # The line above says it already. Temporal would log a traceback too, which only a bug needs.
             category=ApplicationErrorCategory.UNSPECIFIED
             if error.kind == "bug"
             else ApplicationErrorCategory.BENIGN,
@@ -297,8 +338,8 @@ class _Call:
         )
 
 
-def _with_what_was_spent(error: ApplicationError, before: Usage) -> ApplicationError:
-    """The last attempt may not even reach the run: what those before it had cost is told all the same."""
+def _add_usage(error: ApplicationError, before: Usage) -> ApplicationError:
+    """Return the error with the usage of earlier attempts added: this one never reached the model."""
     failure = error.details[0] if error.details else None
     if not isinstance(failure, ModelFailure):
         return error
@@ -312,29 +353,32 @@ def _with_what_was_spent(error: ApplicationError, before: Usage) -> ApplicationE
     )
 
 
-def _progress(want: ModelInput, seq: int, **more: Any) -> Progress:
-    return Progress(call=f"step-{want.step}", attempt=activity.info().attempt, seq=seq, **more)
+def _progress(call: ModelInput, seq: int, **fields: Any) -> Progress:
+    return Progress(call=f"step-{call.step}", attempt=activity.info().attempt, seq=seq, **fields)
 
 
-def _reads(request: ModelRequest) -> int:
+def _input_tokens(request: ModelRequest) -> int:
     return sum(estimated_tokens(message) for message in request.messages)
 
 
-def _heals_after(error: ModelError, first_nap: timedelta) -> timedelta | None:
-    """When to look again, for what may pass: never before the provider says, and not all at once."""
+def _auto_retry_delay(error: ModelError, parked_retry: timedelta) -> timedelta | None:
+    """Return the delay after which a parked run retries, or None if the error is not transient.
+
+    Never shorter than the provider's own delay. Spread by chance, so that parked runs do not return together.
+    """
     if not RULES[error.kind].transient:
         return None
     chance = random.random()  # noqa: S311 - no secret
     if error.kind == "circuit_open" and error.retry_after is not None:
-        # By then this worker lets one in to see; and another may know better.
-        return max(error.retry_after, first_nap / 2) * (1 + chance / 2)
+        # By then this worker's circuit admits a probe. Another worker's may admit the call sooner.
+        return max(error.retry_after, parked_retry / 2) * (1 + chance / 2)
     if error.retry_after is not None:
-        return max(error.retry_after, first_nap) * (1 + chance)
-    return first_nap * (0.5 + chance)
+        return max(error.retry_after, parked_retry) * (1 + chance)
+    return parked_retry * (0.5 + chance)
 
 
 async def _close(events: AsyncIterator[ModelEvent]) -> None:
-    """Close the provider's connection. What goes wrong in that changes nothing that was said."""
+    """Close the provider's connection; an error in closing never replaces the reply."""
     if isinstance(events, AsyncGenerator):
         try:
             await events.aclose()
@@ -342,25 +386,25 @@ async def _close(events: AsyncIterator[ModelEvent]) -> None:
             activity.logger.warning("a model's stream could not be closed", exc_info=True)
 
 
-def _asked_to_stop() -> bool:
+def _stop_was_requested() -> bool:
     details = activity.cancellation_details()
     return details is not None and details.cancel_requested
 
 
-def _spent_before() -> Usage:
+def _usage_of_earlier_attempts() -> Usage:
     progress = last_progress()
     return progress.spent if progress else Usage()
 
 
-def _definitions(spec: AgentSpec, want: ModelInput) -> tuple[ToolDefinition, ...]:
-    """The agent's tools, in their fixed order, then ours: the provider's prompt cache counts on it."""
+def _tool_definitions(spec: AgentSpec, call: ModelInput) -> tuple[ToolDefinition, ...]:
+    """Return the agent's tools in their fixed order, then ours: the provider's prompt cache counts on it."""
     tools = [tool.definition for tool in spec.tools]
     if spec.output_schema is not None:
         tools.append(FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema}))
     if spec.planning:
         tools.append(PLAN_TOOL)
-    if want.offer_handoff:
+    if call.offer_handoff:
         tools.append(HANDOFF_TOOL)
-    if want.offer_read_result:
+    if call.offer_read_result:
         tools.append(READ_RESULT_TOOL)
     return tuple(tools)

@@ -25,9 +25,9 @@ from perdure.wire.effects import KeepText, KeptText, NodeCall, Progress
 from perdure.wire.names import CALL_NODE, KEEP_TEXT
 
 from .content.redact import redact
-from .content.results import keep
-from .heartbeat import Heart
-from .traffic.transient_errors import may_pass
+from .content.results import to_content
+from .heartbeat import Heartbeats
+from .traffic.transient_errors import is_transient
 
 _BEAT = timedelta(seconds=1)
 
@@ -55,7 +55,7 @@ class NodeCalls:
             return Progress(call=want.key, attempt=activity.info().attempt, seq=seq)
 
         try:
-            async with Heart(progress, _BEAT):
+            async with Heartbeats(progress, _BEAT):
                 value = await self._called(function, given)
             return _readable(value)
         except Exception as error:
@@ -79,9 +79,9 @@ class NodeCalls:
 
     @activity.defn(name=KEEP_TEXT)
     async def keep_text(self, want: KeepText) -> KeptText:
-        """Keep a text that is too long for a model, and say what it sees of it."""
-        kept = await keep(want.text, self.blobs, want.preview_bytes)
-        shown = "".join(part.text for part in kept.content if isinstance(part, Text))
+        """KeepText a text that is too long for a model, and say what it sees of it."""
+        kept = await to_content(want.text, self.blobs, want.preview_bytes)
+        shown = "".join(part.text for part in kept.parts if isinstance(part, Text))
         return KeptText(shown=shown, spilled=kept.spilled)
 
 
@@ -119,6 +119,6 @@ def _failure(error: Exception) -> ApplicationError:
     return ApplicationError(
         truncate_middle(redact(f"{type(error).__name__}: {said}")),
         type=kind,
-        non_retryable=not may_pass(error),
+        non_retryable=not is_transient(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,
     )

@@ -25,11 +25,11 @@ class ModelSpan:
         self._span = span
         self._want = want
 
-    def done(self, outcome: ModelOutcome) -> None:
+    def record(self, outcome: ModelOutcome) -> None:
         """The call gave an answer, a partial one included."""
         meta = outcome.message.meta
         if meta is not None:
-            genai.answered(
+            genai.record_answer(
                 self._span,
                 agent=self._want.agent,
                 model=meta.model.partition(":")[2] or meta.model,
@@ -39,7 +39,7 @@ class ModelSpan:
                 cost_microusd=meta.cost_microusd,
             )
         if self._span.recording and CAPTURE_CONTENT.get():
-            self._span.content("gen_ai.output.messages", [_plain(outcome.message)])
+            self._span.set_content("gen_ai.output.messages", [_plain(outcome.message)])
 
 
 class ToolSpan:
@@ -48,12 +48,12 @@ class ToolSpan:
     def __init__(self, span: genai.CallSpan) -> None:
         self._span = span
 
-    def done(self, result: ToolResult) -> None:
+    def record(self, result: ToolResult) -> None:
         """The call gave something for the model; an error as text counts as a failed call."""
         if result.is_error:
-            self._span.failed("tool_error", "the model was told of an error")
+            self._span.set_error("tool_error", "the model was told of an error")
         if self._span.recording and CAPTURE_CONTENT.get():
-            self._span.content("gen_ai.tool.call.result", result.text)
+            self._span.set_content("gen_ai.tool.call.result", result.text)
 
 
 @contextmanager
@@ -73,8 +73,8 @@ def model_span(config: ModelConfig, want: ModelInput, request: ModelRequest) -> 
     ):
         span.set({"perdure.step": want.step, "perdure.attempt": _attempt()})
         if span.recording and CAPTURE_CONTENT.get():
-            span.content("gen_ai.system_instructions", request.instructions)
-            span.content("gen_ai.input.messages", [_plain(message) for message in request.messages])
+            span.set_content("gen_ai.system_instructions", request.instructions)
+            span.set_content("gen_ai.input.messages", [_plain(message) for message in request.messages])
         yield ModelSpan(span, want)
 
 
@@ -87,7 +87,7 @@ def tool_span(want: ToolInput) -> Generator[ToolSpan]:
     ):
         span.set({"perdure.attempt": _attempt()})
         if span.recording and CAPTURE_CONTENT.get():
-            span.content("gen_ai.tool.call.arguments", want.arguments)
+            span.set_content("gen_ai.tool.call.arguments", want.arguments)
         yield ToolSpan(span)
 
 

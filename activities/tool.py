@@ -1,4 +1,13 @@
-"""The tool call: one activity a call. What a tool does wrong becomes text for the model."""
+"""Tool call: an activity that runs a function tool and turns its failures into text for the model.
+
+Theory of operation. An activity attempt is `call_tool`. Bound arguments, admission (circuit and rate limits)
+and the tool's timeout surround the user's function, and heartbeats run until the result is stored.
+A transient failure is raised, so that Temporal retries within the tool's `ToolRetry`. Every other failure
+becomes an error result that the model reads.
+
+A write whose result is lost may have had its effect. `_CallProgress` tracks that, and passes it from attempt
+to attempt in the heartbeat, so that no fallback repeats an effect.
+"""
 
 import asyncio
 import contextvars
@@ -22,277 +31,330 @@ from perdure.tools import Tool, ToolContext
 from perdure.wire.effects import Progress, ToolInput, ToolOutcome
 from perdure.wire.names import CALL_TOOL, MAY_BE_DONE, READ_RESULT
 
-from .content.last_results import Remembered
+from .content.last_results import LastResults
 from .content.redact import redact
-from .content.results import Kept, keep, read_more
+from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
-from .heartbeat import Heart, last_progress, worker_is_ending
+from .heartbeat import Heartbeats, last_progress, worker_is_ending
 from .telemetry import tool_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen
 from .traffic.rates import Throttled
-from .traffic.transient_errors import is_timeout, may_have_reached, may_pass
+from .traffic.transient_errors import is_timeout, is_transient, may_have_taken_effect
 
-_BEAT = timedelta(seconds=1)
+_QUIET_BEAT = timedelta(seconds=1)
+"""Heartbeat interval of a call whose progress nobody streams."""
+
+_SHORTEST_BEAT = timedelta(milliseconds=150)
+_LONGEST_NOTE = 500
+"""Characters of a progress note that a tool reports."""
 
 
-class Refused(Exception):
-    """The call cannot be made as asked; the message is for the model."""
+class ArgumentsRefused(Exception):
+    """Arguments that do not fit the tool's signature; the message is for the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCalls:
-    """The tools of the agents this worker serves."""
+    """Activity `call_tool`, with the tools of the agents that this worker serves."""
 
     agents: Mapping[str, Agent]
     blobs: BlobStore
     executor: Executor
     transcripts: Transcripts
     traffic: Traffic = field(default_factory=Traffic)
-    remembered: Remembered = field(default_factory=Remembered)
+    last_results: LastResults = field(default_factory=LastResults)
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
-    async def call_tool(self, want: ToolInput) -> ToolOutcome:
-        """Make the call once. Gives a result in every case that trying again would not mend.
+    async def call_tool(self, call: ToolInput) -> ToolOutcome:
+        """Run the tool once; every failure that a retry would not mend becomes an error result.
 
         Raises:
             ApplicationError: retryable; the tool's retry policy decides how often.
 
         """
         began = time.monotonic()
-        note = _Note(want.call_id)
-        interval = self.progress_interval if want.stream else _BEAT
-        # To the very end: what a store takes its time to keep has been done, and must not be done again.
-        with tool_span(want) as span:
-            async with Heart(note.progress, max(interval, timedelta(milliseconds=150))):
-                kept, error_kind = await self._kept(want, note)
+        progress = _CallProgress(call.call_id)
+        interval = max(self.progress_interval if call.stream else _QUIET_BEAT, _SHORTEST_BEAT)
+        with tool_span(call) as span:
+            # Heartbeats go on until the result is stored: the tool has run by then, and a heartbeat
+            # timeout while a slow store writes would make Temporal run it again.
+            async with Heartbeats(progress.heartbeat, interval):
+                content, error_kind = await self._execute(call, progress)
             result = ToolResult(
-                call_id=want.call_id,
-                name=want.tool,
-                content=kept.content,
+                call_id=call.call_id,
+                name=call.tool,
+                content=content.parts,
                 is_error=error_kind is not None,
                 error_kind=error_kind,
-                spilled=kept.spilled,
-                stand_in=kept.stand_in,
+                spilled=content.spilled,
+                stand_in=content.stand_in,
                 duration_ms=round((time.monotonic() - began) * 1000),
                 attempts=activity.info().attempt,
             )
             self.transcripts.add_result(result)
-            span.done(result)
+            span.record(result)
             return ToolOutcome(result=result)
 
-    async def _kept(self, want: ToolInput, note: "_Note") -> tuple[Kept, ErrorKind | None]:
-        """What the model gets, and of which kind the error is, if it is one."""
-        if want.tool == READ_RESULT:
-            return await read_more(self.blobs, want), None
-        tool = self._tool(want, note)
+    async def _execute(
+        self, call: ToolInput, progress: "_CallProgress"
+    ) -> tuple[ResultContent, ErrorKind | None]:
+        """Return the content for the model, and the kind of error it tells of, or None for a success."""
+        if call.tool == READ_RESULT:
+            return await read_more(self.blobs, call), None
+        tool = self._find_tool(call, progress)
         try:
-            value = await self._in_turn(tool, want, note)
-        except Refused as error:
-            return _said(error, name=""), "invalid_arguments"
+            value = await self._admit_and_run(tool, call, progress)
+        except ArgumentsRefused as error:
+            return _error_content(error, name=""), "invalid_arguments"
         except FatalToolError as error:
-            note.ended(error)
-            return self._given_up(tool, want, note, _said(error, name=""), "tool_error")
+            progress.mark_failed(error)
+            return self._fall_back(tool, call, progress, _error_content(error, name=""), "tool_error")
         except (CircuitOpen, Throttled) as error:
             kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
-            return self._given_up(tool, want, note, _said(error, name=""), kind)
+            return self._fall_back(tool, call, progress, _error_content(error, name=""), kind)
         except BaseException as error:
-            if not _is_the_tools_own(error):
-                raise _cut_short(error, note) from None
-            failed = error
+            if not _is_from_tool(error):
+                raise _interruption(error, progress) from None
+            failure = error
         else:
-            # Outside the try: the tool has done its work, and nothing here may have it done again.
-            try:
-                kept = await keep(value, self.blobs, want.preview_bytes)
-            except asyncio.CancelledError as error:
-                raise _cut_short(error, note) from None
-            self.remembered.keep(tool, want, kept)
-            return kept, None
-        note.ended(failed)
-        again = _again(failed, tool.retry.attempts)
-        if again is not None:
-            activity.heartbeat(note.progress(0, 0))  # the next attempt must know
-            raise again
-        kind = "tool_timeout" if is_timeout(failed) else "tool_error"
-        return self._given_up(tool, want, note, _said(failed), kind)
+            return await self._store(tool, call, progress, value), None
+        progress.mark_failed(failure)
+        retry = _retry_error(failure, tool.retry.attempts)
+        if retry is not None:
+            # The next attempt must know whether this one may have had its effect.
+            activity.heartbeat(progress.heartbeat(0, 0))
+            raise retry
+        kind = "tool_timeout" if is_timeout(failure) else "tool_error"
+        return self._fall_back(tool, call, progress, _error_content(failure), kind)
 
-    def _given_up(
-        self, tool: Tool, want: ToolInput, note: "_Note", said: Kept, kind: ErrorKind
-    ) -> tuple[Kept, ErrorKind | None]:
-        """The failure; or what the same call gave a while ago, where the tool says that this will do."""
-        earlier = self.remembered.find(tool, want)
-        if earlier is not None:
-            return earlier.told(tool.name, said), None
-        if tool.effect == "write" and note.may_have_effect:
-            # Of this kind, whatever the last attempt met: nothing else may do it in its place.
-            said = Kept(content=[*said.content, Text(text="It may or may not have taken effect.")])
-            return said, "tool_timeout"
-        return said, kind
+    async def _store(
+        self, tool: Tool, call: ToolInput, progress: "_CallProgress", value: Any
+    ) -> ResultContent:
+        """Return the tool's value as content for the transcript.
 
-    async def _in_turn(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
-        """Run the tool when it is this call's turn."""
+        Outside the tool's error handling: the tool has run, and no failure here may run it again.
+        """
+        try:
+            content = await to_content(value, self.blobs, call.preview_bytes)
+        except asyncio.CancelledError as error:
+            raise _interruption(error, progress) from None
+        self.last_results.add(tool, call, content)
+        return content
+
+    def _fall_back(
+        self, tool: Tool, call: ToolInput, progress: "_CallProgress", failure: ResultContent, kind: ErrorKind
+    ) -> tuple[ResultContent, ErrorKind | None]:
+        """Return the last result of the same call, if the tool allows that; else the failure."""
+        last = self.last_results.find(tool, call)
+        if last is not None:
+            return last.stand_in_for(tool.name, failure), None
+        if tool.effect == "write" and progress.may_have_effect:
+            # "tool_timeout", whatever the last attempt's error was: it is the kind on which no
+            # fallback may repeat the write.
+            warning = Text(text="It may or may not have taken effect.")
+            return ResultContent(parts=[*failure.parts, warning]), "tool_timeout"
+        return failure, kind
+
+    async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
         if tool.circuit:
-            return await self._watched(tool, want, note)
-        await self.traffic.rates.enter((tool_key(tool.name),), lambda: 0)
-        return await self._run(tool, want, note)
+            return await self._with_circuit(tool, call, progress)
+        return await self._rate_limited(tool, call, progress)
 
-    async def _watched(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
-        """Run the tool if its circuit lets it, and let others know how it went."""
+    async def _rate_limited(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+        """Run the tool once its rate limit has room."""
+        await self.traffic.rates.acquire((tool_key(tool.name),), lambda: 0)
+        return await self._run_with_timeout(tool, call, progress)
+
+    async def _with_circuit(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+        """Run the tool once circuit and rate limit admit it, and record the result with the circuit."""
         circuits = self.traffic.circuits
         ticket = await self.traffic.admit(tool_key(tool.name), (tool_key(tool.name),))
         try:
-            value = await self._run(tool, want, note)
+            value = await self._run_with_timeout(tool, call, progress)
         except FatalToolError:
-            circuits.succeeded(ticket)  # it answers; what it says is another matter
+            # The service answered, if only with a refusal: it is healthy.
+            circuits.record_success(ticket)
             raise
-        except Refused:
-            circuits.left(ticket)  # it was not even asked
+        except ArgumentsRefused:
+            # The tool was not called.
+            circuits.release(ticket)
             raise
         except BaseException as error:
-            circuits.failed(ticket, "tool_error") if _is_the_tools_own(error) else circuits.left(ticket)
+            if _is_from_tool(error):
+                circuits.record_failure(ticket, "tool_error")
+            else:
+                circuits.release(ticket)
             raise
-        circuits.succeeded(ticket)
+        circuits.record_success(ticket)
         return value
 
-    def _tool(self, want: ToolInput, note: "_Note") -> Tool:
-        agent = self.agents.get(want.agent)
-        tool = next((t for t in agent.tools if t.name == want.tool), None) if agent else None
+    def _find_tool(self, call: ToolInput, progress: "_CallProgress") -> Tool:
+        agent = self.agents.get(call.agent)
+        tool = next((tool for tool in agent.tools if tool.name == call.tool), None) if agent else None
         if isinstance(tool, Tool):
             return tool
-        # Another worker may have it: a deploy is under way.
-        activity.heartbeat(note.progress(0, 0))
+        # Retryable, because another worker may have the tool: a deploy is under way.
+        activity.heartbeat(progress.heartbeat(0, 0))
         raise ApplicationError(
-            f"the tool {want.tool!r} of agent {want.agent!r} is not on this worker",
-            type=MAY_BE_DONE if note.may_have_effect else None,
+            f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
+            type=MAY_BE_DONE if progress.may_have_effect else None,
         )
 
-    async def _run(self, tool: Tool, want: ToolInput, note: "_Note") -> Any:
-        context = _context(tool, want, note)
+    async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+        """Bind the arguments and run the tool within its timeout.
+
+        Raises:
+            ArgumentsRefused: the arguments do not fit the signature; the tool was not called.
+            TimeoutError: no result in time. A function in a thread goes on running.
+
+        """
+        context = _tool_context(tool, call, progress)
         try:
-            arguments = tool.signature.bind(want.arguments)
+            arguments = tool.signature.bind(call.arguments)
         except ValueError as error:
-            raise Refused(f"the arguments do not fit: {error}") from None
+            raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
         if tool.signature.context is not None:
             arguments[tool.signature.context] = context
-        clock = asyncio.timeout(tool.timeout.total_seconds())
-        note.begins()
+        timeout = asyncio.timeout(tool.timeout.total_seconds())
+        progress.mark_started()
         try:
-            async with clock:
-                return await self._called(tool, arguments)
+            async with timeout:
+                return await self._invoke(tool, arguments)
         except TimeoutError as error:
-            if clock.expired():
+            # Only our own timeout is renamed. One that the tool raised keeps its message.
+            if timeout.expired():
                 raise TimeoutError(f"no result within {tool.timeout}") from error
             raise
         finally:
-            context.cancelled.set()  # a thread cannot be stopped, only told
+            # A thread cannot be stopped. A tool that watches this event can stop itself.
+            context.cancelled.set()
 
-    async def _called(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+    async def _invoke(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+        """Call the function: on the event loop if it is async, else in a thread with this context."""
         if tool.is_async:
             return await tool.function(**arguments)
-        call = functools.partial(contextvars.copy_context().run, tool.function, **arguments)
-        value = await asyncio.get_running_loop().run_in_executor(self.executor, call)
+        function = functools.partial(contextvars.copy_context().run, tool.function, **arguments)
+        value = await asyncio.get_running_loop().run_in_executor(self.executor, function)
         return await value if asyncio.iscoroutine(value) else value
 
 
-class _Note:
-    """A tool's own word on how far it is, written from any thread; and whether it may have had its effect."""
+class _CallProgress:
+    """Progress note that a tool writes from any thread, and whether the call may have had its effect."""
 
     def __init__(self, call_id: str) -> None:
         self.call_id = call_id
-        self.text = ""
-        self.may_have_effect = self._before = _touched_before()
+        self.note = ""
+        self.may_have_effect = self._earlier_may_have_effect = _earlier_attempt_may_have_effect()
 
-    def begins(self) -> None:
-        """The tool is called."""
+    def mark_started(self) -> None:
+        """Record that the tool is being called: from now on it may have its effect."""
         self.may_have_effect = True
 
-    def ended(self, error: BaseException) -> None:
-        """It failed with that."""
-        self.may_have_effect = self._before or may_have_reached(error)
+    def mark_failed(self, error: BaseException) -> None:
+        """Record the error, which may prove that this attempt had no effect."""
+        self.may_have_effect = self._earlier_may_have_effect or may_have_taken_effect(error)
 
-    def report(self, text: str) -> None:
-        self.text = truncate_middle(fix_surrogates(str(text)), 500)
+    def report(self, note: str) -> None:
+        """Set the progress note: `ToolContext.report`."""
+        self.note = truncate_middle(fix_surrogates(str(note)), _LONGEST_NOTE)
 
-    def progress(self, seq: int, window: int) -> Progress:
+    def heartbeat(self, seq: int, window: int) -> Progress:
+        """Return the heartbeat with sequence number `seq`, its note at most `window` characters."""
         return Progress(
             call=self.call_id,
             attempt=activity.info().attempt,
             seq=seq,
-            note=self.text[:window],
+            note=self.note[:window],
             may_have_effect=self.may_have_effect,
         )
 
 
-def _touched_before() -> bool:
-    """Whether an earlier attempt may have had the effect: one of which nothing was heard may have, too."""
+def _earlier_attempt_may_have_effect() -> bool:
+    """Check whether an earlier attempt may have had its effect, by the last heartbeat.
+
+    An attempt without a heartbeat may have had it: its worker can have died at any point.
+    """
     progress, attempt = last_progress(), activity.info().attempt
     return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.may_have_effect)
 
 
 def tool_key(name: str) -> str:
-    """By what circuits and rate limits know a tool."""
+    """Return the key of a tool among circuits and rate limits."""
     return f"tool:{name}"
 
 
-def _context(tool: Tool, want: ToolInput, note: _Note) -> ToolContext:
+def _tool_context(tool: Tool, call: ToolInput, progress: _CallProgress) -> ToolContext:
     info = activity.info()
     return ToolContext(
         run_id=str(info.workflow_id),
-        call_id=want.call_id,
-        idempotency_key=want.idempotency_key,
+        call_id=call.call_id,
+        idempotency_key=call.idempotency_key,
         attempt=info.attempt,
-        deadline=datetime.now(UTC) + tool.timeout,  # it may have waited for its turn
-        agent=want.agent,
-        user=want.user,
-        context=want.context,
-        report=note.report,
+        # From now, and not from the activity's start: the call may have waited for admission.
+        deadline=datetime.now(UTC) + tool.timeout,
+        agent=call.agent,
+        user=call.user,
+        context=call.context,
+        report=progress.report,
     )
 
 
-def _is_the_tools_own(error: BaseException) -> bool:
-    """Whether the tool failed; else the call was cancelled, or the process is to end."""
+def _is_from_tool(error: BaseException) -> bool:
+    """Check whether the tool itself failed; otherwise the call was cancelled, or the process ends."""
     if isinstance(error, asyncio.CancelledError):
         return not activity.is_cancelled()
     return not isinstance(error, SystemExit | KeyboardInterrupt)
 
 
-def _cut_short(error: BaseException, note: _Note) -> BaseException:
-    """The call ends because the worker does: whoever reads the last attempt's error must know that much."""
+def _interruption(error: BaseException, progress: _CallProgress) -> BaseException:
+    """Return the error to raise for an interrupted call: when the worker ends, whether it may be done.
+
+    The run reads it from the last attempt, and does not repeat a write that may be done.
+    """
     if not worker_is_ending():
         return error
-    activity.heartbeat(note.progress(0, 0))
-    said = "The worker was stopped before the tool "
-    said += "returned; the call may or may not have taken effect." if note.may_have_effect else "was called."
-    kind = MAY_BE_DONE if note.may_have_effect else None
-    return ApplicationError(said, type=kind, category=ApplicationErrorCategory.BENIGN)
+    activity.heartbeat(progress.heartbeat(0, 0))
+    if progress.may_have_effect:
+        message = (
+            "The worker was stopped before the tool returned; the call may or may not have taken effect."
+        )
+    else:
+        message = "The worker was stopped before the tool was called."
+    kind = MAY_BE_DONE if progress.may_have_effect else None
+    return ApplicationError(message, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 
-def _again(error: BaseException, attempts: int) -> ApplicationError | None:
-    """What makes Temporal try again, while the tool's policy allows and it may help."""
-    asked_for = isinstance(error, ApplicationError) and not error.non_retryable
-    if activity.info().attempt >= attempts or not (asked_for or may_pass(error)):
+def _retry_error(error: BaseException, attempts: int) -> ApplicationError | None:
+    """Return the error that makes Temporal retry, or None if no attempt is left or a retry would not help."""
+    # A tool that raises a retryable ApplicationError asks for the retry by Temporal's own means.
+    is_requested = isinstance(error, ApplicationError) and not error.non_retryable
+    if activity.info().attempt >= attempts or not (is_requested or is_transient(error)):
         return None
     delay = None
     if isinstance(error, RetryableToolError):
         delay = error.after
     elif isinstance(error, ApplicationError):
         delay = error.next_retry_delay
-    return ApplicationError(_words(error), type=type(error).__name__, next_retry_delay=delay)
+    return ApplicationError(_error_text(error), type=type(error).__name__, next_retry_delay=delay)
 
 
-def _said(error: BaseException, *, name: str | None = None) -> Kept:
-    tried = activity.info().attempt
-    after = f" (after {tried} attempts)" if tried > 1 else ""
-    return Kept(content=[Text(text=f"{_words(error, name=name)}{after}")])
+def _error_content(error: BaseException, *, name: str | None = None) -> ResultContent:
+    attempt = activity.info().attempt
+    suffix = f" (after {attempt} attempts)" if attempt > 1 else ""
+    return ResultContent(parts=[Text(text=f"{_error_text(error, name=name)}{suffix}")])
 
 
-def _words(error: BaseException, *, name: str | None = None) -> str:
-    """What the error says, without secrets, in bounded length. Never an error itself."""
-    plain = isinstance(error, RetryableToolError | ApplicationError)
-    kind = ("" if plain else type(error).__name__) if name is None else name
+def _error_text(error: BaseException, *, name: str | None = None) -> str:
+    """Return the error's name and message, secrets masked, in bounded length. Never raises.
+
+    `name` replaces the type's name; empty for errors whose message stands alone.
+    """
+    stands_alone = isinstance(error, RetryableToolError | ApplicationError)
+    kind = ("" if stands_alone else type(error).__name__) if name is None else name
     try:
-        said = str(error)
+        message = str(error)
     except Exception:
-        said = "(an error that cannot say what it is)"
-    return truncate_middle(redact(f"{kind}: {said}" if kind else said))
+        message = "(an error that cannot say what it is)"
+    return truncate_middle(redact(f"{kind}: {message}" if kind else message))

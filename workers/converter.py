@@ -27,7 +27,7 @@ from perdure.blobs import BlobStore
 from perdure.wire.names import BLOB_STORE_FAILED
 from perdure.wire.spec import ResolvedAgent
 
-from ..activities.content.blobs import CACHE_BYTES, Recent, retried
+from ..activities.content.blobs import CACHE_BYTES, BlobCache, with_retries
 
 DRIVER_NAME: Final = "perdure-blobs"
 """Stands in histories, in each reference to a stored payload: never change it."""
@@ -43,7 +43,7 @@ class BlobDriver(StorageDriver):
 
     def __init__(self, store: BlobStore, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._store = store
-        self._recent = Recent(cache_bytes)
+        self._recent = BlobCache(cache_bytes)
 
     def name(self) -> str:
         """See `StorageDriver`."""
@@ -68,7 +68,7 @@ class BlobDriver(StorageDriver):
 
     async def _put(self, data: bytes) -> StorageDriverClaim:
         try:
-            name = await retried(lambda: self._store.put(data))
+            name = await with_retries(lambda: self._store.put(data))
         except Exception as error:
             # Not to be retried by Temporal: the activity whose result this is has had its effect.
             raise ApplicationError(
@@ -80,7 +80,7 @@ class BlobDriver(StorageDriver):
     async def _get(self, name: str) -> bytes:
         data = self._recent.get(name)
         if data is None:
-            data = await retried(lambda: self._store.get(name))
+            data = await with_retries(lambda: self._store.get(name))
             self._recent.keep(name, data)
         return data
 

@@ -123,7 +123,7 @@ class PerdurePlugin(SimplePlugin):
             blobs=self.blobs,
             traffic=traffic,
             progress_interval=interval,
-            first_nap=self.settings.parked_retry,
+            parked_retry=self.settings.parked_retry,
         )
         tool_calls = ToolCalls(
             agents=self.agents,
@@ -190,7 +190,7 @@ def _traffic(settings: Settings) -> Traffic:
         threshold=settings.circuit_threshold,
         first_wait=settings.circuit_wait,
         longest_wait=settings.circuit_wait * 4,
-        opened=circuit_opened,
+        on_open=circuit_opened,
     )
     watch_circuits(circuits)
     return Traffic(circuits=circuits, rates=RateLimits(settings.rate_limits, store))

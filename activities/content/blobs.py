@@ -30,7 +30,7 @@ _THREADS: Final = 16
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class Recent:
+class BlobCache:
     """The bytes used last, by name, up to a bound in bytes; the oldest go first."""
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -54,7 +54,7 @@ class Recent:
             self._size -= len(self._blobs.popitem(last=False)[1])
 
 
-async def retried(
+async def with_retries(
     effect: Callable[[], Awaitable[T]], *, on: type[Exception] | tuple[type[Exception], ...] = Exception
 ) -> T:
     """The effect's value, tried up to four times within about a second.
@@ -71,13 +71,13 @@ async def retried(
     return await effect()
 
 
-def name_of(data: bytes) -> str:
+def blob_name(data: bytes) -> str:
     """The name of a blob with these bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _checked(name: str, data: bytes, where: object) -> bytes:
-    if name_of(data) != name:
+    if blob_name(data) != name:
         raise OSError(f"blob {name} is damaged in {where}")
     return data
 
@@ -87,13 +87,13 @@ class FileBlobs:
 
     def __init__(self, root: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._root = root
-        self._recent = Recent(cache_bytes)
+        self._recent = BlobCache(cache_bytes)
         # Threads of its own: the default pool may be full of slow synchronous tools.
         self._threads = ThreadPoolExecutor(_THREADS, "perdure-blobs")
 
     async def put(self, data: bytes) -> str:
         """See `BlobStore`; on disk, synced, once this returns."""
-        name = await retried(lambda: self._in_thread(lambda: self._write(data)), on=OSError)
+        name = await with_retries(lambda: self._in_thread(lambda: self._write(data)), on=OSError)
         self._recent.keep(name, data)
         return name
 
@@ -101,7 +101,7 @@ class FileBlobs:
         """See `BlobStore`."""
         data = self._recent.get(name)
         if data is None:
-            data = await retried(lambda: self._in_thread(lambda: self._read(name)), on=OSError)
+            data = await with_retries(lambda: self._in_thread(lambda: self._read(name)), on=OSError)
             self._recent.keep(name, data)
         return data
 
@@ -115,7 +115,7 @@ class FileBlobs:
         return self._root / name[:2] / name[2:]
 
     def _write(self, data: bytes) -> str:
-        name = name_of(data)
+        name = blob_name(data)
         path = self._path(name)
         with contextlib.suppress(FileNotFoundError):
             # The rename below comes after the sync: a file of this name is whole.
@@ -167,7 +167,7 @@ class S3Blobs:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._endpoint_url = endpoint_url
         self._region = region
-        self._recent = Recent(cache_bytes)
+        self._recent = BlobCache(cache_bytes)
         self._threads = ThreadPoolExecutor(_THREADS, "perdure-s3")
 
     async def put(self, data: bytes) -> str:
@@ -215,7 +215,7 @@ class S3Blobs:
         return self._prefix + name
 
     def _write(self, data: bytes) -> str:
-        name = name_of(data)
+        name = blob_name(data)
         # Asking first saves the upload. Equal names are equal bytes, so a race only writes twice.
         if not self._exists(name, len(data)):
             self._s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)

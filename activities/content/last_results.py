@@ -1,4 +1,4 @@
-"""What tools gave before: an old answer in place of none, for tools that say that it will do."""
+"""Last results of tools: what a failing tool may be replaced by, where its `ToolFallback` allows that."""
 
 import time
 from collections import OrderedDict
@@ -11,58 +11,59 @@ from perdure.model import digest
 from perdure.tools import Tool
 from perdure.wire.effects import ToolInput
 
-from .results import Kept
+from .results import ResultContent
 
-_MOST: Final = 1000
-"""Answers that a worker remembers, the newest."""
+_CAPACITY: Final = 1000
+"""Results that a worker keeps."""
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """An answer, and how long ago it was given."""
+class LastResult:
+    """Result of an earlier call with the same arguments, and its age."""
 
-    kept: Kept
-    seconds: float
+    content: ResultContent
+    age_seconds: float
 
-    def told(self, tool: str, failure: Kept) -> Kept:
-        """The answer, and the model is told that it is an old one."""
-        why = "".join(part.text for part in failure.content if isinstance(part, Text))
-        note = f"({tool!r} failed: {why}\nThis is what the same call gave {self.seconds:.0f} s ago.)\n"
-        content: list[ResultPart] = [Text(text=note), *self.kept.content]
-        return replace(self.kept, content=content, stand_in="remembered")
+    def stand_in_for(self, tool: str, failure: ResultContent) -> ResultContent:
+        """Return this result as the stand-in for the failed call, with a note on its age for the model."""
+        why = "".join(part.text for part in failure.parts if isinstance(part, Text))
+        note = f"({tool!r} failed: {why}\nThis is what the same call gave {self.age_seconds:.0f} s ago.)\n"
+        parts: list[ResultPart] = [Text(text=note), *self.content.parts]
+        return replace(self.content, parts=parts, stand_in="remembered")
 
 
 @dataclass
-class Remembered:
-    """The newest answers of this process, by agent, tool, arguments, user and context."""
+class LastResults:
+    """Last results of this process, by agent, tool, arguments, user and context; in memory only."""
 
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    _known: "OrderedDict[str, tuple[float, Kept]]" = field(
-        default_factory=OrderedDict[str, tuple[float, Kept]], repr=False
+    _results: "OrderedDict[str, tuple[float, ResultContent]]" = field(
+        default_factory=OrderedDict[str, tuple[float, ResultContent]], repr=False
     )
 
-    def keep(self, tool: Tool, want: ToolInput, kept: Kept) -> None:
-        """Remember an answer, if the tool wants it."""
+    def add(self, tool: Tool, call: ToolInput, content: ResultContent) -> None:
+        """Keep the result, if the tool's fallback uses last results."""
         if tool.fallback is None or tool.fallback.remembered is None:
             return
-        key = _key(want)
-        self._known[key] = (self.clock(), kept)
-        self._known.move_to_end(key)
-        if len(self._known) > _MOST:
-            self._known.popitem(last=False)
+        key = _key(call)
+        self._results[key] = (self.clock(), content)
+        self._results.move_to_end(key)
+        if len(self._results) > _CAPACITY:
+            self._results.popitem(last=False)
 
-    def find(self, tool: Tool, want: ToolInput) -> Earlier | None:
-        """What the same call gave, if that is not too long ago."""
+    def find(self, tool: Tool, call: ToolInput) -> LastResult | None:
+        """Return the last result of the same call, or None if there is none that is young enough."""
         longest = tool.fallback.remembered if tool.fallback else None
         if longest is None:
             return None
-        found = self._known.get(_key(want))
+        found = self._results.get(_key(call))
         if found is None:
             return None
-        seconds = self.clock() - found[0]
-        return Earlier(found[1], seconds) if seconds <= longest.total_seconds() else None
+        began, content = found
+        age_seconds = self.clock() - began
+        return LastResult(content, age_seconds) if age_seconds <= longest.total_seconds() else None
 
 
-def _key(want: ToolInput) -> str:
-    """Two people never share an answer, nor two tenants that the context tells apart."""
-    return digest([want.agent, want.tool, want.arguments, want.user, want.context])
+def _key(call: ToolInput) -> str:
+    # With user and context: two people never share a result, nor two tenants that the context tells apart.
+    return digest([call.agent, call.tool, call.arguments, call.user, call.context])

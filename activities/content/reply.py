@@ -1,4 +1,4 @@
-"""Reading a reply: where a model's words become values. Each call and output is checked once, here.
+"""Reply check: each tool call and each typed output of a reply is validated once, here.
 
 What was found is part of the activity's result and so of history: replay reads it, never judges
 anew, and a newer validator cannot change a run's past.
@@ -41,7 +41,7 @@ READ_RESULT_TOOL = ToolDefinition(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class CheckedReply:
     """A reply's parts with checked calls; the output when it was given, or what was wrong with it."""
 
     parts: list[Part]
@@ -49,14 +49,14 @@ class Reading:
     problem: str | None = None
 
 
-def checked(
+def check_reply(
     reply: Reply, step: int, spec: AgentSpec, tools: Sequence[ToolDefinition], agent: Agent | None
-) -> Reading:
+) -> CheckedReply:
     """Give each call its id, and say what is wrong with those that cannot be carried out."""
     parts = _numbered(reply, step)
     if spec.output_schema is None:
         schemas = {tool.name: tool.input_schema for tool in tools}
-        return Reading(parts=[_checked(part, schemas) for part in parts])
+        return CheckedReply(parts=[_checked(part, schemas) for part in parts])
     return _with_output(parts, spec, tools, agent, reply)
 
 
@@ -112,14 +112,14 @@ def _with_output(
     tools: Sequence[ToolDefinition],
     agent: Agent | None,
     reply: Reply,
-) -> Reading:
+) -> CheckedReply:
     schemas = {tool.name: tool.input_schema for tool in tools}
     asked = [part for part in parts if isinstance(part, ToolCall)]
     finals = [call for call in asked if call.name == FINAL_ANSWER]
     if finals:
         return _from_calls(parts, finals, schemas, spec, agent)
     if asked or reply.stop not in ("end_turn", "stop_sequence"):
-        return Reading(parts=[_checked(part, schemas) for part in parts])
+        return CheckedReply(parts=[_checked(part, schemas) for part in parts])
     return _from_text(parts, spec, agent)
 
 
@@ -129,7 +129,7 @@ def _from_calls(
     schemas: Mapping[str, dict[str, Any]],
     spec: AgentSpec,
     agent: Agent | None,
-) -> Reading:
+) -> CheckedReply:
     """The first final answer that fits is the output; a model may have tried twice in one reply."""
     output, problems = None, dict[str, str]()
     for call in finals:
@@ -144,21 +144,23 @@ def _from_calls(
             marked.append(part.model_copy(update={"problem": problems.get(part.id)}))
         else:
             marked.append(_checked(part, schemas))
-    return Reading(parts=marked, output=output)
+    return CheckedReply(parts=marked, output=output)
 
 
-def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Reading:
+def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> CheckedReply:
     """Some models answer with the JSON itself instead of the call."""
     text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
     text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
         value = from_json(text, allow_inf_nan=False)
     except ValueError:
-        return Reading(parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for.")
+        return CheckedReply(
+            parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for."
+        )
     output, problem = _judged(value, spec, agent)
     if problem is not None:
-        return Reading(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER!r}.")
-    return Reading(parts=parts, output=output)
+        return CheckedReply(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER!r}.")
+    return CheckedReply(parts=parts, output=output)
 
 
 def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str | None]:

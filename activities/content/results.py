@@ -17,15 +17,15 @@ _INLINE_MEDIA_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class ResultContent:
     """Content for the transcript; `spilled` names the whole text when it was cut."""
 
-    content: list[ResultPart]
+    parts: list[ResultPart]
     spilled: str | None = None
     stand_in: str | None = None
 
 
-async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
+async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> ResultContent:
     """The value as content, its text cut to `preview_bytes`, its media in the blob store.
 
     Never an error: the tool has done its work, and must not be made to do it again because its
@@ -40,7 +40,7 @@ async def keep(value: Any, blobs: BlobStore, preview_bytes: int) -> Kept:
         shown, spilled = await _cut(text or "done", blobs, preview_bytes)
         content.append(Text(text=shown))
     content.extend([await _stored(part, blobs) for part in media])
-    return Kept(content=content, spilled=spilled)
+    return ResultContent(parts=content, spilled=spilled)
 
 
 def _readable(value: Any) -> list[ResultPart]:
@@ -92,16 +92,18 @@ async def _stored(part: Image | Document, blobs: BlobStore) -> ResultPart:
     return part.model_copy(update={"data": None, "blob": name})
 
 
-async def read_more(blobs: BlobStore, want: ToolInput) -> Kept:
+async def read_more(blobs: BlobStore, want: ToolInput) -> ResultContent:
     """The next piece of a result that was cut."""
     name, offset = str(want.arguments["result"]), int(want.arguments.get("offset", 0))
     try:
         data = await blobs.get(name)
     except (KeyError, ValueError):
-        return Kept(content=[Text(text=f"there is no result {name!r}")])
+        return ResultContent(parts=[Text(text=f"there is no result {name!r}")])
     while offset < len(data) and data[offset] & 0xC0 == 0x80:  # in the middle of a character
         offset += 1
     piece = data[offset : offset + want.preview_bytes].decode(errors="ignore")
     end = offset + len(piece.encode())
     note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
-    return Kept(content=[Text(text=piece + note if piece else "(nothing there: the result has ended)")])
+    return ResultContent(
+        parts=[Text(text=piece + note if piece else "(nothing there: the result has ended)")]
+    )

@@ -28,7 +28,7 @@ _SOON = timedelta(seconds=30)
 _MOST_SPECS = 256
 
 
-class Stale(ApplicationError):
+class StaleTranscript(ApplicationError):
     """The run does not have what this call was scheduled for; trying the same call again is no use."""
 
     def __init__(self, what: str) -> None:
@@ -36,7 +36,7 @@ class Stale(ApplicationError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class ModelView:
     """What the model is to see."""
 
     messages: tuple[Message, ...]
@@ -79,11 +79,11 @@ class Transcripts:
         self._asking: dict[str, asyncio.Future[AgentSpec]] = {}
         self._bytes = 0
 
-    async def view(self, want: ModelInput) -> Sight:
+    async def get_view(self, want: ModelInput) -> ModelView:
         """The messages the model is to see.
 
         Raises:
-            Stale: the run's transcript is not as long as the call says.
+            StaleTranscript: the run's transcript is not as long as the call says.
 
         """
         self._adopt(want.previous_run_id)
@@ -101,7 +101,7 @@ class Transcripts:
         shown = range(want.view.start, want.view.length)
         pictured = [entry.messages[i - entry.first] for i in entry.pictured if i in shown]
         blobs = {name: None for message in (*pins, *pictured) for name in message.blobs}
-        return Sight(messages=(*pins, *seen), blobs=tuple(blobs))
+        return ModelView(messages=(*pins, *seen), blobs=tuple(blobs))
 
     async def _complete(self, entry: _Entry, want: ModelInput) -> None:
         """Bring the entry to the length asked for, from memory as far as possible."""
@@ -114,7 +114,7 @@ class Transcripts:
         # A retried attempt finds some of what is fresh in the cache already.
         self._add(entry, want.new_messages[max(entry.end - base, 0) :])
 
-    async def spec(self, pin: str) -> AgentSpec:
+    async def get_spec(self, pin: str) -> AgentSpec:
         """The pinned spec of that digest; asked of the run once a worker."""
         known = self._specs.get(pin)
         if known is None:
@@ -227,7 +227,7 @@ class Transcripts:
     async def _page(self, start: int, stop: int) -> list[Message]:
         page = await self._ask(TRANSCRIPT, TranscriptQuery(start=start, stop=stop), TranscriptPage)
         if not page.messages:
-            raise Stale(f"the transcript has {page.length} messages, not {stop}")
+            raise StaleTranscript(f"the transcript has {page.length} messages, not {stop}")
         return page.messages
 
     async def _ask(self, query: str, want: Any, answer: type[_Answer]) -> _Answer:
@@ -241,7 +241,7 @@ class Transcripts:
             )
             return given
         except WorkflowQueryFailedError as error:
-            raise Stale(f"the run does not answer {query!r}: {error}") from error
+            raise StaleTranscript(f"the run does not answer {query!r}: {error}") from error
         except RPCError as error:
             # Not our bug, and nobody's fault but the network's: worth trying again, and to park for.
             failure = ModelFailure(

@@ -23,14 +23,14 @@ class CircuitOpen(Exception):
     """Nobody is to be asked for so long."""
 
     def __init__(
-        self, key: str, wait: timedelta, why: str, *, asked_for: bool, known_after: timedelta | None = None
+        self, key: str, wait: timedelta, why: str, *, by_provider: bool, park_for: timedelta | None = None
     ) -> None:
         self.retry_after = wait
-        self.known_after = known_after or wait
+        self.park_for = park_for or wait
         """When it is known again: later than it is worth another look, while a call is out to see."""
-        self.asked_for = asked_for
+        self.by_provider = by_provider
         """The provider itself named the time: then it is waited for, and not taken for an outage."""
-        said = "as the provider asks" if asked_for else f"it failed too often ({why})"
+        said = "as the provider asks" if by_provider else f"it failed too often ({why})"
         super().__init__(f"{key} is not asked for another {wait.total_seconds():.0f} s: {said}")
 
 
@@ -76,7 +76,7 @@ class Circuits:
     longest_hold: timedelta = timedelta(minutes=10)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     chance: Callable[[], float] = field(default=random.random, repr=False)
-    opened: Callable[[str], None] = field(default=lambda key: None, repr=False)
+    on_open: Callable[[str], None] = field(default=lambda key: None, repr=False)
     """Told of each opening, for metrics."""
     _known: dict[str, Circuit] = field(default_factory=dict[str, Circuit])
 
@@ -94,18 +94,18 @@ class Circuits:
             return
         held = circuit.held_until - self.clock()
         if held > 0:
-            raise CircuitOpen(key, timedelta(seconds=held), circuit.why, asked_for=True)
+            raise CircuitOpen(key, timedelta(seconds=held), circuit.why, by_provider=True)
         if circuit.until is None:
             return
         soon = self.first_wait / 2
         if circuit.probe is not None:
             later = timedelta(seconds=self._wait(circuit))
-            raise CircuitOpen(key, soon, circuit.why, asked_for=False, known_after=later)
+            raise CircuitOpen(key, soon, circuit.why, by_provider=False, park_for=later)
         left = circuit.until - self.clock()
         if left > 0 and not (force_once and self._may_insist(circuit, soon)):
-            raise CircuitOpen(key, timedelta(seconds=left), circuit.why, asked_for=False)
+            raise CircuitOpen(key, timedelta(seconds=left), circuit.why, by_provider=False)
 
-    def enter(self, key: str, *, force_once: bool = False) -> Ticket:
+    def admit(self, key: str, *, force_once: bool = False) -> Ticket:
         """Ask to make a call; `succeeded`, `failed` or `left` then says what became of it.
 
         Raises:
@@ -119,7 +119,7 @@ class Circuits:
             circuit.probe = ticket
         return ticket
 
-    def succeeded(self, ticket: Ticket) -> None:
+    def record_success(self, ticket: Ticket) -> None:
         """It answers. Only the one that was let in to see closes an open circuit: any other may have begun
         before the trouble did. A delay that the provider asked for stands.
         """
@@ -131,16 +131,16 @@ class Circuits:
         else:
             del self._known[ticket.key]
 
-    def left(self, ticket: Ticket) -> None:
+    def release(self, ticket: Ticket) -> None:
         """The call ended without telling anything of the other side."""
         circuit = self._known.get(ticket.key)
         if circuit is not None and circuit.probe is ticket:
             circuit.probe = None
 
-    def failed(self, ticket: Ticket, kind: ErrorKind, retry_after: timedelta | None = None) -> None:
+    def record_failure(self, ticket: Ticket, kind: ErrorKind, retry_after: timedelta | None = None) -> None:
         """The call failed; kinds that say nothing of the other side's health change nothing."""
         if not RULES[kind].counts_for_circuit:
-            return self.left(ticket)
+            return self.release(ticket)
         circuit = self._known.setdefault(ticket.key, Circuit())
         circuit.why = kind
         was_probe = circuit.probe is ticket
@@ -148,11 +148,11 @@ class Circuits:
             hold = min(retry_after, self.longest_hold).total_seconds()
             circuit.held_until = max(circuit.held_until, self.clock() + hold)
             if kind == "rate_limited":  # it works, and says when
-                return self.left(ticket)
+                return self.release(ticket)
         if was_probe and circuit.until is not None and self.clock() < circuit.until:
             # It insisted. Nobody else is to wait longer for it.
             circuit.insisted = self.clock()
-            return self.left(ticket)
+            return self.release(ticket)
         circuit.failures += 1
         if was_probe or (circuit.until is None and circuit.failures >= self.threshold):
             self._open(ticket.key, circuit)
@@ -191,4 +191,4 @@ class Circuits:
         circuit.openings += 1
         circuit.until = self.clock() + wait * (1 + _JITTER * self.chance())
         circuit.probe = None
-        self.opened(key)
+        self.on_open(key)

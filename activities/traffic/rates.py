@@ -75,7 +75,7 @@ class RateLimits:
     _alone: "SlidingWindowCounterRateLimiter | None" = None
     _alone_until: float = 0.0
 
-    async def enter(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> None:
+    async def acquire(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> None:
         """Wait until the call may be made; of the keys, each that has a limit counts it.
 
         Raises:
@@ -115,7 +115,7 @@ class RateLimits:
                     return want
         return None
 
-    async def spent(self, keys: tuple[str, ...], tokens: int) -> None:
+    async def count_tokens(self, keys: tuple[str, ...], tokens: int) -> None:
         """Count tokens that were read or written; those for which there is no room fill the window."""
         for key in keys:
             limit = self.limits.get(key)

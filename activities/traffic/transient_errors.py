@@ -61,7 +61,7 @@ _BEFORE_ANYTHING: Final = frozenset(
 _DEEPEST: Final = 6
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another attempt may mend it. Anything else that a tool or function raises is its answer."""
     return isinstance(error, _OURS) or _is_one_of(error, _OF_LIBRARIES)
 
@@ -71,12 +71,12 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, TimeoutError) or _is_one_of(error, _TIMEOUTS)
 
 
-def may_have_reached(error: BaseException) -> bool:
+def may_have_taken_effect(error: BaseException) -> bool:
     """Whether what failed in passing may have had its effect all the same: the line was lost on the way back.
 
     An error that no line explains is the other side's own word, or the tool's: then it has not.
     """
-    if isinstance(error, RetryableToolError) or not may_pass(error):
+    if isinstance(error, RetryableToolError) or not is_transient(error):
         return False
     return not _never_left(error, _DEEPEST)
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.activities.content.reply import checked
+from perdure.activities.content.reply import check_reply
 from perdure.agent import Agent
 from perdure.errors import ModelError
 from perdure.messages import Message, ReplyMeta
@@ -126,7 +126,7 @@ def check_events(events: list[ModelEvent]) -> None:
     assert isinstance(reply, Reply)
     assert reply.usage.total_tokens <= MOST_TOKENS
     agent = Agent(name="a", model="scripted:x")
-    read = checked(reply, 1, agent.spec(), (), agent)
+    read = check_reply(reply, 1, agent.spec(), (), agent)
     price = shipped_prices().entries[0].price
     meta = ReplyMeta(
         step=1,

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from perdure import Agent, tool
 from perdure.activities.content.blobs import FileBlobs
-from perdure.activities.content.reply import checked
-from perdure.activities.content.results import keep
+from perdure.activities.content.reply import check_reply
+from perdure.activities.content.results import to_content
 from perdure.activities.providers.draft import tool_call
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult
 from perdure.model import Reply, ToolDefinition
@@ -167,7 +167,7 @@ def test_a_reply_is_read_as_what_can_be_kept_and_read_again(
     agent: Agent, asked: list[ToolCall], text: str, stop: Any
 ) -> None:
     reply = Reply(parts=(Text(text=text), *asked), stop=stop, usage=ReplyMeta(step=1, model="m").usage)
-    read = checked(reply, 1, agent.spec(), DEFINITIONS, agent)
+    read = check_reply(reply, 1, agent.spec(), DEFINITIONS, agent)
     message = Message(role="assistant", parts=read.parts, meta=ReplyMeta(step=1, model="m"))
     outcome = ModelOutcome(message=message, stop=stop, output=read.output, output_problem=read.problem)
     again = read_again(outcome)
@@ -233,9 +233,9 @@ async def test_whatever_a_tool_gives_is_kept_as_what_can_be_read_again(
     value: Any, most: int, tmp_path_factory: Any
 ) -> None:
     blobs = FileBlobs(tmp_path_factory.getbasetemp() / "kept")
-    kept = await keep(value, blobs, most)
-    result = ToolResult(call_id="c", name="n", content=kept.content, spilled=kept.spilled)
+    kept = await to_content(value, blobs, most)
+    result = ToolResult(call_id="c", name="n", content=kept.parts, spilled=kept.spilled)
     assert ToolResult.model_validate_json(result.model_dump_json()) == result
-    assert kept.content
+    assert kept.parts
     if kept.spilled is not None:
         assert await blobs.get(kept.spilled)

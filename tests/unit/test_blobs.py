@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.activities.content.blobs import FileBlobs, Recent, S3Blobs, name_of, open_store, retried
+from perdure.activities.content.blobs import (
+    BlobCache,
+    FileBlobs,
+    S3Blobs,
+    blob_name,
+    open_store,
+    with_retries,
+)
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError
 
@@ -40,7 +47,7 @@ async def test_many_writers_of_one_blob_leave_one_whole_file(tmp_path: Path) -> 
     data = os.urandom(200_000)
     stores = [FileBlobs(tmp_path) for _ in range(4)]
     names = await asyncio.gather(*(store.put(data) for store in stores for _ in range(8)))
-    assert set(names) == {name_of(data)}
+    assert set(names) == {blob_name(data)}
     (file,) = _files(tmp_path)
     assert file.read_bytes() == data
 
@@ -93,13 +100,13 @@ async def test_blobs_are_their_owners_only(tmp_path: Path) -> None:
 
 @given(st.lists(st.binary(max_size=40)), st.integers(0, 100))
 def test_recent_never_exceeds_its_bound_and_never_lies(blobs: list[bytes], capacity: int) -> None:
-    recent = Recent(capacity)
+    recent = BlobCache(capacity)
     for blob in blobs:
-        recent.keep(name_of(blob), blob)
-        kept = {name: recent.get(name) for name in map(name_of, blobs)}
-        assert all(data is None or name_of(data) == name for name, data in kept.items())
+        recent.keep(blob_name(blob), blob)
+        kept = {name: recent.get(name) for name in map(blob_name, blobs)}
+        assert all(data is None or blob_name(data) == name for name, data in kept.items())
         assert sum(len(data) for data in kept.values() if data is not None) <= capacity
-        assert len(blob) > capacity or recent.get(name_of(blob)) == blob
+        assert len(blob) > capacity or recent.get(blob_name(blob)) == blob
 
 
 def _failing(*errors: Exception) -> tuple[list[int], Callable[[], Awaitable[str]]]:
@@ -116,18 +123,18 @@ def _failing(*errors: Exception) -> tuple[list[int], Callable[[], Awaitable[str]
 
 async def test_a_passing_failure_is_retried_and_a_lasting_one_is_raised() -> None:
     calls, effect = _failing(OSError("busy"), OSError("busy"))
-    assert await retried(effect) == "done"
+    assert await with_retries(effect) == "done"
     assert len(calls) == 3
     calls, effect = _failing(*[OSError("full")] * 9)
     with pytest.raises(OSError, match="full"):
-        await retried(effect)
+        await with_retries(effect)
     assert len(calls) == 4
 
 
 async def test_there_is_none_is_an_answer_that_is_not_asked_for_again() -> None:
     calls, effect = _failing(*[KeyError("none")] * 9)
     with pytest.raises(KeyError):
-        await retried(effect)
+        await with_retries(effect)
     assert len(calls) == 1
 
 

@@ -12,7 +12,7 @@ import urllib3
 from botocore.config import Config
 
 from perdure import FatalToolError, RetryableToolError
-from perdure.activities.traffic.transient_errors import is_timeout, may_have_reached, may_pass
+from perdure.activities.traffic.transient_errors import is_timeout, is_transient, may_have_taken_effect
 
 _SOON = 0.2
 
@@ -71,8 +71,8 @@ def test_nobody_there_may_pass_and_nothing_has_happened(
     call: Callable[[str], object], server: socket.socket
 ) -> None:
     error = _raised(call, server)
-    assert may_pass(error)
-    assert not may_have_reached(error)
+    assert is_transient(error)
+    assert not may_have_taken_effect(error)
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
@@ -81,8 +81,8 @@ def test_silence_may_pass_and_something_may_have_happened(
 ) -> None:
     server.listen()
     error = _raised(call, server)
-    assert may_pass(error)
-    assert may_have_reached(error)
+    assert is_transient(error)
+    assert may_have_taken_effect(error)
 
 
 @pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_urllib3_once, _with_boto3])
@@ -98,8 +98,8 @@ def test_a_cut_line_may_pass_and_something_may_have_happened(
     server.listen()
     threading.Thread(target=_answer, args=(server, b""), daemon=True).start()
     error = _raised(call, server)
-    assert may_pass(error)
-    assert may_have_reached(error)
+    assert is_transient(error)
+    assert may_have_taken_effect(error)
 
 
 @pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_boto3])
@@ -108,8 +108,8 @@ def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.so
     refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     threading.Thread(target=_answer, args=(server, refusal), daemon=True).start()
     error = _raised(call, server)
-    assert not may_pass(error)
-    assert not may_have_reached(error)
+    assert not is_transient(error)
+    assert not may_have_taken_effect(error)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.so
     ],
 )
 def test_errors_without_a_library(error: Exception, again: bool) -> None:
-    assert may_pass(error) is again
+    assert is_transient(error) is again
 
 
 def _goes_on_elsewhere() -> None:
@@ -138,4 +138,4 @@ def _goes_on_elsewhere() -> None:
 def test_what_a_tool_went_on_from_is_not_what_it_met() -> None:
     with pytest.raises(ConnectionResetError) as met:
         _goes_on_elsewhere()
-    assert may_have_reached(met.value)
+    assert may_have_taken_effect(met.value)

@@ -32,7 +32,7 @@ class Waits:
 
 async def let_in(limits: RateLimits, keys: tuple[str, ...] = ("a",), tokens: int = 0) -> bool:
     try:
-        await limits.enter(keys, lambda: tokens)
+        await limits.acquire(keys, lambda: tokens)
     except asyncio.CancelledError:
         return False
     return True
@@ -58,10 +58,10 @@ async def test_few_calls_a_minute_are_let_in_one_by_one() -> None:
 async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
     limits, _ = limits_of(RateLimit(tokens=1000))
     assert await let_in(limits, tokens=600)
-    await limits.spent(("a",), 300)
+    await limits.count_tokens(("a",), 300)
     assert await let_in(limits, tokens=100)
     with pytest.raises(Throttled, match="tokens a minute"):
-        await limits.enter(("a",), lambda: 900)
+        await limits.acquire(("a",), lambda: 900)
 
 
 @pytest.mark.parametrize(
@@ -76,17 +76,17 @@ def test_a_limit_is_kept_over_a_minute_and_little_of_it_is_lost(calls: int) -> N
 async def test_tokens_for_which_there_is_no_room_fill_the_minute() -> None:
     limits, _ = limits_of(RateLimit(tokens=100))
     assert await let_in(limits, tokens=90)
-    await limits.spent(("a",), 80)
+    await limits.count_tokens(("a",), 80)
     with pytest.raises(Throttled):
-        await limits.enter(("a",), lambda: 100)
+        await limits.acquire(("a",), lambda: 100)
 
 
 async def test_a_call_that_tokens_refuse_takes_nobodys_place() -> None:
     limits, _ = limits_of(RateLimit(calls=12, tokens=100))
-    await limits.spent(("a",), 100)
+    await limits.count_tokens(("a",), 100)
     for _ in range(3):
         with pytest.raises(Throttled, match="tokens"):
-            await limits.enter(("a",), lambda: 100)
+            await limits.acquire(("a",), lambda: 100)
     calls, _ = limits_of(RateLimit(calls=12))
     calls._limiter = limits._limiter  # pyright: ignore[reportPrivateUsage]
     assert await let_in(calls)
@@ -103,7 +103,7 @@ async def test_a_call_larger_than_a_minutes_tokens_still_passes_when_there_is_ro
     limits, _ = limits_of(RateLimit(tokens=1000))
     assert await let_in(limits, tokens=5000)
     with pytest.raises(Throttled):
-        await limits.enter(("a",), lambda: 500)
+        await limits.acquire(("a",), lambda: 500)
 
 
 async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
@@ -112,7 +112,7 @@ async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
     def estimate() -> int:
         raise AssertionError("nobody needs it")
 
-    await limits.enter(("a", "b"), estimate)
+    await limits.acquire(("a", "b"), estimate)
 
 
 def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ async def test_workers_that_share_a_store_share_the_limit(redis_url: str) -> Non
     tokens = [limits_of(RateLimit(tokens=1000), redis_url)[0] for _ in range(2)]
     assert await let_in(tokens[0], tokens=900)
     with pytest.raises(Throttled):
-        await tokens[1].enter(("a",), lambda: 900)
+        await tokens[1].acquire(("a",), lambda: 900)
     for one in (*workers, *tokens):
         await one.close()
 
@@ -205,7 +205,7 @@ async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
 
     monkeypatch.setattr(RateLimits, "_asked", from_afar)
     far = RateLimits({"a": RateLimit(tokens=40_000, calls=60_000)}, sleep=Waits())
-    asked = [far.enter(("a",), lambda: 10_000) for _ in range(100)]
+    asked = [far.acquire(("a",), lambda: 10_000) for _ in range(100)]
     ended = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(end is None for end in ended) == 4
 
@@ -213,7 +213,7 @@ async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
 async def test_a_call_that_is_refused_takes_nothing_of_its_providers_limit() -> None:
     limits = RateLimits({"p": RateLimit(calls=6000), "p:x": RateLimit(calls=2)}, sleep=Waits())
     for _ in range(30):
-        await asyncio.gather(limits.enter(("p", "p:x"), lambda: 0), return_exceptions=True)
+        await asyncio.gather(limits.acquire(("p", "p:x"), lambda: 0), return_exceptions=True)
     window = rates._evenly(6000)  # pyright: ignore[reportPrivateUsage]
     left = await limits._asked(window, "p", "calls", 0, rates._what_is_left)  # pyright: ignore[reportPrivateUsage]
     assert left == window.amount - 1

@@ -1,4 +1,4 @@
-"""Reading a reply: calls are numbered and judged once; an output is JSON that fits its type again."""
+"""CheckedReply a reply: calls are numbered and judged once; an output is JSON that fits its type again."""
 
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from perdure.activities.content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, Reading, checked
+from perdure.activities.content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from perdure.agent import Agent
 from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
 from perdure.model import ModelStop, Reply, ToolDefinition
@@ -47,15 +47,15 @@ def call(name: str, **arguments: Any) -> ToolCall:
     return ToolCall(id="theirs", name=name, arguments=arguments)
 
 
-def read(one: Agent, *parts: Any, stop: ModelStop = "tool_calls") -> Reading:
+def read(one: Agent, *parts: Any, stop: ModelStop = "tool_calls") -> CheckedReply:
     spec = one.spec()
     tools = [item.definition for item in spec.tools]
     if spec.output_schema is not None:
         tools.append(ToolDefinition(name="final_answer", description="", input_schema=spec.output_schema))
-    return checked(Reply(parts=parts, stop=stop, usage=Usage()), 3, spec, tools, one)
+    return check_reply(Reply(parts=parts, stop=stop, usage=Usage()), 3, spec, tools, one)
 
 
-def calls(reading: Reading) -> list[ToolCall]:
+def calls(reading: CheckedReply) -> list[ToolCall]:
     return [part for part in reading.parts if isinstance(part, ToolCall)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from perdure.activities.content.results import Kept, keep, read_more, text_of
+from perdure.activities.content.results import ResultContent, read_more, text_of, to_content
 from perdure.messages import Document, Image, Text, ToolResult
 from perdure.wire.effects import ToolInput
 
@@ -45,8 +45,8 @@ def wanted(name: str, offset: int, preview: int) -> ToolInput:
     )
 
 
-def text(kept: Kept) -> str:
-    [part] = kept.content
+def text(kept: ResultContent) -> str:
+    [part] = kept.parts
     assert isinstance(part, Text)
     return part.text
 
@@ -70,16 +70,16 @@ def text(kept: Kept) -> str:
     ],
 )
 async def test_any_value_becomes_text_that_can_be_written_down(value: Any, shown: str) -> None:
-    kept = await keep(value, Memory(), 1_000)
+    kept = await to_content(value, Memory(), 1_000)
     assert text(kept) == shown
     assert kept.spilled is None
-    assert ToolResult(call_id="c", name="n", content=kept.content).model_dump_json()
+    assert ToolResult(call_id="c", name="n", content=kept.parts).model_dump_json()
 
 
 @given(st.text(min_size=1, max_size=300), st.integers(16, 64), st.integers(0, 5))
 async def test_a_cut_result_is_read_on_without_loss_or_repetition(words: str, preview: int, off: int) -> None:
     blobs = Memory()
-    kept = await keep(words, blobs, preview)
+    kept = await to_content(words, blobs, preview)
     if kept.spilled is None:
         assert text(kept) == words
         return
@@ -125,8 +125,8 @@ async def test_media_are_kept_aside_and_text_comes_first() -> None:
     blobs = Memory()
     data = base64.b64encode(b"x" * 9_000).decode()
     small = Image(data="QQ==")
-    kept = await keep(["see:", Image(data=data), small, Document(data=data, name="d")], blobs, 100)
-    shown, image, still, document = kept.content
+    kept = await to_content(["see:", Image(data=data), small, Document(data=data, name="d")], blobs, 100)
+    shown, image, still, document = kept.parts
     assert shown == Text(text="see:")
     assert isinstance(image, Image)
     assert image.data is None
@@ -137,7 +137,7 @@ async def test_media_are_kept_aside_and_text_comes_first() -> None:
 
 
 async def test_a_picture_alone_needs_no_words() -> None:
-    assert (await keep(Image(data="QQ=="), Memory(), 100)).content == [Image(data="QQ==")]
+    assert (await to_content(Image(data="QQ=="), Memory(), 100)).parts == [Image(data="QQ==")]
 
 
 def test_a_value_that_cannot_be_written_is_refused() -> None:

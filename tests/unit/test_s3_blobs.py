@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from perdure.activities.content.blobs import S3Blobs, name_of
+from perdure.activities.content.blobs import S3Blobs, blob_name
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def _store(endpoint: str, *, bucket: str = "perdure", prefix: str = "blobs") -> 
 async def test_bytes_come_back_from_s3_under_the_prefix(s3: Any, endpoint: str) -> None:
     data = os.urandom(500_000)
     name = await _store(endpoint).put(data)
-    assert name == name_of(data)
+    assert name == blob_name(data)
     assert s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["ContentLength"] == len(data)
     assert await _store(endpoint).get(name) == data
 

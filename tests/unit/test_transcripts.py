@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
-from perdure.activities.content.transcripts import Stale, Transcripts
+from perdure.activities.content.transcripts import StaleTranscript, Transcripts
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
 from perdure.wire.effects import ModelInput, TranscriptView, tail_digest
 from perdure.wire.requests import TranscriptQuery
@@ -98,8 +98,8 @@ class Desk:
         async with asyncio.timeout(5):
             return await environment.run(awaited)
 
-    async def view(self, want: ModelInput, **who: str) -> tuple[Message, ...]:
-        return (await self.attempt(lambda: self.cache.view(want), **who)).messages
+    async def get_view(self, want: ModelInput, **who: str) -> tuple[Message, ...]:
+        return (await self.attempt(lambda: self.cache.get_view(want), **who)).messages
 
     async def reply(self, length: int, message: Message, **who: str) -> None:
         async def add() -> None:
@@ -128,10 +128,10 @@ TASK = Message.user("the task")
 async def test_what_rides_along_is_not_asked_for() -> None:
     desk = Desk()
     run = desk.run("r", TASK)
-    assert await desk.view(want(1, TASK)) == (TASK,)
+    assert await desk.get_view(want(1, TASK)) == (TASK,)
     said = answer("a", "call-1-1")
     await desk.reply(1, said)
-    assert await desk.view(want(3, results("call-1-1"))) == (TASK, said, results("call-1-1"))
+    assert await desk.get_view(want(3, results("call-1-1"))) == (TASK, said, results("call-1-1"))
     assert run.asked == []
 
 
@@ -139,12 +139,12 @@ async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
     desk = Desk()
     run = desk.run("r", TASK, answer("a", "call-1-1"), results("call-1-1"))
     whole = tuple(run.messages)
-    assert await desk.view(want(3)) == whole
+    assert await desk.get_view(want(3)) == whole
     asked = len(run.asked)
     following = want(3).model_copy(update={"previous_run_id": "r-1"})
-    assert await desk.view(following, part="2") == whole
+    assert await desk.get_view(following, part="2") == whole
     assert len(run.asked) == asked
-    assert await desk.view(want(3)) == whole
+    assert await desk.get_view(want(3)) == whole
     assert len(run.asked) > asked, "it was moved, not copied"
 
 
@@ -154,7 +154,7 @@ async def test_the_blobs_are_those_of_what_is_seen_and_no_others() -> None:
     desk.run("r", *tasks, Message.user("and now?"))
 
     async def blobs(want: ModelInput) -> tuple[str, ...]:
-        return (await desk.attempt(lambda: desk.cache.view(want))).blobs
+        return (await desk.attempt(lambda: desk.cache.get_view(want))).blobs
 
     assert await blobs(want(4)) == ("one", "two", "three")
     assert await blobs(want(4, start=2)) == ("three",)
@@ -167,9 +167,9 @@ async def test_what_is_missing_is_asked_for_page_by_page() -> None:
     desk = Desk()
     run = desk.run("r", *(Message.user(str(n)) for n in range(7)))
     run.most = 3
-    assert await desk.view(want(7)) == tuple(run.messages)
+    assert await desk.get_view(want(7)) == tuple(run.messages)
     assert run.asked == [(0, 7), (3, 7), (6, 7)]
-    assert await desk.view(want(7)) == tuple(run.messages)
+    assert await desk.get_view(want(7)) == tuple(run.messages)
     assert desk.cache.queries == 3
 
 
@@ -177,15 +177,15 @@ async def test_a_retried_attempt_finds_what_the_first_one_brought() -> None:
     desk = Desk()
     desk.run("r", TASK)
     for attempt in ("1", "2"):
-        assert await desk.view(want(1, TASK), attempt=attempt) == (TASK,)
+        assert await desk.get_view(want(1, TASK), attempt=attempt) == (TASK,)
 
 
 async def test_the_window_shows_the_task_and_its_own_part() -> None:
     desk = Desk()
     run = desk.run("r", *(Message.user(str(n)) for n in range(9)))
-    seen = await desk.view(want(9, start=6, pinned=1))
+    seen = await desk.get_view(want(9, start=6, pinned=1))
     assert [message.text for message in seen] == ["0", "6", "7", "8"]
-    again = await desk.view(want(9, start=7, pinned=1))
+    again = await desk.get_view(want(9, start=7, pinned=1))
     assert [message.text for message in again] == ["0", "7", "8"]
     assert run.asked == [(6, 9), (0, 1)], "the task is remembered"
 
@@ -195,14 +195,14 @@ async def test_results_made_here_are_put_together_only_when_they_are_those_of_th
         desk = Desk()
         said, made, true = answer("a", "call-1-1"), results("call-1-1"), results("call-1-1", text=told)
         run = desk.run("r", TASK, said, true)
-        await desk.view(want(1, TASK))
+        await desk.get_view(want(1, TASK))
         await desk.reply(1, said)
 
         async def add(desk: Desk = desk, made: Message = made) -> None:
             desk.cache.add_result(made.tool_results[0])
 
         await desk.attempt(add)
-        assert await desk.view(want(3, tail=tail_digest([said, true]))) == (TASK, said, true)
+        assert await desk.get_view(want(3, tail=tail_digest([said, true]))) == (TASK, said, true)
         assert len(run.asked) == queries
 
 
@@ -210,24 +210,24 @@ async def test_a_reply_the_run_did_not_take_is_forgotten() -> None:
     """Such as one that said that the context overflows: the step is done again."""
     desk = Desk()
     desk.run("r", TASK)
-    await desk.view(want(1, TASK))
+    await desk.get_view(want(1, TASK))
     await desk.reply(1, answer("overflow"))
-    assert await desk.view(want(1), attempt="2") == (TASK,)
+    assert await desk.get_view(want(1), attempt="2") == (TASK,)
     real = answer("real", "call-1-1")
     await desk.reply(1, real, attempt="2")
-    assert await desk.view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
+    assert await desk.get_view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
 
 
 async def test_an_attempt_given_up_for_dead_adds_nothing_when_it_comes_back() -> None:
     desk = Desk()
     desk.run("r", TASK)
-    await desk.view(want(1, TASK), attempt="dead")
-    await desk.view(want(1, TASK), attempt="alive")
+    await desk.get_view(want(1, TASK), attempt="dead")
+    await desk.get_view(want(1, TASK), attempt="alive")
     await desk.reply(1, answer("from the dead"), attempt="dead")
     real = answer("real", "call-1-1")
     await desk.reply(1, real, attempt="alive")
     await desk.reply(1, answer("from the dead"), attempt="dead")
-    assert await desk.view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
+    assert await desk.get_view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
 
 
 async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_again() -> None:
@@ -235,11 +235,11 @@ async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_a
     desk = Desk(Transcripts(most_bytes=2 * size))
     for name in ("a", "b", "a", "c"):
         desk.run(name, TASK)
-        assert await desk.view(want(1), run=name) == (TASK,)
+        assert await desk.get_view(want(1), run=name) == (TASK,)
     before = desk.cache.queries
-    await desk.view(want(1), run="a")
+    await desk.get_view(want(1), run="a")
     assert desk.cache.queries == before
-    await desk.view(want(1), run="b")
+    await desk.get_view(want(1), run="b")
     assert desk.cache.queries == before + 1
 
 
@@ -254,7 +254,7 @@ async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
 
     for n in range(50):
         desk.run(f"r{n}", TASK)
-        await desk.view(want(1, TASK), run=f"r{n}")
+        await desk.get_view(want(1, TASK), run=f"r{n}")
         await desk.attempt(add, run=f"r{n}")
     remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
     assert 5 < len(remembered) < 10
@@ -265,11 +265,11 @@ async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_n
     desk = Desk(Transcripts(most_bytes=1))
     slow = desk.run("slow", *(Message.user(str(n)) for n in range(3)))
     slow.door = asyncio.Event()
-    reading = asyncio.create_task(desk.view(want(3, pinned=1), run="slow"))
+    reading = asyncio.create_task(desk.get_view(want(3, pinned=1), run="slow"))
     async with asyncio.timeout(5):
         await slow.waiting.wait()
     desk.run("quick", TASK)
-    await desk.view(want(1), run="quick")
+    await desk.get_view(want(1), run="quick")
     slow.door.set()
     assert [message.text for message in await reading] == ["0", "0", "1", "2"]
     remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
@@ -282,7 +282,7 @@ async def test_two_attempts_that_read_at_once_read_the_same() -> None:
     run = desk.run("r", *(Message.user(str(n)) for n in range(5)))
     run.most = 2
     run.door = asyncio.Event()
-    both = [asyncio.create_task(desk.view(want(5), attempt=name)) for name in ("1", "2")]
+    both = [asyncio.create_task(desk.get_view(want(5), attempt=name)) for name in ("1", "2")]
     async with asyncio.timeout(5):
         await run.waiting.wait()
     run.door.set()
@@ -292,23 +292,23 @@ async def test_two_attempts_that_read_at_once_read_the_same() -> None:
 async def test_a_transcript_that_is_not_that_long_is_stale() -> None:
     desk = Desk()
     desk.run("r", TASK)
-    with pytest.raises(Stale, match="has 1 messages, not 3") as stale:
-        await desk.view(want(3))
+    with pytest.raises(StaleTranscript, match="has 1 messages, not 3") as stale:
+        await desk.get_view(want(3))
     assert stale.value.non_retryable
 
 
 async def test_a_run_that_refuses_to_answer_is_stale() -> None:
     desk = Desk()
     desk.run().error = WorkflowQueryFailedError("no such query")
-    with pytest.raises(Stale, match="does not answer"):
-        await desk.view(want(1))
+    with pytest.raises(StaleTranscript, match="does not answer"):
+        await desk.get_view(want(1))
 
 
 async def test_a_run_that_is_not_reached_is_worth_another_try_and_no_bug() -> None:
     desk = Desk()
     desk.run().error = RPCError("timed out", RPCStatusCode.DEADLINE_EXCEEDED, b"")
     with pytest.raises(ApplicationError) as failed:
-        await desk.view(want(1))
+        await desk.get_view(want(1))
     assert (failed.value.type, failed.value.non_retryable) == ("connection", False)
     assert failed.value.details[0].kind == "connection"
 
@@ -317,5 +317,5 @@ async def test_a_spec_is_asked_for_once() -> None:
     desk = Desk()
     run = desk.run()
     for _ in range(3):
-        assert await desk.attempt(lambda: desk.cache.spec(run.spec.pin[:16])) == run.spec
+        assert await desk.attempt(lambda: desk.cache.get_spec(run.spec.pin[:16])) == run.spec
     assert desk.cache.queries == 1

@@ -62,7 +62,7 @@ async def think(step: int) -> None:
         LOGGED.append(structlog.contextvars.get_contextvars())
         if step == 1 and activity.info().attempt == 1:
             raise ModelError("overloaded", "said something private")
-        span.done(_outcome(step))
+        span.record(_outcome(step))
 
 
 @activity.defn
@@ -73,7 +73,7 @@ async def act(call_id: str) -> None:
     with tool_span(want) as span:
         LOGGED.append(structlog.contextvars.get_contextvars())
         result = ToolResult(call_id=call_id, name="search", content=[Text(text="found")], is_error=True)
-        span.done(result)
+        span.record(result)
 
 
 @workflow.defn(name="AgentWorkflow")
@@ -239,22 +239,22 @@ _SCRAPED = """
 import sys, urllib.request
 from datetime import UTC, datetime
 from perdure.activities import genai
-from perdure.activities.circuit import Circuits
+from perdure.activities.traffic.circuit import Circuits
 from perdure.messages import Usage
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.workers.observe.parked import ParkedRuns, Gauges
 from perdure.workers.observe.telemetry import report_telemetry
 port = int(sys.argv[1])
-with report_telemetry(load(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
+with report_telemetry(load_settings(metrics="prometheus", metrics_address=f"127.0.0.1:{port}")):
     with genai.model_call("anthropic", "claude", agent="a", run_id="r", settings={}) as span:
-        genai.answered(span, agent="a", model="claude", request_id=None, finish="end_turn",
+        genai.record_answer(span, agent="a", model="claude", request_id=None, finish="end_turn",
                        usage=Usage(input_tokens=10, output_tokens=3), cost_microusd=2_500_000)
     with genai.tool_call("search", call_id="c", agent="a", run_id="r"):
         pass
     genai.run_ended("a", "end_turn", steps=4, cost_microusd=2_500_000)
-    circuits = Circuits(threshold=1, opened=genai.circuit_opened)
+    circuits = Circuits(threshold=1, on_open=genai.circuit_opened)
     genai.watch_circuits(circuits)
-    circuits.failed(circuits.enter("anthropic:claude"), "timeout")
+    circuits.record_failure(circuits.admit("anthropic:claude"), "timeout")
     parked = Gauges({"payment": ParkedRuns(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})
     print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
     urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/metrics")
@@ -313,10 +313,10 @@ async def test_a_missing_extra_is_named(module: str, settings: dict[str, str], e
 import sys
 sys.modules[{module!r}] = None
 from perdure.errors import DefinitionError
-from perdure.settings import load
+from perdure.settings import load_settings
 from perdure.workers.observe.telemetry import report_telemetry
 try:
-    with report_telemetry(load(**{settings!r})): pass
+    with report_telemetry(load_settings(**{settings!r})): pass
 except DefinitionError as error:
     print(error)
 """
