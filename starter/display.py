@@ -1,7 +1,9 @@
 """Text, amounts and durations as people read them; the command line and the drawings share them."""
 
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 # Text of models and tools goes to terminals, where an escape sequence could move the cursor or worse.
 _CONTROL_CODES: Final = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -41,3 +43,10 @@ def age(moment: datetime, now: datetime | None = None) -> str:
 def duration(milliseconds: int) -> str:
     """Format a duration: `350 ms`, `1.5 s`."""
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def format_call(tool: str, arguments: Mapping[str, Any], path: Sequence[str] = ()) -> str:
+    """Format a tool call: `search(query="...")`; of a run below with the path to it before."""
+    pairs = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    place = f"{' / '.join(path)}: " if path else ""
+    return clean(f"{place}{tool}({', '.join(pairs)})")

@@ -3,7 +3,7 @@
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,8 @@ from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
 from perdure.wire.results import ENDED, ListedStatus, RunResult
 
 from ...workers.connection import connect_temporal, describe_task_queue
+from .bulk import Outcome, act_on_each
+from .causes import match_cause
 from .run import Run, rpc_error
 from .session import Opening, Session, session_ended_error
 from .visibility import quote
@@ -31,6 +33,8 @@ from .visibility import quote
 _KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
 """What a run calls one that it started; the id of that is its own, a slash and this."""
 _REQUEST_DIGEST = "perdure_request"
+# A terminated run keeps the status that it had set last, so the server's own state counts too.
+_WAITING = 'AgentStatus IN ("waiting_approval", "waiting_person", "parked") AND ExecutionStatus = "Running"'
 
 _NAME = SearchAttributeKey.for_keyword("AgentName")
 _STATUS = SearchAttributeKey.for_keyword("AgentStatus")
@@ -254,12 +258,18 @@ class Client:
         task_queue: str | None = None,
         most: int = 1000,
     ) -> AsyncIterator[RunInfo]:
-        """Runs, at any depth, that stand still because of an error; `redrive` lets each go on.
+        """Yield the parked runs, at any depth, the newest first; `redrive` lets them go on.
 
-        `cause` is the kind of error; `older_than` leaves out those parked since; `task_queue` those of all
-        other task queues.
+        `cause` is the kind of error, or an unambiguous beginning of it. `older_than` leaves out runs that
+        were parked since. `task_queue` leaves out the runs of every other task queue.
+
+        Raises:
+            InvalidRequest: there is no such cause.
+
         """
-        wanted = ["AgentParkedFor IS NOT NULL" if cause is None else f"AgentParkedFor = {quote(cause)}"]
+        wanted = ["AgentParkedFor IS NOT NULL"]
+        if cause is not None:
+            wanted = [f"AgentParkedFor = {quote(match_cause(cause))}"]
         if older_than is not None:
             before = datetime.now(UTC) - older_than
             wanted.append(f"AgentParkedAt < {quote(before.isoformat())}")
@@ -271,6 +281,41 @@ class Client:
             status="parked", agent=agent, user=user, query=" AND ".join(wanted), most=most, roots=False
         )
         async for info in found:
+            yield info
+
+    def act_on(self, ids: Sequence[str], action: Callable[[Run], Awaitable[None]]) -> AsyncGenerator[Outcome]:
+        """Apply the action to each run, some at a time; yield an outcome for each, in the order of the ids.
+
+        A run that refuses keeps none of the rest from being acted on.
+        """
+        return act_on_each(ids, lambda run_id: action(self.get(run_id)))
+
+    def redrive(
+        self,
+        ids: Sequence[str],
+        *,
+        model: str | None = None,
+        newest: bool = False,
+        limits: Limits | None = None,
+    ) -> AsyncGenerator[Outcome]:
+        """Let parked runs go on, each as by `Run.redrive`; yield an outcome for each."""
+        return self.act_on(ids, lambda run: run.redrive(model=model, newest=newest, limits=limits))
+
+    async def waiting(
+        self,
+        *,
+        agent: str | None = None,
+        user: str | None = None,
+        query: str | None = None,
+        most: int = 100,
+        roots: bool = True,
+    ) -> AsyncIterator[RunInfo]:
+        """Yield the open runs that wait for a person; `Run.waiting` tells for what.
+
+        They wait for an approval, for an answer, or parked for help.
+        """
+        wanted = " AND ".join([_WAITING, *([f"({query})"] if query else [])])
+        async for info in self.list(agent=agent, user=user, query=wanted, most=most, roots=roots):
             yield info
 
     async def list(

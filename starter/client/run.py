@@ -48,12 +48,15 @@ from perdure.wire.names import (
     TRANSCRIPT,
 )
 from perdure.wire.requests import TranscriptQuery
-from perdure.wire.results import NodeStatus, RunResult, RunStatus, TranscriptPage
+from perdure.wire.results import Approval, NodeStatus, RunResult, RunStatus, TranscriptPage, Waiting
 from perdure.wire.spec import ResolvedAgent
 
 from ..watch.run import watch
 from ..watch.tree import watch_tree
+from .bulk import Outcome, act_on_each
+from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
 from .steps import Step, steps_of
+from .waiting import choose_approval, waiting_approvals
 
 _Answer = TypeVar("_Answer")
 _OVER = ("already completed", "aborted by closing workflow")
@@ -136,6 +139,48 @@ class Run:
         """
         async with self.translate_errors():
             return await self.query(STATUS, RunStatus)
+
+    async def reconciled_status(self) -> RunStatus:
+        """Return the status, corrected for a run that was ended from outside and could not record it.
+
+        Raises:
+            NotReachable: no worker answers.
+
+        """
+        return await read_reconciled_status(self)
+
+    def poll_status(self, *, interval: timedelta = timedelta(seconds=0.5)) -> AsyncIterator[StatusPoll]:
+        """Yield the reconciled status every `interval` until the run is over, through outages of its worker.
+
+        Raises:
+            NotReachable: no worker answers the first poll.
+
+        """
+        return poll_until_ended(self, interval=interval)
+
+    async def inspect(self) -> Inspection:
+        """Return all that can be known of the run: status, steps, runs below, result.
+
+        Raises:
+            RunNotFound: there is no such run.
+
+        """
+        return await inspect_run(self)
+
+    async def waiting(self) -> list[Waiting]:
+        """Return what waits for a person in the run and below it: approvals, questions, parked runs."""
+        return (await self.status()).waiting
+
+    async def find_approval(self, call: str | None = None, *, run_id: str | None = None) -> Approval:
+        """Return the waiting call of that name, or the only one that waits.
+
+        `call` is a call id, `RUN_ID/CALL` or `PATH/CALL`; `run_id` is the id or path of a run below.
+
+        Raises:
+            InvalidRequest: no such call waits, or several do.
+
+        """
+        return choose_approval(self.id, await self.status(), call, run_id)
 
     async def spec(self) -> ResolvedAgent:
         """What the run was started with, and keeps: its agent, swarm or graph, and all it may start.
@@ -242,6 +287,27 @@ class Run:
         decision |= {name: value for name, value in given.items() if value is not None}
         await self._update(RESOLVE_APPROVAL, decision)
 
+    async def resolve_approvals(
+        self, *, allow: bool, by: str = "", reason: str = "", approvals: Sequence[Approval] | None = None
+    ) -> list[Outcome]:
+        """Allow or deny several waiting calls at once: those given, or all of the run and below it.
+
+        Each decision holds for exactly the arguments in the approval. An outcome is named by
+        `RUN_ID/CALL`; a call that was resolved elsewhere meanwhile has an error, and the rest are done.
+        """
+        if approvals is None:
+            approvals = waiting_approvals(await self.status())
+        calls = {f"{item.run_id or self.id}/{item.call_id}": item for item in approvals}
+
+        async def resolve(name: str) -> None:
+            item = calls[name]
+            below = item.run_id if item.path else None
+            await self.resolve_approval(
+                item.call_id, allow=allow, by=by, reason=reason, digest=item.digest, run_id=below
+            )
+
+        return [outcome async for outcome in act_on_each(list(calls), resolve)]
+
     async def pause(self) -> None:
         """Let what is in flight finish and start nothing new."""
         await self.signal(PAUSE)
@@ -269,6 +335,17 @@ class Run:
         if limits is not None:
             how["limits"] = limits.model_dump(mode="json", exclude_unset=True)
         await self._update(REDRIVE, how)
+
+    async def check_parked(self) -> None:
+        """Check that `redrive` would find the run parked.
+
+        Raises:
+            InvalidRequest: it is not parked.
+
+        """
+        status = await self.status()
+        if status.status != "parked":
+            raise InvalidRequest(f"run {self.id!r} is not parked: it is {status.doing}")
 
     async def stop(self) -> None:
         """Finish now, gracefully: completed, with the best partial answer."""

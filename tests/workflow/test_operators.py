@@ -1,0 +1,158 @@
+"""Everything that an operator's command does is a call of Client or Run, without the command line."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from perdure import Agent, InvalidRequest, tool
+from perdure.errors import ModelError, RunNotFound
+from perdure.model import ModelRequest
+from perdure.starter.client.connect import Client
+from perdure.testing import ScriptedModel, calls, says
+from perdure.wire.results import Approval
+from tests.conftest import Serve, until, until_status, until_told
+
+
+@tool(effect="write", approval=True)
+async def pay(cents: int) -> str:
+    """Pay."""
+    return f"paid {cents}"
+
+
+def _payers() -> tuple[Agent, ScriptedModel]:
+    """A boss that has two payments made below it, each of which waits for approval."""
+    payer = Agent(name="payer", model="scripted:payer", description="Pays.", tools=[pay])
+    boss = Agent(name="boss", model="scripted:boss", tools=[payer.as_tool()])
+
+    def answer(request: ModelRequest) -> Any:
+        if request.step > 1:
+            return says("; ".join(result.text for result in request.messages[-1].tool_results))
+        if request.config.model == "boss":
+            return [calls("payer", input="1"), calls("payer", input="2")]
+        return calls("pay", cents=int(request.messages[0].text))
+
+    return boss, ScriptedModel(answer)
+
+
+async def _until_waiting(client: Client, run_id: str, count: int) -> None:
+    async def all_wait() -> bool:
+        return len(await client.get(run_id).waiting()) == count
+
+    await until_told(all_wait)
+
+
+async def test_all_approvals_of_a_tree_are_resolved_at_once(serve: Serve) -> None:
+    boss, model = _payers()
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        await _until_waiting(client, run.id, 2)
+        waiting = [item for item in await run.waiting() if isinstance(item, Approval)]
+        outcomes = await run.resolve_approvals(allow=True, by="lee")
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        assert {outcome.id for outcome in outcomes} == {f"{item.run_id}/call-1-1" for item in waiting}
+        assert (await run.result()).output == "paid 1; paid 2"
+
+
+async def test_a_call_that_was_resolved_meanwhile_does_not_keep_the_rest(serve: Serve) -> None:
+    boss, model = _payers()
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        await _until_waiting(client, run.id, 2)
+        with pytest.raises(InvalidRequest, match="2 calls wait; name the call"):
+            await run.find_approval()
+        seen = [item for item in await run.waiting() if isinstance(item, Approval)]
+        first = await run.find_approval(f"{seen[0].run_id}/call-1-1")
+        await run.resolve_approval(first.call_id, allow=False, run_id=first.run_id)
+        await _until_waiting(client, run.id, 1)
+        outcomes = await run.resolve_approvals(allow=True, approvals=seen)
+        assert [type(outcome.error) for outcome in outcomes] == [InvalidRequest, type(None)]
+        assert (await run.result()).output.count("paid") == 1
+
+
+async def test_runs_that_wait_for_people_are_listed(serve: Serve) -> None:
+    boss, model = _payers()
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go", user="who-waits")
+
+        async def waiting() -> list[str]:
+            return [info.id async for info in client.waiting(user="who-waits")]
+
+        async def is_listed() -> bool:
+            return await waiting() == [run.id]
+
+        await until(is_listed)
+        await run.handle.terminate()
+
+        async def is_gone() -> bool:
+            return await waiting() == []
+
+        await until(is_gone)
+
+
+async def test_parked_runs_are_redriven_by_cause_and_each_has_an_outcome(serve: Serve) -> None:
+    broken = True
+
+    def answer(request: ModelRequest) -> Any:
+        if broken:
+            raise ModelError("authentication", "no key")
+        return says("hi")
+
+    agent = Agent(name="a", model="scripted:x", on_failure="park")
+    async with serve(agent, models={"scripted": ScriptedModel(answer)}) as client:
+        runs = [await client.start("a", f"go {number}", user="redriven-by-cause") for number in range(2)]
+        for run in runs:
+            await until_status(client, run.id, "parked")
+            await run.check_parked()
+
+        async def ids() -> list[str]:
+            parked = client.parked_runs(cause="auth", user="redriven-by-cause")
+            return [info.id async for info in parked]
+
+        async def all_are_listed() -> bool:
+            return len(await ids()) == 2
+
+        await until(all_are_listed)
+        broken = False
+        outcomes = [outcome async for outcome in client.redrive([*(await ids()), "a-stranger"])]
+        assert [outcome.error for outcome in outcomes[:2]] == [None, None]
+        assert isinstance(outcomes[2].error, RunNotFound)
+        for run in runs:
+            assert (await run.result()).output == "hi"
+        with pytest.raises(InvalidRequest, match="is not parked"):
+            await runs[0].check_parked()
+
+
+async def test_a_terminated_run_is_known_as_ended(serve: Serve) -> None:
+    boss, model = _payers()
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        await _until_waiting(client, run.id, 2)
+        await run.handle.terminate()
+        status = await run.reconciled_status()
+        assert (status.status, status.waiting) == ("failed", [])
+        assert {node.state for node in status.nodes} == {"cancelled"}
+        polls = [poll async for poll in run.poll_status(interval=timedelta())]
+        assert [poll.status.status for poll in polls] == ["failed"]
+
+
+async def test_an_inspection_holds_status_steps_runs_below_and_result(serve: Serve) -> None:
+    boss, model = _payers()
+    async with serve(boss, models={"scripted": model}) as client:
+        run = await client.start("boss", "go")
+        await _until_waiting(client, run.id, 2)
+        before = await run.inspect()
+        assert (before.state, before.result) == ("running", None)
+        assert before.status is not None
+        assert len(before.status.waiting) == 2
+        await run.resolve_approvals(allow=True)
+        await run.result()
+        after = await run.inspect()
+        assert after.state == "completed"
+        assert after.result is not None
+        assert after.result.output == "paid 1; paid 2"
+        assert [node.state for node in after.nodes] == ["done", "done"]
+        assert len(after.steps) == 2
+        assert after.plain()["error"] is None
+        with pytest.raises(RunNotFound):
+            await client.get("a-stranger").inspect()
