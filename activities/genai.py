@@ -22,15 +22,13 @@ from perdure.errors import ModelError
 from perdure.messages import Usage
 
 from .content.redact import redact
+from .providers.registry import telemetry_name
 from .traffic.circuit import Circuits
 
 SCOPE: Final = "perdure"
 RUN_ID: Final = "gen_ai.conversation.id"
 AGENT: Final = "gen_ai.agent.name"
 STOP_REASON: Final = "perdure.stop_reason"
-
-_PROVIDERS: Final = {"bedrock": "aws.bedrock"}
-"""Our providers whose name in the conventions is another."""
 
 # Buckets as the conventions ask for them.
 _SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -115,7 +113,7 @@ def model_call(
     """The span and the duration of one attempt of a model call."""
     labels: Attributes = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": _PROVIDERS.get(provider, provider),
+        "gen_ai.provider.name": telemetry_name(provider),
         "gen_ai.request.model": model,
     }
     with _call(f"chat {model}", SpanKind.CLIENT, labels, _model_seconds) as span:

@@ -1,8 +1,9 @@
-"""What a model is to us: one Protocol, streaming, with usage. Providers live in `activities/`.
+"""The interface to a model: its configuration, a request, and the events of a streamed reply.
 
-The contract of a stream: any number of deltas, then exactly one `Reply`, which an adapter may
-yield only after the provider's own terminal mark and usage. A stream that ends without a `Reply`
-was cut, whatever it said before.
+A stream yields any number of deltas and then exactly one `Reply`. An adapter may yield the `Reply` only after
+the provider's own terminal mark. A stream that ends without a `Reply` was cut, whatever came before.
+
+`perdure.providers` exports all of this, with the helpers that adapters share.
 """
 
 import hashlib
@@ -27,34 +28,34 @@ ModelStop = Literal[
     "pause_turn",
     "cancelled",
 ]
-"""Why a model stopped, in our words. "cancelled" is ours: a stop cut the call, what it said is kept."""
+"""Reasons why a reply ended. No provider sends "cancelled": then a stop of the run cut the call."""
 
 ToolChoice = Literal["auto", "none"]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
 class ModelConfig(BaseModel):
-    """Which model, and how it is to be asked. What is None is left to the provider."""
+    """Model of an agent, and its settings. The provider decides what is None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """"provider:model", for example "anthropic:claude-sonnet-5-5"."""
     max_tokens: Annotated[int, Field(ge=1)] = 8192
-    """Most tokens of one reply."""
+    """Most tokens of a reply."""
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stop_sequences: tuple[str, ...] = ()
     thinking: Literal["adaptive", "off"] | Annotated[int, Field(ge=1024)] | None = None
-    """"adaptive", "off", or a budget in tokens."""
+    """Reasoning before the answer: "adaptive", "off", or a budget in tokens."""
     effort: Effort | None = None
     timeout: timedelta = timedelta(minutes=10)
-    """Longest one call may take, from first byte sent to last byte received."""
+    """Longest time of a call, from the first byte sent to the last byte received."""
     read_timeout: timedelta | None = Field(default=None, exclude_if=is_empty)
-    """Longest the provider may send nothing at all: a stalled stream is then given up, and tried again, long
-    before `timeout`. None: no bound of its own. Models that think in silence need minutes."""
+    """Longest time without any data from the provider. A stalled stream is then given up and tried again,
+    long before `timeout`. None: only `timeout` counts. Models that think in silence need minutes."""
     options: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
-    """Provider's own settings: `region`, `guardrail`, `base_url`, `extra_body`, ..."""
+    """Settings of the provider: `region`, `guardrail`, `base_url`, `extra_body`, ..."""
 
     @field_validator("name")
     @classmethod
@@ -66,94 +67,101 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _leaves_room_to_answer(self) -> "ModelConfig":
+        # Zero would time out every call, and look like an outage of the provider.
         if self.read_timeout is not None and self.read_timeout <= timedelta():
             raise ValueError(f"read_timeout must be positive, not {self.read_timeout}")
+        # Thinking counts into the reply's tokens: without this, no token would be left for the answer.
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
             raise ValueError(f"thinking ({self.thinking}) must be less than max_tokens ({self.max_tokens})")
         return self
 
     @property
     def longest_silence(self) -> float:
-        """Seconds for which the provider may send nothing."""
+        """Longest time without any data from the provider, in seconds."""
         return (self.read_timeout or self.timeout).total_seconds()
 
     @property
     def provider(self) -> str:
-        """The part before the colon: the key into the worker's models."""
+        """Part before the colon: the key into the worker's models."""
         return self.name.partition(":")[0]
 
     @property
     def model(self) -> str:
-        """The part after the colon: what the provider is asked for."""
+        """Part after the colon: the provider's own name of the model."""
         return self.name.partition(":")[2]
 
 
 class ToolDefinition(BaseModel):
-    """A tool as the model sees it."""
+    """Tool as the model sees it."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     description: str
     input_schema: dict[str, Any]
+    """JSON schema of the arguments: always an object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """One call: everything an adapter, or a script in a test, needs to answer."""
+    """Model call: everything that an adapter, or a script in a test, needs to answer it."""
 
     config: ModelConfig
     instructions: str = ""
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: ToolChoice = "auto"
-    """"none": answer in words; the tools stay listed so that the provider's prompt cache holds."""
+    """With "none" the model must answer in words. The tools stay listed, so that the provider's prompt cache
+    holds."""
     max_tokens: int = 8192
     """Bound of this reply: the config's, or less when a budget leaves less."""
     step: int = 1
-    """Which model call of the run this is, from 1."""
+    """Number of this model call in the run, from 1."""
     user: str | None = None
+    """Person or tenant that the run is for, as `RunRequest.user` names it."""
     blobs: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
-    """Bytes of the images and documents that name a blob, by that name."""
+    """Bytes of the images and documents that name a blob, by the blob's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """The next piece of the visible answer."""
+    """Next piece of the visible answer."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkingDelta:
-    """The next piece of the reasoning, where the provider shows it."""
+    """Next piece of the reasoning, where the provider shows it."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsageSoFar:
-    """What the provider has counted up to now: all that is known of a call that is cut."""
+    """Usage so far, as the provider counts it. If the call is cut, this is all that is known of its cost."""
 
     usage: Usage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A finished answer.
+    """Finished answer.
 
-    `parts` are Text, Thinking, Opaque and ToolCall, in the provider's order. The ids of tool calls
-    are the provider's; the activity gives them ids unique in the run. A call whose arguments are
-    not a JSON object carries `problem` and the raw text as `arguments={"_raw": ...}`.
+    `parts` are Text, Thinking, Opaque and ToolCall, in the provider's order. The ids of tool calls are the
+    provider's, or empty: the activity replaces them by ids that are unique in the run. A call whose arguments
+    are not a JSON object carries a `problem`, and the raw text as `arguments={"_raw": ...}`.
     """
 
     parts: tuple[Part, ...]
     stop: ModelStop
     usage: Usage
     model: str = ""
-    """The model that answered, as the provider names it; empty: as asked."""
+    """Model that answered, as the provider names it. Empty: the one of the config."""
     request_id: str | None = None
+    """Provider's id of the call."""
     request_digest: str | None = None
+    """Digest of the request as it was sent (see `digest`): equal digests mean equal requests."""
 
 
 ModelEvent = TextDelta | ThinkingDelta | UsageSoFar | Reply
@@ -161,22 +169,24 @@ ModelEvent = TextDelta | ThinkingDelta | UsageSoFar | Reply
 
 @runtime_checkable
 class Model(Protocol):
-    """A provider of models. One object serves all calls of a worker process, concurrently."""
+    """Provider of models. The worker process uses the same object for all its calls, concurrently."""
 
     def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """Ask the model. Closing the iterator closes the provider's connection.
+        """Call the model once, and stream its reply. Closing the iterator closes the provider's connection.
+
+        An implementation must not retry: Temporal does, and its retries are visible in the history.
 
         Raises:
-            ModelError: for everything the provider or the network does wrong. No retries inside.
+            ModelError: the provider or the network failed; the error's kind decides what happens next.
 
         """
         ...
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse, before anything is sent, what this provider does not take.
+        """Check, before anything is sent, that the provider takes this config.
 
         Raises:
-            DefinitionError: a setting the provider does not know.
+            DefinitionError: a setting or an option that the provider does not take.
             ModelError: kind "authentication" when no credentials are configured.
 
         """
@@ -184,10 +194,10 @@ class Model(Protocol):
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """Return the value as JSON with sorted keys and without spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode()
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the value's canonical JSON, in hex."""
+    """Return the SHA-256 of the value's canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(value)).hexdigest()

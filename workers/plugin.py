@@ -39,7 +39,7 @@ from ..activities.content.transcripts import Transcripts
 from ..activities.genai import circuit_opened, watch_circuits
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
-from ..activities.providers.shared import default_models
+from ..activities.providers.registry import default_models
 from ..activities.relay import relay
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls, tool_key

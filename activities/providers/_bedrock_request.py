@@ -1,4 +1,4 @@
-"""A conversation as Bedrock's Converse API takes it: values in, JSON (with bytes) out."""
+"""Requests in the format of Bedrock's Converse API: values in, JSON (with bytes) out."""
 
 import base64
 import re
@@ -9,22 +9,21 @@ from pydantic import BaseModel, ConfigDict
 
 from perdure.messages import Document, Image, Message, Opaque, Part, Text, Thinking, ToolCall, ToolResult
 from perdure.model import ModelConfig, ModelRequest
-
-from .shared import (
-    EMPTY,
-    Options,
-    attachment,
-    in_call_order,
-    listed_tools,
-    merged,
+from perdure.providers import (
+    EMPTY_TEXT,
+    ProviderOptions,
+    attachment_bytes,
+    merge_turns,
+    put_results_after_calls,
+    put_results_first,
     read_options,
-    refuse,
-    results_first,
-    sendable,
-    unsupported,
+    reject_setting,
+    sendable_parts,
+    tools_to_list,
+    unsupported_media_error,
 )
 
-_IN_WORDS = "Answer in words now: call no tool."
+_ANSWER_IN_WORDS = "Answer in words now: call no tool."
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpeg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -42,7 +41,7 @@ _DOCUMENTS = {
 
 
 class Guardrail(BaseModel):
-    """A Bedrock guardrail to apply to the call."""
+    """Guardrail of Bedrock to apply to the call."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -51,8 +50,8 @@ class Guardrail(BaseModel):
     trace: Literal["enabled", "disabled", "enabled_full"] | None = None
 
 
-class BedrockOptions(Options):
-    """What `ModelConfig.options` may hold for Bedrock.
+class BedrockOptions(ProviderOptions):
+    """Options of `ModelConfig.options` for Bedrock.
 
     `extra_body` is sent as `additionalModelRequestFields`.
     """
@@ -60,20 +59,28 @@ class BedrockOptions(Options):
     region: str | None = None
     guardrail: Guardrail | None = None
     cache: bool | None = None
-    """Send prompt caching marks; None: to the models known to take them."""
+    """Whether to send prompt caching marks. None: to the models known to take them."""
     cache_ttl: Literal["5m", "1h"] | None = None
     service_tier: Literal["priority", "default", "flex", "reserved"] | None = None
 
 
-def checked(config: ModelConfig) -> BedrockOptions:
-    """The config's options; `DefinitionError` for what Bedrock does not take."""
+def read_config(config: ModelConfig) -> BedrockOptions:
+    """Read the config's options, and check its settings.
+
+    Raises:
+        DefinitionError: an option or a setting that the model does not take.
+
+    """
+    # Converse has no field of its own for thinking, and each family of models names it differently.
     if config.thinking is not None and "anthropic." not in config.model:
-        refuse(config, "thinking", 'only anthropic.* models are known to; others get theirs by "extra_body"')
+        reject_setting(
+            config, "thinking", 'only anthropic.* models are known to; others get theirs by "extra_body"'
+        )
     return read_options(BedrockOptions, config)
 
 
-def body_of(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
-    """The arguments of `converse_stream`: what botocore sends, plus the model's id."""
+def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
+    """Return the arguments of `converse_stream`: the JSON that botocore sends, and the model's id."""
     body: dict[str, Any] = {
         "modelId": request.config.model,
         "messages": _messages(request, options),
@@ -81,8 +88,8 @@ def body_of(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
     }
     if system := _system(request, options):
         body["system"] = system
-    if tools := [_tool(tool.name, tool.description, tool.input_schema) for tool in listed_tools(request)]:
-        body["toolConfig"] = {"tools": [*tools, *_mark(request, options, "anthropic.")]}
+    if tools := [_tool(tool.name, tool.description, tool.input_schema) for tool in tools_to_list(request)]:
+        body["toolConfig"] = {"tools": [*tools, *_cache_mark(request, options, "anthropic.")]}
     if options.guardrail is not None:
         body["guardrailConfig"] = _guardrail(options.guardrail)
     if fields := _thinking(request.config) | options.extra_body:
@@ -104,18 +111,18 @@ def _inference(request: ModelRequest) -> dict[str, Any]:
 def _system(request: ModelRequest, options: BedrockOptions) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     if request.instructions.strip():
-        blocks = [{"text": request.instructions}, *_mark(request, options)]
-    if listed_tools(request) and (request.tool_choice == "none" or not request.tools):
+        blocks = [{"text": request.instructions}, *_cache_mark(request, options)]
+    if tools_to_list(request) and (request.tool_choice == "none" or not request.tools):
         # Converse cannot forbid tools that are listed, and wants them listed while the messages
         # hold calls. The line comes after the mark, so the cached prefix is still the same.
-        blocks.append({"text": _IN_WORDS})
+        blocks.append({"text": _ANSWER_IN_WORDS})
     return blocks
 
 
-def _mark(request: ModelRequest, options: BedrockOptions, *takers: str) -> list[dict[str, Any]]:
-    """A caching mark, or nothing for models that do not take one in that place."""
+def _cache_mark(request: ModelRequest, options: BedrockOptions, *families: str) -> list[dict[str, Any]]:
+    """Return a caching mark, or nothing for a model outside the families that take it in that place."""
     model = request.config.model
-    known = any(name in model for name in takers or ("anthropic.", "amazon.nova"))
+    known = any(name in model for name in families or ("anthropic.", "amazon.nova"))
     if options.cache is False or not (options.cache or known):
         return []
     ttl = {"ttl": options.cache_ttl} if options.cache_ttl else {}
@@ -123,8 +130,8 @@ def _mark(request: ModelRequest, options: BedrockOptions, *takers: str) -> list[
 
 
 def _tool(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    said = {"description": description} if description else {}
-    return {"toolSpec": {"name": name, **said, "inputSchema": {"json": schema}}}
+    described = {"description": description} if description else {}
+    return {"toolSpec": {"name": name, **described, "inputSchema": {"json": schema}}}
 
 
 def _guardrail(guardrail: Guardrail) -> dict[str, Any]:
@@ -142,43 +149,45 @@ def _thinking(config: ModelConfig) -> dict[str, Any]:
 
 def _messages(request: ModelRequest, options: BedrockOptions) -> list[dict[str, Any]]:
     names = _DocumentNames()
-    turns = merged(_turn(message, request, names) for message in in_call_order(request.messages))
+    ordered = put_results_after_calls(request.messages)
+    turns = merge_turns(_turn(message, request, names) for message in ordered)
     messages: list[dict[str, Any]] = [
-        {"role": role, "content": _filled(role, blocks)} for role, blocks in turns
+        {"role": role, "content": _fill_empty(role, blocks)} for role, blocks in turns
     ]
-    earlier = [message for message in messages[:-1] if message["role"] == "user"][-1:]
-    for message in [*earlier, *messages[-1:]]:  # as for Anthropic's own API
-        message["content"].extend(_mark(request, options))
+    # Two marks, as for Anthropic's own API: a step of many parallel calls has more blocks than the
+    # provider looks back for an earlier mark.
+    previous = [message for message in messages[:-1] if message["role"] == "user"][-1:]
+    for message in [*previous, *messages[-1:]]:
+        message["content"].extend(_cache_mark(request, options))
     return messages
 
 
 class _DocumentNames:
-    """Names for documents as Bedrock takes them: a small alphabet, and no name twice in a request."""
+    """Names of documents as Bedrock takes them: in a small alphabet, and unique in a request."""
 
     def __init__(self) -> None:
-        self._given: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
-    def name(self, wanted: str) -> str:
-        clean = " ".join(re.sub(r"[^A-Za-z0-9()\[\]\-]+", " ", wanted).split()) or "document"
-        self._given[clean] = count = self._given.get(clean, 0) + 1
+    def unique_name(self, title: str) -> str:
+        clean = " ".join(re.sub(r"[^A-Za-z0-9()\[\]\-]+", " ", title).split()) or "document"
+        self._counts[clean] = count = self._counts.get(clean, 0) + 1
         return clean if count == 1 else f"{clean} ({count})"
 
 
 def _turn(message: Message, request: ModelRequest, names: _DocumentNames) -> tuple[str, list[dict[str, Any]]]:
     role = "assistant" if message.role == "assistant" else "user"
-    parts = results_first(sendable(message, request.config))
+    parts = put_results_first(sendable_parts(message, request.config))
     blocks = [_block(part, request, names) for part in parts]
     return role, [block for block in blocks if block is not None]
 
 
-def _filled(role: str, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The blocks, with a word added where Bedrock refuses a message without one."""
+def _fill_empty(role: str, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Bedrock refuses a message without blocks, one that ends in reasoning, and a document without text.
     ends_in_thought = role == "assistant" and blocks and "reasoningContent" in blocks[-1]
-    mute_document = any("document" in block for block in blocks) and not any(
-        "text" in block for block in blocks
-    )
-    wanting = not blocks or ends_in_thought or mute_document
-    return [*blocks, {"text": EMPTY}] if wanting else list(blocks)
+    has_text = any("text" in block for block in blocks)
+    mute_document = any("document" in block for block in blocks) and not has_text
+    needs_text = not blocks or ends_in_thought or mute_document
+    return [*blocks, {"text": EMPTY_TEXT}] if needs_text else list(blocks)
 
 
 def _block(part: Part, request: ModelRequest, names: _DocumentNames) -> dict[str, Any] | None:
@@ -190,11 +199,14 @@ def _block(part: Part, request: ModelRequest, names: _DocumentNames) -> dict[str
         case Thinking(text=text, signature=str(signature)):
             return {"reasoningContent": {"reasoningText": {"text": text, "signature": signature}}}
         case Thinking():
-            return None  # unsigned: cut off before its end, or of a model that does not want it back
+            # Unsigned: it was cut off before its end, or its model does not want it back.
+            return None
         case Image():
             return {"image": _source(part, _IMAGES, request.blobs)}
         case Document():
-            return {"document": {**_source(part, _DOCUMENTS, request.blobs), "name": names.name(part.name)}}
+            return {
+                "document": {**_source(part, _DOCUMENTS, request.blobs), "name": names.unique_name(part.name)}
+            }
         case Opaque(data=data):
             return data
         case ToolCall(id=id_, name=name, arguments=arguments):
@@ -208,17 +220,17 @@ def _tool_result(result: ToolResult, request: ModelRequest, names: _DocumentName
     content = [_block(part, request, names) for part in shown]
     # Only some families know `status`: it is sent where it says something.
     status = {"status": "error"} if result.is_error else {}
-    return {"toolUseId": result.call_id, "content": content or [{"text": EMPTY}], **status}
+    return {"toolUseId": result.call_id, "content": content or [{"text": EMPTY_TEXT}], **status}
 
 
 def _source(part: Image | Document, formats: Mapping[str, str], blobs: Mapping[str, bytes]) -> dict[str, Any]:
     if part.media_type not in formats:
-        raise unsupported(part, "Bedrock")
-    return {"format": formats[part.media_type], "source": {"bytes": attachment(part, blobs)}}
+        raise unsupported_media_error(part, "Bedrock")
+    return {"format": formats[part.media_type], "source": {"bytes": attachment_bytes(part, blobs)}}
 
 
 def as_json(value: Any) -> Any:
-    """The value as botocore writes it: bytes become base64."""
+    """Return the value as botocore writes it: bytes become base64."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A conversation as the chat completions API takes it: values in, JSON out."""
+"""Requests in the format of the chat completions API: values in, JSON out."""
 
 import json
 from typing import Any, Literal
@@ -7,48 +7,53 @@ from pydantic import Field
 
 from perdure.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult
 from perdure.model import ModelConfig, ModelRequest
-
-from .shared import (
-    EMPTY,
-    Options,
-    attachment,
+from perdure.providers import (
+    EMPTY_TEXT,
+    ProviderOptions,
     attachment_base64,
-    in_call_order,
-    merged,
+    attachment_bytes,
+    merge_turns,
+    put_results_after_calls,
     read_options,
-    refuse,
-    sendable,
-    unsupported,
+    reject_setting,
+    sendable_parts,
+    unsupported_media_error,
 )
 
 
-class OpenAIOptions(Options):
-    """What `ModelConfig.options` may hold for OpenAI and what speaks like it."""
+class OpenAIOptions(ProviderOptions):
+    """Options of `ModelConfig.options` for OpenAI, and for servers that speak its API."""
 
     extra_headers: dict[str, str] = Field(default_factory=dict[str, str])
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] | None = None
-    """What the server calls the bound of a reply; None: the newer name for OpenAI, the older for others."""
+    """Field that bounds a reply. None: `max_completion_tokens` for OpenAI, `max_tokens` for other servers."""
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     seed: int | None = None
 
 
-def checked(config: ModelConfig) -> OpenAIOptions:
-    """The config's options; `DefinitionError` for what this API does not take."""
+def read_config(config: ModelConfig) -> OpenAIOptions:
+    """Read the config's options, and check its settings.
+
+    Raises:
+        DefinitionError: an option or a setting that the API does not take.
+
+    """
     if config.thinking not in (None, "off"):
-        refuse(config, f"thinking={config.thinking!r}", 'set effort, or thinking="off"')
+        reject_setting(config, f"thinking={config.thinking!r}", 'set effort, or thinking="off"')
     if config.thinking == "off" and config.effort is not None:
-        refuse(config, 'thinking="off" together with effort', "set one of them")
+        reject_setting(config, 'thinking="off" together with effort', "set one of them")
     return read_options(OpenAIOptions, config)
 
 
-def body_of(request: ModelRequest, options: OpenAIOptions, provider: str) -> dict[str, Any]:
-    """The JSON to send, but for `extra_body`, which is laid over it on the way."""
+def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> dict[str, Any]:
+    """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
     config = request.config
-    newer = "max_completion_tokens" if provider == "openai" else "max_tokens"
-    named: dict[str, Any] = {
-        options.max_tokens_field or newer: request.max_tokens,
+    # Newer models of OpenAI refuse the old name; servers that imitate the API know no other.
+    usual_field = "max_completion_tokens" if provider == "openai" else "max_tokens"
+    optional: dict[str, Any] = {
+        options.max_tokens_field or usual_field: request.max_tokens,
         "temperature": config.temperature,
         "top_p": config.top_p,
         "stop": list(config.stop_sequences) or None,
@@ -62,8 +67,8 @@ def body_of(request: ModelRequest, options: OpenAIOptions, provider: str) -> dic
         "model": config.model,
         "messages": _messages(request),
         "stream": True,
-        "stream_options": {"include_usage": True},
-        **{key: value for key, value in named.items() if value is not None},
+        "stream_options": {"include_usage": True},  # else a stream carries no usage
+        **{key: value for key, value in optional.items() if value is not None},
     }
 
 
@@ -85,9 +90,9 @@ def _messages(request: ModelRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions.strip():
         messages.append({"role": "system", "content": request.instructions})
-    said = in_call_order(request.messages)
-    turns = (turn for message in said for turn in _turns(message, request))
-    for role, parts in merged(turns):
+    ordered = put_results_after_calls(request.messages)
+    turns = (turn for message in ordered for turn in _turns(message, request))
+    for role, parts in merge_turns(turns):
         match role:
             case "assistant":
                 messages.append(_assistant(parts))
@@ -99,23 +104,24 @@ def _messages(request: ModelRequest) -> list[dict[str, Any]]:
 
 
 def _turns(message: Message, request: ModelRequest) -> list[tuple[str, list[Part]]]:
-    """The message by roles of this API: results first, what they hold beside text as the user's."""
-    parts = sendable(message, request.config)
+    """Split a message into turns of this API's roles; pictures of a tool's result become the user's."""
+    parts = sendable_parts(message, request.config)
     if message.role == "assistant":
         return [("assistant", parts)]
     results: list[Part] = [part for part in parts if isinstance(part, ToolResult)]
     shown: list[Part] = []
     for part in parts:
-        shown.extend(_attached(part) if isinstance(part, ToolResult) else [part])
+        shown.extend(_result_files(part) if isinstance(part, ToolResult) else [part])
     turns = [("tool", results), ("user", shown)]
     return [turn for turn in turns if turn[1]] or [("user", [])]
 
 
-def _attached(result: ToolResult) -> list[Part]:
+def _result_files(result: ToolResult) -> list[Part]:
+    # This API takes only text as a tool's result. The line before the files says whose they are.
     files: list[Part] = [part for part in result.content if not isinstance(part, Text)]
-    return (
-        [Text(text=f"Attached to the result of {result.name} ({result.call_id}):"), *files] if files else []
-    )
+    if not files:
+        return []
+    return [Text(text=f"Attached to the result of {result.name} ({result.call_id}):"), *files]
 
 
 def _assistant(parts: list[Part]) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def _assistant(parts: list[Part]) -> dict[str, Any]:
     calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
     if calls:
         return {"role": "assistant", "content": text or None, "tool_calls": calls}
-    return {"role": "assistant", "content": text or EMPTY}
+    return {"role": "assistant", "content": text or EMPTY_TEXT}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -132,17 +138,18 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _tool_message(result: ToolResult) -> dict[str, Any]:
-    text = result.text if result.text.strip() else EMPTY
+    text = result.text if result.text.strip() else EMPTY_TEXT
     if result.is_error and not text.lower().startswith("error"):
-        text = f"Error: {text}"  # this API has no other way to say so
+        # This API has no field for it.
+        text = f"Error: {text}"
     return {"role": "tool", "tool_call_id": result.call_id, "content": text}
 
 
 def _content(parts: list[Part], request: ModelRequest) -> str | list[dict[str, Any]]:
-    """A user's content: plain text where it is one, as not every server takes a list."""
+    # Plain text where that is all: not every server takes a list.
     if len(parts) == 1 and isinstance(parts[0], Text):
         return parts[0].text
-    return [block for part in parts if (block := _block(part, request))] or EMPTY
+    return [block for part in parts if (block := _block(part, request))] or EMPTY_TEXT
 
 
 def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
@@ -156,9 +163,9 @@ def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
             data = f"data:{part.media_type};base64,{attachment_base64(part, request.blobs)}"
             return {"type": "file", "file": {"filename": part.name, "file_data": data}}
         case Document() if part.media_type.startswith("text/"):
-            text = attachment(part, request.blobs).decode(errors="replace")
+            text = attachment_bytes(part, request.blobs).decode(errors="replace")
             return {"type": "text", "text": f"{part.name}:\n{text}"}
         case Document():
-            raise unsupported(part, "chat completions")
+            raise unsupported_media_error(part, "chat completions")
         case _:
             return None

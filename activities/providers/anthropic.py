@@ -1,11 +1,9 @@
-"""Models of Anthropic's Messages API, always streamed.
+"""Adapter for Anthropic's Messages API, always streamed.
 
-The raw events are folded here rather than by the SDK's message stream: that one takes broken
-tool arguments for an error of the call, half a JSON object for a whole one, and a stream that
-ends early for a finished message.
+The adapter folds the raw events itself. The SDK's message stream takes broken tool arguments for an error of
+the call, half a JSON object for a complete one, and a stream that ends early for a finished message.
 """
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -17,10 +15,16 @@ import httpx2
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar, digest
+from perdure.providers import (
+    Block,
+    CallDeadline,
+    ReplyDraft,
+    is_context_overflow,
+    kind_of_status,
+    parse_retry_after,
+)
 
-from ._anthropic_request import AnthropicOptions, body_of, checked
-from .draft import Block, Draft, credible
-from .shared import is_overflow, kind_of_status, retry_after, within
+from ._anthropic_request import AnthropicOptions, build_body, read_config
 
 _STOPS: dict[str, ModelStop] = {
     "end_turn": "end_turn",
@@ -33,7 +37,8 @@ _STOPS: dict[str, ModelStop] = {
 }
 
 _CODES: dict[str, ErrorKind] = {
-    "enforced_spend_limit_reached": "payment",  # these two come as 429, and no wait mends them
+    # The first two come with status 429, and no wait helps.
+    "enforced_spend_limit_reached": "payment",
     "contract_spend_limit_reached": "payment",
     "linked_organization_spend_limit_reached": "payment",
     "linked_organization_billing_unavailable": "payment",
@@ -60,7 +65,7 @@ _KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
 
 class AnthropicModel:
-    """A model of Anthropic's; the key is `api_key`, or comes from the environment."""
+    """Models of Anthropic; the key is `api_key`, or comes from the environment."""
 
     def __init__(self, api_key: str | None = None, base_url: str | None = None) -> None:
         self._api_key = api_key
@@ -69,28 +74,28 @@ class AnthropicModel:
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, settings the API has dropped, and a missing key."""
-        checked(config)
+        read_config(config)
         self._require_key()
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """One streamed call, without retries."""
-        options = checked(request.config)
+        """Stream one call, without retries."""
+        options = read_config(request.config)
         client = self._client(options.base_url)
-        body = body_of(request, options)
-        draft = Draft(request, digest(body | options.extra_body))
-        deadline = asyncio.get_running_loop().time() + request.config.timeout.total_seconds()
+        body = build_body(request, options)
+        draft = ReplyDraft(request, digest(body | options.extra_body))
+        deadline = CallDeadline(request.config)
         answer: anthropic.AsyncStream[Any] | None = None
         try:
-            answer = await within(deadline, _send(client, body, options, request.config))
+            answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("request-id"))
-            while (event := await within(deadline, anext(answer, None))) is not None:
-                for shown in _take(event.to_dict(warnings=False), draft):
-                    yield shown
-            if not (draft.ended and draft.stop):
-                raise draft.cut()
+            while (event := await deadline.wait_for(anext(answer, None))) is not None:
+                for delta in _fold(event.to_dict(warnings=False), draft):
+                    yield delta
+            if not (draft.complete and draft.stop):
+                raise draft.cut_error()
             yield draft.reply(_STOPS)
         except Exception as error:
-            raise _classified(error, draft) from error
+            raise _classify(error, draft) from error
         finally:
             if answer is not None:
                 await answer.close()
@@ -125,6 +130,7 @@ async def _send(
     client: anthropic.AsyncAnthropic, body: dict[str, Any], options: AnthropicOptions, config: ModelConfig
 ) -> anthropic.AsyncStream[Any]:
     create: Any = client.messages.create
+    # `read` bounds the silence between two bytes, keep-alive messages included.
     timeout = anthropic.Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
     answer: anthropic.AsyncStream[Any] = await create(
         **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
@@ -135,125 +141,127 @@ async def _send(
 # -- the answer
 
 
-def _take(event: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
-    """Fold one event into the draft; returns what of it is to be shown at once."""
+def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    """Fold an event into the draft, and return the events to yield for it at once."""
     match event["type"]:
         case "message_start":
             draft.model = event["message"].get("model", "")
-            draft.usage = _usage(event["message"]["usage"], Usage())
-            return (UsageSoFar(usage=draft.usage),)
+            usage = _usage(event["message"]["usage"], Usage())
+            draft.count(usage, final=False)
+            return (UsageSoFar(usage=usage),)
         case "content_block_start":
-            return _begin(event["index"], event["content_block"], draft)
+            return _begin_block(event["index"], event["content_block"], draft)
         case "content_block_delta":
-            return _extend(draft.blocks[event["index"]], event["delta"], draft)
+            return _extend_block(draft.blocks[event["index"]], event["delta"], draft)
         case "content_block_stop":
-            _end(draft.blocks[event["index"]])
+            _end_block(draft.blocks[event["index"]])
         case "message_delta":
             draft.stop = event["delta"].get("stop_reason") or draft.stop
-            draft.usage = _usage(event["usage"], draft.usage or Usage())
-            draft.usage_final = draft.stop is not None
+            draft.count(_usage(event["usage"], draft.usage or Usage()), final=draft.stop is not None)
         case "message_stop":
-            draft.ended = True
+            draft.complete = True
         case _:
-            pass  # the API reserves the right to add events
+            # The API reserves the right to add events.
+            pass
     return ()
 
 
-def _begin(index: int, content: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
+def _begin_block(index: int, content: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match content:
         case {"type": "text"}:
-            return draft.add(draft.block(index, "text"), content.get("text", ""))
+            return draft.append(draft.block(index, "text"), content.get("text", ""))
         case {"type": "thinking"}:
             block = draft.block(index, "thinking")
             block.signature = content.get("signature") or None
-            return draft.add(block, content.get("thinking", ""))
+            return draft.append(block, content.get("thinking", ""))
         case {"type": "redacted_thinking", "data": data}:
             draft.block(index, "thinking").redacted = data
         case {"type": "tool_use", "id": id_, "name": name}:
             block = draft.block(index, "tool_call")
             block.id, block.name, block.data = id_, name, content.get("input") or {}
         case _:
+            # A block of the provider's own, such as a search on its side: it goes back as it came.
             draft.block(index, "opaque").data = content
     return ()
 
 
-def _extend(block: Block, delta: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
+def _extend_block(block: Block, delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match delta:
         case {"type": "text_delta", "text": text}:
-            return draft.add(block, text)
+            return draft.append(block, text)
         case {"type": "thinking_delta", "thinking": text}:
-            return draft.add(block, text)
+            return draft.append(block, text)
         case {"type": "input_json_delta", "partial_json": piece}:
-            return draft.add(block, piece)
+            return draft.append(block, piece)
         case {"type": "signature_delta", "signature": signature}:
             block.signature = signature
         case {"type": "citations_delta"}:
-            pass  # text goes back without its citations: the API allows it
+            # Text goes back without its citations: the API allows it.
+            pass
         case _:
             raise draft.error("bug", f"unknown delta {delta.get('type')!r}")
     return ()
 
 
-def _end(block: Block) -> None:
+def _end_block(block: Block) -> None:
     if block.kind == "tool_call" and not block.pieces and block.data:
-        block.pieces.append(json.dumps(block.data))  # arguments that came whole with the block's start
+        # These arguments came complete with the block's start.
+        block.pieces.append(json.dumps(block.data))
     if block.kind == "opaque" and block.pieces:
         block.data["input"] = json.loads("".join(block.pieces))
 
 
 def _usage(counted: dict[str, Any], before: Usage) -> Usage:
-    """The counts so far: each event carries totals, and may leave out what has not changed."""
+    """Return the counts so far: each event carries totals, and may leave out unchanged ones."""
 
     def count(key: str, otherwise: int) -> int:
         value = counted.get(key)
         return otherwise if value is None else value
 
-    return credible(
-        Usage(
-            input_tokens=count("input_tokens", before.input_tokens),
-            cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
-            cache_write_tokens=count("cache_creation_input_tokens", before.cache_write_tokens),
-            output_tokens=count("output_tokens", before.output_tokens),
-        )
+    return Usage(
+        input_tokens=count("input_tokens", before.input_tokens),
+        cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
+        cache_write_tokens=count("cache_creation_input_tokens", before.cache_write_tokens),
+        output_tokens=count("output_tokens", before.output_tokens),
     )
 
 
 # -- errors
 
 
-def _classified(error: Exception, draft: Draft) -> ModelError:
+def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
+    """Return the error of our vocabulary for anything that the call raised."""
     match error:
         case ModelError():
             return error
         case TimeoutError() | anthropic.APITimeoutError() | httpx2.TimeoutException():
-            return draft.timed_out()
+            return draft.timeout_error()
         case anthropic.APIStatusError():
-            return _refused(error, draft)
+            return _classify_status(error, draft)
         case anthropic.APIConnectionError() | httpx2.TransportError():
             # A cut in the stream reaches us as the transport's own error, not as one of the SDK's.
-            if draft.opened:
-                return draft.error("stream_cut", f"the connection broke in the middle of the answer: {error}")
-            return draft.error("connection", f"the provider was not reached: {error.__cause__ or error}")
+            return draft.connection_error(error if draft.opened else error.__cause__ or error)
         case json.JSONDecodeError() | UnicodeDecodeError() | httpx2.DecodingError():
-            return draft.error("malformed_reply", f"the answer cannot be read: {error}")
+            return draft.unreadable_error(error)
         case _:
-            return draft.unknown(error)
+            return draft.unforeseen_error(error)
 
 
-def _refused(error: anthropic.APIStatusError, draft: Draft) -> ModelError:
-    said = error.api_message or error.message
+def _classify_status(error: anthropic.APIStatusError, draft: ReplyDraft) -> ModelError:
+    reason = error.api_message or error.message
     draft.request_id = error.request_id or draft.request_id
-    message = f"{error.status_code} {error.type or 'error'}: {said}"
-    return draft.error(_kind(error, said), message, retry_after(error.response.headers))
+    message = f"{error.status_code} {error.type or 'error'}: {reason}"
+    return draft.error(_kind(error, reason), message, parse_retry_after(error.response.headers))
 
 
-def _kind(error: anthropic.APIStatusError, said: str) -> ErrorKind:
-    """Code before type before status: the precise before the general."""
+def _kind(error: anthropic.APIStatusError, reason: str) -> ErrorKind:
+    # Code before type before status: the precise before the general.
     if error.error_code in _CODES:
         return _CODES[error.error_code]
     kind: ErrorKind
-    if error.status_code == 200:  # an error event in the stream: the type is all there is
+    if error.status_code == 200:
+        # An error event in the stream: its type is all that says more.
         kind = "stream_cut" if error.type is None else _TYPES.get(error.type, "bug")
     else:
         kind = kind_of_status(error.status_code)
-    return "context_overflow" if kind == "bad_request" and is_overflow(said) else kind
+    return "context_overflow" if kind == "bad_request" and is_context_overflow(reason) else kind

@@ -1,8 +1,8 @@
-"""Models behind Amazon Bedrock's Converse API, streamed.
+"""Adapter for Amazon Bedrock's Converse API, streamed.
 
-botocore is synchronous, its streams too: each call reads in a thread of its own and hands its
-events to the event loop. A stream that was cut ends there without any error, so only
-`messageStop` and `metadata` together make an answer.
+botocore is synchronous, and so are its streams: each call reads in a thread of its own and hands its events
+to the event loop. A stream that was cut ends there without any error. Only `messageStop` and `metadata`
+together make an answer.
 """
 
 import asyncio
@@ -26,10 +26,15 @@ from botocore.parsers import ResponseParserError
 from perdure.errors import DefinitionError, ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
+from perdure.providers import (
+    CallDeadline,
+    ReplyDraft,
+    is_context_overflow,
+    kind_of_status,
+    parse_retry_after,
+)
 
-from ._bedrock_request import BedrockOptions, as_json, body_of, checked
-from .draft import Draft, credible
-from .shared import is_overflow, kind_of_status, retry_after, within
+from ._bedrock_request import BedrockOptions, as_json, build_body, read_config
 
 _STOPS: dict[str, ModelStop] = {
     "end_turn": "end_turn",
@@ -47,7 +52,8 @@ _CODES: dict[str, ErrorKind] = {
     "throttlingException": "rate_limited",
     "tooManyRequestsException": "rate_limited",
     "serviceQuotaExceededException": "payment",
-    "modelNotReadyException": "overloaded",  # 429, but the model is loading: nobody has to slow down
+    # It comes with status 429, but the model is only loading: slowing down would not help.
+    "modelNotReadyException": "overloaded",
     "modelTimeoutException": "timeout",
     "internalServerException": "overloaded",
     "serviceUnavailableException": "overloaded",
@@ -88,30 +94,29 @@ class BedrockModel:
 
         Looks credentials up once, which may ask the machine's metadata service.
         """
-        self._region_of(config, checked(config))
+        self._find_region(config, read_config(config))
         if not self._has_credentials and not os.environ.get("AWS_BEARER_TOKEN_BEDROCK"):
-            if _session().get_credentials() is None:
+            if _new_session().get_credentials() is None:
                 raise ModelError("authentication", _NO_CREDENTIALS)
             self._has_credentials = True
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """One streamed call, without retries."""
-        options = checked(request.config)
-        region = self._region_of(request.config, options)
-        body = body_of(request, options)
-        draft = Draft(request, digest(as_json(body)))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + request.config.timeout.total_seconds()
-        call = _Call(partial(self._open, region, options.base_url, request.config.timeout, body), loop)
+        """Stream one call, without retries."""
+        options = read_config(request.config)
+        region = self._find_region(request.config, options)
+        body = build_body(request, options)
+        draft = ReplyDraft(request, digest(as_json(body)))
+        deadline = CallDeadline(request.config)
+        open_stream = partial(self._open_stream, region, options.base_url, request.config.timeout, body)
+        call = _ThreadedCall(open_stream, asyncio.get_running_loop())
         call.start()
         try:
-            silence = request.config.longest_silence  # the client's own is rounded up
-            while (event := await within(min(deadline, loop.time() + silence), call.next())) is not None:
-                for shown in _take(event, draft):
-                    yield shown
-            yield _reply(draft)
+            while (event := await deadline.wait_for_data(call.next_event())) is not None:
+                for delta in _fold(event, draft):
+                    yield delta
+            yield _finish(draft)
         except Exception as error:
-            raise _classified(error, draft) from error
+            raise _classify(error, draft) from error
         finally:
             call.close()
 
@@ -122,7 +127,7 @@ class BedrockModel:
         for client in clients:
             client.close()
 
-    def _region_of(self, config: ModelConfig, options: BedrockOptions) -> str:
+    def _find_region(self, config: ModelConfig, options: BedrockOptions) -> str:
         region = options.region or self._region or os.environ.get("AWS_REGION") or self._profile_region
         if region is None:
             raise DefinitionError(
@@ -132,16 +137,20 @@ class BedrockModel:
 
     @cached_property
     def _profile_region(self) -> str | None:
-        return cast("str | None", _session().region_name)
+        return cast("str | None", _new_session().region_name)
 
-    def _open(self, region: str, base_url: str | None, timeout: timedelta, body: dict[str, Any]) -> Any:
+    def _open_stream(
+        self, region: str, base_url: str | None, timeout: timedelta, body: dict[str, Any]
+    ) -> Any:
         return self._client(region, base_url or self._endpoint_url, timeout).converse_stream(**body)
 
     def _client(self, region: str, endpoint: str | None, timeout: timedelta) -> Any:
-        """The client for that place. Making one reads files for a while and is not thread-safe."""
-        # The whole call is timed in the loop. Rounded up, any number of timeouts need few clients.
+        """Return the client for that endpoint, made on first use."""
+        # The call is timed in the loop; this bound only frees the thread. Rounded up, any number of
+        # timeouts need few clients.
         read_timeout = 2 ** math.ceil(math.log2(max(1.0, timeout.total_seconds())))
         key = (region, endpoint, read_timeout)
+        # Making a client reads files for a while, and is not thread-safe.
         with self._lock:
             if key not in self._clients:
                 config = Config(
@@ -150,28 +159,28 @@ class BedrockModel:
                     read_timeout=read_timeout,  # 60 s by default: less than a long thought
                     max_pool_connections=self._connections,
                 )
-                session = _session(region)
+                session = _new_session(region)
                 self._clients[key] = session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
             return self._clients[key]
 
 
-def _session(region: str | None = None) -> Any:
-    """A session of its own for each client: the library's shared one is not thread-safe."""
+def _new_session(region: str | None = None) -> Any:
+    # A session for each client: the library's shared one is not thread-safe.
     try:
         return boto3.session.Session(region_name=region)
     except boto_errors.ProfileNotFound as error:
         raise ModelError("authentication", f"{error}; correct AWS_PROFILE and restart the worker") from None
 
 
-class _Call:
-    """One Converse call, read in a daemon thread; its events come out in the loop, in order.
+class _ThreadedCall:
+    """Converse call that a daemon thread reads; its events come out in the loop, in order.
 
-    A thread of its own, as calls that are waited for would fill up a pool: the default one has
-    six places on a machine of two cores.
+    The thread is the call's own. Waiting calls would fill up a pool: the default one has six threads on a
+    machine of two cores.
     """
 
-    def __init__(self, open_: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._open = open_
+    def __init__(self, open_stream: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._open_stream = open_stream
         self._loop = loop
         self._arrived: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
         self._lock = threading.Lock()
@@ -179,34 +188,35 @@ class _Call:
         self._closed = False
 
     def start(self) -> None:
-        """Begin to call and to read."""
+        """Start the thread that calls and reads."""
         threading.Thread(target=self._read, name="bedrock-call", daemon=True).start()
 
-    async def next(self) -> dict[str, Any] | None:
-        """The next event, or None at the end, complete or not; raises what the thread ran into."""
+    async def next_event(self) -> dict[str, Any] | None:
+        """Return the next event, or None at the end, complete or not; raise what the thread raised."""
         item = await self._arrived.get()
         if isinstance(item, Exception):
             raise item
         return item
 
     def close(self) -> None:
-        """Break the connection, from any thread; a call not yet answered is broken when it is."""
+        """Break the connection, from any thread; a call that waits for its answer is broken when it comes."""
         with self._lock:
             self._closed = True
             if self._stream is not None:
-                # close() would wait for the thread that reads; shutting the socket down wakes it,
-                # and it then closes the connection itself.
+                # close() would wait for the thread that reads. Shutting the socket down wakes the thread,
+                # which then closes the connection itself.
                 with suppress(ValueError, RuntimeError, OSError):
                     self._stream._raw_stream.shutdown()
 
     def _read(self) -> None:
         try:
-            answer = self._answer()
+            answer = self._call_provider()
             if self._adopt(answer["stream"]):
                 self._put({"opened": answer["ResponseMetadata"].get("RequestId")})
                 for event in answer["stream"]:
+                    # A socket that was shut down still hands out what has arrived.
                     if self._closed:
-                        break  # a socket that was shut down still hands out what has arrived
+                        break
                     self._put(event)
             self._put(None)
         except Exception as error:
@@ -214,11 +224,11 @@ class _Call:
         finally:
             self._release()
 
-    def _answer(self) -> Any:
+    def _call_provider(self) -> Any:
         try:
-            return self._open()
+            return self._open_stream()
         except (AttributeError, LookupError, TypeError, UnicodeError) as error:
-            # botocore takes the body of a refusal for an object; that of a proxy may be anything.
+            # botocore takes the body of a refusal for a JSON object; a proxy may send anything.
             raise ResponseParserError(f"{type(error).__name__}: {error}") from error
 
     def _adopt(self, stream: Any) -> bool:
@@ -233,32 +243,35 @@ class _Call:
             stream.close()
 
     def _put(self, item: dict[str, Any] | Exception | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        # The loop may be closed by now; then nothing reads the queue.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
 
 
 # -- the answer
 
 
-def _take(event: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
-    """Fold one event into the draft; returns what of it is to be shown at once."""
+def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    """Fold an event into the draft, and return the events to yield for it at once."""
     match event:
         case {"opened": request_id}:
             draft.open(request_id)
         case {"contentBlockStart": {"contentBlockIndex": index, "start": start}}:
-            _begin(index, start, draft)
+            _begin_block(index, start, draft)
         case {"contentBlockDelta": {"contentBlockIndex": index, "delta": delta}}:
-            return _extend(index, delta, draft)
+            return _extend_block(index, delta, draft)
         case {"messageStop": {"stopReason": stop}}:
             draft.stop = stop
         case {"metadata": {"usage": usage}}:
-            draft.usage, draft.usage_final, draft.ended = _usage(usage), True, True
+            draft.count(_usage(usage), final=True)
+            draft.complete = True
         case _:
-            pass  # messageStart, contentBlockStop, and what later services add
+            # messageStart, contentBlockStop, and events that later versions add.
+            pass
     return ()
 
 
-def _begin(index: int, start: dict[str, Any], draft: Draft) -> None:
+def _begin_block(index: int, start: dict[str, Any], draft: ReplyDraft) -> None:
     match start:
         case {"toolUse": {"toolUseId": id_, "name": name}}:
             block = draft.block(index, "tool_call")
@@ -267,39 +280,38 @@ def _begin(index: int, start: dict[str, Any], draft: Draft) -> None:
             raise draft.error("bug", f"unknown content block {sorted(start)!r}")
 
 
-def _extend(index: int, delta: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
+def _extend_block(index: int, delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match delta:
         case {"text": text}:
-            return draft.add(draft.block(index, "text"), text)
+            return draft.append(draft.block(index, "text"), text)
         case {"toolUse": {"input": piece}}:
-            return draft.add(draft.block(index, "tool_call"), piece)
+            return draft.append(draft.block(index, "tool_call"), piece)
         case {"reasoningContent": {"text": text}}:
-            return draft.add(draft.block(index, "thinking"), text)
+            return draft.append(draft.block(index, "thinking"), text)
         case {"reasoningContent": {"signature": signature}}:
             draft.block(index, "thinking").signature = signature
         case {"reasoningContent": {"redactedContent": bytes(data)}}:
             draft.block(index, "thinking").redacted = base64.b64encode(data).decode()
         case {"citation": _}:
-            pass  # text goes back without its citations
+            # Text goes back without its citations.
+            pass
         case _:
             raise draft.error("bug", f"unknown delta {sorted(delta)!r}")
     return ()
 
 
 def _usage(counted: dict[str, int]) -> Usage:
-    return credible(
-        Usage(
-            input_tokens=counted.get("inputTokens", 0),
-            cache_read_tokens=counted.get("cacheReadInputTokens", 0),
-            cache_write_tokens=counted.get("cacheWriteInputTokens", 0),
-            output_tokens=counted.get("outputTokens", 0),
-        )
+    return Usage(
+        input_tokens=counted.get("inputTokens", 0),
+        cache_read_tokens=counted.get("cacheReadInputTokens", 0),
+        cache_write_tokens=counted.get("cacheWriteInputTokens", 0),
+        output_tokens=counted.get("outputTokens", 0),
     )
 
 
-def _reply(draft: Draft) -> ModelEvent:
-    if draft.stop is None or not draft.ended:
-        raise draft.cut()
+def _finish(draft: ReplyDraft) -> ModelEvent:
+    if draft.stop is None or not draft.complete:
+        raise draft.cut_error()
     if draft.stop in _BROKEN_STOPS:
         raise draft.error("malformed_reply", f"the model's output was broken: {draft.stop}")
     return draft.reply(_STOPS)
@@ -308,30 +320,31 @@ def _reply(draft: Draft) -> ModelEvent:
 # -- errors
 
 
-def _classified(error: Exception, draft: Draft) -> ModelError:
+def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
+    """Return the error of our vocabulary for anything that the call raised."""
     match error:
         case ModelError():
             return error
         case boto_errors.ClientError():
-            return _refused(error, draft)
+            return _classify_refusal(error, draft)
         case (
             TimeoutError()
             | boto_errors.ReadTimeoutError()
             | boto_errors.ConnectTimeoutError()
             | urllib3.exceptions.TimeoutError()
         ):
-            return draft.timed_out()
+            return draft.timeout_error()
         case boto_errors.HTTPClientError() | boto_errors.ConnectionError():
             return draft.error("connection", f"the provider was not reached: {error}")
         case urllib3.exceptions.HTTPError():
             # botocore passes on what breaks in the middle of a stream as it is.
             return draft.error("stream_cut", f"the connection broke in the middle of the answer: {error}")
         case _:
-            return _classified_locally(error, draft)
+            return _classify_local(error, draft)
 
 
-def _classified_locally(error: Exception, draft: Draft) -> ModelError:
-    """What went wrong on our side of the connection."""
+def _classify_local(error: Exception, draft: ReplyDraft) -> ModelError:
+    """Return the error for a failure on our side of the connection."""
     match error:
         case (
             boto_errors.NoCredentialsError()
@@ -344,28 +357,29 @@ def _classified_locally(error: Exception, draft: Draft) -> ModelError:
         case boto_errors.ParamValidationError():
             return draft.error("bad_request", str(error))
         case ResponseParserError() | ParserError():
-            return draft.error("malformed_reply", f"the answer cannot be read: {error}")
+            return draft.unreadable_error(error)
         case _:
-            return draft.unknown(error)
+            return draft.unforeseen_error(error)
 
 
-def _refused(error: boto_errors.ClientError, draft: Draft) -> ModelError:
+def _classify_refusal(error: boto_errors.ClientError, draft: ReplyDraft) -> ModelError:
     answer = cast("dict[str, Any]", error.response)
     meta: dict[str, Any] = answer.get("ResponseMetadata", {})
-    code, said = answer["Error"].get("Code", ""), answer["Error"].get("Message", "")
+    code, reason = answer["Error"].get("Code", ""), answer["Error"].get("Message", "")
     draft.request_id = meta.get("RequestId") or draft.request_id
     headers: dict[str, str] = meta.get("HTTPHeaders", {})
+    # AWS's own header counts in milliseconds.
     if "x-amz-retry-after" in headers:
         headers = {"retry-after-ms": headers["x-amz-retry-after"]} | headers
-    kind = _kind(code, said, meta.get("HTTPStatusCode", 0))
-    return draft.error(kind, f"{code}: {said}", retry_after(headers))
+    kind = _kind(code, reason, meta.get("HTTPStatusCode", 0))
+    return draft.error(kind, f"{code}: {reason}", parse_retry_after(headers))
 
 
-def _kind(code: str, said: str, status: int) -> ErrorKind:
-    # The same exception comes with a capital as an answer and without one in a stream.
+def _kind(code: str, reason: str, status: int) -> ErrorKind:
+    # The same exception is spelled with a capital as an answer, and without it in a stream.
     kind = _CODES.get(code[:1].lower() + code[1:]) or kind_of_status(status)
-    if kind == "bad_request" and is_overflow(said):
+    if kind == "bad_request" and is_context_overflow(reason):
         return "context_overflow"
-    if kind == "bad_request" and "model identifier is invalid" in said:
+    if kind == "bad_request" and "model identifier is invalid" in reason:
         return "not_found"
     return kind

@@ -1,9 +1,8 @@
-"""Models of OpenAI's chat completions API and of servers that speak it: Ollama, vLLM, gateways.
+"""Adapter for OpenAI's chat completions API, and for servers that speak it: Ollama, vLLM, gateways.
 
-The library is an optional extra, imported when a model is first asked or checked.
+The library is an optional extra, imported when a model is first called or checked.
 """
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -12,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import DefinitionError, ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
+from perdure.providers import (
+    CallDeadline,
+    ReplyDraft,
+    is_context_overflow,
+    kind_of_status,
+    parse_retry_after,
+)
 
-from ._openai_request import OpenAIOptions, body_of, checked
-from .draft import Draft, credible
-from .shared import is_overflow, kind_of_status, retry_after, within
+from ._openai_request import OpenAIOptions, build_body, read_config
 
 if TYPE_CHECKING:
     import openai
@@ -26,11 +30,13 @@ _STOPS: dict[str, ModelStop] = {
     "function_call": "tool_calls",
     "length": "max_tokens",
     "content_filter": "refusal",
-    "refusal": "refusal",  # ours, for answers in `refusal` in place of `content`
+    # Our own word, for answers that came in `refusal` in place of `content`.
+    "refusal": "refusal",
 }
 
 _CODES: dict[str, ErrorKind] = {
-    "insufficient_quota": "payment",  # comes as 429, and no wait mends it
+    # It comes with status 429, and no wait helps.
+    "insufficient_quota": "payment",
     "billing_hard_limit_reached": "payment",
     "billing_not_active": "payment",
     "context_length_exceeded": "context_overflow",
@@ -55,7 +61,7 @@ _CODES: dict[str, ErrorKind] = {
 
 
 class OpenAIModel:
-    """A server that speaks chat completions; `provider` decides its address, key and habits.
+    """Models of a server that speaks chat completions; `provider` decides its address, key and habits.
 
     "openai" takes OPENAI_API_KEY and OPENAI_BASE_URL. "ollama" takes OLLAMA_HOST, "vllm"
     VLLM_BASE_URL and VLLM_API_KEY; both are local by default and need no key. Any other name needs
@@ -72,30 +78,30 @@ class OpenAIModel:
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, settings the API does not have, a missing library or key."""
-        checked(config)
-        _library()
-        self._key()
+        read_config(config)
+        _import_library()
+        self._require_key()
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """One streamed call, without retries."""
-        options = checked(request.config)
+        """Stream one call, without retries."""
+        options = read_config(request.config)
         client = self._client(options.base_url)
-        body = body_of(request, options, self._provider)
-        draft = Draft(request, digest(body | options.extra_body))
-        deadline = asyncio.get_running_loop().time() + request.config.timeout.total_seconds()
+        body = build_body(request, options, self._provider)
+        draft = ReplyDraft(request, digest(body | options.extra_body))
+        deadline = CallDeadline(request.config)
         answer: openai.AsyncStream[Any] | None = None
         try:
-            answer = await within(deadline, _send(client, body, options, request.config))
+            answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("x-request-id"))
-            while (chunk := await within(deadline, anext(answer, None))) is not None:
-                for shown in _take(chunk.to_dict(warnings=False), draft):
-                    yield shown
+            while (chunk := await deadline.wait_for(anext(answer, None))) is not None:
+                for delta in _fold(chunk.to_dict(warnings=False), draft):
+                    yield delta
             if draft.stop is None:
-                raise draft.cut()
-            # Some servers send no usage whatever they are asked: the reply then carries an estimate.
+                raise draft.cut_error()
+            # Some servers never send usage, though we ask for it. The reply then carries an estimate.
             yield draft.reply(_STOPS)
         except Exception as error:
-            raise _classified(error, draft) from error
+            raise _classify(error, draft) from error
         finally:
             if answer is not None:
                 await answer.close()
@@ -107,16 +113,16 @@ class OpenAIModel:
         self._clients.clear()
 
     def _client(self, base_url: str | None) -> "openai.AsyncOpenAI":
-        url = base_url or self._base_url or _home(self._provider)
+        url = base_url or self._base_url or _default_address(self._provider)
         if url not in self._clients:
-            self._clients[url] = _library().AsyncOpenAI(
-                api_key=self._key(),
+            self._clients[url] = _import_library().AsyncOpenAI(
+                api_key=self._require_key(),
                 base_url=url,
                 max_retries=0,  # Temporal retries, and its retries are seen in history
             )
         return self._clients[url]
 
-    def _key(self) -> str:
+    def _require_key(self) -> str:
         if self._provider == "openai":
             key = self._api_key or os.environ.get("OPENAI_API_KEY")
             if not key:
@@ -129,8 +135,13 @@ class OpenAIModel:
         return self._api_key or os.environ.get(f"{self._provider.upper()}_API_KEY") or "none"
 
 
-def _library() -> Any:
-    """The openai module; `DefinitionError` where it is not installed."""
+def _import_library() -> Any:
+    """Return the openai module.
+
+    Raises:
+        DefinitionError: it is not installed.
+
+    """
     try:
         import openai
     except ImportError:
@@ -140,8 +151,13 @@ def _library() -> Any:
     return openai
 
 
-def _home(provider: str) -> str | None:
-    """Where a provider listens unless something else is said; None: the library knows."""
+def _default_address(provider: str) -> str | None:
+    """Return the address of a provider that is configured no other; None where the library knows it.
+
+    Raises:
+        DefinitionError: the provider is not known here.
+
+    """
     match provider:
         case "openai":
             return None
@@ -154,10 +170,11 @@ def _home(provider: str) -> str | None:
 
 
 def _ollama_url(host: str) -> str:
-    """The API's address from OLLAMA_HOST, which may lack the scheme, the host or the port."""
+    """Return the API's address for OLLAMA_HOST, which may lack the scheme, the host or the port."""
     scheme, _, rest = host.strip().rstrip("/").rpartition("://")
     name, _, port = rest.partition(":")
-    if name in ("", "0.0.0.0"):  # noqa: S104 - that is where a server listens, not where it is reached
+    # A server listens on 0.0.0.0, but is not reached there.
+    if name in ("", "0.0.0.0"):  # noqa: S104 - compared, not listened on
         name = "localhost"
     default = {"http": "80", "https": "443"}.get(scheme, "11434")
     return f"{scheme or 'http'}://{name}:{port or default}/v1"
@@ -166,7 +183,9 @@ def _ollama_url(host: str) -> str:
 async def _send(
     client: Any, body: dict[str, Any], options: OpenAIOptions, config: ModelConfig
 ) -> "openai.AsyncStream[Any]":
-    timeout = _library().Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
+    timeout = _import_library().Timeout(
+        config.timeout.total_seconds(), connect=5.0, read=config.longest_silence
+    )
     answer: openai.AsyncStream[Any] = await client.chat.completions.create(
         **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
     )
@@ -176,33 +195,30 @@ async def _send(
 # -- the answer
 
 
-def _take(chunk: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
-    """Fold one chunk into the draft; yields what of it is to be shown at once."""
+def _fold(chunk: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    """Fold a chunk into the draft, and yield the events for it."""
     draft.model = chunk.get("model") or draft.model
     if usage := chunk.get("usage"):
-        draft.usage, draft.usage_final = _usage(usage), True
+        draft.count(_usage(usage), final=True)
     for choice in chunk.get("choices") or ():
-        yield from _extend(choice.get("delta") or {}, draft)
+        yield from _extend_blocks(choice.get("delta") or {}, draft)
         if choice.get("finish_reason"):
-            draft.stop = _stop(choice["finish_reason"], draft)
+            draft.stop = _correct_stop(choice["finish_reason"], draft)
 
 
-def _extend(delta: dict[str, Any], draft: Draft) -> Iterable[ModelEvent]:
-    # Not OpenAI's: vLLM and Ollama show reasoning under one of these two names.
+def _extend_blocks(delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    # OpenAI has neither field: vLLM and Ollama send reasoning under one of these two names.
     if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-        yield from draft.add(draft.block("thinking", "thinking"), thought)
+        yield from draft.append(draft.block("thinking", "thinking"), thought)
     for key in ("content", "refusal"):
         if text := delta.get(key):
-            yield from draft.add(draft.block(key, "text"), text)
+            yield from draft.append(draft.block(key, "text"), text)
     for call in delta.get("tool_calls") or ():
         _extend_call(call, draft)
 
 
-def _extend_call(call: dict[str, Any], draft: Draft) -> None:
-    """Add a piece of a tool call.
-
-    A piece with another id begins another call: some servers number all their calls 0.
-    """
+def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> None:
+    # A piece with another id begins another call: some servers number all their calls 0.
     index, id_ = call.get("index") or 0, call.get("id")
     function: dict[str, str | None] = call.get("function") or {}
     keys = [key for key in draft.blocks if str(key).startswith(f"call {index} ")]
@@ -211,11 +227,11 @@ def _extend_call(call: dict[str, Any], draft: Draft) -> None:
     block = draft.block(keys[-1], "tool_call")
     block.id = id_ or block.id
     block.name = block.name or function.get("name") or ""
-    draft.add(block, function.get("arguments") or "")
+    draft.append(block, function.get("arguments") or "")
 
 
-def _stop(reason: str, draft: Draft) -> str:
-    """The reason, mended where servers say "stop" for what they have a better word for."""
+def _correct_stop(reason: str, draft: ReplyDraft) -> str:
+    # Some servers say "stop" where the API has a more precise reason.
     if reason != "stop":
         return reason
     if "refusal" in draft.blocks:
@@ -227,60 +243,59 @@ def _usage(counted: dict[str, Any]) -> Usage:
     details: dict[str, int | None] = counted.get("prompt_tokens_details") or {}
     read = details.get("cached_tokens") or 0
     written = details.get("cache_write_tokens") or 0
-    return credible(
-        Usage(
-            input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
-            cache_read_tokens=read,
-            cache_write_tokens=written,
-            output_tokens=counted.get("completion_tokens") or 0,
-        )
+    # OpenAI's prompt tokens include the cached ones; our four counts are disjoint.
+    return Usage(
+        input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        output_tokens=counted.get("completion_tokens") or 0,
     )
 
 
 # -- errors
 
 
-def _classified(error: Exception, draft: Draft) -> ModelError:
+def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
+    """Return the error of our vocabulary for anything that the call raised."""
     if isinstance(error, ModelError):
         return error
-    openai = _library()
+    openai = _import_library()
     match error:
         case TimeoutError() | openai.APITimeoutError():
-            return draft.timed_out()
+            return draft.timeout_error()
         case openai.APIConnectionError():
-            if draft.opened:
-                return draft.error("stream_cut", f"the connection broke in the middle of the answer: {error}")
-            return draft.error("connection", f"the provider was not reached: {error.__cause__ or error}")
+            return draft.connection_error(error if draft.opened else error.__cause__ or error)
         case openai.APIResponseValidationError() | json.JSONDecodeError() | UnicodeDecodeError():
-            return draft.error("malformed_reply", f"the answer cannot be read: {error}")
+            return draft.unreadable_error(error)
         case openai.APIError():
-            return _refused(error, draft)
+            return _classify_refusal(error, draft)
         case _:
-            return draft.unknown(error)
+            return draft.unforeseen_error(error)
 
 
-def _refused(error: Any, draft: Draft) -> ModelError:
-    """What the provider refused, by status or, inside a stream, by an error chunk without one."""
+def _classify_refusal(error: Any, draft: ReplyDraft) -> ModelError:
+    # An error chunk inside a stream has neither status nor response.
     status: int | None = getattr(error, "status_code", None)
     response = getattr(error, "response", None)
     draft.request_id = getattr(error, "request_id", None) or draft.request_id
-    delay = retry_after(response.headers) if response is not None else None
+    delay = parse_retry_after(response.headers) if response is not None else None
     message = f"{status or 'in the stream'} {error.code or error.type or 'error'}: {error.message}"
     return draft.error(_kind(status, error.code, error.type, error.message), message, delay)
 
 
-def _kind(status: int | None, code: str | None, type_: str | None, said: str) -> ErrorKind:
-    """Code before type, both only where they are more precise than a status."""
+def _kind(status: int | None, code: str | None, type_: str | None, reason: str) -> ErrorKind:
+    # Code before type; both count only where they are more precise than a status.
     named = _CODES.get(code or "") or _CODES.get(type_ or "")
     kind: ErrorKind
     if named in ("payment", "context_overflow"):
         return named
     if status is not None:
         kind = kind_of_status(status)
-    elif code is not None and code.isdigit():  # vLLM puts the status there
+    elif code is not None and code.isdigit():
+        # vLLM puts the status there.
         kind = kind_of_status(int(code))
     elif code is None and type_ is None:
         kind = "stream_cut"
     else:
         kind = named or "bug"
-    return "context_overflow" if kind == "bad_request" and is_overflow(said) else kind
+    return "context_overflow" if kind == "bad_request" and is_context_overflow(reason) else kind

@@ -4,12 +4,13 @@ from typing import Final
 
 from perdure.errors import RetryableToolError
 
+from ..providers.registry import BUILT_IN
+
 _OURS: Final = (ConnectionError, TimeoutError, RetryableToolError)
 _OF_LIBRARIES: Final = frozenset(
     {
         "aiohttp.ClientConnectionError",
         "aiohttp.ClientPayloadError",
-        "anthropic.APIConnectionError",
         "botocore.ConnectionError",
         "botocore.HTTPClientError",
         "httpx.NetworkError",
@@ -18,13 +19,13 @@ _OF_LIBRARIES: Final = frozenset(
         "httpx2.NetworkError",
         "httpx2.RemoteProtocolError",
         "httpx2.TimeoutException",
-        "openai.APIConnectionError",
         "requests.ChunkedEncodingError",
         "requests.ConnectionError",
         "requests.Timeout",
         "urllib3.MaxRetryError",
         "urllib3.ProtocolError",
         "urllib3.TimeoutError",
+        *(name for provider in BUILT_IN.values() for name in provider.connection_errors),
     }
 )
 """How libraries call a lost connection and a timeout: few of theirs are Python's own. By name, because none
@@ -33,14 +34,13 @@ of them need be installed."""
 
 _TIMEOUTS: Final = frozenset(
     {
-        "anthropic.APITimeoutError",
         "botocore.ConnectTimeoutError",
         "botocore.ReadTimeoutError",
         "httpx.TimeoutException",
         "httpx2.TimeoutException",
-        "openai.APITimeoutError",
         "requests.Timeout",
         "urllib3.TimeoutError",
+        *(name for provider in BUILT_IN.values() for name in provider.timeout_errors),
     }
 )
 _BEFORE_ANYTHING: Final = frozenset(

@@ -1,0 +1,150 @@
+"""The public interface for model providers, and the adapters that are built in.
+
+A provider is an object with the two methods of `Model`: `stream` and `check`. A worker serves it under a
+name: `PerdurePlugin(models={"mine": MyModel()})`, or `models = {"mine": MyModel()}` in an agent file. Agents
+then name its models as "mine:anything". The page docs/providers.md shows how to write one.
+
+`ReplyDraft` folds a provider's stream into a `Reply`. The functions are the rules that all adapters share.
+The built-in adapters use this interface too.
+
+This module stays lazy, as `perdure` does: importing it imports no provider's library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.activities.providers.anthropic import AnthropicModel
+    from perdure.activities.providers.bedrock import BedrockModel
+    from perdure.activities.providers.openai import OpenAIModel
+    from perdure.errors import DefinitionError, ErrorKind, ModelError
+    from perdure.messages import (
+        Document,
+        Image,
+        Message,
+        Opaque,
+        Part,
+        Text,
+        Thinking,
+        ToolCall,
+        ToolResult,
+        Usage,
+    )
+    from perdure.model import (
+        Model,
+        ModelConfig,
+        ModelEvent,
+        ModelRequest,
+        ModelStop,
+        Reply,
+        TextDelta,
+        ThinkingDelta,
+        ToolDefinition,
+        UsageSoFar,
+        digest,
+    )
+    from perdure.providers.conversation import (
+        EMPTY_TEXT,
+        attachment_base64,
+        attachment_bytes,
+        estimate_input_tokens,
+        merge_turns,
+        put_results_after_calls,
+        put_results_first,
+        sendable_parts,
+        tools_to_list,
+        unsupported_media_error,
+    )
+    from perdure.providers.deadline import CallDeadline
+    from perdure.providers.draft import Block, ReplyDraft, parse_tool_call
+    from perdure.providers.failures import is_context_overflow, kind_of_status, one_line, parse_retry_after
+    from perdure.providers.options import ProviderOptions, read_options, reject_setting
+
+_EXPORTS = {
+    "perdure.activities.providers.anthropic": ("AnthropicModel",),
+    "perdure.activities.providers.bedrock": ("BedrockModel",),
+    "perdure.activities.providers.openai": ("OpenAIModel",),
+    "perdure.errors": ("DefinitionError", "ErrorKind", "ModelError"),
+    "perdure.messages": (
+        *("Document", "Image", "Message", "Opaque", "Part", "Text", "Thinking", "ToolCall", "ToolResult"),
+        "Usage",
+    ),
+    "perdure.model": (
+        *("Model", "ModelConfig", "ModelEvent", "ModelRequest", "ModelStop", "Reply", "TextDelta"),
+        *("ThinkingDelta", "ToolDefinition", "UsageSoFar", "digest"),
+    ),
+    "perdure.providers.conversation": (
+        *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "estimate_input_tokens", "merge_turns"),
+        *("put_results_after_calls", "put_results_first", "sendable_parts", "tools_to_list"),
+        "unsupported_media_error",
+    ),
+    "perdure.providers.deadline": ("CallDeadline",),
+    "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
+    "perdure.providers.failures": ("is_context_overflow", "kind_of_status", "one_line", "parse_retry_after"),
+    "perdure.providers.options": ("ProviderOptions", "read_options", "reject_setting"),
+}
+_HOME = {name: home for home, names in _EXPORTS.items() for name in names}
+
+__all__ = [
+    "EMPTY_TEXT",
+    "AnthropicModel",
+    "BedrockModel",
+    "Block",
+    "CallDeadline",
+    "DefinitionError",
+    "Document",
+    "ErrorKind",
+    "Image",
+    "Message",
+    "Model",
+    "ModelConfig",
+    "ModelError",
+    "ModelEvent",
+    "ModelRequest",
+    "ModelStop",
+    "Opaque",
+    "OpenAIModel",
+    "Part",
+    "ProviderOptions",
+    "Reply",
+    "ReplyDraft",
+    "Text",
+    "TextDelta",
+    "Thinking",
+    "ThinkingDelta",
+    "ToolCall",
+    "ToolDefinition",
+    "ToolResult",
+    "Usage",
+    "UsageSoFar",
+    "attachment_base64",
+    "attachment_bytes",
+    "digest",
+    "estimate_input_tokens",
+    "is_context_overflow",
+    "kind_of_status",
+    "merge_turns",
+    "one_line",
+    "parse_retry_after",
+    "parse_tool_call",
+    "put_results_after_calls",
+    "put_results_first",
+    "read_options",
+    "reject_setting",
+    "sendable_parts",
+    "tools_to_list",
+    "unsupported_media_error",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'perdure.providers' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    # The next access finds it without coming here.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

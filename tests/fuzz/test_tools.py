@@ -16,10 +16,10 @@ from perdure import Agent, tool
 from perdure.activities.content.blobs import FileBlobs
 from perdure.activities.content.reply import check_reply
 from perdure.activities.content.results import to_content
-from perdure.activities.providers.draft import tool_call
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult
 from perdure.model import Reply, ToolDefinition
 from perdure.planning import plan_of
+from perdure.providers import parse_tool_call
 from perdure.schema import problem_with
 from perdure.wire.effects import ModelOutcome, tail_digest
 from perdure.wire.names import FINAL_ANSWER
@@ -145,7 +145,7 @@ raw_arguments = st.one_of(
     ),
 )
 calls = st.builds(
-    tool_call, junk.texts, st.sampled_from([*VALID, FINAL_ANSWER, "nobody", junk.HALF]), raw_arguments
+    parse_tool_call, junk.texts, st.sampled_from([*VALID, FINAL_ANSWER, "nobody", junk.HALF]), raw_arguments
 ) | st.builds(
     ToolCall,
     id=st.just(""),

@@ -10,11 +10,12 @@ import pytest
 
 from perdure.activities.providers.anthropic import AnthropicModel
 from perdure.activities.providers.bedrock import BedrockModel
-from perdure.activities.providers.openai import OpenAIModel, _home, _ollama_url
-from perdure.activities.providers.shared import LazyModel, default_models, kind_of_status, retry_after, within
+from perdure.activities.providers.openai import OpenAIModel, _default_address, _ollama_url
+from perdure.activities.providers.registry import LazyModel, default_models
 from perdure.errors import DefinitionError, ModelError
 from perdure.messages import Image, Message, Text, Thinking, ToolCall
 from perdure.model import Model, ModelConfig, ModelRequest, Reply
+from perdure.providers import CallDeadline, kind_of_status, parse_retry_after
 
 from .conftest import Wire
 from .dialects import Said, chunk, delta, frame, openai_finish, sse
@@ -31,7 +32,7 @@ def test_the_shipped_providers_are_known_by_name() -> None:
 
 def test_knowing_the_providers_imports_none_of_their_libraries() -> None:
     code = (
-        "import sys; from perdure.activities.providers.shared import default_models; default_models();"
+        "import sys; from perdure.activities.providers.registry import default_models; default_models();"
         "print([m for m in ('anthropic', 'boto3', 'botocore', 'openai', 'httpx2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,10 +161,10 @@ def test_ollamas_address_follows_ollama_host(host: str, url: str) -> None:
 
 def test_a_server_of_unknown_address_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DefinitionError, match="base_url"):
-        _home("mine")
-    assert _home("vllm") == "http://localhost:8000/v1"
+        _default_address("mine")
+    assert _default_address("vllm") == "http://localhost:8000/v1"
     monkeypatch.setenv("VLLM_BASE_URL", "http://gpu/v1")
-    assert _home("vllm") == "http://gpu/v1"
+    assert _default_address("vllm") == "http://gpu/v1"
 
 
 async def test_a_local_server_gets_its_own_field_names_and_never_openais_key(
@@ -342,17 +343,20 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 def test_odd_delays_are_read_as_far_as_they_make_sense(
     headers: dict[str, str], delay: timedelta | None
 ) -> None:
-    assert retry_after(headers, NOW) == delay
+    assert parse_retry_after(headers, NOW) == delay
 
 
 async def test_a_deadline_holds_for_what_never_waits_too() -> None:
     async def ready() -> int:
         return 1
 
-    now = asyncio.get_running_loop().time()
-    assert await within(now + 60, ready()) == 1
+    in_time = CallDeadline(ModelConfig(name="x:y", timeout=timedelta(seconds=60)))
+    assert await in_time.wait_for(ready()) == await in_time.wait_for_data(ready()) == 1
+    late = CallDeadline(ModelConfig(name="x:y", timeout=timedelta(seconds=-1)))
     with pytest.raises(TimeoutError):
-        await within(now - 1, ready())
+        await late.wait_for(ready())
+    with pytest.raises(TimeoutError):
+        await late.wait_for_data(ready())
 
 
 def test_a_status_outside_errors_is_ours_to_look_at() -> None:
@@ -370,7 +374,7 @@ async def test_an_exception_nobody_foresaw_is_a_bug_with_its_class(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("perdure.activities.providers.openai._take", broken)
+    monkeypatch.setattr("perdure.activities.providers.openai._fold", broken)
     error = await openai_wire.error(Said(text=("x",)))
     assert error.kind == "bug"
     assert "RuntimeError" in str(error)

@@ -1,0 +1,137 @@
+"""Rules for writing a conversation in a provider's format, shared by all adapters.
+
+A conversation holds messages of three roles: user, assistant, and tool (results of the assistant's calls).
+Most providers know only user and assistant, demand that the two alternate, and refuse empty content.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar
+
+from perdure.errors import ModelError
+from perdure.messages import (
+    IMAGE_TOKENS,
+    Document,
+    Image,
+    Message,
+    Opaque,
+    Part,
+    Text,
+    Thinking,
+    ToolResult,
+    estimate_tokens,
+)
+from perdure.model import ModelConfig, ModelRequest, ToolDefinition
+
+B = TypeVar("B")
+
+EMPTY_TEXT: Final = "(empty)"
+"""Placeholder where a provider demands content and there is none."""
+
+
+def sendable_parts(message: Message, config: ModelConfig) -> list[Part]:
+    """Return the parts of the message that this model may be sent.
+
+    Leaves out reasoning of another model, opaque blocks of another provider, and blank text.
+    """
+    same_model = message.meta is None or message.meta.model == config.name
+
+    def fits(part: Part) -> bool:
+        match part:
+            case Thinking():
+                # Signatures are bound to the model; another one refuses them.
+                return same_model
+            case Opaque(provider=provider):
+                return provider == config.provider
+            case Text(text=text):
+                # Providers refuse blank text, and some models produce it.
+                return bool(text.strip())
+            case _:
+                return True
+
+    return [part for part in message.parts if fits(part)]
+
+
+def put_results_after_calls(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages with tool results directly behind the assistant's message that made the calls.
+
+    A person may write while tools run; providers refuse a message between a call and its result.
+    """
+    ordered: list[Message] = []
+    for message in messages:
+        at = len(ordered)
+        if message.role == "tool":
+            while at and ordered[at - 1].role == "user":
+                at -= 1
+        # Without an assistant's message before them the results stay where they are.
+        ordered.insert(at or len(ordered), message)
+    return ordered
+
+
+def merge_turns(turns: Iterable[tuple[str, list[B]]]) -> list[tuple[str, list[B]]]:
+    """Join neighbouring turns of the same role, for providers that want the roles to alternate."""
+    merged: list[tuple[str, list[B]]] = []
+    for role, blocks in turns:
+        if merged and merged[-1][0] == role:
+            merged[-1][1].extend(blocks)
+        else:
+            merged.append((role, list(blocks)))
+    return merged
+
+
+def put_results_first(parts: list[Part]) -> list[Part]:
+    """Return the parts with tool results before anything else: they must follow their calls at once."""
+    return sorted(parts, key=lambda part: not isinstance(part, ToolResult))
+
+
+def tools_to_list(request: ModelRequest) -> tuple[ToolDefinition, ...]:
+    """Return the tools to list: those offered, or bare definitions for the calls in the conversation.
+
+    Some providers refuse messages with tool calls when no tools are listed.
+    """
+    if request.tools:
+        return request.tools
+    names = dict.fromkeys(call.name for message in request.messages for call in message.tool_calls)
+    return tuple(ToolDefinition(name=n, description="", input_schema={"type": "object"}) for n in names)
+
+
+def attachment_bytes(part: Image | Document, blobs: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of an image or a document; `blobs` is `ModelRequest.blobs`.
+
+    Raises:
+        ModelError: kind "bug" when its blob is not in `blobs`, "bad_request" when its data is not base64.
+
+    """
+    if part.blob is not None:
+        if part.blob not in blobs:
+            raise ModelError("bug", f"the request names the blob {part.blob!r} but does not bring its bytes")
+        return blobs[part.blob]
+    try:
+        return base64.b64decode(part.data or "", validate=True)
+    except ValueError:
+        raise ModelError("bad_request", f"the data of a {part.kind} is not valid base64") from None
+
+
+def attachment_base64(part: Image | Document, blobs: Mapping[str, bytes]) -> str:
+    """Return the bytes of an image or a document as base64 text; raises as `attachment_bytes` does."""
+    return base64.b64encode(attachment_bytes(part, blobs)).decode()
+
+
+def unsupported_media_error(part: Image | Document, provider: str) -> ModelError:
+    """Return the error for a media type that the provider does not read."""
+    return ModelError("bad_request", f"{provider} does not read {part.kind}s of type {part.media_type!r}")
+
+
+def estimate_input_tokens(request: ModelRequest) -> int:
+    """Estimate the tokens of a request, for calls whose provider did not count them."""
+    size = len(request.instructions) + sum(len(tool.model_dump_json()) for tool in request.tools)
+    attachments = 0
+    for message in request.messages:
+        for part in message.parts:
+            for piece in part.content if isinstance(part, ToolResult) else [part]:
+                if isinstance(piece, Image | Document):
+                    # By count, not by size: a picture costs by its area, not by its bytes.
+                    attachments += 1
+                else:
+                    size += len(piece.model_dump_json().encode())
+    return estimate_tokens(size) + attachments * IMAGE_TOKENS

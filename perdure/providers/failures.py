@@ -1,0 +1,93 @@
+"""Classification of a provider's failures: HTTP statuses, overflow messages, the delay asked for."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from perdure.errors import ErrorKind
+
+_KINDS: dict[int, ErrorKind] = {
+    401: "authentication",
+    402: "payment",
+    403: "authentication",
+    404: "not_found",
+    408: "timeout",
+    409: "overloaded",
+    413: "too_large",
+    424: "overloaded",  # a dependency of the provider failed
+    429: "rate_limited",
+    431: "too_large",
+    499: "bug",  # "client closed request": we do not close a connection and wait for its answer
+    501: "bad_request",
+    504: "timeout",
+}
+
+# Few providers send a code when a conversation does not fit, so their words are matched.
+_OVERFLOW_PHRASES = (
+    "prompt is too long",
+    "input is too long",
+    "input length exceeds",
+    "input and output tokens exceed",
+    "exceed context limit",
+    "exceed your context limit",
+    "too many total text bytes",
+    "maximum context length",
+    "exceeds the available context size",
+    "context_length_exceeded",
+)
+
+# A longer delay would overflow `timedelta`. The run treats anything above ten minutes alike.
+_LONGEST_DELAY_SECONDS = 1e9
+
+
+def kind_of_status(status: int) -> ErrorKind:
+    """Return the error kind of an HTTP status, for a failure that the provider does not explain better."""
+    if status in _KINDS:
+        return _KINDS[status]
+    if status >= 500:
+        return "overloaded"
+    return "bad_request" if 400 <= status < 500 else "bug"
+
+
+def is_context_overflow(message: str) -> bool:
+    """Return whether the message says that the conversation does not fit the model's context window."""
+    lowered = message.lower()
+    return any(phrase in lowered for phrase in _OVERFLOW_PHRASES)
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -> timedelta | None:
+    """Return the delay that the response asks for, or None if it asks for none that can be read.
+
+    Reads `retry-after-ms`, then `retry-after` in seconds or as a date. A date in the past is no delay.
+    `headers` must find lower-case names.
+    """
+    seconds = _parse_number(headers.get("retry-after-ms"), scale=0.001)
+    if seconds is None:
+        seconds = _parse_number(headers.get("retry-after"))
+    if seconds is not None:
+        return timedelta(seconds=seconds)
+    return _parse_date(headers.get("retry-after"), now or datetime.now(UTC))
+
+
+def _parse_number(text: str | None, scale: float = 1.0) -> float | None:
+    try:
+        value = float(text or "") * scale
+    except ValueError:
+        return None
+    # "nan" and "inf" are numbers to float(), and no delays.
+    return max(0.0, min(value, _LONGEST_DELAY_SECONDS)) if math.isfinite(value) else None
+
+
+def _parse_date(text: str | None, now: datetime) -> timedelta | None:
+    try:
+        date = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    # "-0000" parses to a date without a zone; the header is defined in UTC.
+    return max(timedelta(), date.replace(tzinfo=date.tzinfo or UTC) - now)
+
+
+def one_line(text: object, limit: int = 600) -> str:
+    """Return the text on one line, cut at `limit` characters, as histories and lists want it."""
+    return " ".join(str(text).split())[:limit]
