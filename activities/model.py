@@ -38,6 +38,7 @@ from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
 from perdure.texts import fix_surrogates, truncate_middle
 from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress
+from perdure.wire.ids import model_call_id
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
@@ -354,7 +355,7 @@ def _add_usage(error: ApplicationError, before: Usage) -> ApplicationError:
 
 
 def _progress(call: ModelInput, seq: int, **fields: Any) -> Progress:
-    return Progress(call=f"step-{call.step}", attempt=activity.info().attempt, seq=seq, **fields)
+    return Progress(call=model_call_id(call.step), attempt=activity.info().attempt, seq=seq, **fields)
 
 
 def _input_tokens(request: ModelRequest) -> int:

@@ -20,7 +20,7 @@ from perdure.blobs import BlobStore
 from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
-from perdure.texts import truncate_middle
+from perdure.texts import describe_error, truncate_middle
 from perdure.wire.effects import KeepText, KeptText, NodeCall, Progress
 from perdure.wire.names import CALL_NODE, KEEP_TEXT
 
@@ -112,10 +112,7 @@ def _failure(error: Exception) -> ApplicationError:
     if isinstance(error, ApplicationError):
         return error
     kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
-    try:
-        said = str(error)
-    except Exception:
-        said = "(an error that cannot say what it is)"
+    said = describe_error(error)
     return ApplicationError(
         truncate_middle(redact(f"{type(error).__name__}: {said}")),
         type=kind,

@@ -26,7 +26,7 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.messages import Text, ToolResult
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import describe_error, fix_surrogates, truncate_middle
 from perdure.tools import Tool, ToolContext
 from perdure.wire.effects import Progress, ToolInput, ToolOutcome
 from perdure.wire.names import CALL_TOOL, MAY_BE_DONE, READ_RESULT
@@ -353,8 +353,5 @@ def _error_text(error: BaseException, *, name: str | None = None) -> str:
     """
     stands_alone = isinstance(error, RetryableToolError | ApplicationError)
     kind = ("" if stands_alone else type(error).__name__) if name is None else name
-    try:
-        message = str(error)
-    except Exception:
-        message = "(an error that cannot say what it is)"
+    message = describe_error(error)
     return truncate_middle(redact(f"{kind}: {message}" if kind else message))

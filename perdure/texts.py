@@ -1,4 +1,4 @@
-"""Texts that may hold anything: made writable, bounded, and free of what looks like a secret. Pure."""
+"""Texts of any origin: made safe to write, shortened, and free of what looks like a secret. Pure."""
 
 import re
 
@@ -29,7 +29,7 @@ _PATTERNS = (
 
 
 def mask_secrets(text: str) -> str:
-    """The text, writable, with what looks like a secret masked."""
+    """Return the text, safe to write, with everything that looks like a secret masked."""
     text = fix_surrogates(text)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: (found.group(1) if found.re.groups else "") + MASK, text)
@@ -37,15 +37,36 @@ def mask_secrets(text: str) -> str:
 
 
 def fix_surrogates(text: str) -> str:
-    """The text with halves of characters joined, or marked as lost: JSON and UTF-8 cannot hold them."""
+    """Return the text with surrogate pairs joined and lone surrogates replaced.
+
+    JSON and UTF-8 cannot hold surrogates; a stream cut in the middle of a character leaves them.
+    """
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def truncate_middle(text: str, most: int = 4000) -> str:
-    """The text, its middle left out when it is longer than `most` characters."""
+    """Return the text without its middle when it is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = most // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def first_bytes(data: bytes, most: int) -> str:
+    """Return the text of the first `most` bytes, without a character that the cut would split."""
+    return data[:most].decode(errors="ignore")
+
+
+def mark_cut(shown: str, total_bytes: int, advice: str) -> str:
+    """Return the beginning of a longer text with a note that says how long it is and what to do."""
+    return f"{shown}\n[cut here: {total_bytes} bytes in all; {advice}]"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return what the error says; never raises, whatever the error's `__str__` does."""
+    try:
+        return str(error)
+    except Exception:
+        return f"({type(error).__name__} has no readable message)"

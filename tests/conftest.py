@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from temporalio.common import SearchAttributeKey
 
 from perdure.errors import RunNotFound
 from perdure.members import Member
@@ -18,9 +17,9 @@ from perdure.model import Model
 from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client
 from perdure.testing import running
+from perdure.wire.attributes import AGENT_STATUS
 from perdure.workers.dev.server import DevServer
 
-_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
 _ONLY_TOLD = {"thinking", "acting"}
 """Statuses that the search attribute does not tell apart."""
 
@@ -122,7 +121,7 @@ async def until_status(client: Client, run_id: str, *wanted: str) -> None:
             described = await run.describe()
         except RunNotFound:
             return False
-        return described.typed_search_attributes.get(_STATUS) in wanted
+        return described.typed_search_attributes.get(AGENT_STATUS) in wanted
 
     async def is_told() -> bool:
         return (await run.status()).status in wanted

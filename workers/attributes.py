@@ -6,7 +6,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.errors import DefinitionError
-from perdure.wire.names import SEARCH_ATTRIBUTES
+from perdure.wire.attributes import SEARCH_ATTRIBUTES
 
 _TYPES = {
     "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,

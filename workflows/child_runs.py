@@ -23,8 +23,9 @@ from temporalio.exceptions import (
 from perdure.limits import Limits
 from perdure.members import for_member
 from perdure.messages import Text, ToolResult, Usage
-from perdure.texts import mask_secrets, truncate_middle
+from perdure.texts import first_bytes, mark_cut, mask_secrets, truncate_middle
 from perdure.wire.effects import KeepText, KeptText, NodeCall
+from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.names import (
     CALL_NODE,
     GRANT,
@@ -41,8 +42,8 @@ from perdure.wire.results import Failure, RunResult, StopReason
 from perdure.wire.spec import ResolvedAgent
 from perdure.wire.tree import Amount, Branch, Grant, Report
 
-from .engine.agent_calls import child_key, is_error, result_text
-from .engine.scheduler import Start, run_id_of
+from .engine.agent_calls import is_error, result_text
+from .engine.scheduler import Start
 from .engine.state import Call, ChildEnded, Event, State
 from .engine.team import Team
 from .engine.tree import grace_of
@@ -77,7 +78,7 @@ class Runs:
         tool = state.spec.tool(call.call.name)
         assert tool is not None, "only calls of known tools are started"
         assert tool.agent is not None, "a tool of kind agent names one"
-        key = child_key(tool.agent, call.call)
+        key = child_key(tool.agent, call.call.id)
         start = Start(
             key=key,
             node=tool.agent,
@@ -179,7 +180,7 @@ class Runs:
                     request_for(state, start).to_json(),
                     branch_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
                 ],
-                id=run_id_of(state.id, start.key),
+                id=child_run_id(state.id, start.key),
                 # Of a run of this id that is over and was started anew: nobody waits for it any more.
                 id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
                 result_type=RunResult,
@@ -313,8 +314,7 @@ async def _kept(text: str, most: int) -> KeptText:
             summary="keep a long answer",
         )
     except (ActivityError, asyncio.CancelledError):
-        shown = data[:most].decode(errors="ignore")
-        return KeptText(shown=f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept]")
+        return KeptText(shown=mark_cut(first_bytes(data, most), len(data), "the rest could not be kept"))
     return kept
 
 

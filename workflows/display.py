@@ -3,8 +3,18 @@
 from typing import Any, Final
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey, SearchAttributeUpdate
+from temporalio.common import SearchAttributeUpdate
 
+from perdure.wire.attributes import (
+    AGENT_COST_USD,
+    AGENT_NAME,
+    AGENT_PARKED_AT,
+    AGENT_PARKED_FOR,
+    AGENT_STATUS,
+    AGENT_STEPS,
+    AGENT_STOP_REASON,
+    AGENT_USER,
+)
 from perdure.wire.results import ListedStatus, Status, listed_status
 
 from .engine.carry import Writing
@@ -12,14 +22,6 @@ from .engine.report import cost_of, details, status_of, steps_of
 from .engine.state import State
 from .engine.team import Team
 
-_NAME = SearchAttributeKey.for_keyword("AgentName")
-_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
-_STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
-_USER = SearchAttributeKey.for_keyword("AgentUser")
-_STEPS = SearchAttributeKey.for_int("AgentSteps")
-_COST = SearchAttributeKey.for_float("AgentCostUsd")
-_PARKED_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
-_PARKED_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
 _STEPS_UNSHOWN: Final = 20
 """While a run works, its steps and cost are written each time so many have been made."""
 
@@ -32,12 +34,12 @@ class Display:
         self._shown: tuple[Status | ListedStatus, str | None] | None = None
         self._shown_steps = 0
         self._has_cost = not fresh
-        self._was_parked = workflow.info().typed_search_attributes.get(_PARKED_FOR) is not None
+        self._was_parked = workflow.info().typed_search_attributes.get(AGENT_PARKED_FOR) is not None
         self._first: list[SearchAttributeUpdate[Any]] = []
         if fresh:
-            self._first = [_NAME.value_set(state.spec.name)]
+            self._first = [AGENT_NAME.value_set(state.spec.name)]
             if state.request.user is not None:
-                self._first.append(_USER.value_set(state.request.user))
+                self._first.append(AGENT_USER.value_set(state.request.user))
         self.show(state)
 
     def show(self, state: State | Team) -> None:
@@ -54,14 +56,14 @@ class Display:
         if shown == self._shown and not (sparse and steps >= self._shown_steps + _STEPS_UNSHOWN):
             return
         self._shown, self._shown_steps = shown, steps
-        updates: list[SearchAttributeUpdate[Any]] = [*self._first, _STATUS.value_set(status)]
+        updates: list[SearchAttributeUpdate[Any]] = [*self._first, AGENT_STATUS.value_set(status)]
         if steps or not sparse:
-            updates.append(_STEPS.value_set(steps))
+            updates.append(AGENT_STEPS.value_set(steps))
         updates.extend(self._cost(state))
         if sparse:
             updates.extend(self._parked(state))
         if state.end is not None:
-            updates.append(_STOP_REASON.value_set(state.end.stop_reason))
+            updates.append(AGENT_STOP_REASON.value_set(state.end.stop_reason))
         workflow.upsert_search_attributes(updates)
         self._first = []
 
@@ -70,9 +72,9 @@ class Display:
         parked = state.parked if isinstance(state, State) and state.end is None else None
         was_parked, self._was_parked = self._was_parked, parked is not None
         if parked is not None:
-            since = [] if parked.since is None else [_PARKED_AT.value_set(parked.since)]
-            return [_PARKED_FOR.value_set(parked.kind), *since]
-        return [_PARKED_FOR.value_unset(), _PARKED_AT.value_unset()] if was_parked else []
+            since = [] if parked.since is None else [AGENT_PARKED_AT.value_set(parked.since)]
+            return [AGENT_PARKED_FOR.value_set(parked.kind), *since]
+        return [AGENT_PARKED_FOR.value_unset(), AGENT_PARKED_AT.value_unset()] if was_parked else []
 
     def _cost(self, state: State | Team) -> list[SearchAttributeUpdate[Any]]:
         """The cost while it is known; taken back when it no longer is, and never 0 for unknown."""
@@ -80,10 +82,10 @@ class Display:
         priced = isinstance(state, Team) or state.spec.models[state.model].price is not None
         if cost is not None and (priced or cost > 0):
             self._has_cost = True
-            return [_COST.value_set(cost / 1_000_000)]
+            return [AGENT_COST_USD.value_set(cost / 1_000_000)]
         taken_back = self._has_cost and state.cost_unknown
         self._has_cost = self._has_cost and not taken_back
-        return [_COST.value_unset()] if taken_back else []
+        return [AGENT_COST_USD.value_unset()] if taken_back else []
 
 
 def _mended_by_a_person(state: State | Team) -> str | None:

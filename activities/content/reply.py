@@ -17,6 +17,7 @@ from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import problem_with
 from perdure.texts import fix_surrogates, truncate_middle
+from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
 from perdure.wire.spec import AgentSpec
 
@@ -71,7 +72,7 @@ def _numbered(reply: Reply, step: int) -> list[Part]:
             parts.append(part)
         elif reply.stop != "max_tokens":
             count += 1
-            parts.append(_writable(part).model_copy(update={"id": f"call-{step}-{count}"}))
+            parts.append(_writable(part).model_copy(update={"id": tool_call_id(step, count)}))
     return parts
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import first_bytes, fix_surrogates, mark_cut, truncate_middle
 from perdure.wire.effects import ToolInput
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -73,13 +73,13 @@ async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]
     data = text.encode()
     if len(data) <= most:
         return text, None
-    shown = data[:most].decode(errors="ignore")
+    shown = first_bytes(data, most)
     try:
         name = await blobs.put(data)
     except Exception as error:
-        return f"{shown}\n[cut here: {len(data)} bytes in all; the rest could not be kept: {error}]", None
+        return mark_cut(shown, len(data), f"the rest could not be kept: {error}"), None
     more = f'read_result(result="{name}", offset={len(shown.encode())})'
-    return f"{shown}\n[cut here: {len(data)} bytes in all; read on with {more}]", name
+    return mark_cut(shown, len(data), f"read on with {more}"), name
 
 
 async def _stored(part: Image | Document, blobs: BlobStore) -> ResultPart:
@@ -101,7 +101,7 @@ async def read_more(blobs: BlobStore, want: ToolInput) -> ResultContent:
         return ResultContent(parts=[Text(text=f"there is no result {name!r}")])
     while offset < len(data) and data[offset] & 0xC0 == 0x80:  # in the middle of a character
         offset += 1
-    piece = data[offset : offset + want.preview_bytes].decode(errors="ignore")
+    piece = first_bytes(data[offset:], want.preview_bytes)
     end = offset + len(piece.encode())
     note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
     return ResultContent(

@@ -3,7 +3,7 @@
 Any Temporal client in any language can use them. They are contracts: a change adds names, it never renames.
 """
 
-from typing import Final, Literal
+from typing import Final
 
 WORKFLOW: Final = "AgentWorkflow"
 SESSION_WORKFLOW: Final = "SessionWorkflow"
@@ -26,18 +26,6 @@ RESULT: Final = "result"
 SAY: Final = "say"
 REPLY: Final = "reply"
 INTERRUPT: Final = "interrupt"
-
-# Search attributes, and their Temporal types.
-SEARCH_ATTRIBUTES: Final[dict[str, Literal["Keyword", "Int", "Double", "Datetime"]]] = {
-    "AgentName": "Keyword",
-    "AgentStatus": "Keyword",
-    "AgentStopReason": "Keyword",
-    "AgentUser": "Keyword",
-    "AgentSteps": "Int",
-    "AgentCostUsd": "Double",
-    "AgentParkedFor": "Keyword",
-    "AgentParkedAt": "Datetime",
-}
 
 # Types of the errors a run may fail with, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from perdure.wire.events import ChildEvent, MessageFinished, NodeFinished, NodeStarted, TextDelta, TreeEvent
+from perdure.wire.ids import parent_id_of
 
 from .. import display
 
@@ -67,5 +68,5 @@ class ActiveRuns:
 
     @property
     def _leaves(self) -> list[str]:
-        above = {run_id.rpartition("/")[0] for run_id in self.working}
+        above = {parent_id_of(run_id) for run_id in self.working}
         return [run_id for run_id in self.working if run_id not in above]

@@ -1,7 +1,6 @@
 """Client: the way in. Knows runs by name and wire type only, so it needs no agent's code."""
 
 import json
-import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import temporalio.client
 from pydantic import BaseModel, ValidationError
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
-from temporalio.common import Priority, SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
@@ -19,6 +18,17 @@ from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
 from perdure.model import digest
 from perdure.settings import Settings, load_settings
+from perdure.wire.attributes import (
+    AGENT_COST_USD,
+    AGENT_NAME,
+    AGENT_PARKED_AT,
+    AGENT_PARKED_FOR,
+    AGENT_STATUS,
+    AGENT_STEPS,
+    AGENT_STOP_REASON,
+    AGENT_USER,
+)
+from perdure.wire.ids import is_child_of
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW, WORKFLOWS
 from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
 from perdure.wire.results import ENDED, ListedStatus, RunResult
@@ -30,20 +40,11 @@ from .run import Run, rpc_error
 from .session import Opening, Session, session_ended_error
 from .visibility import quote
 
-_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+")
-"""What a run calls one that it started; the id of that is its own, a slash and this."""
 _REQUEST_DIGEST = "perdure_request"
 # A terminated run keeps the status that it had set last, so the server's own state counts too.
-_WAITING = 'AgentStatus IN ("waiting_approval", "waiting_person", "parked") AND ExecutionStatus = "Running"'
-
-_NAME = SearchAttributeKey.for_keyword("AgentName")
-_STATUS = SearchAttributeKey.for_keyword("AgentStatus")
-_STOP_REASON = SearchAttributeKey.for_keyword("AgentStopReason")
-_USER = SearchAttributeKey.for_keyword("AgentUser")
-_STEPS = SearchAttributeKey.for_int("AgentSteps")
-_COST = SearchAttributeKey.for_float("AgentCostUsd")
-_PARKED_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
-_PARKED_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
+_WAITING = (
+    f'{AGENT_STATUS.name} IN ("waiting_approval", "waiting_person", "parked") AND ExecutionStatus = "Running"'
+)
 
 
 _Asked = TypeVar("_Asked", bound=BaseModel)
@@ -267,12 +268,12 @@ class Client:
             InvalidRequest: there is no such cause.
 
         """
-        wanted = ["AgentParkedFor IS NOT NULL"]
+        wanted = [f"{AGENT_PARKED_FOR.name} IS NOT NULL"]
         if cause is not None:
-            wanted = [f"AgentParkedFor = {quote(match_cause(cause))}"]
+            wanted = [f"{AGENT_PARKED_FOR.name} = {quote(match_cause(cause))}"]
         if older_than is not None:
             before = datetime.now(UTC) - older_than
-            wanted.append(f"AgentParkedAt < {quote(before.isoformat())}")
+            wanted.append(f"{AGENT_PARKED_AT.name} < {quote(before.isoformat())}")
         if task_queue is not None:
             wanted.append(f"TaskQueue = {quote(task_queue)}")
         if query is not None:
@@ -335,8 +336,8 @@ class Client:
         """
         wanted = [f"WorkflowType IN ({', '.join(quote(kind) for kind in WORKFLOWS)})"]
         if status is not None:
-            wanted.append(f"AgentStatus IN ({', '.join(quote(one) for one in _recorded(status))})")
-        for name, value in (("AgentName", agent), ("AgentUser", user)):
+            wanted.append(f"{AGENT_STATUS.name} IN ({', '.join(quote(one) for one in _recorded(status))})")
+        for name, value in ((AGENT_NAME.name, agent), (AGENT_USER.name, user)):
             if value is not None:
                 wanted.append(f"{name} = {quote(value)}")
         if status is not None and status not in ENDED:
@@ -404,12 +405,12 @@ def _recorded(status: str) -> Sequence[str]:
 def _is_below(execution: WorkflowExecution) -> bool:
     """Whether another run started it: visibility does not tell what type a parent is, our ids do."""
     parent = execution.parent_id
-    return parent is not None and _KEY.fullmatch(execution.id.removeprefix(f"{parent}/")) is not None
+    return parent is not None and is_child_of(parent, execution.id)
 
 
 def _info(execution: WorkflowExecution) -> RunInfo:
     known = execution.typed_search_attributes
-    status = known.get(_STATUS) or (execution.status.name.lower() if execution.status else "")
+    status = known.get(AGENT_STATUS) or (execution.status.name.lower() if execution.status else "")
     status = "working" if status in ("thinking", "acting") else status
     if execution.status and execution.status.name in ("TERMINATED", "TIMED_OUT", "FAILED", "CANCELED"):
         ended = {"FAILED": "failed", "CANCELED": "cancelled"}
@@ -417,16 +418,16 @@ def _info(execution: WorkflowExecution) -> RunInfo:
     return RunInfo(
         id=execution.id,
         kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
-        agent=known.get(_NAME),
+        agent=known.get(AGENT_NAME),
         status=status,
-        stop_reason=known.get(_STOP_REASON),
-        user=known.get(_USER),
-        steps=known.get(_STEPS) or 0,
-        cost_usd=known.get(_COST),
+        stop_reason=known.get(AGENT_STOP_REASON),
+        user=known.get(AGENT_USER),
+        steps=known.get(AGENT_STEPS) or 0,
+        cost_usd=known.get(AGENT_COST_USD),
         started_at=execution.start_time,
         ended_at=execution.close_time,
-        parked_for=known.get(_PARKED_FOR),
-        parked_at=known.get(_PARKED_AT),
+        parked_for=known.get(AGENT_PARKED_FOR),
+        parked_at=known.get(AGENT_PARKED_AT),
     )
 
 

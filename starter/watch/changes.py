@@ -24,6 +24,7 @@ from perdure.wire.events import (
     ToolProgress,
     ToolStarted,
 )
+from perdure.wire.ids import call_id_of, step_of
 from perdure.wire.results import (
     ENDED,
     Approval,
@@ -93,7 +94,7 @@ class ChangeTracker:
             if activity.error and (progress.call, activity.attempt) not in self.retries:
                 self.retries.add((progress.call, activity.attempt))
                 yield Retrying(call=progress.call, attempt=activity.attempt, error=activity.error)
-            step = _step_of(progress.call)
+            step = step_of(progress.call)
             if step is not None:
                 yield from self._partial(step, progress)
             elif progress.note and self._is_running(progress.call) and self._is_news(progress):
@@ -105,7 +106,7 @@ class ChangeTracker:
         return call_id in self.started and call_id not in self.finished
 
     def _is_over(self, call: str) -> bool:
-        step = _step_of(call)
+        step = step_of(call)
         return call in self.finished or (step is not None and step <= self.answered)
 
     def _is_news(self, progress: Progress) -> bool:
@@ -279,17 +280,6 @@ class ChangeTracker:
 def nodes_in_result(result: RunResult) -> list[NodeStatus]:
     """What a swarm or graph has started, without what that gave."""
     return [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes]
-
-
-def _step_of(call: str) -> int | None:
-    """Which step's model call it is, if it is one. A graph's node may be called step-one."""
-    number = call.removeprefix("step-")
-    return int(number) if number != call and number.isdecimal() else None
-
-
-def call_id_of(key: str) -> str:
-    """The call that started a run of this key: "researcher-3-1" is of "call-3-1"."""
-    return "-".join(["call", *key.rsplit("-", 2)[1:]])
 
 
 def _name_of(wanted: Waiting) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionSta
 
 from perdure.errors import PerdureError, RunFailed, RunNotFound
 from perdure.messages import Message, ToolCall
+from perdure.wire.ids import call_id_of, child_key, child_run_id
 from perdure.wire.results import NodeState, NodeStatus, RunResult, RunStatus
 from perdure.wire.spec import AgentSpec, NodeKind, ResolvedAgent
 
-from .changes import call_id_of
 from .poll import Poll
 from .watched import WatchedRun
 
@@ -76,8 +76,8 @@ class ChildRuns:
                 self._open[call.id] = self._draft(call, *meant)
 
     def _draft(self, call: ToolCall, agent: str, kind: NodeKind) -> NodeStatus:
-        key = called_run_key(agent, call.id)
-        return NodeStatus(key=key, node=agent, kind=kind, run_id=f"{self._run.id}/{key}")
+        key = child_key(agent, call.id)
+        return NodeStatus(key=key, node=agent, kind=kind, run_id=child_run_id(self._run.id, key))
 
     async def _ended(self, node: NodeStatus, began: datetime, poll: Poll | None) -> dict[str, object] | None:
         """How it ended, as the server keeps it; None when it never began."""
@@ -137,11 +137,6 @@ def _agents_among_tools(resolved: ResolvedAgent) -> dict[str, tuple[str, NodeKin
         for tool in resolved.spec.tools
         if tool.agent is not None
     }
-
-
-def called_run_key(agent: str, call_id: str) -> str:
-    """The key of the run that a call of an agent starts; `call_id_of` is its reverse."""
-    return f"{agent}-{call_id.removeprefix('call-')}"
 
 
 def original_start(described: WorkflowExecutionDescription) -> datetime:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from perdure.graph import GraphCode
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, Usage
 from perdure.wire.effects import ModelOutcome
+from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import ENDED, Failure, RunResult, Status
 from perdure.wire.spec import AgentSpec, ResolvedAgent
@@ -23,7 +24,7 @@ from perdure.workflows.engine import fold as run_events
 from perdure.workflows.engine import session as turns
 from perdure.workflows.engine import team
 from perdure.workflows.engine.account import limits_of, spent
-from perdure.workflows.engine.agent_calls import child_key, is_error, result_text
+from perdure.workflows.engine.agent_calls import is_error, result_text
 from perdure.workflows.engine.amounts import FIELDS, least, of
 from perdure.workflows.engine.carry import Writing, pack, unpack
 from perdure.workflows.engine.decide import (
@@ -227,7 +228,7 @@ class Shell:
         tool = self.state.spec.tool(call.call.name)
         assert tool is not None
         assert tool.agent is not None
-        key = child_key(tool.agent, call.call)
+        key = child_key(tool.agent, call.call.id)
         self.called_by[key] = call
         self._start(Start(key=key, node=tool.agent, kind="agent", member=tool.agent, prompt="do it"))
 
@@ -379,7 +380,7 @@ class World:
     def born(self, parent: Shell, start: Start, request: RunRequest, branch: Branch) -> Shell:
         """A run that another one starts."""
         found = self.resolved[str(start.member)]
-        run_id = f"{parent.id}/{start.key}"
+        run_id = child_run_id(parent.id, start.key)
         birth = Birth(id=run_id, members=found.members, branch=branch)
         assert run_id not in self.shells, "no two runs of one id"
         shell = self._shell(run_id, _initial(found, request, self.now(), birth), parent)

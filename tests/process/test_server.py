@@ -13,7 +13,7 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 
 from perdure.errors import DefinitionError
-from perdure.wire.names import SEARCH_ATTRIBUTES
+from perdure.wire.attributes import SEARCH_ATTRIBUTES
 from perdure.workers.dev.server import DevServer, find_binary, free_port, is_temporal
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from perdure.wire.names import SEARCH_ATTRIBUTES
+from perdure.wire.attributes import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -15,8 +15,6 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.cli import app as cli
 from perdure.starter.client.run import Run
-from perdure.starter.watch.changes import call_id_of
-from perdure.starter.watch.children import called_run_key
 from perdure.swarm import Swarm
 from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import as_tool
@@ -37,7 +35,6 @@ from perdure.wire.events import (
     TreeEvent,
 )
 from perdure.wire.results import Approval, RunStatus
-from perdure.workflows.engine.agent_calls import child_key
 from tests.conftest import until
 
 from .test_people_in_trees import pay
@@ -395,11 +392,3 @@ async def test_runs_that_others_started_are_listed_only_when_asked_for(serve: Se
 
         await until(all_there)
         assert await listed(roots=True) == ["listed"]
-
-
-def test_a_call_and_the_key_of_the_run_it_starts_lead_to_each_other() -> None:
-    call = calls("x").calls[0].model_copy(update={"id": "call-12-3"})
-    for name in ("a", "with-dash-9", "v1.2"):
-        key = child_key(name, call)
-        assert called_run_key(name, call.id) == key
-        assert call_id_of(key) == call.id

@@ -13,15 +13,13 @@ from google.protobuf.json_format import Parse
 from temporalio.api.common.v1 import Payload
 from temporalio.api.sdk.v1 import ExternalStorageReference
 from temporalio.client import Client, WorkflowExecution, WorkflowHistory
-from temporalio.common import SearchAttributeKey
 from temporalio.converter import DataConverter, StorageDriverClaim, StorageDriverRetrieveContext
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.errors import DefinitionError
+from perdure.wire.attributes import AGENT_NAME, AGENT_STATUS
 from perdure.wire.names import WORKFLOWS
 
-_AGENT: Final = SearchAttributeKey.for_keyword("AgentName")
-_STATUS: Final = SearchAttributeKey.for_keyword("AgentStatus")
 _MOST_LISTED: Final = 20_000
 """Of the newest executions, among which those to be replayed are chosen."""
 _REFERENCE: Final = ExternalStorageReference.DESCRIPTOR.full_name.encode()
@@ -94,7 +92,12 @@ def _query(source: Source) -> str:
 
 def _kind(execution: WorkflowExecution) -> tuple[object, ...]:
     known = execution.typed_search_attributes
-    return execution.workflow_type, known.get(_AGENT), known.get(_STATUS), execution.parent_id is None
+    return (
+        execution.workflow_type,
+        known.get(AGENT_NAME),
+        known.get(AGENT_STATUS),
+        execution.parent_id is None,
+    )
 
 
 def _in_turn(groups: Sequence[deque[_Found]], most: int) -> Iterator[_Found]:

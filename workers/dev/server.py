@@ -19,7 +19,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from perdure.errors import DefinitionError
-from perdure.wire.names import SEARCH_ATTRIBUTES
+from perdure.wire.attributes import SEARCH_ATTRIBUTES
 
 # The stock dev server has one history shard and production limits for each shard: 20 queue polls
 # a second, timers up to a second late. Measured with these: an activity 10 ms instead of 52 ms,

@@ -10,9 +10,9 @@ from typing import Final
 
 from opentelemetry import metrics
 from temporalio.client import Client
-from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError
 
+from perdure.wire.attributes import AGENT_PARKED_AT, AGENT_PARKED_FOR
 from perdure.wire.names import WORKFLOWS
 
 from .telemetry import SERVICE
@@ -21,10 +21,10 @@ INTERVAL_SECONDS: Final = 60.0
 """Seconds between two looks."""
 MAX_RUNS: Final = 5000
 """Runs that are looked at; with more, the count stops there."""
-_FOR = SearchAttributeKey.for_keyword("AgentParkedFor")
-_AT = SearchAttributeKey.for_datetime("AgentParkedAt")
 _TYPES: Final = ", ".join(f'"{kind}"' for kind in WORKFLOWS)
-_QUERY: Final = f'WorkflowType IN ({_TYPES}) AND ExecutionStatus = "Running" AND AgentParkedFor IS NOT NULL'
+_QUERY: Final = (
+    f'WorkflowType IN ({_TYPES}) AND ExecutionStatus = "Running" AND {AGENT_PARKED_FOR.name} IS NOT NULL'
+)
 _log = logging.getLogger("perdure.parked")
 
 
@@ -47,8 +47,8 @@ async def count_by_cause(client: Client) -> dict[str, ParkedRuns]:
     seen = 0
     async for run in client.list_workflows(_QUERY, page_size=1000, limit=MAX_RUNS):
         seen += 1
-        cause = found.setdefault(run.typed_search_attributes.get(_FOR) or "unknown", ParkedRuns())
-        since = run.typed_search_attributes.get(_AT)
+        cause = found.setdefault(run.typed_search_attributes.get(AGENT_PARKED_FOR) or "unknown", ParkedRuns())
+        since = run.typed_search_attributes.get(AGENT_PARKED_AT)
         cause.runs += 1
         if since is not None and (cause.since is None or since < cause.since):
             cause.since = since

@@ -3,13 +3,8 @@
 from collections.abc import Sequence
 
 from perdure.graph import as_text
-from perdure.messages import Document, Image, Part, Text, ToolCall, ToolResult
+from perdure.messages import Document, Image, Part, Text, ToolResult
 from perdure.wire.results import RunResult
-
-
-def child_key(agent: str, call: ToolCall) -> str:
-    """What the run of a called agent is called: "call-3-1" of researcher is "researcher-3-1"."""
-    return f"{agent}-{call.id.removeprefix('call-')}"
 
 
 def receipt(key: str) -> str:

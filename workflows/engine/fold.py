@@ -22,6 +22,7 @@ from perdure.model import canonical_json
 from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
 from perdure.wire.effects import ModelFailure
+from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.names import FINAL_ANSWER
 from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.results import Failure, RunResult
@@ -30,12 +31,11 @@ from perdure.wire.tree import Branch
 
 from . import tree
 from .account import limits_of, spent
-from .agent_calls import answer_of, child_key, receipt
+from .agent_calls import answer_of, receipt
 from .budget import exhausted
 from .calls import fallen_back, open_calls, settled, with_result
 from .chain import back, following, taken
 from .decide import early_end
-from .scheduler import run_id_of
 from .state import (
     Asked,
     Call,
@@ -336,8 +336,8 @@ def _children_born(state: State, calls: list[Call]) -> State:
         tool = state.spec.tool(call.call.name)
         assert tool is not None, "only calls of known tools are started"
         assert tool.agent is not None, "a tool of kind agent names one"
-        key = child_key(tool.agent, call.call)
-        child = Child(key=key, name=tool.agent, run_id=run_id_of(state.id, key), lease=lease)
+        key = child_key(tool.agent, call.call.id)
+        child = Child(key=key, name=tool.agent, run_id=child_run_id(state.id, key), lease=lease)
         state = replace(state, tree=tree.born(state.tree, child))
         if tool.collect == "completion":
             state = _returned(state, _said(call.call, receipt(key), is_error=False))

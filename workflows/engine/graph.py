@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from perdure.graph import GraphCode, GraphState, as_text
 from perdure.messages import Message, Part, Text
-from perdure.texts import fix_surrogates, mask_secrets, truncate_middle
+from perdure.texts import describe_error, fix_surrogates, mask_secrets, truncate_middle
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
 
@@ -187,10 +187,7 @@ def _built(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part]
 
 def _said(error: BaseException) -> str:
     """What an error of the user's code says, in bounded length; never an error itself."""
-    try:
-        said = str(error)
-    except Exception:
-        said = "(an error that cannot say what it is)"
+    said = describe_error(error)
     return truncate_middle(mask_secrets(fix_surrogates(f"{type(error).__name__}: {said}")), 1000)
 
 

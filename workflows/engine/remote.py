@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from perdure.messages import Text, ToolCall, ToolResult
+from perdure.texts import first_bytes, mark_cut
 
 
 def remote_result(value: Any, call: ToolCall, most_bytes: int, duration_ms: int) -> ToolResult:
@@ -11,8 +12,7 @@ def remote_result(value: Any, call: ToolCall, most_bytes: int, duration_ms: int)
     text = value if isinstance(value, str) else _as_json(value)
     data = text.encode(errors="replace")
     if len(data) > most_bytes:
-        shown = data[:most_bytes].decode(errors="ignore")
-        text = f"{shown}\n[cut here: {len(data)} bytes in all; ask for less at a time]"
+        text = mark_cut(first_bytes(data, most_bytes), len(data), "ask for less at a time")
     else:
         text = data.decode()
     return ToolResult(call_id=call.id, name=call.name, content=[Text(text=text)], duration_ms=duration_ms)

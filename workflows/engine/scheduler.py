@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from hashlib import sha256
 
 from perdure.messages import Message, Part
 from perdure.wire.results import Failure, StopReason
@@ -38,16 +37,3 @@ class Over:
     failure: Failure | None = None
     cancel_running: bool = False
     """What is in flight is to be called back, not waited for."""
-
-
-_MOST_ID_BYTES = 900
-"""Temporal takes 1000."""
-
-
-def run_id_of(parent_id: str, key: str) -> str:
-    """The workflow id of a child: the parent's, and the key; shortened where it would be too long."""
-    whole = f"{parent_id}/{key}"
-    if len(whole.encode()) <= _MOST_ID_BYTES:
-        return whole
-    digest = sha256(parent_id.encode()).hexdigest()[:32]
-    return f"{parent_id.encode()[:400].decode(errors='ignore')}~{digest}/{key}"

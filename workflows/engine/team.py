@@ -12,6 +12,7 @@ from perdure.graph import GraphCode
 from perdure.limits import GraphLimits, SwarmLimits
 from perdure.messages import Usage
 from perdure.model import canonical_json
+from perdure.wire.ids import child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, StopReason
 from perdure.wire.spec import AnySpec, GraphSpec, SwarmSpec
@@ -24,7 +25,7 @@ from .budget import Want
 from .decide import Answer, Ask, Command, Finish, Recall, StartNodes, Wait
 from .fold import Birth, deadline_of
 from .joins import GraphPlan
-from .scheduler import Over, Start, run_id_of
+from .scheduler import Over, Start
 from .state import (
     Asked,
     ChildAnswered,
@@ -144,7 +145,7 @@ def _started(team: Team, event: NodesStarted) -> Team:
     alone = team.swarm is not None
     lease = tree.lease_for(team.tree, limits_of(team), spent(team), len(leased), alone=alone)
     for start in event.starts:
-        run_id = None if start.kind == "function" else run_id_of(team.id, start.key)
+        run_id = None if start.kind == "function" else child_run_id(team.id, start.key)
         flying = NodeStatus(
             key=start.key, node=start.node, kind=start.kind, run_id=run_id, started_at=event.at
         )
