@@ -45,8 +45,7 @@ from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic.admission import Traffic
 from ..activities.traffic.circuit import Circuits
-from ..activities.traffic.rates import RateLimits
-from ..activities.traffic.rates import check as check_rates
+from ..activities.traffic.rates import RateLimits, check_rate_limits
 from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
@@ -185,7 +184,7 @@ def _checked_converter(config: WorkerConfig) -> DataConverter:
 
 def _traffic(settings: Settings) -> Traffic:
     store = settings.rate_limit_store.get_secret_value()
-    check_rates(settings.rate_limits, store)
+    check_rate_limits(settings.rate_limits, store)
     circuits = Circuits(
         threshold=settings.circuit_threshold,
         first_wait=settings.circuit_wait,

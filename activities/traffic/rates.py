@@ -1,8 +1,9 @@
-"""Rate limits: calls and tokens a minute, held across all workers that share a store.
+"""Rate limits: calls and tokens a minute, shared by all workers that share a store.
 
-The counting is the `limits` library's (sliding windows, in memory or in Redis). Ours is what a limit
-means here: calls are let in evenly over the minute, because a provider that has just come back must not be
-asked by all at once; tokens are counted before the call by our estimate, and after it by what it wrote.
+The `limits` library counts (sliding windows, in memory or in Redis). This module says what a limit means.
+Calls are admitted evenly over the minute, because a provider that has just come back must not get them all
+at once. Input tokens are counted before the call, by our estimate; output tokens after it, as the provider
+counted them.
 """
 
 import asyncio
@@ -24,29 +25,31 @@ if TYPE_CHECKING:
 
 MEMORY: Final = "memory"
 _log = logging.getLogger("perdure.rates")
-_SLICE: Final = 5
-"""Seconds over which calls are let in evenly."""
-_MANY: Final = 1200
-"""Calls a minute from which on they are let in evenly over each single second."""
-_ALONE: Final = timedelta(seconds=30)
-"""After the store has failed, it is asked again after so long."""
-_STORE_ANSWERS_WITHIN: Final = 2.0
-"""Seconds. A store that hangs must hold nobody up."""
 _MISSING: Final = 'PERDURE_RATE_LIMITS needs a library: pip install "perdure[limits]"'
-_PATIENCE: Final = timedelta(seconds=20)
-"""A call that must wait longer gives its place up: the run is parked, and comes back."""
+
+_WINDOW_SECONDS: Final = 5
+"""Window within which calls may come together, for a limit of 240 calls a minute or more."""
+_ONE_SECOND_WINDOW_FROM: Final = 1200
+"""Calls a minute from which on the window is a single second."""
+_STORE_RETRY: Final = timedelta(seconds=30)
+"""Time for which a worker counts for itself after the store has failed."""
+_STORE_TIMEOUT_SECONDS: Final = 2.0
+"""Timeout of the store: a hanging store must not delay calls."""
+_LONGEST_WAIT: Final = timedelta(seconds=20)
+"""Longest wait in place. A call that must wait longer parks its run, which retries later."""
+_SHORTEST_RETRY_SECONDS: Final = 5.0
 
 
 class Throttled(Exception):
-    """There is no room for the call for about so long."""
+    """Refusal of a call for which a rate limit has no room within the longest wait."""
 
     def __init__(self, key: str, what: str, wait: timedelta) -> None:
         self.retry_after = wait
         super().__init__(f"the rate limit of {key} ({what}) has no room: try in {wait.total_seconds():.0f} s")
 
 
-class _Want(NamedTuple):
-    """What a call takes of one limit."""
+class _Charge(NamedTuple):
+    """Charge of a call against a limit, in calls or in tokens."""
 
     key: str
     what: str
@@ -54,16 +57,16 @@ class _Want(NamedTuple):
     cost: int
 
     @property
-    def refill(self) -> float:
-        """Seconds in which so much gets free."""
+    def refill_seconds(self) -> float:
+        """Seconds in which the limit frees as much as the charge."""
         return self.cost * self.window.get_expiry() / self.window.amount
 
 
 @dataclass
 class RateLimits:
-    """Those of the settings, by provider ("anthropic"), model ("anthropic:x") or tool ("tool:search").
+    """Rate limits of the settings, by provider ("anthropic"), model ("anthropic:x") or tool ("tool:search").
 
-    `store` is "memory", each process for itself, or a URL of Redis, which all workers share.
+    `store` is "memory" (each process counts for itself) or the URL of a Redis that all workers share.
     """
 
     limits: Mapping[str, RateLimit]
@@ -72,91 +75,101 @@ class RateLimits:
     chance: Callable[[], float] = field(default=random.random, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     _limiter: "SlidingWindowCounterRateLimiter | None" = None
-    _alone: "SlidingWindowCounterRateLimiter | None" = None
-    _alone_until: float = 0.0
+    _local: "SlidingWindowCounterRateLimiter | None" = None
+    """Limiter in memory, for while the store is away."""
+    _local_until: float = 0.0
 
     async def acquire(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> None:
-        """Wait until the call may be made; of the keys, each that has a limit counts it.
+        """Wait until the limits of all keys have room, and charge the call to each of them.
 
         Raises:
             Throttled: it would take too long.
 
         """
-        wants, waited = self._wants(keys, tokens), 0.0
-        while (short := await self._short_of(wants)) is not None:
-            wait = short.refill * (0.5 + self.chance())
-            if waited + wait > _PATIENCE.total_seconds():
-                raise Throttled(short.key, f"{short.what} a minute", timedelta(seconds=max(wait, 5)))
+        charges, waited = self._charges(keys, tokens), 0.0
+        while (short := await self._charge(charges)) is not None:
+            # By chance, because all calls that wait for this limit would else try again together.
+            wait = short.refill_seconds * (0.5 + self.chance())
+            if waited + wait > _LONGEST_WAIT.total_seconds():
+                retry_after = timedelta(seconds=max(wait, _SHORTEST_RETRY_SECONDS))
+                raise Throttled(short.key, f"{short.what} a minute", retry_after)
             await self.sleep(wait)
             waited += wait
 
-    def _wants(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> "list[_Want]":
-        """What the call takes of each limit: first of calls, whose windows are short, then of tokens."""
-        of_calls, of_tokens = list[_Want](), list[_Want]()
+    def _charges(self, keys: tuple[str, ...], tokens: Callable[[], int]) -> "list[_Charge]":
+        """Return the call's charges: first calls, whose windows are short, then tokens."""
+        calls, input_tokens = list[_Charge](), list[_Charge]()
         for key in keys:
             limit = self.limits.get(key)
             if limit is None:
                 continue
             if limit.calls is not None:
-                of_calls.append(_Want(key, "calls", _evenly(limit.calls), 1))
+                calls.append(_Charge(key, "calls", _call_window(limit.calls), 1))
             if limit.tokens is not None:
-                read = min(max(tokens(), 1), limit.tokens)  # a larger one passes when the window is empty
-                of_tokens.append(_Want(key, "tokens", _a_minute(limit.tokens), read))
-        return of_calls + of_tokens
+                # A call larger than the limit would never pass: it passes when the window is empty.
+                cost = min(max(tokens(), 1), limit.tokens)
+                input_tokens.append(_Charge(key, "tokens", _token_window(limit.tokens), cost))
+        return calls + input_tokens
 
-    async def _short_of(self, wants: "list[_Want]") -> "_Want | None":
-        """Which of them has no room; None: all are counted.
+    async def _charge(self, charges: "list[_Charge]") -> "_Charge | None":
+        """Make all charges and return None, or return the first for which there is no room.
 
-        Who is refused takes no place with the others, unless somebody came between the two questions.
+        All limits are tested before any is charged, so that a refused call takes no room of the rest.
+        Another call may come between test and charge; then a limit counts a call that was not made.
         """
-        for ask in (_has_room, _takes_its_place) if len(wants) > 1 else (_takes_its_place,):
-            for want in wants:
-                if not await self._asked(want.window, want.key, want.what, want.cost, ask):
-                    return want
+        for operation in (_has_room, _take) if len(charges) > 1 else (_take,):
+            for charge in charges:
+                if not await self._ask_store(charge.window, charge.key, charge.what, charge.cost, operation):
+                    return charge
         return None
 
     async def count_tokens(self, keys: tuple[str, ...], tokens: int) -> None:
-        """Count tokens that were read or written; those for which there is no room fill the window."""
+        """Count tokens of a call that was made; where there is no room for them, they fill the window."""
         for key in keys:
             limit = self.limits.get(key)
             if limit is None or limit.tokens is None or tokens <= 0:
                 continue
-            window = _a_minute(limit.tokens)
-            if not await self._asked(window, key, "tokens", min(tokens, window.amount), _takes_its_place):
-                left = await self._asked(window, key, "tokens", 0, _what_is_left)
-                await self._asked(window, key, "tokens", left, _takes_its_place)
+            window = _token_window(limit.tokens)
+            if not await self._ask_store(window, key, "tokens", min(tokens, window.amount), _take):
+                left = await self._ask_store(window, key, "tokens", 0, _remaining)
+                await self._ask_store(window, key, "tokens", left, _take)
 
     async def close(self) -> None:
-        """Give the store's connections back."""
+        """Close the store's connections."""
         bridge = getattr(self._limiter.storage, "bridge", None) if self._limiter else None
         if bridge is not None:
             await bridge.storage.aclose()
         self._limiter = None
 
-    async def _asked(self, window: "RateLimitItem", key: str, what: str, cost: int, ask: "_Ask") -> int:
-        """Ask the store. One that is away stops nobody's work."""
+    async def _ask_store(
+        self, window: "RateLimitItem", key: str, what: str, cost: int, operation: "_Operation"
+    ) -> int:
+        """Return the operation's result by the store, or by this worker's own count while it is away."""
         if self._limiter is None:
             self._limiter = _limiter(self.store)
-        if self.clock() < self._alone_until:
-            return await ask(self._own(), window, (key, what), cost)
+        if self.clock() < self._local_until:
+            return await operation(self._local_limiter(), window, (key, what), cost)
         try:
-            return await ask(self._limiter, window, (key, what), cost)
+            return await operation(self._limiter, window, (key, what), cost)
         except Exception as error:
+            # A limit counted too loosely for a while is better than runs that stand still.
             if self.store == MEMORY:
                 raise
             _log.warning(
                 "the store of rate limits is away, this worker counts for itself: %s", type(error).__name__
             )
-            self._alone_until = self.clock() + _ALONE.total_seconds()
-            return await ask(self._own(), window, (key, what), cost)
+            self._local_until = self.clock() + _STORE_RETRY.total_seconds()
+            return await operation(self._local_limiter(), window, (key, what), cost)
 
-    def _own(self) -> "SlidingWindowCounterRateLimiter":
-        if self._alone is None:
-            self._alone = _limiter(MEMORY)
-        return self._alone
+    def _local_limiter(self) -> "SlidingWindowCounterRateLimiter":
+        if self._local is None:
+            self._local = _limiter(MEMORY)
+        return self._local
 
 
-_Ask = Callable[["SlidingWindowCounterRateLimiter", "RateLimitItem", tuple[str, str], int], Awaitable[int]]
+_Operation = Callable[
+    ["SlidingWindowCounterRateLimiter", "RateLimitItem", tuple[str, str], int], Awaitable[int]
+]
 
 
 async def _has_room(
@@ -165,13 +178,13 @@ async def _has_room(
     return await limiter.test(window, *name, cost=cost)
 
 
-async def _takes_its_place(
+async def _take(
     limiter: "SlidingWindowCounterRateLimiter", window: "RateLimitItem", name: tuple[str, str], cost: int
 ) -> int:
     return cost <= 0 or await limiter.hit(window, *name, cost=cost)
 
 
-async def _what_is_left(
+async def _remaining(
     limiter: "SlidingWindowCounterRateLimiter", window: "RateLimitItem", name: tuple[str, str], _: int
 ) -> int:
     return (await limiter.get_window_stats(window, *name)).remaining
@@ -189,43 +202,47 @@ def _limiter(store: str) -> "SlidingWindowCounterRateLimiter":
             return SlidingWindowCounterRateLimiter(storage_from_string("async+memory://"))
         options: dict[str, Any] = {
             "implementation": "redispy",
-            "socket_timeout": _STORE_ANSWERS_WITHIN,
-            "socket_connect_timeout": _STORE_ANSWERS_WITHIN,
+            "socket_timeout": _STORE_TIMEOUT_SECONDS,
+            "socket_connect_timeout": _STORE_TIMEOUT_SECONDS,
         }
         return SlidingWindowCounterRateLimiter(storage_from_string(f"async+{store}", **options))
     except (ConfigurationError, ValueError, ImportError) as error:
-        # Their messages hold the whole URL, with its password.
+        # Not chained: the library's messages hold the whole URL, with its password.
         if isinstance(error, ImportError) or "prerequisite" in str(error):
             raise DefinitionError(_MISSING) from None
         raise DefinitionError("PERDURE_RATE_LIMIT_STORE: write it as redis://host:port/number") from None
 
 
-def check(limits: Mapping[str, RateLimit], store: str) -> None:
-    """Find out at the start of a worker, not at its first call, that something is missing.
+def check_rate_limits(limits: Mapping[str, RateLimit], store: str) -> None:
+    """Check at the start of a worker, not at its first call, that the limits can be counted.
 
     Raises:
-        DefinitionError: the library is not installed, or the store's address is none.
+        DefinitionError: the library is not installed, or the store's address is not valid.
 
     """
     if limits:
         _limiter(store)
 
 
-def _evenly(calls: int) -> "RateLimitItem":
-    """So many a minute, as fewer in a shorter time; never more in all."""
+def _call_window(calls: int) -> "RateLimitItem":
+    """Return a window for `calls` a minute that is shorter than a minute; never more than `calls` in all.
+
+    A window holds a whole number of calls. What rounding cuts off is at most a tenth of the limit.
+    """
     from limits import RateLimitItemPerSecond
 
     if calls <= 12:
         return RateLimitItemPerSecond(1, math.ceil(60 / calls))
-    if calls >= _MANY:  # what is cut off, here and below, is less than a tenth
+    if calls >= _ONE_SECOND_WINDOW_FROM:
         return RateLimitItemPerSecond(calls // 60)
     if calls >= 240:
-        return RateLimitItemPerSecond(calls * _SLICE // 60, _SLICE)
+        return RateLimitItemPerSecond(calls * _WINDOW_SECONDS // 60, _WINDOW_SECONDS)
+    # The shortest window that divides a minute and loses less than a tenth to rounding.
     seconds = next(s for s in (5, 6, 10, 12, 15, 20, 30, 60) if calls * s // 60 * 60 >= 0.9 * calls * s)
     return RateLimitItemPerSecond(calls * seconds // 60, seconds)
 
 
-def _a_minute(tokens: int) -> "RateLimitItem":
+def _token_window(tokens: int) -> "RateLimitItem":
     from limits import RateLimitItemPerMinute
 
     return RateLimitItemPerMinute(tokens)

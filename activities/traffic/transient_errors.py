@@ -1,4 +1,4 @@
-"""What may pass: the errors of users' code after which another attempt may succeed."""
+"""Transient errors of tools and graph functions: those after which another attempt may succeed."""
 
 from typing import Final
 
@@ -6,8 +6,8 @@ from perdure.errors import RetryableToolError
 
 from ..providers.registry import BUILT_IN
 
-_OURS: Final = (ConnectionError, TimeoutError, RetryableToolError)
-_OF_LIBRARIES: Final = frozenset(
+_BUILT_IN: Final = (ConnectionError, TimeoutError, RetryableToolError)
+_LIBRARIES: Final = frozenset(
     {
         "aiohttp.ClientConnectionError",
         "aiohttp.ClientPayloadError",
@@ -28,9 +28,10 @@ _OF_LIBRARIES: Final = frozenset(
         *(name for provider in BUILT_IN.values() for name in provider.connection_errors),
     }
 )
-"""How libraries call a lost connection and a timeout: few of theirs are Python's own. By name, because none
-of them need be installed."""
+"""Errors of libraries for a lost connection or a timeout; few of them derive from Python's own.
 
+By name, because none of the libraries need be installed.
+"""
 
 _TIMEOUTS: Final = frozenset(
     {
@@ -43,7 +44,7 @@ _TIMEOUTS: Final = frozenset(
         *(name for provider in BUILT_IN.values() for name in provider.timeout_errors),
     }
 )
-_BEFORE_ANYTHING: Final = frozenset(
+_NOTHING_SENT: Final = frozenset(
     {
         "aiohttp.ClientConnectorError",
         "botocore.ConnectTimeoutError",
@@ -57,39 +58,42 @@ _BEFORE_ANYTHING: Final = frozenset(
         "urllib3.NewConnectionError",
     }
 )
-"""Nothing was sent yet: it cannot have had an effect."""
-_DEEPEST: Final = 6
+"""Errors before anything was sent: the call cannot have had an effect."""
+
+_LONGEST_CHAIN: Final = 6
+"""Causes that are followed; it also ends a chain that is a circle."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt may mend it. Anything else that a tool or function raises is its answer."""
-    return isinstance(error, _OURS) or _is_one_of(error, _OF_LIBRARIES)
+    """Check whether another attempt may succeed; any other error of a tool or function is its answer."""
+    return isinstance(error, _BUILT_IN) or _is_one_of(error, _LIBRARIES)
 
 
 def is_timeout(error: BaseException) -> bool:
-    """Whether nobody answered in time."""
+    """Check whether the error is a timeout."""
     return isinstance(error, TimeoutError) or _is_one_of(error, _TIMEOUTS)
 
 
 def may_have_taken_effect(error: BaseException) -> bool:
-    """Whether what failed in passing may have had its effect all the same: the line was lost on the way back.
+    """Check whether a call that ended in this error may have had its effect.
 
-    An error that no line explains is the other side's own word, or the tool's: then it has not.
+    It may when the connection was lost after the request was sent. Every error that is not transient is an
+    answer of the service or of the tool: the effect did not happen.
     """
     if isinstance(error, RetryableToolError) or not is_transient(error):
         return False
-    return not _never_left(error, _DEEPEST)
+    return not _was_never_sent(error, _LONGEST_CHAIN)
 
 
-def _never_left(error: object, deeper: int) -> bool:
-    """Looks into what an error wraps: libraries hide how far they came."""
-    if not isinstance(error, BaseException) or not deeper:
+def _was_never_sent(error: object, depth: int) -> bool:
+    """Check the error and the errors it wraps, because libraries hide how far a call came."""
+    if not isinstance(error, BaseException) or not depth:
         return False
-    if _is_one_of(error, _BEFORE_ANYTHING):
+    if _is_one_of(error, _NOTHING_SENT):
         return True
-    # Not __context__: what a tool met before, and went on from, is not what this error wraps.
-    inner = (error.__cause__, getattr(error, "reason", None), *error.args)
-    return any(_never_left(one, deeper - 1) for one in inner)
+    # Not __context__: an earlier error that the tool handled is not the cause of this one.
+    wrapped = (error.__cause__, getattr(error, "reason", None), *error.args)
+    return any(_was_never_sent(cause, depth - 1) for cause in wrapped)
 
 
 def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:

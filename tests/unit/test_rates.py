@@ -68,7 +68,7 @@ async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
     "calls", [1, 5, 7, 9, 11, 12, 13, 20, 23, 35, 60, 61, 100, 239, 240, 997, 1000, 60_000]
 )
 def test_a_limit_is_kept_over_a_minute_and_little_of_it_is_lost(calls: int) -> None:
-    window = rates._evenly(calls)  # pyright: ignore[reportPrivateUsage]
+    window = rates._call_window(calls)  # pyright: ignore[reportPrivateUsage]
     a_minute = window.amount * 60 / window.get_expiry()
     assert 0.85 * calls <= a_minute <= calls
 
@@ -94,7 +94,7 @@ async def test_a_call_that_tokens_refuse_takes_nobodys_place() -> None:
 
 def test_a_stores_address_that_is_none_is_refused_without_its_password() -> None:
     with pytest.raises(DefinitionError) as refusal:
-        rates.check({"a": RateLimit(calls=1)}, "redis://me:secret@host:abc")
+        rates.check_rate_limits({"a": RateLimit(calls=1)}, "redis://me:secret@host:abc")
     assert "secret" not in str(refusal.value)
     assert "secret" not in repr(RateLimits({}, "redis://me:secret@host:1"))
 
@@ -196,14 +196,14 @@ def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
 async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked_at_once = RateLimits._asked  # pyright: ignore[reportPrivateUsage]
+    asked_at_once = RateLimits._ask_store  # pyright: ignore[reportPrivateUsage]
 
     async def from_afar(limits: RateLimits, *question: Any) -> int:
         """Each question takes its time, in which others ask."""
         await asyncio.sleep(0)
         return await asked_at_once(limits, *question)
 
-    monkeypatch.setattr(RateLimits, "_asked", from_afar)
+    monkeypatch.setattr(RateLimits, "_ask_store", from_afar)
     far = RateLimits({"a": RateLimit(tokens=40_000, calls=60_000)}, sleep=Waits())
     asked = [far.acquire(("a",), lambda: 10_000) for _ in range(100)]
     ended = await asyncio.gather(*asked, return_exceptions=True)
@@ -214,11 +214,11 @@ async def test_a_call_that_is_refused_takes_nothing_of_its_providers_limit() -> 
     limits = RateLimits({"p": RateLimit(calls=6000), "p:x": RateLimit(calls=2)}, sleep=Waits())
     for _ in range(30):
         await asyncio.gather(limits.acquire(("p", "p:x"), lambda: 0), return_exceptions=True)
-    window = rates._evenly(6000)  # pyright: ignore[reportPrivateUsage]
-    left = await limits._asked(window, "p", "calls", 0, rates._what_is_left)  # pyright: ignore[reportPrivateUsage]
+    window = rates._call_window(6000)  # pyright: ignore[reportPrivateUsage]
+    left = await limits._ask_store(window, "p", "calls", 0, rates._remaining)  # pyright: ignore[reportPrivateUsage]
     assert left == window.amount - 1
 
 
 @pytest.mark.parametrize("calls", [61, 97, 101, 199, 239])
 def test_calls_are_let_in_evenly_whatever_their_number(calls: int) -> None:
-    assert rates._evenly(calls).get_expiry() <= 20  # pyright: ignore[reportPrivateUsage]
+    assert rates._call_window(calls).get_expiry() <= 20  # pyright: ignore[reportPrivateUsage]

@@ -83,7 +83,7 @@ async def test_an_open_circuit_sends_work_to_the_fallback_without_asking_again(s
         await run.result()
         [step] = await run.steps()
     assert first.asked == 2, "the circuit opened, and was left alone"
-    assert step.errors[0].startswith("first:x: circuit_open: first:x is not asked for another ")
+    assert step.errors[0].startswith("first:x: circuit_open: first:x is blocked for another ")
 
 
 async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(serve: Serve) -> None:
@@ -302,7 +302,7 @@ async def test_a_tool_with_a_circuit_is_left_alone_when_it_fails_again_and_again
         for n in range(4):
             [said] = await _results(client, f"go {n}")
     assert len(failures) == 48
-    assert "tool:weather is not asked for another" in said
+    assert "tool:weather is blocked for another" in said
 
 
 async def test_a_policy_that_forbids_the_other_tool_forbids_it_as_a_stand_in(serve: Serve) -> None:
