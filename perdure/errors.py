@@ -1,18 +1,18 @@
-"""Errors, by whose move it is next.
+"""Errors that this package raises, and the table of what becomes of each failure in a run.
 
 PerdureError
 +-- DefinitionError         an agent, tool or setting is ill-formed: change the code
 +-- InvalidRequest          a call to us is wrong: change the call
-|   +-- UnknownAgent
-|   +-- RunConflict
-+-- NotReachable            the Temporal server or a worker does not answer
-+-- RunNotFound
-+-- RunEnded                the run is over: nothing more can be said to it
-+-- RunFailed               the run ended in an error; `.kind` says which
-+-- ModelError              what a provider's answer means, classified once, at the edge
-+-- ToolError
-+-- RetryableToolError  raised by a tool: try me again
-+-- FatalToolError      raised by a tool: no retry helps; the model is told
+|   +-- RunConflict         the run id belongs to a run with another request
++-- NotReachable            the Temporal server, or a worker, does not answer: try again later
+|   +-- ServerBusy          the server answers, and rejects the request because of its load
++-- RunNotFound             no run has that id
++-- RunEnded                the run has ended and takes no more messages
++-- RunFailed               the run ended in an error; `kind` says which
++-- ModelError              a model call failed; raised by providers, classified by `kind`
++-- ToolError               raised by a tool's function
+    +-- RetryableToolError  another attempt may succeed
+    +-- FatalToolError      no attempt can succeed; the model gets the message
 """
 
 from datetime import timedelta
@@ -39,53 +39,53 @@ ErrorKind = Literal[
     "too_large",
     "storage",
     "bug",
-    "refused",
     "invalid_arguments",
-    "not_allowed",
     "tool_error",
     "tool_timeout",
 ]
-"""What can go wrong in a run, whoever's fault it is. What is classified, and where: see `RULES`."""
+"""Kinds of failures within a run. `RULES` says what each means and what becomes of it."""
 
 Place = Literal["model", "tool", "run"]
 
 
 class Rule(NamedTuple):
-    """What becomes of an error of one kind."""
+    """Consequences of an error of one kind."""
 
     place: Place
-    """Where it enters: with a model call, with a tool call, or anywhere in a run."""
+    """Where the error enters: in a model call, in a tool call, or anywhere in a run."""
     meaning: str
     retried: bool = False
-    """Temporal tries the same call again, after the provider's own delay if it named one."""
+    """Temporal retries the same call, after the provider's own delay if it named one."""
     falls_back: bool = False
-    """The next model of the chain, or the tool's stand-in, is tried when this one has given up."""
+    """The next model of the chain is tried once the model's attempts are used up."""
+    stands_in: bool = False
+    """The tool's `ToolFallback` answers once the tool's attempts are used up."""
     parks: bool = False
-    """With `on_failure="park"` the run waits where it is."""
+    """With `on_failure="park"` the run stops at this step and keeps what it has."""
     transient: bool = False
-    """Time may mend it: a parked run tries again by itself. Else it waits for a person to `resume` it."""
+    """A parked run retries by itself. Without this it waits until a person sends `resume`."""
     counts_for_circuit: bool = False
-    """It counts against the circuit of the model, or of the tool."""
+    """The failure counts towards opening the circuit of the model or tool."""
     blocked_locally: bool = False
-    """The worker itself held the call, and says until when: nobody was asked, and nothing learnt."""
+    """The worker did not send the call. It learnt nothing about the provider: the backoff does not grow."""
     counts: str = "nothing"
-    """What it uses up."""
+    """Which bounds of the run it uses up."""
     model_sees: str = "nothing"
     person_sees: str = "the run failed, with this kind"
 
 
 _ATTEMPTS = "one of the call's 6 attempts"
 _TOOL_ATTEMPTS = "one of the tool's attempts (`ToolRetry`)"
-_WAITS = "the run is parked, and when it tries again"
-_MEND = "the run is parked until it is resumed"
+_PARKED_WITH_RETRY = "the run is parked, and when it tries again"
+_PARKED_UNTIL_RESUMED = "the run is parked until it is resumed"
 _ERROR_RESULT = "the error, as the result of its call"
-_NOT_ASKED = "of a model's call nothing: it was not asked; of a tool's, a tool call"
-_TOOL_NOT_ASKED = "of a tool: that it was not asked, and why, unless another stands in"
+_NOT_SENT = "of a model call nothing, as it was not sent; a tool call counts"
+_TOOL_NOT_SENT = "of a tool: that it was not called, and why, unless a fallback answers"
 _IN_TRANSCRIPT = "the failed call, in the transcript"
 
 
-def _passing(meaning: str) -> Rule:
-    """Trouble at the provider that may be over in a moment, or in an hour."""
+def _transient(meaning: str) -> Rule:
+    """Return the rule for trouble at the provider that may end within a moment or an hour."""
     return Rule(
         "model",
         meaning,
@@ -95,35 +95,42 @@ def _passing(meaning: str) -> Rule:
         transient=True,
         counts_for_circuit=True,
         counts=_ATTEMPTS,
-        person_sees=_WAITS,
+        person_sees=_PARKED_WITH_RETRY,
     )
 
 
-def _mended(meaning: str, place: Place = "model") -> Rule:
-    """Trouble that a person has to mend."""
-    return Rule(place, meaning, falls_back=place == "model", parks=True, person_sees=_MEND)
+def _needs_person(meaning: str, place: Place = "model") -> Rule:
+    """Return the rule for trouble that lasts until a person removes its cause."""
+    return Rule(place, meaning, falls_back=place == "model", parks=True, person_sees=_PARKED_UNTIL_RESUMED)
 
 
 RULES: dict[ErrorKind, Rule] = {
-    "rate_limited": _passing("the provider asks us to slow down"),
-    "overloaded": _passing("the provider cannot take the call now"),
-    "timeout": _passing("no answer in time"),
-    "connection": _passing("the provider was not reached, or hung up"),
-    "stream_cut": _passing("the answer stopped before its end"),
-    "malformed_reply": _passing("the answer cannot be read")._replace(transient=False, person_sees=_MEND),
-    "circuit_open": _passing("the model, or tool, failed so often that nobody asks it for a while")._replace(
+    "rate_limited": _transient("the provider asks us to slow down"),
+    "overloaded": _transient("the provider cannot take the call now"),
+    "timeout": _transient("no answer in time"),
+    "connection": _transient("the provider was not reached, or closed the connection"),
+    "stream_cut": _transient("the answer stopped before its end"),
+    # The same request tends to give the same answer: time alone does not help.
+    "malformed_reply": _transient("the answer cannot be read")._replace(
+        transient=False, person_sees=_PARKED_UNTIL_RESUMED
+    ),
+    "circuit_open": _transient("the model, or tool, failed so often that its calls pause")._replace(
         retried=False,
+        stands_in=True,
         counts_for_circuit=False,
         blocked_locally=True,
-        counts=_NOT_ASKED,
-        model_sees=_TOOL_NOT_ASKED,
+        counts=_NOT_SENT,
+        model_sees=_TOOL_NOT_SENT,
     ),
-    "throttled": _passing("our own rate limit has no room for the call within 20 seconds")._replace(
+    # Our own limit has room again within a minute, so a model call parks and retries. A tool call cannot park
+    # its run, so its fallback answers.
+    "throttled": _transient("our own rate limit has no room for the call within 20 seconds")._replace(
         retried=False,
-        counts_for_circuit=False,
         falls_back=False,
-        counts=_NOT_ASKED,
-        model_sees=_TOOL_NOT_ASKED,
+        stands_in=True,
+        counts_for_circuit=False,
+        counts=_NOT_SENT,
+        model_sees=_TOOL_NOT_SENT,
     ),
     "context_overflow": Rule(
         "model",
@@ -132,16 +139,10 @@ RULES: dict[ErrorKind, Rule] = {
         model_sees="its window, cut by half",
         person_sees="the run ended with `context_overflow`, when no cut helped",
     ),
-    "authentication": _mended("the key is missing, wrong, or not allowed"),
-    "payment": _mended("a bill, quota or spend limit is in the way"),
-    "not_found": _mended("the provider knows no such model"),
+    "authentication": _needs_person("the key is missing, wrong, or not allowed"),
+    "payment": _needs_person("a bill, quota or spend limit is in the way"),
+    "not_found": _needs_person("the provider knows no such model"),
     "bad_request": Rule("model", "the provider refuses the request as wrong", falls_back=True),
-    "refused": Rule(
-        "model",
-        "the model, or a guardrail, declines to answer",
-        counts="a step",
-        person_sees="the run ended with `refusal` or `guardrail`, and what was said",
-    ),
     "invalid_arguments": Rule(
         "tool",
         "the model's arguments do not fit the tool, or its output not the type asked for",
@@ -149,18 +150,11 @@ RULES: dict[ErrorKind, Rule] = {
         model_sees="what does not fit",
         person_sees=_IN_TRANSCRIPT,
     ),
-    "not_allowed": Rule(
-        "tool",
-        "policy, limit or person refuses the call",
-        counts="a tool call",
-        model_sees="who refused it, and why",
-        person_sees=_IN_TRANSCRIPT,
-    ),
     "tool_error": Rule(
         "tool",
-        "the tool failed; again only for a lost connection, a timeout, `RetryableToolError`",
+        "the tool failed; retried only for a lost connection, a timeout, `RetryableToolError`",
         retried=True,
-        falls_back=True,
+        stands_in=True,
         counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
         model_sees=_ERROR_RESULT,
@@ -170,21 +164,21 @@ RULES: dict[ErrorKind, Rule] = {
         "tool",
         "the tool did not answer in time, or its worker died",
         retried=True,
-        falls_back=True,
+        stands_in=True,
         counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
         model_sees="the error; of a write, that it may or may not have taken effect",
         person_sees=_IN_TRANSCRIPT,
     ),
     "too_large": Rule("run", "something exceeds a size limit"),
-    "storage": _mended("the blob store takes nothing: a full disk, a missing right", "run"),
-    "bug": Rule("run", "something we did not foresee"),
+    "storage": _needs_person("the blob store takes nothing: a full disk, a missing right", "run"),
+    "bug": Rule("run", "an error that is none of the above"),
 }
 assert set(RULES) == set(get_args(ErrorKind))
 
 
 def rule_for(kind: str) -> Rule:
-    """The rule of that kind; a kind we do not know is a bug of ours."""
+    """Return the rule of that kind; the rule of "bug" for an unknown kind."""
     return next((rule for known, rule in RULES.items() if known == kind), RULES["bug"])
 
 
@@ -195,31 +189,35 @@ _HEAD = """\
 
 Each error is classified once, where it enters.
 
-- *Again*: Temporal tries the same call again, after the delay that the provider named, else after 1, 2, 4 ...
+- *Retried*: Temporal retries the same call, after the delay that the provider named, else after 1, 2, 4 ...
   seconds.
-- *Circuit*: it counts against the circuit of that model or tool.
-- *Falls back*: the next model of the chain, or the tool's stand-in, is tried when the attempts are used up.
-- *Parks*: with `on_failure="park"` (the default) the run waits at that step; "a while" means that it tries
-  again by itself, after some 30 seconds, then after twice as long each time, up to some four minutes; after
-  `circuit_open`, when its worker is to look again.
+- *Circuit*: the failure counts towards opening the circuit of that model or tool.
+- *Falls back*: once the attempts are used up, the next model of the chain is tried (*model*), or the tool's
+  `ToolFallback` answers (*tool*). No other tool is called in place of a write after `tool_timeout`: the write
+  may have taken effect.
+- *Parks*: with `on_failure="park"` (the default) the run stops at that step and keeps what it has. "retries":
+  it tries again by itself, after some 30 seconds, then after twice as long each time, up to some four
+  minutes. After `circuit_open` it tries again when its worker allows the next call.
 
-| kind | what it means | again | circuit | falls back | parks | counts as | the model sees | a person sees |
+| kind | meaning | retried | circuit | falls back | parks | uses up | the model sees | a person sees |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
 def as_markdown() -> str:
-    """The table of all kinds, as `docs/errors.md` has it."""
+    """Return the table of all kinds, as `docs/errors.md` has it."""
     return _HEAD + "".join(_row(kind, rule) for kind, rule in RULES.items())
 
 
 def _row(kind: str, rule: Rule) -> str:
-    parks = ("a while" if rule.transient else "until resumed") if rule.parks else ""
-    marks = ["yes" if mark else "" for mark in (rule.retried, rule.counts_for_circuit, rule.falls_back)]
+    parks = ("retries" if rule.transient else "until resumed") if rule.parks else ""
+    falls_back = [word for word, mark in (("model", rule.falls_back), ("tool", rule.stands_in)) if mark]
     cells = [
         f"`{kind}`",
         rule.meaning,
-        *marks,
+        "yes" if rule.retried else "",
+        "yes" if rule.counts_for_circuit else "",
+        ", ".join(falls_back),
         parks,
         rule.counts,
         rule.model_sees,
@@ -233,11 +231,11 @@ class PerdureError(Exception):
 
 
 class DefinitionError(PerdureError):
-    """An agent, tool, limit or setting is ill-formed; nothing was started."""
+    """An agent, tool, limit or setting is ill-formed. Nothing was started."""
 
 
 class InvalidRequest(PerdureError):
-    """The call is wrong; nothing was started or changed."""
+    """The call is wrong. Nothing was started or changed."""
 
 
 class RunConflict(InvalidRequest):
@@ -249,7 +247,7 @@ class NotReachable(PerdureError):
 
 
 class ServerBusy(NotReachable):
-    """The server has too much to do for one question more; it is there, and workers may be, too."""
+    """The server rejected the request because of its load. Workers may be reachable all the same."""
 
 
 class RunNotFound(PerdureError):
@@ -257,14 +255,14 @@ class RunNotFound(PerdureError):
 
 
 class RunEnded(PerdureError):
-    """The run is over, so it cannot be told anything."""
+    """The run has ended and takes no more messages."""
 
 
 class RunFailed(PerdureError):
     """The run ended in an error.
 
     `kind` is an `ErrorKind`, or "UnknownAgent", "InvalidRequest", "Terminated", "TimedOut".
-    `result` holds what the run had when it failed, if it got as far as a step.
+    `result` holds what the run had when it failed, or None if it never reached a step.
     """
 
     def __init__(self, message: str, *, kind: str, result: "RunResult | None" = None) -> None:
@@ -276,8 +274,8 @@ class RunFailed(PerdureError):
 class ModelError(PerdureError):
     """A model call failed; `kind` decides what happens next (see `RULES`).
 
-    Adapters raise it for everything a provider can do wrong. `retry_after` is the delay the
-    provider asked for; `usage` what the failed call had cost by then, as far as known.
+    Providers raise it for everything that a model's service can do wrong. `retry_after` is the delay that
+    the service asked for. `usage` is what the failed call had cost by then, as far as known.
     """
 
     def __init__(
@@ -297,11 +295,11 @@ class ModelError(PerdureError):
 
 
 class ToolError(PerdureError):
-    """Base of what a tool may raise to say how its failure is to be taken."""
+    """Base of the errors by which a tool's function says whether a retry makes sense."""
 
 
 class RetryableToolError(ToolError):
-    """The tool failed in a way that another attempt may mend; `after` delays that attempt."""
+    """The tool failed, and another attempt may succeed; `after` delays that attempt."""
 
     def __init__(self, message: str, *, after: timedelta | None = None) -> None:
         super().__init__(message)
@@ -309,7 +307,7 @@ class RetryableToolError(ToolError):
 
 
 class FatalToolError(ToolError):
-    """The tool failed in a way no retry mends; the model gets the message as an error result."""
+    """The tool failed, and no attempt can succeed; the model gets the message as an error result."""
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from perdure.model import ModelConfig
 COST_BUDGET: Final = "cost_budget"
 """In `Fallback.on`: the money left does not pay for a call of the model before it."""
 _CONDITIONS: Final = frozenset(
-    {*(kind for kind, rule in RULES.items() if rule.place == "model" and kind != "refused"), COST_BUDGET}
+    {*(kind for kind, rule in RULES.items() if rule.place == "model"), COST_BUDGET}
 )
 
 

@@ -290,11 +290,6 @@ class Settings(BaseSettings):
             raise ValueError("a build id belongs to a deployment: set PERDURE_DEPLOYMENT_NAME too")
         return build_id
 
-    @property
-    def uses_tls(self) -> bool:
-        """Whether the connection to Temporal is encrypted."""
-        return self.tls if self.tls is not None else bool(self.api_key or self.tls_cert or self.tls_ca)
-
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings of this process; an override of None counts as not given.

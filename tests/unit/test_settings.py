@@ -119,13 +119,6 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong-secret" not in str(caught.value)
 
 
-def test_tls_is_on_with_a_key_or_certificate_unless_said_otherwise() -> None:
-    assert not load_settings().uses_tls
-    assert load_settings(api_key="key").uses_tls
-    assert load_settings(tls_cert="/cert", tls_key="/key").uses_tls
-    assert not load_settings(api_key="key", tls=False).uses_tls
-
-
 def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_TASK_QUEUE", "")
     settings = load_settings()

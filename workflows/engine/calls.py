@@ -204,8 +204,7 @@ def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
         return _done(call, _told(call, result))
     kind = result.error_kind or ""
     fallback = _fallback(state, call, kind) if result.is_error else None
-    # A model waits for our own rate limit; a call that found no room is as good as failed.
-    if fallback is None or not (rule_for(kind).falls_back or kind == "throttled"):
+    if fallback is None or not rule_for(kind).stands_in:
         return _done(call, result)
     if fallback.answer is not None:
         said = f"{fallback.answer}\n(This is a default answer: {call.call.name!r} failed: {result.text})"
