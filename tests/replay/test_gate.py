@@ -24,8 +24,8 @@ from perdure.workers.deploys.gate import Check, Gate, _specs_in, up_to_last_deci
 from perdure.workers.deploys.histories import (
     Recorder,
     Unread,
-    _Found,
-    _in_turn,
+    _Execution,
+    _round_robin,
     histories_in_files,
     iter_payloads,
 )
@@ -34,7 +34,7 @@ from .scenarios import AGENTS, TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
 
 ROOT = Path(__file__).parents[2]
-RELEASE = ROOT / "tests/replay/histories/0.2.0"
+RELEASE = max((ROOT / "tests/replay/histories").iterdir())  # the newest that is recorded
 
 
 def gate(home: Path, members: Sequence[Member] = TEAMS) -> Gate:
@@ -196,9 +196,9 @@ def test_every_payload_of_a_history_is_found() -> None:
 
 
 def test_what_is_chosen_is_spread_over_all_kinds() -> None:
-    many = deque(_Found(id=f"many-{n}", run_id="") for n in range(9))
-    few = deque([_Found(id="few", run_id="")])
-    chosen = [one.id for one in _in_turn([many, few], 4)]
+    many = deque(_Execution(id=f"many-{n}", run_id="") for n in range(9))
+    few = deque([_Execution(id="few", run_id="")])
+    chosen = [one.id for one in _round_robin([many, few], 4)]
     assert chosen == ["many-0", "few", "many-1", "many-2"]
 
 

@@ -12,7 +12,7 @@ from perdure import Agent, ModelConfig
 from perdure.errors import DefinitionError, ModelError
 from perdure.settings import load_settings
 from perdure.testing import ScriptedModel, says
-from perdure.workers.dev.supervisor import Plan, _is_the_agents, make_plan
+from perdure.workers.dev.supervisor import Plan, _belongs_to_agents, make_plan
 from perdure.workers.observe import telemetry
 from perdure.workers.observe.doctor import _key_of, _skew
 from perdure.workers.worker import Ready, check_models, worker_options
@@ -109,8 +109,8 @@ def test_dev_restarts_for_the_agents_files_only(tmp_path: Path) -> None:
     (tmp_path / "venv" / "lib").mkdir(parents=True)
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     (tmp_path / "tests").mkdir()
-    assert _is_the_agents(tmp_path / "agent.py", [tmp_path])
-    assert _is_the_agents(tmp_path / "package" / "tools.py", [tmp_path])
-    assert not _is_the_agents(tmp_path / "tests" / "test_agent.py", [tmp_path])
-    assert not _is_the_agents(tmp_path / "venv" / "lib" / "thing.py", [tmp_path])
-    assert _is_the_agents(tmp_path / "tests" / "agent.py", [tmp_path / "tests"]), "if it lives there"
+    assert _belongs_to_agents(tmp_path / "agent.py", [tmp_path])
+    assert _belongs_to_agents(tmp_path / "package" / "tools.py", [tmp_path])
+    assert not _belongs_to_agents(tmp_path / "tests" / "test_agent.py", [tmp_path])
+    assert not _belongs_to_agents(tmp_path / "venv" / "lib" / "thing.py", [tmp_path])
+    assert _belongs_to_agents(tmp_path / "tests" / "agent.py", [tmp_path / "tests"]), "if it lives there"

@@ -1,8 +1,9 @@
-"""Gate: whether code can go on with a run that other code has begun, from the run's history.
+"""Replay gate: checks from a run's history that this code can continue a run which other code began.
 
-Temporal compares the kinds of commands, in their order; here it is compared too whom they are for:
-which tool, which node, which agent. A graph's condition that decides otherwise is found even where
-it leads from one function to another.
+1. The history is cut after the commands of the last completed workflow task. Code may do anything beyond.
+2. This code replays it. Temporal's replayer compares the kinds of commands and their order.
+3. The gate also compares the target of each command: the tool, node or agent, and the arguments. So a
+   changed condition of a graph is found even if it only leads from one function to another.
 """
 
 import contextlib
@@ -36,14 +37,14 @@ from .histories import inline_blobs
 Verdict = Literal["ok", "nondeterministic", "failed", "unread"]
 
 _CHILD: Final = "child"
-_IDENTITY: Final[dict[str, tuple[str, ...]]] = {
+_IDENTIFYING_FIELDS: Final[dict[str, tuple[str, ...]]] = {
     CALL_MODEL: ("agent", "step", "model", "view"),
     CALL_TOOL: ("agent", "tool", "call_id", "arguments"),
     CALL_NODE: ("graph", "node", "key"),
     _CHILD: ("agent",),
 }
-"""What of an input says whom it is for. The rest may be written otherwise by a later version."""
-_COMMANDS: Final = frozenset(
+"""Fields of an input that name its target. A later version may write the others differently."""
+_COMMAND_EVENTS: Final = frozenset(
     {
         EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
         EventType.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED,
@@ -63,11 +64,11 @@ _COMMANDS: Final = frozenset(
         EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW,
     }
 )
-_EVENT: Final = re.compile(r"\b(?:event_)?id: (\d+)")
+# The SDK's core reports a failure as its own structures, printed.
+_EVENT_ID: Final = re.compile(r"\b(?:event_)?id: (\d+)")
 _MESSAGE: Final = re.compile(r'message: "((?:[^"\\]|\\.)*)"')
-"""In what the SDK's core says of a failure: its own structures, printed."""
-_DEADLOCK: Final = "TMPRL1101"
-_TRIES: Final = 3
+_DEADLOCK_CODE: Final = "TMPRL1101"
+_MAX_REPLAYS: Final = 3
 
 HINTS: Final[dict[Verdict, str]] = {
     "nondeterministic": (
@@ -76,16 +77,18 @@ HINTS: Final[dict[Verdict, str]] = {
         "conditions have changed."
     ),
     "failed": (
-        "This code cannot go on with these runs: they would be stuck. Bring back what is missing, or leave "
+        "This code cannot continue these runs: they would be stuck. Restore what is missing, or leave "
         "them with the old build (perdure worker --deployment NAME --build BUILD)."
     ),
-    "unread": "Some could not be read: is this the blob store of these runs (PERDURE_BLOB_STORE)?",
+    "unread": (
+        "Some histories could not be read. Check that PERDURE_BLOB_STORE is the blob store of these runs."
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What came of one history."""
+    """Result of checking a history."""
 
     id: str
     run_id: str = ""
@@ -93,68 +96,71 @@ class Check:
     events: int = 0
     verdict: Verdict
     event: int | None = None
-    """The event at which they part."""
+    """Id of the event at which the code departs from the history."""
     text: str = ""
     hint: str = ""
     missing: tuple[str, ...] = ()
-    """What the run may call and this code does not have: each tool as `agent: tool`, agents below it."""
+    """Names that the run may call and this code lacks: tools as `agent: tool`, and child agents."""
 
     def line(self) -> str:
-        """For people."""
-        where = f" at event {self.event}" if self.event is not None else ""
+        """Return the result as text for people."""
+        event = f" at event {self.event}" if self.event is not None else ""
         size = f" ({self.agent or 'no agent'}, {self.events} events)" if self.events else ""
-        told = f"\n  {self.text}" if self.text else ""
-        told += f"\n  may call what is not here: {', '.join(self.missing)}" if self.missing else ""
-        return f"{self.verdict:<16}  {self.id}{size}{where}{told}"
+        details = f"\n  {self.text}" if self.text else ""
+        details += f"\n  may call, but not defined here: {', '.join(self.missing)}" if self.missing else ""
+        return f"{self.verdict:<16}  {self.id}{size}{event}{details}"
 
 
-# -- what the replayed code asks for
+# -- commands of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Call:
-    """An activity or a child run that was asked for."""
+class _Command:
+    """A request for an activity or a child run."""
 
     kind: str
+    """An activity's type, or `_CHILD`."""
     name: str
-    """An activity's type, a child's id."""
+    """An activity's type, or a child's workflow id."""
     args: Sequence[Any]
     event: int | None = None
 
 
 @dataclass
-class _Asked:
-    """What a run asks for: activities by their number, counted from one, and child runs by id."""
+class _Commands:
+    """Commands of a run: activities by their number, counted from 1, and child runs by workflow id."""
 
-    activities: dict[int, _Call] = field(default_factory=dict[int, _Call])
-    children: dict[str, _Call] = field(default_factory=dict[str, _Call])
+    activities: dict[int, _Command] = field(default_factory=dict[int, _Command])
+    children: dict[str, _Command] = field(default_factory=dict[str, _Command])
 
 
-class _Listening(Interceptor):
-    """Writes down what replayed runs ask for, by their run ids."""
+class _CommandRecorder(Interceptor):
+    """Interceptor that records the commands of replayed runs, by Temporal's run id."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, _Asked] = {}
+        self.by_run: dict[str, _Commands] = {}
 
     def workflow_interceptor_class(
         self,
         input: WorkflowInterceptorClassInput,  # noqa: A002 - the SDK's name
     ) -> type[WorkflowInboundInterceptor]:
-        heard = self.heard
+        by_run = self.by_run
 
         class Outbound(WorkflowOutboundInterceptor):
             def start_activity(self, input: StartActivityInput) -> "workflow.ActivityHandle[Any]":  # noqa: A002
-                asked = heard.setdefault(workflow.info().run_id, _Asked())
-                number = len(asked.activities) + 1
-                asked.activities[number] = _Call(kind=input.activity, name=input.activity, args=input.args)
+                commands = by_run.setdefault(workflow.info().run_id, _Commands())
+                # The SDK numbers a run's activities in the order of their start, as history does.
+                number = len(commands.activities) + 1
+                name = input.activity
+                commands.activities[number] = _Command(kind=name, name=name, args=input.args)
                 return super().start_activity(input)
 
             async def start_child_workflow(
                 self,
                 input: StartChildWorkflowInput,  # noqa: A002
             ) -> "workflow.ChildWorkflowHandle[Any, Any]":
-                asked = heard.setdefault(workflow.info().run_id, _Asked())
-                asked.children[input.id] = _Call(kind=_CHILD, name=input.id, args=input.args)
+                commands = by_run.setdefault(workflow.info().run_id, _Commands())
+                commands.children[input.id] = _Command(kind=_CHILD, name=input.id, args=input.args)
                 return await super().start_child_workflow(input)
 
         class Inbound(WorkflowInboundInterceptor):
@@ -164,93 +170,102 @@ class _Listening(Interceptor):
         return Inbound
 
 
-async def _recorded(history: WorkflowHistory, converter: DataConverter) -> _Asked:
-    """What the run asked for when it ran."""
-    asked = _Asked()
+async def _recorded_commands(history: WorkflowHistory, converter: DataConverter) -> _Commands:
+    """Return the commands that the history holds."""
+    commands = _Commands()
     for event in history.events:
         if event.HasField("activity_task_scheduled_event_attributes"):
-            one = event.activity_task_scheduled_event_attributes
-            args = await converter.decode(one.input.payloads) if one.activity_type.name in _IDENTITY else []
-            name = one.activity_type.name
-            call = _Call(kind=name, name=name, args=args, event=event.event_id)
-            asked.activities[int(one.activity_id)] = call
+            activity = event.activity_task_scheduled_event_attributes
+            name = activity.activity_type.name
+            # Inputs of other activities are not compared, and may be of types that we cannot decode.
+            args = await converter.decode(activity.input.payloads) if name in _IDENTIFYING_FIELDS else []
+            command = _Command(kind=name, name=name, args=args, event=event.event_id)
+            commands.activities[int(activity.activity_id)] = command
         elif event.HasField("start_child_workflow_execution_initiated_event_attributes"):
             child = event.start_child_workflow_execution_initiated_event_attributes
             args = await converter.decode(child.input.payloads)
-            call = _Call(kind=_CHILD, name=child.workflow_id, args=args, event=event.event_id)
-            asked.children[child.workflow_id] = call
-    return asked
+            command = _Command(kind=_CHILD, name=child.workflow_id, args=args, event=event.event_id)
+            commands.children[child.workflow_id] = command
+    return commands
 
 
-def _difference(recorded: _Asked, asked: _Asked, converter: DataConverter) -> tuple[int | None, str] | None:
-    """The first thing that this code asks for and the run did not: its event, and both in words."""
+def _first_difference(
+    recorded: _Commands, replayed: _Commands, converter: DataConverter
+) -> tuple[int | None, str] | None:
+    """Return the first command of this code that the run did not give: its event, and both in words."""
     last = max(recorded.activities, default=0)
-    for number, call in asked.activities.items():
+    for number, command in replayed.activities.items():
         before = recorded.activities.get(number)
         if before is None and number < last:
-            continue  # given up in the very task that asked for it
-        if before is None or _identity(before, converter) != _identity(call, converter):
-            return _told(before, call, converter)
-    for name, call in asked.children.items():
+            continue  # cancelled in the workflow task that asked for it: history never saw it
+        if before is None or _identity(before, converter) != _identity(command, converter):
+            return _describe_difference(before, command, converter)
+    for name, command in replayed.children.items():
         before = recorded.children.get(name)
-        if before is None or _identity(before, converter) != _identity(call, converter):
-            return _told(before, call, converter)
+        if before is None or _identity(before, converter) != _identity(command, converter):
+            return _describe_difference(before, command, converter)
     return None
 
 
-def _told(before: _Call | None, call: _Call, converter: DataConverter) -> tuple[int | None, str]:
-    here = _words(call, converter)
-    if before is None:
-        return None, f"this code asks for {here}, which the run never did"
-    return before.event, f"the run asked for {_words(before, converter)}, this code asks for {here}"
+def _describe_difference(
+    recorded: _Command | None, replayed: _Command, converter: DataConverter
+) -> tuple[int | None, str]:
+    new = _describe(replayed, converter)
+    if recorded is None:
+        return None, f"this code asks for {new}; the run never did"
+    return recorded.event, f"the run asked for {_describe(recorded, converter)}; this code asks for {new}"
 
 
-def _missed(recorded: _Asked, event: int | None, converter: DataConverter) -> str:
-    """What the run asked for at that event, and this code did not."""
-    calls = (*recorded.activities.values(), *recorded.children.values())
-    call = next((one for one in calls if event is not None and one.event == event), None)
-    if call is None:
-        return "this code does otherwise than the run did"
-    return f"the run asked for {_words(call, converter)}, this code does not"
+def _describe_missing(recorded: _Commands, event: int | None, converter: DataConverter) -> str:
+    """Describe the command at that event, which this code did not give."""
+    commands = (*recorded.activities.values(), *recorded.children.values())
+    command = next((each for each in commands if event is not None and each.event == event), None)
+    if command is None:
+        return "this code gives other commands than the run did"
+    return f"the run asked for {_describe(command, converter)}; this code does not"
 
 
-def _identity(call: _Call, converter: DataConverter) -> dict[str, Any]:
-    given = _plain(call.args, converter)
-    wanted = _IDENTITY.get(call.kind, ())
-    return {"type": call.kind} | {name: given.get(name) for name in wanted}
+def _identity(command: _Command, converter: DataConverter) -> dict[str, Any]:
+    """Return the kind of a command and the fields that name its target."""
+    values = _first_argument(command.args, converter)
+    names = _IDENTIFYING_FIELDS.get(command.kind, ())
+    return {"type": command.kind} | {name: values.get(name) for name in names}
 
 
-def _words(call: _Call, converter: DataConverter) -> str:
-    named = {
-        name: value for name, value in _identity(call, converter).items() if name not in ("type", "view")
-    }
-    told = ", ".join(f"{name}={json.dumps(value)[:80]}" for name, value in named.items())
-    return f"{'the run ' + call.name if call.kind == _CHILD else call.name}({told})"
+def _describe(command: _Command, converter: DataConverter) -> str:
+    identity = _identity(command, converter).items()
+    fields = {name: value for name, value in identity if name not in ("type", "view")}
+    text = ", ".join(f"{name}={json.dumps(value)[:80]}" for name, value in fields.items())
+    return f"{'the run ' + command.name if command.kind == _CHILD else command.name}({text})"
 
 
-def _plain(args: Sequence[Any], converter: DataConverter) -> Mapping[str, Any]:
-    """The first argument as JSON has it: recorded ones are, the code's own are values."""
+def _first_argument(args: Sequence[Any], converter: DataConverter) -> Mapping[str, Any]:
+    """Return the first argument as JSON: recorded arguments are JSON, those of this code are values."""
     if not args:
         return {}
     [payload] = converter.payload_converter.to_payloads([args[0]])
-    return _members(json.loads(payload.data))
+    return _as_dict(json.loads(payload.data))
 
 
-def _members(value: Any) -> dict[str, Any]:
+def _as_dict(value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def up_to_last_decision(history: WorkflowHistory) -> WorkflowHistory | None:
-    """The history up to the last decision and what it asked for; None: no decision has been made.
+    """Return the history up to the commands of its last completed workflow task; None if none completed.
 
-    Behind it is what no code has answered yet: there, any code may do what it likes.
+    Later events await a decision that no code has made yet, so any code may decide freely on them.
     """
     events = history.events
-    done = [at for at, one in enumerate(events) if one.HasField("workflow_task_completed_event_attributes")]
-    if not done:
+    completed = [
+        index
+        for index, event in enumerate(events)
+        if event.HasField("workflow_task_completed_event_attributes")
+    ]
+    if not completed:
         return None
-    end = done[-1] + 1
-    while end < len(events) and events[end].event_type in _COMMANDS:
+    end = completed[-1] + 1
+    while end < len(events) and events[end].event_type in _COMMAND_EVENTS:
         end += 1
     return WorkflowHistory(history.workflow_id, events[:end])
 
@@ -259,25 +274,25 @@ def up_to_last_decision(history: WorkflowHistory) -> WorkflowHistory | None:
 
 
 class Gate:
-    """Checks histories against the agents of a plugin, one at a time."""
+    """Checks histories against the agents of a plugin, in sequence."""
 
     def __init__(self, plugin: PerdurePlugin, namespace: str) -> None:
-        self._listening = _Listening()
+        self._recorder = _CommandRecorder()
         self._tools = {
-            name: {tool.name for tool in one.tools if isinstance(tool, Tool)}
-            for name, one in plugin.agents.items()
+            name: {tool.name for tool in agent.tools if isinstance(tool, Tool)}
+            for name, agent in plugin.agents.items()
         }
         self._replayer = Replayer(
-            workflows=[], namespace=namespace, plugins=[plugin], interceptors=[self._listening]
+            workflows=[], namespace=namespace, plugins=[plugin], interceptors=[self._recorder]
         )
         converter = self._replayer.config(active_config=True).get("data_converter")
         assert converter is not None, "the plugin gives one"
         self.converter: DataConverter = converter
 
     async def check(self, history: WorkflowHistory) -> Check:
-        """Replay the history, and compare what the code asks for with what the run did.
+        """Replay the history, and compare the commands of this code with those of the run.
 
-        The history is made whole on the way.
+        Changes the history: payloads in the blob store are put in their places.
         """
         about: dict[str, Any] = {"id": history.workflow_id, "run_id": history.run_id}
         about["events"] = len(history.events)
@@ -285,63 +300,65 @@ class Gate:
             await inline_blobs(history, self.converter)
         except Exception as error:
             return failed_check(about, "unread", f"{type(error).__name__}: {error}")
-        about["agent"] = await self._agent(history)
-        about["missing"] = await self._missing(history, about["agent"])
-        begun = up_to_last_decision(history)
-        if begun is None:
+        about["agent"] = await self._agent_name(history)
+        about["missing"] = await self._missing_names(history, about["agent"])
+        decided = up_to_last_decision(history)
+        if decided is None:
             return Check(**about, verdict="ok")
-        recorded = await _recorded(begun, self.converter)
-        failure = await self._replayed(begun)
-        heard = next(iter(self._listening.heard.values()), _Asked())
-        difference = _difference(recorded, heard, self.converter)
+        recorded = await _recorded_commands(decided, self.converter)
+        failure = await self._replay(decided)
+        replayed = next(iter(self._recorder.by_run.values()), _Commands())
+        difference = _first_difference(recorded, replayed, self.converter)
         if failure is None and difference is None:
             return Check(**about, verdict="ok")
         event, text = difference or (None, "")
         if failure is None:
             return failed_check(about, "nondeterministic", text, event)
-        verdict, said, at = _why(failure)
+        verdict, cause, failed_at = _explain(failure)
         if verdict == "nondeterministic":
-            said = f"{text or _missed(recorded, at, self.converter)}; {said}"
-        return failed_check(about, verdict, said, at or event)
+            cause = f"{text or _describe_missing(recorded, failed_at, self.converter)}; {cause}"
+        return failed_check(about, verdict, cause, failed_at or event)
 
-    async def _replayed(self, history: WorkflowHistory) -> Exception | None:
-        """What goes wrong. A machine that is busy looks like a deadlock: that is tried again."""
+    async def _replay(self, history: WorkflowHistory) -> Exception | None:
+        """Replay the history; return the failure, or None."""
         failure: Exception | None = None
-        for _ in range(_TRIES):
-            self._listening.heard.clear()
+        # On a busy machine a slow workflow task is reported as a deadlock. Only a repeated one is real.
+        for _ in range(_MAX_REPLAYS):
+            self._recorder.by_run.clear()
             result = await self._replayer.replay_workflow(history, raise_on_replay_failure=False)
             failure = result.replay_failure
-            if failure is None or _DEADLOCK not in str(failure):
+            if failure is None or _DEADLOCK_CODE not in str(failure):
                 break
         return failure
 
-    async def _agent(self, history: WorkflowHistory) -> str:
+    async def _agent_name(self, history: WorkflowHistory) -> str:
         payloads = history.events[0].workflow_execution_started_event_attributes.input.payloads
         try:
             [request, *_] = await self.converter.decode(payloads[:1])
         except Exception:
             return ""
-        return str(_members(request).get("agent", ""))
+        return str(_as_dict(request).get("agent", ""))
 
-    async def _missing(self, history: WorkflowHistory, top: str) -> tuple[str, ...]:
-        """Functions, and agents below, that the run's pinned specs name and this code does not have."""
-        found: set[str] = set()
-        for spec in await self._pinned(history):
+    async def _missing_names(self, history: WorkflowHistory, root: str) -> tuple[str, ...]:
+        """Return the tools and child agents that the run's pinned specs name and this code lacks."""
+        missing: set[str] = set()
+        for spec in await self._pinned_specs(history):
             known = self._tools.get(spec.name)
             if known is None:
-                found |= {spec.name} - {top}
+                # A run whose own agent is missing is reported apart, by `Check.agent`.
+                missing |= {spec.name} - {root}
                 continue
             named = {tool.name for tool in spec.tools if tool.kind == "function"}
-            found |= {f"{spec.name}: {name}" for name in named - known}
-        return tuple(sorted(found))
+            missing |= {f"{spec.name}: {name}" for name in named - known}
+        return tuple(sorted(missing))
 
-    async def _pinned(self, history: WorkflowHistory) -> Sequence[AgentSpec]:
-        """The specs of agents that the run began with: given to it, or fetched by it."""
+    async def _pinned_specs(self, history: WorkflowHistory) -> Sequence[AgentSpec]:
+        """Return the specs of agents that the run began with, from its input or its first activity."""
         payloads = list(history.events[0].workflow_execution_started_event_attributes.input.payloads)
         for event in history.events[1:]:
             if event.HasField("activity_task_completed_event_attributes"):
                 payloads += event.activity_task_completed_event_attributes.result.payloads
-                break  # a run that was given no spec fetches it before anything else
+                break  # a run that was given no spec resolves its agent before anything else
         try:
             values = await self.converter.decode(payloads)
         except Exception:
@@ -350,26 +367,27 @@ class Gate:
 
 
 def _specs_in(value: Any) -> Iterator[AgentSpec]:
-    """Specs of agents, where a run's first input or what it has fetched holds them: not in users' words."""
-    whole = _members(value)
-    state = _members(whole.get("state"))
-    for holder in (whole, state):
+    """Yield the specs of agents in a run's input or a resolved agent; a user's data is not searched."""
+    request = _as_dict(value)
+    state = _as_dict(request.get("state"))
+    for holder in (request, state):
         members: Any = holder.get("members") or ()
-        for one in (holder.get("spec"), *members):
-            with contextlib.suppress(ValueError):  # none, or of another kind
-                yield AgentSpec.model_validate(one)
+        for spec in (holder.get("spec"), *members):
+            with contextlib.suppress(ValueError):  # none, or a spec of another kind
+                yield AgentSpec.model_validate(spec)
 
 
 def failed_check(about: dict[str, Any], verdict: Verdict, text: str, event: int | None = None) -> Check:
-    """What is wrong with that one, and what to do."""
+    """Return the result for a history that is not ok, with a hint what to do."""
     return Check(**about, verdict=verdict, event=event, text=text, hint=HINTS[verdict])
 
 
-def _why(failure: Exception) -> tuple[Verdict, str, int | None]:
-    whole = " ".join(str(failure).split())
-    message = _MESSAGE.search(whole)
-    text = (message[1].replace('\\"', '"').replace("\\'", "'") if message else whole)[:500]
+def _explain(failure: Exception) -> tuple[Verdict, str, int | None]:
+    """Return the verdict, the cause in words, and the event at which the replay failed, if it is known."""
+    line = " ".join(str(failure).split())
+    message = _MESSAGE.search(line)
+    text = (message[1].replace('\\"', '"').replace("\\'", "'") if message else line)[:500]
     if not isinstance(failure, workflow.NondeterminismError):
         return "failed", text, None
-    found = _EVENT.search(whole)
-    return "nondeterministic", text, int(found[1]) if found else None
+    event = _EVENT_ID.search(line)
+    return "nondeterministic", text, int(event[1]) if event else None

@@ -1,4 +1,4 @@
-"""Histories: of runs on a server, or from files; one at a time, because one may have 50 MB."""
+"""Histories of runs, from a server or from files. They are read one at a time: a history may have 50 MB."""
 
 import asyncio
 import json
@@ -20,68 +20,72 @@ from perdure.errors import DefinitionError
 from perdure.wire.attributes import AGENT_NAME, AGENT_STATUS
 from perdure.wire.names import WORKFLOWS
 
-_MOST_LISTED: Final = 20_000
-"""Of the newest executions, among which those to be replayed are chosen."""
+_MAX_LISTED: Final = 20_000
+"""Number of the newest executions from which those to replay are chosen."""
 _REFERENCE: Final = ExternalStorageReference.DESCRIPTOR.full_name.encode()
-"""Marks a payload that says where another one is kept."""
+"""Message type of a payload that refers to one in the blob store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where histories come from."""
+    """Selection of histories on a server."""
 
     temporal: Client
     task_queue: str
     query: str | None = None
-    """In place of all that is open."""
+    """Visibility query; None selects all open runs."""
     limit: int = 200
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A history that could not be had."""
+    """A history that could not be read."""
 
     id: str
     problem: str
 
 
 async def histories_on_server(source: Source) -> AsyncIterator[WorkflowHistory | Unread]:
-    """Histories of runs and sessions of the task queue, children included, each fetched in its turn.
+    """Yield histories of runs and sessions of the task queue, children included, fetched one by one.
 
     Raises:
-        DefinitionError: the query is none.
+        DefinitionError: the server refuses the query.
 
     """
-    for execution in await _chosen(source):
+    for execution in await _choose_executions(source):
         handle = source.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
         try:
             yield await handle.fetch_history()
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:  # it has ended, and been forgotten
+            # A run may end, and leave its retention time, after it was listed.
+            if error.status != RPCStatusCode.NOT_FOUND:
                 yield Unread(execution.id, error.message)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Execution:
     id: str
     run_id: str
 
 
-async def _chosen(source: Source) -> list[_Found]:
-    """The newest, spread over agents, statuses and levels: a thousand alike say little more than one."""
-    groups: dict[tuple[object, ...], deque[_Found]] = {}
+async def _choose_executions(source: Source) -> list[_Execution]:
+    """Return the newest executions, spread evenly over agents, statuses and levels of the tree.
+
+    Many runs of a kind take the same path through the code, so variety finds more than number.
+    """
+    groups: dict[tuple[object, ...], deque[_Execution]] = {}
     listed = 0
     try:
         async for execution in source.temporal.list_workflows(_query(source), page_size=1000):
-            group = groups.setdefault(_kind(execution), deque())
+            group = groups.setdefault(_group_key(execution), deque())
             if len(group) < source.limit:
-                group.append(_Found(id=execution.id, run_id=execution.run_id))
+                group.append(_Execution(id=execution.id, run_id=execution.run_id))
             listed += 1
-            if listed >= _MOST_LISTED:
+            if listed >= _MAX_LISTED:
                 break
     except RPCError as error:
         raise DefinitionError(f"Temporal refused the query: {error.message}") from error
-    return list(_in_turn(list(groups.values()), source.limit))
+    return list(_round_robin(list(groups.values()), source.limit))
 
 
 def _query(source: Source) -> str:
@@ -90,63 +94,59 @@ def _query(source: Source) -> str:
     return f'WorkflowType IN ({kinds}) AND TaskQueue = "{source.task_queue}" AND {wanted}'
 
 
-def _kind(execution: WorkflowExecution) -> tuple[object, ...]:
-    known = execution.typed_search_attributes
-    return (
-        execution.workflow_type,
-        known.get(AGENT_NAME),
-        known.get(AGENT_STATUS),
-        execution.parent_id is None,
-    )
+def _group_key(execution: WorkflowExecution) -> tuple[object, ...]:
+    attributes = execution.typed_search_attributes
+    is_root = execution.parent_id is None
+    return execution.workflow_type, attributes.get(AGENT_NAME), attributes.get(AGENT_STATUS), is_root
 
 
-def _in_turn(groups: Sequence[deque[_Found]], most: int) -> Iterator[_Found]:
-    """One of each group, again and again, until there are enough."""
-    taken = 0
-    while taken < most and any(groups):
+def _round_robin(groups: Sequence[deque[_Execution]], limit: int) -> Iterator[_Execution]:
+    """Yield executions from each group in turn, until `limit` is reached or all groups are empty."""
+    count = 0
+    while count < limit and any(groups):
         for group in groups:
-            if group and taken < most:
-                taken += 1
+            if group and count < limit:
+                count += 1
                 yield group.popleft()
 
 
 async def histories_in_files(folder: Path, limit: int) -> AsyncIterator[WorkflowHistory | Unread]:
-    """The histories in a folder's JSON files, and in its folders, as Temporal's own tools write them.
+    """Yield the histories in the JSON files of a folder and its subfolders, as Temporal's tools write them.
 
     Raises:
-        DefinitionError: there are none.
+        DefinitionError: the folder holds no JSON file.
 
     """
-    found = sorted(await asyncio.to_thread(lambda: list(folder.rglob("*.json"))))
-    if not found:
+    paths = sorted(await asyncio.to_thread(lambda: list(folder.rglob("*.json"))))
+    if not paths:
         raise DefinitionError(
             f"{folder}: no histories there; record some: perdure replay-check FILE --record DIR"
         )
-    for path in found[:limit]:
+    for path in paths[:limit]:
         try:
             text = path.read_text(encoding="utf-8")
-            yield _named(WorkflowHistory.from_json(path.stem, text))
+            yield _with_own_id(WorkflowHistory.from_json(path.stem, text))
         except Exception as error:
             yield Unread(str(path), f"no history: {' '.join(str(error).split())[:200]}")
 
 
-def _named(history: WorkflowHistory) -> WorkflowHistory:
-    """Under the id that the run had, which those below it begin with."""
+def _with_own_id(history: WorkflowHistory) -> WorkflowHistory:
+    """Return the history under the run's own id: ids of its child runs begin with that id."""
     started = history.events[0].workflow_execution_started_event_attributes
     return WorkflowHistory(started.workflow_id or history.workflow_id, history.events)
 
 
-# -- keeping them
+# -- recording
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """Writes histories into a folder: one that needs no blob store to be read again."""
+    """Writes histories into a folder, from which they can be read without the blob store."""
 
     folder: Path
 
     def keep(self, history: WorkflowHistory) -> None:
-        """Write it; `histories_in_files` reads it again. What it holds must be whole: see `inline_blobs`.
+        """Write a history that `histories_in_files` can read; `inline_blobs` must have been called on it.
 
         Raises:
             DefinitionError: the folder cannot be written.
@@ -161,34 +161,34 @@ class Recorder:
 
 
 async def inline_blobs(history: WorkflowHistory, converter: DataConverter) -> None:
-    """Put what is in the blob store into the history, in its place.
+    """Replace references to the blob store in the history by the payloads that they refer to.
 
     Raises:
-        Exception: whatever the store says when it does not have it.
+        Exception: the store's own error, when it does not have a payload.
 
     """
     storage = converter.external_storage
     drivers = {driver.name(): driver for driver in storage.drivers} if storage else {}
-    for payload in [one for event in history.events for one in iter_payloads(event)]:
+    for payload in [payload for event in history.events for payload in iter_payloads(event)]:
         if payload.metadata.get("messageType") == _REFERENCE:
             reference = Parse(payload.data, ExternalStorageReference())
             claim = StorageDriverClaim(claim_data=dict(reference.claim_data))
             driver = drivers[reference.driver_name]
-            [whole] = await driver.retrieve(StorageDriverRetrieveContext(), [claim])
-            payload.CopyFrom(whole)
+            [stored] = await driver.retrieve(StorageDriverRetrieveContext(), [claim])
+            payload.CopyFrom(stored)
 
 
 def iter_payloads(message: Any) -> Iterator[Payload]:
-    """Every payload anywhere in a message."""
+    """Yield every payload anywhere in a protobuf message."""
     if isinstance(message, Payload):
         yield message
         return
     for descriptor, value in message.ListFields():
         if descriptor.message_type is None:
-            continue
+            continue  # a number or a text
         if descriptor.message_type.GetOptions().map_entry:
             values = value.values() if descriptor.message_type.fields_by_name["value"].message_type else ()
         else:
             values = value if descriptor.is_repeated else (value,)
-        for one in values:
-            yield from iter_payloads(one)
+        for nested in values:
+            yield from iter_payloads(nested)

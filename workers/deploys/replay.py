@@ -1,4 +1,4 @@
-"""`python -m perdure.workers.deploys.replay FILE...`: can this code go on with what other code has begun?"""
+"""Command `perdure replay-check`: checks that this code can continue the runs that other code began."""
 
 import argparse
 import json
@@ -24,8 +24,8 @@ from .histories import Recorder, Source, Unread, histories_in_files, histories_o
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Given:
-    """The command line, read."""
+class _Arguments:
+    """Values of the command line."""
 
     files: list[str]
     address: str | None
@@ -38,104 +38,106 @@ class _Given:
     json: bool
 
 
-def _read(arguments: Sequence[str] | None) -> _Given:
+def _parse(arguments: Sequence[str] | None) -> _Arguments:
     parser = argparse.ArgumentParser("perdure replay-check", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="path/to/file.py, or package.module")
     parser.add_argument("--address", help="Temporal server, host:port")
     parser.add_argument("--namespace", help="Temporal namespace")
     parser.add_argument("--task-queue", help="task queue of the runs")
-    parser.add_argument("--histories", type=Path, metavar="DIR", help="histories kept as JSON")
-    parser.add_argument("--query", help="a visibility query, in place of all that is open")
-    parser.add_argument("--limit", type=int, default=200, help="how many histories")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="keep the histories there")
+    parser.add_argument("--histories", type=Path, metavar="DIR", help="read recorded histories from there")
+    parser.add_argument("--query", help="visibility query; without it, all open runs")
+    parser.add_argument("--limit", type=int, default=200, help="number of histories (200)")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write the histories there")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = _Given(**vars(parser.parse_args(arguments)))
-    if given.histories is not None and (given.query or given.record):
-        parser.error("--histories are there already: leave out --query and --record")
-    return given
+    args = _Arguments(**vars(parser.parse_args(arguments)))
+    if args.histories is not None and (args.query or args.record):
+        parser.error("--histories reads recorded histories: leave out --query and --record")
+    return args
 
 
-async def _check_all(given: _Given) -> None:
-    settings = load_settings(address=given.address, namespace=given.namespace, task_queue=given.task_queue)
-    loaded = load_files(given.files)
-    plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
+async def _check_all(args: _Arguments) -> None:
+    settings = load_settings(address=args.address, namespace=args.namespace, task_queue=args.task_queue)
+    definitions = load_files(args.files)
+    plugin = PerdurePlugin(definitions.agents, models=definitions.models, settings=settings)
     gate = Gate(plugin, settings.namespace)
-    if given.histories is not None:
-        histories = histories_in_files(given.histories, given.limit)
+    if args.histories is not None:
+        histories = histories_in_files(args.histories, args.limit)
     else:
         temporal = await connect_temporal(settings, [plugin])
-        source = Source(
-            temporal=temporal, task_queue=settings.task_queue, query=given.query, limit=given.limit
-        )
+        source = Source(temporal=temporal, task_queue=settings.task_queue, query=args.query, limit=args.limit)
         histories = histories_on_server(source)
-    recorder = Recorder(folder=given.record) if given.record else None
+    recorder = Recorder(folder=args.record) if args.record else None
     checks: list[Check] = []
-    async for one in _checks(gate, histories, recorder):
-        checks.append(one)
-        if not given.json:
-            sys.stdout.write(f"{one.line()}\n")
+    async for check in _check_each(gate, histories, recorder):
+        checks.append(check)
+        if not args.json:
+            sys.stdout.write(f"{check.line()}\n")
             sys.stdout.flush()
-    code = _concluded(given, checks, set(plugin.members))
-    exit_now(code)
+    exit_now(_report(args, checks, set(plugin.members)))
 
 
-async def _checks(
+async def _check_each(
     gate: Gate, histories: AsyncIterator[WorkflowHistory | Unread], recorder: Recorder | None
 ) -> AsyncIterator[Check]:
     async for history in histories:
         if isinstance(history, Unread):
             yield failed_check({"id": history.id}, "unread", history.problem)
             continue
-        checked = await gate.check(history)
-        yield checked
-        if recorder is not None and checked.verdict != "unread":
+        check = await gate.check(history)
+        yield check
+        # An unread history still holds references to a blob store that may be gone when it is replayed.
+        if recorder is not None and check.verdict != "unread":
             recorder.keep(history)
 
 
-def _concluded(given: _Given, checks: Sequence[Check], served: set[str]) -> int:
-    """Tell what came of it: 0, 1 for code that must not be given these runs, 2 when some were not checked."""
-    counts = Counter(one.verdict for one in checks)
-    if given.json:
-        plain = {"counts": counts, "histories": [asdict(one) for one in checks]}
-        sys.stdout.write(json.dumps(plain, ensure_ascii=False) + "\n")
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    print_stderr(
-        f"replayed {len(checks)} histories: {told}" if checks else "nothing to check: no history was found"
-    )
+def _report(args: _Arguments, checks: Sequence[Check], defined: set[str]) -> int:
+    """Print a summary; return 0, 1 if this code must not get these runs, or 2 if some were not checked."""
+    counts = Counter(check.verdict for check in checks)
+    if args.json:
+        document = {"counts": counts, "histories": [asdict(check) for check in checks]}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    totals = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    print_stderr(f"replayed {len(checks)} histories: {totals}" if checks else "no history was found")
     for verdict, hint in HINTS.items():
         if counts[verdict]:
             print_stderr(f"{verdict}: {hint}")
-    strangers = sorted({one.agent for one in checks if one.agent} - served)
-    if strangers:
-        print_stderr(
-            f"not defined in these files, whose workers have no tools for them: {', '.join(strangers)}"
-        )
-    missing = Counter(one for check in checks for one in check.missing)
-    if missing:
-        told = ", ".join(f"{name} (in {count} of them)" for name, count in sorted(missing.items()))
-        print_stderr(f"what these runs may call and these files do not define: {told}")
-    if given.record:
-        print_stderr(f"kept in {given.record}")
+    _report_missing(checks, defined)
+    if args.record:
+        print_stderr(f"histories recorded in {args.record}")
     if counts["nondeterministic"] or counts["failed"]:
         return 1
     return 2 if counts["unread"] else 0
 
 
-async def _guarded(given: _Given) -> None:
+def _report_missing(checks: Sequence[Check], defined: set[str]) -> None:
+    """Print the agents and tools that these runs need and these files do not define."""
+    agents = sorted({check.agent for check in checks if check.agent} - defined)
+    if agents:
+        print_stderr(
+            f"agents that these files do not define, so their tools are missing: {', '.join(agents)}"
+        )
+    missing = Counter(name for check in checks for name in check.missing)
+    if missing:
+        names = ", ".join(f"{name} (in {count} runs)" for name, count in sorted(missing.items()))
+        print_stderr(f"may be called by these runs, and is not defined in these files: {names}")
+
+
+async def _run(args: _Arguments) -> None:
     try:
-        await _check_all(given)
+        await _check_all(args)
     except NotReachable as error:
+        # Not 5, as elsewhere: for this command 2 means that runs were not checked.
         print_stderr(f"error: nothing was checked: {error}")
         exit_now(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check, and leave the process."""
-    given = _read(arguments)
-    # What goes wrong in a replay is said here, in a line; the SDK would add its tracebacks.
+    """Check the histories, and end the process."""
+    args = _parse(arguments)
+    # Each failure is printed here in a line; the SDK would add its tracebacks.
     logging.getLogger("temporalio").setLevel(logging.CRITICAL)
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
-    run_process(lambda: _guarded(given))
+    run_process(lambda: _run(args))
 
 
 if __name__ == "__main__":

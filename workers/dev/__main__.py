@@ -1,4 +1,4 @@
-"""`python -m perdure.workers.dev FILE...`."""
+"""Command `perdure dev`, as `python -m perdure.workers.dev FILE...`."""
 
 from .supervisor import main
 

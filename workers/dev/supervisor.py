@@ -1,7 +1,7 @@
-"""`python -m perdure.workers.dev FILE...`: the embedded server, and a worker that follows the files.
+"""Command `perdure dev`: the embedded server, and a worker that restarts when the files change.
 
-The worker is a process of its own: a change restarts it with a clean interpreter, and a crash of it
-takes neither the server nor this process along. Runs live in the server's database and go on.
+The worker is a process of its own. A change restarts it with a clean interpreter, and its crash ends
+neither the server nor this process. Runs are in the server's database and continue with the next worker.
 """
 
 import argparse
@@ -25,20 +25,20 @@ from ..load import folder_of
 from ..worker import print_stderr, run_process
 from .server import DevServer, is_temporal
 
-_UI_DISTANCE: Final = 1000
+_UI_PORT_OFFSET: Final = 1000
 _GRACE: Final = "2s"
-"""How long calls in flight may go on when a file has changed; Temporal tries them again after."""
-_STOPPED_WITHIN: Final = 8.0
-_LONGEST_DELAY: Final = 10.0
-_SETTLED: Final = 30.0
-"""Seconds after which a worker that crashes is taken for one that had worked."""
+"""Time for pending activities to finish after a change; then Temporal retries them on the next worker."""
+_STOP_SECONDS: Final = 8.0
+_MAX_DELAY: Final = 10.0
+_STABLE_SECONDS: Final = 30.0
+"""Age from which a crashed worker counts as having worked: the restart delay begins anew."""
 
-Ended = Literal["changed", "crashed", "unusable", "told"]
+Ending = Literal["changed", "crashed", "unusable", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the command line asks for, everything decided."""
+    """Options of `perdure dev`, with all defaults filled in."""
 
     files: tuple[str, ...]
     port: int
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def folders(self) -> list[Path]:
-        """Where changes count."""
+        """Folders whose changes restart the worker."""
         return sorted({folder_of(file) for file in self.files})
 
 
@@ -57,30 +57,30 @@ async def develop(plan: Plan) -> None:
 
     Raises:
         DefinitionError: a port is busy, or the server does not start.
-        NotReachable: the server ended.
+        NotReachable: the server ended by itself.
 
     """
-    await _refuse_taken(plan)
+    await _check_no_server(plan)
     log = plan.db.parent / "server.log"
     async with DevServer.start(plan.db, plan.port, plan.ui_port, log_file=log) as server:
         with _stop_on_signals() as stop:
             print_stderr(f"server   {server.address}   (runs are kept in {plan.db})")
             if server.ui_url:
                 print_stderr(f"UI       {server.ui_url}")
-            keeping = asyncio.create_task(Supervisor(plan, server, stop).keep())
-            watching = asyncio.create_task(_gone(server))
-            await asyncio.wait({keeping, watching}, return_when=asyncio.FIRST_COMPLETED)
-            watching.cancel()
-            died = not stop.is_set()
+            supervision = asyncio.create_task(Supervisor(plan, server, stop).run())
+            server_end = asyncio.create_task(_wait_for_end(server))
+            await asyncio.wait({supervision, server_end}, return_when=asyncio.FIRST_COMPLETED)
+            server_end.cancel()
+            server_died = not stop.is_set()
             stop.set()
-            await keeping
-            if died:
+            await supervision
+            if server_died:
                 raise NotReachable(f"the server ended by itself; it may have said why in {log}")
     print_stderr("stopped; the runs are kept, and `perdure dev` goes on with them")
 
 
-async def _refuse_taken(plan: Plan) -> None:
-    """A server that answers already may be meant to be used: say how."""
+async def _check_no_server(plan: Plan) -> None:
+    """Raise DefinitionError if a Temporal server has the port already, with how to use that server."""
     address = f"127.0.0.1:{plan.port}"
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", plan.port)) != 0:
@@ -92,8 +92,8 @@ async def _refuse_taken(plan: Plan) -> None:
         )
 
 
-async def _gone(server: DevServer) -> None:
-    """Return when the server's process is no more."""
+async def _wait_for_end(server: DevServer) -> None:
+    """Return when the server's process has ended."""
     with contextlib.suppress(ProcessLookupError):
         while True:
             os.kill(server.pid, 0)
@@ -110,24 +110,25 @@ def _stop_on_signals() -> Generator[asyncio.Event, None, None]:
 
 @dataclass(kw_only=True)
 class _Child:
-    """The worker process of the moment."""
+    """A worker process."""
 
     process: asyncio.subprocess.Process
     ready: "asyncio.Task[dict[str, Any] | None]"
+    """Its `Ready` as JSON; None if the process ended before it was ready."""
     began: float = field(default_factory=time.monotonic)
 
     async def end(self) -> None:
-        """Ask it to end; after a grace, make it."""
+        """Terminate the process; kill it if it does not end in time."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, TimeoutError):
                     self.process.send_signal(number)
-                    await asyncio.wait_for(self.process.wait(), _STOPPED_WITHIN)
+                    await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
         self.ready.cancel()
 
 
 class Supervisor:
-    """Keeps a worker running: restarts it when a file changes, and when it dies."""
+    """Keeps a worker running: restarts it after a change of the files, and after a crash."""
 
     def __init__(self, plan: Plan, server: DevServer, stop: asyncio.Event) -> None:
         self._plan = plan
@@ -135,56 +136,59 @@ class Supervisor:
         self._stop = stop
         self._changed = asyncio.Event()
         self._delay = 0.0
-        self._introduced = False
-        self._warned: list[str] = []
+        self._announced = False
+        self._warnings: list[str] = []
 
-    async def keep(self) -> None:
-        """Until told to stop."""
+    async def run(self) -> None:
+        """Keep a worker running until the stop event is set."""
         watching = asyncio.create_task(self._watch())
         try:
             while not self._stop.is_set():
+                # Cleared before the start: a change during the start restarts the worker again.
                 self._changed.clear()
-                match await self._life():
+                match await self._run_worker():
                     case "crashed":
-                        await self._pause()
+                        await self._wait_before_restart()
                     case "unusable":
+                        # A restart would fail again until a file changes.
                         print_stderr("waiting for a change of the file")
-                        await self._first(self._changed.wait(), self._stop.wait())
-                    case "changed" | "told":
+                        await self._wait_for_first(self._changed.wait(), self._stop.wait())
+                    case "changed" | "stopped":
                         pass
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def _life(self) -> Ended:
-        """One worker process, from its start to its end."""
+    async def _run_worker(self) -> Ending:
+        """Run a worker process until it ends, a file changes, or the stop event is set."""
         child = await self._start()
         try:
-            ready = asyncio.create_task(self._introduce(child))
-            await self._first(child.process.wait(), self._changed.wait(), self._stop.wait())
+            ready = asyncio.create_task(self._announce(child))
+            await self._wait_for_first(child.process.wait(), self._changed.wait(), self._stop.wait())
             ready.cancel()
-            return self._verdict(child)
+            return self._ending_of(child)
         finally:
             await child.end()
 
-    def _verdict(self, child: _Child) -> Ended:
+    def _ending_of(self, child: _Child) -> Ending:
+        """Return how the worker ended, and print it; for a crash, set the delay before the restart."""
         if self._stop.is_set():
-            return "told"
+            return "stopped"
         code = child.process.returncode
         if code is None:
             print_stderr("changed: starting the worker again")
             return "changed"
-        if code == 2:  # it has said what is wrong with the file
+        if code == 2:  # the worker has printed what is wrong with the file
             return "unusable"
         alive = time.monotonic() - child.began
-        self._delay = min(_LONGEST_DELAY, max(0.25, self._delay * 2)) if alive < _SETTLED else 0.25
+        self._delay = min(_MAX_DELAY, max(0.25, self._delay * 2)) if alive < _STABLE_SECONDS else 0.25
         what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         print_stderr(f"the worker {what}; starting it again in {self._delay:g} s")
         return "crashed"
 
-    async def _pause(self) -> None:
+    async def _wait_before_restart(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._first(self._changed.wait(), self._stop.wait()), self._delay)
+            await asyncio.wait_for(self._wait_for_first(self._changed.wait(), self._stop.wait()), self._delay)
 
     async def _start(self) -> _Child:
         read, write = os.pipe()
@@ -193,7 +197,8 @@ class Supervisor:
         command += ["--address", self._server.address, "--namespace", "default"]
         command += ["--task-queue", settings.task_queue]
         command += ["--ready-fd", str(write), "--tied-to", str(os.getpid())]
-        # A session of its own: Ctrl-C reaches the whole group of a terminal, and we tell it ourselves.
+        # A session of its own, because Ctrl-C reaches the terminal's whole process group: the worker would
+        # get the signal twice, and a second signal makes it exit without its grace.
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -201,26 +206,27 @@ class Supervisor:
             start_new_session=True,
             env=_environment(),
         )
-        os.close(write)
-        return _Child(process=process, ready=asyncio.create_task(_heard(read)))
+        os.close(write)  # ours; the pipe ends when the worker's copy is closed
+        return _Child(process=process, ready=asyncio.create_task(_read_ready(read)))
 
-    async def _introduce(self, child: _Child) -> None:
-        said = await child.ready
-        if said is None:
+    async def _announce(self, child: _Child) -> None:
+        ready = await child.ready
+        if ready is None:
             return
-        agents: list[str] = said["agents"]
-        if said["warnings"] != self._warned:
-            self._warned = said["warnings"]
-            for warning in self._warned:
+        agents: list[str] = ready["agents"]
+        # Warnings are printed when they change, not after each save.
+        if ready["warnings"] != self._warnings:
+            self._warnings = ready["warnings"]
+            for warning in self._warnings:
                 print_stderr(f"warning  {warning}")
-        print_stderr(f"{'serving' if self._introduced else 'agents '}  {', '.join(agents)}")
-        if not self._introduced:
+        print_stderr(f"{'serving' if self._announced else 'agents '}  {', '.join(agents)}")
+        if not self._announced:
             print_stderr(f"\nnow, in another terminal:\n\n  {self._next_command(agents[0])}\n\nCtrl-C ends.")
-        self._introduced = True
+        self._announced = True
 
     def _next_command(self, agent: str) -> str:
         words = ["perdure", "run", agent, '"..."']
-        if not _is_default(self._plan.settings.address, self._plan.port):
+        if not _is_address_of(self._plan.settings.address, self._plan.port):
             words += ["--address", self._server.address]
         if self._plan.settings.task_queue != load_settings().task_queue:
             words += ["--task-queue", self._plan.settings.task_queue]
@@ -230,7 +236,7 @@ class Supervisor:
         async for _ in _changes(self._plan.folders):
             self._changed.set()
 
-    async def _first(self, *events: Any) -> None:
+    async def _wait_for_first(self, *events: Any) -> None:
         tasks = [asyncio.ensure_future(event) for event in events]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -239,8 +245,8 @@ class Supervisor:
                 task.cancel()
 
 
-async def _heard(read: int) -> dict[str, Any] | None:
-    """The worker's word that it is ready, or None when it ended without."""
+async def _read_ready(read: int) -> dict[str, Any] | None:
+    """Return the worker's `Ready` from the pipe, or None if the worker ended before."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     with os.fdopen(read, "rb") as pipe:
@@ -253,11 +259,15 @@ async def _heard(read: int) -> dict[str, Any] | None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with a short grace: whoever has just saved a file waits for the worker."""
+    """Return the worker's environment: ours, with a short grace unless the user has set another.
+
+    After each save a developer waits for the worker to restart.
+    """
     return {variables("graceful_shutdown_timeout")[0]: _GRACE, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 async def _changes(folders: Sequence[Path]) -> AsyncIterator[None]:
+    """Yield after each change of a file that agents may import."""
     try:
         from watchfiles import PythonFilter, awatch  # pyright: ignore[reportUnknownVariableType]
     except ImportError:
@@ -265,12 +275,12 @@ async def _changes(folders: Sequence[Path]) -> AsyncIterator[None]:
         return
     relevant = PythonFilter()
     async for changes in awatch(*folders, watch_filter=relevant, debounce=200, step=50):
-        if any(_is_the_agents(Path(path), folders) for _, path in changes):
+        if any(_belongs_to_agents(Path(path), folders) for _, path in changes):
             yield
 
 
-def _is_the_agents(path: Path, folders: Sequence[Path]) -> bool:
-    """Whether an agent may be made of this file: not when it is a test's, or of a virtual environment."""
+def _belongs_to_agents(path: Path, folders: Sequence[Path]) -> bool:
+    """Return whether agents may import this file: not if it is a test's or of a virtual environment."""
     roots = {folder.resolve() for folder in folders}
     for folder in path.resolve().parents:
         if folder in roots:
@@ -283,19 +293,19 @@ def _is_the_agents(path: Path, folders: Sequence[Path]) -> bool:
 # -- the command line
 
 
-def _is_default(address: str, port: int) -> bool:
-    """Whether a client with these settings finds the server by itself."""
+def _is_address_of(address: str, port: int) -> bool:
+    """Return whether the address is that port on this machine, so that clients need no `--address`."""
     host, _, configured = address.rpartition(":")
     return host in ("localhost", "127.0.0.1") and int(configured) == port
 
 
 def _default_port(settings: Settings) -> int:
-    """The one that clients will ask, when they ask this machine; else Temporal's own."""
+    """Return the port of the settings' address if that is this machine, else Temporal's own port."""
     host, _, port = settings.address.rpartition(":")
     return int(port) if host in ("localhost", "127.0.0.1") else 7233
 
 
-def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "perdure dev", description="A Temporal server and a worker for the agents of the files, in one."
     )
@@ -308,29 +318,29 @@ def _read(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make_plan(given: argparse.Namespace) -> Plan:
-    """The plan for that command line.
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Return the plan for a command line.
 
     Raises:
         DefinitionError: the settings are wrong.
 
     """
-    settings = load_settings(task_queue=given.task_queue or None)
-    port = given.port or _default_port(settings)
+    settings = load_settings(task_queue=args.task_queue or None)
+    port = args.port or _default_port(settings)
     return Plan(
-        files=tuple(given.files),
+        files=tuple(args.files),
         port=port,
-        ui_port=False if given.headless else given.ui_port or port + _UI_DISTANCE,
-        db=(given.db or settings.home / DevServer.DATABASE_FILE).expanduser(),
+        ui_port=False if args.headless else args.ui_port or port + _UI_PORT_OFFSET,
+        db=(args.db or settings.home / DevServer.DATABASE_FILE).expanduser(),
         settings=settings,
     )
 
 
-async def _develop(given: argparse.Namespace) -> None:
-    await develop(make_plan(given))
+async def _develop(args: argparse.Namespace) -> None:
+    await develop(make_plan(args))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Develop, and leave the process."""
-    given = _read(arguments)
-    run_process(lambda: _develop(given))
+    """Run server and worker, and end the process."""
+    args = _parse(arguments)
+    run_process(lambda: _develop(args))
