@@ -1,4 +1,4 @@
-"""From words of a command line to values: prompts, limits, contexts, arguments of tools."""
+"""Words of a command line as values: prompts, limits, contexts, arguments of tools."""
 
 import json
 import sys
@@ -13,28 +13,28 @@ from perdure.limits import Limits, explain
 from perdure.settings import Duration
 
 
-def prompt_of(words: str | None, file: str | None) -> str:
-    """The prompt: given, from a file, or from stdin for "-".
+def read_prompt(text: str | None, file: str | None) -> str:
+    """Return the prompt from the command line, from a file, or from stdin for "-".
 
     Raises:
-        InvalidRequest: none or two of them, or the file or stdin cannot be read.
+        InvalidRequest: there is none or there are two, or the file or stdin cannot be read.
 
     """
-    if (words is None) == (file is None):
+    if (text is None) == (file is None):
         raise InvalidRequest(
-            'say what the agent is to do, once: perdure run AGENT "...", or --file FILE, or "-" for stdin'
+            'give the agent one task: perdure run AGENT "...", or --file FILE, or "-" to read stdin'
         )
-    if words == "-" or file == "-":
-        return _from_stdin()
+    if text == "-" or file == "-":
+        return _read_stdin()
     if file is None:
-        return str(words)
+        return str(text)
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"prompt file {file}: {error}") from None
 
 
-def _from_stdin() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -42,41 +42,41 @@ def _from_stdin() -> str:
 
 
 def limits_of(words: Sequence[str]) -> Limits | None:
-    """`steps=3`, `cost_usd=0.5`, `timeout=2m`, `per_tool.refund=1` as limits.
+    """Return limits from `steps=3`, `cost_usd=0.5`, `timeout=2m`, `per_tool.refund=1`; None without words.
 
     Raises:
-        InvalidRequest: no such limit, or no value for it.
+        InvalidRequest: there is no such limit, or the value does not fit it.
 
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     per_tool: dict[str, str] = {}
     for word in words:
         name, value = _pair(word, "--limit", "steps=3")
         if name.startswith("per_tool."):
             per_tool[name.removeprefix("per_tool.")] = value
         else:
-            given[name] = value
+            values[name] = value
     if per_tool:
-        given["per_tool"] = per_tool
-    if not given:
+        values["per_tool"] = per_tool
+    if not values:
         return None
-    unknown = sorted(given.keys() - Limits.model_fields.keys())
+    unknown = sorted(values.keys() - Limits.model_fields.keys())
     if unknown:
         known = ", ".join(name for name in Limits.model_fields if name != "per_tool")
-        raise InvalidRequest(f"--limit: no limit {unknown[0]!r}; there are: {known}, per_tool.TOOL")
-    if "timeout" in given:
-        given["timeout"] = duration_of(given["timeout"], "--limit timeout=")
+        raise InvalidRequest(f"--limit: no limit {unknown[0]!r}; the limits are {known}, per_tool.TOOL")
+    if "timeout" in values:
+        values["timeout"] = duration_of(values["timeout"], "--limit timeout=")
     try:
-        return Limits.model_validate(given)
+        return Limits.model_validate(values)
     except ValidationError as error:
         raise InvalidRequest(f"--limit: {explain(error)}") from None
 
 
 def duration_of(value: str, option: str) -> Any:
-    """`90s`, `2m`, `1h` as a timedelta.
+    """Return the timedelta of `90s`, `2m`, `1h`; `option` is the text before it on the command line.
 
     Raises:
-        InvalidRequest: it is none; `option` is what stands before it.
+        InvalidRequest: the value is no duration.
 
     """
     try:
@@ -86,10 +86,10 @@ def duration_of(value: str, option: str) -> Any:
 
 
 def context_of(words: Sequence[str]) -> dict[str, Any]:
-    """`key=text`, or `key:=json`.
+    """Return a run's context from `key=text` and `key:=json`.
 
     Raises:
-        InvalidRequest: neither.
+        InvalidRequest: a word is neither.
 
     """
     return dict(_entry(word) for word in words)
@@ -113,17 +113,17 @@ def _pair(word: str, option: str, example: str) -> tuple[str, str]:
 
 
 def arguments_of(text: str | None) -> dict[str, Any] | None:
-    """A tool call's arguments, as a JSON object.
+    """Return a tool call's arguments from a JSON object.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: the text is no JSON object.
 
     """
     if text is None:
         return None
     try:
         value: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # brackets nested too deep for the parser
         raise InvalidRequest(f"--arguments is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"--arguments must be a JSON object, not {text!r}")

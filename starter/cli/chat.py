@@ -33,10 +33,10 @@ async def chat(
     """Talk with an agent: at a terminal, or a line of stdin a turn."""
     from .arguments import context_of, limits_of
     from .conversation import choose, new_id, talk
-    from .follow import person
+    from .person import user_name
 
     client = await common.connect()
-    user = user or person() or None
+    user = user or user_name() or None
     if resume:
         session = await choose(client, agent, user)
     if session is None and agent is None:

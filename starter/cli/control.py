@@ -1,26 +1,25 @@
-"""Commands by which people act on runs."""
+"""Commands by which people act on runs: send, approve, deny, pause, resume, stop, cancel."""
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, Final
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import DONE, Common, Id, code_of, command, out, refuse, say_error
+from .options import DONE, Common, Id, command, exit_code_of, out, say_error
 
 if TYPE_CHECKING:
-    from perdure.wire.results import Approval
-
+    from ..client.bulk import Outcome
     from ..client.run import Run
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The runs' ids.")]
 By = Annotated[str | None, typer.Option(help="Who decides. [the user of this machine]")]
-Why = Annotated[str, typer.Option(help="Told to the agent.")]
+Reason = Annotated[str, typer.Option(help="The reason, which the agent reads.")]
 CallId = Annotated[
     str | None,
     typer.Argument(metavar="CALL", help="Needed when several calls wait; of a run below: RUN_ID/CALL."),
 ]
-Below = Annotated[str | None, typer.Option("--run-id", help="The run below that waits.")]
+ChildId = Annotated[str | None, typer.Option("--run-id", help="The run below that waits.")]
 
 
 @command("send")
@@ -28,10 +27,10 @@ async def send(
     common: Common,
     *,
     id: Id,  # noqa: A002
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say, or the answer to its question.")],
-    run_id: Below = None,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The message, or the answer to its question.")],
+    run_id: ChildId = None,
 ) -> None:
-    """Say something to a run; to one below it with --run-id, or by its own id."""
+    """Send a message to a run; to a run below it with --run-id, or by that run's own id."""
     client = await common.connect()
     queued = await client.get(id).send(text, run_id=run_id)
     out(common, {"id": id, "unread": queued}, "sent")
@@ -44,17 +43,17 @@ async def approve(
     id: Id,  # noqa: A002
     call: CallId = None,
     by: By = None,
-    reason: Why = "",
-    run_id: Below = None,
+    reason: Reason = "",
+    run_id: ChildId = None,
     arguments: Annotated[
         str | None, typer.Option(metavar="JSON", help="Call it with these arguments instead.")
     ] = None,
 ) -> None:
-    """Let a tool call that waits, of the run or of one below it, happen."""
+    """Allow a tool call that waits, in the run or in one below it."""
     from .arguments import arguments_of
 
     decision = {"by": by, "reason": reason, "arguments": arguments_of(arguments)}
-    await _decide(common, id, (run_id, call), allow=True, **decision)
+    await _resolve_approval(common, id, call, run_id, allow=True, **decision)
 
 
 @command("deny")
@@ -64,122 +63,73 @@ async def deny(
     id: Id,  # noqa: A002
     call: CallId = None,
     by: By = None,
-    reason: Why = "",
-    run_id: Below = None,
+    reason: Reason = "",
+    run_id: ChildId = None,
 ) -> None:
-    """Refuse a tool call that waits, of the run or of one below it."""
-    await _decide(common, id, (run_id, call), allow=False, by=by, reason=reason)
+    """Refuse a tool call that waits, in the run or in one below it."""
+    await _resolve_approval(common, id, call, run_id, allow=False, by=by, reason=reason)
 
 
-_Meant = tuple[str | None, str | None]
-"""Which call is meant: its run below, and its id; either may be left out."""
-
-
-async def _decide(common: Common, run_id: str, meant: _Meant, **decision: Any) -> None:
+async def _resolve_approval(
+    common: Common, run_id: str, call: str | None, child_id: str | None, **decision: Any
+) -> None:
     from . import tables
-    from .follow import person
+    from .person import user_name
 
     client = await common.connect()
     run = client.get(run_id)
-    want = await _held(run, meant)
-    decision["by"] = person() if decision["by"] is None else decision["by"]
-    below = want.run_id if want.path else None
-    await run.resolve_approval(want.call_id, digest=want.digest, run_id=below, **decision)
-    done = "approved" if decision["allow"] else "denied"
-    plain = {"id": run_id, "call_id": want.call_id, "allow": decision["allow"], "by": decision["by"]}
+    approval = await run.find_approval(call, run_id=child_id)
+    decision["by"] = user_name() if decision["by"] is None else decision["by"]
+    below = approval.run_id if approval.path else None
+    # The digest of what was found: arguments that change meanwhile are not allowed unseen.
+    await run.resolve_approval(approval.call_id, digest=approval.digest, run_id=below, **decision)
+    verdict = "approved" if decision["allow"] else "denied"
+    plain = {"id": run_id, "call_id": approval.call_id, "allow": decision["allow"], "by": decision["by"]}
     plain |= {"run_id": below} if below else {}
-    out(common, plain, f"{done}: {want.call_id} {tables.wanted(want)}")
+    out(common, plain, f"{verdict}: {approval.call_id} {tables.waiting_item(approval)}")
 
 
-async def _held(run: "Run", meant: _Meant) -> "Approval":
-    """The call meant: the one named, or the only one that waits."""
-    status = await run.status()
-    held = [want for want in status.waiting if want.kind == "approval"]
-    chosen = [want for want in held if _is_meant(want, meant)]
-    # Its own call, before those of the same id below it.
-    chosen = [want for want in chosen if not want.path and want.call_id == meant[1]] or chosen
-    if len(chosen) == 1:
-        return chosen[0]
-    if not held:
-        refuse(f"nothing of run {run.id!r} waits for approval: it is {status.doing}")
-    listed = "; ".join(_listed(want) for want in chosen or held)
-    if chosen:
-        refuse(f"{len(chosen)} calls wait: say which, as CALL or RUN_ID/CALL; waiting are {listed}")
-    named = "/".join(word for word in meant if word)
-    return refuse(f"no call {named!r} waits; waiting are {listed}")
-
-
-def _is_meant(want: "Approval", meant: _Meant) -> bool:
-    run_id, call = meant
-    names = (want.call_id, f"{want.run_id}/{want.call_id}", "/".join([*want.path, want.call_id]))
-    runs = (want.run_id, "/".join(want.path))
-    return call in (None, *names) and run_id in (None, *runs)
-
-
-def _listed(want: "Approval") -> str:
-    from . import tables
-
-    name = f"{want.run_id}/{want.call_id}" if want.path else want.call_id
-    return f"{name}: {tables.wanted(want)}"
-
-
-_AT_ONCE: Final = 20
-Act = Callable[["Run"], Coroutine[Any, Any, None]]
-
-
-async def each(common: Common, ids: list[str], done: str, act: Act) -> int:
-    """Do it to every run, some at a time, whatever becomes of the others; told in the order of the ids.
-
-    The exit code is the first failure's.
-    """
-    from perdure.errors import PerdureError
-
-    client = await common.connect()
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(run_id: str) -> "PerdureError | None":
-        async with slots:
-            try:
-                await act(client.get(run_id))
-            except PerdureError as error:
-                return error
-            return None
-
+async def report_outcomes(common: Common, outcomes: "AsyncGenerator[Outcome]", done: str) -> int:
+    """Print a line for each run and return the exit code of the first failure."""
     code = DONE
-    acted = [(run_id, asyncio.create_task(one(run_id))) for run_id in ids]
-    try:
-        for run_id, task in acted:
-            error = await task
-            if error is None:
-                out(common, {"id": run_id, "done": done}, f"{run_id}: {done}")
+    # Closed also when our reader goes away: closing waits until every run has been acted on.
+    async with contextlib.aclosing(outcomes):
+        async for outcome in outcomes:
+            if outcome.error is None:
+                out(common, {"id": outcome.id, "done": done}, f"{outcome.id}: {done}")
                 continue
-            said = str(error)
-            say_error(said if run_id in said else f"{run_id}: {said}")
-            code = code or code_of(error)
-    finally:  # nobody who reads no further keeps the others from being done
-        await asyncio.gather(*(task for _, task in acted), return_exceptions=True)
+            message = str(outcome.error)
+            say_error(message if outcome.id in message else f"{outcome.id}: {message}")
+            code = code or exit_code_of(outcome.error)
     return code
+
+
+async def _act_on(
+    common: Common, ids: list[str], done: str, action: "Callable[[Run], Awaitable[None]]"
+) -> int:
+    client = await common.connect()
+    return await report_outcomes(common, client.act_on(ids, action), done)
 
 
 @command("pause")
 async def pause(common: Common, ids: Ids) -> int:
-    """Let what is in flight finish and start nothing new."""
-    return await each(common, ids, "paused", lambda run: run.pause())
+    """Let pending calls finish and start nothing new."""
+    return await _act_on(common, ids, "paused", lambda run: run.pause())
 
 
 @command("resume")
 async def resume(common: Common, ids: Ids) -> int:
     """Go on after a pause, or from the step at which a run was parked."""
-    return await each(common, ids, "resumed", lambda run: run.resume())
+    return await _act_on(common, ids, "resumed", lambda run: run.resume())
 
 
 @command("stop")
 async def stop(common: Common, ids: Ids) -> int:
-    """Finish now, gracefully, with what there is."""
-    return await each(common, ids, "told to stop", lambda run: run.stop())
+    """Finish now, gracefully, with the best partial answer."""
+    return await _act_on(common, ids, "told to stop", lambda run: run.stop())
 
 
 @command("cancel")
 async def cancel(common: Common, ids: Ids) -> int:
     """End now, as cancelled."""
-    return await each(common, ids, "cancelled", lambda run: run.cancel())
+    return await _act_on(common, ids, "cancelled", lambda run: run.cancel())

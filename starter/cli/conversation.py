@@ -19,7 +19,7 @@ from perdure.wire.results import TurnReply
 from .. import display
 from . import tables
 from .follow import Follower, is_conversation
-from .options import DONE, FAILED, Common, code_of, hint, out, pretty, say, say_error
+from .options import DONE, FAILED, Common, exit_code_of, hint, out, pretty, say, say_error
 from .screen import Terminal
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def _piped(session: "Session", common: Common) -> int:
         reply = await session.say(line.rstrip("\n"))
         out(common, reply.model_dump(mode="json"), tables.output(answer_of(reply)))
         if reply.error is not None:
-            say_error(tables.failure(reply.error))
+            say_error(tables.failure_line(reply.error))
             code = FAILED
     return code
 
@@ -120,7 +120,7 @@ class _Conversation:
             except PerdureError as error:
                 self._screen.note(f"error: {error}")
                 if not isinstance(error, InvalidRequest):
-                    return code_of(error)
+                    return exit_code_of(error)
         say(f"\nthe session stays; come back: {self._hint()}    (or end it: {self._end_hint()})")
         return DONE
 
@@ -143,7 +143,7 @@ class _Conversation:
             await self._follow(_rest_of_turn(self._session.run.events(after_message=status.messages)))
 
     def _show(self, messages: "list[Message]") -> None:
-        parts = [part for message in messages for part in tables.message(message)]
+        parts = [part for message in messages for part in tables.message_parts(message)]
         pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))
 
     async def _heard(self, line: str) -> None:
@@ -155,7 +155,7 @@ class _Conversation:
             case "/history":
                 self._show(await self._session.transcript())
             case "/status":
-                for name, value in tables.report(self._session.id, await self._session.status()):
+                for name, value in tables.status_rows(self._session.id, await self._session.status()):
                     say(f"{name:<10} {value}")
             case "/interrupt":
                 await self._session.interrupt()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import getpass
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Final, Literal
@@ -27,6 +26,7 @@ from perdure.wire.results import Approval, Question
 from .. import display
 from . import tables
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
+from .person import user_name
 from .screen import Json, Lines, Screen, Terminal
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Follower:
                 if isinstance(event, TurnFinished):
                     return DONE
                 if isinstance(event, StatusChanged) and _stands_still(event) and not self._asks:
-                    self._screen.note(f"  {tables.how_to_go_on(self._run.id)}")
+                    self._screen.note(f"  {tables.resume_hint(self._run.id)}")
                     return PARKED
 
     def _take(self, event: TreeEvent) -> None:
@@ -239,7 +239,7 @@ class Follower:
                 allow = word.startswith("y")
                 below = self._below(want)
                 await self._run.resolve_approval(
-                    want.call_id, allow=allow, by=person(), reason=rest, digest=want.digest, run_id=below
+                    want.call_id, allow=allow, by=user_name(), reason=rest, digest=want.digest, run_id=below
                 )
             case _:
                 return  # not understood: asked again
@@ -263,7 +263,7 @@ class Follower:
 
     async def _why_silent(self) -> str | None:
         if self._silent and not await self._client.has_worker():
-            return no_worker(self._client.task_queue)
+            return no_worker_message(self._client.task_queue)
         try:
             await self._run.status()
         except ServerBusy:
@@ -274,17 +274,9 @@ class Follower:
         return "the worker cannot go on with the run: its log says why" if stuck else None
 
 
-def no_worker(task_queue: str) -> str:
-    """What to do when nobody works."""
+def no_worker_message(task_queue: str) -> str:
+    """Return what to do when no worker polls the task queue."""
     return f"no worker takes work from task queue {task_queue!r}; start one: perdure worker FILE"
-
-
-def person() -> str:
-    """Who sits here, as the machine knows them."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 def prompt(text: str) -> None:

@@ -1,15 +1,15 @@
 """The command `graph`: draw a graph, swarm or agent with the live state of a run."""
 
-import asyncio
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from .loader import load_in_process
 from .options import DONE, Common, command, hint, pretty, refuse, say
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MERMAID: Final = frozenset({".mmd", ".mermaid", ".md", ".markdown"})
 _MARKDOWN: Final = frozenset({".md", ".markdown"})
 _PICTURES: Final = frozenset({".svg", ".png", ".pdf", ".jpg", ".jpeg", ".gif"})
-_LOOK_AGAIN: Final = 0.5
+_REDRAWN_EVERY: Final = timedelta(seconds=0.5)
 
 
 @command("graph")
@@ -72,7 +72,8 @@ async def graph_(
     resolved = await _pinned_spec(found, name)
     if watch:
         return await _watch(found, resolved)
-    return _write(common, await _read_view(found, resolved), mermaid, to)
+    view = _View(resolved=resolved, status=await found.reconciled_status(), run_id=found.id)
+    return _write(common, view, mermaid, to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class _View:
     run_id: str = ""
 
     def plain(self) -> dict[str, Any]:
+        """Return it as JSON values."""
         status = self.status.model_dump(mode="json") if self.status is not None else None
         return {
             "run": self.run_id or None,
@@ -92,30 +94,25 @@ class _View:
         }
 
     def picture(self) -> "Picture":
+        """Build the picture to render."""
         from ..draw.picture import build_picture
 
         return build_picture(self.resolved, self.status, run_id=self.run_id)
 
 
 def _load_spec(file: str, name: str) -> "ResolvedAgent | int":
-    """What the file defines under that name; the exit code when that cannot be had, the error being said.
-
-    In a process of its own: whatever the file does when imported, it does not do here.
-    """
+    """Return what the file defines under that name, or the exit code of the loader, which has said why."""
     from perdure.wire.spec import ResolvedAgent
 
-    asked = [sys.executable, "-m", "perdure.workers.load", file, "--spec", name]
-    done = subprocess.run(asked, stdout=subprocess.PIPE, check=False)  # noqa: S603 - our own module
-    if done.returncode != 0:
-        return done.returncode
-    return ResolvedAgent.model_validate_json(done.stdout.splitlines()[-1])
+    printed = load_in_process(file, "--spec", name)
+    return printed if isinstance(printed, int) else ResolvedAgent.model_validate_json(printed)
 
 
 async def _find_run(client: "Client", name: str, run_id: str | None) -> "Run":
-    """The run asked for, else the newest one of that name.
+    """Return the run of that id, or the newest run of that name.
 
     Raises:
-        RunNotFound: there is none.
+        RunNotFound: there is no run of that name.
 
     """
     from perdure.errors import RunNotFound
@@ -126,37 +123,21 @@ async def _find_run(client: "Client", name: str, run_id: str | None) -> "Run":
         return client.get(info.id)
     raise RunNotFound(
         f"there is no run of {name!r}; draw it from its file: perdure graph {name} --file FILE, "
-        f"or look for another: {hint('list')}"
+        f"or look for another run: {hint('list')}"
     )
 
 
 async def _pinned_spec(run: "Run", name: str) -> "ResolvedAgent":
-    """The spec that the run keeps."""
+    """Return the spec that the run was started with.
+
+    Raises:
+        InvalidRequest: it is a run of something else.
+
+    """
     resolved = await run.spec()
     if resolved.spec.name != name:
-        refuse(f"run {run.id!r} is one of {resolved.spec.name!r}, not of {name!r}")
+        refuse(f"run {run.id!r} is a run of {resolved.spec.name!r}, not of {name!r}")
     return resolved
-
-
-async def _read_view(run: "Run", resolved: "ResolvedAgent") -> _View:
-    described = await run.describe()
-    status = await run.status()
-    state = described.status.name if described.status is not None else "RUNNING"
-    return _View(resolved=resolved, status=_ended(status, state), run_id=run.id)
-
-
-def _ended(status: "RunStatus", state: str) -> "RunStatus":
-    """The status as the server's word corrects it: who is terminated cannot say so."""
-    from perdure.wire.results import ENDED
-
-    if state in ("RUNNING", "CONTINUED_AS_NEW") or status.status in ENDED:
-        return status
-    cut = [
-        one.model_copy(update={"state": "cancelled"}) if one.state == "running" else one
-        for one in status.nodes
-    ]
-    how = "completed" if state == "COMPLETED" else "cancelled" if state == "CANCELED" else "failed"
-    return status.model_copy(update={"status": how, "nodes": cut, "waiting": []})
 
 
 # -- output
@@ -200,32 +181,26 @@ def _on_terminal(view: _View) -> "list[Text]":
     if status is None:
         return parts
     if status.status == "parked":
-        go_on = tables.how_to_go_on(view.run_id, status.failure)
-        parts.append(Text(f"\nparked: {tables.failure(status.failure)}\n  {go_on}"))
+        resume = tables.resume_hint(view.run_id, status.failure)
+        parts.append(Text(f"\nparked: {tables.failure_line(status.failure)}\n  {resume}"))
     parts.extend(
-        Text(f"\nwaits for: {tables.wanted(want)}\n  {tables.how_to_answer(view.run_id, want)}")
-        for want in status.waiting
+        Text(f"\nwaits for: {tables.waiting_item(item)}\n  {tables.answer_hint(view.run_id, item)}")
+        for item in status.waiting
     )
     return parts
 
 
 async def _watch(run: "Run", resolved: "ResolvedAgent") -> int:
-    """Draw the run anew until it is over; a worker that is gone for a while is waited for."""
+    """Draw the run again and again until it is over."""
     from rich.console import Console, Group
     from rich.live import Live
 
-    from perdure.errors import NotReachable
-    from perdure.wire.results import ENDED
-
-    view = await _read_view(run, resolved)
+    parts: list[Text] = []
+    # A transient picture: the last one is printed again below, where it stays in the scrollback.
     with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
-        problem = ""
-        while view.status is None or view.status.status not in ENDED:
-            live.update(Group(*_on_terminal(view), problem), refresh=True)
-            await asyncio.sleep(_LOOK_AGAIN)
-            try:
-                view, problem = await _read_view(run, resolved), ""
-            except NotReachable as error:
-                problem = f"\n{error}"
-    pretty(*_on_terminal(view))
+        async for poll in run.poll_status(interval=_REDRAWN_EVERY):
+            parts = _on_terminal(_View(resolved=resolved, status=poll.status, run_id=run.id))
+            problem = f"\n{poll.problem}" if poll.problem else ""
+            live.update(Group(*parts, problem), refresh=True)
+    pretty(*parts)
     return DONE

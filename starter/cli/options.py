@@ -1,4 +1,4 @@
-"""What all commands share: options, exit codes, and errors told in one line."""
+"""Options, exit codes and errors that all commands share."""
 
 import asyncio
 import functools
@@ -26,26 +26,27 @@ EARLY: Final = 4
 UNREACHABLE: Final = 5
 INTERRUPTED: Final = 130
 
-_MEANING: Final = {
+_MEANINGS: Final = {
     DONE: "the agent finished",
     FAILED: "the run failed",
     USAGE: "the call was wrong",
-    PARKED: "the run is parked until `perdure resume`; one that tries again by itself is followed on",
+    PARKED: "the run is parked until `perdure resume`; a run that retries by itself is followed on",
     EARLY: "it ended early: by a limit, a stop, a cancel, a refusal",
     UNREACHABLE: "no server or no worker answers",
     INTERRUPTED: "Ctrl-C; the run goes on",
 }
-CODES: Final = "Exit codes:\n\n" + "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in _MEANING.items())
+CODES: Final = "Exit codes:\n\n" + "\n\n".join(f"{code:>3}  {text}" for code, text in _MEANINGS.items())
 
 app = typer.Typer(
     name="perdure",
     help="Durable AI agents on Temporal.",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    # Rich would print a traceback of many pages; `--debug` prints a plain one.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""The commands; other files add theirs."""
+"""The commands; the other files add theirs."""
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id.")]
 
@@ -54,7 +55,7 @@ _PANEL: Final = "Common options"
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The options that every command has."""
+    """Options that every command has."""
 
     address: Annotated[
         str | None,
@@ -73,44 +74,53 @@ class Common:
     ] = False
 
     async def connect(self) -> "Client":
-        """The client these options and the settings lead to."""
+        """Connect to the server that these options and the settings name."""
         from ..client.connect import connect
 
         return await connect(self.address, namespace=self.namespace, task_queue=self.task_queue)
 
     def arguments(self, *names: str) -> list[str]:
-        """Those of the options that are given, as a command line again."""
-        given = {name: getattr(self, name) for name in names}
-        words = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value]
-        return [word for name, value in words for word in ((name,) if value is True else (name, value))]
+        """Return these options as a command line again, as far as they are set."""
+        return command_line({name: getattr(self, name) or None for name in names})
+
+
+def command_line(options: dict[str, Any]) -> list[str]:
+    """Return options as words of a command line; None and False are left out."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    return words
 
 
 Body = Callable[..., int | None] | Callable[..., Coroutine[Any, Any, int | None]]
 
 
-REACHED_BY: ContextVar[tuple[str, ...]] = ContextVar("REACHED_BY", default=())
-"""The options by which this command found the server: whoever copies a hint needs them again."""
+CONNECTION_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("CONNECTION_OPTIONS", default=())
+"""Options by which this command found the server; a hint that is copied needs the same ones."""
 
 
 def hint(command: str) -> str:
-    """A command to be copied and run as it is."""
-    return " ".join(["perdure", command, *REACHED_BY.get()])
+    """Return a command line that can be copied and run as it is."""
+    return " ".join(["perdure", command, *CONNECTION_OPTIONS.get()])
 
 
 def command(name: str, *, epilog: str | None = None, under: typer.Typer = app) -> Callable[[Body], Body]:
-    """Make a command of a function `(common, ...) -> exit code`, sync or async; None is 0.
+    """Register a function `(common, ...) -> exit code`, sync or async, as a command; None is code 0.
 
-    It stands beside the others, or `under` one that has several.
+    The command stands beside the rest, or `under` one that groups several.
     """
 
     def register(body: Body) -> Body:
         @functools.wraps(body)
-        def call(**given: Any) -> None:
-            common = Common(**{field.name: given.pop(field.name) for field in fields(Common)})
-            REACHED_BY.set(tuple(common.arguments("address", "namespace")))
-            raise SystemExit(guarded(common, functools.partial(body, common, **given)))
+        def call(**values: Any) -> None:
+            common = Common(**{field.name: values.pop(field.name) for field in fields(Common)})
+            CONNECTION_OPTIONS.set(tuple(common.arguments("address", "namespace")))
+            raise SystemExit(run_guarded(common, functools.partial(body, common, **values)))
 
-        # Typer reads the signature: the body's own parameters, then those that all have.
+        # Typer reads the signature: the body's own parameters, then the common ones.
         own = list(inspect.signature(body).parameters.values())[1:]
         shared = list(inspect.signature(Common).parameters.values())
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
@@ -122,31 +132,32 @@ def command(name: str, *, epilog: str | None = None, under: typer.Typer = app) -
     return register
 
 
-def guarded(common: Common, body: Callable[[], Any]) -> int:
-    """Run the body; an error becomes one line on stderr and an exit code."""
+def run_guarded(common: Common, body: Callable[[], Any]) -> int:
+    """Run the body and return the exit code; an error becomes one line on stderr."""
     try:
-        done = body()
-        return (asyncio.run(done) if inspect.iscoroutine(done) else done) or DONE
+        result = body()
+        return (asyncio.run(result) if inspect.iscoroutine(result) else result) or DONE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, `head` for example, has had enough
+        # Closed, or Python would complain at exit about what it could not flush.
         sys.stderr.close()
         return FAILED
     except PerdureError as error:
         if common.debug:
             traceback.print_exc()
         say_error(str(error))
-        return code_of(error)
+        return exit_code_of(error)
     except Exception as error:
         if common.debug:
             traceback.print_exc()
-        said = " ".join(str(error).split())
-        say_error(f"{type(error).__name__}: {said}; this is a bug of ours: --debug shows where")
+        message = " ".join(str(error).split())
+        say_error(f"{type(error).__name__}: {message}; this is a bug of Perdure: --debug shows where")
         return FAILED
 
 
-def code_of(error: PerdureError) -> int:
-    """The exit code for an error of ours."""
+def exit_code_of(error: PerdureError) -> int:
+    """Return the exit code for an error of ours."""
     match error:
         case NotReachable():
             return UNREACHABLE
@@ -156,42 +167,43 @@ def code_of(error: PerdureError) -> int:
             return USAGE
 
 
-def out(common: Common, plain: Any, words: str = "") -> None:
-    """The answer on stdout: JSON when asked for, else words."""
-    sys.stdout.write((json.dumps(plain, ensure_ascii=False) if common.json else words) + "\n")
+def out(common: Common, plain: Any, text: str = "") -> None:
+    """Print the answer on stdout: as JSON if the options ask for it, else as text."""
+    sys.stdout.write((json.dumps(plain, ensure_ascii=False) if common.json else text) + "\n")
     sys.stdout.flush()
 
 
-def pretty(*things: Any) -> None:
-    """Rich things on stdout; where that is no terminal, in full width and without colours."""
+def pretty(*parts: Any) -> None:
+    """Print Rich parts on stdout; where that is no terminal, in full width and without colours."""
     from rich.console import Console
     from rich.text import Text
 
     if sys.stdout.isatty():
         console = Console(highlight=False)
-        for thing in things:
-            console.print(thing)
+        for part in parts:
+            console.print(part)
         return
     console = Console(highlight=False, width=200, color_system=None)
+    # Captured, to strip the spaces with which Rich fills up lines.
     with console.capture() as captured:
-        for thing in things:
-            console.print(thing, soft_wrap=isinstance(thing, Text))
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, Text))
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def say(line: str = "") -> None:
-    """Something for people, beside the data that stdout is for."""
+    """Print a line for people on stderr; stdout is for data."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def say_error(message: str) -> None:
-    """What is wrong, in the form every error has."""
+    """Print an error in the form that every error has."""
     say(f"error: {message}")
 
 
 def refuse(message: str) -> NoReturn:
-    """End the command: it was called wrongly.
+    """End the command as called wrongly.
 
     Raises:
         InvalidRequest: always.

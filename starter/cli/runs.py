@@ -1,4 +1,4 @@
-"""Commands that start runs and look at them."""
+"""Commands that start runs and look at them: run, watch, list, show, transcript."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
@@ -10,7 +10,8 @@ from .options import CODES, DONE, Common, Id, command, out, pretty, refuse, say
 if TYPE_CHECKING:
     from ..client.connect import Client
 
-_WAITING: Final = 'AgentStatus IN ("waiting_approval", "waiting_person", "parked")'
+_WORKER_TRIES: Final = 10
+_WORKER_TRY_EVERY: Final = 0.2
 
 
 @command("run", epilog=CODES)
@@ -18,14 +19,12 @@ async def run_(
     common: Common,
     *,
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.")],
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help='What it is to do; "-" reads stdin.')
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help='Its task; "-" reads stdin.')] = None,
     file: Annotated[str | None, typer.Option(help="Read the prompt from this file.")] = None,
     id: Annotated[  # noqa: A002 - the option's name
         str | None, typer.Option(help="The run's id: the same id and prompt again give the same run.")
     ] = None,
-    user: Annotated[str | None, typer.Option(help="On whose behalf.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user on whose behalf it runs.")] = None,
     role: Annotated[list[str] | None, typer.Option(help="A role for policies; may be repeated.")] = None,
     limit: Annotated[
         list[str] | None,
@@ -35,10 +34,10 @@ async def run_(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="For tools: key=text, or key:=json.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Start it and print its id.")] = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Start anew an id that is over.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Start again an id whose run is over.")] = False,
 ) -> int:
     """Start a run and follow it to its end."""
-    from .arguments import context_of, limits_of, prompt_of
+    from .arguments import context_of, limits_of, read_prompt
     from .follow import follow
 
     request: dict[str, Any] = {
@@ -49,10 +48,10 @@ async def run_(
         "context": context_of(context or []),
         "rerun": rerun,
     }
-    words = prompt_of(prompt, file)
+    text = read_prompt(prompt, file)
     client = await common.connect()
-    await _look_for_worker(client, refuses=not detach)
-    started = await client.start(agent, words, **request)
+    await _check_worker(client, required=not detach)
+    started = await client.start(agent, text, **request)
     if detach:
         out(common, {"id": started.id}, started.id)
         return DONE
@@ -60,31 +59,31 @@ async def run_(
     return await follow(client, started, common)
 
 
-async def _look_for_worker(client: "Client", *, refuses: bool) -> None:
-    """Refuse, or warn of, a run that nobody would begin with.
-
-    Asked a few times: a server that has just started hears of its workers within a second.
+async def _check_worker(client: "Client", *, required: bool) -> None:
+    """Check that a worker would take the run; without one warn, or refuse where it is required.
 
     Raises:
-        NotReachable: nobody works, and that is to be refused.
+        NotReachable: no worker polls, and one is required.
 
     """
     from perdure.errors import NotReachable
 
-    from .follow import no_worker
+    from .follow import no_worker_message
 
-    for _ in range(10):
+    # Several tries: a server that has just started hears of its workers within a second.
+    for _ in range(_WORKER_TRIES):
         if await client.has_worker():
             return
-        await asyncio.sleep(0.2)
-    if refuses:
-        raise NotReachable(f"{no_worker(client.task_queue)}, or let the run wait for one: --detach")
-    say(no_worker(client.task_queue))
+        await asyncio.sleep(_WORKER_TRY_EVERY)
+    if required:
+        message = no_worker_message(client.task_queue)
+        raise NotReachable(f"{message}; to start the run all the same, add --detach")
+    say(no_worker_message(client.task_queue))
 
 
 @command("watch")
 async def watch(common: Common, id: Id) -> int:  # noqa: A002 - the argument's name
-    """Follow a run that goes on, and those below it, from its beginning to its end."""
+    """Follow a run and those below it, from its beginning to its end."""
     from .follow import follow
 
     client = await common.connect()
@@ -107,15 +106,12 @@ async def list_(
         bool, typer.Option("--all", help="Also runs that another run started.")
     ] = False,
 ) -> None:
-    """List runs that people and programs started; with --all, those below them too."""
+    """List runs that people and programs started; with --all, the runs below them too."""
     from . import tables
 
-    if waiting:
-        query = " AND ".join(
-            [f'{_WAITING} AND ExecutionStatus = "Running"', *([f"({query})"] if query else [])]
-        )
     client = await common.connect()
-    found = client.list(status=_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
+    find = client.waiting if waiting else client.list
+    found = find(status=_check_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
     infos = [info async for info in found]
     if common.json:
         return out(common, [info.model_dump(mode="json") for info in infos])
@@ -124,25 +120,31 @@ async def list_(
     return pretty(tables.runs(infos))
 
 
-def _status(word: str | None) -> Any:
+def _check_status(status: str | None) -> Any:
+    """Return the status if lists know it.
+
+    Raises:
+        InvalidRequest: they do not.
+
+    """
     from perdure.wire.results import ListedStatus
 
     known = get_args(ListedStatus)
-    if word is not None and word not in known:
-        refuse(f"--status {word!r}: there are {', '.join(known)}")
-    return word
+    if status is not None and status not in known:
+        refuse(f"--status {status!r}: no such status; choose one of {', '.join(known)}")
+    return status
 
 
 @command("show")
 async def show_(common: Common, id: Id) -> None:  # noqa: A002
-    """Show a run: where it is, what it runs, its steps, what it cost, what it waits for."""
-    from .inspect import look_at
+    """Show a run: its status, runs below, steps, cost, and what it waits for."""
+    from .inspect import inspection_parts
 
     client = await common.connect()
-    looked = await look_at(client.get(id))
+    inspection = await client.get(id).inspect()
     if common.json:
-        return out(common, looked.plain())
-    return pretty(*looked.pretty())
+        return out(common, inspection.plain())
+    return pretty(*inspection_parts(inspection))
 
 
 @command("transcript")
@@ -156,5 +158,5 @@ async def transcript(common: Common, id: Id) -> None:  # noqa: A002
     messages = await client.get(id).transcript()
     if common.json:
         return out(common, [message.model_dump(mode="json") for message in messages])
-    parts = [part for message in messages for part in tables.message(message)]
+    parts = [part for message in messages for part in tables.message_parts(message)]
     return pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))

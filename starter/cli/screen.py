@@ -97,7 +97,7 @@ class Lines:
             self._console.print(line)
         if isinstance(event, ApprovalRequested | QuestionAsked):
             want = event.approval if isinstance(event, ApprovalRequested) else event.question
-            self.note(f"  answer with: {tables.how_to_answer(self._run_id, want)}")
+            self.note(f"  answer with: {tables.answer_hint(self._run_id, want)}")
         if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
             _line(sys.stdout, tables.output(event.result.output))
         return None
@@ -293,7 +293,9 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
     """The event as a line of rich markup; None for what is no line."""
     match event:
         case ToolStarted():
-            return f"[cyan]→[/] {escape(tables.call(event.tool, event.arguments, _LINE))}"
+            return (
+                f"[cyan]→[/] {escape(display.short(display.format_call(event.tool, event.arguments), _LINE))}"
+            )
         case ToolFinished():
             mark = "[red]✗[/]" if event.is_error else "[green]✓[/]"
             return f"{mark} {escape(event.tool)}[dim]: {escape(display.short(event.text, 100))}[/]"
@@ -305,16 +307,16 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
         case TextRestarted():
             return f"[yellow]↻[/] the answer of step {event.step} begins anew (attempt {event.attempt})"
         case ApprovalRequested():
-            called = tables.wanted(event.approval)
+            called = tables.waiting_item(event.approval)
             return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
-            return f"[yellow]?[/] the agent asks: [bold]{escape(tables.wanted(event.question))}[/]"
+            return f"[yellow]?[/] the agent asks: [bold]{escape(tables.waiting_item(event.question))}[/]"
         case ParkedBelow():
-            return f"[red]![/] {escape(tables.wanted(event.parked))}"
+            return f"[red]![/] {escape(tables.waiting_item(event.parked))}"
         case NodeStarted() | NodeFinished():
             return _below_line(event)
         case PlanChanged():
-            return "\n".join(f"  {escape(line)}" for line in tables.plan(event.items)) or None
+            return "\n".join(f"  {escape(line)}" for line in tables.plan_lines(event.items)) or None
         case StatusChanged():
             return _status_line(event)
         case Finished():
@@ -354,7 +356,7 @@ def _below_line(event: NodeStarted | NodeFinished) -> str:
 def _status_line(event: StatusChanged) -> str | None:
     match event.status:
         case "parked":
-            return f"[red]![/] parked: {escape(tables.failure(event.failure))}"
+            return f"[red]![/] parked: {escape(tables.failure_line(event.failure))}"
         case "paused":
             return "[yellow]![/] paused"
         case "stopping":
@@ -364,9 +366,9 @@ def _status_line(event: StatusChanged) -> str | None:
 
 
 def _end_line(event: Finished) -> str:
-    numbers = f"[dim]{escape(tables.summary(event.result))}[/]" if event.result else ""
+    numbers = f"[dim]{escape(tables.result_line(event.result))}[/]" if event.result else ""
     if event.status == "failed":
-        why = escape(tables.failure(event.error))
+        why = escape(tables.failure_line(event.error))
         return f"[red]✗ failed:[/] {why}" + (f"\n{numbers}" if event.result else "")
     good = event.status == "completed" and _is_natural(event.result)
     return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {numbers or event.status}"
@@ -376,7 +378,9 @@ def _turn_line(event: TurnFinished) -> str:
     reply = event.reply
     steps = f"turn {reply.turn}, {display.plural(reply.steps, 'step')}, {display.cost(reply.cost_microusd)}"
     if reply.error is not None:
-        return f"[red]✗ the turn failed:[/] {escape(tables.failure(reply.error))} [dim]({escape(steps)})[/]"
+        return (
+            f"[red]✗ the turn failed:[/] {escape(tables.failure_line(reply.error))} [dim]({escape(steps)})[/]"
+        )
     if reply.stop_reason not in (None, "end_turn"):
         return f"[yellow]■[/] the turn ended early: {reply.stop_reason} [dim]({escape(steps)})[/]"
     return f"[dim]{escape(steps)}[/]"

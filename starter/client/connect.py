@@ -305,6 +305,7 @@ class Client:
     async def waiting(
         self,
         *,
+        status: ListedStatus | None = None,
         agent: str | None = None,
         user: str | None = None,
         query: str | None = None,
@@ -316,7 +317,9 @@ class Client:
         They wait for an approval, for an answer, or parked for help.
         """
         wanted = " AND ".join([_WAITING, *([f"({query})"] if query else [])])
-        async for info in self.list(agent=agent, user=user, query=wanted, most=most, roots=roots):
+        async for info in self.list(
+            status=status, agent=agent, user=user, query=wanted, most=most, roots=roots
+        ):
             yield info
 
     async def list(

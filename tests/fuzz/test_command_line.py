@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from perdure.errors import InvalidRequest, NotReachable
 from perdure.starter.cli import app as cli
-from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, prompt_of
+from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, read_prompt
 from perdure.starter.cli.options import CODES, Common
 
 from . import junk
@@ -97,7 +97,7 @@ def test_any_words_end_in_a_known_code_and_never_in_a_traceback(line: list[str])
 @given(st.lists(words, max_size=3))
 def test_words_become_values_or_are_refused(given_words: list[str]) -> None:
     singly = [partial(arguments_of, one) for one in given_words]
-    files = [partial(prompt_of, None, one) for one in given_words if one not in ("-", "")]
+    files = [partial(read_prompt, None, one) for one in given_words if one not in ("-", "")]
     read: list[Callable[[], object]] = [
         partial(limits_of, given_words),
         partial(context_of, given_words),

@@ -6,18 +6,21 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from temporalio.client import WorkflowExecutionStatus
 
 from perdure.errors import NotReachable, RunNotFound
 from perdure.starter.cli import app as cli
-from perdure.starter.cli import graph as graphs
+from perdure.starter.cli import graph
 from perdure.starter.cli.options import Common
 from perdure.starter.client.connect import RunInfo
+from perdure.starter.client.inspect import StatusPoll, poll_until_ended, read_reconciled_status
+from perdure.starter.client.run import Run
 from perdure.wire.results import Approval, NodeStatus, RunStatus
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent
 
@@ -55,7 +58,13 @@ class FakeRun:
         return self.resolved
 
     async def describe(self) -> Any:
-        return SimpleNamespace(status=SimpleNamespace(name=self.state))
+        return SimpleNamespace(status=WorkflowExecutionStatus[self.state])
+
+    async def reconciled_status(self) -> RunStatus:
+        return await read_reconciled_status(cast("Run", self))
+
+    def poll_status(self, *, interval: timedelta) -> AsyncIterator[StatusPoll]:
+        return poll_until_ended(cast("Run", self), interval=interval)
 
     async def status(self) -> RunStatus:
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
@@ -226,7 +235,7 @@ def test_watching_draws_until_the_run_is_over_and_outlives_a_worker(
     perdure: Perdure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setattr(graphs, "_LOOK_AGAIN", 0)
+    monkeypatch.setattr(graph, "_REDRAWN_EVERY", timedelta())
     looks: list[RunStatus | Exception] = [status(RUNNING)]
     looks += [NotReachable("no worker answers"), status(DONE, status="completed")]
     said = perdure("review", "--watch", runs=[FakeRun("r", looks=looks)])
@@ -245,14 +254,14 @@ def test_a_name_without_runs_is_told_with_what_to_do(perdure: Perdure) -> None:
     assert (said.code, said.out) == (2, "")
     assert said.err == (
         "error: there is no run of 'nobody'; draw it from its file: perdure graph nobody --file FILE, "
-        "or look for another: perdure list\n"
+        "or look for another run: perdure list\n"
     )
 
 
 def test_a_run_that_is_not_there_or_of_another_name_is_refused(perdure: Perdure) -> None:
     assert perdure("review", "--run", "gone").err == "error: there is no run 'gone'\n"
     said = perdure("desk", "--run", "r", runs=[FakeRun("r")])
-    assert (said.code, said.err) == (2, "error: run 'r' is one of 'review', not of 'desk'\n")
+    assert (said.code, said.err) == (2, "error: run 'r' is a run of 'review', not of 'desk'\n")
 
 
 def test_a_file_without_that_name_ends_with_the_loaders_own_code(

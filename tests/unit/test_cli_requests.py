@@ -8,7 +8,7 @@ import pytest
 
 from perdure.errors import InvalidRequest
 from perdure.limits import Limits
-from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, prompt_of
+from perdure.starter.cli.arguments import arguments_of, context_of, limits_of, read_prompt
 
 
 def test_limits_are_read_by_name() -> None:
@@ -30,7 +30,7 @@ def test_a_limit_that_is_not_given_is_not_set() -> None:
     [
         ("steps", "--limit 'steps': write name=value, such as --limit steps=3"),
         ("=3", "--limit '=3': write name=value"),
-        ("step=3", "--limit: no limit 'step'; there are: steps, tool_calls, "),
+        ("step=3", "--limit: no limit 'step'; the limits are steps, tool_calls, "),
         ("steps=many", "--limit: steps: Input should be a valid integer"),
         ("steps=0", "--limit: steps: Input should be greater than or equal to 1"),
         ("timeout=soon", "--limit timeout=soon: write it as 90s, 2m or 1h"),
@@ -68,16 +68,16 @@ def test_the_prompt_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "prompt.md"
     file.write_text("from a file", encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.StringIO("from stdin"))
-    assert prompt_of("words", None) == "words"
-    assert prompt_of(None, str(file)) == "from a file"
-    assert prompt_of("-", None) == "from stdin"
+    assert read_prompt("words", None) == "words"
+    assert read_prompt(None, str(file)) == "from a file"
+    assert read_prompt("-", None) == "from stdin"
     for words, name in ((None, None), ("words", "file")):
-        with pytest.raises(InvalidRequest, match="say what the agent is to do, once"):
-            prompt_of(words, name)
+        with pytest.raises(InvalidRequest, match="give the agent one task: "):
+            read_prompt(words, name)
     with pytest.raises(InvalidRequest, match=r"nosuch\.md"):
-        prompt_of(None, str(tmp_path / "nosuch.md"))
+        read_prompt(None, str(tmp_path / "nosuch.md"))
     with pytest.raises(InvalidRequest, match="null byte"):
-        prompt_of(None, "nul\0")
+        read_prompt(None, "nul\0")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
     with pytest.raises(InvalidRequest, match="stdin"):
-        prompt_of("-", None)
+        read_prompt("-", None)

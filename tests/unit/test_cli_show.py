@@ -19,7 +19,7 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 def test_no_escape_sequence_reaches_the_terminal() -> None:
     hostile = "a\x1b[2Jb\x07\x9bc\rd\ne\tf"
     assert display.clean(hostile) == "a[2Jbcd\ne\tf"
-    assert "\x1b" not in tables.call("t\x1b", {"x": hostile})
+    assert "\x1b" not in display.format_call("t\x1b", {"x": hostile})
     started = line_of(ToolStarted(call_id="c", tool="t", arguments={"x": "[red]\x1b[0m"}))
     assert started is not None
     assert "\x1b" not in started
@@ -41,23 +41,23 @@ def test_times_are_told_roughly() -> None:
 def test_an_approval_is_shown_whole() -> None:
     text = "x" * 500
     want = Approval(call_id="call-1-1", tool="refund", arguments={"why": text}, digest="d", since=NOW)
-    assert tables.wanted(want) == f'refund(why="{text}")'
-    assert tables.how_to_answer("r", want).startswith("perdure approve r call-1-1")
+    assert tables.waiting_item(want) == f'refund(why="{text}")'
+    assert tables.answer_hint("r", want).startswith("perdure approve r call-1-1")
     asked = Question(call_id="call-1-1", text="Which?", since=NOW)
-    assert tables.how_to_answer("r", asked) == 'perdure send r "..."'
+    assert tables.answer_hint("r", asked) == 'perdure send r "..."'
 
 
 def test_a_parked_run_says_why_and_how_to_go_on() -> None:
     why = Failure(kind="authentication", message="no key\nat all", model="m:x", step=2)
     status = RunStatus(agent="a", status="parked", doing="parked", failure=why)
-    rows = tables.report("r", status)
+    rows = tables.status_rows("r", status)
     assert ("why", "authentication at step 2 (m:x): no key at all") in rows
     assert any("perdure resume r" in value for _, value in rows)
 
 
 def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() -> None:
     at = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
-    said = tables.how_to_go_on("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
+    said = tables.resume_hint("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
     assert "by itself at 12:30:00 UTC; sooner with" in said
     assert "mend" not in said
 
@@ -65,9 +65,11 @@ def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() 
 def test_every_part_of_a_message_is_shown() -> None:
     call = ToolCall(id="call-1-1", name="search", arguments={"q": "é"})
     result = ToolResult(call_id="call-1-1", name="search", content=[Text(text="found")], is_error=True)
-    said = tables.message(Message(role="assistant", parts=[Text(text="hm"), call]))
+    said = tables.message_parts(Message(role="assistant", parts=[Text(text="hm"), call]))
     assert said == [("assistant", "hm"), ("assistant · calls call-1-1", 'search(q="é")')]
-    assert tables.message(Message(role="tool", parts=[result])) == [("search · error of call-1-1", "found")]
+    assert tables.message_parts(Message(role="tool", parts=[result])) == [
+        ("search · error of call-1-1", "found")
+    ]
 
 
 def flowed(width: int, *pieces: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from perdure.errors import InvalidRequest, NotReachable, RunFailed
-from perdure.starter.cli.options import Common, guarded
+from perdure.starter.cli.options import Common, run_guarded
 
 HEAVY = ("temporalio", "anthropic", "openai", "boto3", "botocore", "pydantic_settings", "pydantic")
 
@@ -57,7 +57,7 @@ def test_an_error_is_one_line_and_a_code(
     async def body() -> int:
         raise error
 
-    assert guarded(Common(), body) == code
+    assert run_guarded(Common(), body) == code
     said = capsys.readouterr().err
     assert said.count("\n") == (0 if code == 130 else 1)
     assert "Traceback" not in said
@@ -67,7 +67,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise InvalidRequest("no")
 
-    assert guarded(Common(debug=True), body) == 2
+    assert run_guarded(Common(debug=True), body) == 2
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -1,20 +1,17 @@
-"""How trees look: runs below, plans, who waits where, and which call is meant."""
+"""How trees look: runs below, plans, and who waits where."""
 
 import io
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from perdure.errors import InvalidRequest
 from perdure.starter.cli import tables
 from perdure.starter.cli.active_runs import ActiveRuns
-from perdure.starter.cli.control import _held
-from perdure.starter.cli.inspect import Look
+from perdure.starter.cli.inspect import inspection_parts
 from perdure.starter.cli.screen import Lines, Terminal
-from perdure.starter.client.run import Run
+from perdure.starter.client.inspect import Inspection
 from perdure.starter.watch.changes import nodes_in_result
 from perdure.wire.events import (
     ChildEvent,
@@ -113,8 +110,8 @@ def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
         shared_context={"finder": {"x": 1}},
     )
     result = RunResult(agent="review", stop_reason="unmet_join", unmet={"late": "its join was never met"})
-    look = Look(id="r", state="running", status=status, nodes=tuple(nodes), result=result)
-    shown = [" ".join(line.split()) for line in printed(*look.pretty()).splitlines()]
+    inspection = Inspection(id="r", state="running", status=status, nodes=tuple(nodes), result=result)
+    shown = [" ".join(line.split()) for line in printed(*inspection_parts(inspection)).splitlines()]
     assert "agent review (graph, spec )" in shown
     assert "waits for law-1: pay(sum=1)" in shown
     assert "perdure approve r/law-1 call-1-1 (or: perdure deny r/law-1 call-1-1)" in shown
@@ -124,7 +121,7 @@ def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
     assert "draft-1 done end_turn 3 $0.0000 r/x" in shown
     assert "law-1 running r/law-1" in shown
     assert "out-1 failed (a function)" in shown
-    assert [node["key"] for node in look.plain()["nodes"]] == ["draft-1", "law-1", "out-1"]
+    assert [node["key"] for node in inspection.plain()["nodes"]] == ["draft-1", "law-1", "out-1"]
 
 
 @pytest.mark.parametrize(
@@ -143,50 +140,7 @@ def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
     ],
 )
 def test_the_command_that_answers_names_the_run_that_waits(want: Waiting, command: str) -> None:
-    assert command in tables.how_to_answer("r", want)
-
-
-# -- perdure approve
-
-
-async def chosen(waiting: list[Waiting], run_id: str | None = None, call: str | None = None) -> Approval:
-    status = RunStatus(agent="a", status="waiting_approval", doing="acting", waiting=waiting)
-
-    async def answer() -> RunStatus:
-        return status
-
-    return await _held(cast("Run", SimpleNamespace(id="r", status=answer)), (run_id, call))
-
-
-@pytest.mark.parametrize(
-    ("run_id", "call"),
-    [
-        ("r/a-2", None),
-        ("a-2", "call-1-1"),
-        (None, "r/a-2/call-1-1"),
-        (None, "a-2/call-1-1"),
-    ],
-)
-async def test_a_call_below_is_named_by_its_run_and_id(run_id: str | None, call: str | None) -> None:
-    assert (await chosen([held("a-1"), held("a-2")], run_id, call)).run_id == "r/a-2"
-
-
-async def test_the_runs_own_call_is_meant_before_those_of_the_same_id_below_it() -> None:
-    assert (await chosen([held("a-1"), held()], None, "call-1-1")).path == []
-    assert (await chosen([held("a-1")], None, "call-1-1")).path == ["a-1"]
-
-
-async def test_a_call_id_of_several_runs_is_refused_with_what_there_is() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        await chosen([held("a-1"), held("a-2"), held("b-1", call_id="call-9-9")], None, "call-1-1")
-    assert str(caught.value) == (
-        "2 calls wait: say which, as CALL or RUN_ID/CALL; waiting are "
-        "r/a-1/call-1-1: a-1: pay(sum=1); r/a-2/call-1-1: a-2: pay(sum=1)"
-    )
-    with pytest.raises(InvalidRequest, match="no call 'b-1/call-1-1' waits; waiting are r/a-1/call-1-1: "):
-        await chosen([held("a-1")], "b-1", "call-1-1")
-    with pytest.raises(InvalidRequest, match="nothing of run 'r' waits for approval: it is acting"):
-        await chosen([], None, None)
+    assert command in tables.answer_hint("r", want)
 
 
 # -- perdure run, perdure watch
