@@ -1,6 +1,7 @@
 """The short examples: each under 60 lines, and does what it says."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Serve
+from tests.unit.providers.server import Answer, stub_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = ("research_swarm", "review_graph", "support_session")
@@ -26,7 +28,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return importlib.import_module(name)
 
     yield load
-    for name in (*SHORT, "scripted"):
+    for name in (*SHORT, "http_provider", "scripted"):
         if name not in known:
             sys.modules.pop(name, None)
 
@@ -74,3 +76,22 @@ async def test_a_support_session_has_a_refund_decided_in_its_second_turn(
     assert said[1] == "I looked: 4900 cents are on their way back."
     assert (status.status, status.turn) == ("idle", 2)
     assert sum(message.role == "user" for message in transcript) == 2
+
+
+async def test_a_provider_over_http_answers_a_run(serve: Serve, example: Any) -> None:
+    counts = {"done_reason": "stop", "prompt_eval_count": 11, "eval_count": 7}
+    messages = [
+        {"message": {"content": "Aisle "}, "done": False},
+        {"message": {"content": "4."}, "done": True, **counts},
+    ]
+    lines = tuple(json.dumps(message).encode() + b"\n" for message in messages)
+    own = example("http_provider")
+    async with stub_server() as server:
+        server.script(Answer(status=503, headers={"retry-after": "0"}), Answer(chunks=lines))
+        model = own.HttpModel(server.url)
+        async with serve(own.clerk, models={"own": model}) as client:
+            result = await client.run("clerk", "Where is the tea?")
+        await model._client.aclose()
+    assert result.output == "Aisle 4."
+    assert (result.usage.input_tokens, result.usage.output_tokens) == (11, 7)
+    assert len(server.requests) == 2, "Temporal tried the refused call again"
