@@ -1,4 +1,9 @@
-"""What changed since the last look at a run, as events. Pure: looks in, events out."""
+"""Changes of a run since the poll before, as events. Pure: states in, events out.
+
+A tracker is fed what the server and a worker know of the run, in this order at each poll: messages, status,
+pending activities. The sources overlap and may be of different ages. The tracker remembers what it has
+reported, so each event comes once, whichever source showed it first.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,97 +45,106 @@ from perdure.wire.results import (
 )
 
 _SUMMARY: Final = 200
+"""Characters of a tool's result in its event."""
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingActivity:
-    """An activity in flight, as the server describes it."""
+    """A pending activity, as the server describes it."""
 
     progress: Progress | None
     attempt: int
     error: str | None
+    """Message of the last attempt's failure."""
 
 
 @dataclass(kw_only=True)
-class _Text:
-    """What has been told of a step's answer."""
+class _StreamedText:
+    """Text of a step that was reported so far, and the attempt that wrote it."""
 
     attempt: int = 0
-    told: str = ""
+    text: str = ""
 
 
 @dataclass
 class ChangeTracker:
-    """What a watcher has been told already."""
+    """State of a run as its watcher was last told."""
 
     messages: int = 0
-    answered: int = 0
-    """The newest step whose answer is in the transcript."""
+    """Messages of the transcript reported, or skipped by the watcher's wish."""
+    last_step: int = 0
+    """Newest step whose answer is in the transcript."""
     status: Status | None = None
-    stuck: str | None = None
-    """What it is parked for until a person has mended it."""
-    texts: dict[int, _Text] = field(default_factory=dict[int, _Text])
+    parked_kind: str | None = None
+    """Kind of the failure for which the run is parked until a person resumes it."""
+    texts: dict[int, _StreamedText] = field(default_factory=dict[int, _StreamedText])
+    """By step, until its message is there."""
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
+    """Calls of the transcript without a result, by id."""
     started: set[str] = field(default_factory=set[str])
     finished: set[str] = field(default_factory=set[str])
     waiting: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     """By run and call: in a tree the same call id may wait in several runs."""
     nodes: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
-    """Runs below by key, as they were told."""
-    of_calls: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
+    """Child runs by key, as they were reported."""
+    call_runs: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
     """Runs of agents called as tools, as they are now, by call id."""
     plan: list[PlanItem] = field(default_factory=list[PlanItem])
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    """Newest progress note of each running call."""
     retries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    """By call and attempt."""
 
-    def track_pending(self, pending: list[PendingActivity]) -> Iterator[Event]:
-        """News of what is in flight: partial text, a tool's progress, a retry."""
+    def track_pending(self, pending: Sequence[PendingActivity]) -> Iterator[Event]:
+        """Yield partial text, progress of tools, and retries."""
         for activity in pending:
             progress = activity.progress
-            # The description may be older than the transcript: what is over is no news.
-            if progress is None or self._is_over(progress.call):
+            # The description may be older than the transcript, and still hold a call that has ended.
+            if progress is None or self._has_ended(progress.call):
                 continue
             if activity.error and (progress.call, activity.attempt) not in self.retries:
                 self.retries.add((progress.call, activity.attempt))
                 yield Retrying(call=progress.call, attempt=activity.attempt, error=activity.error)
             step = step_of(progress.call)
             if step is not None:
-                yield from self._partial(step, progress)
-            elif progress.note and self._is_running(progress.call) and self._is_news(progress):
+                yield from self._partial_text(step, progress)
+            elif progress.note and self._is_running(progress.call) and self._is_new_note(progress):
                 self.notes[progress.call] = progress.note
                 yield ToolProgress(call_id=progress.call, attempt=progress.attempt, text=progress.note)
 
     def _is_running(self, call_id: str) -> bool:
-        """Told as started, and not yet as finished: what it says before will be said again."""
+        # A note that comes before the ToolStarted of its call is not lost: heartbeats repeat it.
         return call_id in self.started and call_id not in self.finished
 
-    def _is_over(self, call: str) -> bool:
+    def _has_ended(self, call: str) -> bool:
         step = step_of(call)
-        return call in self.finished or (step is not None and step <= self.answered)
+        return call in self.finished or (step is not None and step <= self.last_step)
 
-    def _is_news(self, progress: Progress) -> bool:
+    def _is_new_note(self, progress: Progress) -> bool:
         return self.notes.get(progress.call) != progress.note
 
-    def _partial(self, step: int, progress: Progress) -> Iterator[Event]:
-        text = self.texts.setdefault(step, _Text(attempt=progress.attempt))
-        # Attempts are counted anew when another model of the chain takes over, or the run is resumed.
-        if progress.attempt != text.attempt or not _continues(text.told, progress):
-            if text.told:
+    def _partial_text(self, step: int, progress: Progress) -> Iterator[Event]:
+        streamed = self.texts.setdefault(step, _StreamedText(attempt=progress.attempt))
+        # Attempts are counted anew when another model of the chain takes over, or the run is resumed. So the
+        # number alone does not tell whether the text goes on.
+        if progress.attempt != streamed.attempt or not _continues(streamed.text, progress):
+            if streamed.text:
                 yield TextRestarted(step=step, attempt=progress.attempt)
-            text.attempt, text.told = progress.attempt, ""
-        # A window that starts beyond what was told leaves a hole: hold back until the message is there.
-        new = progress.text[len(text.told) - progress.offset :] if progress.offset <= len(text.told) else ""
+            streamed.attempt, streamed.text = progress.attempt, ""
+        # A window that starts beyond the reported text leaves a gap. The rest then comes with the message.
+        has_gap = progress.offset > len(streamed.text)
+        new = "" if has_gap else progress.text[len(streamed.text) - progress.offset :]
         if new:
-            yield self._delta(step, text, new, progress.seq)
+            yield self._delta(step, streamed, new, progress.seq)
 
-    def _delta(self, step: int, text: _Text, new: str, seq: int) -> TextDelta:
-        delta = TextDelta(step=step, attempt=text.attempt, seq=seq, offset=len(text.told), text=new)
-        text.told += new
-        return delta
+    def _delta(self, step: int, streamed: _StreamedText, new: str, seq: int) -> TextDelta:
+        offset = len(streamed.text)
+        streamed.text += new
+        return TextDelta(step=step, attempt=streamed.attempt, seq=seq, offset=offset, text=new)
 
-    def track_messages(self, messages: list[Message]) -> Iterator[Event]:
-        """News of the transcript: `messages` follow those seen so far."""
+    def track_messages(self, messages: Sequence[Message]) -> Iterator[Event]:
+        """Yield answers, and starts and ends of tool calls. `messages` follow those seen so far."""
         for message in messages:
             match message.role:
                 case "assistant":
@@ -145,57 +159,47 @@ class ChangeTracker:
     def _answer(self, message: Message) -> Iterator[Event]:
         step = message.meta.step if message.meta else 0
         attempt = message.meta.attempts if message.meta else 1
-        self.answered = max(self.answered, step)
-        whole = "".join(part.text for part in message.parts if isinstance(part, Text))
-        text = self.texts.pop(step, _Text(attempt=attempt))
-        if text.told and (text.attempt != attempt or not whole.startswith(text.told)):
-            yield TextRestarted(step=step, attempt=attempt)
-            text.told = ""
-        text.attempt = attempt
-        if len(whole) > len(text.told):
-            yield self._delta(step, text, whole[len(text.told) :], 0)
+        self.last_step = max(self.last_step, step)
+        text = "".join(part.text for part in message.parts if isinstance(part, Text))
+        streamed = self.texts.pop(step, _StreamedText(attempt=attempt))
+        yield from self._complete(step, streamed, text, attempt)
         thinking = "".join(part.text for part in message.parts if isinstance(part, Thinking))
-        yield MessageFinished(index=self.messages, step=step, text=whole, thinking=thinking)
+        yield MessageFinished(index=self.messages, step=step, text=text, thinking=thinking)
         self.calls.update({call.id: call for call in message.tool_calls})
 
-    def _rest(self, result: RunResult) -> Iterator[Event]:
-        """What is missing of the last answer. The server knows it, though the transcript is the worker's."""
-        output = result.output
-        if result.steps <= self.answered or not isinstance(output, str):
-            return
-        text = self.texts.pop(result.steps, _Text(attempt=1))
-        self.answered = result.steps
-        if not output.startswith(text.told):
-            yield TextRestarted(step=result.steps, attempt=text.attempt)
-            text.told = ""
-        if len(output) > len(text.told):
-            yield self._delta(result.steps, text, output[len(text.told) :], 0)
+    def _complete(self, step: int, streamed: _StreamedText, text: str, attempt: int) -> Iterator[Event]:
+        """Yield what is missing of a step's text, from the beginning if another attempt wrote it."""
+        if streamed.text and (streamed.attempt != attempt or not text.startswith(streamed.text)):
+            yield TextRestarted(step=step, attempt=attempt)
+            streamed.text = ""
+        streamed.attempt = attempt
+        if len(text) > len(streamed.text):
+            yield self._delta(step, streamed, text[len(streamed.text) :], 0)
 
     def _result(self, result: ToolResult) -> Iterator[Event]:
-        call = self.calls.get(result.call_id)
+        call = self.calls.pop(result.call_id, None)
         yield from self._start(result.call_id, result.name, call.arguments if call else {})
         yield from self._finish(result.call_id, result.name, result.is_error, result.text[:_SUMMARY])
-        self.calls.pop(result.call_id, None)
 
     def _start(self, call_id: str, tool: str, arguments: dict[str, object]) -> Iterator[Event]:
         if call_id not in self.started:
             self.started.add(call_id)
             yield ToolStarted(call_id=call_id, tool=tool, arguments=arguments)
-            if call_id in self.of_calls:
-                yield from self._node_started(self.of_calls[call_id])
+            if call_id in self.call_runs:
+                yield from self._node_started(self.call_runs[call_id])
 
     def _finish(self, call_id: str, tool: str, is_error: bool, text: str) -> Iterator[Event]:
         if call_id not in self.finished:
             self.finished.add(call_id)
             self.notes.pop(call_id, None)
-            if call_id in self.of_calls:
-                yield from self._node_ended(self.of_calls[call_id])
+            if call_id in self.call_runs:
+                yield from self._node_ended(self.call_runs[call_id])
             yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text)
 
     def track_status(self, status: RunStatus, nodes: Sequence[NodeStatus] | None = None) -> Iterator[Event]:
-        """News of the run itself. To be asked after `track_messages`.
+        """Yield changes of the run itself, its calls and its plan. Call it after `track_messages`.
 
-        `nodes`: of what it has started, when more is known than the status says.
+        `nodes` are its child runs, where more is known of them than the status says.
         """
         for call in status.calls:
             if call.state in ("running", "done"):
@@ -203,43 +207,45 @@ class ChangeTracker:
             if call.state == "done":
                 yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
         yield from self.track_nodes(status.nodes if nodes is None else nodes)
-        shown = (status.status, _mended_by_a_person(status))
-        if shown != (self.status, self.stuck) and status.status not in ENDED:
-            self.status, self.stuck = shown
+        shown = (status.status, _parked_kind(status))
+        # The end has an event of its own, `Finished`, with the result.
+        if shown != (self.status, self.parked_kind) and status.status not in ENDED:
+            self.status, self.parked_kind = shown
             yield StatusChanged(status=status.status, doing=status.doing, failure=_failure(status))
         if status.plan != self.plan:
             self.plan = status.plan
             yield PlanChanged(items=status.plan)
-        yield from self._waiting(status.waiting)
+        yield from self._track_waiting(status.waiting)
 
-    def _waiting(self, waiting: Sequence[Waiting]) -> Iterator[Event]:
-        there = {_name_of(wanted): wanted for wanted in waiting}
-        # Who is resumed and parks again is news; a call waits once.
-        self.waiting = {name for name in self.waiting if name in there or name[1]}
-        for name, wanted in there.items():
-            if name in self.waiting:
+    def _track_waiting(self, waiting: Sequence[Waiting]) -> Iterator[Event]:
+        current = {_waiting_key(item): item for item in waiting}
+        # Re-parking is reported again; an approval and a question are reported once.
+        self.waiting = {key for key in self.waiting if key in current or key[1]}
+        for key, item in current.items():
+            if key in self.waiting:
                 continue
-            self.waiting.add(name)
-            match wanted:
+            self.waiting.add(key)
+            match item:
                 case Approval():
-                    yield ApprovalRequested(approval=wanted)
+                    yield ApprovalRequested(approval=item)
                 case Question():
-                    yield QuestionAsked(question=wanted)
+                    yield QuestionAsked(question=item)
                 case Parked():
-                    yield ParkedBelow(parked=wanted)
+                    yield ParkedBelow(parked=item)
 
     def set_call_runs(self, nodes: Sequence[NodeStatus]) -> None:
-        """What is known of agents called as tools, so that their runs are told beside their calls."""
-        self.of_calls = {call_id_of(node.key): node for node in nodes}
+        """Set the runs of agents called as tools: their events come inside those of their calls."""
+        self.call_runs = {call_id_of(node.key): node for node in nodes}
 
     def track_nodes(self, nodes: Sequence[NodeStatus]) -> Iterator[Event]:
-        """News of the runs below, in the order in which it happened."""
-        news: list[tuple[datetime, NodeStatus, bool]] = []
+        """Yield starts and ends of child runs, in the order in which they happened."""
+        moments: list[tuple[datetime, NodeStatus, bool]] = []
         for node in nodes:
-            news.append((node.started_at or _LONG_AGO, node, False))
+            moments.append((node.started_at or _LONG_AGO, node, False))
             if node.state != "running":
-                news.append((node.ended_at or node.started_at or _LONG_AGO, node, True))
-        for _, node, ended in sorted(news, key=lambda one: one[0]):
+                moments.append((node.ended_at or node.started_at or _LONG_AGO, node, True))
+        # The sort is stable: a node that began and ended in the same instant began first.
+        for _, node, ended in sorted(moments, key=lambda moment: moment[0]):
             yield from self._node_ended(node) if ended else self._node_started(node)
 
     def _node_started(self, node: NodeStatus) -> Iterator[Event]:
@@ -265,41 +271,50 @@ class ChangeTracker:
             )
 
     def track_end(self, result: RunResult | None, *, behind: bool = False) -> Iterator[Event]:
-        """News once the run is over: no run below is left without its end. `behind`: no worker could tell of
-        the last messages.
+        """Yield what is left to report when the run has ended: each NodeStarted gets its NodeFinished.
+
+        `behind` says that no worker could be asked for the last messages.
         """
         if behind and result is not None and result.stop_reason == "end_turn" and not result.nodes:
-            yield from self._rest(result)
+            yield from self._last_text(result)
         yield from self.track_nodes(nodes_in_result(result) if result else [])
         for node in list(self.nodes.values()):
             yield from self._node_ended(
                 node.model_copy(update={"state": "cancelled", "stop_reason": "cancelled"})
             )
 
+    def _last_text(self, result: RunResult) -> Iterator[Event]:
+        # The transcript is the worker's, but the server knows the result, which ends with the last answer.
+        output = result.output
+        if result.steps <= self.last_step or not isinstance(output, str):
+            return
+        streamed = self.texts.pop(result.steps, _StreamedText(attempt=1))
+        self.last_step = result.steps
+        yield from self._complete(result.steps, streamed, output, streamed.attempt)
+
 
 def nodes_in_result(result: RunResult) -> list[NodeStatus]:
-    """What a swarm or graph has started, without what that gave."""
-    return [NodeStatus(**one.model_dump(exclude={"output"})) for one in result.nodes]
+    """Return the child runs of a swarm or graph, without their outputs."""
+    return [NodeStatus(**node.model_dump(exclude={"output"})) for node in result.nodes]
 
 
-def _name_of(wanted: Waiting) -> tuple[str, str]:
-    return wanted.run_id, "" if isinstance(wanted, Parked) else wanted.call_id
+def _waiting_key(item: Waiting) -> tuple[str, str]:
+    return item.run_id, "" if isinstance(item, Parked) else item.call_id
 
 
-def _mended_by_a_person(status: RunStatus) -> str | None:
-    """Why it is parked until somebody does something."""
+def _parked_kind(status: RunStatus) -> str | None:
     failure = status.failure if status.status == "parked" else None
     return failure.kind if failure is not None and failure.resumes_at is None else None
 
 
 def _failure(status: RunStatus) -> Failure | None:
-    """Why it is parked: for a reason of its own, or of a run below."""
-    below = (one.failure for one in status.waiting if isinstance(one, Parked))
+    """Return why the run is parked: its own failure, or that of a run below it."""
+    below = (item.failure for item in status.waiting if isinstance(item, Parked))
     return status.failure or (next(below, None) if status.status == "parked" else None)
 
 
-def _continues(told: str, progress: Progress) -> bool:
-    """Whether the window says the same as what was told, where both say something."""
-    known = told[progress.offset :]
+def _continues(text: str, progress: Progress) -> bool:
+    """Return whether the progress window agrees with the reported text, where they overlap."""
+    known = text[progress.offset :]
     common = min(len(known), len(progress.text))
     return known[:common] == progress.text[:common]

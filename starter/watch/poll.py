@@ -1,10 +1,21 @@
-"""SharedPolls at a run, shared: whoever watches it over one connection, the server is asked once for all."""
+"""Polls of a run, shared by all who watch it over one connection.
+
+How it works:
+
+1. A poll is one `describe` call: it shows what the server knows, partial text included, and asks no worker.
+2. A watcher asks for a poll that began after a given moment, such as the end of its last poll. So every
+   poll that it sees is newer than the one before it, and shows all that had happened by then.
+3. Polls of a run are made under a lock. Whoever gets the lock takes the last poll if that began late
+   enough, and polls otherwise. However many wait, they share the poll, or its error.
+4. The interval between polls is fixed and counted from the end of a poll, not from when a watcher was done
+   with it. So watchers that share a poll come back at the same moment, and share the next one too.
+"""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -17,151 +28,143 @@ from .watched import WatchedRun
 
 _T = TypeVar("_T")
 
-QUICK: Final = timedelta(milliseconds=100)
-"""From one poll at a run that works to the next."""
-_REPORTED: Final = timedelta(milliseconds=140)
-"""The same after one that showed a new report of a call. Where text flows, a worker reports every
-150 ms (`progress_interval`), so this keeps polls just behind the reports: as many as one every 100 ms,
-and each report is seen when it is a few milliseconds old, not fifty.
+POLL_INTERVAL: Final = timedelta(milliseconds=75)
+"""Interval between polls of a run that works. Its worker reports text half as often (`progress_interval`,
+150 ms), so a report is seen when it is 40 ms old on average.
 """
-_MISSED: Final = timedelta(milliseconds=30)
-"""The same after one that came just too early for the next report; twice that after another."""
 
 
-class _Shared(Generic[_T]):
-    """Something on its way to all who wait for it, or its error; given up once nobody waits."""
+@dataclass(frozen=True)
+class _Outcome(Generic[_T]):
+    """Value or error of a call, kept for all who share it."""
 
-    def __init__(self, coming: Coroutine[Any, Any, _T]) -> None:
-        self.began = asyncio.get_running_loop().time()
-        self.given_up = False
-        self._task = asyncio.create_task(coming)
-        self._waiting = 0
+    value: _T | None = None
+    error: Exception | None = None
 
-    @property
-    def under_way(self) -> bool:
-        return not self.given_up and not self._task.done()
-
-    async def get(self) -> _T:
-        """Who is cancelled here leaves the others undisturbed."""
-        self._waiting += 1
+    @classmethod
+    async def of_call(cls, call: Callable[[], Awaitable[_T]]) -> "_Outcome[_T]":
+        """Make the call. A cancelled call has no outcome: the next in line makes it anew."""
         try:
-            return await asyncio.shield(self._task)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self._task.done():
-                self.given_up = True
-                self._task.cancel()
+            return cls(value=await call())
+        except Exception as error:
+            return cls(error=error)
 
-    async def settled(self) -> None:
-        """Wait until it is there, failed or given up, whichever; does not count as waiting for it."""
-        await asyncio.wait({self._task})
+    def get(self) -> _T:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast("_T", self.value)
+
+
+@dataclass
+class _SharedCall(Generic[_T]):
+    """A call made by the first who awaits it, for all of them."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    outcome: _Outcome[_T] | None = None
+
+    async def get(self, call: Callable[[], Awaitable[_T]], within: float | None) -> _T:
+        async def limited() -> _T:
+            # The limit is part of the shared call. Were it each watcher's own, all of them would call in
+            # turn.
+            async with asyncio.timeout(within):
+                return await call()
+
+        async with self.lock:
+            if self.outcome is None:
+                self.outcome = await _Outcome.of_call(limited)
+        return self.outcome.get()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Poll:
-    """What the server knew of a run at one moment."""
+    """State of a run as the server knew it at one moment."""
 
     began: float
-    """On the loop's clock, as `ended`: whatever had happened by then is in it."""
+    """On the event loop's clock, as `ended`. The poll shows all that had happened by then."""
     ended: float
-    described: WorkflowExecutionDescription
+    description: WorkflowExecutionDescription
     pending: list[PendingActivity]
-    haste: timedelta
-    """When the next is worth it, while the run works."""
-    _asked: dict[Hashable, "_Shared[Any]"] = field(default_factory=dict[Hashable, "_Shared[Any]"])
+    _calls: dict[Hashable, _SharedCall[Any]] = field(default_factory=dict[Hashable, _SharedCall[Any]])
 
     @property
-    def at(self) -> tuple[str, int]:
-        """How far the run was: what a worker answers about it can change only when this does."""
-        return self.described.run_id, self.described.history_length
+    def position(self) -> tuple[str, int]:
+        """Execution and length of its history. A worker's answer can change only when this does."""
+        return self.description.run_id, self.description.history_length
 
     @property
     def closed(self) -> bool:
-        """Whether the run was over."""
-        return self.described.status != WorkflowExecutionStatus.RUNNING
+        """True if the run had ended."""
+        return self.description.status != WorkflowExecutionStatus.RUNNING
 
-    def left_of(self, pause: timedelta) -> float:
-        """Seconds until so much time has passed since. Reckoned from the poll, not from when somebody
-        was done with it: so all who share it come for the next one at the same moment.
-        """
-        return max(0.0, self.ended + pause.total_seconds() - asyncio.get_running_loop().time())
+    def remaining(self, interval: timedelta) -> float:
+        """Return the seconds left of an interval that began with the end of this poll."""
+        return max(0.0, self.ended + interval.total_seconds() - asyncio.get_running_loop().time())
 
-    async def once(self, what: Hashable, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """The answer, or the error, of a question that this poll raises: the first to come asks it
-        for all. It is kept no longer than the poll, for it may be as long as a transcript.
+    async def share(
+        self, key: Hashable, call: Callable[[], Awaitable[_T]], *, within: float | None = None
+    ) -> _T:
+        """Return the outcome of a call that this poll gives reason for, made once for all watchers.
+
+        It is kept no longer than the poll, for it may be as long as a transcript.
+
+        Raises:
+            TimeoutError: the call took longer than `within` seconds; raised to all who share it.
+
         """
-        asked = self._asked.get(what)
-        if asked is None or asked.given_up:
-            asked = self._asked[what] = _Shared(ask())
-        answer: _T = await asked.get()
-        return answer
+        shared: _SharedCall[_T] = self._calls.setdefault(key, _SharedCall())
+        return await shared.get(call, within)
 
 
 class SharedPolls:
-    """Those at one run. There while somebody watches it: nobody else holds on to them."""
+    """Polls of one run; they exist while somebody watches it."""
 
     def __init__(self, run: WatchedRun) -> None:
         self._run = run
-        self._last: Poll | None = None
-        self._coming: _Shared[Poll] | None = None
+        self._lock = asyncio.Lock()
+        self._began = float("-inf")
+        self._last = _Outcome[Poll]()
 
     @classmethod
     def for_run(cls, run: WatchedRun) -> "SharedPolls":
-        """The same for all who watch that run over the same connection, in the same event loop."""
+        """Return the polls shared by all who watch the run over this connection, in this event loop."""
         key = (run.client, asyncio.get_running_loop(), run.id)
-        return _WATCHED.get(key) or _WATCHED.setdefault(key, cls(run))
+        return _SHARED.get(key) or _SHARED.setdefault(key, cls(run))
 
     async def next(self, after: float) -> Poll:
-        """A poll that began later than that: the last, the one under way, or a new one.
+        """Return a poll that began after that moment: the last one, or a new one.
 
         Raises:
             PerdureError: whatever `Run.describe` raises, to all who waited for it.
 
         """
-        while self._last is None or self._last.began <= after:
-            coming = self._coming
-            if coming is None or not coming.under_way:
-                self._coming = _Shared(self._poll())
-                return await self._coming.get()
-            if coming.began > after:
-                return await coming.get()
-            # It may miss what they know who have come since; one more will do for all of them.
-            await coming.settled()
-        return self._last
+        async with self._lock:
+            if self._began <= after:
+                began = asyncio.get_running_loop().time()
+                self._last = await _Outcome.of_call(lambda: self._poll(began))
+                self._began = began
+            outcome = self._last
+        return outcome.get()
 
-    async def _poll(self) -> Poll:
-        clock = asyncio.get_running_loop().time
-        began, described = clock(), await self._run.describe()
-        pending = await _pending_activities(self._run.client, described)
-        haste = _haste(self._last, pending)
-        self._last = Poll(began=began, ended=clock(), described=described, pending=pending, haste=haste)
-        return self._last
+    async def _poll(self, began: float) -> Poll:
+        description = await self._run.describe()
+        pending = await _pending_activities(self._run.client, description)
+        ended = asyncio.get_running_loop().time()
+        return Poll(began=began, ended=ended, description=description, pending=pending)
 
 
-_WATCHED: Final = WeakValueDictionary[tuple[Client, asyncio.AbstractEventLoop, str], SharedPolls]()
-
-
-def _haste(before: Poll | None, pending: list[PendingActivity]) -> timedelta:
-    if _reports(pending) - _reports(before.pending if before else []):
-        return _REPORTED
-    if before is None or before.haste == QUICK:
-        return QUICK
-    return _MISSED if before.haste == _REPORTED else min(QUICK, before.haste * 2)
-
-
-def _reports(pending: list[PendingActivity]) -> set[tuple[str, int, int]]:
-    reports = (activity.progress for activity in pending if activity.progress)
-    return {(report.call, report.attempt, report.seq) for report in reports}
+# Weak: only watchers hold the polls of a run, so nothing is kept of a run that nobody watches.
+_SHARED: Final = WeakValueDictionary[tuple[Client, asyncio.AbstractEventLoop, str], SharedPolls]()
 
 
 async def _pending_activities(
-    client: Client, described: WorkflowExecutionDescription
+    client: Client, description: WorkflowExecutionDescription
 ) -> list[PendingActivity]:
-    infos: list[PendingActivityInfo] = list(described.raw_description.pending_activities)
-    return [await _pending(client, info) for info in infos]
+    infos: list[PendingActivityInfo] = list(description.raw_description.pending_activities)
+    return [await _pending_activity(client, info) for info in infos]
 
 
-async def _pending(client: Client, info: PendingActivityInfo) -> PendingActivity:
+async def _pending_activity(client: Client, info: PendingActivityInfo) -> PendingActivity:
     error = info.last_failure.message if info.attempt > 1 and info.HasField("last_failure") else None
     return PendingActivity(progress=await _progress(client, info), attempt=info.attempt, error=error)
 
@@ -173,4 +176,4 @@ async def _progress(client: Client, info: PendingActivityInfo) -> Progress | Non
         details: list[Any] = await client.data_converter.decode(list(info.heartbeat_details.payloads))
         return Progress.model_validate(details[0])
     except Exception:
-        return None  # a remote tool heartbeats as it likes, in any encoding
+        return None  # a remote tool's heartbeats may hold anything, in any encoding

@@ -1,188 +1,191 @@
-"""Watching a run: looks at it again and again, at no cost to its history."""
+"""Events of one run, from polls of the server, at no cost to its history.
+
+A watcher polls at a fixed interval: 75 ms while the run works, a second while it waits for a person. A poll
+is one `describe` call. When it shows a longer history, a worker is queried for status and new messages. If
+no worker answers, watching goes on with what the server knows, and the next poll asks again.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from temporalio.client import WorkflowExecutionStatus
 
-from perdure.errors import NotReachable, PerdureError, RunFailed, ServerBusy
+from perdure.errors import PerdureError, RunFailed
 from perdure.messages import Message
 from perdure.wire.events import Event, Finished, TurnFinished
 from perdure.wire.results import Failure, NodeStatus, RunStatus, Status, TurnReply
 
 from .changes import ChangeTracker
 from .children import ChildRuns
-from .poll import QUICK, Poll, SharedPolls
+from .poll import POLL_INTERVAL, Poll, SharedPolls
 from .watched import WatchedRun
 
-_SLOW: Final = timedelta(seconds=1)
+_T = TypeVar("_T")
+
+_IDLE_INTERVAL: Final = timedelta(seconds=1)
+"""Interval between polls of a run that waits for a person."""
+_IDLE: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
 _AT_ONCE: Final = 8
-"""Runs of a tree that are looked at in full haste; of more, each is looked at less often."""
+"""Runs of a tree that are polled at the full rate, and workers' answers awaited at once."""
 _ANSWER_WITHIN: Final = 2.0
-"""Seconds for a worker to answer a look; the next look asks again."""
+"""Seconds for a worker to answer; the next poll asks again."""
 _LAST_ANSWER_WITHIN: Final = 10.0
-"""Seconds for it to answer the last look, which no other follows: what it would tell is missed else."""
-_PATIENT: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+"""Seconds for a worker to answer about a run that has ended. No other poll follows: what it would say is
+missed.
+"""
 
 
 @dataclass
-class Pace:
-    """How often the runs of a tree are looked at: seldom while all of them wait for people."""
+class WatchGroup:
+    """Limits shared by the watchers of one tree of runs."""
 
-    statuses: dict[str, Status | None] = field(default_factory=dict[str, Status | None])
-    """Of those that are watched, by run id."""
-    deaf: bool = False
-    """No worker answered the last question: what is over is not asked about any more."""
-    silent: bool = False
-    """No worker answered the last question in all that time: the next last one gets no more than others."""
-    door: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
-    """Of so many runs at once is asked where they are: a worker may have to replay each of them."""
-
-    async def wait(self, run_id: str, status: Status | None, poll: Poll) -> None:
-        """Until the next look at that run, after one at this poll."""
-        self.statuses[run_id] = status
-        patient = all(one in _PATIENT for one in self.statuses.values())
-        await asyncio.sleep(poll.left_of(_SLOW if patient else poll.haste * self._crowd))
-
-    @property
-    def quick(self) -> timedelta:
-        """Between two looks at a run that works."""
-        return QUICK * self._crowd
-
-    @property
-    def _crowd(self) -> float:
-        return max(1.0, len(self.statuses) / _AT_ONCE)
-
-
-async def watch(run: WatchedRun, *, after_message: int = 0, pace: Pace | None = None) -> AsyncIterator[Event]:
-    """Every event of the run from message `after_message` on, until it is over.
-
-    A look costs one `describe`, and a query when the run's history has grown since; those who watch
-    the same run over the same connection share them. If no worker answers the query, watching goes
-    on with what the server knows.
+    runs: int = 0
+    """Runs watched now."""
+    queries: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    """Limits the runs whose worker is queried at once: it may have to replay each of them."""
+    timed_out: bool = False
+    """A worker took all of `_LAST_ANSWER_WITHIN`. While none answers, the other runs' last queries get
+    less.
     """
-    pace = pace or Pace()
-    looks = _Looks(run, after_message, pace)
+
+    def interval(self, status: Status | None = None) -> timedelta:
+        """Return the interval between polls of a run of that status; longer in a tree of many runs."""
+        return _IDLE_INTERVAL if status in _IDLE else POLL_INTERVAL * max(1.0, self.runs / _AT_ONCE)
+
+    def answer_within(self, poll: Poll) -> float:
+        """Return the seconds that a worker has to answer what this poll gives reason to ask."""
+        return _LAST_ANSWER_WITHIN if poll.closed and not self.timed_out else _ANSWER_WITHIN
+
+
+async def watch(
+    run: WatchedRun, *, after_message: int = 0, group: WatchGroup | None = None
+) -> AsyncIterator[Event]:
+    """Yield every event of the run from message `after_message` on, until it has ended."""
+    group = group or WatchGroup()
+    watcher = _Watcher(run, after_message, group)
+    group.runs += 1
     try:
         while True:
-            events, poll = await looks.next()
+            events, poll = await watcher.next()
             for event in events:
                 yield event
             if poll.closed:
-                finished = await poll.once("finished", partial(_finished, run, poll))
-                for event in looks.seen.track_end(finished.result, behind=looks.behind(poll)):
+                finished = await poll.share("finished", partial(_finished, run, poll))
+                for event in watcher.tracker.track_end(finished.result, behind=watcher.is_behind(poll)):
                     yield event
                 yield finished
                 return
-            await pace.wait(run.id, looks.seen.status, poll)
+            await asyncio.sleep(watcher.pause(poll))
     finally:
-        pace.statuses.pop(run.id, None)
+        group.runs -= 1
 
 
 async def watch_turn(
     run: WatchedRun, reply: "asyncio.Future[TurnReply]", *, after_message: int
 ) -> AsyncIterator[Event]:
-    """Every event of a session from message `after_message` on, until the reply is there.
+    """Yield every event of a session from message `after_message` on, until the reply is there.
 
     Raises:
         PerdureError: whatever the reply raises.
 
     """
-    looks = _Looks(run, after_message, Pace())
+    watcher = _Watcher(run, after_message, WatchGroup())
     while True:
-        over = reply.done()
-        events, poll = await looks.next(afresh=over)
+        done = reply.done()
+        events, poll = await watcher.next(fresh=done)
         for event in events:
             yield event
-        if over:
+        if done:
             yield TurnFinished(reply=reply.result())
             return
-        await asyncio.wait({reply}, timeout=poll.left_of(looks.pause(poll)))
+        await asyncio.wait({reply}, timeout=watcher.pause(poll))
 
 
-class _Looks:
-    """One watcher's looks at a run, and what was new at each."""
+class _Watcher:
+    """Polls of a run, and what each showed that was new to this watcher."""
 
-    def __init__(self, run: WatchedRun, after_message: int, pace: Pace) -> None:
-        self.seen = ChangeTracker(messages=after_message)
+    def __init__(self, run: WatchedRun, after_message: int, group: WatchGroup) -> None:
+        self.tracker = ChangeTracker(messages=after_message)
         self._run = run
-        self._pace = pace
-        self._below = ChildRuns(run)
+        self._group = group
+        self._child_runs = ChildRuns(run)
         self._polls = SharedPolls.for_run(run)
         self._poll: Poll | None = None
-        """The newest there was a look at."""
-        self._told: tuple[str, int] | None = None
-        """How far the run was when a worker last told of it."""
+        self._answered_at: tuple[str, int] | None = None
+        """Position of the run when a worker last answered."""
 
-    def pause(self, poll: Poll) -> timedelta:
-        """How long until the next look is worth it."""
-        return _SLOW if self.seen.status in _PATIENT else poll.haste
+    def pause(self, poll: Poll) -> float:
+        """Return the seconds until the next poll is due."""
+        return poll.remaining(self._group.interval(self.tracker.status))
 
-    def behind(self, poll: Poll) -> bool:
-        """Whether no worker has told of all that had happened by that poll."""
-        return poll.at != self._told
+    def is_behind(self, poll: Poll) -> bool:
+        """Return whether no worker has answered about all that had happened by that poll."""
+        return poll.position != self._answered_at
 
-    async def next(self, *, afresh: bool = False) -> tuple[list[Event], Poll]:
-        """What is new, and the poll at which that was seen; it began after the last one had ended.
+    async def next(self, *, fresh: bool = False) -> tuple[list[Event], Poll]:
+        """Return the new events, and the poll that showed them. It began after the last one had ended.
 
-        That of the first look, and of one `afresh`, begins only now: it shows all that the caller
-        knows to have happened.
+        The first poll, and a `fresh` one, begins only now: it shows all that the caller knows to have
+        happened.
         """
-        seen, news = self.seen, list[Event]()
-        last = None if afresh else self._poll
+        last = None if fresh else self._poll
         after = asyncio.get_running_loop().time() if last is None else last.ended
         poll = self._poll = await self._polls.next(after)
-        if poll.at != self._told and not (poll.closed and self._pace.deaf):
-            told = await _ask(self._run, seen.messages, self._below, poll, self._pace)
-            if told is not None:
-                self._told = poll.at
-                news += told.news(seen)
-        # After the messages: a step's text must not be told before the results of the step before it.
-        news += seen.track_pending(poll.pending)
-        return news, poll
+        events: list[Event] = []
+        if self.is_behind(poll):
+            answer = await _query(self._run, self.tracker.messages, self._child_runs, poll, self._group)
+            if answer is not None:
+                self._answered_at = poll.position
+                events += answer.track(self.tracker)
+        # After the messages: a step's text must not come before the results of the step before it.
+        events += self.tracker.track_pending(poll.pending)
+        return events, poll
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
-    """What a worker told of a run."""
+class _Answer:
+    """Answer of a worker: status, new messages and child runs."""
 
     status: RunStatus
     messages: list[Message]
     nodes: list[NodeStatus]
 
-    def news(self, seen: ChangeTracker) -> list[Event]:
+    def track(self, tracker: ChangeTracker) -> list[Event]:
+        """Return the events that the answer is reason for."""
         if self.status.kind not in ("swarm", "graph"):
-            seen.set_call_runs(self.nodes)
-        return [*seen.track_messages(self.messages), *seen.track_status(self.status, self.nodes)]
+            tracker.set_call_runs(self.nodes)
+        return [*tracker.track_messages(self.messages), *tracker.track_status(self.status, self.nodes)]
 
 
-async def _ask(run: WatchedRun, known: int, below: ChildRuns, poll: Poll, pace: Pace) -> _Told | None:
-    """Status and new messages; None when no worker answers, or none has begun with the run yet."""
+async def _query(
+    run: WatchedRun, start: int, child_runs: ChildRuns, poll: Poll, group: WatchGroup
+) -> _Answer | None:
+    """Return a worker's answer, with the messages from `start` on, or None if no worker answers."""
     try:
-        # A question that gets lost must not keep what the server itself knows from those who watch.
-        async with pace.door:
-            patient = poll.closed and not pace.silent
-            async with asyncio.timeout(_LAST_ANSWER_WITHIN if patient else _ANSWER_WITHIN):
-                status, messages = await poll.once(("told", known), lambda: _answers(run, known))
-                nodes = await below.nodes(status, messages, poll.described, poll)
+        async with group.queries:
+            within = group.answer_within(poll)
+
+            async def share(key: Hashable, call: Callable[[], Awaitable[_T]], /) -> _T:
+                return await poll.share(key, call, within=within)
+
+            status, messages = await share(("status", start), partial(_status, run, start))
+            nodes = await child_runs.nodes(status, messages, poll.description, share)
     except TimeoutError:
-        pace.silent = pace.silent or poll.closed
+        group.timed_out = group.timed_out or poll.closed
         return None
-    except PerdureError as error:
-        pace.deaf = isinstance(error, NotReachable) and not isinstance(error, ServerBusy)
+    except PerdureError:
         return None
-    pace.deaf = pace.silent = False
-    return _Told(status=status, messages=messages, nodes=nodes)
+    group.timed_out = False
+    return _Answer(status=status, messages=messages, nodes=nodes)
 
 
-async def _answers(run: WatchedRun, known: int) -> tuple[RunStatus, list[Message]]:
-    """Where the run is, and its messages from that number on."""
+async def _status(run: WatchedRun, start: int) -> tuple[RunStatus, list[Message]]:
     status = await run.status()
-    return status, await run.transcript(start=known) if status.messages > known else []
+    return status, await run.transcript(start=start) if status.messages > start else []
 
 
 async def _finished(run: WatchedRun, poll: Poll) -> Finished:
@@ -191,5 +194,5 @@ async def _finished(run: WatchedRun, poll: Poll) -> Finished:
     except RunFailed as error:
         failure = Failure(kind=error.kind, message=str(error))
         return Finished(status="failed", result=error.result, error=failure)
-    cancelled = poll.described.status == WorkflowExecutionStatus.CANCELED
+    cancelled = poll.description.status == WorkflowExecutionStatus.CANCELED
     return Finished(status="cancelled" if cancelled else "completed", result=result)

@@ -1,4 +1,8 @@
-"""Watching a run with all that run below it: their events as one stream, in an order that makes sense."""
+"""Events of a run and of all runs below it, as one stream.
+
+Each run has a watcher of its own; all of them write to one queue. A parent's watcher starts that of a child
+at its NodeStarted, and waits for it before NodeFinished, so that a child's events come between the two.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,29 +24,28 @@ from perdure.wire.events import (
 )
 
 from .children import original_start
-from .run import Pace, watch
+from .run import WatchGroup, watch
 from .watched import WatchedRun
 
-_LAST_WORDS_WITHIN: Final = 30.0
-"""Seconds for what a run that is over has said to be heard: a worker's time to answer, and that of the turns
-of others before it.
+_LAST_EVENTS_WITHIN: Final = 30.0
+"""Seconds for the last events of a run that has ended: a worker's time to answer, and to answer others
+before.
 """
 
-_News = asyncio.Queue[TreeEvent | None]
+_Events = asyncio.Queue[TreeEvent | None]
 
 
 async def watch_tree(run: WatchedRun, *, after_message: int = 0) -> AsyncIterator[TreeEvent]:
-    """Every event of the run and of all below it, until it is over.
+    """Yield every event of the run and of all below it, until it has ended.
 
-    All of a child's events come between its NodeStarted and its NodeFinished, except those of one
-    whose last words nobody can tell any more.
+    All of a child's events come between its NodeStarted and its NodeFinished, unless no worker can
+    report the last of them any more.
     """
-    news: _News = asyncio.Queue()
-    began = original_start(await run.describe())
-    tree = _Tree(news=news, began=began)
-    root = asyncio.create_task(tree.root(run, after_message))
+    events: _Events = asyncio.Queue()
+    tree = _Tree(events=events, began=original_start(await run.describe()))
+    root = asyncio.create_task(tree.watch_root(run, after_message))
     try:
-        while (event := await news.get()) is not None:
+        while (event := await events.get()) is not None:
             yield event
         await root
     finally:
@@ -52,90 +55,97 @@ async def watch_tree(run: WatchedRun, *, after_message: int = 0) -> AsyncIterato
 
 @dataclass
 class _Child:
-    """The watcher of a run below."""
+    """Watcher of a child run."""
 
     task: "asyncio.Task[None]"
-    over: asyncio.Event
-    """Its parent says that it is over: if it is not there now, it never will be."""
+    ended: asyncio.Event
+    """Set when the parent says that the child has ended: if the server does not know it now, it never will.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tree:
-    news: _News
+    """Watchers of a tree, and the queue that they write to."""
+
+    events: _Events
     began: datetime
-    """When the root did: what is older belongs to an earlier run of the same id."""
-    pace: Pace = field(default_factory=Pace)
+    """Start of the root: an older child belongs to an earlier run of the same id."""
+    group: WatchGroup = field(default_factory=WatchGroup)
 
-    async def root(self, run: WatchedRun, after_message: int) -> None:
+    async def watch_root(self, run: WatchedRun, after_message: int) -> None:
+        """Write all events of the tree to the queue, and None after the last, or after an error."""
         try:
-            await self._follow(run, [], after_message)
+            await self._watch(run, [], after_message)
         finally:
-            self.news.put_nowait(None)
+            self.events.put_nowait(None)
 
-    async def _follow(self, run: WatchedRun, path: list[str], after_message: int = 0) -> None:
-        below: dict[str, _Child] = {}
+    async def _watch(self, run: WatchedRun, path: list[str], after_message: int = 0) -> None:
+        children: dict[str, _Child] = {}
         try:
-            async for event in watch(run, after_message=after_message, pace=self.pace):
+            async for event in watch(run, after_message=after_message, group=self.group):
                 match event:
                     case NodeStarted():
-                        self._tell(run, path, event)
-                        self._begin(run, path, event, below)
+                        self._put(run, path, event)
+                        self._watch_child(run, path, event, children)
                         continue
                     case NodeFinished():
-                        await _hear_out(below.pop(event.key, None))
+                        await _finish(children.pop(event.key, None))
                     case Finished():
-                        for child in below.values():
-                            await _hear_out(child)
+                        for child in children.values():
+                            await _finish(child)
                     case _:
                         pass
-                self._tell(run, path, event)
+                self._put(run, path, event)
         finally:
-            tasks = [child.task for child in below.values()]
+            tasks = [child.task for child in children.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, run: WatchedRun, path: list[str], node: NodeStarted, below: dict[str, _Child]) -> None:
-        if node.run_id is None:
+    def _watch_child(
+        self, run: WatchedRun, path: list[str], node: NodeStarted, children: dict[str, _Child]
+    ) -> None:
+        if node.run_id is None:  # a function of a graph
             return
-        over = asyncio.Event()
-        task = asyncio.create_task(self._child(run.get(node.run_id), [*path, node.key], over))
-        below[node.key] = _Child(task=task, over=over)
+        ended = asyncio.Event()
+        task = asyncio.create_task(self._run_child(run.get(node.run_id), [*path, node.key], ended))
+        children[node.key] = _Child(task=task, ended=ended)
 
-    async def _child(self, run: WatchedRun, path: list[str], over: asyncio.Event) -> None:
+    async def _run_child(self, run: WatchedRun, path: list[str], ended: asyncio.Event) -> None:
         try:
-            if await self._is_there(run, over):
-                await self._follow(run, path)
+            if await self._exists(run, ended):
+                await self._watch(run, path)
         except PerdureError:
-            return  # whoever watches the root is told of it there
+            return  # the watcher of the root meets the same error, and raises it
 
-    async def _is_there(self, run: WatchedRun, over: asyncio.Event) -> bool:
-        """Wait until it has begun; a child is announced before the server knows it."""
+    async def _exists(self, run: WatchedRun, ended: asyncio.Event) -> bool:
+        """Wait until the child has begun; its parent announces it before the server knows it."""
         while True:
-            last = over.is_set()
+            is_last = ended.is_set()
             try:
                 if (await run.describe()).start_time >= self.began:
                     return True
             except RunNotFound:
                 pass
-            if last:
+            if is_last:
                 return False
-            await asyncio.sleep(self.pace.quick.total_seconds())
+            await asyncio.sleep(self.group.interval().total_seconds())
 
-    def _tell(self, run: WatchedRun, path: list[str], event: Event) -> None:
+    def _put(self, run: WatchedRun, path: list[str], event: Event) -> None:
         if not path:
-            self.news.put_nowait(event)
-        elif not isinstance(event, ApprovalRequested | QuestionAsked | ParkedBelow):  # the root tells those
-            self.news.put_nowait(ChildEvent(run_id=run.id, path=path, event=event))
+            self.events.put_nowait(event)
+        # What waits for a person is in the status of every run above it. The root reports it, once.
+        elif not isinstance(event, ApprovalRequested | QuestionAsked | ParkedBelow):
+            self.events.put_nowait(ChildEvent(run_id=run.id, path=path, event=event))
 
 
-async def _hear_out(child: _Child | None) -> None:
-    """Wait for what a run that is over has said, within reason."""
+async def _finish(child: _Child | None) -> None:
+    """Wait for the last events of a run that has ended, within reason."""
     if child is None:
         return
-    child.over.set()
-    await asyncio.wait({child.task}, timeout=_LAST_WORDS_WITHIN)
+    child.ended.set()
+    await asyncio.wait({child.task}, timeout=_LAST_EVENTS_WITHIN)
     child.task.cancel()
     [outcome] = await asyncio.gather(child.task, return_exceptions=True)
-    if isinstance(outcome, Exception):  # a bug of ours must not pass for silence
+    if isinstance(outcome, Exception):  # a bug of ours must not pass for a run without events
         raise outcome

@@ -1,4 +1,4 @@
-"""The protocol by which `watch/` knows a run. `client/` imports `watch/`, never the other way round."""
+"""Protocol by which watching knows a run."""
 
 from typing import Protocol
 
@@ -10,11 +10,11 @@ from perdure.wire.spec import ResolvedAgent
 
 
 class WatchedRun(Protocol):
-    """The calls on a run that watching needs; `client.run.Run` has them."""
+    """Calls on a run that its watchers make; `client.run.Run` has them."""
 
     @property
     def client(self) -> Client:
-        """Temporal's client: watchers over the same one share their polls."""
+        """Temporal's client. Watchers over the same one share their polls."""
         ...
 
     @property
@@ -27,21 +27,21 @@ class WatchedRun(Protocol):
         ...
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """Describe the run; no worker is asked."""
+        """Return what the server knows; no worker is asked."""
         ...
 
     async def status(self) -> RunStatus:
-        """Ask a worker for the run's status."""
+        """Return the status, from a worker."""
         ...
 
     async def transcript(self, *, start: int = 0) -> list[Message]:
-        """Ask a worker for the messages from number `start` on."""
+        """Return the messages from number `start` on, from a worker."""
         ...
 
     async def spec(self) -> ResolvedAgent:
-        """Ask a worker for the spec that the run keeps."""
+        """Return the spec that the run was started with, from a worker."""
         ...
 
     async def result(self) -> RunResult:
-        """Wait for the end of the run."""
+        """Wait for the end."""
         ...

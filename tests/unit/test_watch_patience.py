@@ -1,56 +1,65 @@
-"""How long a watcher waits for a worker: long for the last word, and not again where nobody speaks."""
+"""Patience of a watcher with a worker: long for a last answer, less where none came."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from perdure.starter.watch import run as watch
-from perdure.starter.watch.run import Pace
+from perdure.starter.watch.poll import POLL_INTERVAL, _SharedCall
+from perdure.starter.watch.run import WatchGroup
 
 
-class Slow:
-    """A run whose worker answers when told to, and stands for its poll and for what is below it too."""
+class SlowRun:
+    """A run whose worker answers when the test says so. It stands for its polls and child runs too."""
 
     def __init__(self) -> None:
         self.answers = asyncio.Event()
-        self.described = None
 
     async def status(self) -> Any:
         await self.answers.wait()
         return SimpleNamespace(messages=0)
 
-    async def once(self, _: object, ask: Callable[[], Awaitable[Any]]) -> Any:
-        return await ask()
+    async def share(self, _: object, call: Callable[[], Awaitable[Any]], *, within: float) -> Any:
+        return await _SharedCall[Any]().get(call, within)
 
     async def nodes(self, *_: object) -> list[Any]:
         return []
 
 
-async def told(run: Slow, pace: Pace, *, closed: bool) -> bool:
-    poll = cast("Any", SimpleNamespace(closed=closed, described=None, once=run.once))
-    return await watch._ask(cast("Any", run), 0, cast("Any", run), poll, pace) is not None  # pyright: ignore[reportPrivateUsage]
+async def answers(run: SlowRun, group: WatchGroup, *, closed: bool) -> bool:
+    poll = cast("Any", SimpleNamespace(closed=closed, description=None, share=run.share))
+    return await watch._query(cast("Any", run), 0, cast("Any", run), poll, group) is not None  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_the_last_word_of_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_answer_of_a_slow_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_ANSWER_WITHIN", 0.02)
-    run, pace = Slow(), Pace()
-    assert not await told(run, pace, closed=False), "the next look asks again"
+    run, group = SlowRun(), WatchGroup()
+    assert not await answers(run, group, closed=False), "the next poll asks again"
     asyncio.get_running_loop().call_later(0.2, run.answers.set)
-    assert await told(run, pace, closed=True)
+    assert await answers(run, group, closed=True)
 
 
-async def test_where_no_worker_spoke_in_all_that_time_the_next_run_is_not_waited_for_as_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_one_silent_worker_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a last query that nobody answered, those of the tree's other runs get less time."""
     monkeypatch.setattr(watch, "_ANSWER_WITHIN", 0.02)
     monkeypatch.setattr(watch, "_LAST_ANSWER_WITHIN", 0.1)
-    run, pace = Slow(), Pace()
-    assert not await told(run, pace, closed=True)
+    run, group = SlowRun(), WatchGroup()
+    assert not await answers(run, group, closed=True)
     monkeypatch.setattr(watch, "_LAST_ANSWER_WITHIN", 3600.0)
-    assert not await told(run, pace, closed=True)
+    assert not await answers(run, group, closed=True)
     run.answers.set()
-    assert await told(run, pace, closed=True)
-    assert not pace.silent, "somebody speaks again"
+    assert await answers(run, group, closed=True)
+    assert not group.timed_out, "a worker answers again"
+
+
+def test_a_tree_of_many_runs_is_polled_at_a_bounded_rate() -> None:
+    def polls_a_second(runs: int) -> float:
+        return runs / WatchGroup(runs=runs).interval("acting").total_seconds()
+
+    assert WatchGroup(runs=8).interval("acting") == POLL_INTERVAL
+    assert polls_a_second(500) == pytest.approx(polls_a_second(8))
+    assert WatchGroup(runs=1).interval("waiting_approval") == timedelta(seconds=1)

@@ -1,0 +1,77 @@
+"""A query is asked again while no answer comes; the first answer counts."""
+
+import asyncio
+
+import pytest
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure.errors import NotReachable
+from perdure.starter.client.run import _soon
+
+
+async def turns() -> None:
+    """Let every task get as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("losses", [1, 3])
+async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses: int) -> None:
+    asked, lost = 0, 0
+
+    async def ask() -> str:
+        nonlocal asked, lost
+        asked += 1
+        if asked <= losses:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                lost += 1
+        return f"answer {asked}"
+
+    assert await _soon(ask, again_after=(0.01, 0.01, 0.01)) == f"answer {losses + 1}"
+    await turns()
+    assert (asked, lost) == (losses + 1, losses), "those before it were given up"
+
+
+async def test_an_error_that_is_an_answer_counts_whichever_question_it_answers() -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+        raise NotReachable("nobody")
+
+    with pytest.raises(NotReachable):
+        await _soon(ask, again_after=(0.01, 60))
+
+
+async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        raise NotReachable("nobody")
+
+    with pytest.raises(NotReachable):
+        await _soon(ask)
+    assert asked == 1
+
+
+async def test_when_there_is_no_room_for_another_question_the_first_is_still_waited_for() -> None:
+    asked, refused = 0, asyncio.Event()
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            refused.set()
+            raise RPCError("query buffer is full", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+        await refused.wait()
+        await turns()
+        return "answer"
+
+    assert await _soon(ask, again_after=(0.01, 60)) == "answer"
