@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
     from perdure.policy import Policy, Rule
+    from perdure.retries import ToolRetry
     from perdure.starter.client.connect import Client, connect
     from perdure.starter.client.run import Run
     from perdure.starter.client.session import Session
     from perdure.swarm import Swarm
-    from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, ToolRetry, as_tool, ask_person, tool
+    from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, as_tool, ask_person, tool
     from perdure.wire.requests import RunRequest
     from perdure.wire.results import NodeResult, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
@@ -82,7 +83,7 @@ _HOME = {
     "Tool": "perdure.tools",
     "ToolContext": "perdure.tools",
     "ToolFallback": "perdure.fallbacks",
-    "ToolRetry": "perdure.tools",
+    "ToolRetry": "perdure.retries",
     "TurnReply": "perdure.wire.results",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",

@@ -10,7 +10,7 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import SlidingWindow
 from perdure.errors import DefinitionError
-from perdure.fallbacks import Fallback, ToolFallback
+from perdure.fallbacks import Fallback
 from perdure.limits import Limits
 from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
@@ -18,7 +18,7 @@ from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped_prices
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
-from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, RetrySpec, ToolFallbackSpec, ToolSpec
+from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 _RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})
@@ -218,24 +218,14 @@ class Agent:
         )
         if cost_limited or self.limits.cost_usd is not None:
             self._check_prices(models)
-        return AgentSpec(
-            name=self.name,
-            description=self.description,
-            instructions=self.instructions,
-            models=models,
-            tools=tuple(_tool_spec(tool) for tool in self.tools),
-            limits=self.limits,
-            policy=self.policy,
-            context=self.context,
-            output_schema=self.output_schema(),
-            output_name=getattr(self.output_type, "__name__", None),
-            output_repairs=self.output_repairs,
-            tool_concurrency=self.tool_concurrency,
-            result_preview_bytes=self.result_preview_bytes,
-            on_failure=self.on_failure,
-            planning=self.planning,
-            fallback_message=self.fallback_message,
-        )
+        # Fields of the same name go over as they are; only what a spec states otherwise is named here.
+        stated_otherwise = {
+            "models": models,
+            "tools": tuple(_tool_spec(tool) for tool in self.tools),
+            "output_schema": self.output_schema(),
+            "output_name": getattr(self.output_type, "__name__", None),
+        }
+        return AgentSpec.model_validate({**vars(self), **stated_otherwise})
 
     def _check_prices(self, models: Sequence[ModelSpec]) -> None:
         unknown = [model.config.name for model in models if model.price is None]
@@ -264,66 +254,32 @@ def _model_spec(config: ModelConfig, given: str | ModelConfig | Fallback, price:
     )
 
 
-_INPUT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "input": {"type": "string", "description": "What it is to do, with all it needs to know."}
-    },
-    "required": ["input"],
-    "additionalProperties": False,
-}
+def _schema_of_text(name: str, description: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", "description": description}},
+        "required": [name],
+        "additionalProperties": False,
+    }
 
 
 def _tool_spec(tool: AnyTool) -> ToolSpec:
+    """Return the tool as data: its fields of the same name, and what its kind adds to them."""
+    fields = dict(vars(tool))
     match tool:
         case PersonTool():
-            question = {
-                "type": "object",
-                "properties": {"question": {"type": "string", "description": "What to ask."}},
-                "required": ["question"],
-                "additionalProperties": False,
-            }
-            return ToolSpec(
-                kind="person", name=tool.name, description=tool.description, input_schema=question
-            )
+            fields |= {"kind": "person", "input_schema": _schema_of_text("question", "What to ask.")}
         case AgentTool():
-            return ToolSpec(
-                kind="agent",
-                name=tool.name,
-                description=tool.description,
-                input_schema=_INPUT,
-                approval=tool.approval,
-                concurrency=tool.concurrency,
-                agent=tool.member.name,
-                agent_hash=tool.member.spec().hash,
-                collect=tool.collect,
-                deadline=tool.timeout,
-            )
-        case Tool() | RemoteTool():
-            return ToolSpec(
-                kind="remote" if isinstance(tool, RemoteTool) else "function",
-                name=tool.name,
-                description=tool.description,
-                input_schema=tool.input_schema,
-                effect=tool.effect,
-                approval=tool.approval,
-                resource=tool.resource,
-                timeout=tool.timeout,
-                heartbeat=tool.heartbeat,
-                retry=RetrySpec(
-                    attempts=tool.retry.attempts,
-                    initial_interval=tool.retry.initial_interval,
-                    backoff=tool.retry.backoff,
-                    maximum_interval=tool.retry.maximum_interval,
-                ),
-                concurrency=tool.concurrency,
-                task_queue=tool.task_queue,
-                activity=(tool.activity or tool.name) if isinstance(tool, RemoteTool) else None,
-                fallback=_fallback_spec(tool.fallback),
-            )
-
-
-def _fallback_spec(fallback: ToolFallback | None) -> ToolFallbackSpec | None:
-    if fallback is None:
-        return None
-    return ToolFallbackSpec(tool=fallback.tool, answer=fallback.answer, remembered=fallback.remembered)
+            fields |= {
+                "kind": "agent",
+                "input_schema": _schema_of_text("input", "What it is to do, with all it needs to know."),
+                "agent": tool.member.name,
+                "agent_hash": tool.member.spec().hash,
+                # A spec's `timeout` bounds one attempt of an activity; a run of an agent is none.
+                "deadline": fields.pop("timeout"),
+            }
+        case RemoteTool():
+            fields |= {"kind": "remote", "activity": tool.activity or tool.name}
+        case Tool():
+            fields["kind"] = "function"
+    return ToolSpec.model_validate(fields)

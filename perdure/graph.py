@@ -206,21 +206,17 @@ class Graph:
         specs: list[AgentSpec | SwarmSpec | GraphSpec] = [
             member.spec(prices=prices, today=today, cost_limited=limited) for member in self.members.values()
         ]
-        return GraphSpec(
-            name=self.name,
-            description=self.description,
-            nodes=tuple(_node_spec(name, node) for name, node in self._nodes.items()),
-            edges=tuple(
-                EdgeSpec(source=edge.source, target=edge.target, when=_named(edge.when, "condition"))
+        # Fields of the same name go over as they are; only what a spec states otherwise is named here.
+        stated_otherwise = {
+            "nodes": tuple(_node_spec(name, node) for name, node in self._nodes.items()),
+            "edges": tuple(
+                EdgeSpec(source=edge.source, target=edge.target, when=_function_name(edge.when, "condition"))
                 for edge in self._edges
             ),
-            entries=self.entries,
-            limits=self.limits,
-            concurrency=self.concurrency,
-            reset_on_revisit=self.reset_on_revisit,
-            siblings=self.siblings,
-            member_hashes=tuple(spec.hash for spec in specs),
-        )
+            "entries": self.entries,
+            "member_hashes": tuple(spec.hash for spec in specs),
+        }
+        return GraphSpec.model_validate({**vars(self), **stated_otherwise})
 
     def code(self) -> GraphCode:
         """Its functions, which no spec can hold."""
@@ -346,8 +342,8 @@ def _check_wiring(graph: Graph) -> None:
         raise _wrong(graph, found)
 
 
-def _named(function: Callable[..., Any] | None, lambda_name: str) -> str | None:
-    """The function's name, for people who read the spec."""
+def _function_name(function: Callable[..., Any] | None, lambda_name: str) -> str | None:
+    """Return the function's name, for people who read the spec; `lambda_name` for a lambda."""
     if function is None:
         return None
     name = getattr(function, "__name__", type(function).__name__)
@@ -355,14 +351,9 @@ def _named(function: Callable[..., Any] | None, lambda_name: str) -> str | None:
 
 
 def _node_spec(name: str, node: Node) -> NodeSpec:
-    return NodeSpec(
-        name=name,
-        kind=node.kind,
-        member=None if node.member is None else node.member.name,
-        join=node.join,
-        on_error=node.on_error,
-        retries=node.retries,
-        timeout=node.timeout,
-        input=_named(node.input, "input"),
-        description=node.description,
-    )
+    stated_otherwise = {
+        "name": name,
+        "member": None if node.member is None else node.member.name,
+        "input": _function_name(node.input, "input"),
+    }
+    return NodeSpec.model_validate({**vars(node), **stated_otherwise})

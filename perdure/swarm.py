@@ -131,11 +131,9 @@ class Swarm:
         """
         bounded = cost_limited or self.limits.cost_usd is not None
         specs = [agent.spec(prices=prices, today=today, cost_limited=bounded) for agent in self.agents]
-        return SwarmSpec(
-            name=self.name,
-            description=self.description,
-            agents=tuple(self.members),
-            entry=self.entry_name,
-            limits=self.limits,
-            member_hashes=tuple(spec.hash for spec in specs),
-        )
+        stated_otherwise = {
+            "agents": tuple(self.members),
+            "entry": self.entry_name,
+            "member_hashes": tuple(spec.hash for spec in specs),
+        }
+        return SwarmSpec.model_validate({**vars(self), **stated_otherwise})

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, get_args, overload
 from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.members import Member
+from perdure.retries import ToolRetry
 from perdure.schema import Signature, check_schema, signature_of
 from perdure.wire.spec import Collect
 
@@ -19,31 +20,6 @@ Effect = Literal["read", "write"]
 """Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToolRetry:
-    """How a failed call is tried again before the model is told."""
-
-    attempts: int = 3
-    initial_interval: timedelta = timedelta(seconds=1)
-    backoff: float = 2.0
-    maximum_interval: timedelta = timedelta(seconds=30)
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
-        if self.backoff < 1:
-            raise DefinitionError(f"ToolRetry: backoff must be 1 or more, not {self.backoff!r}")
-        if self.initial_interval <= timedelta():
-            raise DefinitionError(
-                f"ToolRetry: initial_interval must be positive, not {self.initial_interval!r}"
-            )
-        if self.maximum_interval < self.initial_interval:
-            raise DefinitionError(
-                f"ToolRetry: maximum_interval {self.maximum_interval!r} is less than "
-                f"initial_interval {self.initial_interval!r}; raise it"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +65,7 @@ class Tool:
     """Of one attempt."""
     heartbeat: timedelta = timedelta(seconds=10)
     """A worker that says nothing for this long is taken for dead and the call is tried elsewhere."""
-    retry: ToolRetry = ToolRetry()
+    retry: ToolRetry = field(default_factory=ToolRetry)
     concurrency: int | None = None
     """Most calls of this tool at once in one run."""
     task_queue: str | None = None
@@ -131,7 +107,7 @@ class RemoteTool:
     resource: str | None = None
     timeout: timedelta = timedelta(minutes=1)
     heartbeat: timedelta | None = None
-    retry: ToolRetry = ToolRetry()
+    retry: ToolRetry = field(default_factory=ToolRetry)
     concurrency: int | None = None
     fallback: ToolFallback | None = None
     """As `Tool.fallback`; nothing is remembered of remote tools."""

@@ -16,6 +16,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError,
 
 from perdure.messages import Text, ToolCall, ToolResult, Usage, size_bytes
 from perdure.prices import Price
+from perdure.retries import ToolRetry
 from perdure.texts import mask_secrets, truncate_middle
 from perdure.wire.effects import (
     MODEL_ATTEMPTS,
@@ -43,7 +44,7 @@ from perdure.wire.names import (
     TOO_LARGE_TYPES,
     WORKER_SHUTDOWN,
 )
-from perdure.wire.spec import ModelSpec, RetrySpec, ToolSpec
+from perdure.wire.spec import ModelSpec, ToolSpec
 
 from .engine.calls import approval_digest
 from .engine.decide import CallModel
@@ -199,7 +200,7 @@ def _thousands(count: int) -> str:
     return str(count) if count < 1000 else f"{count / 1000:.1f}k"
 
 
-def _retry(retry: RetrySpec) -> RetryPolicy:
+def _retry(retry: ToolRetry) -> RetryPolicy:
     return RetryPolicy(
         initial_interval=retry.initial_interval,
         backoff_coefficient=retry.backoff,

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from perdure.context import SlidingWindow
+from perdure.fallbacks import ToolFallback
 from perdure.limits import GraphLimits, Limits, SwarmLimits
 from perdure.messages import is_empty
 from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
 from perdure.prices import Price
+from perdure.retries import ToolRetry
 
 OnFailure = Literal["park", "fail", "answer"]
 ToolKind = Literal["function", "remote", "person", "agent"]
@@ -26,30 +28,6 @@ Collect = Literal["all", "completion"]
 """How answers of agents called as tools come back: all of a step together, or each when it is there."""
 NodeKind = Literal["agent", "swarm", "graph", "function"]
 OnError = Literal["fail", "skip"]
-
-
-class RetrySpec(BaseModel):
-    """Retries of one tool."""
-
-    model_config = ConfigDict(frozen=True)
-
-    attempts: int = 3
-    initial_interval: timedelta = timedelta(seconds=1)
-    backoff: float = 2.0
-    maximum_interval: timedelta = timedelta(seconds=30)
-
-
-class ToolFallbackSpec(BaseModel):
-    """What answers in place of a tool that has failed for good: one of the three."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tool: str | None = None
-    """Another tool of the agent, with the same arguments."""
-    answer: str | None = None
-    """This text."""
-    remembered: timedelta | None = None
-    """What the same call gave on this worker, at most so long ago."""
 
 
 class ToolSpec(BaseModel):
@@ -66,7 +44,7 @@ class ToolSpec(BaseModel):
     resource: str | None = None
     timeout: timedelta = timedelta(minutes=1)
     heartbeat: timedelta | None = None
-    retry: RetrySpec = RetrySpec()
+    retry: ToolRetry = ToolRetry()
     concurrency: int | None = None
     task_queue: str | None = None
     activity: str | None = None
@@ -76,7 +54,7 @@ class ToolSpec(BaseModel):
     collect: Collect = Field(default="all", exclude_if=lambda v: v == "all")
     deadline: timedelta | None = Field(default=None, exclude_if=is_empty)
     """Wall clock of one run of the agent that answers."""
-    fallback: ToolFallbackSpec | None = Field(default=None, exclude_if=is_empty)
+    fallback: ToolFallback | None = Field(default=None, exclude_if=is_empty)
     """What answers when the tool has failed for good."""
 
     @property

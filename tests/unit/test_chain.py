@@ -14,7 +14,7 @@ from perdure.prices import Price
 from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, RunResult
-from perdure.wire.spec import ModelSpec, ToolFallbackSpec
+from perdure.wire.spec import ModelSpec
 from perdure.wire.tree import Amount, Branch
 from perdure.workflows.engine.agent_calls import is_error, result_text
 from perdure.workflows.engine.decide import CallModel, CallTools, Finish, Switch, Wait, decide
@@ -176,7 +176,7 @@ def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent
     assert fold(after, Redriven(spec=spec_of())) == after, "what is not parked is not redriven"
 
 
-def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error", effect: str = "read") -> State:
+def failing(fallback: ToolFallback | None, kind: str = "tool_error", effect: str = "read") -> State:
     tools = (tool_spec("work", fallback=fallback, effect=effect), tool_spec("other"))
     state = asked(begun(tools=tools))
     state = fold(state, reply(state, call("work", n=1)))
@@ -188,7 +188,7 @@ def failing(fallback: ToolFallbackSpec | None, kind: str = "tool_error", effect:
 
 
 def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_told() -> None:
-    state = failing(ToolFallbackSpec(tool="other"))
+    state = failing(ToolFallback(tool="other"))
     [waiting] = state.calls
     assert (waiting.state, waiting.stand_in) == ("ready", "other")
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
@@ -201,7 +201,7 @@ def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_tol
 
 
 def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> None:
-    fallback = ToolFallbackSpec(tool="other")
+    fallback = ToolFallback(tool="other")
     assert failing(fallback, "tool_timeout", effect="read").calls
     [given] = failing(fallback, "tool_timeout", effect="write").messages[-1].tool_results
     assert given.is_error
@@ -209,7 +209,7 @@ def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> No
 
 
 def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
-    state = failing(ToolFallbackSpec(tool="other"))
+    state = failing(ToolFallback(tool="other"))
     [waiting] = state.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
     said: list[ResultPart] = [Text(text="it is closed")]
@@ -223,7 +223,7 @@ def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
 
 
 def test_a_default_answer_takes_the_place_of_an_error() -> None:
-    [given] = failing(ToolFallbackSpec(answer="no data today")).messages[-1].tool_results
+    [given] = failing(ToolFallback(answer="no data today")).messages[-1].tool_results
     assert (given.is_error, given.stand_in) == (False, "answer")
     assert given.text.startswith("no data today\n")
     assert "it broke" in given.text
@@ -234,7 +234,7 @@ COVERED = [kind for kind, rule in RULES.items() if rule.stands_in]
 
 @pytest.mark.parametrize("kind", sorted(set(RULES) - set(COVERED)))
 def test_what_is_the_callers_fault_is_told_and_not_covered_up(kind: str) -> None:
-    [given] = failing(ToolFallbackSpec(answer="no data today"), kind).messages[-1].tool_results
+    [given] = failing(ToolFallback(answer="no data today"), kind).messages[-1].tool_results
     assert (given.is_error, given.text) == (True, "it broke")
 
 
@@ -276,7 +276,7 @@ def test_bounds_that_a_person_set_stay_whatever_else_is_changed_later() -> None:
 
 def test_what_stands_in_keeps_its_own_bounds() -> None:
     tools = (
-        tool_spec("work", fallback=ToolFallbackSpec(tool="other")),
+        tool_spec("work", fallback=ToolFallback(tool="other")),
         tool_spec("other", concurrency=1),
     )
     state = asked(begun(tools=tools, limits=Limits(per_tool={"other": 2})))

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from perdure.errors import DefinitionError
+from perdure.retries import ToolRetry
 from perdure.schema import check_schema, problem_with
-from perdure.tools import PersonTool, RemoteTool, Tool, ToolContext, ToolRetry, ask_person, tool
+from perdure.tools import PersonTool, RemoteTool, Tool, ToolContext, ask_person, tool
 
 
 class Colour(Enum):

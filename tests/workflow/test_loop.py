@@ -23,8 +23,8 @@ from perdure import (
 )
 from perdure.messages import Text, ToolCall
 from perdure.model import ModelRequest, ModelStop
+from perdure.retries import ToolRetry
 from perdure.testing import Line, ScriptedModel, calls, says
-from perdure.tools import ToolRetry
 from perdure.wire.results import RunResult
 from tests.conftest import Gate, Serve, texts, until, until_status
 

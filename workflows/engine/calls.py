@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from perdure.errors import rule_for
+from perdure.fallbacks import ToolFallback
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
 from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
-from perdure.wire.spec import ToolFallbackSpec, ToolSpec
+from perdure.wire.spec import ToolSpec
 from perdure.wire.tree import Handoff, Peer
 
 from .amounts import bounds_of, least, minus
@@ -213,7 +214,7 @@ def fallen_back(state: State, call: Call, result: ToolResult) -> Call:
     return replace(call, state="ready", stand_in=fallback.tool, failed=result.text)
 
 
-def _fallback(state: State, call: Call, kind: str) -> ToolFallbackSpec | None:
+def _fallback(state: State, call: Call, kind: str) -> ToolFallback | None:
     """What stands in for the call's tool, if it may: a policy may forbid the other tool."""
     tool = state.spec.tool(call.call.name)
     fallback = tool.fallback if tool else None

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from perdure import Agent, Limits, RetryableToolError, ToolContext, tool
 from perdure.model import ModelConfig
-from perdure.tools import Tool, ToolRetry
+from perdure.retries import ToolRetry
+from perdure.tools import Tool
 from proofs.chaos.catalogue import PLAIN, agent_name, load
 from proofs.chaos.subjects import MODEL_TIMEOUT_SECONDS, TOOL_TIMEOUT_SECONDS
 

@@ -1,0 +1,32 @@
+"""Retries of tool calls, as an agent states them and as its spec keeps them."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from perdure.errors import DefinitionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolRetry:
+    """Retries of a failed tool call; each delay is `backoff` times the one before."""
+
+    attempts: int = 3
+    """Calls in all, the first included."""
+    initial_interval: timedelta = timedelta(seconds=1)
+    backoff: float = 2.0
+    maximum_interval: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
+        if self.backoff < 1:
+            raise DefinitionError(f"ToolRetry: backoff must be 1 or more, not {self.backoff!r}")
+        if self.initial_interval <= timedelta():
+            raise DefinitionError(
+                f"ToolRetry: initial_interval must be positive, not {self.initial_interval!r}"
+            )
+        if self.maximum_interval < self.initial_interval:
+            raise DefinitionError(
+                f"ToolRetry: maximum_interval {self.maximum_interval!r} is less than "
+                f"initial_interval {self.initial_interval!r}; raise it"
+            )
