@@ -1,10 +1,10 @@
-"""Loading: from a file or module that a person wrote to the agents, swarms and graphs in it.
+"""Loader of agent files: imports a file or module, and collects its agents, swarms, graphs and providers.
 
-    python -m perdure.workers.load FILE... [--json]      # what is in them, as `perdure agents` shows it
-    python -m perdure.workers.load FILE... --spec NAME   # one of them as data, for `perdure graph`
+    python -m perdure.workers.load FILE... [--json]      # lists the definitions, for `perdure agents`
+    python -m perdure.workers.load FILE... --spec NAME   # prints a spec as JSON, for `perdure graph`
 
-Whatever is wrong with the file is told in one line that names the line of it, because the person
-who reads it is the one who wrote the file.
+An error is one line of text that names the line of the file. Its readers wrote the file, and need neither a
+traceback nor our frames.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _EXAMPLE: Final = 'support = Agent(name="support", model="anthropic:claude-sonne
 
 @dataclass(frozen=True, kw_only=True)
 class Definitions:
-    """What agent files hold: agents, swarms and graphs in the order they were written, and providers."""
+    """Definitions in agent files: agents, swarms and graphs in the order of the files, and providers."""
 
     agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
@@ -47,44 +47,44 @@ class Definitions:
 def load_file(target: str) -> Definitions:
     """Import an agent file and collect what it defines at its top level.
 
-    `target` is `path/to/file.py` or `package.module`, with `:name` behind it to take only what is
-    bound to that name. The file's folder goes on `sys.path`, so that its neighbours import.
+    `target` is `path/to/file.py` or `package.module`; with `:name` after it, only the value of that name
+    is collected. The file's folder is put on `sys.path`, so that it can import its neighbours.
 
     Raises:
-        DefinitionError: no such file, it does not import, or there is no agent in it.
+        DefinitionError: there is no such file, it does not import, or it defines no agent.
 
     """
     place, _, name = target.partition(":")
     if not place:
         raise DefinitionError(f"{target!r} names no file; write path/to/file.py or package.module")
     module = _import(place)
-    found = vars(module) if not name else {name: _named(module, place, name)}
-    agents = tuple(_without_repetition(_agents_in(found.values())))
+    values = vars(module) if not name else {name: _value_of(module, place, name)}
+    agents = tuple(_distinct(_agents_in(values.values())))
     if not agents:
-        what = f"{target} is" if name else f"{place} defines"
+        subject = f"{target} is" if name else f"{place} defines"
         raise DefinitionError(
-            f"{what} no Agent, Swarm or Graph; write one at its top level, such as {_EXAMPLE}"
+            f"{subject} no Agent, Swarm or Graph; write one at its top level, such as {_EXAMPLE}"
         )
-    members_by_name(agents)
+    members_by_name(agents)  # raises for two of the same name
     return Definitions(agents=agents, models=_models_of(module, place))
 
 
 def load_files(targets: Sequence[str]) -> Definitions:
-    """Several files as one; a later file's provider wins over an earlier one's of the same name.
+    """Load several files; of providers with the same name, the last file's is used.
 
     Raises:
-        DefinitionError: as `load_file`, or two agents of one name.
+        DefinitionError: as `load_file`, or two agents have the same name.
 
     """
-    loaded = [load_file(target) for target in targets]
-    agents = tuple(_without_repetition(agent for part in loaded for agent in part.agents))
+    files = [load_file(target) for target in targets]
+    agents = tuple(_distinct(agent for file in files for agent in file.agents))
     members_by_name(agents)
-    models = {name: model for part in loaded for name, model in part.models.items()}
+    models = {name: model for file in files for name, model in file.models.items()}
     return Definitions(agents=agents, models=models)
 
 
 def folder_of(target: str) -> Path:
-    """The folder to watch for changes: the file's, or for a module the working directory."""
+    """Return the folder to watch for changes: the file's, or for a module the working directory."""
     place = target.partition(":")[0]
     return Path(place).resolve().parent if _is_path(place) else Path.cwd()
 
@@ -98,9 +98,9 @@ def _is_path(place: str) -> bool:
 
 def _import(place: str) -> ModuleType:
     if _is_path(place):
-        return _guarded(place, lambda: _import_file(place))
-    _importable(Path.cwd())
-    return _guarded(place, lambda: importlib.import_module(place))
+        return _explain_errors(place, lambda: _import_file(place))
+    _put_on_path(Path.cwd())
+    return _explain_errors(place, lambda: importlib.import_module(place))
 
 
 def _import_file(place: str) -> ModuleType:
@@ -108,69 +108,73 @@ def _import_file(place: str) -> ModuleType:
     if not path.is_file():
         hint = "it is a folder" if path.is_dir() else "there is no such file"
         raise DefinitionError(f"{place}: {hint}; give the Python file that defines the agent")
-    _importable(path.parent)
+    _put_on_path(path.parent)
     name = _module_name(path)
-    known = sys.modules.get(name)
-    if known is not None:
-        return known
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise DefinitionError(f"{place} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    # Registered before it runs, as Python's own import does: the file's neighbours may import it.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
+        # A file that failed must be importable once its author has corrected it.
         del sys.modules[name]
         raise
     return module
 
 
-def _importable(folder: Path) -> None:
+def _put_on_path(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 def _module_name(path: Path) -> str:
-    """The file's own name, so that its neighbours import this very module; another where that is taken."""
-    taken = sys.modules.get(path.stem)
-    origin = getattr(taken, "__file__", None)
-    if (taken is None and path.stem not in sys.stdlib_module_names) or (
-        origin is not None and Path(origin).resolve() == path
-    ):
+    """Return the file's own name, by which its neighbours import it, or a longer name if that is taken."""
+    loaded = sys.modules.get(path.stem)
+    origin = getattr(loaded, "__file__", None)
+    is_free = loaded is None and path.stem not in sys.stdlib_module_names
+    if is_free or (origin is not None and Path(origin).resolve() == path):
         return path.stem
     return f"perdure_agents_{path.parent.name}_{path.stem}"
 
 
-def _guarded(place: str, bring: Callable[[], ModuleType]) -> ModuleType:
+def _explain_errors(place: str, load: Callable[[], ModuleType]) -> ModuleType:
+    """Load a module; turn any error into a DefinitionError that names the line of the user's file."""
     try:
-        return bring()
+        return load()
     except DefinitionError as error:
-        where = _own_frame(error)
-        raise DefinitionError(f"{where}: {error}" if where else str(error)) from error
+        line = _user_line(error)
+        raise DefinitionError(f"{line}: {error}" if line else str(error)) from error
     except SyntaxError as error:
-        where = f"{_shown(error.filename or place)}:{error.lineno or 1}"
-        raise DefinitionError(f"{where}: {type(error).__name__}: {error.msg}") from error
+        # The file never ran, so it has no frame; the error itself knows the line.
+        line = f"{_relative(error.filename or place)}:{error.lineno or 1}"
+        raise DefinitionError(f"{line}: {type(error).__name__}: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        where = _own_frame(error) or place
-        raise DefinitionError(f"{where}: does not import: {type(error).__name__}: {said}") from error
+        text = " ".join(str(error).split())
+        line = _user_line(error) or place
+        raise DefinitionError(f"{line}: does not import: {type(error).__name__}: {text}") from error
 
 
-def _own_frame(error: BaseException) -> str | None:
-    """`file:line` of the deepest frame that is the user's: not ours, not a library's."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    return f"{_shown(frames[-1].filename)}:{frames[-1].lineno}" if frames else None
+def _user_line(error: BaseException) -> str | None:
+    """Return `file:line` of the deepest frame in the user's code, or None if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f"{_relative(frames[-1].filename)}:{frames[-1].lineno}" if frames else None
 
 
-def _is_own(filename: str) -> bool:
-    if filename.startswith("<"):
+def _is_users(filename: str) -> bool:
+    if filename.startswith("<"):  # generated code, or Python's own import
         return False
     path = Path(filename).resolve()
     return not any(path.is_relative_to(folder) for folder in _foreign_folders())
 
 
 def _foreign_folders() -> list[Path]:
+    """Return the folders of our package and of installed libraries."""
     rooms = Path(__file__).resolve().parent.parent  # of the package, or of the checkout
     names = ("perdure", "workflows", "activities", "workers", "starter")
     paths = sysconfig.get_paths()
@@ -178,15 +182,15 @@ def _foreign_folders() -> list[Path]:
     return [*(rooms / name for name in names), *(Path(library).resolve() for library in libraries)]
 
 
-def _shown(filename: str) -> str:
+def _relative(filename: str) -> str:
     path = Path(filename).resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-# -- what a module holds
+# -- definitions in a module
 
 
-def _named(module: ModuleType, place: str, name: str) -> Any:
+def _value_of(module: ModuleType, place: str, name: str) -> Any:
     if not hasattr(module, name):
         raise DefinitionError(f"{place} has no {name!r}")
     return getattr(module, name)
@@ -200,7 +204,8 @@ def _agents_in(values: Any) -> Iterator[Member]:
             yield from (item for item in cast("Sequence[Any]", value) if isinstance(item, _KINDS))
 
 
-def _without_repetition(agents: Iterator[Member]) -> Iterator[Member]:
+def _distinct(agents: Iterator[Member]) -> Iterator[Member]:
+    """Yield each agent once: a file may bind it to several names, and another file may import it."""
     seen: set[int] = set()
     for agent in agents:
         if id(agent) not in seen:
@@ -209,28 +214,29 @@ def _without_repetition(agents: Iterator[Member]) -> Iterator[Member]:
 
 
 def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
-    given = getattr(module, "models", None)
-    if not isinstance(given, Mapping):
+    """Return the providers in the module's variable `models`, if it holds any."""
+    value = getattr(module, "models", None)
+    if not isinstance(value, Mapping):
         return {}
-    named: Mapping[Any, Any] = given  # pyright: ignore[reportUnknownVariableType]
-    if not any(isinstance(value, Model) for value in named.values()):
-        return {}  # the user's own variable, about something else
-    for name, value in named.items():
-        if not isinstance(name, str) or not isinstance(value, Model):
+    models: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+    if not any(isinstance(model, Model) for model in models.values()):
+        return {}  # the user's own variable, which only has the same name
+    for name, model in models.items():
+        if not isinstance(name, str) or not isinstance(model, Model):
             raise DefinitionError(
                 f"{place}: models[{name!r}] is no Model; write a provider's name and an object with "
                 "`stream` and `check`"
             )
-    return dict(named)
+    return dict(models)
 
 
 # -- as a command
 
 
 def describe(member: Member) -> dict[str, Any]:
-    """An agent, swarm or graph in a few plain words, for a table."""
+    """Return the row of an agent, swarm or graph in the table of `perdure agents`."""
     spec = member.spec()
-    plain: dict[str, Any] = {
+    row: dict[str, Any] = {
         "name": member.name,
         "kind": spec.kind,
         "members": list(member.members),
@@ -240,19 +246,19 @@ def describe(member: Member) -> dict[str, Any]:
         "tools": [],
     }
     if isinstance(member, Agent):
-        plain |= {
+        row |= {
             "model": member.models[0].name,
             "fallbacks": [config.name for config in member.models[1:]],
             "tools": [tool.name for tool in member.tools],
         }
-    return plain
+    return row
 
 
-def spec_named(members: Sequence[Member], name: str) -> ResolvedAgent:
-    """The one of that name, among those that are served with them, as data.
+def resolve_named(members: Sequence[Member], name: str) -> ResolvedAgent:
+    """Return the spec of that name, with its members' specs, from these members and all that they run.
 
     Raises:
-        DefinitionError: there is none.
+        DefinitionError: nothing has that name.
 
     """
     served = members_by_name(members)
@@ -262,26 +268,26 @@ def spec_named(members: Sequence[Member], name: str) -> ResolvedAgent:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tell what is in the files; 0, or 2 when they cannot be loaded."""
+    """Print the definitions in the files; return 0, or 2 if the files cannot be loaded."""
     parser = argparse.ArgumentParser("python -m perdure.workers.load", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--spec", metavar="NAME", help="print that one as data")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--spec", metavar="NAME", help="print the spec of that name as JSON")
+    args = parser.parse_args(arguments)
     try:
-        members = load_files(given.files).agents
-        if given.spec is not None:
-            said = spec_named(members, given.spec).model_dump_json()
-        elif given.json:
-            said = json.dumps([describe(member) for member in members])
+        members = load_files(args.files).agents
+        if args.spec is not None:
+            text = resolve_named(members, args.spec).model_dump_json()
+        elif args.json:
+            text = json.dumps([describe(member) for member in members])
         else:
-            said = "\n".join(
-                f"{one['name']}\t{one['model'] or one['kind']}" for one in map(describe, members)
-            )
+            rows = map(describe, members)
+            text = "\n".join(f"{row['name']}\t{row['model'] or row['kind']}" for row in rows)
     except PerdureError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"{said}\n")
+    # The last line: the file itself may have printed something while it was imported.
+    sys.stdout.write(f"{text}\n")
     return 0
 
 
