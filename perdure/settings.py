@@ -166,14 +166,15 @@ class Settings(BaseSettings):
     )
     blob_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         32 * 1024 * 1024,
-        description="Memory for the blobs seen last, in each worker and client: so much for payloads, and so "
-        "much for what was put aside.",
+        description="Memory for recent blobs in each worker and client: this much for payloads, and as "
+        "much for long results and media.",
     )
     blob_s3_endpoint: str | None = Field(None, description="S3 endpoint URL, for MinIO and the like.")
     blob_s3_region: str | None = Field(None, description="S3 region. Unset: the AWS configuration's.")
-    prices: FilePath | None = Field(None, description="JSON price table, consulted before the shipped one.")
+    prices: FilePath | None = Field(None, description="JSON price table that is read before the shipped one.")
     transcript_cache_bytes: Annotated[int, Field(ge=0)] = Field(
-        64 * 1024 * 1024, description="Memory for transcripts of running agents; 0 asks the run each time."
+        64 * 1024 * 1024,
+        description="Memory for transcripts of running agents. With 0, each call asks the run.",
     )
 
     # Model providers
@@ -193,10 +194,10 @@ class Settings(BaseSettings):
 
     # Reporting
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line."
+        "info", description="Lowest severity of log lines that are written."
     )
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="Log lines as JSON or text; `auto`: text on a terminal, else JSON."
+        "auto", description="Format of log lines. `auto`: text on a terminal, else JSON."
     )
     capture_content: bool = Field(
         False, description="Record the contents of messages, tool arguments and results in traces."
@@ -208,11 +209,11 @@ class Settings(BaseSettings):
     )
     metrics: Literal["off", "prometheus", "otlp"] = Field(
         "off",
-        description="Where metrics go: scraped by Prometheus (`perdure[prometheus]`) or sent by OTLP.",
+        description="Export of metrics: scraped by Prometheus (`perdure[prometheus]`) or sent by OTLP.",
     )
     metrics_address: Address = Field(
         "127.0.0.1:9464",
-        description="`host:port` that Prometheus scrapes; Temporal's own metrics are on the next port.",
+        description="`host:port` that Prometheus scrapes. Temporal's own metrics are on the next port.",
     )
     health_address: Address | None = Field(
         None, description="`host:port` of `/live` and `/ready`, such as `0.0.0.0:8080`. Unset: none."
@@ -221,59 +222,58 @@ class Settings(BaseSettings):
     # Worker
     progress_interval: Duration = Field(
         timedelta(milliseconds=150),
-        description="How often a watched call reports progress, and how fast a stop arrives.",
+        description="Interval at which a watched call reports progress and notices a stop.",
     )
     max_concurrent_activities: Count = Field(
-        100, description="Model and tool calls at the same time in one worker."
+        100, description="Most model and tool calls at the same time in one worker."
     )
     max_concurrent_workflow_tasks: Annotated[int, Field(ge=2)] = Field(
-        100, description="Workflow tasks at the same time in one worker."
+        100, description="Most workflow tasks at the same time in one worker."
     )
     max_cached_workflows: Annotated[int, Field(ge=0)] = Field(
-        1000, description="Runs kept in memory between tasks; 0 replays them at each task."
+        1000, description="Most runs kept in memory between tasks. With 0, each task is a replay."
     )
     graceful_shutdown_timeout: Grace = Field(
         timedelta(seconds=20),
-        description="How long calls may go on after a shutdown is asked for; then another worker makes them "
-        "anew. A container's grace, 30 seconds unless told otherwise, must be 10 seconds longer.",
+        description="Time for pending calls after a shutdown signal. Then another worker repeats them. A "
+        "container's grace period must be 10 seconds longer.",
     )
     rate_limits: dict[str, RateLimit] = Field(
         default_factory=dict,
-        description='Most calls and tokens a minute, by provider, model or tool, as JSON: `{"anthropic": '
+        description='Most calls and tokens a minute by provider, model or tool: `{"anthropic": '
         '{"calls": 1000, "tokens": 400000}, "tool:search": {"calls": 60}}`. Needs `perdure[limits]`.',
     )
     rate_limit_store: Annotated[SecretStr, AfterValidator(_rate_store)] = Field(
         SecretStr("memory"),
-        description="Where rate limits are counted: `memory`, each worker for itself, or a `redis://` URL.",
+        description="Store of rate limits: `memory` (each worker counts for itself) or a `redis://` URL.",
     )
     circuit_threshold: Count = Field(
-        5, description="Failures in a row after which a worker asks a model no more for a while."
+        5, description="Failures in a row after which a worker stops calling a model for a while."
     )
     circuit_wait: Duration = Field(
         timedelta(seconds=15),
-        description="For how long at first; then one call is let in. Each failure doubles it, up to 4 times.",
+        description="First wait of an open circuit, before one call is admitted. Failures double it, up to 4 times.",
     )
     parked_retry: Duration = Field(
         timedelta(seconds=30),
-        description="About how long a run parked by an outage waits before it tries again; then ever longer.",
+        description="Approximate first wait of a run parked by an outage. Later waits are longer.",
     )
     search_attributes: bool = Field(
-        True, description="Set search attributes on runs. False where nobody may register them."
+        True, description="Set search attributes on runs. Use false where they cannot be registered."
     )
     strict_sandbox: bool = Field(
         False,
-        description="Have Temporal's sandbox check Perdure's own workflow code too: for those who change it.",
+        description="Let Temporal's sandbox check Perdure's own workflow code too. For people who change it.",
     )
     deployment_name: Annotated[str, AfterValidator(_deployment)] | None = Field(
         None,
         validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
-        description="Worker deployment that this worker belongs to, and that `perdure deploy` is about. "
-        "Unset: unversioned.",
+        description="Worker deployment of this worker and of `perdure deploy`. Unset: unversioned.",
     )
     build_id: str | None = Field(
         None,
         validation_alias=_also("build_id", "TEMPORAL_WORKER_BUILD_ID"),
-        description="Version of this worker within its deployment: a release, or a digest of the code.",
+        description="Version of this worker in its deployment: a release, or a digest of the code.",
     )
 
     @field_validator("tls_key")
@@ -360,13 +360,27 @@ _HEAD = """\
 <!-- Written by `python -m perdure.settings > docs/settings.md`; a test holds the two equal. -->
 
 Every setting is an environment variable, or a line of a `.env` file in the working directory.
-Command line options win over the environment, the environment over `.env`.
-Durations are written `150ms`, `30s`, `2m`, `1h`; a bare number is seconds. Empty means unset.
+Command line options win over the environment, and the environment wins over `.env`.
+Durations are written `150ms`, `30s`, `2m`, `1h`. A bare number is seconds. Empty means unset.
 Secrets are never printed or logged.
+"""
+_TABLE = """
+## {title}
 
 | variable | type | default | meaning |
 | --- | --- | --- | --- |
 """
+# Sections by their first field, in the order of the fields.
+_SECTIONS = {
+    "address": "Temporal",
+    "home": "Storage and prices",
+    "anthropic_api_key": "Model providers",
+    "log_level": "Logs, traces, metrics and health",
+    "progress_interval": "Worker",
+    "rate_limits": "Rate limits, circuits and parked runs",
+    "search_attributes": "Search attributes and sandbox",
+    "deployment_name": "Deploys",
+}
 
 
 def _kind(annotation: Any) -> str:
@@ -398,8 +412,13 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def document() -> str:
-    """docs/settings.md: all settings as a Markdown table."""
-    return _HEAD + "\n".join(_row(name, field) for name, field in Settings.model_fields.items()) + "\n"
+    """Return docs/settings.md: all settings as Markdown tables, one a section."""
+    page = _HEAD
+    for name, field in Settings.model_fields.items():
+        if name in _SECTIONS:
+            page += _TABLE.format(title=_SECTIONS[name])
+        page += _row(name, field) + "\n"
+    return page
 
 
 if __name__ == "__main__":
