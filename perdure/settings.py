@@ -252,7 +252,7 @@ class Settings(BaseSettings):
     )
     circuit_wait: Duration = Field(
         timedelta(seconds=15),
-        description="First wait of an open circuit, before one call is admitted. Failures double it, up to 4 times.",
+        description="First wait of an open circuit before one call. Failures double it, up to 4 times.",
     )
     parked_retry: Duration = Field(
         timedelta(seconds=30),
