@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CACHE_BYTES: Final = 32 * 1024 * 1024
-_DELAYS: Final = (0.05, 0.2, 0.8)
-"""Seconds before the second, third and fourth try."""
+_RETRY_DELAYS: Final = (0.05, 0.2, 0.8)
+"""Seconds before the first, second and third retry."""
 _THREADS: Final = 16
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
+"""Form of a blob's name. Checked before each use, because a name can come from a model's text."""
 
 
 class BlobCache:
-    """The bytes used last, by name, up to a bound in bytes; the oldest go first."""
+    """Cache of the blobs used last, bounded by their bytes."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -39,13 +40,13 @@ class BlobCache:
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
 
     def get(self, name: str) -> bytes | None:
-        """The bytes, if they are still here."""
+        """Return the blob's bytes, or None if they are not in the cache."""
         if name in self._blobs:
             self._blobs.move_to_end(name)
         return self._blobs.get(name)
 
     def keep(self, name: str, data: bytes) -> None:
-        """Remember the bytes; what alone exceeds the bound is not kept."""
+        """Add the blob; a blob that alone exceeds the bound is not kept."""
         if name in self._blobs or len(data) > self._capacity:
             return
         self._blobs[name] = data
@@ -57,11 +58,11 @@ class BlobCache:
 async def with_retries(
     effect: Callable[[], Awaitable[T]], *, on: type[Exception] | tuple[type[Exception], ...] = Exception
 ) -> T:
-    """The effect's value, tried up to four times within about a second.
+    """Return the effect's value, retried up to three times within about a second.
 
-    A `KeyError` is an answer ("there is none"), not a failure: it is never retried.
+    `KeyError` is an answer ("no such blob") and not a failure: it is never retried.
     """
-    for delay in _DELAYS:
+    for delay in _RETRY_DELAYS:
         try:
             return await effect()
         except KeyError:
@@ -72,18 +73,18 @@ async def with_retries(
 
 
 def blob_name(data: bytes) -> str:
-    """The name of a blob with these bytes."""
+    """Return the name of the blob with these bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
-def _checked(name: str, data: bytes, where: object) -> bytes:
+def _verify(name: str, data: bytes, where: object) -> bytes:
     if blob_name(data) != name:
         raise OSError(f"blob {name} is damaged in {where}")
     return data
 
 
 class FileBlobs:
-    """Blobs in a folder that workers and clients share; readable by its owner only."""
+    """Blob store in a folder that workers and clients share; readable by its owner only."""
 
     def __init__(self, root: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._root = root
@@ -92,13 +93,13 @@ class FileBlobs:
         self._threads = ThreadPoolExecutor(_THREADS, "perdure-blobs")
 
     async def put(self, data: bytes) -> str:
-        """See `BlobStore`; on disk, synced, once this returns."""
+        """Store the bytes and return their name; synced to disk when this returns."""
         name = await with_retries(lambda: self._in_thread(lambda: self._write(data)), on=OSError)
         self._recent.keep(name, data)
         return name
 
     async def get(self, name: str) -> bytes:
-        """See `BlobStore`."""
+        """Return the blob's bytes: see `BlobStore`."""
         data = self._recent.get(name)
         if data is None:
             data = await with_retries(lambda: self._in_thread(lambda: self._read(name)), on=OSError)
@@ -109,7 +110,7 @@ class FileBlobs:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _path(self, name: str) -> Path:
-        # 256 folders keep each one small; the check keeps names that are paths out.
+        # 256 folders keep each folder small. The check refuses names that would be paths.
         if not _NAME.fullmatch(name):
             raise KeyError(f"{name!r} is not the name of a blob")
         return self._root / name[:2] / name[2:]
@@ -118,7 +119,7 @@ class FileBlobs:
         name = blob_name(data)
         path = self._path(name)
         with contextlib.suppress(FileNotFoundError):
-            # The rename below comes after the sync: a file of this name is whole.
+            # A file of this name is complete, because the rename below comes after the sync.
             if path.stat().st_size == len(data):
                 return name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -137,13 +138,13 @@ class FileBlobs:
 
     def _read(self, name: str) -> bytes:
         try:
-            return _checked(name, self._path(name).read_bytes(), self._root)
+            return _verify(name, self._path(name).read_bytes(), self._root)
         except FileNotFoundError:
             raise KeyError(f"no blob {name} in {self._root}") from None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
+    """Sync the folder, which makes the rename in it durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,7 +153,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class S3Blobs:
-    """Blobs in an S3 bucket, or in anything that speaks S3; credentials by the usual AWS chain."""
+    """Blob store in an S3 bucket, or in any service with S3's interface; credentials by the AWS chain."""
 
     def __init__(
         self,
@@ -171,16 +172,16 @@ class S3Blobs:
         self._threads = ThreadPoolExecutor(_THREADS, "perdure-s3")
 
     async def put(self, data: bytes) -> str:
-        """See `BlobStore`."""
+        """Store the bytes and return their name: see `BlobStore`."""
         name = await self._in_thread(lambda: self._write(data))
         self._recent.keep(name, data)
         return name
 
     async def get(self, name: str) -> bytes:
-        """See `BlobStore`.
+        """Return the blob's bytes: see `BlobStore`.
 
         Raises:
-            PermissionError: S3 refuses; without `s3:ListBucket` it also does so for what is not there.
+            PermissionError: S3 refuses; without `s3:ListBucket` it also refuses a blob that does not exist.
 
         """
         data = self._recent.get(name)
@@ -202,10 +203,10 @@ class S3Blobs:
             connect_timeout=5,
             read_timeout=30,
             max_pool_connections=_THREADS,
-            # Newer checksums are optional in S3, and unknown to some of those who imitate it.
+            # Newer checksums are optional in S3, and unknown to some services with S3's interface.
             request_checksum_calculation="when_required" if self._endpoint_url else "when_supported",
         )
-        # A session of its own: boto3's default session is not thread-safe.
+        # Not boto3's default session, which is not thread-safe.
         session: Any = boto3.session.Session(region_name=self._region)
         return cast("S3Client", session.client("s3", endpoint_url=self._endpoint_url, config=config))
 
@@ -216,7 +217,7 @@ class S3Blobs:
 
     def _write(self, data: bytes) -> str:
         name = blob_name(data)
-        # Asking first saves the upload. Equal names are equal bytes, so a race only writes twice.
+        # The check saves the upload. Equal names are equal bytes, so a race only writes them twice.
         if not self._exists(name, len(data)):
             self._s3.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
         return name
@@ -227,6 +228,7 @@ class S3Blobs:
         try:
             found = self._s3.head_object(Bucket=self._bucket, Key=self._key(name))
         except ClientError as error:
+            # Without the right to list, S3 answers 403 for a missing blob too. The upload then tells.
             if _status(error) in (403, 404):
                 return False
             raise
@@ -238,7 +240,7 @@ class S3Blobs:
         where = f"s3://{self._bucket}/{self._prefix}"
         try:
             answer = self._s3.get_object(Bucket=self._bucket, Key=self._key(name))
-            return _checked(name, answer["Body"].read(), where)
+            return _verify(name, answer["Body"].read(), where)
         except ClientError as error:
             if _status(error) == 404:
                 raise KeyError(f"no blob {name} in {where}") from None
@@ -258,10 +260,10 @@ def open_store(
     s3_region: str | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> BlobStore:
-    """The store of a URL: `file:<folder>` or `s3://bucket/prefix`. Nothing is opened or created yet.
+    """Return the store of a URL: `file:<folder>` or `s3://bucket/prefix`; nothing is opened yet.
 
     Raises:
-        DefinitionError: it is neither.
+        DefinitionError: the URL has neither form.
 
     """
     problem = f"blob store {url!r}: write file:/a/folder or s3://bucket/prefix"
@@ -276,5 +278,6 @@ def open_store(
         raise DefinitionError(problem)
     try:
         return FileBlobs(Path(folder).expanduser(), cache_bytes=cache_bytes)
-    except RuntimeError as error:  # ~somebody, who is not here
+    except RuntimeError as error:
+        # "~name" of a user that this machine does not know.
         raise DefinitionError(f"{problem} ({error})") from None

@@ -1,7 +1,7 @@
 """Reply check: each tool call and each typed output of a reply is validated once, here.
 
-What was found is part of the activity's result and so of history: replay reads it, never judges
-anew, and a newer validator cannot change a run's past.
+The result of the check is part of the activity's result, and so of history. Replay reads it and never
+validates again, so a newer validator cannot change a run's past.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,26 +43,32 @@ READ_RESULT_TOOL = ToolDefinition(
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedReply:
-    """A reply's parts with checked calls; the output when it was given, or what was wrong with it."""
+    """Reply whose tool calls and typed output have been validated."""
 
     parts: list[Part]
+    """Parts of the reply; an invalid tool call carries its problem."""
     output: Any = None
+    """Typed output as JSON, if the reply gave it."""
     problem: str | None = None
+    """Problem of an output that was given as text; that of a call stands with the call."""
 
 
 def check_reply(
     reply: Reply, step: int, spec: AgentSpec, tools: Sequence[ToolDefinition], agent: Agent | None
 ) -> CheckedReply:
-    """Give each call its id, and say what is wrong with those that cannot be carried out."""
-    parts = _numbered(reply, step)
+    """Return the reply with ids for its tool calls, and with the problems of invalid calls and outputs."""
+    parts = _number_calls(reply, step)
+    schemas = {tool.name: tool.input_schema for tool in tools}
     if spec.output_schema is None:
-        schemas = {tool.name: tool.input_schema for tool in tools}
-        return CheckedReply(parts=[_checked(part, schemas) for part in parts])
-    return _with_output(parts, spec, tools, agent, reply)
+        return CheckedReply(parts=[_check_call(part, schemas) for part in parts])
+    return _check_output(parts, spec, schemas, agent, reply)
 
 
-def _numbered(reply: Reply, step: int) -> list[Part]:
-    """Providers' ids may repeat; ours name step and place. A reply cut by its length runs nothing."""
+def _number_calls(reply: Reply, step: int) -> list[Part]:
+    """Return the parts with our ids: providers' ids may repeat within a run.
+
+    A reply cut by its length loses its tool calls, because the last of them may be cut too.
+    """
     parts: list[Part] = []
     count = 0
     for part in reply.parts:
@@ -72,16 +78,16 @@ def _numbered(reply: Reply, step: int) -> list[Part]:
             parts.append(part)
         elif reply.stop != "max_tokens":
             count += 1
-            parts.append(_writable(part).model_copy(update={"id": tool_call_id(step, count)}))
+            parts.append(_ensure_json(part).model_copy(update={"id": tool_call_id(step, count)}))
     return parts
 
 
-def _writable(call: ToolCall) -> ToolCall:
-    """The call; as a problem when it cannot be written down again: half characters, endless nesting."""
+def _ensure_json(call: ToolCall) -> ToolCall:
+    """Return the call; with a problem if its arguments cannot be written as JSON and read again."""
     try:
-        # As deep as it will ever stand: what can be written may still be too deep, or too long a
-        # number, to be read again, and then the run could never go on.
-        # Nor is there a NaN in JSON: it would be read as nothing.
+        # Wrapped as deep as it will ever stand in a payload. Arguments that can be written may be nested too
+        # deep, or have a number too long, to be read again; then the run could never go on.
+        # NaN is refused because JSON has none: it would be read back as null.
         from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
     except ValueError as error:
         problem = truncate_middle(f"the arguments cannot be read: {error}", 1000)
@@ -91,14 +97,14 @@ def _writable(call: ToolCall) -> ToolCall:
     return call.model_copy(update={"name": fix_surrogates(call.name)})
 
 
-def _checked(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
+def _check_call(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
     if not isinstance(part, ToolCall) or part.problem is not None:
         return part
-    problem = _problem(part, schemas)
+    problem = _problem_of(part, schemas)
     return part if problem is None else part.model_copy(update={"problem": truncate_middle(problem, 1000)})
 
 
-def _problem(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | None:
+def _problem_of(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | None:
     schema = schemas.get(call.name)
     if schema is None:
         known = ", ".join(repr(name) for name in schemas) or "none"
@@ -107,49 +113,50 @@ def _problem(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | Non
     return None if problem is None else f"the arguments do not fit: {problem}"
 
 
-def _with_output(
+def _check_output(
     parts: list[Part],
     spec: AgentSpec,
-    tools: Sequence[ToolDefinition],
+    schemas: Mapping[str, dict[str, Any]],
     agent: Agent | None,
     reply: Reply,
 ) -> CheckedReply:
-    schemas = {tool.name: tool.input_schema for tool in tools}
-    asked = [part for part in parts if isinstance(part, ToolCall)]
-    finals = [call for call in asked if call.name == FINAL_ANSWER]
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    finals = [call for call in calls if call.name == FINAL_ANSWER]
     if finals:
-        return _from_calls(parts, finals, schemas, spec, agent)
-    if asked or reply.stop not in ("end_turn", "stop_sequence"):
-        return CheckedReply(parts=[_checked(part, schemas) for part in parts])
-    return _from_text(parts, spec, agent)
+        return _output_from_calls(parts, finals, schemas, spec, agent)
+    if calls or reply.stop not in ("end_turn", "stop_sequence"):
+        return CheckedReply(parts=[_check_call(part, schemas) for part in parts])
+    return _output_from_text(parts, spec, agent)
 
 
-def _from_calls(
+def _output_from_calls(
     parts: list[Part],
     finals: list[ToolCall],
     schemas: Mapping[str, dict[str, Any]],
     spec: AgentSpec,
     agent: Agent | None,
 ) -> CheckedReply:
-    """The first final answer that fits is the output; a model may have tried twice in one reply."""
+    """Return the first valid final answer as the output: a model may answer twice in one reply."""
     output, problems = None, dict[str, str]()
     for call in finals:
-        given, problem = (None, call.problem) if call.problem else _judged(call.arguments, spec, agent)
+        value, problem = (
+            (None, call.problem) if call.problem else _validate_output(call.arguments, spec, agent)
+        )
         if problem is not None:
             problems[call.id] = problem
         elif output is None:
-            output = given
+            output = value
     marked: list[Part] = []
     for part in parts:
         if isinstance(part, ToolCall) and part.name == FINAL_ANSWER:
             marked.append(part.model_copy(update={"problem": problems.get(part.id)}))
         else:
-            marked.append(_checked(part, schemas))
+            marked.append(_check_call(part, schemas))
     return CheckedReply(parts=marked, output=output)
 
 
-def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> CheckedReply:
-    """Some models answer with the JSON itself instead of the call."""
+def _output_from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> CheckedReply:
+    """Return the output that a model wrote as JSON in its text, instead of a call."""
     text = "".join(part.text for part in parts if isinstance(part, Text)).strip()
     text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
@@ -158,14 +165,18 @@ def _from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -> Check
         return CheckedReply(
             parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for."
         )
-    output, problem = _judged(value, spec, agent)
+    output, problem = _validate_output(value, spec, agent)
     if problem is not None:
         return CheckedReply(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER!r}.")
     return CheckedReply(parts=parts, output=output)
 
 
-def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str | None]:
-    """The output as JSON, or what is wrong with it: by the pinned schema, then by the type's own rules."""
+def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str | None]:
+    """Return the output as JSON, or the problem with it.
+
+    The run's pinned schema is checked first. Then come the rules of the output's type on this worker, which a
+    schema cannot express.
+    """
     assert spec.output_schema is not None
     problem = problem_with(value, spec.output_schema)
     if problem is not None:
@@ -174,8 +185,8 @@ def _judged(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[Any, str 
     if adapter is None:
         return value, None
     try:
-        # As JSON, which it is: a strict model takes a date's text from JSON only. By alias: it is to
-        # fit the type again.
+        # Validated as JSON: a strict model takes a date's text from JSON only. Dumped by alias, so that
+        # the output fits the type when it is read again.
         return adapter.dump_python(adapter.validate_json(to_json(value)), mode="json", by_alias=True), None
     except ValidationError as error:
         return None, f"the answer does not fit: {explain(error)}"

@@ -1,4 +1,4 @@
-"""Tool results: any Python value becomes content for the model; what is too big is kept aside."""
+"""Tool results: any Python value as content for the model, with large texts and media in the blob store."""
 
 import base64
 from collections.abc import Sequence
@@ -14,24 +14,27 @@ from perdure.wire.effects import ToolInput
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _INLINE_MEDIA_BYTES = 8 * 1024
+"""Base64 length up to which an image or document stays in the transcript itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultContent:
-    """Content for the transcript; `spilled` names the whole text when it was cut."""
+    """Content of a tool result, for the transcript."""
 
     parts: list[ResultPart]
     spilled: str | None = None
+    """Blob of the complete text, if the text was cut."""
     stand_in: str | None = None
+    """Substitute that answered for a failed tool: see `ToolResult.stand_in`."""
 
 
 async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> ResultContent:
-    """The value as content, its text cut to `preview_bytes`, its media in the blob store.
+    """Return the value as content: its text cut to `preview_bytes`, its media in the blob store.
 
-    Never an error: the tool has done its work, and must not be made to do it again because its
-    result cannot be written or kept. The content says so instead.
+    Never raises: the tool has run, and must not run again because its result cannot be written or
+    stored. The content says so instead.
     """
-    parts = _readable(value)
+    parts = _to_parts_safely(value)
     media = [part for part in parts if not isinstance(part, Text)]
     text = fix_surrogates("\n".join(part.text for part in parts if isinstance(part, Text)))
     content: list[ResultPart] = []
@@ -39,13 +42,13 @@ async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> Result
     if text or not media:
         shown, spilled = await _cut(text or "done", blobs, preview_bytes)
         content.append(Text(text=shown))
-    content.extend([await _stored(part, blobs) for part in media])
+    content.extend([await _store_media(part, blobs) for part in media])
     return ResultContent(parts=content, spilled=spilled)
 
 
-def _readable(value: Any) -> list[ResultPart]:
+def _to_parts_safely(value: Any) -> list[ResultPart]:
     try:
-        return _parts(value)
+        return _to_parts(value)
     except Exception as error:
         why = truncate_middle(fix_surrogates(str(error)), 500)
         return [
@@ -53,23 +56,24 @@ def _readable(value: Any) -> list[ResultPart]:
         ]
 
 
-def _parts(value: Any) -> list[ResultPart]:
+def _to_parts(value: Any) -> list[ResultPart]:
     if isinstance(value, Text | Image | Document):
         return [value]
     if isinstance(value, list | tuple) and any(isinstance(v, Text | Image | Document) for v in value):  # pyright: ignore[reportUnknownVariableType]
         items = cast("Sequence[Any]", value)
-        return [part for item in items for part in _parts(item)]
+        return [part for item in items for part in _to_parts(item)]
     return [Text(text=text_of(value))]
 
 
 def text_of(value: Any) -> str:
-    """A string as it is, nothing as nothing, anything else as JSON."""
+    """Return the value as text: a string as it is, None as an empty text, anything else as JSON."""
     if isinstance(value, str):
         return fix_surrogates(value)
     return "" if value is None else _ANY.dump_json(value).decode()
 
 
 async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]:
+    """Return the text cut to `most` bytes, and the blob that holds all of it; None if it was not cut."""
     data = text.encode()
     if len(data) <= most:
         return text, None
@@ -82,7 +86,7 @@ async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]
     return mark_cut(shown, len(data), f"read on with {more}"), name
 
 
-async def _stored(part: Image | Document, blobs: BlobStore) -> ResultPart:
+async def _store_media(part: Image | Document, blobs: BlobStore) -> ResultPart:
     if part.data is None or len(part.data) <= _INLINE_MEDIA_BYTES:
         return part
     try:
@@ -92,16 +96,17 @@ async def _stored(part: Image | Document, blobs: BlobStore) -> ResultPart:
     return part.model_copy(update={"data": None, "blob": name})
 
 
-async def read_more(blobs: BlobStore, want: ToolInput) -> ResultContent:
-    """The next piece of a result that was cut."""
-    name, offset = str(want.arguments["result"]), int(want.arguments.get("offset", 0))
+async def read_more(blobs: BlobStore, call: ToolInput) -> ResultContent:
+    """Return the next piece of a cut result, from the byte offset that the model names."""
+    name, offset = str(call.arguments["result"]), int(call.arguments.get("offset", 0))
     try:
         data = await blobs.get(name)
     except (KeyError, ValueError):
         return ResultContent(parts=[Text(text=f"there is no result {name!r}")])
-    while offset < len(data) and data[offset] & 0xC0 == 0x80:  # in the middle of a character
+    # A model may name any offset. One in the middle of a UTF-8 character moves to the next character.
+    while offset < len(data) and data[offset] & 0xC0 == 0x80:
         offset += 1
-    piece = first_bytes(data[offset:], want.preview_bytes)
+    piece = first_bytes(data[offset:], call.preview_bytes)
     end = offset + len(piece.encode())
     note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
     return ResultContent(

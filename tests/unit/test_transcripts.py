@@ -232,7 +232,7 @@ async def test_an_attempt_given_up_for_dead_adds_nothing_when_it_comes_back() ->
 
 async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_again() -> None:
     size = size_bytes(TASK)
-    desk = Desk(Transcripts(most_bytes=2 * size))
+    desk = Desk(Transcripts(capacity_bytes=2 * size))
     for name in ("a", "b", "a", "c"):
         desk.run(name, TASK)
         assert await desk.get_view(want(1), run=name) == (TASK,)
@@ -245,7 +245,7 @@ async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_a
 
 async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
     """Of a run that ends after its tools: by a limit, a stop, a handoff."""
-    desk = Desk(Transcripts(most_bytes=100_000))
+    desk = Desk(Transcripts(capacity_bytes=100_000))
     made = results("call-1-1", text="x" * 10_000).tool_results[0]
 
     async def add() -> None:
@@ -258,11 +258,11 @@ async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
         await desk.attempt(add, run=f"r{n}")
     remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
     assert 5 < len(remembered) < 10
-    assert desk.cache._bytes == sum(entry.size for entry in remembered)  # pyright: ignore[reportPrivateUsage]
+    assert desk.cache._bytes == sum(entry.size_bytes for entry in remembered)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_no_more() -> None:
-    desk = Desk(Transcripts(most_bytes=1))
+    desk = Desk(Transcripts(capacity_bytes=1))
     slow = desk.run("slow", *(Message.user(str(n)) for n in range(3)))
     slow.door = asyncio.Event()
     reading = asyncio.create_task(desk.get_view(want(3, pinned=1), run="slow"))
@@ -273,7 +273,7 @@ async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_n
     slow.door.set()
     assert [message.text for message in await reading] == ["0", "0", "1", "2"]
     remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
-    assert desk.cache._bytes == sum(entry.size for entry in remembered)  # pyright: ignore[reportPrivateUsage]
+    assert desk.cache._bytes == sum(entry.size_bytes for entry in remembered)  # pyright: ignore[reportPrivateUsage]
     assert desk.cache._bytes == size_bytes(TASK)  # pyright: ignore[reportPrivateUsage]
 
 
