@@ -1,15 +1,15 @@
 """Cache of transcripts and specs on the worker, filled from the run itself by paged queries.
 
-Theory of operation. A model call names its messages instead of carrying them: history stays small however long
-the transcript grows. The worker that makes the call needs their text. It has most of it already, because it
-made the calls before; the rest it queries from the run, page by page. Queries leave nothing in history.
+Theory of operation. A model call names its messages instead of carrying them: history stays small however
+long the transcript grows. The worker that makes the call needs their text. It has most of it already, because
+it made the calls before. The rest it queries from the run, page by page. Queries leave nothing in history.
 
-1. A transcript only grows at its end, so a cached beginning never becomes wrong. A run that continued as new,
-   or was reset, has another run id and so another entry.
-2. The end can be wrong. A worker that was given up for dead has cached a reply, or a tool result, that the run
-   did not take. `ModelInput.tail_digest` proves the end; where it differs, the entry is filled anew.
-3. The cache is bounded in bytes and may drop an entry at any time. An entry that is being filled lives as long
-   as the call that fills it.
+1. A transcript only grows at its end, so a cached beginning never becomes wrong. A run that continued as
+   new, or was reset, has another run id and so another entry.
+2. The end can be wrong. A worker that was given up for dead may have cached a reply, or a tool result, that
+   the run did not take. `ModelInput.tail_digest` proves the end; where it differs, the entry is filled anew.
+3. The cache is bounded in bytes and may drop an entry at any time. An entry that is being filled lives as
+   long as the call that fills it.
 """
 
 import asyncio
@@ -102,19 +102,19 @@ class Transcripts:
         self._adopt_previous(call.previous_run_id)
         entry = self._get_entry(_key(), call.view.start)
         await self._complete(entry, call)
-        seen = _messages_in_view(entry, call)
-        if call.tail_digest is not None and tail_digest(tail_of(seen)) != call.tail_digest:
+        messages = _messages_in_view(entry, call)
+        if call.tail_digest is not None and tail_digest(tail_of(messages)) != call.tail_digest:
             # The cached end is of an attempt that the run did not take: see rule 2 above.
             self._drop(entry.key)
             entry = self._get_entry(entry.key, call.view.start)
             entry.reader = activity.info().task_token
             await self._fill(entry, call.view.length)
-            seen = _messages_in_view(entry, call)
-        pins = await self._pins(entry, call.view.pinned)
-        shown = range(call.view.start, call.view.length)
-        with_blobs = [entry.messages[i - entry.first] for i in entry.with_blobs if i in shown]
+            messages = _messages_in_view(entry, call)
+        pins = await self._get_pins(entry, call.view.pinned)
+        visible = range(call.view.start, call.view.length)
+        with_blobs = [entry.messages[i - entry.first] for i in entry.with_blobs if i in visible]
         blobs = {name: None for message in (*pins, *with_blobs) for name in message.blobs}
-        return ModelView(messages=(*pins, *seen), blobs=tuple(blobs))
+        return ModelView(messages=(*pins, *messages), blobs=tuple(blobs))
 
     async def _complete(self, entry: _Entry, call: ModelInput) -> None:
         """Bring the entry to the call's length, from memory as far as possible, else by queries."""
@@ -178,8 +178,8 @@ class Transcripts:
         self._grow(entry, -sum(size_bytes(result) for result in results.values()))
         if call.new_messages or last is None or not last.tool_calls or entry.end + 1 != call.view.length:
             return
-        if all(made.id in results for made in last.tool_calls):
-            parts = [results[made.id] for made in last.tool_calls]
+        if all(tool_call.id in results for tool_call in last.tool_calls):
+            parts = [results[tool_call.id] for tool_call in last.tool_calls]
             self._add(entry, [Message(role="tool", parts=list(parts))])
 
     def _adopt_previous(self, previous_run_id: str | None) -> None:
@@ -232,7 +232,7 @@ class Transcripts:
             if entry.end == start:
                 self._add(entry, page)
 
-    async def _pins(self, entry: _Entry, count: int) -> list[Message]:
+    async def _get_pins(self, entry: _Entry, count: int) -> list[Message]:
         """Return the first `count` messages, which stay visible when the window has moved past them."""
         while (start := len(entry.pins)) < count:
             page = await self._query_page(start, count)
