@@ -52,7 +52,7 @@ class Resolver:
             return self._own(request)
         if request.agent in self.members:
             own = self._own(request)
-            if own.spec.pin == request.pin:
+            if own.spec.full_digest == request.spec_digest:
                 return own
         return await self._pinned(request, request.parent)
 
@@ -63,7 +63,7 @@ class Resolver:
         if provider is None:
             known = ", ".join(sorted(self.providers))
             raise _invalid(f"model {name!r}: no such provider here; there are: {known}")
-        price = self.prices.find(name, request.at.date())
+        price = self.prices.find(name, request.as_of.date())
         if price is None and request.cost_limited:
             raise _invalid(f"model {name!r}: its price is not known, and the run has a cost limit to keep")
         config = _renamed(spec.models[0].config, name)
@@ -85,7 +85,7 @@ class Resolver:
             )
         try:
             found = resolve_member(
-                member, prices=self.prices, today=request.at.date(), cost_limited=request.cost_limited
+                member, prices=self.prices, today=request.as_of.date(), cost_limited=request.cost_limited
             )
         except DefinitionError as error:
             raise _invalid(str(error)) from None

@@ -310,7 +310,9 @@ class AgentWorkflow:
         """Temporal keeps no result of a cancelled run: its parent is told what it has used."""
         branch = self._now.tree.branch
         if branch is not None and end.stop_reason == "cancelled":
-            await self._runs.last_words(branch, Report(key=branch.key, family=branch.family, final=result))
+            await self._runs.last_words(
+                branch, Report(key=branch.key, parent_execution_id=branch.parent_execution_id, final=result)
+            )
         with suppress(asyncio.CancelledError):  # it is over already, with this result
             await self._runs.settle()
 
@@ -529,7 +531,7 @@ class AgentWorkflow:
     @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
     def child_report(self, report: Report) -> None:
         """Take in what a child says."""
-        if report.family == workflow.info().first_execution_run_id:
+        if report.parent_execution_id == workflow.info().first_execution_run_id:
             self._events.append(ChildReported(report=report))
 
     @workflow.signal(name=GRANT, description="Of the run that started this one: what it may spend.")

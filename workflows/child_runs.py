@@ -237,11 +237,11 @@ def branch_for(state: State | Team, start: Start, now: datetime, family: str) ->
     timed: StopReason = above.deadline_reason if above and above.deadline_at == deadline else "deadline"
     return Branch(
         parent=state.id,
-        family=family,
+        parent_execution_id=family,
         key=start.key,
         path=[*state.tree.path, start.key],
-        pin=found.spec.pin if found else "",
-        at=above.at if above else state.started_at,
+        spec_digest=found.spec.full_digest if found else "",
+        as_of=above.as_of if above else state.started_at,
         lease=child.lease if child else Amount(),
         deadline_at=deadline,
         deadline_reason="node_timeout" if own is not None and deadline == own else timed,

@@ -174,7 +174,7 @@ def model_input(state: State, command: CallModel) -> ModelInput:
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec_digest=state.spec.pin[:SPEC_DIGEST_CHARS],
+        spec_digest=state.spec.full_digest[:SPEC_DIGEST_CHARS],
         step=state.step,
         model=state.model,
         view=TranscriptView(pinned=state.pinned, start=state.window_start, length=len(state.messages)),

@@ -62,10 +62,10 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
     return await _resolved(
         ResolveRequest(
             agent=spec.name,
-            at=workflow.now(),
+            as_of=workflow.now(),
             cost_limited=cost_limited,
             parent=own,
-            pin=None if redrive.newest else spec.pin,
+            spec_digest=None if redrive.newest else spec.full_digest,
             model=redrive.model,
             layout=LAYOUT,
         )
@@ -92,12 +92,12 @@ async def _resolved(asked: ResolveRequest) -> ResolvedAgent:
 def _asked(request: RunRequest, branch: Branch | None) -> ResolveRequest:
     limited = request.limits is not None and request.limits.cost_usd is not None
     if branch is None:
-        return ResolveRequest(agent=request.agent, at=workflow.now(), cost_limited=limited, layout=LAYOUT)
+        return ResolveRequest(agent=request.agent, as_of=workflow.now(), cost_limited=limited, layout=LAYOUT)
     return ResolveRequest(
         agent=request.agent,
-        at=branch.at,
+        as_of=branch.as_of,
         cost_limited=limited or branch.lease.cost_microusd is not None,
         parent=branch.parent,
-        pin=branch.pin,
+        spec_digest=branch.spec_digest,
         layout=LAYOUT,
     )

@@ -127,21 +127,21 @@ class Transcripts:
         # A retried attempt finds some of the new messages in the cache already.
         self._add(entry, call.new_messages[max(entry.end - base, 0) :])
 
-    async def get_spec(self, pin: str) -> AgentSpec:
+    async def get_spec(self, digest: str) -> AgentSpec:
         """Return the pinned spec with that digest, queried from the run at most once a worker."""
-        known = self._specs.get(pin)
+        known = self._specs.get(digest)
         if known is None:
             # A hundred runs may begin at once with this spec. The first call queries its run, the rest wait.
-            pending = self._pending_specs.get(pin)
+            pending = self._pending_specs.get(digest)
             if pending is None:
-                pending = self._pending_specs[pin] = asyncio.ensure_future(self._query_spec())
-                pending.add_done_callback(lambda _: self._pending_specs.pop(pin, None))
+                pending = self._pending_specs[digest] = asyncio.ensure_future(self._query_spec())
+                pending.add_done_callback(lambda _: self._pending_specs.pop(digest, None))
             # Shielded: the waiting calls need the answer even if the call that began the query is cancelled.
             known = await asyncio.shield(pending)
-            if not known.pin.startswith(pin):
+            if not known.full_digest.startswith(digest):
                 # The run was redriven meanwhile with another spec, which this digest does not name.
                 return known
-        self._cache_spec(pin, known)
+        self._cache_spec(digest, known)
         return known
 
     async def _query_spec(self) -> AgentSpec:
@@ -149,11 +149,11 @@ class Transcripts:
 
     def add_spec(self, spec: AgentSpec) -> None:
         """Cache a spec that was resolved here, for the model calls of its runs."""
-        self._cache_spec(spec.pin[:SPEC_DIGEST_CHARS], spec)
+        self._cache_spec(spec.full_digest[:SPEC_DIGEST_CHARS], spec)
 
-    def _cache_spec(self, pin: str, spec: AgentSpec) -> None:
-        self._specs[pin] = spec
-        self._specs.move_to_end(pin)
+    def _cache_spec(self, digest: str, spec: AgentSpec) -> None:
+        self._specs[digest] = spec
+        self._specs.move_to_end(digest)
         if len(self._specs) > _SPEC_CAPACITY:
             self._specs.popitem(last=False)
 

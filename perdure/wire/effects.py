@@ -1,4 +1,7 @@
-"""What crosses between a run and its activities: names, inputs and outcomes."""
+"""Inputs, outcomes and heartbeats of activities: all that crosses between a run and its effects.
+
+History is paid for by the byte, so inputs stay small and fields that hold their default are left out.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -10,15 +13,19 @@ from pydantic import Field
 from perdure.messages import Message, ToolResult, Usage, Value, is_empty
 from perdure.model import ModelStop, ToolChoice
 
+MODEL_HEARTBEAT: Final = timedelta(seconds=5)
+MODEL_ATTEMPTS: Final = 6
+"""Attempts of one model call, the first included."""
+
 SPEC_DIGEST_CHARS: Final = 16
-"""Of a spec's digest a model call carries this much: enough to tell the specs of one worker apart."""
+"""Length of the spec digest in a model call: enough to tell apart the specs that one worker knows."""
 
 PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""
 
 
 class TranscriptView(Value):
-    """Which messages of the transcript the model sees: the first `pinned`, then `start` to `length`."""
+    """Messages of the transcript that the model sees: the first `pinned`, then `start` to `length`."""
 
     pinned: int = Field(default=0, exclude_if=is_empty)
     start: int = Field(default=0, exclude_if=is_empty)
@@ -26,35 +33,35 @@ class TranscriptView(Value):
 
 
 class ModelInput(Value):
-    """One model call. O(1): names the transcript instead of carrying it."""
+    """Input of a model call. Its size does not grow with the run: it names the transcript."""
 
     agent: str
     spec_digest: str
-    """Digest of the run's spec: a worker that does not know it asks the run."""
+    """Beginning of the spec's `full_digest`. A worker that does not know that spec asks the run for it."""
     step: int
     model: int = Field(default=0, exclude_if=is_empty)
     """Index into the spec's models."""
     view: TranscriptView
     new_messages: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
-    """The newest messages of the view, when they are small; the rest is asked for by query."""
+    """Newest messages of the view, if they are small. The worker queries the run for the rest."""
+    # A worker may remember the answer of an attempt that the run never accepted, and it builds tool messages
+    # from results that it remembers. The digest proves both, or the worker queries the run.
     tail_digest: str | None = Field(default=None, exclude_if=is_empty)
-    """Digest of the model's last answer and what has come since. A worker may remember an answer of
-    an attempt that did not count, and puts tool messages together from what it remembers: with
-    this it is sure of both, or asks."""
+    """`tail_digest` of the messages from the model's last answer on."""
     previous_run_id: str | None = Field(default=None, exclude_if=is_empty)
-    """In the first call after a continue-as-new, the run id before it: it had the transcript up to here."""
+    """Run id before a continue-as-new, in the first call after it: its cached transcript is still valid."""
     max_tokens: int
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=is_empty)
-    """A line for this call only, after the instructions."""
+    """Line added to the instructions of this call only."""
     offer_read_result: bool = Field(default=False, exclude_if=is_empty)
-    """True when results were cut: then the model gets the tool that reads the rest."""
+    """True once a result was cut: the model gets the tool that reads the rest."""
     offer_handoff: bool = Field(default=False, exclude_if=is_empty)
-    """True in a swarm: then the model gets the tool to hand off."""
+    """True in a swarm: the model gets the handoff tool."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     user: str | None = Field(default=None, exclude_if=is_empty)
     force_once: bool = Field(default=False, exclude_if=is_empty)
-    """True when a person has told the parked run to go on: an open circuit does not keep it from asking."""
+    """Forced retry: a person resumed the parked run, so the call passes an open circuit."""
 
 
 def tail_of(messages: Sequence[Message], start: int = 0) -> list[Message]:
@@ -66,40 +73,40 @@ def tail_of(messages: Sequence[Message], start: int = 0) -> list[Message]:
 
 
 def tail_digest(messages: Sequence[Message]) -> str:
-    """What `ModelInput.tail_digest` holds."""
-    whole = sha256()
+    """Return the digest by which a run and a worker compare the tail of a transcript."""
+    digest = sha256()
     for message in messages:
-        whole.update(message.model_dump_json(exclude={"meta"}).encode())
-    return whole.hexdigest()[:16]
+        # The record of a reply (`meta`) is completed by the run, after the worker has cached the message.
+        digest.update(message.model_dump_json(exclude={"meta"}).encode())
+    return digest.hexdigest()[:16]
 
 
 class ModelOutcome(Value):
-    """What a model call gave."""
+    """Outcome of a model call."""
 
     message: Message
     stop: ModelStop
     output: Any = Field(default=None, exclude_if=lambda v: v is None)
-    """The validated output, when the model gave its final answer in the form asked for."""
+    """Validated output, when the model gave its final answer in the required form."""
     output_problem: str | None = Field(default=None, exclude_if=is_empty)
     wasted: Usage = Field(default=Usage(), exclude_if=lambda v: v == Usage())
-    """What earlier attempts of this call had cost when they broke off."""
+    """Usage of earlier attempts of this call that broke off."""
     wasted_microusd: int = Field(default=0, exclude_if=is_empty)
 
 
 class ModelFailure(Value):
-    """Details of the error a model call ends with."""
+    """Details of the error that ends a model call."""
 
     kind: str
     message: str
     wasted: Usage = Usage()
     wasted_microusd: int = 0
     retry_in: timedelta | None = Field(default=None, exclude_if=is_empty)
-    """When it is worth another try, for what time may mend; with some chance in it, so that not all
-    that wait come at once."""
+    """Delay before a transient failure is worth a retry, jittered: parked runs must not retry together."""
 
 
 class ToolInput(Value):
-    """One tool call."""
+    """Input of a tool call."""
 
     agent: str
     tool: str
@@ -113,7 +120,7 @@ class ToolInput(Value):
 
 
 class RemoteContext(Value):
-    """The second argument of a remote tool."""
+    """Second argument of a remote tool."""
 
     run_id: str
     call_id: str
@@ -124,49 +131,51 @@ class RemoteContext(Value):
 
 
 class ToolOutcome(Value):
-    """What a tool call gave: always something for the model, an error as text included."""
+    """Outcome of a tool call: always a result for the model; a failure is a result with its text."""
 
     result: ToolResult
 
 
 class Progress(Value):
-    """A heartbeat of a call: what those who watch see before it ends.
+    """Heartbeat of a call: its partial state, for watchers and for the next attempt.
 
     `text` is a window into the visible answer that starts at character `offset`.
     """
 
     call: str
-    """"step-3" for a model call, the call id for a tool call."""
+    """Id of the call: "step-3" for a model call, "call-3-1" for a tool call."""
     attempt: int
     seq: int
     offset: int = 0
     text: str = ""
     note: str = ""
-    """A tool's own word on how far it is."""
+    """Progress that the tool itself reports."""
     spent: Usage = Usage()
-    """Usage of this attempt and those before it, in case it is the last thing heard of them."""
+    """Usage of this attempt and those before it: it is billed even if the worker dies now."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
-    """A tool's call may have had its effect by now, in this attempt or an earlier one."""
+    """True when this attempt of a tool call, or an earlier one, may have had its effect."""
 
 
 class ResolveRequest(Value):
-    """What `resolve_agent` is asked."""
+    """Input of `resolve_agent`."""
 
     agent: str
-    at: datetime
+    as_of: datetime
+    """Time whose prices apply."""
     cost_limited: bool = Field(default=False, exclude_if=is_empty)
-    """The request bounds the cost, so every price must be known."""
+    """True when the request bounds the cost: the price of every model must be known."""
     parent: str | None = Field(default=None, exclude_if=is_empty)
-    """The run that pinned the spec, by its workflow id; to be asked where this worker has another."""
-    pin: str | None = Field(default=None, exclude_if=is_empty)
+    """Workflow id of the run that pinned the spec; it is queried when this worker has another spec."""
+    spec_digest: str | None = Field(default=None, exclude_if=is_empty)
+    """`full_digest` of the pinned spec."""
     model: str | None = Field(default=None, exclude_if=is_empty)
-    """To be the first of the chain in place of the agent's own."""
+    """Model that becomes the first of the chain, in place of the agent's own."""
     layout: int = 1
-    """How the run would write its history, see `ResolvedAgent`."""
+    """Layout in which the run would write its history, see `ResolvedAgent`."""
 
 
 class NodeCall(Value):
-    """One call of a function that is a node of a graph."""
+    """Call of a function that is a node of a graph."""
 
     graph: str
     node: str
@@ -176,26 +185,23 @@ class NodeCall(Value):
 
 
 class KeepText(Value):
-    """A text that may be too long for a model."""
+    """Text that is too long for the model and goes to the blob store."""
 
     text: str
     preview_bytes: int
 
 
 class KeptText(Value):
-    """What the model sees of it; `spilled` names the whole."""
+    """Beginning of a kept text, as the model sees it."""
 
     shown: str
     spilled: str | None = None
+    """Name of the whole text in the blob store; None when nothing was cut."""
 
 
 class Relay(Value):
-    """An update for another run of the tree."""
+    """Update for another run of the tree."""
 
     run_id: str
     update: str
     argument: Any
-
-
-MODEL_HEARTBEAT: Final = timedelta(seconds=5)
-MODEL_ATTEMPTS: Final = 6

@@ -111,7 +111,7 @@ class AgentSpec(BaseModel):
         return digest(plain)
 
     @cached_property
-    def pin(self) -> str:
+    def full_digest(self) -> str:
         """Digest of all of it, prices too: by which a worker knows one run's spec from another's."""
         return digest(self.model_dump(mode="json"))
 
@@ -141,7 +141,7 @@ class SwarmSpec(BaseModel):
         return digest(self.model_dump(mode="json"))
 
     @property
-    def pin(self) -> str:
+    def full_digest(self) -> str:
         """As for agents; a swarm has no prices of its own."""
         return self.hash
 
@@ -205,7 +205,7 @@ class GraphSpec(BaseModel):
         return digest(self.model_dump(mode="json"))
 
     @property
-    def pin(self) -> str:
+    def full_digest(self) -> str:
         """As for agents; a graph has no prices of its own."""
         return self.hash
 

@@ -1,9 +1,8 @@
-"""What crosses between a run and the runs it starts: what a child is given, says, and asks for.
+"""Values that cross between a run and the child runs that it starts: lineage, lease, reports and grants.
 
-A child gets a lease: an amount that it may spend without asking. It asks for more when that does
-not do, gives back what it does not need while it waits for people, and what is left when it ends
-goes back by itself. So the sum over a tree never passes its limits, and small children cost no
-message at all.
+A child gets a lease: an amount that it may spend without asking. It requests more when the lease runs
+short, returns what it can spare while it waits for people, and frees the rest by ending. So the sum over
+a tree never passes its limits, and small children send no message about budgets at all.
 """
 
 from datetime import datetime, timedelta
@@ -15,8 +14,9 @@ from perdure.wire.results import RunResult, StopReason, Waiting
 
 
 class Amount(Value):
-    """So much of everything that limits bound; None is no bound."""
+    """An amount of everything that limits bound; None is no bound."""
 
+    # 0 and None differ here (nothing left, and no bound), so only None is left out of the JSON.
     cost_microusd: int | None = Field(default=None, exclude_if=lambda v: v is None)
     input_tokens: int | None = Field(default=None, exclude_if=lambda v: v is None)
     output_tokens: int | None = Field(default=None, exclude_if=lambda v: v is None)
@@ -25,16 +25,16 @@ class Amount(Value):
 
 
 class Peer(Value):
-    """An agent of the swarm that can be handed to."""
+    """An agent of the swarm that the run can hand off to."""
 
     name: str
     description: str = ""
     barred: StopReason | None = Field(default=None, exclude_if=is_empty)
-    """Why it cannot be handed to any more; a handoff to it ends the turn with that reason."""
+    """Limit that rules out a handoff to this peer; such a handoff ends the turn with this reason."""
 
 
 class Handoff(Value):
-    """What a run that ends with `handoff` gives as its output."""
+    """Output of a run that ends with the stop reason `handoff`."""
 
     agent_name: str
     message: str
@@ -42,29 +42,29 @@ class Handoff(Value):
 
 
 class Branch(Value):
-    """What a run is given that another run started."""
+    """Terms on which a parent starts a child run."""
 
     parent: str
-    """Workflow id of the run that started it; reports go there, and its spec is asked there."""
-    family: str = ""
-    """Which execution of that id it was: a rerun knows nothing of the children of the one before."""
+    """Workflow id of the parent: it receives reports, and serves the child's spec."""
+    parent_execution_id: str = ""
+    """First execution id of the parent. A rerun of the same id ignores the reports of older children."""
     key: str
-    """What the parent calls it."""
+    """Key of the child within its parent."""
     path: list[str] = Field(default_factory=list[str])
-    """From the root to it."""
-    pin: str
-    """Digest of the spec that the parent pinned for it."""
-    at: datetime
-    """When the root was resolved: prices are of that day."""
+    """Keys from the root to the child."""
+    spec_digest: str
+    """`full_digest` of the spec that the parent pinned for the child."""
+    as_of: datetime
+    """Time at which the root was resolved: prices are those of that day."""
     lease: Amount = Amount()
     deadline_at: datetime | None = None
     deadline_reason: StopReason = "deadline"
     grace: timedelta = timedelta(milliseconds=1500)
-    """How long it may take to end when it is told to."""
+    """Time in which the child must end after its parent cancels it."""
     peers: list[Peer] = Field(default_factory=list[Peer], exclude_if=is_empty)
-    """Whom it may hand off to; it gets the tool for that when there are any."""
+    """Agents that the child can hand off to; with any, its model gets the handoff tool."""
     history: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
-    """What was said before its prompt."""
+    """Messages that come before its prompt."""
 
 
 class BudgetRequest(Value):
@@ -73,27 +73,27 @@ class BudgetRequest(Value):
     minimum: Amount
     """Without this much more the child cannot go on."""
     preferred: Amount
-    """With this much it need not ask again so soon; at least the minimum."""
+    """With this much it need not ask again soon; at least the minimum."""
 
 
 class Report(Value):
-    """What a child tells its parent, each time the newest whole state of it."""
+    """State of a child, for its parent. A newer report replaces the older one as a whole."""
 
     key: str
-    family: str = ""
+    parent_execution_id: str = ""
     waiting: list[Waiting] = Field(default_factory=list[Waiting])
-    """Who waits for a person in it and below, with the path from it."""
+    """Calls and runs that wait for a person, in the child and below it, with the path from the child."""
     request: BudgetRequest | None = None
     idle: bool = False
-    """It only waits for people: nothing of what it holds will come back before they have spoken."""
+    """True when the child only waits for people: it frees nothing of its lease before they answer."""
     returned: Amount | None = None
-    """It gives this much of its lease back."""
+    """Part of its lease that the child gives back."""
     final: RunResult | None = None
-    """It is being cancelled: what it had, which Temporal keeps for no cancelled run."""
+    """Result of a child that is being cancelled. Temporal keeps no result of a cancelled run."""
 
 
 class Grant(Value):
-    """The parent's answer to a need."""
+    """Answer of a parent to a budget request."""
 
     amount: Amount | None = None
-    """So much more; None: there is no more, and never will be."""
+    """Budget added to the lease; None: nothing is left, now or later."""

@@ -271,7 +271,9 @@ class Shell:
         outcome = self.result
         if end.failure is None and end.stop_reason == "cancelled":
             # Temporal keeps no result of it: its parent is told before.
-            self._report(Report(key=branch.key, family=branch.family, final=self.result))
+            self._report(
+                Report(key=branch.key, parent_execution_id=branch.parent_execution_id, final=self.result)
+            )
             outcome = RunResult(agent=self.result.agent, stop_reason="cancelled", usage=Usage(estimated=True))
         self.world.send(self, self.parent, outcome)
         self.world.orphaned(self)

@@ -239,7 +239,7 @@ def test_what_is_the_callers_fault_is_told_and_not_covered_up(kind: str) -> None
 
 
 def test_an_outage_has_one_beginning_and_its_parent_hears_of_it_once() -> None:
-    branch = Branch(parent="p", key="a-1", pin="x", at=NOW, lease=Amount(tool_calls=9))
+    branch = Branch(parent="p", key="a-1", spec_digest="x", as_of=NOW, lease=Amount(tool_calls=9))
     state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Birth(id="p/a-1", branch=branch))
     told = 0
     for n in range(5):

@@ -317,5 +317,5 @@ async def test_a_spec_is_asked_for_once() -> None:
     desk = Desk()
     run = desk.run()
     for _ in range(3):
-        assert await desk.attempt(lambda: desk.cache.get_spec(run.spec.pin[:16])) == run.spec
+        assert await desk.attempt(lambda: desk.cache.get_spec(run.spec.full_digest[:16])) == run.spec
     assert desk.cache.queries == 1

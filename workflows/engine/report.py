@@ -131,7 +131,7 @@ def report_due(state: State | Team, branch: Branch, want: Want | None) -> tuple[
     request = BudgetRequest(minimum=want.need, preferred=want.wish) if want else None
     report = Report(
         key=branch.key,
-        family=branch.family,
+        parent_execution_id=branch.parent_execution_id,
         waiting=waiting,
         request=request,
         idle=idle,
