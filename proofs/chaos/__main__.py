@@ -13,6 +13,7 @@ import asyncio
 import datetime as dt
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from .subjects import NAMES, Subject, subject
 from .verdict import Record
 
 PEERS_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kind.startswith("disk"))
-"""They keep nothing in files."""
+"""Kinds of fault for the peers, which keep nothing in files."""
 _QUICK_TASKS = 30
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command given on the command line."""
     options = _read()
     match options.command:
         case "run":
@@ -38,7 +39,7 @@ def main() -> None:
         case "quick":
             sys.exit(asyncio.run(_quick(options.seed)))
         case "schedule":
-            _, _, catalogue = environments.of_the_set()
+            _, _, catalogue = environments.bfcl_environment()
             size = _order(options.kind, options.seed, catalogue, options.tasks).size
             print(*schedule(options.kind, options.seed, size), sep="\n")
         case _:
@@ -58,7 +59,7 @@ def _read() -> argparse.Namespace:
     run.add_argument("--within", type=float, default=1200.0, help="seconds after which a task is lost")
     run.add_argument("--out", type=Path, default=RESULTS)
     run.add_argument("--keep", type=Path, help="keep the logs of the runs in this folder")
-    quick = commands.add_parser("quick", help="a smoke, for every change")
+    quick = commands.add_parser("quick", help="a smoke test, for every change")
     quick.add_argument("--seed", type=int, default=1)
     planned = commands.add_parser("schedule", help="print a schedule")
     planned.add_argument("kind", choices=KINDS)
@@ -69,11 +70,11 @@ def _read() -> argparse.Namespace:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    """All that was asked for. 1 when Perdure did not keep what it promises."""
-    python, file, catalogue = environments.of_the_set()
+    """Run the chosen subjects and kinds; return 1 if Perdure broke a promise."""
+    python, file, catalogue = environments.bfcl_environment()
     failed = 0
     for name in options.subjects:
-        of_it = subject(name)
+        chosen = subject(name)
         for kind in _kinds(options, name, catalogue):
             order = _order(kind, options.seed, catalogue, options.tasks, file=file, python=python)
             without = _without_faults(name, order)
@@ -83,17 +84,17 @@ async def _run(options: argparse.Namespace) -> int:
             if options.keep:
                 at = dt.datetime.now(dt.UTC).strftime("%H%M%S")
                 more["keep"] = options.keep / f"{name}-{kind}-{options.seed}-{at}"
-            record, digests = await _conducted(_changed(order, **more), of_it)
+            record, digests = await _conduct_or_report(replace(order, **more), chosen)
             if kind == "none":
                 without.write_text(json.dumps(digests))
-            print(shown(record), flush=True)
+            print(format_record(record), flush=True)
             keep(options.out, Head.now(catalogue.versions), record)
             failed += name == "perdure" and not record.holds
     return 1 if failed else 0
 
 
 def _kinds(options: argparse.Namespace, name: str, catalogue: Catalogue) -> list[Kind]:
-    """The kinds to run: what the others are compared with is the first, unless that was run before."""
+    """Return the kinds to run; the run without faults comes first, unless an earlier one is stored."""
     usual = KINDS if name == "perdure" else PEERS_KINDS
     chosen: list[Kind] = [kind for kind in KINDS if kind in (options.kinds or usual)]
     order = _order("none", options.seed, catalogue, options.tasks)
@@ -102,33 +103,33 @@ def _kinds(options: argparse.Namespace, name: str, catalogue: Catalogue) -> list
 
 
 def _without_faults(name: str, order: Order) -> Path:
-    """Where the final states of the last run without faults are kept, as digests."""
+    """Return the file with the digests of the final states of the last run without faults."""
     return environments.FOLDER / f"without-faults-{name}-{order.seed}-{len(order.tasks)}.json"
 
 
-async def _conducted(order: Order, of_it: Subject) -> tuple[Record, dict[str, str]]:
-    """The run; of a peer that cannot even be started, the reason."""
+async def _conduct_or_report(order: Order, chosen: Subject) -> tuple[Record, dict[str, str]]:
+    """Conduct the run; for a peer that cannot be started, return a record with the reason."""
     try:
-        return await conduct(order, of_it)
+        return await conduct(order, chosen)
     except RuntimeError as error:
-        if of_it.name == "perdure":
+        if chosen.name == "perdure":
             raise
         many = len(order.tasks)
         why = f"{error}"[-400:]
-        named: dict[str, Any] = {"subject": of_it.name, "kind": order.kind, "seed": order.seed}
+        named: dict[str, Any] = {"subject": chosen.name, "kind": order.kind, "seed": order.seed}
         return Record(**named, tasks=many, lost=many, notes=[why]), {}
 
 
 async def _quick(seed: int) -> int:
-    """Some tasks, once without faults and once with some of each kind."""
-    python, file, catalogue = environments.of_the_set()
+    """Play some tasks without faults, then under faults of each kind; return 1 if a promise was broken."""
+    python, file, catalogue = environments.bfcl_environment()
     expected, holds = None, True
     for kind in ("none", "together"):
         order = _order(kind, seed, catalogue, _QUICK_TASKS, file=file, python=python)
-        record, digests = await conduct(_changed(order, expected=expected, within=150.0), subject("perdure"))
+        record, digests = await conduct(replace(order, expected=expected, within=150.0), subject("perdure"))
         expected = expected or digests
         holds = holds and record.holds
-        print(shown(record), flush=True)
+        print(format_record(record), flush=True)
     return 0 if holds else 1
 
 
@@ -142,26 +143,23 @@ def _order(
     python: Path = Path(),
 ) -> Order:
     chosen = catalogue.tasks
-    if tasks:  # from everywhere in the set: its neighbours work on the same APIs
+    if tasks:  # spread over the set, because neighbouring tasks work on the same APIs
         chosen = chosen[:: max(1, len(chosen) // tasks)][:tasks]
     return Order(kind=kind, seed=seed, tasks=chosen, catalogue=file, python=python)
 
 
-def _changed(order: Order, **more: Any) -> Order:
-    return Order(**{**vars(order), **more})
-
-
-def shown(record: Record) -> str:
-    """A record in a line, for people."""
+def format_record(record: Record) -> str:
+    """Return the record as one line for people, followed by its notes."""
     faults = sum(record.faults.values())
-    said = (
+    line = (
         f"{'ok  ' if record.holds else 'FAIL'} {record.subject} {record.kind} seed {record.seed}: "
         f"{record.finished}/{record.tasks} finished, {record.right} right, {record.equal} equal, "
-        f"{faults} faults, effects {record.effects}/{record.needed_effects}, told {record.told}, "
-        f"untold {record.untold}, models {record.models}/{record.needed_models}, "
+        f"{faults} faults, effects {record.effects}/{record.needed_effects}, "
+        f"flagged repeats {record.flagged_repeats}, unflagged duplicates {record.unflagged_duplicates}, "
+        f"models {record.models}/{record.needed_models}, "
         f"stall {record.stall_seconds} s, resumed {record.resumes}, lost {record.lost}, {record.seconds} s"
     )
-    return "\n     ".join([said, *record.notes])
+    return "\n     ".join([line, *record.notes])
 
 
 if __name__ == "__main__":

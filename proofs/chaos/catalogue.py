@@ -1,6 +1,6 @@
-"""The tasks as JSON: questions, gold calls with their results, and the tools' schemas.
+"""Tasks as JSON: questions, gold calls with their results, and the tools' schemas.
 
-Made from the installed set by `tools/prepare.py`, read by everything else. It holds the set's own words,
+Made from the installed set by `tools/prepare.py`, read by everything else. It holds text of the set,
 so it is kept beside the environment it was made in, and never committed.
 """
 
@@ -18,12 +18,12 @@ PLAIN: Final[dict[str, Any]] = {
     "boolean": bool,
     "object": dict[str, Any],
 }
-"""What the schemas' type names are in Python, for subjects whose tools are made from type hints."""
+"""Python types for the schemas' type names, for subjects whose tools are made from type hints."""
 
 
 @dataclass(frozen=True)
 class GoldCall:
-    """One call of the gold answer, and what it gives."""
+    """Call of the gold answer, with its result."""
 
     name: str
     arguments: dict[str, Any]
@@ -32,64 +32,64 @@ class GoldCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the user."""
+    """Message of the user, with the gold calls that answer it."""
 
     question: str
     groups: tuple[tuple[GoldCall, ...], ...]
-    """The gold calls in order. Those of one group give the same in every order: all orders were tried."""
+    """Gold calls in order. The calls of a group commute: every order was tried and gave the same."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One conversation."""
+    """Conversation with a user."""
 
     id: str
     classes: tuple[str, ...]
-    """The APIs it works on."""
+    """APIs that the conversation uses."""
     turns: tuple[Turn, ...]
 
     @property
     def calls(self) -> int:
-        """How many gold calls it has."""
+        """Number of gold calls."""
         return sum(len(group) for turn in self.turns for group in turn.groups)
 
     def message(self, turn: int) -> str:
-        """What the user says. The first message names the task, by which the scripted model knows it."""
+        """Return the user's message; the first names the task, so that the scripted model recognizes it."""
         question = self.turns[turn].question
         return f"[{self.id}] {question}" if turn == 0 else question
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All tasks, and the tools of each API."""
+    """Tasks of the set, and the tools of each API."""
 
     tasks: tuple[Task, ...]
     tools: Mapping[str, tuple[dict[str, Any], ...]]
-    """By class: `name`, `description` and `schema` of each tool."""
+    """`name`, `description` and `schema` of each tool, by the class that has it."""
     versions: Mapping[str, str]
 
     @cached_property
     def by_id(self) -> dict[str, Task]:
-        """The tasks by their ids."""
+        """Tasks by their ids."""
         return {task.id: task for task in self.tasks}
 
     @cached_property
     def combinations(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of APIs that tasks work on: one agent is made for each."""
+        """Sets of APIs that tasks use; each gets an agent."""
         return tuple(sorted({task.classes for task in self.tasks}))
 
     def tools_of(self, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The tools of an agent for these APIs."""
+        """Return the tools of an agent for these APIs."""
         return [tool for name in classes for tool in self.tools[name]]
 
 
 def agent_name(classes: tuple[str, ...]) -> str:
-    """What the agent for these APIs is called."""
+    """Return the name of the agent for these APIs."""
     return "_".join(classes)
 
 
 def load(path: Path) -> Catalogue:
-    """The catalogue that `tools/prepare.py` wrote."""
+    """Read the catalogue that `tools/prepare.py` wrote."""
     plain = json.loads(path.read_text())
     return Catalogue(
         tasks=tuple(_task(task) for task in plain["tasks"]),

@@ -1,4 +1,4 @@
-"""One run: starts the parts, plays the tasks, has things go wrong when their moment comes, and counts."""
+"""Conductor of a run: it starts the parts, plays the tasks, causes the faults, and counts the results."""
 
 import asyncio
 import json
@@ -13,54 +13,54 @@ from pathlib import Path
 from typing import Any, cast
 
 from .catalogue import Task
-from .environments import faked_clock
-from .processes import Linked, Server, Worker, fill_disk, ours
-from .proxy import Line, Proxy, proxied
+from .environments import faketime_library
+from .processes import Linked, Server, Worker, fill_disk, own_python
+from .proxy import Line, Proxy, open_proxy
 from .schedule import Fault, Kind, Size, schedule
 from .script import steps
-from .subjects import Played, Subject, Where
-from .verdict import Record, Seen, counted, digests
+from .subjects import Subject, TaskOutcome, Where
+from .verdict import Evidence, Record, count_results, digests
 
 WORKERS = 3
 AT_ONCE = 16
-"""Tasks that are played at the same time."""
-_ON_DUTY_EVERY = 1.0
+"""Number of tasks that are played at the same time."""
+_RESUME_EVERY = 1.0
 _LONG_RESULTS = 4096
-"""Bytes that each result is made longer by, where the disk is what goes wrong."""
+"""Bytes added to each result where the disk is what fails, so that results go to the blob store."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is to be run."""
+    """Run to be conducted: its tasks, its kind of fault and its seed."""
 
     kind: Kind
     seed: int
     tasks: Sequence[Task]
     catalogue: Path
     python: Path
-    """The interpreter of the set's environment."""
+    """Interpreter of the set's environment."""
     expected: Mapping[str, str] | None = None
     """Final states of the run without faults, as digests."""
     within: float = 1200.0
-    """Seconds after which what has not finished is lost."""
+    """Seconds after which an unfinished task counts as lost."""
     keep: Path | None = None
-    """Where the logs of the run are kept; None: nowhere."""
+    """Folder in which the logs of the run stay; None: a temporary one."""
 
     @property
     def size(self) -> Size:
-        """How much there is to do."""
+        """Numbers of tasks, effects and model calls."""
         models = sum(steps(task, self.seed) for task in self.tasks)
         return Size(tasks=len(self.tasks), effects=sum(task.calls for task in self.tasks), models=models)
 
     @property
     def is_about_disks(self) -> bool:
-        """Whether results are to go to the blob store."""
+        """True when the disk fails, so that results must go to the blob store."""
         return self.kind.startswith("disk")
 
 
 @dataclass
 class Stage:
-    """The parts of a run, and the faults that have not happened yet."""
+    """Parts of a run, and the faults that have not happened yet."""
 
     order: Order
     subject: Subject
@@ -73,61 +73,61 @@ class Stage:
     faults: dict[int, Fault]
     fired: Counter[str] = field(default_factory=Counter[str])
     is_full: bool = False
-    """Whether the workers' disk is full."""
+    """True while the workers' disk is full."""
     _outage: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Outages come one after the other."""
+    """Lock that keeps outages one after the other."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is out just now."""
+        """True while there is no outage."""
         return not self._outage.locked()
 
     async def listen(self, part: Linked) -> None:
-        """Do what is to be done at each moment that this part tells of, until it ends."""
-        async for said in part.told():
-            fault = self.faults.pop(said["fault"])
+        """Cause each fault whose moment the part reports, until the part ends."""
+        async for message in part.messages():
+            fault = self.faults.pop(message["fault"])
             self.fired[f"{fault.what} {fault.target}".strip()] += 1
-            if "done" not in said:
-                task = asyncio.create_task(self._strike(fault, part, said["worker"]))
+            if "done" not in message:  # else the part has carried the fault out itself
+                task = asyncio.create_task(self._cause(fault, part, message["worker"]))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _strike(self, fault: Fault, part: Linked, worker: str) -> None:
+    async def _cause(self, fault: Fault, part: Linked, worker: str) -> None:
         if fault.what != "kill":
-            await part.go(fault.id)
+            await part.release(fault.id)
             async with self._outage:
-                await self._out(fault)
+                await self._cause_outage(fault)
         elif fault.target == "server":
             async with self._outage:
                 await self.server.kill()
-                await part.go(fault.id)
+                await part.release(fault.id)
                 await self.server.start()
         elif fault.target == "tools":
             await self.tools.kill()
             await self.start_tools()
         else:
-            for name, one in self.workers.items():
+            for name, process in self.workers.items():
                 if fault.target == "workers" or name == worker:
-                    one.kill()
-            await part.go(fault.id)
+                    process.kill()
+            await part.release(fault.id)
 
-    async def _out(self, fault: Fault) -> None:
-        """Have something be out for a while."""
+    async def _cause_outage(self, fault: Fault) -> None:
+        """Cause an outage, and end it after its time."""
         match fault.what:
             case "line":
                 which, line = fault.target.split()
-                self.lines[which].set(cast("Line", line))
+                self.lines[which].set_line(cast("Line", line))
                 await asyncio.sleep(fault.seconds)
-                self.lines[which].set("open")
+                self.lines[which].set_line("open")
             case "disk":
                 self.fill(full=True)
                 await asyncio.sleep(fault.seconds)
                 self.fill(full=False)
             case "clock":
                 set_clock(self.folder, fault.seconds)
-            case other:
-                raise ValueError(f"nobody knows how to do {other!r}")
+            case unknown:
+                raise ValueError(f"unknown kind of outage: {unknown!r}")
 
     def fill(self, *, full: bool) -> None:
         """Fill the workers' disk, or make room again."""
@@ -136,62 +136,62 @@ class Stage:
             if worker.pid is not None:
                 fill_disk(worker.pid, full=full)
 
-    def born(self, pid: int) -> None:
-        """A worker was started: it finds the disk as it is."""
+    def apply_disk_state(self, pid: int) -> None:
+        """Let a worker that was just started find the disk as full as it is."""
         if self.is_full:
             fill_disk(pid, full=True)
 
     async def start_tools(self) -> None:
-        """Start the tools' process, on its journal and its port, with the faults that are left for it."""
-        left = json.dumps([asdict(fault) for fault in self.faults.values() if fault.where == "tool"])
-        await self.tools.start("--port", str(self.tools.port), "--faults", left)
+        """Start the tools' process on its journal and its port, with its remaining faults."""
+        remaining = json.dumps([asdict(fault) for fault in self.faults.values() if fault.where == "tool"])
+        await self.tools.start("--port", str(self.tools.port), "--faults", remaining)
         listening = asyncio.create_task(self.listen(self.tools))
         self._tasks.add(listening)
         listening.add_done_callback(self._tasks.discard)
 
     async def start_provider(self) -> None:
-        """Start the provider."""
-        left = json.dumps([asdict(fault) for fault in self.faults.values() if fault.where == "model"])
-        await self.provider.start("--faults", left)
+        """Start the provider with its faults."""
+        remaining = json.dumps([asdict(fault) for fault in self.faults.values() if fault.where == "model"])
+        await self.provider.start("--faults", remaining)
         listening = asyncio.create_task(self.listen(self.provider))
         self._tasks.add(listening)
         listening.add_done_callback(self._tasks.discard)
 
-    async def judged(self) -> dict[str, Any]:
-        """What the tools say of what was done."""
+    async def fetch_verdict(self) -> dict[str, Any]:
+        """Ask the tools for their verdict on all effects."""
         url = f"http://127.0.0.1:{self.tools.port}/verdict"
-        said = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=120).read())
-        judged: dict[str, Any] = json.loads(said)
-        return judged
+        body = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=120).read())
+        verdict: dict[str, Any] = json.loads(body)
+        return verdict
 
-    def asked(self) -> list[dict[str, Any]]:
-        """The provider's log."""
+    def read_provider_log(self) -> list[dict[str, Any]]:
+        """Read the provider's log."""
         return [json.loads(line) for line in (self.folder / "asked.jsonl").read_text().splitlines()]
 
 
 def set_clock(folder: Path, seconds: float) -> None:
-    """Set the workers' wall clock ahead by so much, or back."""
+    """Set the workers' wall clock ahead by `seconds`, or back if negative."""
     new = folder / "clock.new"
     new.write_text(f"{seconds:+.0f}\n")
-    new.replace(folder / "clock")
+    new.replace(folder / "clock")  # atomic: no worker may read half a number
 
 
 async def conduct(order: Order, subject: Subject) -> tuple[Record, dict[str, str]]:
-    """Run it; the counts, and the digests of the final states."""
+    """Conduct a run; return its record, and the digests of the final states."""
     async with _folder(order) as folder, _stage(order, subject, folder) as stage:
         began = time.monotonic()
         client = await subject.connect(stage.server.address, _where(stage))
-        duty = asyncio.create_task(_on_duty(stage, client))
-        played = await _played(stage, client)
-        duty.cancel()
-        resumes = (await asyncio.gather(duty, return_exceptions=True))[0]
-        judged = await stage.judged()
-        seen = Seen(
+        resuming = asyncio.create_task(_resume_while_quiet(stage, client))
+        outcomes = await _play_all(stage, client)
+        resuming.cancel()
+        resumes = (await asyncio.gather(resuming, return_exceptions=True))[0]
+        verdict = await stage.fetch_verdict()
+        evidence = Evidence(
             tasks=order.tasks,
             seed=order.seed,
-            played=played,
-            judged=judged,
-            asked=stage.asked(),
+            outcomes=outcomes,
+            verdict=verdict,
+            provider_log=stage.read_provider_log(),
             expected=order.expected,
         )
         record = Record(
@@ -203,41 +203,45 @@ async def conduct(order: Order, subject: Subject) -> tuple[Record, dict[str, str
             unfired=len(stage.faults),
             deaths=sum(worker.deaths for worker in stage.workers.values()),
             seconds=round(time.monotonic() - began, 1),
-            **counted(seen),
+            **count_results(evidence),
         )
-        return record, digests(judged)
+        return record, digests(verdict)
 
 
-async def _played(stage: Stage, client: Any) -> list[Played]:
-    """Play all tasks, so many at a time, until the time is over."""
+async def _play_all(stage: Stage, client: Any) -> list[TaskOutcome]:
+    """Play all tasks, `AT_ONCE` at a time; a task that is late counts as lost."""
     room = asyncio.Semaphore(AT_ONCE)
 
-    async def one(task: Task) -> Played:
+    async def play_one(task: Task) -> TaskOutcome:
         async with room:
             return await stage.subject.play(client, task)
 
-    running = {asyncio.create_task(one(task)): task for task in stage.order.tasks}
+    running = {asyncio.create_task(play_one(task)): task for task in stage.order.tasks}
     done, late = await asyncio.wait(running, timeout=stage.order.within)
-    for each in late:
-        each.cancel()
+    for playing in late:
+        playing.cancel()
     await asyncio.gather(*late, return_exceptions=True)
-    lost = [Played(task=running[each].id, error="did not finish in time") for each in late]
-    return lost + [_result(each, running[each]) for each in done]
+    lost = [TaskOutcome(task=running[playing].id, error="did not finish in time") for playing in late]
+    return lost + [_outcome_of(ended, running[ended]) for ended in done]
 
 
-def _result(done: "asyncio.Task[Played]", task: Task) -> Played:
-    error = done.exception()
-    return done.result() if error is None else Played(task=task.id, error=f"{type(error).__name__}: {error}")
+def _outcome_of(ended: "asyncio.Task[TaskOutcome]", task: Task) -> TaskOutcome:
+    error = ended.exception()
+    return (
+        ended.result()
+        if error is None
+        else TaskOutcome(task=task.id, error=f"{type(error).__name__}: {error}")
+    )
 
 
-async def _on_duty(stage: Stage, client: Any) -> int:
-    """Resume what waits for a person, whenever nothing is out; how often that was, once called off."""
+async def _resume_while_quiet(stage: Stage, client: Any) -> int:
+    """Resume parked runs while there is no outage; return their number when cancelled."""
     resumes = 0
     try:
         while True:
-            await asyncio.sleep(_ON_DUTY_EVERY)
+            await asyncio.sleep(_RESUME_EVERY)
             if stage.is_quiet:
-                resumes += await stage.subject.mend(client)
+                resumes += await stage.subject.resume_parked(client)
     except asyncio.CancelledError:
         return resumes
 
@@ -254,7 +258,7 @@ async def _folder(order: Order) -> AsyncGenerator[Path]:
 
 @asynccontextmanager
 async def _stage(order: Order, subject: Subject, folder: Path) -> AsyncGenerator[Stage]:
-    """All parts, started; all of them gone when the block ends."""
+    """Start all parts; stop them when the block ends."""
     async with AsyncExitStack() as stack:
         server = Server(folder)
         await server.start()
@@ -276,7 +280,7 @@ async def _stage(order: Order, subject: Subject, folder: Path) -> AsyncGenerator
         await stage.start_provider()
         await stage.start_tools()
         for name, target in (("temporal", server.port), ("provider", stage.provider.port)):
-            stage.lines[name] = await stack.enter_async_context(proxied(target))
+            stage.lines[name] = await stack.enter_async_context(open_proxy(target))
         for worker in _workers(stage):
             stage.workers[worker.name] = worker
             stack.push_async_callback(worker.stop)
@@ -286,7 +290,7 @@ async def _stage(order: Order, subject: Subject, folder: Path) -> AsyncGenerator
 
 def _provider(order: Order, folder: Path) -> Linked:
     command = [
-        ours(),
+        own_python(),
         "-m",
         "proofs.chaos.provider",
         "--catalogue",
@@ -333,13 +337,13 @@ def _workers(stage: Stage) -> list[Worker]:
         name = f"worker-{number}"
         env = {**subject.environment(where, name), **_settings(stage)}
         worker = Worker(name, command, env, stage.folder / f"{name}.log")
-        worker.born = stage.born
+        worker.on_start = stage.apply_disk_state
         workers.append(worker)
     return workers
 
 
 def _settings(stage: Stage) -> dict[str, str]:
-    """What this kind of fault needs of the workers."""
+    """Return the settings of the workers that this kind of fault needs."""
     match stage.order.kind:
         case "disk_full":
             return {"PERDURE_BLOB_THRESHOLD_BYTES": "1024"}
@@ -348,9 +352,9 @@ def _settings(stage: Stage) -> dict[str, str]:
         case "clock":
             set_clock(stage.folder, 0)
             return {
-                "LD_PRELOAD": str(faked_clock()),
+                "LD_PRELOAD": str(faketime_library()),
                 "FAKETIME_TIMESTAMP_FILE": str(stage.folder / "clock"),
-                "FAKETIME_CACHE_DURATION": "1",  # without a cache each look at the clock reads the file
+                "FAKETIME_CACHE_DURATION": "1",  # seconds; else each look at the clock reads the file
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         case _:

@@ -1,4 +1,4 @@
-"""The gold calls and function documents of the set, as calls with JSON arguments and as JSON schemas."""
+"""Conversion of the set's gold calls and function documents to JSON arguments and JSON schemas."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-"""The documents' own words for types of JSON schema; "any" is no type at all."""
+"""JSON schema types by the documents' names for them; "any" is no type at all."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function call as a model would make it."""
+    """Function call as a model would make it."""
 
     name: str
     arguments: dict[str, Any]
 
 
 def parse(expression: str, parameters: Mapping[str, Sequence[str]]) -> Call:
-    """The call that a Python expression such as `mv('a', destination='b')` stands for.
+    """Return the call that a Python expression such as `mv('a', destination='b')` stands for.
 
-    `parameters` are the functions' parameter names in order, for arguments that are given by place.
+    `parameters` are the functions' parameter names in order, for positional arguments.
 
     Raises:
-        ValueError: it is no plain call of a known function with literal arguments.
+        ValueError: the expression is no plain call of a known function with literal arguments.
 
     """
     try:
@@ -36,7 +36,7 @@ def parse(expression: str, parameters: Mapping[str, Sequence[str]]) -> Call:
     if name not in parameters:
         raise ValueError(f"{expression!r} calls {name!r}, which no document describes")
     if len(node.args) > len(parameters[name]):
-        raise ValueError(f"{expression!r} gives {len(node.args)} arguments by place; {name!r} takes fewer")
+        raise ValueError(f"{expression!r} gives {len(node.args)} positional arguments; {name!r} takes fewer")
     arguments: dict[str, Any] = {}
     for parameter, value in zip(parameters[name], node.args, strict=False):
         arguments[parameter] = ast.literal_eval(value)
@@ -48,30 +48,30 @@ def parse(expression: str, parameters: Mapping[str, Sequence[str]]) -> Call:
 
 
 def json_schema(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A function document's parameters as a JSON schema; defaults are left to the function itself."""
+    """Return a function document's parameters as a JSON schema, without defaults: the function has them."""
     schema: dict[str, Any] = {}
     kind = document.get("type")
     if kind is not None and kind != "any":
         schema["type"] = _TYPES.get(kind, kind)
-    for kept in ("description", "enum", "required"):
-        if kept in document:
-            schema[kept] = document[kept]
+    for keyword in ("description", "enum", "required"):
+        if keyword in document:
+            schema[keyword] = document[keyword]
     if "properties" in document:
-        schema["properties"] = {name: json_schema(one) for name, one in document["properties"].items()}
+        schema["properties"] = {name: json_schema(value) for name, value in document["properties"].items()}
     if "items" in document:
         schema["items"] = json_schema(document["items"])
     return schema
 
 
 def fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a value is of the schema's type, as far as the function documents say it."""
+    """Check a value against the schema's type; a schema without a type fits every value."""
     kinds = schema.get("type")
     if kinds is None:
         return True
     if isinstance(kinds, list):
         return any(fits(value, {**schema, "type": kind}) for kind in kinds)  # pyright: ignore[reportUnknownVariableType]
     if kinds == "array":
-        return isinstance(value, list) and all(fits(one, schema.get("items", {})) for one in value)  # pyright: ignore[reportUnknownVariableType]
+        return isinstance(value, list) and all(fits(item, schema.get("items", {})) for item in value)  # pyright: ignore[reportUnknownVariableType]
     plain: dict[str, tuple[type, ...]] = {
         "string": (str,),
         "boolean": (bool,),
@@ -79,13 +79,13 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
         "number": (int, float),
         "object": (dict,),
     }
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # in Python a bool is an int, in JSON schema it is not
         return bool(kinds == "boolean")
     return isinstance(value, plain[kinds])
 
 
-def widened(schema: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema, with a further type for each argument of a gold call that its document rules out."""
+def widen(schema: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema with a further type for each argument of a gold call that the schema rules out."""
     properties = dict(schema.get("properties", {}))
     for name, value in arguments.items():
         if not fits(value, properties[name]):

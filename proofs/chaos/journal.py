@@ -1,4 +1,4 @@
-"""The tools' journal: what was done is on disk before it is answered, so `kill -9` loses nothing."""
+"""Journal of the tools: each effect is on disk before it is answered, so `kill -9` loses nothing."""
 
 import json
 import os
@@ -9,46 +9,46 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One effect, done once."""
+    """Effect that was carried out once."""
 
     at: float
     """Seconds since 1970."""
     task: str
     key: str | None
-    """The caller's idempotency key; None when it has none."""
+    """Idempotency key of the caller, or None."""
     name: str
     arguments: dict[str, Any]
     result: str
 
 
 class Journal:
-    """Effects in the order they were done, and how often a key came again."""
+    """Effects in the order they were carried out, and the number of repeated keys."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there. A last line that was cut by a kill was never answered: it is dropped."""
+        """Read the file; drop a last line that a kill cut, because it was never answered."""
         self.entries: list[Entry] = []
-        self.told = 0
+        self.repeats = 0
         self._by_key: dict[str, Entry] = {}
-        whole = _whole(path)
-        for line in whole.splitlines():
+        complete = _read_complete_lines(path)
+        for line in complete.splitlines():
             self._remember(json.loads(line))
         self._file = path.open("ab")
-        self._file.truncate(len(whole))
+        self._file.truncate(len(complete))
 
-    def done(self, key: str | None) -> Entry | None:
-        """The effect of that key, if it was done."""
+    def find(self, key: str | None) -> Entry | None:
+        """Return the effect of that key, or None."""
         return None if key is None else self._by_key.get(key)
 
     def add(self, entry: Entry) -> None:
-        """Keep an effect; it is on disk when this returns."""
+        """Store an effect; it is on disk when this returns."""
         self._write(asdict(entry))
 
-    def add_told(self, key: str) -> None:
-        """Keep that a key came again."""
-        self._write({"told": key})
+    def add_repeat(self, key: str) -> None:
+        """Store that a key came again."""
+        self._write({"repeat": key})
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _write(self, plain: dict[str, Any]) -> None:
@@ -58,8 +58,8 @@ class Journal:
         self._remember(plain)
 
     def _remember(self, plain: dict[str, Any]) -> None:
-        if "told" in plain:
-            self.told += 1
+        if "repeat" in plain:
+            self.repeats += 1
             return
         entry = Entry(**plain)
         self.entries.append(entry)
@@ -67,7 +67,7 @@ class Journal:
             self._by_key[entry.key] = entry
 
 
-def _whole(path: Path) -> bytes:
-    """The lines that were written to their end."""
+def _read_complete_lines(path: Path) -> bytes:
+    """Return the lines that were written to their end."""
     data = path.read_bytes() if path.exists() else b""
     return data[: data.rfind(b"\n") + 1]

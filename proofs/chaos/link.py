@@ -1,4 +1,4 @@
-"""How the provider and the tools speak with the conductor: lines of JSON on their standard streams."""
+"""Channel from the provider and the tools to the conductor: lines of JSON on their standard streams."""
 
 import asyncio
 import json
@@ -8,36 +8,37 @@ from typing import Any
 
 
 class Link:
-    """The conductor, as one of its processes sees it. The process ends when the conductor does."""
+    """Connection of a process to the conductor; the process ends when the conductor does."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Event] = {}
         self._listening: asyncio.Task[None] | None = None
 
     async def open(self, port: int) -> None:
-        """Say that this process serves, and where."""
+        """Report that this process serves, and on which port."""
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         self._listening = asyncio.create_task(self._listen(reader))
-        _say({"ready": port})
+        _write({"ready": port})
 
-    async def tell(self, fault: int, worker: str) -> None:
-        """Say that a fault's moment has come, and wait until the conductor has done its part."""
+    async def report_and_wait(self, fault: int, worker: str) -> None:
+        """Report that a fault's moment has come, and wait until the conductor has done its part."""
         self._waiting[fault] = asyncio.Event()
-        _say({"fault": fault, "worker": worker})
+        _write({"fault": fault, "worker": worker})
         await self._waiting[fault].wait()
 
-    def note(self, fault: int) -> None:
-        """Say that a fault was done here."""
-        _say({"fault": fault, "done": True})
+    def report_done(self, fault: int) -> None:
+        """Report that this process carried a fault out itself."""
+        _write({"fault": fault, "done": True})
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             self._waiting[json.loads(line)["go"]].set()
+        # The stream ended, so the conductor is gone: nobody else would end this process.
         os._exit(0)
 
 
-def _say(plain: dict[str, Any]) -> None:
+def _write(plain: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(plain) + "\n")
     sys.stdout.flush()

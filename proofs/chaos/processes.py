@@ -1,4 +1,4 @@
-"""The parts of a run as processes: started, told apart, killed, and started again."""
+"""Parts of a run as processes that can be started, killed and started again."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,15 @@ _LINE = 16 * 1024 * 1024
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process of ours: nothing of who started it that would change what it does."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "OPENAI_"))}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
+    """Return the environment of a process, without settings of the caller's that would change it."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "OPENAI_"))
+    }
+    return {**inherited, "PYTHONPATH": str(ROOT), **more}
 
 
 class Server:
-    """The Temporal server, on one port and one database whatever happens to it."""
+    """Temporal server that keeps its port and its database over restarts."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,16 +39,16 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it answers, when it does."""
+        """Address of the server, whether or not it runs."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def port(self) -> int:
-        """Its port."""
+        """Port of the server."""
         return self._port
 
     async def start(self) -> None:
-        """Start it; it answers when this returns."""
+        """Start the server; it answers when this returns."""
         log = self._folder / "server.log"
         self._context = DevServer.start(
             db=self._folder / "temporal.db", port=self._port, ui_port=False, log_file=log
@@ -54,21 +56,21 @@ class Server:
         self._running = await self._context.__aenter__()
 
     async def kill(self) -> None:
-        """`kill -9`, and wait until it is gone."""
+        """Send `kill -9`, and wait until the process is gone."""
         if self._running is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._running.pid, signal.SIGKILL)
         await self.stop()
 
     async def stop(self) -> None:
-        """Stop it, if it runs."""
+        """Stop the server, if it runs."""
         if self._context is not None:
             context, self._context, self._running = self._context, None, None
             await context.__aexit__(None, None, None)
 
 
 class Linked:
-    """A process that tells when a fault's moment has come, and waits: the provider, or the tools."""
+    """Process that reports when a fault's moment has come, and waits: the provider, or the tools."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self._command = command
@@ -77,7 +79,7 @@ class Linked:
         self.port = 0
 
     async def start(self, *more: str) -> None:
-        """Start it; it serves when this returns. Its port stays the same."""
+        """Start the process; it serves when this returns, on the same port each time."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -90,18 +92,18 @@ class Linked:
                 limit=_LINE,
             )
         async with asyncio.timeout(_READY_WITHIN):
-            said = await self._line()
-        if said is None:
+            message = await self._read_message()
+        if message is None:
             raise RuntimeError(f"a process did not start: {self._log.read_text()[-500:]}")
-        self.port = said["ready"]
+        self.port = message["ready"]
 
-    async def told(self) -> AsyncIterator[dict[str, Any]]:
-        """What it tells, until it ends."""
-        while (said := await self._line()) is not None:
-            yield said
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the messages of the process until it ends."""
+        while (message := await self._read_message()) is not None:
+            yield message
 
-    async def go(self, fault: int) -> None:
-        """Let it go on after a fault."""
+    async def release(self, fault: int) -> None:
+        """Let the process go on after a fault."""
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):
@@ -109,12 +111,12 @@ class Linked:
             await self._process.stdin.drain()
 
     async def kill(self) -> None:
-        """`kill -9`, and wait until it is gone."""
+        """Send `kill -9`, and wait until the process is gone."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
 
-    async def _line(self) -> dict[str, Any] | None:
+    async def _read_message(self) -> dict[str, Any] | None:
         assert self._process is not None
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
@@ -122,14 +124,14 @@ class Linked:
 
 
 class Worker:
-    """A worker that is started again whenever it ends, as a pod is."""
+    """Worker that is started again whenever it ends, as a pod is."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.deaths = 0
-        """How often it ended by itself."""
-        self.born: Callable[[int], None] = lambda pid: None
-        """Called with the pid of each new process."""
+        """Number of times that it ended by itself."""
+        self.on_start: Callable[[int], None] = lambda pid: None
+        """Callback for the pid of each new process."""
         self._command, self._env, self._log = command, env, log
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
@@ -137,7 +139,7 @@ class Worker:
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start it; it polls when this returns."""
+        """Start the worker; it polls when this returns."""
         self._keeping = asyncio.create_task(self._keep())
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({ready, self._keeping}, timeout=_READY_WITHIN, return_when=asyncio.FIRST_COMPLETED)
@@ -146,17 +148,17 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of the process there is now."""
+        """Pid of the current process, or None."""
         return None if self._process is None or self._process.returncode is not None else self._process.pid
 
     def kill(self) -> None:
-        """`kill -9` what there is now."""
+        """Send `kill -9` to the current process."""
         if self._process is not None and self._process.returncode is None:
             self._killed = True
             self._process.kill()
 
     async def stop(self) -> None:
-        """End it for good."""
+        """End the worker for good."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
@@ -167,7 +169,7 @@ class Worker:
     async def _keep(self) -> None:
         while True:
             self._killed = False
-            # Its words go through a pipe: a full disk must not silence it, nor its log be what fails.
+            # Its log goes through a pipe: a full disk must neither silence the worker nor fail in its log.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
@@ -177,14 +179,14 @@ class Worker:
                 env={**environment(), **self._env},
                 limit=_LINE,
             )
-            self.born(self._process.pid)
-            await self._listen(self._process)
+            self.on_start(self._process.pid)
+            await self._copy_log(self._process)
             await self._process.wait()
             if not self._killed:
                 self.deaths += 1
                 await asyncio.sleep(0.5)
 
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+    async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
         with self._log.open("ab") as log:
             while line := await process.stderr.readline():
@@ -195,11 +197,11 @@ class Worker:
 
 
 def fill_disk(pid: int, *, full: bool) -> None:
-    """Let a process write no byte to any file, or let it write again. Pipes and sockets go on."""
+    """Forbid a process to write to files, or allow it again; pipes and sockets are not affected."""
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
 
 
-def ours() -> str:
-    """The interpreter that runs this."""
+def own_python() -> str:
+    """Return the interpreter that runs this process."""
     return sys.executable

@@ -1,4 +1,4 @@
-"""A TCP proxy whose line can be made slow, reset, silent, or cut."""
+"""TCP proxy whose line can be made slow, reset, silent, or cut."""
 
 import asyncio
 import contextlib
@@ -10,22 +10,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Line = Literal["open", "slow", "reset", "silent", "cut"]
-"""open: everything passes. slow: each piece is late. reset: all connections are reset, new ones pass.
-silent: half-open; what comes is taken and never passed on. A connection that has lost a piece stays silent
-when the line is open again: whoever holds it has to notice by himself. cut: reset, and nobody is let in."""
+"""State of a line.
+
+open: everything passes. slow: each piece is late. reset: all connections are reset, new ones pass.
+silent: half-open; pieces are read and dropped. A connection that has lost a piece stays silent after the
+line is open again, so its owner has to notice. cut: all connections are reset, new ones are refused.
+"""
 
 _PIECE = 65_536
 
 
 @dataclass
 class _Connection:
-    """The two ends of one connection."""
+    """Two ends of a connection."""
 
     near: asyncio.StreamWriter
     far: asyncio.StreamWriter
     carrier: "asyncio.Task[None] | None"
     is_lost: bool = False
-    """Whether a piece of it was swallowed."""
+    """True once a piece was dropped."""
 
     def reset(self) -> None:
         for writer in (self.near, self.far):
@@ -34,7 +37,7 @@ class _Connection:
 
 @dataclass
 class Proxy:
-    """Passes on to a port of this machine what comes to its own."""
+    """Proxy from its own port to another port of this machine."""
 
     target: int
     delay: float = 0.1
@@ -43,45 +46,45 @@ class Proxy:
     line: Line = "open"
     _connections: list[_Connection] = field(default_factory=list[_Connection])
 
-    def set(self, line: Line) -> None:
-        """Change the line, for the connections that are there and those that come."""
+    def set_line(self, line: Line) -> None:
+        """Change the line for present and future connections."""
         self.line = "open" if line == "reset" else line
         if line in ("reset", "cut"):
             for connection in self._connections:
                 connection.reset()
 
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection, to its end."""
+    async def carry_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry a connection to its end."""
         if self.line == "cut":
             _reset(writer)
             return
         try:
-            there, far = await asyncio.open_connection("127.0.0.1", self.target)
+            far_reader, far = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             _reset(writer)
             return
         connection = _Connection(writer, far, asyncio.current_task())
         self._connections.append(connection)
         try:
-            await self._carry(connection, reader, there)
+            await self._carry(connection, reader, far_reader)
         except asyncio.CancelledError:
-            pass  # the proxy is closed: nobody waits for this task
+            pass  # the proxy is closed: no caller waits for this task
         finally:
             self._connections.remove(connection)
             connection.reset()
 
     def close(self) -> None:
-        """End all connections, those too that are silent for good."""
+        """End all connections, including those that stay silent."""
         for connection in self._connections:
             if connection.carrier is not None:
                 connection.carrier.cancel()
 
     async def _carry(
-        self, connection: _Connection, reader: asyncio.StreamReader, there: asyncio.StreamReader
+        self, connection: _Connection, reader: asyncio.StreamReader, far_reader: asyncio.StreamReader
     ) -> None:
         ways = [
             asyncio.create_task(self._pass(connection, reader, connection.far)),
-            asyncio.create_task(self._pass(connection, there, connection.near)),
+            asyncio.create_task(self._pass(connection, far_reader, connection.near)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -102,15 +105,15 @@ class Proxy:
                     await asyncio.sleep(self.delay)
                 writer.write(piece)
                 await writer.drain()
-            if connection.is_lost:  # nobody learns of the end either
+            if connection.is_lost:  # a half-open connection does not report its end either
                 await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def proxied(target: int) -> AsyncGenerator[Proxy]:
-    """A proxy to that port, with an open line."""
+async def open_proxy(target: int) -> AsyncGenerator[Proxy]:
+    """Start a proxy to that port, with an open line."""
     proxy = Proxy(target)
-    server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.carry_connection, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
@@ -121,6 +124,7 @@ async def proxied(target: int) -> AsyncGenerator[Proxy]:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, AttributeError):
+        # A linger time of 0 makes the kernel send a reset instead of an orderly end.
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()

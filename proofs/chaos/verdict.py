@@ -1,4 +1,4 @@
-"""What a run came to: the counts, and which of them must be what."""
+"""Verdict on a run: its counts, and the promises that they must keep."""
 
 import itertools
 import json
@@ -9,134 +9,137 @@ from typing import Any
 
 from .catalogue import Task
 from .script import steps
-from .subjects import Played
+from .subjects import TaskOutcome
 
 _REFUSED = frozenset({"429", "500", "529"})
-"""Answers that no provider bills."""
+"""Faults whose answer no provider bills."""
 _BROKEN = _REFUSED | {"cut", "garbled", "stall"}
-"""Answers that bring a run no further."""
+"""Faults whose answer brings a run no further."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run of one subject under one kind of fault."""
+    """Result of a run of a subject under a kind of fault."""
 
     subject: str
     kind: str
     seed: int
     tasks: int
     finished: int = 0
-    """Tasks whose caller got the right last word of each turn, and whose run then ended."""
+    """Tasks whose caller got the right last words of each turn, and whose run then ended."""
     lost: int = 0
     """Tasks that ended otherwise, or not at all."""
     right: int = 0
-    """Final states, and all results, right by the set's own checkers."""
+    """Tasks whose final state and results are right by the set's own checkers."""
     equal: int = 0
-    """Final states equal to those of the run without faults, private attributes included."""
+    """Tasks whose final state equals that of the run without faults, private attributes included."""
     effects: int = 0
     needed_effects: int = 0
-    told: int = 0
-    """Calls that came again under a key that was done: answered from the journal."""
-    untold: int = 0
-    """Effects beyond the gold calls: done twice without the tools being able to tell."""
+    flagged_repeats: int = 0
+    """Calls repeated under the key of an earlier effect: answered from the journal."""
+    unflagged_duplicates: int = 0
+    """Effects beyond the gold calls: carried out twice, and the tools could not tell."""
     missing: int = 0
-    """Gold calls that were never done."""
+    """Gold calls that were never carried out."""
     models: int = 0
     """Model calls that a provider would bill."""
     needed_models: int = 0
     stall_seconds: float = 0.0
     """The longest time between two steps of one task."""
     resumes: int = 0
-    """How often a parked run that does not try again by itself was resumed by the one on duty."""
+    """Parked runs without a retry timer that the conductor resumed."""
     errors: int = 0
-    """Results the model was shown that were no answers of a tool."""
+    """Results in the model's requests that were no answers of a tool."""
     surprises: int = 0
-    """Answers of tools the model was shown that are not those of the gold replay."""
+    """Answers of tools in the model's requests that differ from the gold replay."""
     faults: Mapping[str, int] = field(default_factory=dict[str, int])
-    """What was done, and how often."""
+    """Number of faults that happened, by name."""
     unfired: int = 0
     """Faults of the schedule whose moment never came."""
     deaths: int = 0
     """Workers that ended by themselves."""
     seconds: float = 0.0
     notes: Sequence[str] = ()
-    """What the first tasks that were lost, or wrong, say of it."""
+    """Errors and differences of the first tasks that were lost or wrong."""
     runs: int = 1
-    """How often in a row this seed came out the same."""
+    """Number of runs of this seed in a row with the same outcome."""
 
     def line(self) -> str:
-        """As one line of JSON."""
+        """Return the record as a line of JSON."""
         return json.dumps(asdict(self))
 
     def same(self, other: "Record") -> bool:
-        """Whether the same tasks met the same faults, and ended the same."""
-        names = ("tasks", "faults", "unfired", "finished", "lost", "right", "equal", "effects", "untold")
+        """Return whether the same tasks met the same faults and had the same outcome."""
+        outcome = ("finished", "lost", "right", "equal", "effects", "unflagged_duplicates")
+        names = ("tasks", "faults", "unfired", *outcome)
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def holds(self) -> bool:
-        """Whether everything that is promised was kept."""
+        """True when every promise was kept."""
         all_of_them = self.finished == self.right == self.equal == self.tasks
-        return all_of_them and not (self.untold or self.missing or self.lost or self.unfired)
+        return all_of_them and not (self.unflagged_duplicates or self.missing or self.lost or self.unfired)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What is known when a run is over."""
+class Evidence:
+    """Evidence at the end of a run: outcomes, the tools' verdict and the provider's log."""
 
     tasks: Sequence[Task]
     seed: int
-    played: Sequence[Played]
-    judged: Mapping[str, Any]
-    """What the tools say: `told`, and by task the checkers' word, a digest, and what was done when."""
-    asked: Sequence[Mapping[str, Any]]
-    """The provider's log."""
+    outcomes: Sequence[TaskOutcome]
+    verdict: Mapping[str, Any]
+    """Answer of the tools: their counts, and by task the checkers' verdict, a digest, effects and times."""
+    provider_log: Sequence[Mapping[str, Any]]
+    """Requests that the provider answered."""
     expected: Mapping[str, str] | None
     """Digests of the final states of the run without faults; None: this is that run."""
 
 
-def counted(seen: Seen) -> dict[str, Any]:
-    """The counts of a record that follow from what was seen."""
-    judged: Mapping[str, Any] = seen.judged["tasks"]
-    finished = [one.task for one in seen.played if not one.error]
-    expected = digests(seen.judged) if seen.expected is None else seen.expected
-    excess, missing = _beside_gold(seen.tasks, judged)
-    right = [task.id for task in seen.tasks if _is_right(judged.get(task.id), task)]
-    wrong = [one["differences"] for name, one in judged.items() if name not in right]
-    billed = [one for one in seen.asked if one["fault"] not in _REFUSED]
+def count_results(evidence: Evidence) -> dict[str, Any]:
+    """Return the fields of a record that follow from the evidence."""
+    tasks, log = evidence.tasks, evidence.provider_log
+    judged: Mapping[str, Any] = evidence.verdict["tasks"]
+    actual = digests(evidence.verdict)
+    expected = actual if evidence.expected is None else evidence.expected
+    excess, missing = _compare_with_gold(tasks, judged)
+    right = [task.id for task in tasks if _is_right(judged.get(task.id), task)]
+    wrong = [verdict["differences"] for name, verdict in judged.items() if name not in right]
+    errors = [(outcome.task, outcome.error) for outcome in evidence.outcomes if outcome.error]
+    finished = len(evidence.outcomes) - len(errors)
     return {
-        "tasks": len(seen.tasks),
-        "finished": len(finished),
-        "lost": len(seen.tasks) - len(finished),
+        "tasks": len(tasks),
+        "finished": finished,
+        "lost": len(tasks) - finished,
         "right": len(right),
-        "equal": sum(expected.get(task.id) == digests(seen.judged).get(task.id) for task in seen.tasks),
-        "effects": seen.judged["effects"],
-        "needed_effects": sum(task.calls for task in seen.tasks),
-        "told": seen.judged["told"],
-        "untold": excess,
+        "equal": sum(expected.get(task.id) == actual.get(task.id) for task in tasks),
+        "effects": evidence.verdict["effects"],
+        "needed_effects": sum(task.calls for task in tasks),
+        "flagged_repeats": evidence.verdict["flagged_repeats"],
+        "unflagged_duplicates": excess,
         "missing": missing,
-        "models": len(billed),
-        "needed_models": sum(steps(task, seen.seed) for task in seen.tasks),
-        "stall_seconds": round(_longest_stall(judged, seen.asked), 1),
-        "errors": sum(_at_most(seen.asked, "errors").values()),
-        "surprises": sum(_at_most(seen.asked, "surprises").values()),
-        "notes": [f"{one.task}: {one.error}"[:400] for one in seen.played if one.error][:3] + wrong[:3],
+        "models": sum(request["fault"] not in _REFUSED for request in log),
+        "needed_models": sum(steps(task, evidence.seed) for task in tasks),
+        "stall_seconds": round(_longest_stall(judged, log), 1),
+        "errors": sum(_most_per_turn(log, "errors").values()),
+        "surprises": sum(_most_per_turn(log, "surprises").values()),
+        "notes": [f"{task}: {error}"[:400] for task, error in errors[:3]] + wrong[:3],
     }
 
 
-def digests(judged: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of each task's final state."""
-    return {name: one["digest"] for name, one in judged["tasks"].items()}
+def digests(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each task's final state."""
+    return {name: judged["digest"] for name, judged in verdict["tasks"].items()}
 
 
-def _is_right(one: Mapping[str, Any] | None, task: Task) -> bool:
-    if one is None:
+def _is_right(judged: Mapping[str, Any] | None, task: Task) -> bool:
+    if judged is None:  # the tools know no task without calls
         return task.calls == 0
-    return bool(one["state"] and one["responses"])
+    return bool(judged["state"] and judged["responses"])
 
 
-def _beside_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tuple[int, int]:
-    """Effects beyond the gold calls, and gold calls without an effect, whatever their keys were."""
+def _compare_with_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tuple[int, int]:
+    """Count effects beyond the gold calls, and gold calls without an effect; their keys do not matter."""
     excess = missing = 0
     for task in tasks:
         calls = (call for turn in task.turns for group in turn.groups for call in group)
@@ -147,22 +150,22 @@ def _beside_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tuple[int,
     return excess, missing
 
 
-def _longest_stall(judged: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> float:
-    times: dict[str, list[float]] = {name: list(one["times"]) for name, one in judged.items()}
-    for one in asked:
-        if one["fault"] not in _BROKEN:
-            times.setdefault(one["task"], []).append(one["at"])
+def _longest_stall(judged: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> float:
+    times: dict[str, list[float]] = {name: list(verdict["times"]) for name, verdict in judged.items()}
+    for request in log:
+        if request["fault"] not in _BROKEN:
+            times.setdefault(request["task"], []).append(request["at"])
     longest = 0.0
-    for each in times.values():
-        each.sort()
-        longest = max([longest, *(later - sooner for sooner, later in itertools.pairwise(each))])
+    for moments in times.values():
+        moments.sort()
+        longest = max([longest, *(later - sooner for sooner, later in itertools.pairwise(moments))])
     return longest
 
 
-def _at_most(asked: Sequence[Mapping[str, Any]], what: str) -> dict[tuple[str, int], int]:
-    """Of each turn the most that was seen at once: each request shows all of its turn again."""
+def _most_per_turn(log: Sequence[Mapping[str, Any]], what: str) -> dict[tuple[str, int], int]:
+    """Return the maximum of each turn, because each request repeats the whole turn."""
     most: dict[tuple[str, int], int] = {}
-    for one in asked:
-        turn = (one["task"], one["turn"])
-        most[turn] = max(most.get(turn, 0), one[what])
+    for request in log:
+        turn = (request["task"], request["turn"])
+        most[turn] = max(most.get(turn, 0), request[what])
     return most

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server: whole requests in, answers that may be late, cut or streamed out."""
+"""Small HTTP/1.1 server: complete requests in; answers out that may be late, cut or streamed."""
 
 import asyncio
 import contextlib
@@ -14,31 +14,31 @@ _WORDS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Reques
 
 @dataclass(frozen=True)
 class Request:
-    """One request, read to its end."""
+    """Request that was read to its end."""
 
     method: str
     path: str
     headers: dict[str, str]
-    """By lower-case names."""
+    """Headers by lower-case names."""
     body: bytes
 
     def json(self) -> Any:
-        """The body, which is JSON."""
+        """Parse the body as JSON."""
         return json.loads(self.body)
 
 
-class Answer:
-    """The way back to whoever asked."""
+class Response:
+    """Response to a request."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self.is_over = False
-        """Whether the connection cannot be used any more."""
+        """True once the connection cannot be used any more."""
 
     async def send(
         self, plain: Any, status: int = 200, *, share: float = 1.0, retry_after: str | None = None
     ) -> None:
-        """Answer with JSON, or with that share of it."""
+        """Send JSON, or the leading share of it."""
         body = json.dumps(plain).encode()
         headers = {"content_type": "application/json", "content_length": str(len(body))}
         if retry_after is not None:
@@ -50,18 +50,19 @@ class Answer:
         await self._write(_head(200, content_type="text/event-stream", transfer_encoding="chunked"))
 
     async def event(self, data: str) -> None:
-        """One event of the stream; `data` is sent as it is."""
+        """Send an event of the stream; `data` is sent as it is."""
         piece = f"data: {data}\n\n".encode()
         await self._write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     async def end_events(self) -> None:
-        """End the stream as it should end."""
+        """End the stream properly."""
         await self._write(b"0\r\n\r\n")
 
     def cut(self) -> None:
         """Reset the connection."""
         self.is_over = True
         with contextlib.suppress(OSError):
+            # A linger time of 0 makes the kernel send a reset instead of an orderly end.
             linger = struct.pack("ii", 1, 0)
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._writer.transport.abort()
@@ -71,22 +72,22 @@ class Answer:
         await self._writer.drain()
 
 
-Handler = Callable[[Request, Answer], Awaitable[None]]
+Handler = Callable[[Request, Response], Awaitable[None]]
 
 
 async def serve(handler: Handler, port: int = 0) -> tuple[asyncio.Server, int]:
-    """Serve on this machine only; the server and its port."""
+    """Serve on this machine only; return the server and its port."""
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (request := await _read(reader)) is not None:
-                answer = Answer(writer)
-                await handler(request, answer)
-                if answer.is_over:
+                response = Response(writer)
+                await handler(request, response)
+                if response.is_over:
                     break
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", port)
+    server = await asyncio.start_server(serve_connection, "127.0.0.1", port)
     return server, server.sockets[0].getsockname()[1]
 
 

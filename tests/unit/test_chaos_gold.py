@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from proofs.chaos.gold import Call, fits, json_schema, parse, widened
+from proofs.chaos.gold import Call, fits, json_schema, parse, widen
 
 PARAMETERS = {"mv": ["source", "destination"], "sort": ["file_name"], "ls": []}
 
@@ -22,7 +22,8 @@ PARAMETERS = {"mv": ["source", "destination"], "sort": ["file_name"], "ls": []}
         (" ls() ", Call("ls", {})),
     ],
 )
-def test_a_call_has_the_arguments_that_python_would_give_it(expression: str, call: Call) -> None:
+def test_arguments_are_bound_like_in_python(expression: str, call: Call) -> None:
+    """A parsed call has the arguments that Python would bind."""
     assert parse(expression, PARAMETERS) == call
 
 
@@ -39,18 +40,21 @@ def test_a_call_has_the_arguments_that_python_would_give_it(expression: str, cal
         "sort(**{})",
     ],
 )
-def test_what_is_no_plain_call_of_a_known_function_is_refused(expression: str) -> None:
+def test_unknown_expression_is_rejected(expression: str) -> None:
+    """Only a plain call of a known function with literal arguments is accepted."""
     with pytest.raises(ValueError, match=r"\S"):
         parse(expression, PARAMETERS)
 
 
-def test_integers_and_floats_stay_apart_on_their_way_through_json() -> None:
+def test_integers_and_floats_survive_json() -> None:
+    """Integers and floats keep their types through JSON."""
     call = parse("mv(1, 1.0)", PARAMETERS)
-    there_and_back = json.loads(json.dumps(call.arguments))
-    assert [type(value) for value in there_and_back.values()] == [int, float]
+    restored = json.loads(json.dumps(call.arguments))
+    assert [type(value) for value in restored.values()] == [int, float]
 
 
-def test_a_document_becomes_a_schema_in_the_words_of_json_schema() -> None:
+def test_document_becomes_json_schema() -> None:
+    """A function document is translated into the keywords of JSON schema."""
     document = {
         "type": "dict",
         "properties": {
@@ -71,9 +75,10 @@ def test_a_document_becomes_a_schema_in_the_words_of_json_schema() -> None:
     }
 
 
-def test_a_gold_call_that_its_own_document_rules_out_widens_it() -> None:
+def test_gold_call_widens_its_schema() -> None:
+    """A gold call that its own document rules out widens the type, on a copy."""
     schema = json_schema({"type": "dict", "properties": {"ticket_id": {"type": "integer"}}})
-    wider = widened(schema, {"ticket_id": "ticket_001"})
+    wider = widen(schema, {"ticket_id": "ticket_001"})
     assert wider["properties"]["ticket_id"] == {"type": ["integer", "string"]}
     assert fits("ticket_001", wider["properties"]["ticket_id"])
     assert not fits(True, wider["properties"]["ticket_id"])

@@ -1,4 +1,4 @@
-"""The proxy's line does what its word says, to connections that are there and to new ones."""
+"""Each state of the proxy's line affects present and new connections as documented."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proofs.chaos.proxy import Proxy, proxied
+from proofs.chaos.proxy import Proxy, open_proxy
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
 async def echoing() -> AsyncGenerator[Proxy]:
-    """A proxy to a server that says each line again."""
+    """A proxy to an echo server."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -25,18 +25,18 @@ async def echoing() -> AsyncGenerator[Proxy]:
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     try:
-        async with proxied(server.sockets[0].getsockname()[1]) as proxy:
+        async with open_proxy(server.sockets[0].getsockname()[1]) as proxy:
             yield proxy
     finally:
         server.close()
 
 
-async def opened(proxy: Proxy) -> Ends:
+async def connect(proxy: Proxy) -> Ends:
     return await asyncio.open_connection("127.0.0.1", proxy.port)
 
 
-async def said(ends: Ends, line: bytes) -> bytes:
-    """What comes back for a line; empty when the connection is gone."""
+async def send(ends: Ends, line: bytes) -> bytes:
+    """Send a line; return the answer, or nothing when the connection is gone."""
     reader, writer = ends
     try:
         writer.write(line)
@@ -45,60 +45,63 @@ async def said(ends: Ends, line: bytes) -> bytes:
         return b""
 
 
-async def test_an_open_line_passes_everything() -> None:
+async def test_open_line_passes_everything() -> None:
     async with echoing() as proxy:
-        ends = await opened(proxy)
-        assert await said(ends, b"one\n") == b"one\n"
-        assert await said(ends, b"two\n") == b"two\n"
+        ends = await connect(proxy)
+        assert await send(ends, b"one\n") == b"one\n"
+        assert await send(ends, b"two\n") == b"two\n"
         ends[1].close()
 
 
-async def test_a_reset_ends_what_is_there_and_lets_new_ones_pass() -> None:
+async def test_reset_ends_only_present_connections() -> None:
+    """A reset ends present connections and lets new ones pass."""
     async with echoing() as proxy:
-        old = await opened(proxy)
-        assert await said(old, b"one\n") == b"one\n"
-        proxy.set("reset")
-        assert await said(old, b"two\n") == b""
-        new = await opened(proxy)
-        assert await said(new, b"three\n") == b"three\n"
+        old = await connect(proxy)
+        assert await send(old, b"one\n") == b"one\n"
+        proxy.set_line("reset")
+        assert await send(old, b"two\n") == b""
+        new = await connect(proxy)
+        assert await send(new, b"three\n") == b"three\n"
         for _, writer in (old, new):
             writer.close()
 
 
-async def test_a_cut_line_lets_nobody_in_until_it_is_open_again() -> None:
+async def test_cut_line_refuses_connections() -> None:
+    """A cut line refuses connections until it is open again."""
     async with echoing() as proxy:
-        proxy.set("cut")
-        barred = await opened(proxy)
-        assert await said(barred, b"one\n") == b""
-        proxy.set("open")
-        let_in = await opened(proxy)
-        assert await said(let_in, b"two\n") == b"two\n"
+        proxy.set_line("cut")
+        barred = await connect(proxy)
+        assert await send(barred, b"one\n") == b""
+        proxy.set_line("open")
+        let_in = await connect(proxy)
+        assert await send(let_in, b"two\n") == b"two\n"
         for _, writer in (barred, let_in):
             writer.close()
 
 
-async def test_a_connection_that_has_lost_something_stays_silent_and_others_do_not() -> None:
+async def test_lossy_connection_stays_silent() -> None:
+    """A connection that lost a piece stays silent after the line is open again; new ones do not."""
     async with echoing() as proxy:
-        lost = await opened(proxy)
-        assert await said(lost, b"one\n") == b"one\n"
-        proxy.set("silent")
+        lost = await connect(proxy)
+        assert await send(lost, b"one\n") == b"one\n"
+        proxy.set_line("silent")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await said(lost, b"swallowed\n")
-        proxy.set("open")
-        new = await opened(proxy)
-        assert await said(new, b"two\n") == b"two\n"
+                await send(lost, b"swallowed\n")
+        proxy.set_line("open")
+        new = await connect(proxy)
+        assert await send(new, b"two\n") == b"two\n"
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await said(lost, b"three\n")
+                await send(lost, b"three\n")
         for _, writer in (lost, new):
             writer.close()
 
 
-async def test_a_slow_line_passes_everything_later() -> None:
+async def test_slow_line_passes_everything_later() -> None:
     async with echoing() as proxy:
         proxy.delay = 0.01
-        proxy.set("slow")
-        ends = await opened(proxy)
-        assert await said(ends, b"one\n") == b"one\n"
+        proxy.set_line("slow")
+        ends = await connect(proxy)
+        assert await send(ends, b"one\n") == b"one\n"
         ends[1].close()

@@ -1,4 +1,4 @@
-"""The scripted model knows from the conversation alone what is next."""
+"""The scripted model derives its next reply from the conversation alone."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proofs.chaos.catalogue import Catalogue, GoldCall, Task, Turn
-from proofs.chaos.script import Say, answer, closing, steps, together
+from proofs.chaos.script import Reply, answer, closing, is_parallel, steps
 
 CD = GoldCall("cd", {"folder": "a"}, '{"now": "a"}')
 ONE = GoldCall("touch", {"name": "1"}, "None")
@@ -35,16 +35,19 @@ def asked(turn: int) -> list[dict[str, Any]]:
 
 
 def called(*calls: tuple[str, dict[str, Any] | str, str]) -> list[dict[str, Any]]:
-    """One step: calls, and what the model is shown as their results."""
+    """A step: calls, and their results as the model gets them."""
     wanted = [
         {
             "id": f"c{n}",
-            "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)},
+            "function": {
+                "name": name,
+                "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
+            },
         }
-        for n, (name, given, _) in enumerate(calls)
+        for n, (name, arguments, _) in enumerate(calls)
     ]
     results = [
-        {"role": "tool", "tool_call_id": f"c{n}", "content": said} for n, (_, _, said) in enumerate(calls)
+        {"role": "tool", "tool_call_id": f"c{n}", "content": result} for n, (_, _, result) in enumerate(calls)
     ]
     return [{"role": "assistant", "content": None, "tool_calls": wanted}, *results]
 
@@ -53,29 +56,32 @@ def done(*calls: GoldCall) -> list[dict[str, Any]]:
     return called(*((call.name, call.arguments, json.dumps({"result": call.result})) for call in calls))
 
 
-def say(messages: list[dict[str, Any]], seed: int = 1) -> Say:
+def reply_to(messages: list[dict[str, Any]], seed: int = 1) -> Reply:
     return answer(messages, CATALOGUE, seed)
 
 
-def test_it_begins_with_the_first_call_and_ends_with_words() -> None:
-    assert say(asked(0)).calls == (CD,)
-    after = say(asked(0) + done(CD) + done(ONE, TWO))
+def test_turn_ends_with_closing_words() -> None:
+    """A turn begins with its first gold call and ends with its closing words."""
+    assert reply_to(asked(0)).calls == (CD,)
+    after = reply_to(asked(0) + done(CD) + done(ONE, TWO))
     assert (after.calls, after.text) == ((), closing("task_1", 0))
-    assert say(asked(1)) == Say("task_1", 1, text=closing("task_1", 1))
+    assert reply_to(asked(1)) == Reply("task_1", 1, text=closing("task_1", 1))
 
 
-def test_calls_whose_order_makes_no_difference_come_at_once_or_not_by_the_seed() -> None:
-    assert {len(say(asked(0) + done(CD), seed).calls) for seed in range(20)} == {1, 2}
+def test_seed_decides_about_parallel_calls() -> None:
+    """The seed decides whether calls whose order makes no difference come in one step."""
+    assert {len(reply_to(asked(0) + done(CD), seed).calls) for seed in range(20)} == {1, 2}
     for seed in range(20):
-        at_once = together(TASK, 0, 1, seed)
-        assert say(asked(0) + done(CD), seed).calls == ((ONE, TWO) if at_once else (ONE,))
+        at_once = is_parallel(TASK, 0, 1, seed)
+        assert reply_to(asked(0) + done(CD), seed).calls == ((ONE, TWO) if at_once else (ONE,))
         closing_words, calls = 3, 1 + (1 if at_once else 2) + 3
         assert steps(TASK, seed) == closing_words + calls
 
 
-def test_equal_calls_of_one_turn_are_told_apart_by_their_number() -> None:
-    assert say(asked(2) + done(CD)).calls == (CD,)
-    assert say(asked(2) + done(CD) + done(CD)).calls == (LS,)
+def test_equal_calls_are_counted() -> None:
+    """Equal calls of a turn are distinguished by their number."""
+    assert reply_to(asked(2) + done(CD)).calls == (CD,)
+    assert reply_to(asked(2) + done(CD) + done(CD)).calls == (LS,)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +92,20 @@ def test_equal_calls_of_one_turn_are_told_apart_by_their_number() -> None:
         called(("cd", {"_raw": "{"}, "Error: the arguments are not valid JSON")),
     ],
 )
-def test_what_was_not_done_is_asked_for_again(step: list[dict[str, Any]]) -> None:
-    said = say(asked(0) + step)
-    assert (said.calls, said.errors, said.surprises) == ((CD,), 1, 0)
+def test_failed_call_is_repeated(step: list[dict[str, Any]]) -> None:
+    """A call that was not carried out is repeated."""
+    reply = reply_to(asked(0) + step)
+    assert (reply.calls, reply.errors, reply.surprises) == ((CD,), 1, 0)
 
 
-def test_an_answer_that_is_not_that_of_the_gold_replay_is_a_surprise() -> None:
+def test_unexpected_answer_is_counted() -> None:
+    """An answer that differs from the gold replay counts as a surprise, and the call is not repeated."""
     step = called(("cd", {"folder": "a"}, json.dumps({"result": '{"error": "no such folder"}'})))
-    said = say(asked(0) + step)
-    assert (said.surprises, said.errors) == (1, 0)
-    assert CD not in said.calls
+    reply = reply_to(asked(0) + step)
+    assert (reply.surprises, reply.errors) == (1, 0)
+    assert CD not in reply.calls
 
 
-def test_a_conversation_that_names_no_task_is_refused() -> None:
+def test_conversation_without_task_is_rejected() -> None:
     with pytest.raises(ValueError, match="names no task"):
-        say([{"role": "user", "content": "hello"}])
+        reply_to([{"role": "user", "content": "hello"}])

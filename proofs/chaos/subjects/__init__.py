@@ -1,4 +1,4 @@
-"""What is put through the chaos: Perdure, and peers where they can run."""
+"""Subjects of the proof by chaos: Perdure, and the peers that can run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from ..catalogue import Task
 
 QUEUE = "chaos"
 MODEL_TIMEOUT_SECONDS = 10
-"""Of one model call. The provider answers in milliseconds; a stalled one is given up after this."""
+"""Timeout of a model call. The provider answers in milliseconds; a stalled call ends after this."""
 TOOL_TIMEOUT_SECONDS = 5
-"""Of one attempt of a tool's call."""
+"""Timeout of an attempt of a tool's call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where the parts of a run are, as a worker reaches them."""
+    """Addresses of the parts of a run, as a worker reaches them."""
 
     temporal: str
     """`host:port`, through the proxy."""
@@ -26,53 +26,53 @@ class Where:
     """Base URL of the tools."""
     catalogue: Path
     folder: Path
-    """Of this run, and shared by its workers."""
+    """Folder of this run, shared by its workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Played:
-    """What became of a task, as its caller saw it."""
+class TaskOutcome:
+    """Outcome of a task, as its caller saw it."""
 
     task: str
     error: str = ""
-    """Why it was not played to its end; empty when each turn ended with the words it should."""
+    """Reason why the task did not end well; empty when each turn ended with the right words."""
 
 
 class Subject(Protocol):
-    """One system under test."""
+    """System under test."""
 
     @property
     def name(self) -> str:
-        """What it is called in results."""
+        """Name of the subject in results."""
         ...
 
     def python(self) -> Path:
-        """The interpreter of its environment, which is made if need be."""
+        """Return the interpreter of its environment; create the environment if need be."""
         ...
 
     def command(self) -> Sequence[str]:
-        """A worker's command line, without the interpreter."""
+        """Return a worker's command line, without the interpreter."""
         ...
 
     def environment(self, where: Where, worker: str) -> Mapping[str, str]:
-        """What the worker of that name finds in its environment."""
+        """Return the environment variables of the worker of that name."""
         ...
 
     async def connect(self, address: str, where: Where) -> Any:
-        """A client; `address` is the server itself, without a proxy."""
+        """Connect a client; `address` is the server itself, without a proxy."""
         ...
 
-    async def play(self, client: Any, task: Task) -> Played:
+    async def play(self, client: Any, task: Task) -> TaskOutcome:
         """Play a task to its end, however long that takes and whatever is killed meanwhile."""
         ...
 
-    async def mend(self, client: Any) -> int:
-        """What a person on duty would do: resume what waits for one. How many there were."""
+    async def resume_parked(self, client: Any) -> int:
+        """Resume the runs that wait for a person, as one on duty would; return their number."""
         ...
 
 
 def base_environment(where: Where, worker: str) -> dict[str, str]:
-    """What workers of all subjects find. The key tells the provider which worker asks."""
+    """Return the variables for workers of all subjects; the API key tells the provider which worker asks."""
     return {
         "CHAOS_CATALOGUE": str(where.catalogue),
         "CHAOS_TEMPORAL": where.temporal,
@@ -84,12 +84,12 @@ def base_environment(where: Where, worker: str) -> dict[str, str]:
 
 
 def subject(name: str) -> Subject:
-    """The subject of that name."""
+    """Return the subject of that name."""
     from .peers import PydanticAI, Strands
     from .perdure.subject import Perdure
 
     known: dict[str, type[Perdure | Strands | PydanticAI]] = {
-        one.name: one for one in (Perdure, Strands, PydanticAI)
+        kind.name: kind for kind in (Perdure, Strands, PydanticAI)
     }
     return known[name]()
 

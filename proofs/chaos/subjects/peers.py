@@ -1,4 +1,4 @@
-"""Two peers as the conductor sees them: each plays a task by one workflow, and parks nothing."""
+"""Peers as the conductor sees them: each plays a task by one workflow, and parks nothing."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.service import RPCError
 
 from ..catalogue import Task
-from ..environments import of_a_peer
+from ..environments import peer_python
 from ..script import closing
-from . import QUEUE, Played, Where, base_environment
+from . import QUEUE, TaskOutcome, Where, base_environment
 
 _WORKFLOW = "ChaosTask"
 
 
 class Peer:
-    """A framework with an integration for Temporal; its worker runs in its own environment."""
+    """Framework with an integration for Temporal; its worker runs in its own environment."""
 
     name: ClassVar[str]
 
     def python(self) -> Path:
         """See `Subject`."""
-        return of_a_peer(self.name)
+        return peer_python(self.name)
 
     def command(self) -> Sequence[str]:
         """See `Subject`."""
@@ -38,22 +38,22 @@ class Peer:
         """See `Subject`."""
         return await Client.connect(address)
 
-    async def play(self, client: Client, task: Task) -> Played:
-        """One workflow for the whole conversation."""
-        said = {
+    async def play(self, client: Client, task: Task) -> TaskOutcome:
+        """Play the conversation by one workflow."""
+        request = {
             "task": task.id,
             "classes": list(task.classes),
             "questions": [task.message(turn) for turn in range(len(task.turns))],
         }
         try:
-            replies = await _ended(client, task.id, said)
+            replies = await _await_result(client, task.id, request)
         except WorkflowFailureError as error:
-            return Played(task=task.id, error=_deepest(error))
+            return TaskOutcome(task=task.id, error=_root_cause(error))
         right = [closing(task.id, turn) for turn in range(len(task.turns))]
-        return Played(task=task.id, error="" if replies == right else f"it said {replies!r}")
+        return TaskOutcome(task=task.id, error="" if replies == right else f"wrong replies: {replies!r}")
 
-    async def mend(self, client: Client) -> int:
-        """Nothing waits for a person."""
+    async def resume_parked(self, client: Client) -> int:
+        """Return 0: no run of a peer waits for a person."""
         return 0
 
 
@@ -69,13 +69,13 @@ class PydanticAI(Peer):
     name = "pydantic_ai"
 
 
-async def _ended(client: Client, workflow_id: str, said: Mapping[str, object]) -> list[str]:
-    """The workflow's result; asked again when the server was not reached."""
+async def _await_result(client: Client, workflow_id: str, request: Mapping[str, object]) -> list[str]:
+    """Return the workflow's result; ask again while the server is not reached."""
     while True:
         try:
             handle = await client.start_workflow(
                 _WORKFLOW,
-                said,
+                request,
                 id=workflow_id,
                 task_queue=QUEUE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -88,8 +88,8 @@ async def _ended(client: Client, workflow_id: str, said: Mapping[str, object]) -
             await asyncio.sleep(0.3)
 
 
-def _deepest(error: BaseException) -> str:
-    seen: BaseException = error
-    while (cause := getattr(seen, "cause", None) or seen.__cause__) is not None:
-        seen = cause
-    return f"{type(seen).__name__}: {seen}"
+def _root_cause(error: BaseException) -> str:
+    deepest: BaseException = error
+    while (cause := getattr(deepest, "cause", None) or deepest.__cause__) is not None:
+        deepest = cause
+    return f"{type(deepest).__name__}: {deepest}"

@@ -1,4 +1,4 @@
-"""The set's API objects: made, called, compared by the set's own checker, and written down whole."""
+"""API objects of the set: how they are created, called, judged by the set's checkers, and digested."""
 
 import copy
 import datetime as dt
@@ -26,33 +26,35 @@ _NAME = "BFCL_v4_multi_turn_base.json"
 
 
 def entries() -> dict[str, dict[str, Any]]:
-    """The tasks of the set, each with its gold calls under "gold"."""
-    gold = {one["id"]: one["ground_truth"] for one in lines(DATA / "possible_answer" / _NAME)}
-    return {one["id"]: {**one, "gold": gold[one["id"]]} for one in lines(DATA / _NAME)}
+    """Return the tasks of the set, each with its gold calls under "gold"."""
+    gold = {answer["id"]: answer["ground_truth"] for answer in lines(DATA / "possible_answer" / _NAME)}
+    return {task["id"]: {**task, "gold": gold[task["id"]]} for task in lines(DATA / _NAME)}
 
 
 def documents(classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The function documents of these classes."""
+    """Return the function documents of these classes."""
     return {
         name: lines(DATA / "multi_turn_func_doc" / MULTI_TURN_FUNC_DOC_FILE_MAPPING[name]) for name in classes
     }
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """A file of JSON lines."""
+    """Read a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Objects:
-    """The API objects of one task, as its conversation finds them."""
+    """API objects of a task, as its conversation finds them."""
 
     def __init__(self, entry: Mapping[str, Any]) -> None:
-        self.instances = {name: _made(name, entry["initial_config"]) for name in entry["involved_classes"]}
+        self.instances = {
+            name: _create_instance(name, entry["initial_config"]) for name in entry["involved_classes"]
+        }
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Do what the call says; what it gives, written as the set's own runner writes it."""
+        """Carry the call out; return its result, written as the set's own runner writes it."""
         try:
-            # Some functions keep what they are given, and change it later.
+            # Some functions keep their arguments, and change them later.
             value = self._method(name)(**copy.deepcopy(dict(arguments)))
         except Exception as error:
             return f"Error during execution: {error}"
@@ -66,30 +68,31 @@ class Objects:
         return str(value)
 
     def parameters(self, name: str) -> list[str]:
-        """The names of a function's parameters, in order."""
+        """Return the names of a function's parameters, in order."""
         return list(inspect.signature(self._method(name)).parameters)
 
     def _method(self, name: str) -> Any:
         # The last class that has it, as the set's own runner chooses.
         found = [
-            getattr(one, name)
-            for one in self.instances.values()
-            if not name.startswith("_") and hasattr(one, name)
+            getattr(instance, name)
+            for instance in self.instances.values()
+            if not name.startswith("_") and hasattr(instance, name)
         ]
         if not found:
             raise AttributeError(f"there is no function {name!r}")
         return found[-1]
 
     def digest(self) -> str:
-        """A digest of all that the objects hold, private attributes and random generators included; not the
-        times at which files were made.
+        """Return a digest of all attributes, private ones and random generators included.
+
+        The times at which files were created are left out: they differ in each replay.
         """
-        whole = {name: _plain(vars(one), ()) for name, one in self.instances.items()}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+        state = {name: _plain(vars(instance), ()) for name, instance in self.instances.items()}
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def judged(entry: Mapping[str, Any], objects: Objects, results: Sequence[str]) -> dict[str, Any]:
-    """What the set's own checkers say of objects and results, against a replay of the gold calls."""
+def judge(entry: Mapping[str, Any], objects: Objects, results: Sequence[str]) -> dict[str, Any]:
+    """Have the set's own checkers judge objects and results against a replay of the gold calls."""
     replayed: dict[str, Any] = {}
     responses = True
     for number, turn in enumerate(entry["gold"]):
@@ -98,13 +101,13 @@ def judged(entry: Mapping[str, Any], objects: Objects, results: Sequence[str]) -
         )
         responses = responses and response_checker(list(results), gold, number)["valid"]
     state = state_checker(objects.instances, replayed)
-    # Names only: what they hold are the set's own words, which are not kept in results.
-    said = "" if state["valid"] else f"differs in {', '.join(state['details']['differences'])}"
-    return {"state": state["valid"], "responses": responses, "differences": said}
+    # Names only: their values are text of the set, which results must not contain.
+    differences = "" if state["valid"] else f"differs in {', '.join(state['details']['differences'])}"
+    return {"state": state["valid"], "responses": responses, "differences": differences}
 
 
 def commute(before: Objects, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
-    """Whether the calls give the same results and the same state in every order."""
+    """Check whether the calls give the same results and the same state in every order."""
     seen: set[tuple[tuple[str, ...], str]] = set()
     for order in itertools.permutations(range(len(calls))):
         objects = copy.deepcopy(before)
@@ -113,7 +116,7 @@ def commute(before: Objects, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> 
     return len(seen) == 1
 
 
-def _made(name: str, config: Mapping[str, Any]) -> Any:
+def _create_instance(name: str, config: Mapping[str, Any]) -> Any:
     instance = getattr(importlib.import_module(CLASS_FILE_PATH_MAPPING[name]), name)()
     if name not in STATELESS_CLASSES:
         instance._load_scenario(copy.deepcopy(config.get(name, {})), long_context=False)
@@ -121,7 +124,7 @@ def _made(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any, above: tuple[int, ...]) -> Any:
-    """The value as JSON; objects by their attributes. What contains itself is told by how far up it is."""
+    """Return the value as JSON, objects by their attributes; a cycle is written as its distance upwards."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if id(value) in above:
@@ -129,13 +132,13 @@ def _plain(value: Any, above: tuple[int, ...]) -> Any:
     inside = (*above, id(value))
     match value:
         case dict():
-            return [[str(key), _plain(one, inside)] for key, one in value.items()]
+            return [[str(key), _plain(item, inside)] for key, item in value.items()]
         case list() | tuple():
-            return [_plain(one, inside) for one in value]
+            return [_plain(item, inside) for item in value]
         case dt.datetime():
-            return "a moment"  # when a file was made: another in each replay
+            return "a moment"  # the creation time of a file differs in each replay
         case set() | frozenset():
-            return sorted(repr(one) for one in value)
+            return sorted(repr(item) for item in value)
         case random.Random():
             return hashlib.sha256(repr(value.getstate()).encode()).hexdigest()
         case _ if hasattr(value, "__dict__"):

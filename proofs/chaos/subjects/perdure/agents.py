@@ -1,4 +1,4 @@
-"""The agents, as a worker serves them: `python -m perdure.workers proofs.chaos.subjects.perdure.agents`."""
+"""Agents as a worker serves them: `python -m perdure.workers proofs.chaos.subjects.perdure.agents`."""
 
 import inspect
 import os
@@ -19,21 +19,21 @@ from proofs.chaos.subjects import MODEL_TIMEOUT_SECONDS, TOOL_TIMEOUT_SECONDS
 
 _HTTP = httpx2.AsyncClient(
     base_url=os.environ["CHAOS_TOOLS"],
-    timeout=TOOL_TIMEOUT_SECONDS + 60.0,  # Perdure's own timeout is the one that counts
+    timeout=TOOL_TIMEOUT_SECONDS + 60.0,  # longer than Perdure's own timeout, which is under test
     headers={"X-Worker": os.environ["CHAOS_WORKER"]},
 )
 
 
-def _made(document: dict[str, Any]) -> Tool:
-    """A tool that does what the document says over HTTP, under its call's idempotency key."""
+def _build_tool(document: dict[str, Any]) -> Tool:
+    """Build a tool that calls the document's function over HTTP, under its idempotency key."""
     name = document["name"]
 
     async def call(context: ToolContext, **arguments: Any) -> str:
-        given = {key: value for key, value in arguments.items() if value is not None}
+        present = {key: value for key, value in arguments.items() if value is not None}
         try:
             answer = await _HTTP.post(
                 "/call",
-                json={"task": context.context["task"], "name": name, "arguments": given},
+                json={"task": context.context["task"], "name": name, "arguments": present},
                 headers={"Idempotency-Key": context.idempotency_key},
             )
         except httpx2.TransportError as error:
@@ -44,7 +44,7 @@ def _made(document: dict[str, Any]) -> Tool:
     hints = _hints(document["schema"])
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=ToolContext)
     required = document["schema"].get("required", [])
-    others = [
+    parameters = [
         inspect.Parameter(
             parameter,
             inspect.Parameter.KEYWORD_ONLY,
@@ -55,9 +55,9 @@ def _made(document: dict[str, Any]) -> Tool:
     ]
     function: Any = call
     function.__name__ = name
-    function.__signature__ = inspect.Signature([context, *others])
+    function.__signature__ = inspect.Signature([context, *parameters])
     function.__annotations__ = {"context": ToolContext, **hints}
-    made = tool(
+    decorate = tool(
         name=name,
         description=document["description"],
         effect="write",
@@ -67,15 +67,15 @@ def _made(document: dict[str, Any]) -> Tool:
         ),
     )
     function.__doc__ = document["description"]
-    return made(function)
+    return decorate(function)
 
 
 def _hints(schema: dict[str, Any]) -> dict[str, Any]:
     required = schema.get("required", [])
     hints: dict[str, Any] = {}
-    for name, one in schema["properties"].items():
-        hint = _hint(one) if name in required else _hint(one) | None
-        hints[name] = Annotated[hint, Field(description=one.get("description", name))]
+    for name, parameter in schema["properties"].items():
+        hint = _hint(parameter) if name in required else _hint(parameter) | None
+        hints[name] = Annotated[hint, Field(description=parameter.get("description", name))]
     return hints
 
 
@@ -94,18 +94,18 @@ def _agent(name: str, documents: list[dict[str, Any]]) -> Agent:
         name=name,
         model=ModelConfig(name="openai:scripted", timeout=timedelta(seconds=MODEL_TIMEOUT_SECONDS)),
         instructions="You do what you are asked to, with your tools.",
-        tools=[_made(document) for document in documents],
+        tools=[_build_tool(document) for document in documents],
         limits=Limits(steps=None),
     )
 
 
 def _slow_disk(seconds: float) -> None:
-    """Have each `fsync` of this process take that much longer."""
-    swift = os.fsync
+    """Delay each `fsync` of this process."""
+    original = os.fsync
 
     def slow(handle: int) -> None:
         time.sleep(seconds)
-        swift(handle)
+        original(handle)
 
     os.fsync = slow  # type: ignore[assignment]
 
@@ -115,4 +115,5 @@ if delay := float(os.environ.get("CHAOS_FSYNC_SECONDS", "0")):
 
 _CATALOGUE = load(Path(os.environ["CHAOS_CATALOGUE"]))
 AGENTS = [_agent(agent_name(classes), _CATALOGUE.tools_of(classes)) for classes in _CATALOGUE.combinations]
+# The worker serves the agents that it finds as names of this module.
 globals().update({agent.name: agent for agent in AGENTS})

@@ -13,9 +13,9 @@ from perdure.starter.client.session import Session
 from perdure.wire.results import TurnReply
 
 from ...catalogue import Task, agent_name
-from ...processes import ours
+from ...processes import own_python
 from ...script import closing
-from .. import QUEUE, Played, Where, base_environment
+from .. import QUEUE, TaskOutcome, Where, base_environment
 
 _T = TypeVar("_T")
 
@@ -27,7 +27,7 @@ class Perdure:
 
     def python(self) -> Path:
         """See `Subject`."""
-        return Path(ours())
+        return Path(own_python())
 
     def command(self) -> Sequence[str]:
         """See `Subject`."""
@@ -47,29 +47,29 @@ class Perdure:
         """See `Subject`."""
         return await connect(settings=load_settings(address=address, task_queue=QUEUE, home=where.folder))
 
-    async def play(self, client: Client, task: Task) -> Played:
-        """One session, one message a turn; each is said again under its id until a worker takes it."""
+    async def play(self, client: Client, task: Task) -> TaskOutcome:
+        """Play the task as a session; repeat each message under its id until a worker takes it."""
         try:
-            session = await _until_reached(lambda: _opened(client, task))
+            session = await _retry_until_reached(lambda: _open_session(client, task))
             for turn in range(len(task.turns)):
-                reply = await _until_reached(partial(_said, session, task, turn))
+                reply = await _retry_until_reached(partial(_say, session, task, turn))
                 if reply.text != closing(task.id, turn):
                     why = f"{reply.stop_reason} {reply.error}"
-                    return Played(task=task.id, error=f"turn {turn + 1} ended in {reply.text!r}: {why}")
-            await _until_reached(session.close)
-            result = await _until_reached(session.run.result)
+                    return TaskOutcome(task=task.id, error=f"turn {turn + 1} ended in {reply.text!r}: {why}")
+            await _retry_until_reached(session.close)
+            result = await _retry_until_reached(session.run.result)
         except PerdureError as error:
-            return Played(task=task.id, error=f"{type(error).__name__}: {error}")
+            return TaskOutcome(task=task.id, error=f"{type(error).__name__}: {error}")
         ended = str(result.stop_reason)
-        return Played(task=task.id, error="" if ended == "stopped" else f"the session ended: {ended}")
+        return TaskOutcome(task=task.id, error="" if ended == "stopped" else f"the session ended: {ended}")
 
-    async def mend(self, client: Client) -> int:
-        """Resume what is parked and does not try again by itself."""
+    async def resume_parked(self, client: Client) -> int:
+        """Resume the parked runs that have no retry timer."""
         resumed = 0
-        with suppress(PerdureError):  # nobody answers just now: next time
+        with suppress(PerdureError):  # the server does not answer: try at the next round
             parked = [client.get(run.id) async for run in client.parked_runs()]
             for run in parked:
-                with suppress(PerdureError):  # it went on by itself, or no worker is there
+                with suppress(PerdureError):  # it went on by itself, or there is no worker
                     failure = (await run.status()).failure
                     if failure is not None and failure.resumes_at is None:
                         await run.resume()
@@ -77,16 +77,16 @@ class Perdure:
         return resumed
 
 
-async def _opened(client: Client, task: Task) -> Session:
+async def _open_session(client: Client, task: Task) -> Session:
     return await client.session(task.id, agent=agent_name(task.classes), context={"task": task.id})
 
 
-async def _said(session: Session, task: Task, turn: int) -> TurnReply:
+async def _say(session: Session, task: Task, turn: int) -> TurnReply:
     return await session.say(task.message(turn), id=f"turn-{turn + 1}")
 
 
-async def _until_reached(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """What a caller does: ask again when nobody was reached."""
+async def _retry_until_reached(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Call `ask` until the server is reached, as a caller would."""
     while True:
         try:
             return await ask()

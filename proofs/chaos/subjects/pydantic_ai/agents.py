@@ -1,4 +1,4 @@
-"""The agents and their tools: one agent for each combination of APIs."""
+"""Agents and their tools: one agent for each combination of APIs."""
 
 import os
 from datetime import timedelta

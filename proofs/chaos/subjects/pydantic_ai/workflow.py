@@ -1,4 +1,4 @@
-"""The workflow that plays a task."""
+"""Workflow that plays a task."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name="ChaosTask")
 class ChaosTask(PydanticAIWorkflow):
-    """One agent, asked turn after turn."""
+    """Workflow that asks an agent turn after turn."""
 
     __pydantic_ai_agents__ = tuple(AGENTS.values())
 
     @workflow.run
     async def run(self, task: dict[str, Any]) -> list[str]:
-        """The last words of each turn."""
-        agent, said, messages = AGENTS[tuple(task["classes"])], list[str](), None
+        """Return the last words of each turn."""
+        agent, replies, messages = AGENTS[tuple(task["classes"])], list[str](), None
         for question in task["questions"]:
-            ended = await agent.run(
+            result = await agent.run(
                 question, message_history=messages, usage_limits=UsageLimits(request_limit=None)
             )
-            messages = ended.all_messages()
-            said.append(ended.output)
-        return said
+            messages = result.all_messages()
+            replies.append(result.output)
+        return replies

@@ -1,4 +1,4 @@
-"""The worker."""
+"""Worker of this subject."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The tools as activities: one for each function of the set."""
+"""Tools as activities: one for each function of the set."""
 
 import inspect
 import os
@@ -18,18 +18,18 @@ _HTTP = httpx.AsyncClient(
 )
 
 
-def _made(document: dict[str, Any]) -> Any:
+def _build_activity(document: dict[str, Any]) -> Any:
     name = document["name"]
     hints = {
-        key: _hint(one, key, document["schema"]) for key, one in document["schema"]["properties"].items()
+        key: _hint(value, key, document["schema"]) for key, value in document["schema"]["properties"].items()
     }
-    # Those that may be left out come last, as in any Python function.
+    # Optional parameters come last, as in any Python function.
     required = document["schema"].get("required", [])
     order = sorted(hints, key=lambda key: key not in required)
 
-    async def call(*given: Any) -> str:
+    async def call(*values: Any) -> str:
         info = activity.info()
-        arguments = {key: value for key, value in zip(order, given, strict=True) if value is not None}
+        arguments = {key: value for key, value in zip(order, values, strict=True) if value is not None}
         answer = await _HTTP.post(
             "/call",
             json={"task": info.workflow_id, "name": name, "arguments": arguments},
@@ -58,7 +58,7 @@ def _made(document: dict[str, Any]) -> Any:
     return activity.defn(function)
 
 
-def _hint(schema: dict[str, Any], name: str, whole: dict[str, Any]) -> Any:
+def _hint(schema: dict[str, Any], name: str, parent: dict[str, Any]) -> Any:
     kind = schema.get("type")
     if isinstance(kind, list):
         plain: Any = int | str
@@ -66,8 +66,8 @@ def _hint(schema: dict[str, Any], name: str, whole: dict[str, Any]) -> Any:
         plain = list[PLAIN.get(schema.get("items", {}).get("type"), Any)]
     else:
         plain = PLAIN.get(str(kind), Any)
-    return plain if name in whole.get("required", []) else plain | None
+    return plain if name in parent.get("required", []) else plain | None
 
 
 CATALOGUE = load(Path(os.environ["CHAOS_CATALOGUE"]))
-TOOLS = {one["name"]: _made(one) for tools in CATALOGUE.tools.values() for one in tools}
+TOOLS = {tool["name"]: _build_activity(tool) for tools in CATALOGUE.tools.values() for tool in tools}

@@ -1,4 +1,4 @@
-"""The workflow that plays a task."""
+"""Workflow that plays a task."""
 
 from datetime import timedelta
 from typing import Any
@@ -14,12 +14,12 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name="ChaosTask")
 class ChaosTask:
-    """One agent, asked turn after turn."""
+    """Workflow that asks an agent turn after turn."""
 
     @workflow.run
     async def run(self, task: dict[str, Any]) -> list[str]:
-        """The last words of each turn."""
-        names = [one["name"] for one in CATALOGUE.tools_of(tuple(task["classes"]))]
+        """Return the last words of each turn."""
+        names = [tool["name"] for tool in CATALOGUE.tools_of(tuple(task["classes"]))]
         agent = TemporalAgent(
             model="scripted",
             start_to_close_timeout=timedelta(seconds=MODEL_TIMEOUT_SECONDS),
