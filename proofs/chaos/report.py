@@ -27,8 +27,8 @@ played at a time. Meanwhile parts are killed and cut off. At the end **the set's
 state of the APIs' objects and all results against a replay of the gold calls.
 
 The faults, and the calls at which they happen, follow from a seed. A test pins them, and
-`python -m proofs.chaos schedule KIND --seed N` prints them. The race of the day decides which task makes that call.
-A repeated seed is compared with its previous run.
+`python -m proofs.chaos schedule KIND --seed N` prints them. The race of the day decides which task makes
+that call. A repeated seed is compared with its previous run.
 
 A run of fewer than 200 tasks takes them from all parts of the set.
 
