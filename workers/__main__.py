@@ -1,4 +1,4 @@
-"""`python -m perdure.workers FILE...`: a worker process that serves the agents of the files."""
+"""Command `perdure worker`, as `python -m perdure.workers FILE...`."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from .worker import WorkerArgs, run_process, run_worker, stop_with_parent
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Given:
-    """The command line, read."""
+class _Arguments:
+    """Values of the command line."""
 
     files: list[str]
     address: str | None
@@ -24,43 +24,43 @@ class _Given:
     tied_to: int | None
 
 
-def _read(arguments: Sequence[str] | None) -> _Given:
+def _parse(arguments: Sequence[str] | None) -> _Arguments:
     parser = argparse.ArgumentParser(
         "perdure worker",
-        description="Serve the agents of the files until told to stop. Settings: docs/settings.md.",
+        description="Serve the agents of the files until a signal stops it. Settings: docs/settings.md.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="path/to/file.py, or package.module")
     parser.add_argument("--address", help="Temporal server, host:port")
     parser.add_argument("--namespace", help="Temporal namespace")
-    parser.add_argument("--task-queue", help="task queue to take work from")
+    parser.add_argument("--task-queue", help="task queue to poll")
     parser.add_argument("--deployment", help="worker deployment this worker belongs to")
     parser.add_argument("--build", help="version of this worker within its deployment")
-    parser.add_argument("--health", metavar="HOST:PORT", help="answer /live and /ready there")
+    parser.add_argument("--health", metavar="HOST:PORT", help="serve /live and /ready there")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--tied-to", type=int, help=argparse.SUPPRESS)
-    return _Given(**vars(parser.parse_args(arguments)))
+    return _Arguments(**vars(parser.parse_args(arguments)))
 
 
-async def _work(given: _Given) -> None:
+async def _run(args: _Arguments) -> None:
     settings = load_settings(
-        address=given.address,
-        namespace=given.namespace,
-        task_queue=given.task_queue,
-        deployment_name=given.deployment,
-        build_id=given.build,
-        health_address=given.health,
+        address=args.address,
+        namespace=args.namespace,
+        task_queue=args.task_queue,
+        deployment_name=args.deployment,
+        build_id=args.build,
+        health_address=args.health,
     )
-    if given.ready_fd is not None:  # under `perdure dev`: a version would get no work before it is promoted
+    if args.ready_fd is not None:  # under `perdure dev`, where nobody promotes a version to get runs
         settings = settings.model_copy(update={"deployment_name": None, "build_id": None})
-    await run_worker(WorkerArgs(files=given.files, settings=settings, ready_fd=given.ready_fd))
+    await run_worker(WorkerArgs(files=args.files, settings=settings, ready_fd=args.ready_fd))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Work, and leave the process."""
-    given = _read(arguments)
-    if given.tied_to is not None:
-        stop_with_parent(given.tied_to)
-    run_process(lambda: _work(given))
+    """Serve the agents, and end the process."""
+    args = _parse(arguments)
+    if args.tied_to is not None:
+        stop_with_parent(args.tied_to)
+    run_process(lambda: _run(args))
 
 
 if __name__ == "__main__":

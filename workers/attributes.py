@@ -1,4 +1,4 @@
-"""Search attributes: the server must know them before a run sets one, or the run is stuck."""
+"""Registration of search attributes: a run that sets one which the server does not know is stuck."""
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
@@ -17,17 +17,18 @@ _TYPES = {
 
 
 async def missing_search_attributes(client: Client) -> list[str]:
-    """Those of ours that the namespace does not have."""
+    """Return the names of our search attributes that the namespace does not have."""
     request = ListSearchAttributesRequest(namespace=client.namespace)
-    known = await client.operator_service.list_search_attributes(request)
-    return [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
+    registered = await client.operator_service.list_search_attributes(request)
+    return [name for name in SEARCH_ATTRIBUTES if name not in registered.custom_attributes]
 
 
 async def register_search_attributes(client: Client) -> None:
-    """Register what is missing.
+    """Register our search attributes that the namespace does not have.
 
     Raises:
-        DefinitionError: we may not; the message says by which command a person can, or how to do without.
+        DefinitionError: the server refuses; the message has the command for an administrator, and the
+            setting that switches search attributes off.
 
     """
     try:
@@ -39,10 +40,10 @@ async def register_search_attributes(client: Client) -> None:
             )
     except RPCError as error:
         if error.status == RPCStatusCode.ALREADY_EXISTS:
-            return  # another worker was faster
-        wanted = ", ".join(f"{name} ({kind})" for name, kind in SEARCH_ATTRIBUTES.items())
+            return  # another worker, started at the same time, has registered them
+        required = ", ".join(f"{name} ({kind})" for name, kind in SEARCH_ATTRIBUTES.items())
         raise DefinitionError(
             f"the search attributes cannot be registered ({error.message}); let an administrator create "
-            f"{wanted} with `temporal operator search-attribute create`, one at a time, "
+            f"{required} with `temporal operator search-attribute create`, one at a time, "
             "or set PERDURE_SEARCH_ATTRIBUTES=false"
         ) from error

@@ -1,4 +1,4 @@
-"""The data converter: pydantic for every value, the blob store for what is too big for history."""
+"""Data converter: pydantic JSON for every value, the blob store for payloads too large for history."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
@@ -30,15 +30,15 @@ from perdure.wire.spec import ResolvedAgent
 from ..activities.content.blobs import CACHE_BYTES, BlobCache, with_retries
 
 DRIVER_NAME: Final = "perdure-blobs"
-"""Stands in histories, in each reference to a stored payload: never change it."""
+"""Name in each reference to a stored payload, and so in histories: it must never change."""
 
 
 class BlobDriver(StorageDriver):
-    """Payloads as blobs, by the digest of their serialized bytes.
+    """Storage driver that keeps payloads as blobs, named by the digest of their serialized bytes.
 
-    Retries inside, whatever the store does: a failing `store` while an activity completes would
-    repeat the activity's side effect. Keeps what it saw last, so that a replay fetches nothing
-    that this process has stored or read a moment ago.
+    It retries by itself: if `store` failed while an activity completes, Temporal would repeat the activity
+    and its side effect. It caches recent blobs, so that a replay does not fetch what this process has just
+    stored or read.
     """
 
     def __init__(self, store: BlobStore, *, cache_bytes: int = CACHE_BYTES) -> None:
@@ -46,23 +46,23 @@ class BlobDriver(StorageDriver):
         self._recent = BlobCache(cache_bytes)
 
     def name(self) -> str:
-        """See `StorageDriver`."""
+        """Return the driver's name in references."""
         return DRIVER_NAME
 
     def type(self) -> str:
-        """See `StorageDriver`."""
+        """Return the kind of the driver."""
         return "perdure.blobs"
 
     async def store(
         self, context: StorageDriverStoreContext, payloads: Sequence[Payload]
     ) -> list[StorageDriverClaim]:
-        """Durable once this returns; one claim for each payload."""
+        """Store the payloads durably; return a claim for each, in order."""
         return list(await asyncio.gather(*(self._put(payload.SerializeToString()) for payload in payloads)))
 
     async def retrieve(
         self, context: StorageDriverRetrieveContext, claims: Sequence[StorageDriverClaim]
     ) -> list[Payload]:
-        """The payloads of those claims, in order."""
+        """Return the payloads of the claims, in order."""
         blobs = await asyncio.gather(*(self._get(claim.claim_data["sha256"]) for claim in claims))
         return [Payload.FromString(blob) for blob in blobs]
 
@@ -70,9 +70,9 @@ class BlobDriver(StorageDriver):
         try:
             name = await with_retries(lambda: self._store.put(data))
         except Exception as error:
-            # Not to be retried by Temporal: the activity whose result this is has had its effect.
+            # Temporal must not retry: the activity with this result has had its effect.
             raise ApplicationError(
-                f"the blob store takes nothing: {error}", type=BLOB_STORE_FAILED, non_retryable=True
+                f"the blob store does not accept blobs: {error}", type=BLOB_STORE_FAILED, non_retryable=True
             ) from None
         self._recent.keep(name, data)
         return StorageDriverClaim(claim_data={"sha256": name, "bytes": str(len(data))})
@@ -86,8 +86,10 @@ class BlobDriver(StorageDriver):
 
 
 class _Json(EncodingPayloadConverter):
-    """JSON as pydantic reads and writes it. The SDK makes a converter several times for each task, so making
-    one does nothing; and a model reads itself, without an adapter made for it first.
+    """Converter between values and JSON, by pydantic.
+
+    The SDK constructs a converter several times for each task, so construction does nothing. A model
+    validates itself, without the cost of an adapter.
     """
 
     @property
@@ -96,7 +98,8 @@ class _Json(EncodingPayloadConverter):
 
     @cached_property
     def _adapter(self) -> Callable[[Any], "TypeAdapter[Any]"]:
-        # Of this converter only: what a sandboxed workflow imports must not outlive it.
+        # A cache of this converter, not of the module: types that a sandboxed run imported must not
+        # outlive the run.
         return lru_cache(maxsize=1024)(TypeAdapter)
 
     def to_payload(self, value: Any) -> Payload | None:
@@ -104,7 +107,7 @@ class _Json(EncodingPayloadConverter):
 
     def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
         if type_hint is ResolvedAgent:
-            return _resolved(payload.data)
+            return _parse_resolved(payload.data)
         if isinstance(type_hint, type) and issubclass(type_hint, BaseModel):
             return type_hint.model_validate_json(payload.data)
         return self._adapter_of(Any if type_hint is None else type_hint).validate_json(payload.data)
@@ -114,36 +117,37 @@ class _Json(EncodingPayloadConverter):
 
 
 @lru_cache(maxsize=256)
-def _resolved(data: bytes) -> ResolvedAgent:
-    """Specs never change, and thousands of runs have the same: one object for all of them."""
+def _parse_resolved(data: bytes) -> ResolvedAgent:
+    """Parse a resolved agent; runs with the same specs share an object, which never changes."""
     return ResolvedAgent.model_validate_json(data)
 
 
 class PerdurePayloadConverter(PydanticPayloadConverter):
-    """What `PydanticPayloadConverter` does, and cheap to make."""
+    """`PydanticPayloadConverter` that is cheap to construct."""
 
-    _OTHERS: ClassVar = {
-        one.encoding.encode(): one for one in DefaultPayloadConverter.default_encoding_payload_converters
+    _DEFAULTS: ClassVar = {
+        converter.encoding.encode(): converter
+        for converter in DefaultPayloadConverter.default_encoding_payload_converters
     }
 
     def __init__(self) -> None:
-        self.converters = {**self._OTHERS, b"json/plain": _Json()}
+        self.converters = {**self._DEFAULTS, b"json/plain": _Json()}
 
 
 def data_converter(
     store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
 ) -> DataConverter:
-    """Pydantic JSON, and payloads of `threshold` bytes and more in the store (None: all inline)."""
+    """Return a converter that stores payloads of `threshold` bytes and more; without a store, none."""
     return extend_converter(None, store, threshold, cache_bytes=cache_bytes)
 
 
 def extend_converter(
     existing: DataConverter | None, store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
 ) -> DataConverter:
-    """The user's converter with what we need: their codec and failure converter are kept.
+    """Return the user's converter, extended by pydantic JSON and the blob store.
 
-    Replaced is only the default payload converter, which reads dataclasses 20 times slower.
-    A storage of theirs stays in charge of what it would take; ours is then there for reading.
+    The user's codec and failure converter are kept. Only a default payload converter is replaced: it reads
+    dataclasses 20 times slower. A user's own storage still stores what it selects; ours then only reads.
     """
     base = existing or DataConverter.default
     if base.payload_converter_class in (DefaultPayloadConverter, PydanticPayloadConverter):
@@ -151,17 +155,19 @@ def extend_converter(
     if store is None:
         return base
     ours = BlobDriver(store, cache_bytes=cache_bytes)
-    return replace(base, external_storage=_beside(base.external_storage, ours, threshold))
+    return replace(base, external_storage=_combine(base.external_storage, ours, threshold))
 
 
-def _beside(theirs: ExternalStorage | None, ours: BlobDriver, threshold: int) -> ExternalStorage:
+def _combine(theirs: ExternalStorage | None, ours: BlobDriver, threshold: int) -> ExternalStorage:
     if theirs is None:
         return ExternalStorage(drivers=[ours], payload_size_threshold=threshold)
     if any(driver.name() == DRIVER_NAME for driver in theirs.drivers):
         return theirs
     first = theirs.drivers[0]
 
-    def pick(_context: StorageDriverSelectContext, _payload: Payload) -> StorageDriver | None:
+    # The SDK requires a selector when there is more than one driver.
+    def select_first(_context: StorageDriverSelectContext, _payload: Payload) -> StorageDriver | None:
         return first
 
-    return replace(theirs, drivers=[*theirs.drivers, ours], driver_selector=theirs.driver_selector or pick)
+    selector = theirs.driver_selector or select_first
+    return replace(theirs, drivers=[*theirs.drivers, ours], driver_selector=selector)

@@ -1,9 +1,9 @@
-"""The Temporal plugin: everything an agent needs of a client and a worker, in one object.
+"""Temporal plugin: everything that agents need of a client and a worker, in one object.
 
     client = await Client.connect("localhost:7233", plugins=[PerdurePlugin(agents=[support])])
     worker = Worker(client, task_queue="perdure")        # beside your own workflows, if you like
 
-On the client, because the data converter belongs to it; workers and the replayer inherit it.
+It is given to the client, because the data converter belongs to it. Workers and the replayer inherit it.
 """
 
 import logging
@@ -55,22 +55,22 @@ from .observe.telemetry import interceptors
 from .runner import share_modules, skip_unused_contexts
 
 _log = logging.getLogger("perdure.worker")
-STICKY = timedelta(seconds=1)
-"""How long a message waits for the worker that knows the run, before any other may take it."""
+STICKY_TIMEOUT = timedelta(seconds=1)
+"""Time that a workflow task waits for the worker that caches the run, before any worker may take it."""
 
 
 class PerdurePlugin(SimplePlugin):
-    """Serves agents: registers the workflow, the activities, the converter and the telemetry.
+    """Plugin that registers workflows, activities, data converter and telemetry.
 
     Args:
-        agents: the agents, swarms and graphs this worker serves, and with them all whom they run; none
-            on a mere client.
-        models: providers by the name before the colon, over the built-in ones.
-        settings: those of the environment when None.
+        agents: agents, swarms and graphs to serve; all that they run is served too. None for a client
+            that only starts runs.
+        models: providers by the name before the colon; they replace built-in ones of the same name.
+        settings: the environment's when None.
         blobs: the blob store; the settings' when None.
 
     Raises:
-        DefinitionError: two agents of one name, or settings that cannot be.
+        DefinitionError: two agents have the same name, or the settings are invalid.
 
     """
 
@@ -84,8 +84,9 @@ class PerdurePlugin(SimplePlugin):
     ) -> None:
         self.settings = settings or load_settings()
         self.members = members_by_name(agents)
-        self.agents = {name: one for name, one in self.members.items() if isinstance(one, Agent)}
-        self.graphs = {name: one for name, one in self.members.items() if isinstance(one, Graph)}
+        members = self.members.items()
+        self.agents = {name: member for name, member in members if isinstance(member, Agent)}
+        self.graphs = {name: member for name, member in members if isinstance(member, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.blobs = blobs or configured_store(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
@@ -143,21 +144,22 @@ class PerdurePlugin(SimplePlugin):
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add what is ours; limits and intervals that the user left at their defaults become ours."""
-        converter = _checked_converter(config)
+        """Return the worker's configuration with our registrations, runner and intervals."""
+        converter = _client_converter(config)
         config = super().configure_worker(config)
         config["workflow_runner"] = skip_unused_contexts(config.get("workflow_runner"), converter)
-        # Temporal's defaults are a minute and ten seconds: a stop would take that long to arrive,
-        # and so would the next message after a worker's death.
+        # Temporal's defaults are a minute for heartbeats and ten seconds for sticky tasks. A cancellation
+        # would reach a call that late, and so would the next message after a worker's death reach a run.
         config["max_heartbeat_throttle_interval"] = self.settings.progress_interval
         config["default_heartbeat_throttle_interval"] = self.settings.progress_interval
-        config["sticky_queue_schedule_to_start_timeout"] = STICKY
+        config["sticky_queue_schedule_to_start_timeout"] = STICKY_TIMEOUT
         return config
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
-        """Make sure that the server knows our search attributes before the first run needs them."""
+        """Register our search attributes before the first run sets one; close the rate limits at the end."""
         for key in unmatched_rate_limits(self.settings.rate_limits, self.models, self.agents.values()):
             _log.warning(
+                # Not an error: workers with other agents may share these settings.
                 "PERDURE_RATE_LIMITS: %r is no provider, model or tool of this worker. "
                 'Write "anthropic", "anthropic:model" or "tool:name"',
                 key,
@@ -170,7 +172,8 @@ class PerdurePlugin(SimplePlugin):
             await self.traffic.rates.close()
 
 
-def _checked_converter(config: WorkerConfig) -> DataConverter:
+def _client_converter(config: WorkerConfig) -> DataConverter:
+    """Return the client's converter; raise DefinitionError if the client does not have this plugin."""
     client = config.get("client")
     assert client is not None, "a worker has a client"
     converter = client.data_converter
@@ -198,7 +201,7 @@ def _traffic(settings: Settings) -> Traffic:
 def unmatched_rate_limits(
     limits: Collection[str], providers: Collection[str], agents: Iterable[Agent]
 ) -> list[str]:
-    """Keys of rate limits that no call of these agents would count against: slips of the pen, perhaps."""
+    """Return the keys of rate limits that limit no call of these agents, perhaps because of a typo."""
     known = set(providers)
     for agent in agents:
         known.update(config.name for config in agent.models)
@@ -207,10 +210,10 @@ def unmatched_rate_limits(
 
 
 def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:
-    """The agents, swarms and graphs by their names, and with them all whom they run.
+    """Return the agents, swarms and graphs, and all that they run, by name.
 
     Raises:
-        DefinitionError: two of one name, or something that is none of these.
+        DefinitionError: two have the same name, or a value is none of these.
 
     """
     for agent in agents:
@@ -220,13 +223,13 @@ def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:
 
 
 class GraphFunctions(Interceptor):
-    """Gives runs of graphs their functions: the workflow binds them anew, under the sandbox."""
+    """Interceptor that hands runs of graphs their functions, which the sandbox binds anew for each run."""
 
     def __init__(self, graphs: Mapping[str, Graph]) -> None:
         self._graphs = graphs
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> None:  # noqa: A002
-        """Hand over the functions, by the graph's name."""
+        """Make the functions available to the sandbox by the graph's name."""
         input.unsafe_extern_functions[GRAPH_CODE] = self._code
 
     def _code(self, name: str) -> GraphCode | None:

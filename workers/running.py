@@ -1,4 +1,4 @@
-"""A server and a worker in the caller's own process: for tests, notebooks and scripts."""
+"""Server and worker in the caller's own process, for tests, notebooks and scripts."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,23 +29,23 @@ async def serving(
     blobs: BlobStore | None = None,
     worker: Mapping[str, Any] | None = None,
 ) -> AsyncGenerator[tuple[Client, str]]:
-    """A Temporal client, and the task queue of a worker that serves the agents while the body runs.
+    """Serve the agents while the block runs; yield a Temporal client and the worker's task queue.
 
-    Without `address` it starts the embedded server, in memory, and stops it again. With it, it uses
-    the server there, and a task queue that settings name. Blobs are kept in a folder that goes with
-    it, unless `settings` or `blobs` say otherwise.
+    Without `address` an embedded server runs, in memory, until the block ends. Blobs are in a temporary
+    folder, unless `settings` or `blobs` name a store.
 
     Args:
-        agents: what the worker serves.
+        agents: agents, swarms and graphs to serve.
         models: providers by name, such as {"scripted": ScriptedModel(script)}.
         address: of a running server.
-        settings: in place of the environment's.
-        blobs: a blob store in place of the settings'.
-        worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+        settings: used in place of the environment's.
+        blobs: a blob store used in place of the settings'.
+        worker: more arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
 
     """
     async with AsyncExitStack() as stack:
         if settings is None:
+            # The user's own folder must not fill with the blobs of tests.
             home = Path(
                 stack.enter_context(TemporaryDirectory(prefix="perdure-", ignore_cleanup_errors=True))
             )

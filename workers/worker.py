@@ -1,4 +1,10 @@
-"""The worker process: agents in, a Temporal worker that serves them until it is told to stop."""
+"""Worker process: serves the agents of files with a Temporal worker until a signal stops it.
+
+1. The process prints `Ready` only once the server lists it as a poller: runs started then find a worker.
+2. On the first signal it polls no more, and its pending activities may finish within the grace.
+3. After the grace they are cancelled and fail. The server retries them on another worker a second later.
+4. An activity that cannot be cancelled is abandoned. The server retries it once its heartbeats stop.
+"""
 
 import asyncio
 import contextlib
@@ -35,18 +41,18 @@ from .observe.parked import report_parked_runs
 from .observe.telemetry import report_telemetry
 from .plugin import PerdurePlugin, members_by_name
 
-_POLLING_WITHIN: Final = 15.0
-_LAST_WORDS: Final = timedelta(seconds=4)
-"""For handing over, after the grace, what is still in flight; what has not ended by then never will."""
+_FIRST_POLL_SECONDS: Final = 15.0
+_REPORT_TIME: Final = timedelta(seconds=4)
+"""Time after the grace to report cancelled activities to the server."""
 _BUILD_NEEDED: Final = (
-    "a worker deployment needs a build id too: --build, PERDURE_BUILD_ID; take a release or a digest, never "
-    "something random"
+    "a worker deployment needs a build id too: --build, PERDURE_BUILD_ID; use a release or a digest, never a "
+    "random value"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What a worker says of itself once it takes work."""
+    """Description of a worker that has begun to poll."""
 
     agents: tuple[str, ...]
     address: str
@@ -54,10 +60,10 @@ class Ready:
     warnings: tuple[str, ...] = ()
     health: str | None = None
     version: str | None = None
-    """As `deployment:build`; None: without one."""
+    """`deployment:build`; None for a worker without a version."""
 
     def line(self) -> str:
-        """One line for people."""
+        """Return the description as a line for people."""
         served = ", ".join(self.agents)
         health = f"; health on http://{self.health}" if self.health else ""
         version = f", version {self.version}" if self.version else ""
@@ -66,59 +72,65 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerArgs:
-    """What a worker process is asked to do."""
+    """Arguments of a worker process."""
 
     files: Sequence[str]
     settings: Settings
     ready_fd: int | None = None
-    """Where `Ready` is written as one line of JSON, for a process that waits for it."""
+    """File descriptor that gets `Ready` as a line of JSON, for a parent process that waits for it."""
 
     def notify(self, line: str) -> None:
-        """Say something to people; under `perdure dev`, that tells them itself."""
+        """Print a line for people. Under `perdure dev` nothing is printed: it prints its own lines."""
         if self.ready_fd is None:
             print_stderr(line)
 
 
 async def run_worker(args: WorkerArgs) -> None:
-    """Serve the agents of the files until SIGTERM or SIGINT; a second signal leaves at once.
+    """Serve the agents of the files until SIGTERM or SIGINT; a second signal ends the process at once.
 
     Raises:
         DefinitionError: the files, the settings or a model's settings are wrong.
         NotReachable: no server answers.
 
     """
-    loaded = load_files(args.files)
+    definitions = load_files(args.files)
     settings = args.settings
     with report_telemetry(settings) as runtime:
-        if args.ready_fd is not None:  # under `perdure dev` each save would tell of a shutdown
+        if args.ready_fd is not None:  # under `perdure dev` each save would log a shutdown
             logging.getLogger("temporalio.worker._worker").setLevel(logging.WARNING)
-        # The connection takes the process's default: there is one of each.
+        # The connection uses the process's default runtime, and there is one connection.
         Runtime.set_default(runtime, error_if_already_set=False)
-        plugin = PerdurePlugin(loaded.agents, models=loaded.models, settings=settings)
+        plugin = PerdurePlugin(definitions.agents, models=definitions.models, settings=settings)
+        # In a thread: checks may read credentials from files or the network.
         warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)
         for warning in warnings:
             args.notify(f"warning: {warning}")
         temporal = await connect_temporal(settings, [plugin])
-        await _serve(args, loaded, temporal, tuple(warnings), plugin.traffic.circuits)
+        await _serve(args, definitions, temporal, tuple(warnings), plugin.traffic.circuits)
 
 
 async def _serve(
-    args: WorkerArgs, loaded: Definitions, temporal: Client, warnings: tuple[str, ...], circuits: Circuits
+    args: WorkerArgs,
+    definitions: Definitions,
+    temporal: Client,
+    warnings: tuple[str, ...],
+    circuits: Circuits,
 ) -> None:
     stop = asyncio.Event()
-    with _signals(stop, args.notify):
+    with _stop_on_signals(stop, args.notify):
         worker = Worker(temporal, task_queue=args.settings.task_queue, **worker_options(args.settings))
         running = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(stop.wait())
         try:
-            counts = args.settings.metrics != "off" and args.settings.search_attributes
+            # Parked runs are found by search attribute and reported as a metric: both are needed.
+            counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
             async with (
-                _health(args.settings, worker, temporal, stop, circuits) as health_address,
-                report_parked_runs(temporal, wanted=counts),
+                _serve_health(args.settings, worker, temporal, stop, circuits) as health_address,
+                report_parked_runs(temporal, enabled=counts_parked),
             ):
-                if await _polls(temporal, args.settings.task_queue, worker, running, stopping):
+                if await _wait_for_first_poll(temporal, args.settings.task_queue, worker, running, stopping):
                     ready = Ready(
-                        agents=served_names(loaded.agents),
+                        agents=served_names(definitions.agents),
                         address=args.settings.address,
                         task_queue=args.settings.task_queue,
                         warnings=warnings,
@@ -126,7 +138,7 @@ async def _serve(
                         version=version_of(args.settings),
                     )
                     _announce(args, ready)
-                    await _tell_if_waiting(args, temporal)
+                    await _warn_if_no_new_runs(args, temporal)
                 await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 await _shut_down(worker, running, args)
         finally:
@@ -135,46 +147,45 @@ async def _serve(
         await running
 
 
-async def _tell_if_waiting(args: WorkerArgs, temporal: Client) -> None:
-    """A version is given no runs before somebody says so: whoever starts the first may not know."""
-    own = version_of(args.settings)
-    if own is None:
+async def _warn_if_no_new_runs(args: WorkerArgs, temporal: Client) -> None:
+    """Print what to do if the server routes no new runs to this worker's version.
+
+    A version gets no runs until a person promotes or ramps it, which is easily forgotten for the first.
+    """
+    version = version_of(args.settings)
+    if version is None:
         return
     with contextlib.suppress(RPCError):
         task_queue = await describe_task_queue(temporal, args.settings.task_queue)
-        waiting = new_runs_problem(task_queue.routing, own)
-        if waiting is not None:
-            args.notify(waiting)
+        problem = new_runs_problem(task_queue.routing, version)
+        if problem is not None:
+            args.notify(problem)
 
 
 async def _shut_down(worker: Worker, running: "asyncio.Task[None]", args: WorkerArgs) -> None:
-    """Ask for no more work; calls in flight may finish within the grace, then they are handed over.
-
-    Handed over is a failed attempt, told to the server: another worker has it a second later. A call
-    that cannot be cancelled is left behind, and tried again when its heartbeats stay away.
-    """
+    """Stop polling, and wait for pending activities to end; see the rules at the top of this file."""
     if running.done():
         return
-    longest = args.settings.graceful_shutdown_timeout + _LAST_WORDS
+    timeout = args.settings.graceful_shutdown_timeout + _REPORT_TIME
     try:
-        await asyncio.wait_for(worker.shutdown(), longest.total_seconds())
+        await asyncio.wait_for(worker.shutdown(), timeout.total_seconds())
     except TimeoutError:
-        args.notify("leaving calls behind that neither end nor can be cancelled: they are tried again")
+        args.notify("exiting with calls that neither end nor can be cancelled: Temporal retries them")
         exit_now(1)
 
 
 def served_names(members: Sequence[Member]) -> tuple[str, ...]:
-    """The names of all that can be started, those first that nobody else runs: people start with them."""
-    everyone = members_by_name(members)
-    below = {name for one in everyone.values() for name in one.members}
-    return tuple(sorted(everyone, key=lambda name: name in below))
+    """Return the names that can be started; first those that no other member runs: people start these."""
+    served = members_by_name(members)
+    children = {name for member in served.values() for name in member.members}
+    return tuple(sorted(served, key=lambda name: name in children))
 
 
 def worker_options(settings: Settings) -> dict[str, Any]:
-    """Arguments of Temporal's Worker, from the settings; the plugin adds what agents need.
+    """Return the arguments of Temporal's Worker for the settings; the plugin adds those that agents need.
 
     Raises:
-        DefinitionError: a deployment without a build id.
+        DefinitionError: the settings name a deployment without a build id.
 
     """
     options: dict[str, Any] = {
@@ -189,17 +200,18 @@ def worker_options(settings: Settings) -> dict[str, Any]:
         options["deployment_config"] = WorkerDeploymentConfig(
             version=WorkerDeploymentVersion(settings.deployment_name, settings.build_id),
             use_worker_versioning=True,
-            # A run keeps the code that decides, as it keeps its agent; parked runs keep their version alive.
+            # A run keeps the workflow code that it began with, as it keeps its agent's spec. So a parked run
+            # keeps its version from being drained.
             default_versioning_behavior=VersioningBehavior.PINNED,
         )
     return options
 
 
 def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[str]:
-    """Ask each agent's providers whether they would take its calls; gives what is missing, such as a key.
+    """Check each agent's models with their providers; return warnings, such as a missing key.
 
     Raises:
-        DefinitionError: a provider there is not, or settings that it does not know.
+        DefinitionError: a provider does not exist, or does not know an option.
 
     """
     warnings: list[str] = []
@@ -217,6 +229,7 @@ def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[s
             except DefinitionError as error:
                 raise DefinitionError(f"agent {agent.name!r}: {error}") from error
             except ModelError as error:
+                # Not fatal: fallbacks of this agent, and other agents, may work.
                 warnings.append(f"agent {agent.name!r}, model {config.name}: {error}")
     return warnings
 
@@ -225,37 +238,37 @@ def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[s
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, tell: Callable[[str], None]) -> Generator[None, None, None]:
+def _stop_on_signals(stop: asyncio.Event, notify: Callable[[str], None]) -> Generator[None, None, None]:
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
         if stop.is_set():
-            tell("leaving at once")
+            notify("exiting at once")
             exit_now(128 + number)
-        tell("stopping: what is in flight may finish; once more leaves at once")
+        notify("stopping: pending calls may finish; a second signal exits at once")
         stop.set()
 
-    wanted = (signal.SIGTERM, signal.SIGINT)
-    for number in wanted:
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
         loop.add_signal_handler(number, on_signal, number)
     try:
         yield
     finally:
-        for number in wanted:
+        for number in signals:
             loop.remove_signal_handler(number)
 
 
-async def _polls(
+async def _wait_for_first_poll(
     temporal: Client,
     task_queue: str,
     worker: Worker,
     running: "asyncio.Task[None]",
     stopping: "asyncio.Task[Any]",
 ) -> bool:
-    """True once the server has seen the worker poll; False when it ended before."""
+    """Return True once the server lists the worker as a poller, or False if the worker ends before."""
     active: Any = worker.config(active_config=True)
     identity = str(active["identity"] or temporal.identity)
-    async with asyncio.timeout(_POLLING_WITHIN):
+    async with asyncio.timeout(_FIRST_POLL_SECONDS):
         while not running.done() and not stopping.done():
             described = await describe_task_queue(temporal, task_queue)
             if any(poller.identity == identity for poller in described.pollers):
@@ -265,7 +278,7 @@ async def _polls(
 
 
 @contextlib.asynccontextmanager
-async def _health(
+async def _serve_health(
     settings: Settings, worker: Worker, temporal: Client, stop: asyncio.Event, circuits: Circuits
 ) -> AsyncGenerator[str | None, None]:
     if settings.health_address is None:
@@ -277,40 +290,42 @@ async def _health(
             return "the worker is stopping"
         if not worker.is_running or worker.is_shutdown:
             return "the worker does not take work"
-        return await _server_missing(temporal)
+        return await _server_problem(temporal)
 
     async with health.serve(settings.health_address, ready, circuits.states) as address:
         yield address
 
 
-async def _server_missing(temporal: Client) -> str | None:
+async def _server_problem(temporal: Client) -> str | None:
     try:
-        serves = await temporal.service_client.check_health(timeout=timedelta(seconds=2))
+        is_serving = await temporal.service_client.check_health(timeout=timedelta(seconds=2))
     except (RPCError, RuntimeError):
-        serves = False
-    return None if serves else "the Temporal server does not answer"
+        is_serving = False
+    return None if is_serving else "the Temporal server does not answer"
 
 
 def _announce(args: WorkerArgs, ready: Ready) -> None:
     if args.ready_fd is None:
         args.notify(ready.line())
         return
-    with contextlib.suppress(OSError), os.fdopen(args.ready_fd, "w") as told:
-        told.write(json.dumps(ready.__dict__) + "\n")
+    # The parent may have died meanwhile; then this worker gets a signal, see `stop_with_parent`.
+    with contextlib.suppress(OSError), os.fdopen(args.ready_fd, "w") as pipe:
+        pipe.write(json.dumps(ready.__dict__) + "\n")
 
 
 def stop_with_parent(parent: int) -> None:
-    """Be told to stop when that process dies, however it dies. Linux only; elsewhere nothing."""
+    """Have Linux send SIGTERM to this process when its parent dies; on other systems, do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        # The parent may have died before the call above; then no signal comes.
         if os.getppid() != parent:
             exit_now(0)
 
 
 def exit_now(code: int) -> None:
-    """End the process now, everything said.
+    """End the process at once, with its output flushed.
 
-    Python's own way out crashes in 5 to 15 of 100 short processes that used Temporal's SDK
+    Python's normal exit crashes in 5 to 15 of 100 short processes that used Temporal's SDK
     (sdk-python issue 300).
     """
     for stream in (sys.stdout, sys.stderr):
@@ -320,14 +335,14 @@ def exit_now(code: int) -> None:
 
 
 def run_process(body: Callable[[], Awaitable[None]]) -> None:
-    """Run a process's body to its end and leave: 0, 2 for what the caller can mend, 5 for no server."""
+    """Run the body and end the process: with 0, 2 for a mistake of the caller, or 5 for no server."""
     try:
-        asyncio.run(_awaited(body))
+        asyncio.run(_run(body))
         code = 0
     except NotReachable as error:
-        code = _said(error, 5)
+        code = _print_error(error, 5)
     except DefinitionError as error:
-        code = _said(error, 2)
+        code = _print_error(error, 2)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:
@@ -339,15 +354,15 @@ def run_process(body: Callable[[], Awaitable[None]]) -> None:
 
 
 def print_stderr(line: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr at once, for people; results go to stdout."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
-async def _awaited(body: Callable[[], Awaitable[None]]) -> None:
+async def _run(body: Callable[[], Awaitable[None]]) -> None:
     await body()
 
 
-def _said(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     print_stderr(f"error: {error}")
     return code

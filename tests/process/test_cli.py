@@ -407,7 +407,7 @@ def test_a_worker_warns_of_a_missing_key_and_serves_all_the_same(shell: Shell) -
     assert healthy.code == 0
     parked = shell.perdure("run", "keyless", "x", "--task-queue", "keyless")
     assert (parked.code, "ANTHROPIC_API_KEY" in parked.err) == (3, True)
-    assert "stopping: what is in flight may finish" in ended_by(shell, worker)
+    assert "stopping: pending calls may finish" in ended_by(shell, worker)
 
 
 def test_a_second_signal_ends_a_worker_at_once(shell: Shell, tmp_path: Path) -> None:
@@ -417,6 +417,6 @@ def test_a_second_signal_ends_a_worker_at_once(shell: Shell, tmp_path: Path) -> 
     run = started(shell, "slow", "twice")
     until_it_is(shell, run, "acting")
     worker.process.terminate()
-    worker.says("once more leaves at once")
+    worker.says("a second signal exits at once")
     assert worker.interrupt() == 130
-    assert "leaving at once" in worker.said
+    assert "exiting at once" in worker.said

@@ -465,7 +465,7 @@ async def test_a_call_that_cannot_be_cancelled_keeps_no_worker(floor: Floor) -> 
     told = time.monotonic()
     assert await asyncio.to_thread(old.interrupt, signal.SIGTERM) == 1
     assert time.monotonic() - told < 20
-    assert "leaving calls behind that neither end nor can be cancelled" in old.said
+    assert "exiting with calls that neither end nor can be cancelled" in old.said
 
 
 # -- the gate

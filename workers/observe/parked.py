@@ -86,10 +86,10 @@ class Gauges:
 
 @contextlib.asynccontextmanager
 async def report_parked_runs(
-    client: Client, *, wanted: bool, every: float = INTERVAL_SECONDS
+    client: Client, *, enabled: bool, every: float = INTERVAL_SECONDS
 ) -> AsyncGenerator[None]:
-    """Keep the gauges up to date while the block runs, if they are wanted."""
-    if not wanted:
+    """Keep the gauges up to date while the block runs, if enabled."""
+    if not enabled:
         yield
         return
     gauges = Gauges()
