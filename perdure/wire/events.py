@@ -1,4 +1,4 @@
-"""Events of a run, for those who watch it. All plain JSON values, told apart by `kind`."""
+"""Events of a run, for watchers: plain JSON values, discriminated by `kind`."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,10 +21,10 @@ from perdure.wire.spec import NodeKind
 
 
 class TextDelta(Value):
-    """The next piece of the answer being written.
+    """Next piece of the answer that the model is writing.
 
     Within one step and attempt, pieces follow each other without gap or overlap: `offset` is the
-    number of characters before this one, `seq` the number of the report it was taken from.
+    number of characters before this piece, `seq` the number of the heartbeat that it comes from.
     """
 
     kind: Literal["text"] = "text"
@@ -36,7 +36,7 @@ class TextDelta(Value):
 
 
 class TextRestarted(Value):
-    """The step's answer is being written anew: forget the pieces of this step so far."""
+    """The step's answer starts again: discard the pieces of this step so far."""
 
     kind: Literal["text_restarted"] = "text_restarted"
     step: int
@@ -44,7 +44,7 @@ class TextRestarted(Value):
 
 
 class MessageFinished(Value):
-    """An assistant message is in the transcript, at `index`."""
+    """An assistant message has entered the transcript, at `index`."""
 
     kind: Literal["message"] = "message"
     index: int
@@ -54,7 +54,7 @@ class MessageFinished(Value):
 
 
 class ToolStarted(Value):
-    """A tool call is under way."""
+    """A tool call has started."""
 
     kind: Literal["tool_started"] = "tool_started"
     call_id: str
@@ -63,7 +63,7 @@ class ToolStarted(Value):
 
 
 class ToolProgress(Value):
-    """A tool says how far it is."""
+    """A tool reports its progress."""
 
     kind: Literal["tool_progress"] = "tool_progress"
     call_id: str
@@ -82,17 +82,17 @@ class ToolFinished(Value):
 
 
 class Retrying(Value):
-    """A model or tool call failed and is tried again."""
+    """A model or tool call failed and is retried."""
 
     kind: Literal["retrying"] = "retrying"
     call: str
     attempt: int
-    """The attempt that comes next."""
+    """Number of the next attempt."""
     error: str
 
 
 class ApprovalRequested(Value):
-    """A tool call of the run, or of one below it, waits for a person.
+    """A tool call of the run, or of a run below it, waits for a person.
 
     `run.resolve_approval(approval.call_id, allow=..., run_id=approval.run_id)` allows or denies it.
     """
@@ -102,21 +102,21 @@ class ApprovalRequested(Value):
 
 
 class QuestionAsked(Value):
-    """An agent asks a person: `run.send(answer, run_id=question.run_id)`."""
+    """An agent asks a person. `run.send(answer, run_id=question.run_id)` answers."""
 
     kind: Literal["question_asked"] = "question_asked"
     question: Question
 
 
 class ParkedBelow(Value):
-    """A run below cannot go on until a person has mended the cause: `run.resume()`, of the root."""
+    """A run below is parked until a person removes the cause and calls `run.resume()` of the root."""
 
     kind: Literal["parked_below"] = "parked_below"
     parked: Parked
 
 
 class NodeStarted(Value):
-    """The run has started another: of a swarm's agent, a graph's node, an agent called as a tool."""
+    """The run has started a child run: of a swarm's agent, a graph's node, or an agent called as a tool."""
 
     kind: Literal["node_started"] = "node_started"
     key: str
@@ -127,7 +127,7 @@ class NodeStarted(Value):
 
 
 class NodeFinished(Value):
-    """What the run had started is over; every NodeStarted has its one NodeFinished."""
+    """A child run has ended. Every NodeStarted is followed by exactly one NodeFinished of its key."""
 
     kind: Literal["node_finished"] = "node_finished"
     key: str
@@ -141,14 +141,14 @@ class NodeFinished(Value):
 
 
 class PlanChanged(Value):
-    """The agent's plan is this now, whole."""
+    """The agent has replaced its plan; `items` is the whole plan."""
 
     kind: Literal["plan"] = "plan"
     items: list[PlanItem]
 
 
 class StatusChanged(Value):
-    """The run's status is another one now."""
+    """The run's status has changed."""
 
     kind: Literal["status"] = "status"
     status: Status
@@ -157,7 +157,7 @@ class StatusChanged(Value):
 
 
 class Finished(Value):
-    """The run is over. Nothing follows."""
+    """The run has ended. Nothing follows."""
 
     kind: Literal["finished"] = "finished"
     status: Literal["completed", "failed", "cancelled"]
@@ -166,7 +166,7 @@ class Finished(Value):
 
 
 class TurnFinished(Value):
-    """A turn of a session is over: nothing follows, though the session goes on."""
+    """A turn of a session has ended. Nothing follows, though the session goes on."""
 
     kind: Literal["turn_finished"] = "turn_finished"
     reply: TurnReply
@@ -194,36 +194,35 @@ Event = Annotated[
 
 
 class ChildEvent(Value):
-    """What happens in a run below the one that is watched.
+    """Event of a run below the watched run.
 
-    Between its NodeStarted and its NodeFinished come all events of a child, the last `Finished`.
-    What waits for a person is told by the root, with the path to it, and not again by those between.
+    All events of a child come between its NodeStarted and its NodeFinished; the last is `Finished`.
+    Matters that wait for a person come from the root only, with the path to them.
     """
 
     kind: Literal["child"] = "child"
     run_id: str
     path: list[str]
-    """From the run that is watched to this one: keys of nodes."""
+    """Keys of nodes from the watched run to this run."""
     event: Event
 
 
 TreeEvent = Annotated[Event | ChildEvent, Field(discriminator="kind")]
-"""What a watcher of a whole tree is told."""
+"""Event of a watched tree."""
 
 
-class Reader:
-    """Puts the pieces of a stream together: the text of each step, as far as it is known.
+class TextAssembler:
+    """Assembler of streamed pieces into the text of each step.
 
-    Feed it every event in order; `text(step)` is then free of loss and repetition, whatever
-    attempts were made, and equals the message's text once that has arrived. Of a tree it keeps
-    the runs apart: `text(step, run_id)`.
+    Feed it every event in order. `text(step)` then has neither gaps nor repetitions, whatever attempts were
+    made, and equals the message's text once that has arrived. `text(step, run_id)` is that of a run below.
     """
 
     def __init__(self) -> None:
         self._texts: dict[tuple[str, int], str] = {}
 
     def feed(self, event: "TreeEvent") -> None:
-        """Take in the next event."""
+        """Take in the next event of the stream."""
         if isinstance(event, ChildEvent):
             self._feed(event.run_id, event.event)
         else:
@@ -232,8 +231,9 @@ class Reader:
     def _feed(self, run_id: str, event: "Event") -> None:
         match event:
             case TextDelta():
-                kept = self.text(event.step, run_id)[: event.offset]
-                self._texts[run_id, event.step] = kept + event.text
+                # An offset within the text so far: from there on, the text is written anew.
+                before = self.text(event.step, run_id)[: event.offset]
+                self._texts[run_id, event.step] = before + event.text
             case TextRestarted():
                 self._texts[run_id, event.step] = ""
             case MessageFinished():
@@ -242,5 +242,5 @@ class Reader:
                 pass
 
     def text(self, step: int, run_id: str = "") -> str:
-        """The answer of that step so far; of the run below with that id, or of the watched one."""
+        """Return the text of that step so far, of the run below with that id or of the watched run."""
         return self._texts.get((run_id, step), "")

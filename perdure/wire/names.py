@@ -1,6 +1,7 @@
-"""Names that cross a process: workflows, updates, signals, queries, activities, attributes, error types.
+"""Names that cross a process: workflows, updates, signals, queries, activities, tools, error types.
 
-Any Temporal client in any language can use them. They are contracts: a change adds names, it never renames.
+Any Temporal client in any language can use them. They are contracts: a change adds names and renames none.
+Search attributes are in `attributes`, ids in `ids`.
 """
 
 from typing import Final
@@ -22,21 +23,21 @@ TRANSCRIPT: Final = "transcript"
 REDRIVE: Final = "redrive"
 RESULT: Final = "result"
 
-# Of SessionWorkflow, beside those.
+# Updates, signals and queries that only SessionWorkflow has.
 SAY: Final = "say"
 REPLY: Final = "reply"
 INTERRUPT: Final = "interrupt"
 
-# Types of the errors a run may fail with, beside the kinds of `perdure.errors.RULES`.
+# Error types with which a run or a request fails, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"
 INVALID_REQUEST: Final = "InvalidRequest"
 SESSION_OVER: Final = "SessionOver"
-"""Type of the error a message gets that the session ended before reading."""
+"""Error type: the session ended before it read the message."""
 LOST_UPDATE: Final = "UnprocessedUpdate"
-"""The server's own type of error for an update that its worker has neither taken nor refused: the SDK can
-lose one together with its task. Nothing was changed: it can be said again."""
+"""Error type of the server: the worker neither accepted nor rejected the update. Nothing was changed, so the
+client sends it again. The SDK can lose an update together with its workflow task."""
 
-# Activities, and the query by which they read a run.
+# Activities.
 RESOLVE_AGENT: Final = "resolve_agent"
 CALL_NODE: Final = "call_node"
 KEEP_TEXT: Final = "keep_text"
@@ -45,41 +46,41 @@ CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 
 FINAL_ANSWER: Final = "final_answer"
-"""The tool of ours by which a model gives an output of a type; it is never run."""
+"""Tool by which a model gives an output of a type. The call is the output: it never runs."""
 
 READ_RESULT: Final = "read_result"
-"""The tool of ours that reads the rest of a result that was cut; offered once there is one."""
+"""Tool that reads the rest of a result that was cut; offered once a result was cut."""
 
 HANDOFF: Final = "handoff_to_agent"
-"""The tool of ours by which an agent of a swarm passes control on."""
+"""Tool by which an agent of a swarm hands off to another."""
 
 UPDATE_PLAN: Final = "update_plan"
-"""The tool of ours by which an agent keeps its plan."""
+"""Tool by which an agent keeps its plan."""
 
 GRAPH_CODE: Final = "perdure_graph_code"
-"""The worker's own function that gives a run the functions of a graph."""
+"""Name under which a worker gives its runs the functions of a graph."""
 
 SPEC_QUERY: Final = "spec"
-"""Query that gives an activity the run's pinned AgentSpec."""
+"""Query for the run's ResolvedAgent, with its pinned spec."""
 
 STALE: Final = "StaleTranscript"
-"""Error type: the transcript asked for is not there any more; the workflow schedules the call anew."""
+"""Error type: the run's transcript no longer has the length that the call names. The call is made anew."""
 
 TOO_LARGE: Final = "PayloadsTooLarge"
-"""What the SDK makes of a result that the server would not take. Not to be tried again: it has happened."""
+"""Error type of the SDK: the server does not accept the result because of its size."""
 TOO_LARGE_TYPES: Final = (TOO_LARGE, "GrpcMessageTooLarge")
-"""The SDK's error types for oversize payloads. Retrying them would only repeat the side effect."""
+"""Error types of the SDK for oversize payloads. Not retried: a retry would only repeat the side effect."""
 
 BLOB_STORE_FAILED: Final = "BlobStoreFailed"
-"""Error type: a payload could not be kept. Not retried either: its activity has had its effect."""
+"""Error type: the blob store did not take a payload. Not retried: the activity has had its effect."""
 
 MAY_BE_DONE: Final = "MayBeDone"
-"""Error type: the call did not come to its end, and may have had its effect. Another worker may make it."""
+"""Error type: the call was cut short and may have had its effect. Another worker may make it again."""
 WORKER_SHUTDOWN: Final = "WorkerShutdown"
-"""The SDK's error type for a call that its worker's end has cut short."""
+"""Error type of the SDK: the worker's shutdown cut the call short."""
 
 # Signals between a run and the runs it starts.
 REPORT: Final = "child_report"
-"""Signal, child to parent: a Report."""
+"""Signal from a child to its parent, with a Report."""
 GRANT: Final = "grant"
-"""Signal, parent to child: a Grant."""
+"""Signal from a parent to its child, with a Grant."""

@@ -1,7 +1,7 @@
-"""What starters ask of a run: requests, messages, decisions. Plain JSON all of it.
+"""Requests of a client: the input of a run, and the arguments of its updates and queries, as plain JSON.
 
-Any Temporal client in any language can speak this. Names and shapes are contracts: a change adds
-fields with defaults, it never renames.
+Any Temporal client in any language can send them. Names and shapes are contracts: a change adds fields with
+defaults and renames nothing.
 """
 
 from datetime import timedelta
@@ -14,7 +14,7 @@ from perdure.messages import Part, Value
 
 
 class _Strict(BaseModel):
-    """What people write: an unknown field is a mistake, not an extension."""
+    """Base of values that people write: an unknown field is a mistake, not an extension."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -26,24 +26,26 @@ class RunRequest(_Strict):
     prompt: str | list[Part]
     """Text, or parts: text, images, documents."""
     user: str | None = None
-    """On whose behalf: told to tools, kept as a search attribute in plain text."""
+    """User on whose behalf the run acts. Tools get the name; it is a search attribute, in plain text."""
     roles: list[str] = Field(default_factory=list[str])
-    """What policies match their `role` against."""
+    """Roles that the `role` of a policy's rules is matched against."""
     limits: Limits | None = None
     """Tightens the agent's own limits; it cannot widen them."""
     context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
-    """Handed to tools as `ToolContext.context`; the model does not see it."""
+    """Values for tools, as `ToolContext.context`. The model does not see them."""
     stream: bool = True
-    """False: nobody will watch, so progress is reported just often enough to notice a dead worker."""
+    """False when nobody watches: progress is then reported just often enough to notice a dead worker."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, with what was given and no more: a bound that was not set is not one of 50."""
-        given = self.model_dump(mode="json", exclude_unset=True, exclude={"prompt"})
-        return {**given, "prompt": self.model_dump(mode="json", include={"prompt"})["prompt"]}
+        """Return the request as JSON, without fields that were not set."""
+        # A default must not be written: `limits.steps` left out is no bound, not the default bound of 50.
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"prompt"})
+        # Parts of a prompt need their defaults: `kind` tells them apart.
+        return {**fields, "prompt": self.model_dump(mode="json", include={"prompt"})["prompt"]}
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _says_something(cls, prompt: Any) -> Any:
+    def _check_prompt(cls, prompt: Any) -> Any:
         if not isinstance(prompt, str | list):
             raise ValueError(f"must be text or a list of parts, not {type(prompt).__name__}")
         if not prompt or (isinstance(prompt, str) and not prompt.strip()):
@@ -52,7 +54,7 @@ class RunRequest(_Strict):
 
 
 MAX_IDLE: Final = timedelta(days=30)
-"""How long a session waits for the next message, unless it is told otherwise."""
+"""Time for which a session waits for the next message, unless its request sets another."""
 
 
 class SessionRequest(_Strict):
@@ -64,58 +66,58 @@ class SessionRequest(_Strict):
     context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     stream: bool = True
     limits: Limits | None = None
-    """Of each turn: tightens the agent's own."""
+    """Bounds of each turn. They tighten the agent's own limits."""
     session_limits: Limits | None = None
-    """Of the whole session; only what is set bounds it. `timeout` is wall clock from its start."""
+    """Bounds of the whole session, without defaults. `timeout` is wall clock from its start."""
     max_idle: timedelta | None = Field(default=MAX_IDLE, gt=timedelta(), le=timedelta(days=3650))
-    """The session closes when nothing was said for so long; None: never."""
+    """Time without a message after which the session closes; None: it never does."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, with what was given and no more."""
+        """Return the request as JSON, without fields that were not set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 WhenBusy = Literal["queue", "steer"]
-"""What becomes of a message that comes during a turn: a turn of its own afterwards, or part of this one."""
+"""Handling of a message that arrives during a turn: its own turn afterwards, or part of the current turn."""
 
 
 class SessionMessage(_Strict):
-    """The argument of `say`: a message to a session."""
+    """Argument of `say`: a message to a session."""
 
     id: str = Field(min_length=1, max_length=256)
-    """The same id again is the same message: it is answered once."""
+    """Id of the message. Sent again under the same id, it is still answered once."""
     text: str | list[Part]
     when_busy: WhenBusy = "queue"
 
 
 class ApprovalDecision(_Strict):
-    """The argument of `resolve_approval`: a person allows or denies a tool call that waits."""
+    """Argument of `resolve_approval`: a person allows or denies a tool call that waits."""
 
     call_id: str
     allow: bool
     by: str = ""
     reason: str = ""
     arguments: dict[str, JsonValue] | None = None
-    """With `allow`: call it with these instead."""
+    """With `allow`: arguments that replace those of the call."""
     digest: str | None = None
-    """The approval's digest as the person saw it; refused when it is another by now."""
+    """Digest of the approval as the person saw it. The decision is refused when it does not match."""
     run_id: str | None = None
-    """Of the run in the tree that waits, when the call's id alone does not say which."""
+    """Run in the tree whose call waits; needed when calls of several runs wait under the same id."""
 
 
 class Redrive(_Strict):
-    """The argument of `redrive`: how a parked run is to go on. Nothing given: as it is, like `resume`."""
+    """Argument of `redrive`: changes with which a parked run goes on. Without any it acts as `resume`."""
 
     newest: bool = False
-    """With its agent as its worker has it now, in place of the one it was started with."""
+    """True: use the agent as the worker has it now, in place of the pinned spec."""
     model: str | None = Field(default=None, pattern=r"^[^:]+:.+$")
-    """With this model first, as "provider:model"; its settings are those of the one before it."""
+    """Model to try first, as "provider:model", with the settings of the model it precedes."""
     limits: Limits | None = None
-    """With these bounds in place of its own, of those that are set; not `timeout`, whose clock runs."""
+    """Bounds that replace those of the same name. `timeout` cannot be replaced: its clock is running."""
 
 
 class TranscriptQuery(Value):
-    """Which part of a transcript is wanted: messages `start` to `stop`, as many as fit a page."""
+    """Argument of `transcript`: messages `start` to `stop`, of which a page returns as many as fit."""
 
     start: int = 0
     stop: int | None = None

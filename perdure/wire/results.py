@@ -1,4 +1,4 @@
-"""What a run answers: status, result, who waits for a person. Plain JSON all of it."""
+"""Answers of a run: its status, its result, and what waits for a person, as plain JSON."""
 
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -7,6 +7,8 @@ from pydantic import Field, JsonValue
 
 from perdure.messages import Message, Usage, Value, is_empty
 
+# Statuses that a run and a list both know. A list says `working` for `thinking` and `acting`: these change
+# with each call, and each change of a search attribute is an event and a write to the server's index.
 _SharedStatus = Literal[
     "waiting_approval",
     "waiting_person",
@@ -20,8 +22,7 @@ _SharedStatus = Literal[
 ]
 Status = Literal["thinking", "acting", _SharedStatus]
 ListedStatus = Literal["working", _SharedStatus]
-"""What lists and the search attribute say: `working` is `thinking` or `acting`. Those two change with
-each call, and each change of an attribute is an event and a write to the server's index."""
+"""Status in lists and in the search attribute."""
 StopReason = Literal[
     "end_turn",
     "max_steps",
@@ -49,7 +50,7 @@ ENDED: Final[frozenset[Status]] = frozenset({"completed", "failed", "cancelled"}
 
 
 def listed_status(status: Status) -> ListedStatus:
-    """The status as lists have it."""
+    """Return the status as lists and the search attribute have it."""
     match status:
         case "thinking" | "acting":
             return "working"
@@ -58,23 +59,23 @@ def listed_status(status: Status) -> ListedStatus:
 
 
 class Approval(Value):
-    """A tool call held until a person decides."""
+    """Tool call that waits until a person allows or denies it."""
 
     kind: Literal["approval"] = "approval"
     call_id: str
     tool: str
     arguments: dict[str, Any]
     digest: str
-    """SHA-256 of tool and arguments: what exactly is being allowed."""
+    """SHA-256 of tool and arguments: a decision that names it applies to exactly this call."""
     since: datetime
     run_id: str = ""
-    """The run that waits: this one, or one that it started, directly or through others."""
+    """Run whose call waits: this run, or one below it."""
     path: list[str] = Field(default_factory=list[str])
-    """From the run that was asked to the one that waits: the names of nodes, agents, calls between."""
+    """Keys of the runs on the way from the queried run to the one that waits."""
 
 
 class Question(Value):
-    """A question of the agent to a person; `send` answers it."""
+    """Question of an agent to a person. `send` answers it."""
 
     kind: Literal["question"] = "question"
     call_id: str
@@ -85,7 +86,7 @@ class Question(Value):
 
 
 class CallStatus(Value):
-    """A tool call of the step in hand."""
+    """Tool call of the current step."""
 
     call_id: str
     tool: str
@@ -93,49 +94,49 @@ class CallStatus(Value):
     state: Literal["ready", "waiting", "running", "done"]
     is_error: bool = False
     summary: str = ""
-    """The beginning of the result."""
+    """Beginning of the result."""
 
 
 class Failure(Value):
-    """Why a run is parked, or failed."""
+    """Cause for which a run is parked, or failed."""
 
     kind: str
     message: str
     model: str | None = None
     step: int = 0
     since: datetime | None = Field(default=None, exclude_if=is_empty)
-    """Of a parked run: since when."""
+    """Of a parked run: time at which it parked."""
     resumes_at: datetime | None = Field(default=None, exclude_if=is_empty)
-    """Of a parked run: when it tries again by itself; None: a person must `resume` it."""
+    """Of a parked run: time at which it retries by itself; None: a person must `resume` it."""
 
 
 class Parked(Value):
-    """A run below that cannot go on until a person has mended something; `resume` goes on from there."""
+    """Run that is parked until a person removes the cause and sends `resume`."""
 
     kind: Literal["parked"] = "parked"
     call_id: str = ""
-    """No call waits: nothing is to be decided, `resume` is the answer."""
+    """Always empty: no call waits for a decision."""
     failure: Failure
     run_id: str = ""
     path: list[str] = Field(default_factory=list[str])
 
 
 Waiting = Approval | Question | Parked
-"""What a person can do something about."""
+"""Matter that waits for a person."""
 
 NodeState = Literal["running", "done", "failed", "skipped", "cancelled"]
 
 
 class NodeStatus(Value):
-    """One run of a node: of a graph's node, of a swarm's agent, of an agent called as a tool."""
+    """Status of a node's run: of a graph's node, a swarm's agent, or an agent called as a tool."""
 
     key: str
-    """Unique in the run: the node's name and the number of the visit, such as "draft-2"."""
+    """Unique within the run: the node's name and the number of the visit, such as "draft-2"."""
     node: str
     kind: Literal["agent", "swarm", "graph", "function"] = "agent"
     state: NodeState = "running"
     run_id: str | None = None
-    """The child's workflow id; None for a function."""
+    """Workflow id of the child; None for a function."""
     stop_reason: StopReason | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -147,56 +148,56 @@ class NodeStatus(Value):
 
 
 class NodeResult(NodeStatus):
-    """What one run of a node gave."""
+    """Result of a node's run."""
 
     output: Any = None
 
 
 class PlanItem(Value):
-    """A line of an agent's plan."""
+    """Item of an agent's plan."""
 
     text: str
     state: Literal["pending", "in_progress", "done", "dropped"] = "pending"
 
 
 class RunResult(Value):
-    """How a run ended."""
+    """Result of a run that has ended."""
 
     version: Literal[1] = 1
     agent: str
     output: Any = None
-    """Text; with an `output_type`, JSON that fits it (None when the run ended before)."""
+    """Text, or with an `output_type` JSON that fits it (None when the run ended before it gave one)."""
     stop_reason: StopReason
     steps: int = 0
     tool_calls: int = 0
     usage: Usage = Usage()
     cost_microusd: int | None = None
-    """Millionths of a dollar; None when the price of a model used is not known."""
+    """Cost in millionths of a dollar; None when a model was used whose price is not known."""
     spec_hash: str = ""
     error: Failure | None = None
     nodes: list[NodeResult] = Field(default_factory=list[NodeResult], exclude_if=is_empty)
-    """Swarm and graph: every run of a node, in the order in which they ended. Usage and cost above
-    count each of them once."""
+    """Of a swarm or graph: every run of a node, in the order in which they ended. Usage and cost above count
+    each of them once."""
     shared_context: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
     )
-    """Swarm: what the agents told each other with their handoffs, by agent."""
+    """Of a swarm: context that its agents added with their handoffs, by agent."""
     unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=is_empty)
-    """Graph: nodes that never ran, and why."""
+    """Of a graph: nodes that never ran, with the reason."""
     answered: bool = Field(default=False, exclude_if=is_empty)
-    """True: it failed, with `error`, and answered all the same (`on_failure="answer"`)."""
+    """True when the run failed with `error` and still gave an answer (`on_failure="answer"`)."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Of a run that ended early: what it left undone, a line each."""
+    """Of a run that ended early: work that it left undone, a line each."""
 
 
 class RunStatus(Value):
-    """Where a run is."""
+    """Status of a run."""
 
     version: Literal[1] = 1
     agent: str
     status: Status
     doing: str
-    """In words, for people."""
+    """Current activity in words, for people."""
     step: int = 0
     tool_calls: int = 0
     messages: int = 0
@@ -204,22 +205,22 @@ class RunStatus(Value):
     usage: Usage = Usage()
     cost_microusd: int | None = 0
     waiting: list[Waiting] = Field(default_factory=list[Waiting])
-    """Who waits for a person: in this run and in all below it."""
+    """Matters that wait for a person, in this run and in all below it."""
     calls: list[CallStatus] = Field(default_factory=list[CallStatus])
     failure: Failure | None = None
-    """Why it is parked, or failed."""
+    """Cause for which it is parked, or failed."""
     stop_reason: StopReason | None = None
     spec_hash: str = ""
     model: str = ""
-    """The model that answers now."""
+    """Model of the chain in use now."""
     queued: int = 0
-    """Messages sent and not yet seen by the model."""
+    """Number of messages sent that the model has not seen yet."""
     kind: Literal["agent", "swarm", "graph", "session"] = "agent"
     nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=is_empty)
-    """What the run started, in order of their start. Of a swarm or graph, of many those in flight and the
-    newest; of an agent those in flight: what the others gave are its tools' results."""
+    """Runs of nodes, in the order of their start. Of a swarm or graph with many: those in flight and the
+    newest. Of an agent: those in flight, as the results of the rest are in its transcript."""
     turn: int = Field(default=0, exclude_if=is_empty)
-    """Session: the turn in hand, or the newest one."""
+    """Of a session: number of the current turn, or of the last."""
     plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=is_empty)
     shared_context: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
@@ -227,22 +228,22 @@ class RunStatus(Value):
 
 
 class TurnReply(Value):
-    """What a message to a session came to: how its turn ended. All numbers are of that turn."""
+    """Reply to a message to a session: the end of its turn. All numbers are of that turn."""
 
     version: Literal[1] = 1
     message_id: str = ""
     done: bool = True
-    """False: the message is kept and its turn is not over; ask again, with the same message id."""
+    """False while the message is kept and its turn goes on: send it again under the same id."""
     known: bool = Field(default=True, exclude_if=lambda v: v is True)
-    """False, of the query only: no message of that id was said, or it is long forgotten."""
+    """False, in answers of the query only: no message has that id, or the session no longer keeps it."""
     turn: int = 0
-    """Turns are counted from 1; messages that steered a turn have its number."""
+    """Number of the turn, from 1. A message that steered a turn has that turn's number."""
     output: Any = None
     text: str = ""
-    """The newest words of the agent in this turn."""
+    """Newest text of the agent in this turn."""
     stop_reason: StopReason | None = None
     error: Failure | None = None
-    """Why the turn failed. The session goes on all the same."""
+    """Cause for which the turn failed. The session goes on."""
     steps: int = 0
     tool_calls: int = 0
     usage: Usage = Usage()
@@ -252,7 +253,7 @@ class TurnReply(Value):
 
 
 class TranscriptPage(Value):
-    """Messages from `start` on, at most about 400 KB of them; `length` is the whole transcript's."""
+    """Messages of a transcript from `start` on, about 400 KB at most; `length` is that of the transcript."""
 
     start: int
     length: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.wire.events import Finished, Reader
+from perdure.wire.events import Finished, TextAssembler
 
 from .agents import CHILDREN, LONG_STEPS, STORY
 
@@ -61,7 +61,7 @@ async def _plain(client: Client, n: int) -> None:
 
 async def _watched(client: Client, n: int) -> None:
     run = await client.start("teller", f"tell {n}")
-    reader, last = Reader(), None
+    reader, last = TextAssembler(), None
     async for event in run.events():
         reader.feed(event)
         last = event

@@ -17,9 +17,9 @@ from perdure.wire.events import (
     NodeFinished,
     NodeStarted,
     PlanChanged,
-    Reader,
     Retrying,
     StatusChanged,
+    TextAssembler,
     TextDelta,
     TextRestarted,
     ToolFinished,
@@ -94,7 +94,7 @@ def watched(draw: st.DrawFn) -> list[Heard]:
 
 @given(watched(), st.booleans())
 def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> None:
-    seen, events, reader = ChangeTracker(), list[Event](), Reader()
+    seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for seq, (of_attempt, said) in enumerate(heard, 1):
             events += seen.track_pending([window(step, of_attempt, said, seq)])
@@ -110,7 +110,7 @@ def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> 
 
 @given(watched())
 def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[Heard]) -> None:
-    seen, events, reader = ChangeTracker(), list[Event](), Reader()
+    seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for of_attempt, said in heard:
             events += seen.track_pending([window(step, of_attempt, said)])
@@ -305,7 +305,7 @@ def test_the_function_of_a_node_whose_name_looks_like_a_step_is_no_model_call() 
 
 
 def test_a_reader_keeps_the_texts_of_a_tree_apart() -> None:
-    reader = Reader()
+    reader = TextAssembler()
     for run_id, text in (("r/a-1", "one"), ("r/b-1", "two")):
         piece = TextDelta(step=1, attempt=1, seq=1, offset=0, text=text)
         reader.feed(ChildEvent(run_id=run_id, path=[run_id[2:]], event=piece))

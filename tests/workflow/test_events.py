@@ -11,8 +11,8 @@ from perdure.wire.events import (
     Event,
     Finished,
     MessageFinished,
-    Reader,
     StatusChanged,
+    TextAssembler,
     TextDelta,
     TextRestarted,
     ToolFinished,
@@ -103,7 +103,7 @@ async def test_many_watchers_see_the_same_though_an_attempt_broke_off(serve: Ser
     for watcher in watchers:
         events = watcher.result()
         assert joined(events, 1) == ANSWER
-        reader = Reader()
+        reader = TextAssembler()
         for event in events:
             reader.feed(event)
         assert reader.text(1) == ANSWER

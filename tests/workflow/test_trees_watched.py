@@ -28,7 +28,7 @@ from perdure.wire.events import (
     NodeStarted,
     PlanChanged,
     QuestionAsked,
-    Reader,
+    TextAssembler,
     TextDelta,
     TextRestarted,
     ToolStarted,
@@ -60,7 +60,7 @@ def by_run(run: Run, events: Sequence[TreeEvent]) -> dict[str, list[Event]]:
 
 async def assert_whole(run: Run, events: Sequence[TreeEvent]) -> dict[str, list[Event]]:
     """Every run of the tree was told to its end, its text without gap, within its parent's word of it."""
-    told, reader = by_run(run, events), Reader()
+    told, reader = by_run(run, events), TextAssembler()
     for event in events:
         reader.feed(event)
     for run_id, own in told.items():

@@ -13,7 +13,7 @@ from perdure.model import ModelEvent, ModelRequest, TextDelta
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, says
-from perdure.wire.events import Finished, MessageFinished, Reader, TextRestarted
+from perdure.wire.events import Finished, MessageFinished, TextAssembler, TextRestarted
 from perdure.wire.events import TextDelta as Told
 from tests.conftest import Gate, Serve
 
@@ -64,7 +64,7 @@ def counted(client: Client) -> tuple[temporalio.client.Client, Counter[str]]:
     return temporalio.client.Client(**config), counting.asked
 
 
-async def heard(run: Run, reader: Reader) -> list[Any]:
+async def heard(run: Run, reader: TextAssembler) -> list[Any]:
     events: list[Any] = []
     async for event in run.events():
         reader.feed(event)
@@ -76,7 +76,7 @@ async def _watched(client: Client, gate: Gate, many: int) -> Counter[str]:
     """So many watch one run, each its own handle on it; each hears each word once."""
     temporal, asked = counted(client)
     run = await client.start("a", "go")
-    readers = [Reader() for _ in range(many)]
+    readers = [TextAssembler() for _ in range(many)]
     watchers = [asyncio.create_task(heard(Run(temporal, run.id), reader)) for reader in readers]
     await gate.reached.wait()
     gate.opened.set()
@@ -106,9 +106,9 @@ async def test_watchers_who_leave_or_come_late_disturb_nobody(serve: Serve) -> N
     gate = Gate()
     async with serve(Agent(name="a", model="slow:x"), models={"slow": Slow(gate)}) as client:
         run = await client.start("a", "go")
-        staying, late = Reader(), Reader()
+        staying, late = TextAssembler(), TextAssembler()
         stays = asyncio.create_task(heard(run, staying))
-        leaving = [asyncio.create_task(heard(run, Reader())) for _ in range(10)]
+        leaving = [asyncio.create_task(heard(run, TextAssembler())) for _ in range(10)]
         await gate.reached.wait()
         gate.opened.set()
         comes = None
