@@ -60,7 +60,7 @@ async def _opened(
 
     from perdure.errors import RunNotFound
 
-    from ..client.session import session_ended_error
+    from ..client.errors import session_ended_error
 
     try:
         session = await client.session(session_id)

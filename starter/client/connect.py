@@ -36,8 +36,9 @@ from perdure.wire.results import ENDED, ListedStatus, RunResult
 from ...workers.connection import connect_temporal, describe_task_queue
 from .bulk import Outcome, act_on_each
 from .causes import match_cause
-from .run import Run, rpc_error
-from .session import Opening, Session, session_ended_error
+from .errors import rpc_error, session_ended_error
+from .run import Run
+from .session import Opening, Session
 from .visibility import quote
 
 _REQUEST_DIGEST = "perdure_request"

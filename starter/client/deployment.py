@@ -33,7 +33,7 @@ from perdure.messages import Value
 from perdure.wire.names import SESSION_WORKFLOW, WAKE, WORKFLOW, WORKFLOWS
 
 from ...workers.connection import describe_task_queue
-from .run import rpc_error
+from .errors import rpc_error
 from .visibility import quote
 
 _Answer = TypeVar("_Answer")

@@ -1,4 +1,10 @@
-"""Session: a handle on one conversation that outlives a turn."""
+"""Session: a handle on one conversation that outlives its turns.
+
+A message is an update. The call has two phases: handing the message over, after which it is durable, and
+waiting for the reply of its turn. Either can be cut off: by a full server, by a continue-as-new, by a
+worker that loses the update. The message id makes handing over idempotent, so it is repeated until the
+session has the message. The reply is then awaited on the update, and polled by query once that is cut off.
+"""
 
 import asyncio
 import uuid
@@ -26,21 +32,28 @@ from perdure.wire.requests import WhenBusy
 from perdure.wire.results import RunStatus, TurnReply
 
 from ..watch.run import watch_turn
-from .run import ANSWER_WITHIN, Run, is_lost_update, refusal_error
+from .calls import ANSWER_WITHIN
+from .errors import is_lost_update, refusal_error, session_ended_error
+from .run import Run
 
-_SOONEST: Final = 0.03
-_LATEST: Final = 1.0
-_AT_THE_DOOR: Final = 4
-"""Messages handed over at a time: the server allows ten a session, with those that wait for their reply."""
+_FIRST_PAUSE: Final = 0.03
+_LONGEST_PAUSE: Final = 1.0
+"""Seconds between two attempts, growing from the first to the longest."""
+_UPDATES_AT_ONCE: Final = 4
+"""Messages handed over at once. The server allows ten pending updates a run; messages in their turn count
+too.
+"""
 _TRIES: Final = 40
-"""How often a message is offered to a session that is full, or just continuing as new."""
+"""Attempts to hand over a message to a session that is full, or continues as new."""
 _MOST_LOST: Final = 10
-"""How often a message is said again that its worker, or a continue-as-new, has lost."""
+"""Times that a message is handed over again because its worker, or a continue-as-new, lost it."""
+
+_Accepted = WorkflowUpdateHandle[TurnReply]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How a session is started by its first message."""
+    """Start of a session, made together with its first message."""
 
     request: dict[str, Any]
     task_queue: str
@@ -49,15 +62,16 @@ class Opening:
     priority: Priority = Priority.default
 
     def operation(self, session_id: str) -> "WithStartWorkflowOperation[Any, Any]":
-        """The start, which is part of the update."""
-        again = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+        """Return the start, as the part of an update-with-start."""
         return WithStartWorkflowOperation(
             SESSION_WORKFLOW,
             self.request,
             id=session_id,
             task_queue=self.task_queue,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=again if self.reopen else WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
+            if self.reopen
+            else WorkflowIDReusePolicy.REJECT_DUPLICATE,
             memo=self.memo,
             static_summary=f"session with {self.request['agent']}",
             priority=self.priority,
@@ -65,17 +79,17 @@ class Opening:
 
 
 class Session:
-    """One session, by its id. Made by `Client.session`; what was said is durable once it was accepted."""
+    """One session, by its id. Made by `Client.session`. A message is durable once it was accepted."""
 
     def __init__(self, run: Run, opening: Opening | None = None) -> None:
         self.run = run
-        """The same as a run: pause, resume, resolve_approval, result, and so on."""
+        """The session as a run: pause, resume, resolve_approval, result, and so on."""
         self._opening = opening
-        self._door = asyncio.Semaphore(_AT_THE_DOOR)
+        self._slots = asyncio.Semaphore(_UPDATES_AT_ONCE)
 
     @property
     def id(self) -> str:
-        """Its id, which is its workflow's."""
+        """Id of the session, and of its workflow."""
         return self.run.id
 
     async def say(
@@ -85,24 +99,24 @@ class Session:
         id: str | None = None,  # noqa: A002 - as everywhere
         when_busy: WhenBusy = "queue",
     ) -> TurnReply:
-        """Say something, and wait for the reply, however long its turn takes.
+        """Send a message and wait for the reply, however long its turn takes.
 
-        With an `id`, saying it again gives the same reply and does nothing twice. A message that comes
-        during a turn has a turn of its own afterwards; with `when_busy="steer"`, the agent reads it
-        before its next step, or takes it as the answer to its question.
+        With an `id`, sending the message again gives the same reply and has no second effect. A message that
+        comes during a turn has its own turn afterwards. With `when_busy="steer"`, the agent reads it before
+        its next step, or takes it as the answer to its question.
 
         Raises:
             InvalidRequest: the message, or the session's request, is wrong.
-            RunEnded: the session is over, and this message was not answered in it.
-            NotReachable: no worker took the message; say it again, under the same id.
+            RunEnded: the session has ended, and did not answer this message.
+            NotReachable: no worker took the message; send it again, under the same id.
 
         """
         message = _message(text, id, when_busy)
         try:
-            accepted = await self._tell(message)
-            return await self._answer(accepted, message)
+            accepted = await self._hand_over(message)
+            return await self._wait_for_reply(accepted, message)
         except RunEnded:
-            reply = await self._recorded(message["id"])
+            reply = await self._query_reply(message["id"])
             if reply is None or not reply.done:
                 raise
             return reply
@@ -114,11 +128,11 @@ class Session:
         id: str | None = None,  # noqa: A002
         when_busy: WhenBusy = "queue",
     ) -> AsyncIterator[Event]:
-        """`say`, and what happens in the session until the turn is over: the last is a TurnFinished."""
+        """Send a message as `say` does, and yield the session's events until the turn's TurnFinished."""
         message = _message(text, id, when_busy)
         known = 0 if self._opening else (await self.status()).messages
-        accepted = await self._tell(message)
-        reply = asyncio.create_task(self._answer(accepted, message))
+        accepted = await self._hand_over(message)
+        reply = asyncio.create_task(self._wait_for_reply(accepted, message))
         try:
             async for event in watch_turn(self.run, reply, after_message=known):
                 yield event
@@ -127,11 +141,11 @@ class Session:
             await asyncio.gather(reply, return_exceptions=True)
 
     async def status(self) -> RunStatus:
-        """Where the session is: "idle" between turns."""
+        """Return the status; between turns it is "idle"."""
         return await self.run.status()
 
     async def transcript(self, *, start: int = 0) -> list[Message]:
-        """All messages of all turns, in order."""
+        """Return the messages of all turns from number `start` on, in order."""
         return await self.run.transcript(start=start)
 
     async def resolve_approval(self, call_id: str, *, allow: bool, **decision: Any) -> None:
@@ -139,48 +153,51 @@ class Session:
         await self.run.resolve_approval(call_id, allow=allow, **decision)
 
     async def interrupt(self) -> None:
-        """End the turn in hand, gracefully; the session goes on."""
-        await self.run.signal(INTERRUPT)
+        """End the current turn gracefully; the session goes on."""
+        await self.run.calls.signal(INTERRUPT)
 
     async def close(self) -> None:
-        """End the session, gracefully: the turn in hand is ended first."""
+        """End the current turn, then the session, gracefully."""
         await self.run.stop()
 
     async def cancel(self) -> None:
-        """End the session now, as cancelled."""
+        """End the session at once, as cancelled."""
         await self.run.cancel()
 
-    async def _tell(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
-        """Hand the message over; it is kept once this returns."""
+    async def _hand_over(self, message: dict[str, Any]) -> _Accepted:
+        """Hand over the message until the session accepts it; then it is durable."""
         for attempt in range(_TRIES):
             try:
-                async with self._door:
-                    accepted = await self._offer(message)
+                async with self._slots:
+                    accepted = await self._try_update(message)
             except RPCError as error:
                 if error.status != RPCStatusCode.RESOURCE_EXHAUSTED:
                     raise
             except RunEnded:
-                if not await self._goes_on():
+                # A session that continues as new refuses messages for a moment, as one that has ended does.
+                if not await self._is_open():
                     raise
             else:
                 self._opening = None
                 return accepted
-            await asyncio.sleep(min(_SOONEST * 1.3**attempt, _LATEST))
+            await asyncio.sleep(min(_FIRST_PAUSE * 1.3**attempt, _LONGEST_PAUSE))
         raise NotReachable(f"session {self.id!r} has too much to do; say it again, under the same id")
 
-    async def _offer(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
+    async def _try_update(self, message: dict[str, Any]) -> _Accepted:
         try:
-            async with self.run.translate_errors(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
+            async with self.run.calls.translate_errors(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
                 return await self._update(message)
         except WorkflowUpdateFailedError as error:
             raise refusal_error(error) from None
         except WorkflowAlreadyStartedError:
             raise session_ended_error(self.id) from None
         except WorkflowUpdateRPCTimeoutOrCancelledError:
-            _stay_cancelled()
-            raise NotReachable(f"{self.run.no_answer_message()}; say it again, under the same id") from None
+            _raise_if_cancelled()
+            raise NotReachable(
+                f"{self.run.calls.no_answer_message()}; say it again, under the same id"
+            ) from None
 
-    async def _update(self, message: dict[str, Any]) -> "WorkflowUpdateHandle[TurnReply]":
+    async def _update(self, message: dict[str, Any]) -> _Accepted:
         accepted = WorkflowUpdateStage.ACCEPTED
         if self._opening is None:
             return await self.run.handle.start_update(
@@ -191,7 +208,8 @@ class Session:
                 rpc_timeout=ANSWER_WITHIN,
             )
         opening = self._opening.operation(self.id)
-        # Whether it was started is told by a future of its own; unread, its error is reported at random.
+        # The SDK puts the outcome of the start into a future of its own. Nobody else would retrieve its
+        # error.
         started = asyncio.create_task(opening.workflow_handle())
         try:
             return await self.run.client.start_update_with_start_workflow(
@@ -206,67 +224,60 @@ class Session:
             started.cancel()
             await asyncio.gather(started, return_exceptions=True)
 
-    async def _goes_on(self) -> bool:
-        """Whether it only continued as new."""
+    async def _is_open(self) -> bool:
         try:
-            described = await self.run.describe()
+            description = await self.run.describe()
         except RunNotFound:
             return False
-        return described.status == WorkflowExecutionStatus.RUNNING
+        return description.status == WorkflowExecutionStatus.RUNNING
 
-    async def _answer(
-        self, accepted: "WorkflowUpdateHandle[TurnReply]", message: dict[str, Any], *, lost: int = 0
+    async def _wait_for_reply(
+        self, accepted: _Accepted, message: dict[str, Any], *, lost: int = 0
     ) -> TurnReply:
-        """The turn's reply. Who was sent away asks by query, which costs the session nothing."""
-        reply = await self._first_answer(accepted)
-        pause = _SOONEST
+        """Wait for the turn's reply: on the update, then by query, which adds nothing to the history."""
+        reply = await self._update_result(accepted)
+        pause = _FIRST_PAUSE
         while reply is None or not reply.done:
             if reply is not None and not reply.known:
                 if lost == _MOST_LOST:
                     raise NotReachable(
-                        f"session {self.id!r} loses what it is told; say it again, under the same id"
+                        f"session {self.id!r} lost the message {lost + 1} times; "
+                        "say it again, under the same id"
                     )
-                return await self._answer(await self._tell(message), message, lost=lost + 1)
-            if not await self._goes_on():
-                reply = await self._recorded(message["id"])
+                return await self._wait_for_reply(await self._hand_over(message), message, lost=lost + 1)
+            if not await self._is_open():
+                reply = await self._query_reply(message["id"])
                 if reply is None or not reply.done:
                     raise RunEnded(f"session {self.id!r} ended before it answered")
                 return reply
             await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _LATEST)
-            reply = await self._recorded(message["id"])
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            reply = await self._query_reply(message["id"])
         return reply
 
-    async def _first_answer(self, accepted: "WorkflowUpdateHandle[TurnReply]") -> TurnReply | None:
+    async def _update_result(self, accepted: _Accepted) -> TurnReply | None:
+        """Return the result of the update, or None if only the wait for it was cut off."""
         try:
-            async with self.run.translate_errors():
+            async with self.run.calls.translate_errors():
                 return await accepted.result()
         except WorkflowUpdateFailedError as error:
             if is_lost_update(error):
-                return None  # which the session is asked about, and then it is said again
+                return None  # the query says that the message is unknown, and it is handed over again
             raise refusal_error(error) from None
         except (RunEnded, NotReachable, WorkflowUpdateRPCTimeoutOrCancelledError):
-            _stay_cancelled()
-            return None  # the question is lost, not the message
+            _raise_if_cancelled()
+            return None  # the session still has the message
 
-    async def _recorded(self, message_id: str) -> TurnReply | None:
-        """What the session says of the message; None when nobody can say anything now."""
+    async def _query_reply(self, message_id: str) -> TurnReply | None:
+        """Return what the session knows of the message, or None if no worker answers now."""
         try:
-            async with self.run.translate_errors():
-                return await self.run.query(REPLY, TurnReply, message_id)
+            return await self.run.calls.query(REPLY, TurnReply, message_id)
         except PerdureError:
             return None
 
 
-def session_ended_error(session_id: str) -> RunEnded:
-    """What to say of a session that is closed."""
-    return RunEnded(
-        f"session {session_id!r} is over; choose another id, or open it anew with reopen=True (--new)"
-    )
-
-
-def _stay_cancelled() -> None:
-    """Temporal tells a cancelled wait by an error of its own: whoever cancelled us must not be ignored."""
+def _raise_if_cancelled() -> None:
+    # The SDK turns the cancellation of a waiting task into an error of its own.
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -31,9 +31,9 @@ class Dead:
 
 @pytest.mark.parametrize("error", GONE, ids=str)
 async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) -> None:
-    run = Run(cast("Any", None), "r")
+    run = Run(cast("Any", Dead(error)), "r")
     with pytest.raises(NotReachable, match="does not answer"):
-        async with run.translate_errors():
+        async with run.calls.translate_errors():
             raise error
     with pytest.raises(NotReachable, match="does not answer"):
         await Client(cast("Any", Dead(error))).start("a", "go")
@@ -43,7 +43,7 @@ async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) 
 async def test_a_server_that_has_too_much_to_do_says_so(said: str) -> None:
     error = RPCError(said, RPCStatusCode.RESOURCE_EXHAUSTED, b"")
     with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
-        async with Run(cast("Any", None), "r").translate_errors():
+        async with Run(cast("Any", Dead(error)), "r").calls.translate_errors():
             raise error
     with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
         await Client(cast("Any", Dead(error))).start("a", "go")

@@ -6,7 +6,7 @@ import pytest
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.errors import NotReachable
-from perdure.starter.client.run import _soon
+from perdure.starter.client.calls import first_answer
 
 
 async def turns() -> None:
@@ -29,7 +29,7 @@ async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses
                 lost += 1
         return f"answer {asked}"
 
-    assert await _soon(ask, again_after=(0.01, 0.01, 0.01)) == f"answer {losses + 1}"
+    assert await first_answer(ask, again_after=(0.01, 0.01, 0.01)) == f"answer {losses + 1}"
     await turns()
     assert (asked, lost) == (losses + 1, losses), "those before it were given up"
 
@@ -45,7 +45,7 @@ async def test_an_error_that_is_an_answer_counts_whichever_question_it_answers()
         raise NotReachable("nobody")
 
     with pytest.raises(NotReachable):
-        await _soon(ask, again_after=(0.01, 60))
+        await first_answer(ask, again_after=(0.01, 60))
 
 
 async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
@@ -57,7 +57,7 @@ async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
         raise NotReachable("nobody")
 
     with pytest.raises(NotReachable):
-        await _soon(ask)
+        await first_answer(ask)
     assert asked == 1
 
 
@@ -74,4 +74,4 @@ async def test_when_there_is_no_room_for_another_question_the_first_is_still_wai
         await turns()
         return "answer"
 
-    assert await _soon(ask, again_after=(0.01, 60)) == "answer"
+    assert await first_answer(ask, again_after=(0.01, 60)) == "answer"

@@ -115,7 +115,7 @@ async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, dec
         run, _ = await held(client)
         before = (await run.describe()).history_length
         with pytest.raises(InvalidRequest, match=why):
-            await run._update("resolve_approval", decision)
+            await run.calls.update("resolve_approval", decision)
         assert (await run.describe()).history_length == before
         await run.stop()
         await run.result()

@@ -789,7 +789,7 @@ async def test_approvals_of_several_nodes_are_told_apart_at_the_root(serve: Serv
             await run.resolve_approval("call-1-1", allow=True)
         for key, allow in (("b-1", False), ("a-1", True)):
             decision = {"call_id": waiting[key].call_id, "run_id": waiting[key].run_id, "allow": allow}
-            await run._update("resolve_approval", decision)
+            await run.calls.update("resolve_approval", decision)
         result = await finished(run)
     assert paid == [1]
     assert result.output == {"a": "paid 1", "b": "This call was refused."}

@@ -115,7 +115,7 @@ async def test_what_the_run_below_refuses_is_refused_at_the_root(
         run = await client.start("boss", "go")
         await _waiting(run, 1)
         with pytest.raises(InvalidRequest, match=problem):
-            await run._update("resolve_approval", {"call_id": "call-1-1", "allow": True, **decision})  # pyright: ignore[reportPrivateUsage]
+            await run.calls.update("resolve_approval", {"call_id": "call-1-1", "allow": True, **decision})
         await run.resolve_approval("call-1-1", allow=True)
         assert (await run.result()).output == "paid 1"
 
