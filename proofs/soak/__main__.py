@@ -1,4 +1,4 @@
-"""The soak: a steady load for hours, and whether anything grows.
+"""Soak: a steady load for hours, and a check that nothing grows.
 
 python -m proofs.soak run --minutes 120      # then the page; fails when something grows
 python -m proofs.soak report                 # the page and the picture anew, from the last samples
@@ -24,8 +24,8 @@ from perdure.workers.dev.server import DevServer, free_port
 from proofs.benchmarks.bench import machine
 
 from . import report
-from .load import TALKERS, Tally, load
-from .samples import cached_workflows, held, of_folder, of_system
+from .load import SESSIONS, Tally, load
+from .samples import cached_workflows, sample_folder, sample_process, sample_self
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "soak"
 WORKERS = 2
@@ -34,31 +34,31 @@ CONTINUE_AT = 400
 TRANSCRIPT_CACHE_MB = 4
 BLOB_CACHE_MB = 4
 CACHED = 60
-"""Most runs that a worker keeps in memory."""
+"""Maximum number of runs in a worker's cache."""
 _READY_WITHIN = 60.0
-_SETTLED_WITHIN = 60.0
+_IDLE_WITHIN = 60.0
 
 
 @dataclass
 class Worker:
-    """A worker process, and where its metrics are."""
+    """Worker process, and the port of its metrics."""
 
     process: asyncio.subprocess.Process
     metrics_port: int
 
     async def sample(self) -> dict[str, float]:
-        """What it holds now."""
+        """Return the numbers of what the worker holds now."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(b"?\n")
-        told = json.loads(await asyncio.wait_for(self.process.stdout.readline(), EVERY))
+        own = json.loads(await asyncio.wait_for(self.process.stdout.readline(), EVERY))
         cached = await asyncio.to_thread(cached_workflows, self.metrics_port)
-        return {**of_system(self.process.pid), **told, "cached": cached}
+        return {**sample_process(self.process.pid), **own, "cached": cached}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """All that runs, and the file that is written."""
+    """Processes of a soak, and the file of samples."""
 
     server: DevServer
     workers: list[Worker]
@@ -68,20 +68,20 @@ class Stage:
     began: float
 
     async def sample(self, *, loaded: bool) -> None:
-        """Look at every process once, and write down what was seen."""
+        """Sample every process once, and write the sample."""
         workers = {f"worker {n}": await worker.sample() for n, worker in enumerate(self.workers, 1)}
         processes = {
             **workers,
-            "driver": {**of_system(os.getpid()), **held()},
-            "server": of_system(self.server.pid),
-            "database": of_folder(self.home / "server"),
-            "blobs": of_folder(self.home / "blobs"),
+            "driver": {**sample_process(os.getpid()), **sample_self()},
+            "server": sample_process(self.server.pid),
+            "database": sample_folder(self.home / "server"),
+            "blobs": sample_folder(self.home / "blobs"),
         }
         seconds = round(time.monotonic() - self.began, 1)
         self.write({"seconds": seconds, "loaded": loaded, "processes": processes})
 
     def write(self, line: dict[str, Any]) -> None:
-        """One line of JSON, at once on disk for whoever looks."""
+        """Write a line of JSON and flush it, so that a running soak can be read."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
@@ -105,7 +105,7 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
     process = await asyncio.create_subprocess_exec(
         *words,
         env=environment,
-        cwd=RESULTS.parent.parent,
+        cwd=RESULTS.parents[1],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=log,
@@ -122,7 +122,7 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
 async def _stage(file: IO[str], folder: Path) -> AsyncGenerator[Stage]:
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
-        log = stack.enter_context((folder / "workers.log").open("wb"))  # for whoever looks into a failure
+        log = stack.enter_context((folder / "workers.log").open("wb"))  # for the analysis of a failure
         continue_at = {"limit.historyCount.suggestContinueAsNew": str(CONTINUE_AT)}
         starting = DevServer.start(
             db=home / "server" / "temporal.db", ui_port=False, dynamic_config=continue_at
@@ -131,13 +131,13 @@ async def _stage(file: IO[str], folder: Path) -> AsyncGenerator[Stage]:
         settings = load_settings(home=home, address=server.address, blob_cache_bytes=BLOB_CACHE_MB * 2**20)
         workers = [await stack.enter_async_context(_worker(settings, log)) for _ in range(WORKERS)]
         client = await connect(settings=settings)
-        await _taken(client)
+        await _wait_for_worker(client)
         yield Stage(
             server=server, workers=workers, client=client, home=home, file=file, began=time.monotonic()
         )
 
 
-async def _taken(client: Client) -> None:
+async def _wait_for_worker(client: Client) -> None:
     async with asyncio.timeout(_READY_WITHIN):
         while not await client.has_worker():
             await asyncio.sleep(0.2)
@@ -150,7 +150,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
         "command": f"SOAK_MINUTES={minutes:g} SOAK_RATE={rate:g} make soak",
         "rate": rate,
         "every": EVERY,
-        "talkers": TALKERS,
+        "sessions": SESSIONS,
         "continue_at": CONTINUE_AT,
         "transcript_cache_mb": TRANSCRIPT_CACHE_MB,
         "blob_cache_mb": BLOB_CACHE_MB,
@@ -163,26 +163,26 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
             tally = Tally()
             over = asyncio.Event()
             loading = asyncio.create_task(load(stage.client, tally, rate, over))
-            await _sampled(stage, minutes, loading)
+            await _sample_until(stage, minutes, loading)
             over.set()
             await loading
-            await _settled(stage)
+            await _wait_until_idle(stage)
             stage.write({"done": dict(tally.done), "skipped": tally.skipped, "errors": tally.errors})
 
 
-async def _sampled(stage: Stage, minutes: float, loading: "asyncio.Task[None]") -> None:
-    """A sample at each tick, until the time is over."""
+async def _sample_until(stage: Stage, minutes: float, loading: "asyncio.Task[None]") -> None:
+    """Take a sample at each tick until the time is over."""
     ticks = max(2, round(minutes * 60 / EVERY))
     for tick in range(1, ticks + 1):
         await asyncio.sleep(max(0.0, stage.began + tick * EVERY - time.monotonic()))
-        if loading.done():
+        if loading.done():  # the load itself failed
             break
         await stage.sample(loaded=True)
 
 
-async def _settled(stage: Stage) -> None:
-    """Wait until no worker keeps a run, or long enough; the last sample says which."""
-    until = time.monotonic() + _SETTLED_WITHIN
+async def _wait_until_idle(stage: Stage) -> None:
+    """Wait until no worker caches a run, at most `_IDLE_WITHIN` seconds; then take the last sample."""
+    until = time.monotonic() + _IDLE_WITHIN
     while time.monotonic() < until:
         await asyncio.sleep(1)
         if not sum([(await worker.sample())["cached"] for worker in stage.workers]):
@@ -190,7 +190,7 @@ async def _settled(stage: Stage) -> None:
     await stage.sample(loaded=False)
 
 
-def _reported(folder: Path) -> int:
+def _write_report(folder: Path) -> int:
     from . import plot
 
     soak = report.write(folder)
@@ -200,12 +200,12 @@ def _reported(folder: Path) -> int:
 
 
 def main() -> int:
-    """Do what the command line says; 1 when something grows, or went wrong."""
+    """Run the command given on the command line; return 1 when something grew or failed."""
     parser = argparse.ArgumentParser(prog="python -m proofs.soak")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="load, sample, judge")
     run.add_argument("--minutes", type=float, default=120.0)
-    run.add_argument("--rate", type=float, default=1.0, help="deeds a second")
+    run.add_argument("--rate", type=float, default=1.0, help="operations a second")
     run.add_argument("--note", default="", help="a remark for the page, such as that the machine was shared")
     for command in (run, commands.add_parser("report", help="the page anew, from the last samples")):
         command.add_argument("--out", type=Path, default=RESULTS)
@@ -213,7 +213,7 @@ def main() -> int:
     if options.command == "run":
         options.out.mkdir(parents=True, exist_ok=True)
         asyncio.run(_run(options.minutes, options.rate, options.out, options.note))
-    return _reported(options.out)
+    return _write_report(options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the workers of the soak serve: agents that between them do everything a run can do."""
+"""Agents that the workers of the soak serve; together they do everything a run can do."""
 
 import asyncio
 import hashlib
@@ -24,26 +24,26 @@ async def look(n: int) -> str:
 
 @tool
 def dump(seed: str) -> str:
-    """A text that is too long for a model, and another one each time."""
+    """Return a text that is too long for a model, and differs each time."""
     block = hashlib.sha256(seed.encode()).hexdigest()
     return (f"{block} " * (DUMP_BYTES // (len(block) + 1) + 1))[:DUMP_BYTES]
 
 
 @tool(effect="write", approval=True)
 def pay(cents: int) -> str:
-    """Pay, when a person allows it."""
+    """Pay, if a person approves."""
     return f"paid {cents}"
 
 
 @tool
 def wrong(why: str) -> str:
-    """A tool that fails."""
+    """Fail."""
     raise ValueError(f"it is wrong: {why}")
 
 
 @tool(timeout=timedelta(minutes=10))
 async def hang() -> str:
-    """A tool that nobody waits for to its end."""
+    """Hang for longer than any caller waits."""
     await asyncio.sleep(600)
     return "at last"
 
@@ -96,15 +96,15 @@ def _talk(request: ModelRequest) -> Any:
     return calls("look", n=1)
 
 
-def _done(request: ModelRequest) -> Any:
+def _say_done(request: ModelRequest) -> Any:
     return says("done")
 
 
-def _gone(request: ModelRequest) -> Any:
+def _reject_model(request: ModelRequest) -> Any:
     return fails("not_found")
 
 
-def _broke(request: ModelRequest) -> Any:
+def _reject_payment(request: ModelRequest) -> Any:
     return fails("payment")
 
 
@@ -116,12 +116,12 @@ _SCRIPTS: dict[str, Any] = {
     "unlucky": _unlucky,
     "patient": _patient,
     "finder": _finder,
-    "writer": _done,
+    "writer": _say_done,
     "boss": _boss,
     "clerk": _steady,
     "talk": _talk,
-    "gone": _gone,
-    "broke": _broke,
+    "gone": _reject_model,
+    "broke": _reject_payment,
 }
 
 
@@ -130,8 +130,8 @@ def _script(request: ModelRequest) -> Any:
 
 
 def _agent(name: str, **settings: Any) -> Agent:
-    given: dict[str, Any] = {"model": f"scripted:{name}", "description": "Works."}
-    return Agent(name=name, **(given | settings))
+    defaults: dict[str, Any] = {"model": f"scripted:{name}", "description": "Works."}
+    return Agent(name=name, **(defaults | settings))
 
 
 models = {

@@ -1,4 +1,4 @@
-"""Whether anything grows: a robust slope over the second half of the samples, against a threshold. Pure."""
+"""Verdict on growth: a robust slope over the second half of the samples, against a bound. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How fast something may grow, an hour, and why no faster."""
+    """Allowed growth an hour, with the reason for it."""
 
     key: str
     title: str
@@ -52,43 +52,43 @@ BOUNDS = (
         title="cached workflows",
         most=20,
         because="as many end as begin; a run that another worker has taken over stays until its place is "
-        "needed, and the soak's places are few",
+        "needed, and the soak's workers have few places",
     ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of thing that one process holds, and how it changed."""
+    """Change of one number of a process over the second half of the soak."""
 
     process: str
     bound: Bound
     begin: float
-    """At the middle of the time: the median of the first tenth of the second half."""
+    """Median of the first tenth of the second half: the value at half time."""
     end: float
-    """The median of the last tenth."""
+    """Median of the last tenth."""
     an_hour: float
 
     @property
     def is_fine(self) -> bool:
-        """Whether it grows no faster than it may."""
+        """True when the number grows no faster than allowed."""
         return self.an_hour <= self.bound.most
 
 
 def slope(points: Sequence[Point]) -> float:
-    """Theil and Sen's: the median of the slopes between all pairs. A third of outliers does not move it."""
+    """Return Theil and Sen's slope, the median over all pairs; a third of outliers does not move it."""
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if b[0] != a[0]]
     return median(slopes) if slopes else 0.0
 
 
 def second_half(points: Sequence[Point]) -> list[Point]:
-    """Those of the second half of the time: in the first, caches and pools fill up."""
+    """Return the points of the second half of the time; in the first, caches and pools fill up."""
     middle = (points[0][0] + points[-1][0]) / 2 if points else 0.0
     return [point for point in points if point[0] >= middle]
 
 
 def points_of(samples: Iterable[Sample], process: str, key: str) -> list[Point]:
-    """Hours since the begin, and values, as far as that process has them."""
+    """Return hours since the beginning, and values, as far as the process has them."""
     return [
         (sample["seconds"] / 3600, sample["processes"][process][key])
         for sample in samples
@@ -97,7 +97,7 @@ def points_of(samples: Iterable[Sample], process: str, key: str) -> list[Point]:
 
 
 def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Finding]:
-    """What is judged of these processes: every bound for which there are samples under load."""
+    """Judge each process by every bound for which there are samples under load."""
     loaded = [sample for sample in samples if sample["loaded"]]
     found: list[Finding] = []
     for process in processes:
@@ -119,7 +119,7 @@ def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Findin
 
 
 def left_over(samples: Sequence[Sample], processes: Sequence[str]) -> dict[str, float]:
-    """Cached workflows of each process once everything had ended."""
+    """Return the cached workflows of each process after all runs have ended."""
     after = [sample for sample in samples if not sample["loaded"]]
     last: dict[str, dict[str, float]] = after[-1]["processes"] if after else {}
     return {process: last[process]["cached"] for process in processes if "cached" in last.get(process, {})}

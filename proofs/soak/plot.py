@@ -1,4 +1,4 @@
-"""The picture of a soak, as an SVG file. Needs matplotlib, which nothing else here does."""
+"""Picture of a soak, as an SVG file; the only module here that needs matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from .judge import BOUNDS, points_of
 from .report import PICTURE, Soak
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#767676", "#CC79A7")
-"""Okabe and Ito's, which all eyes can tell apart."""
+"""Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 def draw(soak: Soak, folder: Path) -> None:
@@ -26,7 +26,7 @@ def draw(soak: Soak, folder: Path) -> None:
 
 
 def _panel(axes: Any, soak: Soak, key: str, title: str) -> None:
-    for process, colour in zip([*soak.judged, "server"], _COLOURS, strict=False):
+    for process, colour in zip([*soak.judged_processes, "server"], _COLOURS, strict=False):
         points = points_of(soak.samples, process, key)
         if points:
             axes.plot([hour * 60 for hour, _ in points], [v for _, v in points], color=colour, label=process)

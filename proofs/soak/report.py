@@ -1,4 +1,4 @@
-"""The page of a soak, computed from its samples alone."""
+"""Page of a soak, computed from its samples alone."""
 
 import json
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from .judge import BOUNDS, Finding, Sample, findings, left_over, points_of
 
 SAMPLES = "samples.jsonl"
 _FEWEST = 60
-"""Samples under load: ten minutes."""
+"""Fewest samples under load: ten minutes."""
 _MOST_SKIPPED = 0.01
 _UNEVEN = (
-    "the load was not steady, so growth proves nothing: {skipped} deeds were skipped beside {done} done, "
+    "the load was not steady, so growth proves nothing: {skipped} operations were skipped and {done} done, "
     "because the machine was too slow for the rate"
 )
 PICTURE = "soak.svg"
@@ -21,7 +21,7 @@ PICTURE = "soak.svg"
 
 @dataclass(frozen=True, kw_only=True)
 class Soak:
-    """What was written down: the head, the samples, and what was done."""
+    """Stored soak: the head, the samples, and the tally of operations."""
 
     head: dict[str, Any]
     samples: list[Sample]
@@ -29,32 +29,31 @@ class Soak:
 
     @property
     def workers(self) -> list[str]:
-        """Those that are judged, with the driver, which is a client as people have it."""
+        """Names of the worker processes."""
         names: dict[str, Any] = self.samples[0]["processes"] if self.samples else {}
         return [name for name in names if name.startswith("worker")]
 
     @property
-    def judged(self) -> list[str]:
-        """All processes that are ours."""
+    def judged_processes(self) -> list[str]:
+        """Names of the judged processes: the workers, and the driver as an example of a client."""
         return [*self.workers, "driver"]
 
     @property
     def findings(self) -> list[Finding]:
-        """Of all that is judged."""
-        return findings(self.samples, self.judged)
+        """Findings on all judged processes."""
+        return findings(self.samples, self.judged_processes)
 
     @property
     def problems(self) -> list[str]:
-        """Why the soak failed; nothing when it did not."""
+        """Reasons why the soak failed; empty when it did not."""
         grown = [
-            f"{one.process}: {one.bound.title}: {one.an_hour:+,.1f} an hour, more than {one.bound.most:,}"
-            for one in self.findings
-            if not one.is_fine
+            f"{finding.process}: {finding.bound.title}: {finding.an_hour:+,.1f} an hour, "
+            f"more than {finding.bound.most:,}"
+            for finding in self.findings
+            if not finding.is_fine
         ]
         errors = self.tally.get("errors", [])
-        failed = (
-            [f"{len(errors)} deeds did not go as they should, the first: {errors[0][:200]}"] if errors else []
-        )
+        failed = [f"{len(errors)} operations failed, the first: {errors[0][:200]}"] if errors else []
         return [*self._doubts, *grown, *failed]
 
     @property
@@ -67,7 +66,7 @@ class Soak:
 
 
 def read(folder: Path) -> Soak:
-    """The soak whose samples are in the folder."""
+    """Read the soak whose samples are in the folder."""
     head, *rest = (json.loads(line) for line in (folder / SAMPLES).read_text().splitlines())
     samples = [line for line in rest if "processes" in line]
     nothing: dict[str, Any] = {}
@@ -83,24 +82,24 @@ def write(folder: Path) -> Soak:
 
 
 def page(soak: Soak) -> str:
-    """The whole page."""
+    """Return the text of the page."""
     blocks = [
         "# Soak",
         "<!-- Written by `python -m proofs.soak report`: do not edit it. -->",
         *_head(soak),
         "## Verdict",
-        "\n".join(f"- **{one}**" for one in soak.problems) or "Nothing grows.",
-        "## What the workers and the client hold",
+        "\n".join(f"- **{problem}**" for problem in soak.problems) or "Nothing grows.",
+        "## Resources of the workers and the client",
         _HOW.format(**soak.head),
-        _table(_COLUMNS, [_row(one) for one in soak.findings]),
+        _table(_COLUMNS, [_row(finding) for finding in soak.findings]),
         _left_over(soak),
-        "Why no more is allowed:",
+        "Reasons for the bounds:",
         "\n".join(f"- {bound.title}, {bound.most:,} an hour: {bound.because}." for bound in BOUNDS),
-        f"![What the processes hold, over time]({PICTURE})",
-        "## What grows by its nature",
-        "The server keeps histories, and nothing deletes blobs: both are reported and not judged.",
-        _table(["what", "at the begin", "at half time", "at the end"], list(_natural(soak))),
-        "## What was done",
+        f"![Resources of the processes over time]({PICTURE})",
+        "## Growth that is expected",
+        "The server keeps histories, and nothing deletes blobs. Both are reported, not judged.",
+        _table(["what", "at the beginning", "at half time", "at the end"], list(_natural(soak))),
+        "## Operations",
         *_done(soak),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -108,32 +107,32 @@ def page(soak: Soak) -> str:
 
 _COLUMNS = ["process", "what", "at half time", "at the end", "an hour", "allowed", ""]
 _HOW = """\
-The slope is Theil and Sen's, the median of the slopes between all pairs of samples, over the second half
-of the time: in the first, caches and pools fill up. The workers' cache of transcripts is set to
-{transcript_cache_mb} MB and that of runs to {cached}, so that they are full by then; those of blobs, of the
-driver too, hold {blob_cache_mb} MB each."""
+The slope is Theil and Sen's: the median of the slopes between all pairs of samples. It is taken over the
+second half of the time, because caches and pools fill up in the first. For that reason the caches are small:
+the workers' cache of transcripts has {transcript_cache_mb} MB, their cache of runs {cached} places, and each
+cache of blobs, also the driver's, {blob_cache_mb} MB."""
 _WHAT = """\
-{minutes:.0f} minutes of a steady load: a deed every {apart:.1f} s (a run, a swarm, a family of agents and so
-on), and {talkers} sessions beside them, on two worker processes and the embedded server with its database on
-disk. A sample every {every:.0f} s. Histories continue as new after {continue_at} events, so that it happens
-often."""
+{minutes:.0f} minutes of a steady load: an operation every {apart:.1f} s (a run, a swarm, a family of agents
+and so on), and {sessions} sessions beside them. Two worker processes and the embedded server, with its
+database on disk, carry the load. A sample is taken every {every:.0f} s. Histories continue as new after
+{continue_at} events, so that it happens often."""
 
 
 def _left_over(soak: Soak) -> str:
     counts = ", ".join(f"{count:.0f}" for count in left_over(soak.samples, soak.workers).values())
-    why = "copies of runs that another worker went on with, which stay until their place is needed"
-    return f"Cached once every run had ended: {counts} ({why})." if counts else ""
+    why = "copies of runs that another worker continued; they stay until their place is needed"
+    return f"Cached workflows after all runs had ended: {counts} ({why})." if counts else ""
 
 
 def _head(soak: Soak) -> list[str]:
     head = soak.head
     machine = head["machine"]
     loaded = [sample["seconds"] for sample in soak.samples if sample["loaded"]]
-    given = {"minutes": max(loaded, default=0) / 60, "apart": 1 / head["rate"]}
+    computed = {"minutes": max(loaded, default=0) / 60, "apart": 1 / head["rate"]}
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
     at = head["at"].replace("T", " ").replace("+00:00", " UTC")
     return [
-        _WHAT.format(**head, **given),
+        _WHAT.format(**head, **computed),
         f"```sh\n{head['command']}\n```",
         f"{at}, on {where}. {head['note']}".strip(),
     ]
@@ -143,22 +142,22 @@ def _done(soak: Soak) -> list[str]:
     done, errors = soak.tally.get("done", {}), soak.tally.get("errors", [])
     skipped = f"Skipped because the machine was too slow for the rate: {soak.tally.get('skipped', 0)}."
     return [
-        _table(["deed", "times"], [[what, f"{times:,}"] for what, times in done.items()]),
-        f"{skipped} Not as it should be: {len(errors)}.",
+        _table(["operation", "times"], [[what, f"{times:,}"] for what, times in done.items()]),
+        f"{skipped} Failed: {len(errors)}.",
         "\n".join(f"- `{error[:200]}`" for error in errors[:10]),
     ]
 
 
-def _row(one: Finding) -> list[str]:
-    digits = 1 if one.bound.key == "rss_mb" else 0
-    values = [f"{value:,.{digits}f}" for value in (one.begin, one.end)]
+def _row(finding: Finding) -> list[str]:
+    digits = 1 if finding.bound.key == "rss_mb" else 0
+    values = [f"{value:,.{digits}f}" for value in (finding.begin, finding.end)]
     return [
-        one.process,
-        one.bound.title,
+        finding.process,
+        finding.bound.title,
         *values,
-        f"{one.an_hour:+,.1f}",
-        f"{one.bound.most:,}",
-        "ok" if one.is_fine else "**grows**",
+        f"{finding.an_hour:+,.1f}",
+        f"{finding.bound.most:,}",
+        "ok" if finding.is_fine else "**grows**",
     ]
 
 

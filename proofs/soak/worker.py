@@ -1,4 +1,4 @@
-"""A worker process like any other, which also tells what it holds: a line of JSON for each that it reads.
+"""Worker process that also samples itself: a line of JSON for each line that it reads.
 
 python -m proofs.soak.worker proofs.soak.agents
 """
@@ -10,19 +10,19 @@ import sys
 from perdure.settings import load_settings
 from perdure.workers.worker import WorkerArgs, run_process, run_worker
 
-from .samples import held
+from .samples import sample_self
 
 
-async def _answering() -> None:
+async def _answer_samples() -> None:
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while await reader.readline():
-        print(json.dumps(held()), flush=True)
+        print(json.dumps(sample_self()), flush=True)
 
 
 async def _main() -> None:
-    answering = asyncio.create_task(_answering())
+    answering = asyncio.create_task(_answer_samples())
     try:
         await run_worker(WorkerArgs(files=sys.argv[1:], settings=load_settings()))
     finally:
