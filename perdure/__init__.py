@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.agent import Agent
+    from perdure.blobs import BlobStore
     from perdure.context import SlidingWindow
     from perdure.errors import (
         DefinitionError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Agent": "perdure.agent",
     "AgentTool": "perdure.tools",
+    "BlobStore": "perdure.blobs",
     "Client": "perdure.starter.client.connect",
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
@@ -96,6 +98,7 @@ _HOME = {
 __all__ = [
     "Agent",
     "AgentTool",
+    "BlobStore",
     "Client",
     "DefinitionError",
     "Document",

@@ -62,8 +62,8 @@ def _host_and_port(value: str) -> str:
 
 
 def _store(url: str) -> str:
-    if not url.startswith(("file:", "s3://")):
-        raise ValueError("write it as file:/a/folder or s3://bucket/prefix")
+    if not url.startswith(("file:", "s3://", "python:")):
+        raise ValueError("write it as file:/a/folder, s3://bucket/prefix or python:module:function")
     return url
 
 
@@ -159,7 +159,8 @@ class Settings(BaseSettings):
     )
     blob_store: Annotated[str, AfterValidator(_store)] = Field(
         default_factory=lambda data: f"file:{data['home']}/blobs",
-        description="Blob store: `file:<folder>` or `s3://bucket/prefix`. Workers and clients share it.",
+        description="Blob store: `file:<folder>`, `s3://bucket/prefix`, or `python:module:function` for your "
+        "own. Workers and clients share it.",
     )
     blob_threshold_bytes: Annotated[int, Field(ge=1024, le=1_500_000)] = Field(
         32_768, description="Payloads of this many bytes and more go to the blob store, not to history."

@@ -37,8 +37,12 @@ def configured_store(settings: Settings) -> BlobStore:
     )
 
 
-async def connect_temporal(settings: Settings, plugins: Sequence[Plugin] = ()) -> Client:
+async def connect_temporal(
+    settings: Settings, plugins: Sequence[Plugin] = (), *, blobs: BlobStore | None = None
+) -> Client:
     """Return a Temporal client for the settings; without plugins, with our data converter.
+
+    `blobs` is the converter's store in place of the configured one. A plugin brings its own.
 
     Raises:
         NotReachable: nothing answers at the address.
@@ -48,7 +52,9 @@ async def connect_temporal(settings: Settings, plugins: Sequence[Plugin] = ()) -
     # With a plugin the converter is the plugin's affair: it extends the user's own.
     if not plugins:
         options["data_converter"] = data_converter(
-            configured_store(settings), settings.blob_threshold_bytes, cache_bytes=settings.blob_cache_bytes
+            blobs or configured_store(settings),
+            settings.blob_threshold_bytes,
+            cache_bytes=settings.blob_cache_bytes,
         )
     try:
         return await Client.connect(

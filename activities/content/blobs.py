@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -260,13 +261,17 @@ def open_store(
     s3_region: str | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> BlobStore:
-    """Return the store of a URL: `file:<folder>` or `s3://bucket/prefix`; nothing is opened yet.
+    """Return the store of a URL: `file:<folder>`, `s3://bucket/prefix` or `python:module:function`.
+
+    Of the first two, nothing is opened or created yet. The last one calls the function, without arguments.
 
     Raises:
-        DefinitionError: the URL has neither form.
+        DefinitionError: it is none of these, or the function gives no store.
 
     """
-    problem = f"blob store {url!r}: write file:/a/folder or s3://bucket/prefix"
+    if url.startswith("python:"):
+        return _import_store(url)
+    problem = f"blob store {url!r}: write file:/a/folder, s3://bucket/prefix or python:module:function"
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -281,3 +286,15 @@ def open_store(
     except RuntimeError as error:
         # "~name" of a user that this machine does not know.
         raise DefinitionError(f"{problem} ({error})") from None
+
+
+def _import_store(url: str) -> BlobStore:
+    module, _, function = url.removeprefix("python:").partition(":")
+    try:
+        store = getattr(import_module(module), function)()
+    except Exception as error:
+        # The module is the user's: it may raise anything, and its error must name the setting.
+        raise DefinitionError(f"blob store {url!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(store, BlobStore):
+        raise DefinitionError(f"blob store {url!r}: {store!r} has no put and get; see docs/blob_stores.md")
+    return store

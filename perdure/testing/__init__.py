@@ -1,10 +1,12 @@
-"""For tests of agents: a scripted model, and a server and worker in the test's own process.
+"""Helpers for tests of agents: a scripted model, and a server and worker in the test's own process.
 
     script = [calls("order_status", order_id="1"), says("It is on its way.")]
     async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
         result = await client.run("support", "Where is 1?")
 
 The agent names the model as "scripted:" and anything.
+
+`check_blob_store` tests a blob store of your own.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -14,20 +16,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.activities.providers.scripted import Line, ScriptedModel, calls, fails, says
+    from perdure.blobs import BlobStore
     from perdure.members import Member
     from perdure.model import Model
     from perdure.settings import Settings
     from perdure.starter.client.connect import Client
+    from perdure.testing.blob_stores import BLOB_STORE_CHECKS, check_blob_store
 
 _HOME = {
+    "BLOB_STORE_CHECKS": "perdure.testing.blob_stores",
     "Line": "perdure.activities.providers.scripted",
     "ScriptedModel": "perdure.activities.providers.scripted",
     "calls": "perdure.activities.providers.scripted",
+    "check_blob_store": "perdure.testing.blob_stores",
     "fails": "perdure.activities.providers.scripted",
     "says": "perdure.activities.providers.scripted",
 }
 
-__all__ = ["Line", "ScriptedModel", "calls", "fails", "running", "says"]
+__all__ = [
+    "BLOB_STORE_CHECKS",
+    "Line",
+    "ScriptedModel",
+    "calls",
+    "check_blob_store",
+    "fails",
+    "running",
+    "says",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,24 +58,27 @@ async def running(
     models: "Mapping[str, Model] | None" = None,
     address: str | None = None,
     settings: "Settings | None" = None,
+    blobs: "BlobStore | None" = None,
     worker: Mapping[str, Any] | None = None,
 ) -> "AsyncGenerator[Client]":
-    """A client of a worker that serves the agents, while the body runs.
+    """Run a worker that serves the agents, and give a client of it while the body runs.
 
-    Without `address` it starts the embedded server, in memory, and stops it again; with it, it uses
-    the Temporal server there.
+    Without `address` it starts the embedded server, in memory, and stops it again. With it, it uses the
+    Temporal server there.
 
     Args:
         agents: the agents, swarms and graphs that the worker serves.
         models: providers by name, such as {"scripted": ScriptedModel(script)}.
         address: of a running server.
         settings: in place of those of the environment.
+        blobs: a blob store in place of the one that the settings name.
         worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
 
     """
-    # A door, like the package itself: it binds two rooms that do not know each other.
+    # Imported by name: the vocabulary does not know the rooms that it binds here.
     serving = import_module("perdure.workers.running").serving
     client_type = import_module("perdure.starter.client.connect").Client
-    async with serving(agents, models=models, address=address, settings=settings, worker=worker) as served:
-        temporal, task_queue = served
+    async with serving(
+        agents, models=models, address=address, settings=settings, blobs=blobs, worker=worker
+    ) as (temporal, task_queue):
         yield client_type(temporal, task_queue=task_queue)

@@ -13,6 +13,7 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
+from perdure.blobs import BlobStore
 from perdure.errors import InvalidRequest, RunConflict, RunNotFound
 from perdure.limits import Limits, explain
 from perdure.messages import Part, Value
@@ -443,8 +444,11 @@ async def connect(
     api_key: str | None = None,
     tls: bool | None = None,
     settings: Settings | None = None,
+    blobs: BlobStore | None = None,
 ) -> Client:
     """Connect to Temporal. What is not given is taken from the settings (PERDURE_..., `.env`).
+
+    `blobs` is the blob store, if it is not the one of the settings: the one that the workers have.
 
     Raises:
         NotReachable: nothing answers at the address.
@@ -463,4 +467,4 @@ async def connect(
         settings = load_settings(**overrides)
     elif overrides:
         settings = settings.model_copy(update=overrides)
-    return Client(await connect_temporal(settings), task_queue=settings.task_queue)
+    return Client(await connect_temporal(settings, blobs=blobs), task_queue=settings.task_queue)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = [
     "Agent",
     "AgentTool",
+    "BlobStore",
     "Client",
     "DefinitionError",
     "Document",

@@ -9,6 +9,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from perdure.activities.content.blobs import S3Blobs, blob_name
+from perdure.testing import BLOB_STORE_CHECKS
+from perdure.testing.blob_stores import BlobStoreCheck
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,11 @@ async def test_bytes_come_back_from_s3_under_the_prefix(s3: Any, endpoint: str) 
     assert name == blob_name(data)
     assert s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["ContentLength"] == len(data)
     assert await _store(endpoint).get(name) == data
+
+
+@pytest.mark.parametrize("check", BLOB_STORE_CHECKS, ids=lambda check: check.__name__)
+async def test_s3_keeps_the_contract(s3: Any, endpoint: str, check: BlobStoreCheck) -> None:
+    await check(lambda: _store(endpoint, prefix="contract"))
 
 
 async def test_what_is_there_is_not_uploaded_again(s3: Any, endpoint: str) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from perdure import Agent, connect
+from perdure.settings import Settings
+from perdure.testing import ScriptedModel, running, says
 from tests.conftest import Serve
 from tests.unit.providers.server import Answer, stub_server
 
@@ -28,7 +31,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return importlib.import_module(name)
 
     yield load
-    for name in (*SHORT, "http_provider", "scripted"):
+    for name in (*SHORT, "http_provider", "scripted", "sqlite_blobs"):
         if name not in known:
             sys.modules.pop(name, None)
 
@@ -95,3 +98,20 @@ async def test_a_provider_over_http_answers_a_run(serve: Serve, example: Any) ->
     assert result.output == "Aisle 4."
     assert (result.usage.input_tokens, result.usage.output_tokens) == (11, 7)
     assert len(server.requests) == 2, "Temporal tried the refused call again"
+
+
+async def test_large_payloads_of_a_run_go_to_a_store_of_your_own(
+    settings: Settings, example: Any, tmp_path: Path
+) -> None:
+    store = example("sqlite_blobs").SqliteBlobs(tmp_path / "blobs.db")
+    clerk = Agent(name="clerk", model="scripted:clerk")
+    long = "tea " * 20_000
+    models = {"scripted": ScriptedModel([says(long)])}
+    async with running([clerk], models=models, address=settings.address, settings=settings, blobs=store):
+        client = await connect(settings=settings, blobs=store)
+        result = await client.run("clerk", long, id=f"blobs-{settings.task_queue}")
+        elsewhere = await connect(settings=settings)
+        with pytest.raises(KeyError, match="no blob"):
+            await elsewhere.get(f"blobs-{settings.task_queue}").result()
+    assert result.output == long
+    assert not list(settings.home.rglob("blobs/*/*"))

@@ -1,0 +1,180 @@
+"""The public contract of blob stores: the folder and the example keep it, a broken store is found out."""
+
+import asyncio
+import hashlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure import BlobStore
+from perdure.activities.content.blobs import FileBlobs, open_store
+from perdure.errors import DefinitionError
+from perdure.testing import BLOB_STORE_CHECKS, check_blob_store
+from perdure.testing.blob_stores import BlobStoreCheck
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "sqlite_blobs.py"
+
+
+@pytest.fixture
+def sqlite_blobs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example, as an importable module."""
+    spec = importlib.util.spec_from_file_location("sqlite_blobs", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sqlite_blobs", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+each_check = pytest.mark.parametrize("check", BLOB_STORE_CHECKS, ids=lambda check: check.__name__)
+
+
+@each_check
+async def test_the_folder_keeps_the_contract(check: BlobStoreCheck, tmp_path: Path) -> None:
+    await check(lambda: FileBlobs(tmp_path))
+
+
+@each_check
+async def test_the_example_keeps_the_contract(
+    check: BlobStoreCheck, tmp_path: Path, sqlite_blobs: Any
+) -> None:
+    await check(lambda: sqlite_blobs.SqliteBlobs(tmp_path / "blobs.db"))
+
+
+class MemoryBlobs:
+    """A right store, whose parts the tests below spoil."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+
+    async def put(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        self.blobs[name] = data
+        return name
+
+    async def get(self, name: str) -> bytes:
+        return self.blobs[name]
+
+
+class OwnMemory(MemoryBlobs):
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        super().__init__({})
+
+
+class UpperCase(MemoryBlobs):
+    async def put(self, data: bytes) -> str:
+        return (await super().put(data)).upper()
+
+
+class NoEmpty(MemoryBlobs):
+    async def get(self, name: str) -> bytes:
+        return self.blobs.get(name) or self.blobs["nothing"]
+
+
+class Truncating(MemoryBlobs):
+    async def get(self, name: str) -> bytes:
+        return (await super().get(name))[:1_000_000]
+
+
+class Once(MemoryBlobs):
+    async def put(self, data: bytes) -> str:
+        if hashlib.sha256(data).hexdigest() in self.blobs:
+            raise FileExistsError
+        return await super().put(data)
+
+
+class NoneForMissing(MemoryBlobs):
+    async def get(self, name: str) -> bytes:
+        return self.blobs.get(name, b"")
+
+
+class RemembersMisses(MemoryBlobs):
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        super().__init__(blobs)
+        self.missing: set[str] = set()
+
+    async def get(self, name: str) -> bytes:
+        if name not in self.blobs or name in self.missing:
+            self.missing.add(name)
+            raise KeyError(name)
+        return self.blobs[name]
+
+
+class NamesArePaths(MemoryBlobs):
+    async def get(self, name: str) -> bytes:
+        if "/" in name:
+            raise FileNotFoundError(name)
+        return await super().get(name)
+
+
+class OneWriter(MemoryBlobs):
+    writers = 0
+
+    async def put(self, data: bytes) -> str:
+        OneWriter.writers += 1
+        await asyncio.sleep(0)
+        busy, OneWriter.writers = OneWriter.writers > 1, OneWriter.writers - 1
+        return await super().put(b"" if busy else data)
+
+
+async def test_a_right_store_passes() -> None:
+    blobs: dict[str, bytes] = {}
+    assert isinstance(MemoryBlobs(blobs), BlobStore)
+    await check_blob_store(lambda: MemoryBlobs(blobs))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        OwnMemory,
+        UpperCase,
+        NoEmpty,
+        Truncating,
+        Once,
+        NoneForMissing,
+        RemembersMisses,
+        NamesArePaths,
+        OneWriter,
+    ],
+)
+async def test_a_wrong_store_is_found_out(broken: type[MemoryBlobs]) -> None:
+    blobs: dict[str, bytes] = {}
+    with pytest.raises((AssertionError, KeyError, FileExistsError)):
+        await check_blob_store(lambda: broken(blobs))
+
+
+def test_the_commands_take_a_store_by_the_function_that_makes_it(
+    tmp_path: Path, sqlite_blobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOBS_FILE", str(tmp_path / "blobs.db"))
+    assert isinstance(open_store("python:sqlite_blobs:open_blobs"), sqlite_blobs.SqliteBlobs)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("python:", "ValueError"),
+        ("python:no_such_module:f", "ModuleNotFoundError"),
+        ("python:json:nothing", "AttributeError"),
+        ("python:sqlite_blobs:open_blobs", "KeyError: 'BLOBS_FILE'"),
+        ("python:builtins:list", "no put and get"),
+    ],
+)
+def test_a_function_that_gives_no_store_is_refused_by_its_name(
+    url: str, problem: str, sqlite_blobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BLOBS_FILE", raising=False)
+    with pytest.raises(DefinitionError, match=f"blob store '{url}': .*{problem}"):
+        open_store(url)
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blob_stores.md").read_text(), re.DOTALL)
+    assert len(shown) == 2
+    assert all(block in EXAMPLE.read_text() for block in shown)
