@@ -1,7 +1,7 @@
-"""OpenTelemetry's GenAI conventions: the one place that knows their names.
+"""OpenTelemetry's GenAI conventions: spans and metrics, and every `gen_ai.` name of this package.
 
-The conventions are in development and have renamed things before; nothing else in this package
-spells a `gen_ai.` name. Without a tracer or meter provider all of this is a few no-op calls.
+The conventions are in development and have renamed things before, so their names stand in this module only.
+Without a tracer or meter provider all of this is a few no-op calls.
 Source: open-telemetry/semantic-conventions-genai.
 """
 
@@ -48,7 +48,7 @@ _model_seconds = _meter.create_histogram(
 _model_tokens = _meter.create_histogram(
     "gen_ai.client.token.usage",
     unit="{token}",
-    description="Tokens of model calls, input with what was cached.",
+    description="Tokens of model calls; input includes cached tokens.",
     explicit_bucket_boundaries_advisory=_TOKENS,
 )
 _tool_seconds = _meter.create_histogram(
@@ -59,9 +59,11 @@ _tool_seconds = _meter.create_histogram(
 )
 # No unit "USD": Prometheus' exporter would make a suffix of it.
 _cost = _meter.create_counter("perdure.cost", unit="{usd}", description="Dollars spent on models.")
-_outcomes = _meter.create_counter("perdure.run.outcomes", unit="{run}", description="Ended runs by why.")
+_outcomes = _meter.create_counter(
+    "perdure.run.outcomes", unit="{run}", description="Ended runs by stop reason."
+)
 _openings = _meter.create_counter(
-    "perdure.circuit.openings", unit="{opening}", description="Times a worker stopped asking a model or tool."
+    "perdure.circuit.openings", unit="{opening}", description="Times a circuit of a worker opened."
 )
 _run_steps = _meter.create_histogram(
     "perdure.run.steps",
@@ -80,7 +82,7 @@ Attributes = dict[str, AttributeValue]
 
 
 class CallSpan:
-    """An open span of a call; what is added to `labels` also labels its metrics."""
+    """Open span of a call; its `labels` also label its metrics."""
 
     def __init__(self, span: Span, labels: Attributes) -> None:
         self._span = span
@@ -88,19 +90,19 @@ class CallSpan:
 
     @property
     def recording(self) -> bool:
-        """False when nobody listens: then content need not even be put together."""
+        """False when no exporter listens; content then need not be built."""
         return self._span.is_recording()
 
     def set(self, attributes: Mapping[str, AttributeValue | None]) -> None:
-        """Set what is not None."""
+        """Set the attributes that are not None."""
         self._span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def set_content(self, name: str, value: Any) -> None:
-        """Record content as JSON, secrets masked."""
+        """Set an attribute to content, as JSON with secrets masked."""
         self._span.set_attribute(name, redact(json.dumps(value, ensure_ascii=False, default=str)))
 
     def set_error(self, kind: str, message: str) -> None:
-        """The call ended in an error of that kind."""
+        """Mark the call as failed with an error of this kind."""
         self.labels["error.type"] = kind
         self._span.set_attribute("error.type", kind)
         self._span.set_status(StatusCode.ERROR, redact(message))
@@ -110,7 +112,7 @@ class CallSpan:
 def model_call(
     provider: str, model: str, *, agent: str, run_id: str, settings: Mapping[str, AttributeValue | None]
 ) -> Generator[CallSpan]:
-    """The span and the duration of one attempt of a model call."""
+    """Open the span of an attempt of a model call, and record its duration."""
     labels: Attributes = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": telemetry_name(provider),
@@ -132,7 +134,7 @@ def record_answer(
     usage: Usage,
     cost_microusd: int | None,
 ) -> None:
-    """What the model call gave: tokens and dollars are counted here, once an attempt."""
+    """Record a model's answer on its span, and count its tokens and dollars, once an attempt."""
     labels = dict(span.labels)
     _model_tokens.record(usage.all_input_tokens, {**labels, "gen_ai.token.type": "input"})
     _model_tokens.record(usage.output_tokens, {**labels, "gen_ai.token.type": "output"})
@@ -154,7 +156,7 @@ def record_answer(
 
 @contextmanager
 def tool_call(tool: str, *, call_id: str, agent: str, run_id: str) -> Generator[CallSpan]:
-    """The span and the duration of one attempt of a tool call."""
+    """Open the span of an attempt of a tool call, and record its duration."""
     labels: Attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool}
     with _call(f"execute_tool {tool}", SpanKind.INTERNAL, labels, _tool_seconds) as span:
         span.set({"gen_ai.tool.type": "function", "gen_ai.tool.call.id": call_id})
@@ -165,7 +167,7 @@ def tool_call(tool: str, *, call_id: str, agent: str, run_id: str) -> Generator[
 @contextmanager
 def _call(name: str, kind: SpanKind, labels: Attributes, seconds: metrics.Histogram) -> Generator[CallSpan]:
     began = time.perf_counter()
-    # Exceptions are recorded by us: their messages may hold content and secrets.
+    # Not recorded by the tracer: messages of exceptions may hold content and secrets.
     with _tracer.start_as_current_span(
         name, kind=kind, attributes=labels, record_exception=False, set_status_on_exception=False
     ) as raw:
@@ -180,7 +182,7 @@ def _call(name: str, kind: SpanKind, labels: Attributes, seconds: metrics.Histog
 
 
 def error_kind(error: BaseException) -> str:
-    """The `error.type` of an exception: a closed set of words, never a message."""
+    """Return the `error.type` of an exception: a name, never a message."""
     match error:
         case ModelError():
             return error.kind
@@ -193,36 +195,36 @@ def error_kind(error: BaseException) -> str:
 
 
 def run_span(agent: str, run_id: str) -> Span:
-    """The open span of a whole run; for a workflow interceptor, which alone knows when it ends."""
+    """Return the open span of a run, which the caller ends: only a workflow interceptor sees its end."""
     return _tracer.start_span(
         f"invoke_agent {agent}".strip(),
         attributes={"gen_ai.operation.name": "invoke_agent", AGENT: agent, RUN_ID: run_id},
     )
 
 
-def run_ended(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | None) -> None:
-    """Count an ended run."""
+def count_run(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | None) -> None:
+    """Count a run that ended, its steps and its cost."""
     _outcomes.add(1, {AGENT: agent, STOP_REASON: stop_reason})
     _run_steps.record(steps, {AGENT: agent})
     if cost_microusd is not None:
         _run_cost.record(cost_microusd / 1_000_000, {AGENT: agent})
 
 
-_watched: "WeakSet[Circuits]" = WeakSet()
+_reported: "WeakSet[Circuits]" = WeakSet()
 
 
 def watch_circuits(circuits: Circuits) -> None:
-    """Report which of these are open, for as long as they are in use."""
-    _watched.add(circuits)
+    """Report the states of these circuits as a gauge, for as long as they are in use."""
+    _reported.add(circuits)
 
 
-def circuit_opened(key: str) -> None:
-    """A worker asks this model or tool no more for a while."""
+def count_circuit_opening(key: str) -> None:
+    """Count the opening of the circuit of a model or tool."""
     _openings.add(1, {"perdure.circuit": key})
 
 
 def _open_circuits(_: metrics.CallbackOptions) -> list[metrics.Observation]:
-    states = [pair for circuits in list(_watched) for pair in circuits.states().items()]
+    states = [pair for circuits in list(_reported) for pair in circuits.states().items()]
     return [metrics.Observation(1, {"perdure.circuit": key, "perdure.state": state}) for key, state in states]
 
 
@@ -230,5 +232,5 @@ _meter.create_observable_gauge(
     "perdure.circuit.open",
     [_open_circuits],
     unit="{circuit}",
-    description="Circuits of this worker that are open, or half open.",
+    description="Circuits of this worker that are open or half open.",
 )

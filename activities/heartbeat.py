@@ -1,4 +1,8 @@
-"""Heartbeats: how a stop arrives within a second, and a dead worker is noticed in a few."""
+"""Heartbeats of activities: progress for watchers, stop requests, and the detection of dead workers.
+
+The server answers a heartbeat with a stop request if there is one. It gives an attempt up when no heartbeat
+came within the heartbeat timeout, and hands the last heartbeat's details to the next attempt.
+"""
 
 import asyncio
 import contextlib
@@ -11,15 +15,16 @@ from temporalio import activity
 
 from perdure.wire.effects import PROGRESS_WINDOW, Progress
 
-_QUIET = timedelta(milliseconds=500)
-"""How often an unchanged state is repeated: the server answers heartbeats with stop requests."""
+_LONGEST_SILENCE = timedelta(milliseconds=500)
+"""Time after which an unchanged state is repeated, because only a heartbeat brings a stop request."""
 
 
 class Heartbeats:
-    """Beats while the body runs: soon what is new, and now and then what is not. A short call has no beat
-    at all: each is a write to the server's database.
+    """Context manager that sends heartbeats while its body runs.
 
-    `progress` is given the beat's number and the size of the window, and says what to report.
+    `progress` returns the state to report, from the heartbeat's number and the window for its text. A
+    change is sent at the next interval. A call shorter than the interval sends none, because each
+    heartbeat is a write to the server's database.
     """
 
     def __init__(self, progress: Callable[[int, int], Progress], interval: timedelta) -> None:
@@ -28,7 +33,7 @@ class Heartbeats:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Heartbeats":
-        self._task = asyncio.create_task(self._beat())
+        self._task = asyncio.create_task(self._send())
         return self
 
     async def __aexit__(
@@ -39,28 +44,30 @@ class Heartbeats:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
-    async def _beat(self) -> None:
-        seq, last, quiet = 0, None, timedelta()
+    async def _send(self) -> None:
+        seq, last, silence = 0, None, timedelta()
         while True:
             await asyncio.sleep(self._interval.total_seconds())
-            quiet += self._interval
-            now = self._progress(seq + 1, PROGRESS_WINDOW)
-            what = (now.offset, now.text, now.note)
-            if what != last or quiet >= _QUIET:
-                seq, last, quiet = seq + 1, what, timedelta()
-                with contextlib.suppress(Exception):  # a word that cannot be sent must not fail the call
-                    activity.heartbeat(now)
+            silence += self._interval
+            progress = self._progress(seq + 1, PROGRESS_WINDOW)
+            visible = (progress.offset, progress.text, progress.note)
+            if visible != last or silence >= _LONGEST_SILENCE:
+                seq, last, silence = seq + 1, visible, timedelta()
+                # A heartbeat that cannot be sent must not fail the call.
+                with contextlib.suppress(Exception):
+                    activity.heartbeat(progress)
 
 
 def worker_is_ending() -> bool:
-    """Whether the call was cancelled because its worker is to end: another is to make it."""
+    """Check whether the call was cancelled because its worker shuts down; another worker is to make it."""
     details = activity.cancellation_details()
     return details is not None and details.worker_shutdown
 
 
 def last_progress() -> Progress | None:
-    """What the attempt before this one reported last."""
+    """Return the last heartbeat of the earlier attempts, or None if there was none."""
     for detail in activity.info().heartbeat_details:
+        # A worker of another version may have written details of another form.
         with contextlib.suppress(ValidationError):
             return Progress.model_validate(detail)
     return None

@@ -1,4 +1,8 @@
-"""Functions of graphs, and long answers: what a run of agents does itself."""
+"""Node calls: the activities of swarms and graphs. They run graph functions and store long texts.
+
+A graph function's result goes to the next nodes, and not to a model. So a failure here fails the node,
+while a tool's failure becomes text: see `tool`.
+"""
 
 import asyncio
 import contextvars
@@ -29,92 +33,98 @@ from .content.results import to_content
 from .heartbeat import Heartbeats
 from .traffic.transient_errors import is_transient
 
-_BEAT = timedelta(seconds=1)
+_HEARTBEAT_INTERVAL = timedelta(seconds=1)
+_LONGEST_DETAIL = 1000
+"""Characters of an error's message within another message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCalls:
-    """The functions of the graphs this worker serves."""
+    """Activities `call_node` and `keep_text`, with the functions of the graphs that this worker serves."""
 
     graphs: Mapping[str, Graph]
     blobs: BlobStore
     executor: Executor
 
     @activity.defn(name=CALL_NODE)
-    async def call_node(self, want: NodeCall) -> Any:
-        """Call the function; gives what it gave, as JSON.
+    async def call_node(self, call: NodeCall) -> Any:
+        """Call the function once, and return its value as JSON.
 
         Raises:
-            ApplicationError: retryable for what may pass: see `passing`.
+            ApplicationError: retryable for transient errors, see `traffic.transient_errors`.
 
         """
-        function = self._function(want)
-        given = NodeInput.model_validate({**want.input, "idempotency_key": _key(want)})
+        function = self._find_function(call)
+        node_input = NodeInput.model_validate({**call.input, "idempotency_key": _idempotency_key(call)})
 
         def progress(seq: int, window: int) -> Progress:
-            return Progress(call=want.key, attempt=activity.info().attempt, seq=seq)
+            return Progress(call=call.key, attempt=activity.info().attempt, seq=seq)
 
         try:
-            async with Heartbeats(progress, _BEAT):
-                value = await self._called(function, given)
-            return _readable(value)
+            async with Heartbeats(progress, _HEARTBEAT_INTERVAL):
+                value = await self._invoke(function, node_input)
+            return _to_json(value)
         except Exception as error:
             raise _failure(error) from None
 
-    def _function(self, want: NodeCall) -> Any:
-        graph = self.graphs.get(want.graph)
-        function = graph.code().functions.get(want.node) if graph else None
-        if function is None:  # another worker may have it: a deploy is under way
+    def _find_function(self, call: NodeCall) -> Any:
+        graph = self.graphs.get(call.graph)
+        function = graph.code().functions.get(call.node) if graph else None
+        if function is None:
+            # Retryable, because another worker may have the function: a deploy is under way.
             raise ApplicationError(
-                f"the function {want.node!r} of graph {want.graph!r} is not on this worker"
+                f"the function {call.node!r} of graph {call.graph!r} is not on this worker"
             )
         return function
 
-    async def _called(self, function: Any, given: NodeInput) -> Any:
+    async def _invoke(self, function: Any, node_input: NodeInput) -> Any:
+        """Call the function: on the event loop if it is async, else in a thread with this context."""
         if inspect.iscoroutinefunction(function):
-            return await function(given)
-        call = functools.partial(contextvars.copy_context().run, function, given)
-        value = await asyncio.get_running_loop().run_in_executor(self.executor, call)
+            return await function(node_input)
+        run = functools.partial(contextvars.copy_context().run, function, node_input)
+        value = await asyncio.get_running_loop().run_in_executor(self.executor, run)
         return await value if asyncio.iscoroutine(value) else value
 
     @activity.defn(name=KEEP_TEXT)
-    async def keep_text(self, want: KeepText) -> KeptText:
-        """KeepText a text that is too long for a model, and say what it sees of it."""
-        kept = await to_content(want.text, self.blobs, want.preview_bytes)
-        shown = "".join(part.text for part in kept.parts if isinstance(part, Text))
-        return KeptText(shown=shown, spilled=kept.spilled)
+    async def keep_text(self, request: KeepText) -> KeptText:
+        """Store a text that is too long for a model, and return the part of it that the model sees."""
+        content = await to_content(request.text, self.blobs, request.preview_bytes)
+        shown = "".join(part.text for part in content.parts if isinstance(part, Text))
+        return KeptText(shown=shown, spilled=content.spilled)
 
 
-def _readable(value: Any) -> Any:
-    """The value as JSON that the workflow can read again: what it cannot would hold it up for ever.
+def _to_json(value: Any) -> Any:
+    """Return the value as JSON that has been written and read again.
 
-    The function has done its work: that it is not JSON is no reason to do it again.
+    A value that the workflow could not read would block it for ever. It fails here instead, and not
+    retryably, because the function has run.
     """
     try:
         return from_json(to_json(value))
     except Exception as error:
-        said = truncate_middle(redact(f"{type(error).__name__}: {error}"), 1000)
+        detail = truncate_middle(redact(f"{type(error).__name__}: {error}"), _LONGEST_DETAIL)
         raise ApplicationError(
-            f"it is done, but what it gave, a {type(value).__name__}, is not JSON: {said}",
+            f"the function has run, but its value, a {type(value).__name__}, is not JSON: {detail}",
             type="function",
             non_retryable=True,
         ) from None
 
 
-def _key(want: NodeCall) -> str:
-    """The same for every attempt of a visit, of no other; as tools' keys."""
+def _idempotency_key(call: NodeCall) -> str:
+    """Return the key of the node's visit: the same for each of its attempts, and for no other visit."""
     info = activity.info()
-    whole = "\0".join([info.namespace, str(info.workflow_id), str(info.workflow_run_id), want.node, want.key])
-    return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
+    parts = [info.namespace, str(info.workflow_id), str(info.workflow_run_id), call.node, call.key]
+    digest = sha256("\0".join(parts).encode()).hexdigest()
+    return f"perdure-{digest[:32]}"
 
 
 def _failure(error: Exception) -> ApplicationError:
+    """Return the function's error for Temporal, secrets masked; retryable if it is transient."""
     if isinstance(error, ApplicationError):
         return error
     kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
-    said = describe_error(error)
     return ApplicationError(
-        truncate_middle(redact(f"{type(error).__name__}: {said}")),
+        truncate_middle(redact(f"{type(error).__name__}: {describe_error(error)}")),
         type=kind,
         non_retryable=not is_transient(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,

@@ -1,4 +1,7 @@
-"""Relaying: what a person told one run, given to the run of its tree that it is for."""
+"""Relay: forwards a person's update from the run that got it to the run of its tree that it concerns.
+
+A person talks to the root of a tree. An approval or an answer may concern a child far below.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -11,35 +14,37 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.wire.effects import Relay
 from perdure.wire.names import INVALID_REQUEST, LOST_UPDATE, RELAY
 
-_WITHIN = timedelta(seconds=8)
+_RPC_TIMEOUT = timedelta(seconds=8)
 
 
 @activity.defn(name=RELAY)
-async def relay(want: Relay) -> Any:
-    """Give the update, once however often this is tried, and hand back its answer.
+async def relay(request: Relay) -> Any:
+    """Send the update to its run, once over all attempts, and return its result.
 
     Raises:
-        ApplicationError: "InvalidRequest": the run refused it, or is over.
+        ApplicationError: "InvalidRequest" if the run refuses the update or has ended.
 
     """
     info = activity.info()
-    handle = activity.client().get_workflow_handle(want.run_id)
+    handle = activity.client().get_workflow_handle(request.run_id)
     try:
         return await handle.execute_update(
-            want.update,
-            want.argument,
+            request.update,
+            request.argument,
+            # The same for all attempts: the server runs an update once for each id.
             id=f"relay-{info.workflow_run_id}-{info.activity_id}",
             result_type=object,
-            rpc_timeout=_WITHIN,
+            rpc_timeout=_RPC_TIMEOUT,
         )
     except WorkflowUpdateFailedError as error:
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.type == LOST_UPDATE:
-            raise ApplicationError(cause.message, type=LOST_UPDATE) from None  # nobody has seen it: once more
-        said = cause.message if isinstance(cause, ApplicationError) else str(cause)
-        raise ApplicationError(said, type=INVALID_REQUEST, non_retryable=True) from None
+            # Retryable: the server lost the update before any worker saw it.
+            raise ApplicationError(cause.message, type=LOST_UPDATE) from None
+        message = cause.message if isinstance(cause, ApplicationError) else str(cause)
+        raise ApplicationError(message, type=INVALID_REQUEST, non_retryable=True) from None
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
-            over = f"run {want.run_id!r} is over"
-            raise ApplicationError(over, type=INVALID_REQUEST, non_retryable=True) from None
+            message = f"run {request.run_id!r} is over"
+            raise ApplicationError(message, type=INVALID_REQUEST, non_retryable=True) from None
         raise

@@ -1,4 +1,8 @@
-"""Resolving: from a name to the specs a run keeps."""
+"""Resolution: from the name of an agent, swarm or graph to the spec that a run pins.
+
+A run keeps its spec to its end, whatever is deployed meanwhile. A child run gets the spec that its parent
+pinned, even on a worker that has another version.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,42 +27,48 @@ _QUERY_TIMEOUT = timedelta(seconds=5)
 
 @dataclass(frozen=True, kw_only=True)
 class Resolver:
-    """The agents, swarms and graphs this worker serves."""
+    """Activity `resolve_agent`, with the agents, swarms and graphs that this worker serves."""
 
     members: Mapping[str, Member]
     prices: PriceTable
     search_attributes: bool = True
     providers: Mapping[str, Model] = field(default_factory=dict[str, Model])
     transcripts: Transcripts | None = None
-    """Where a spec that is made here is remembered."""
+    """Cache that gets each spec made here, for the model calls of its runs."""
 
     @activity.defn(name=RESOLVE_AGENT)
     async def resolve_agent(self, request: ResolveRequest) -> ResolvedAgent:
-        """The specs as of now; for a child of another run, as that run pinned them.
+        """Return the spec as this worker has it now; for a child run, as its parent pinned it.
 
         Raises:
-            ApplicationError: "UnknownAgent", with the names there are; "InvalidRequest" for limits
-                that cannot be kept.
+            ApplicationError: "UnknownAgent", with the names that are served; "InvalidRequest" for a
+                model or a limit that cannot be used.
 
         """
-        found = await self._found(request)
+        resolved = await self._resolve(request)
         if request.model is not None:
-            found = found.model_copy(update={"spec": self._with_model(found.spec, request.model, request)})
-        said = {"search_attributes": self.search_attributes, "layout": request.layout}
-        return found.model_copy(update=said)
+            spec = self._with_model(resolved.spec, request.model, request)
+            resolved = resolved.model_copy(update={"spec": spec})
+        return resolved.model_copy(
+            update={"search_attributes": self.search_attributes, "layout": request.layout}
+        )
 
-    async def _found(self, request: ResolveRequest) -> ResolvedAgent:
+    async def _resolve(self, request: ResolveRequest) -> ResolvedAgent:
         if request.parent is None:
-            return self._own(request)
+            return self._resolve_here(request)
         if request.agent in self.members:
-            own = self._own(request)
-            if own.spec.full_digest == request.spec_digest:
-                return own
-        return await self._pinned(request, request.parent)
+            # The usual case: this worker has the pinned version, and the parent need not be queried.
+            resolved = self._resolve_here(request)
+            if resolved.spec.full_digest == request.spec_digest:
+                return resolved
+        return await self._query_parent(request, request.parent)
 
     def _with_model(self, spec: AnySpec, name: str, request: ResolveRequest) -> AgentSpec:
-        """The spec with another model first; the rest of the chain stays behind it."""
-        assert isinstance(spec, AgentSpec), "only runs of agents are given another model"
+        """Return the spec with the named model first; the rest of its chain stays behind it.
+
+        Checked here, at the start of the run, so that a wrong model fails before anything is spent.
+        """
+        assert isinstance(spec, AgentSpec), "only runs of agents can be started with another model"
         provider = self.providers.get(name.partition(":")[0])
         if provider is None:
             known = ", ".join(sorted(self.providers))
@@ -66,15 +76,15 @@ class Resolver:
         price = self.prices.find(name, request.as_of.date())
         if price is None and request.cost_limited:
             raise _invalid(f"model {name!r}: its price is not known, and the run has a cost limit to keep")
-        config = _renamed(spec.models[0].config, name)
+        config = _config_for(spec.models[0].config, name)
         try:
             provider.check(config)
         except PerdureError as error:
             raise _invalid(f"model {name!r}: {error}") from None
-        others = tuple(one for one in spec.models[1:] if one.config.name != name)
-        return spec.model_copy(update={"models": (ModelSpec(config=config, price=price), *others)})
+        fallbacks = tuple(model for model in spec.models[1:] if model.config.name != name)
+        return spec.model_copy(update={"models": (ModelSpec(config=config, price=price), *fallbacks)})
 
-    def _own(self, request: ResolveRequest) -> ResolvedAgent:
+    def _resolve_here(self, request: ResolveRequest) -> ResolvedAgent:
         member = self.members.get(request.agent)
         if member is None:
             known = ", ".join(sorted(self.members)) or "none"
@@ -84,33 +94,35 @@ class Resolver:
                 non_retryable=True,
             )
         try:
-            found = resolve_member(
+            resolved = resolve_member(
                 member, prices=self.prices, today=request.as_of.date(), cost_limited=request.cost_limited
             )
         except DefinitionError as error:
             raise _invalid(str(error)) from None
-        if self.transcripts is not None and isinstance(found.spec, AgentSpec):
-            self.transcripts.add_spec(found.spec)
-        return found
+        if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):
+            self.transcripts.add_spec(resolved.spec)
+        return resolved
 
-    async def _pinned(self, request: ResolveRequest, parent: str) -> ResolvedAgent:
-        """What the parent has: another version was deployed since it began."""
+    async def _query_parent(self, request: ResolveRequest, parent: str) -> ResolvedAgent:
+        """Return the spec that the parent pinned: another version was deployed since it began."""
         handle = activity.client().get_workflow_handle(parent)
-        found: ResolvedAgent = await handle.query(
+        resolved: ResolvedAgent = await handle.query(
             SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
         )
-        return found
+        return resolved
 
 
-def _renamed(config: ModelConfig, name: str) -> ModelConfig:
-    """The config for another model. Another provider gets only what every provider understands: neither its
-    predecessor's address nor its headers, and no setting that it may not take.
+def _config_for(config: ModelConfig, name: str) -> ModelConfig:
+    """Return the config with another model's name.
+
+    A model of another provider keeps only the settings that every provider understands: neither the address
+    and headers of its predecessor, nor a setting that the provider may refuse.
     """
     if name.partition(":")[0] == config.provider:
         return config.model_copy(update={"name": name})
     shared = ("max_tokens", "stop_sequences", "timeout", "read_timeout")
-    kept: dict[str, Any] = {one: getattr(config, one) for one in shared}
-    return ModelConfig(name=name, **kept)
+    values: dict[str, Any] = {setting: getattr(config, setting) for setting in shared}
+    return ModelConfig(name=name, **values)
 
 
 def _invalid(message: str) -> ApplicationError:

@@ -1,4 +1,4 @@
-"""What a model call and a tool call report of themselves: a span, metrics, and names on log lines."""
+"""Telemetry of model and tool calls: a span and metrics for each attempt, and names on its log lines."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput
 from . import genai
 
 CAPTURE_CONTENT: Final[ContextVar[bool]] = ContextVar("perdure_capture_content", default=False)
-"""Whether messages, arguments and results may stand in spans; set by the worker for each activity."""
+"""True if spans may hold messages, arguments and results; set by the worker for each activity."""
 
 
 class ModelSpan:
-    """A model call being reported."""
+    """Open span of a model call."""
 
-    def __init__(self, span: genai.CallSpan, want: ModelInput) -> None:
+    def __init__(self, span: genai.CallSpan, call: ModelInput) -> None:
         self._span = span
-        self._want = want
+        self._call = call
 
     def record(self, outcome: ModelOutcome) -> None:
-        """The call gave an answer, a partial one included."""
+        """Record the answer, complete or partial: its tokens and cost, and its content where allowed."""
         meta = outcome.message.meta
         if meta is not None:
             genai.record_answer(
                 self._span,
-                agent=self._want.agent,
+                agent=self._call.agent,
                 model=meta.model.partition(":")[2] or meta.model,
                 request_id=meta.request_id,
                 finish=outcome.stop,
@@ -39,26 +39,26 @@ class ModelSpan:
                 cost_microusd=meta.cost_microusd,
             )
         if self._span.recording and CAPTURE_CONTENT.get():
-            self._span.set_content("gen_ai.output.messages", [_plain(outcome.message)])
+            self._span.set_content("gen_ai.output.messages", [_without_media(outcome.message)])
 
 
 class ToolSpan:
-    """A tool call being reported."""
+    """Open span of a tool call."""
 
     def __init__(self, span: genai.CallSpan) -> None:
         self._span = span
 
     def record(self, result: ToolResult) -> None:
-        """The call gave something for the model; an error as text counts as a failed call."""
+        """Record the result; an error result counts as a failed call."""
         if result.is_error:
-            self._span.set_error("tool_error", "the model was told of an error")
+            self._span.set_error("tool_error", "the tool failed, and the model got an error result")
         if self._span.recording and CAPTURE_CONTENT.get():
             self._span.set_content("gen_ai.tool.call.result", result.text)
 
 
 @contextmanager
-def model_span(config: ModelConfig, want: ModelInput, request: ModelRequest) -> Generator[ModelSpan]:
-    """Report one attempt of a model call; an exception ends it as failed."""
+def model_span(config: ModelConfig, call: ModelInput, request: ModelRequest) -> Generator[ModelSpan]:
+    """Open the span of an attempt of a model call; an exception ends it as failed."""
     settings = {
         "max_tokens": request.max_tokens,
         "temperature": config.temperature,
@@ -66,28 +66,30 @@ def model_span(config: ModelConfig, want: ModelInput, request: ModelRequest) -> 
         "stop_sequences": config.stop_sequences or None,
     }
     with (
-        bound_contextvars(agent=want.agent, step=want.step, model=config.name),
+        bound_contextvars(agent=call.agent, step=call.step, model=config.name),
         genai.model_call(
-            config.provider, config.model, agent=want.agent, run_id=_run_id(), settings=settings
+            config.provider, config.model, agent=call.agent, run_id=_run_id(), settings=settings
         ) as span,
     ):
-        span.set({"perdure.step": want.step, "perdure.attempt": _attempt()})
+        span.set({"perdure.step": call.step, "perdure.attempt": _attempt()})
         if span.recording and CAPTURE_CONTENT.get():
             span.set_content("gen_ai.system_instructions", request.instructions)
-            span.set_content("gen_ai.input.messages", [_plain(message) for message in request.messages])
-        yield ModelSpan(span, want)
+            span.set_content(
+                "gen_ai.input.messages", [_without_media(message) for message in request.messages]
+            )
+        yield ModelSpan(span, call)
 
 
 @contextmanager
-def tool_span(want: ToolInput) -> Generator[ToolSpan]:
-    """Report one attempt of a tool call; an exception ends it as failed."""
+def tool_span(call: ToolInput) -> Generator[ToolSpan]:
+    """Open the span of an attempt of a tool call; an exception ends it as failed."""
     with (
-        bound_contextvars(agent=want.agent, call_id=want.call_id, tool=want.tool),
-        genai.tool_call(want.tool, call_id=want.call_id, agent=want.agent, run_id=_run_id()) as span,
+        bound_contextvars(agent=call.agent, call_id=call.call_id, tool=call.tool),
+        genai.tool_call(call.tool, call_id=call.call_id, agent=call.agent, run_id=_run_id()) as span,
     ):
         span.set({"perdure.attempt": _attempt()})
         if span.recording and CAPTURE_CONTENT.get():
-            span.set_content("gen_ai.tool.call.arguments", want.arguments)
+            span.set_content("gen_ai.tool.call.arguments", call.arguments)
         yield ToolSpan(span)
 
 
@@ -99,8 +101,8 @@ def _attempt() -> int:
     return activity.info().attempt if activity.in_activity() else 1
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as the conventions want it, without the bytes of attachments."""
+def _without_media(message: Message) -> dict[str, Any]:
+    """Return the message in the conventions' form, without the bytes of attachments."""
     return message.model_dump(
         mode="json",
         include={"role", "parts"},

@@ -36,7 +36,7 @@ from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE
 
 from ..activities.content.transcripts import Transcripts
-from ..activities.genai import circuit_opened, watch_circuits
+from ..activities.genai import count_circuit_opening, watch_circuits
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.providers.registry import default_models
@@ -192,7 +192,7 @@ def _traffic(settings: Settings) -> Traffic:
         threshold=settings.circuit_threshold,
         first_wait=settings.circuit_wait,
         longest_wait=settings.circuit_wait * 4,
-        on_open=circuit_opened,
+        on_open=count_circuit_opening,
     )
     watch_circuits(circuits)
     return Traffic(circuits=circuits, rates=RateLimits(settings.rate_limits, store))

@@ -251,8 +251,8 @@ with report_telemetry(load_settings(metrics="prometheus", metrics_address=f"127.
                        usage=Usage(input_tokens=10, output_tokens=3), cost_microusd=2_500_000)
     with genai.tool_call("search", call_id="c", agent="a", run_id="r"):
         pass
-    genai.run_ended("a", "end_turn", steps=4, cost_microusd=2_500_000)
-    circuits = Circuits(threshold=1, on_open=genai.circuit_opened)
+    genai.count_run("a", "end_turn", steps=4, cost_microusd=2_500_000)
+    circuits = Circuits(threshold=1, on_open=genai.count_circuit_opening)
     genai.watch_circuits(circuits)
     circuits.record_failure(circuits.admit("anthropic:claude"), "timeout")
     parked = Gauges({"payment": ParkedRuns(runs=3, since=datetime(2026, 1, 1, tzinfo=UTC))})

@@ -153,7 +153,7 @@ def _close(span: Span, agent: str, result: Mapping[str, Any], error: BaseExcepti
         span.set_status(StatusCode.ERROR, reason)
     span.end()
     if not workflow.unsafe.is_replaying_history_events():
-        genai.run_ended(agent, reason, steps=steps, cost_microusd=cost)
+        genai.count_run(agent, reason, steps=steps, cost_microusd=cost)
 
 
 @contextlib.contextmanager
