@@ -81,7 +81,7 @@ async def test_the_guides_code_runs(serve: Serve) -> None:
     ) as client:
         assert (await space["talk"](client)).text == "four"
         assert (await client.get("ticket-78").status()).turn == 2
-    await space["test_what_fails_is_stood_in_for"]()
+    await space["test_fallbacks_answer"]()
 
 
 def test_the_table_of_errors_is_the_codes_own() -> None:
