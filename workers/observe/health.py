@@ -1,8 +1,10 @@
 """Health of a worker over HTTP: `/live`, `/ready`, `/circuits`, from the standard library.
 
-`/live` says that the event loop turns: restart me when it does not. `/ready` says that work gets
-done: send me none when it does not. Temporal being away is no reason to restart a worker, nor is a
-provider: `/circuits` says which are not asked at present, a line each.
+- `/live` answers while the event loop runs. When it does not answer, restart the worker.
+- `/ready` answers 200 while the worker polls a server that serves, else 503 with the reason. A server that
+  is away is no reason to restart a worker.
+- `/circuits` lists the models and tools whose circuits are not closed, a line each.
+
 `python -m perdure.workers.observe.health http://127.0.0.1:8080/ready` exits with 0 on a 200.
 """
 
@@ -17,59 +19,69 @@ from typing import Final
 
 from perdure.errors import DefinitionError
 
-Ready = Callable[[], Awaitable[str | None]]
-"""None when ready; else what is missing, in words for people."""
+ReadinessCheck = Callable[[], Awaitable[str | None]]
+"""Function that returns None when ready, else the reason why not, in words for people."""
 
-Circuits = Callable[[], Mapping[str, str]]
-"""The models and tools that this worker does not ask at present, and the states of their circuits."""
+CircuitStates = Callable[[], Mapping[str, str]]
+"""Function that returns the state of each circuit that is not closed, by model or tool."""
 
-_PATIENCE: Final = 5.0
-"""Seconds for a request to arrive and for readiness to be found out."""
-_LONGEST: Final = 8 * 1024
-_NOISE: Final = (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
-"""What a client that hangs up, dawdles or speaks no HTTP raises: its connection is closed, no more."""
+_TIMEOUT: Final = 5.0
+"""Seconds for a request to arrive and for the readiness check."""
+_MAX_REQUEST: Final = 8 * 1024
+_CLIENT_ERRORS: Final = (
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    asyncio.LimitOverrunError,
+    ValueError,
+)
+"""Errors of a client that disconnects, is too slow or sends no HTTP: its connection is closed, no more."""
 
 
 @contextlib.asynccontextmanager
-async def serve(address: str, ready: Ready, circuits: Circuits = dict) -> AsyncGenerator[str, None]:
-    """Answer at `host:port` until the block ends; gives the address, with port 0 filled in.
+async def serve(
+    address: str, ready: ReadinessCheck, circuits: CircuitStates = dict
+) -> AsyncGenerator[str, None]:
+    """Serve at `host:port` until the block ends; yield the address, with port 0 replaced by the real port.
 
     Raises:
-        DefinitionError: the address cannot be listened on.
+        DefinitionError: the address is taken or not ours.
 
     """
     host, _, port = address.rpartition(":")
     try:
-        server = await asyncio.start_server(_Answers(ready, circuits), host, int(port), limit=_LONGEST)
+        server = await asyncio.start_server(_Handler(ready, circuits), host, int(port), limit=_MAX_REQUEST)
     except OSError as error:
         raise DefinitionError(f"PERDURE_HEALTH_ADDRESS {address}: {error.strerror or error}") from None
     try:
         yield f"{host}:{server.sockets[0].getsockname()[1]}"
     finally:
-        # Connections are closed after one answer, and given up after `_PATIENCE`.
+        # Connections are closed after one answer, and given up after `_TIMEOUT`.
         server.close()
         await server.wait_closed()
 
 
-class _Answers:
-    def __init__(self, ready: Ready, circuits: Circuits) -> None:
+class _Handler:
+    """Handler of a connection, which carries a single request."""
+
+    def __init__(self, ready: ReadinessCheck, circuits: CircuitStates) -> None:
         self._ready = ready
         self._circuits = circuits
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(*_NOISE):
-            async with asyncio.timeout(_PATIENCE):
+        with contextlib.suppress(*_CLIENT_ERRORS):
+            async with asyncio.timeout(_TIMEOUT):
                 method, path, *_ = [*(await reader.readuntil(b"\r\n")).split(), b"", b""]
                 while await reader.readline() not in (b"\r\n", b"\n", b""):
-                    pass  # headers
-                status, text = await self._answer(method, path)
+                    pass  # headers, which no path needs
+                status, text = await self._respond(method, path)
                 writer.write(_response(status, text, body=method != b"HEAD"))
                 await writer.drain()
         with contextlib.suppress(OSError):
             writer.close()
             await writer.wait_closed()
 
-    async def _answer(self, method: bytes, path: bytes) -> tuple[HTTPStatus, str]:
+    async def _respond(self, method: bytes, path: bytes) -> tuple[HTTPStatus, str]:
         if method not in (b"GET", b"HEAD"):
             return HTTPStatus.METHOD_NOT_ALLOWED, "GET only"
         match path.partition(b"?")[0]:
@@ -80,14 +92,15 @@ class _Answers:
             case b"/circuits":
                 return HTTPStatus.OK, "\n".join(f"{key}: {state}" for key, state in self._circuits().items())
             case _:
-                return HTTPStatus.NOT_FOUND, "there are /live, /ready and /circuits"
+                return HTTPStatus.NOT_FOUND, "the paths are /live, /ready and /circuits"
 
     async def _readiness(self) -> tuple[HTTPStatus, str]:
         try:
-            missing = await self._ready()
+            reason = await self._ready()
         except Exception as error:
-            missing = type(error).__name__
-        return (HTTPStatus.OK, "ready") if missing is None else (HTTPStatus.SERVICE_UNAVAILABLE, missing)
+            # The name only: a message may hold secrets, and anybody may ask here.
+            reason = type(error).__name__
+        return (HTTPStatus.OK, "ready") if reason is None else (HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
 
 def _response(status: HTTPStatus, text: str, *, body: bool) -> bytes:
@@ -100,11 +113,11 @@ def _response(status: HTTPStatus, text: str, *, body: bool) -> bytes:
 
 
 def check(url: str) -> str | None:
-    """None when the URL answers 200; else what it says, or why it does not."""
+    """Return None when the URL answers 200, else its answer or the error."""
     if not url.startswith(("http://", "https://")):
         return f"{url!r} is no http URL"
     try:
-        with urllib.request.urlopen(url, timeout=_PATIENCE):  # noqa: S310 - the scheme is checked
+        with urllib.request.urlopen(url, timeout=_TIMEOUT):  # noqa: S310 - the scheme is checked
             return None
     except urllib.error.HTTPError as error:
         with error:
@@ -113,22 +126,22 @@ def check(url: str) -> str | None:
         return str(error)
 
 
-def read(url: str) -> str:
-    """What the URL answers.
+def fetch(url: str) -> str:
+    """Return the body of the URL's answer.
 
     Raises:
-        OSError: nothing, or no 200.
+        OSError: the URL does not answer, or not with 200.
 
     """
-    with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:  # noqa: S310 - of our own settings
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:  # noqa: S310 - the URL comes from our settings
         return str(answer.read().decode(errors="replace"))
 
 
 def main(arguments: list[str]) -> int:
-    """Check one URL; for a container's HEALTHCHECK."""
+    """Check a URL, for a container's HEALTHCHECK; return 0 when it answers 200."""
     problem = check(arguments[0]) if len(arguments) == 1 else "usage: health URL"
     if problem is not None:
-        print(problem, file=sys.stderr)  # noqa: T201 - what a container runtime shows
+        print(problem, file=sys.stderr)  # noqa: T201 - container runtimes show it
     return int(problem is not None)
 
 

@@ -1,4 +1,4 @@
-"""Logs: one line an event on stderr, JSON or text, ours, Temporal's and every library's alike."""
+"""Logs: a line for each event on stderr, as JSON or text, for us, Temporal and all libraries alike."""
 
 import logging
 import sys
@@ -14,33 +14,33 @@ from perdure.settings import Settings
 from ...activities.content.redact import redact
 
 _MASK: Final = "[redacted]"
-_NOISE: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "botocore", "urllib3", "asyncio")
-"""Libraries that tell each request at info or debug; their warnings are heard."""
+_NOISY_LIBRARIES: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "botocore", "urllib3", "asyncio")
+"""Libraries that log each request at info or debug; only their warnings are kept."""
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
-    """Send everything logged in this process to stderr, in one form. May be called again."""
+    """Send all logs of this process to stderr in the same format; a later call replaces an earlier one."""
     target = stream or sys.stderr
-    shared = _shared(settings)
+    common = _common_processors(settings)
     handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), _flatten_temporal],
+            foreign_pre_chain=[*common, structlog.stdlib.ExtraAdder(), _flatten_temporal],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_rendering(settings, target),
+                *_rendering_processors(settings, target),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    for name in _NOISE:
+    for name in _NOISY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *shared,
+            *common,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -49,7 +49,7 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     )
 
 
-def _shared(settings: Settings) -> list[Processor]:
+def _common_processors(settings: Settings) -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -59,8 +59,8 @@ def _shared(settings: Settings) -> list[Processor]:
     ]
 
 
-def _rendering(settings: Settings, target: TextIO) -> list[Processor]:
-    """The end of the chain: exceptions become text first, so that they are redacted too."""
+def _rendering_processors(settings: Settings, target: TextIO) -> list[Processor]:
+    """Return the last processors: exceptions become text, then secrets are redacted, then a line is made."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not target.isatty())
     redaction = _Redaction(secrets(settings))
     if as_json:
@@ -74,21 +74,21 @@ def _rendering(settings: Settings, target: TextIO) -> list[Processor]:
 
 
 def secrets(settings: Settings) -> tuple[str, ...]:
-    """The settings' secrets: a `.env` file's are in no environment variable."""
+    """Return the secrets in the settings; those from a `.env` file are in no environment variable."""
     values = (getattr(settings, name) for name in type(settings).model_fields)
     return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr) and value)
 
 
 class _Redaction:
-    """Masks our own secrets and whatever looks like one, in every text of an event."""
+    """Processor that masks our own secrets, and text that looks like a secret, anywhere in an event."""
 
     def __init__(self, own: tuple[str, ...]) -> None:
         self._own = own
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        return cast("EventDict", self._masked(event))
+        return cast("EventDict", self._mask(event))
 
-    def _masked(self, value: Any) -> Any:
+    def _mask(self, value: Any) -> Any:
         match value:
             case str():
                 for secret in self._own:
@@ -96,16 +96,17 @@ class _Redaction:
                 return redact(value)
             case Mapping():
                 items = cast("Mapping[str, Any]", value).items()
-                return {key: self._masked(inner) for key, inner in items}
+                return {key: self._mask(inner) for key, inner in items}
             case list() | tuple():
-                return [self._masked(inner) for inner in cast("list[Any]", value)]
+                return [self._mask(inner) for inner in cast("list[Any]", value)]
             case None | bool() | int() | float():
                 return value
             case _:
-                return self._masked(str(value))
+                # Any other object is masked as text: its `repr` may hold a secret.
+                return self._mask(str(value))
 
 
-_NAMES: Final = {
+_OUR_NAMES: Final = {
     "workflow_id": "run_id",
     "run_id": "temporal_run_id",
     "workflow_run_id": "temporal_run_id",
@@ -115,16 +116,16 @@ _NAMES: Final = {
     "attempt": "attempt",
     "task_queue": "task_queue",
 }
-"""Temporal's words, and ours: what they call a workflow id is our run's id."""
+"""Names of Temporal's log fields in our logs: Temporal's workflow id is our run id."""
 
 
 def _flatten_temporal(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Temporal's SDK puts what it knows into one dict; here it stands as our activities put it."""
+    """Move the fields that Temporal's SDK logs as a dict to the top level, under our names."""
     for key in ("temporal_workflow", "temporal_activity"):
-        known = event.pop(key, None)
-        if isinstance(known, MutableMapping | Mapping):
-            for theirs, value in cast("Mapping[str, Any]", known).items():
-                if theirs in _NAMES:
-                    event.setdefault(_NAMES[theirs], value)
+        fields = event.pop(key, None)
+        if isinstance(fields, MutableMapping | Mapping):
+            for theirs, value in cast("Mapping[str, Any]", fields).items():
+                if theirs in _OUR_NAMES:
+                    event.setdefault(_OUR_NAMES[theirs], value)
     event.pop("temporal_log", None)
     return event

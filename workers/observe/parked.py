@@ -1,4 +1,4 @@
-"""Parked runs, counted: how many, why, and for how long the oldest has stood still."""
+"""Metrics of parked runs, by kind of error: their number, and the age of the oldest."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,9 @@ from perdure.wire.names import WORKFLOWS
 from .telemetry import SERVICE
 
 INTERVAL_SECONDS: Final = 60.0
-"""Seconds between two looks."""
+"""Seconds between two counts."""
 MAX_RUNS: Final = 5000
-"""Runs that are looked at; with more, the count stops there."""
+"""Highest number of runs that are counted, so that an outage does not make counting expensive."""
 _TYPES: Final = ", ".join(f'"{kind}"' for kind in WORKFLOWS)
 _QUERY: Final = (
     f'WorkflowType IN ({_TYPES}) AND ExecutionStatus = "Running" AND {AGENT_PARKED_FOR.name} IS NOT NULL'
@@ -30,36 +30,36 @@ _log = logging.getLogger("perdure.parked")
 
 @dataclass
 class ParkedRuns:
-    """The runs parked for one kind of error."""
+    """Runs parked for the same kind of error."""
 
     runs: int = 0
     since: datetime | None = None
-    """Since when the oldest is."""
+    """Time when the oldest was parked, if any."""
 
     def age(self, now: datetime) -> float:
-        """Seconds."""
+        """Return the seconds since the oldest was parked."""
         return 0.0 if self.since is None else max((now - self.since).total_seconds(), 0.0)
 
 
 async def count_by_cause(client: Client) -> dict[str, ParkedRuns]:
-    """The parked runs of the namespace, by kind of error."""
-    found: dict[str, ParkedRuns] = {}
-    seen = 0
+    """Count the parked runs of the namespace by kind of error."""
+    counts: dict[str, ParkedRuns] = {}
     async for run in client.list_workflows(_QUERY, page_size=1000, limit=MAX_RUNS):
-        seen += 1
-        cause = found.setdefault(run.typed_search_attributes.get(AGENT_PARKED_FOR) or "unknown", ParkedRuns())
+        parked = counts.setdefault(
+            run.typed_search_attributes.get(AGENT_PARKED_FOR) or "unknown", ParkedRuns()
+        )
         since = run.typed_search_attributes.get(AGENT_PARKED_AT)
-        cause.runs += 1
-        if since is not None and (cause.since is None or since < cause.since):
-            cause.since = since
-    return found
+        parked.runs += 1
+        if since is not None and (parked.since is None or since < parked.since):
+            parked.since = since
+    return counts
 
 
 @dataclass
 class Gauges:
-    """What was seen at the last look, as metrics. Every worker reports the same: take the maximum."""
+    """Gauges of the last count. Every worker reports the same numbers: take the maximum, not the sum."""
 
-    seen: dict[str, ParkedRuns] = field(default_factory=dict[str, ParkedRuns])
+    by_cause: dict[str, ParkedRuns] = field(default_factory=dict[str, ParkedRuns])
 
     def __post_init__(self) -> None:
         meter = metrics.get_meter(SERVICE)
@@ -67,26 +67,37 @@ class Gauges:
             "perdure.parked.runs", [self._runs], unit="{run}", description="Parked runs, by cause."
         )
         meter.create_observable_gauge(
-            "perdure.parked.age", [self._ages], unit="s", description="Since when the oldest is parked."
+            "perdure.parked.age",
+            [self._ages],
+            unit="s",
+            description="Age of the oldest parked run, by cause.",
         )
 
     def _runs(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
-        return [metrics.Observation(one.runs, {"error.type": kind}) for kind, one in self.seen.items()]
+        return [
+            metrics.Observation(parked.runs, {"error.type": kind}) for kind, parked in self.by_cause.items()
+        ]
 
     def _ages(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
         now = datetime.now(UTC)
-        return [metrics.Observation(one.age(now), {"error.type": kind}) for kind, one in self.seen.items()]
+        return [
+            metrics.Observation(parked.age(now), {"error.type": kind})
+            for kind, parked in self.by_cause.items()
+        ]
 
-    async def look(self, client: Client) -> None:
-        """Look once. A cause that is gone is told once more, with 0, so that no alarm hangs."""
-        found = await count_by_cause(client)
-        gone = {kind: ParkedRuns() for kind, one in self.seen.items() if kind not in found and one.runs}
-        self.seen = found | gone
+    async def update(self, client: Client) -> None:
+        """Count again."""
+        counts = await count_by_cause(client)
+        # A cause without runs is reported once with 0; an alarm on its last value would stay on.
+        gone = {
+            kind: ParkedRuns() for kind, parked in self.by_cause.items() if kind not in counts and parked.runs
+        }
+        self.by_cause = counts | gone
 
 
 @contextlib.asynccontextmanager
 async def report_parked_runs(
-    client: Client, *, enabled: bool, every: float = INTERVAL_SECONDS
+    client: Client, *, enabled: bool, interval: float = INTERVAL_SECONDS
 ) -> AsyncGenerator[None]:
     """Keep the gauges up to date while the block runs, if enabled."""
     if not enabled:
@@ -94,17 +105,18 @@ async def report_parked_runs(
         return
     gauges = Gauges()
 
-    async def keep_looking() -> None:
+    async def keep_updating() -> None:
         while True:
             try:
-                await gauges.look(client)
+                await gauges.update(client)
             except RPCError as error:
+                # The next count may succeed; the gauges keep their values until then.
                 _log.warning("parked runs could not be counted: %s", error.message)
-            await asyncio.sleep(every)
+            await asyncio.sleep(interval)
 
-    looking = asyncio.create_task(keep_looking())
+    updates = asyncio.create_task(keep_updating())
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        updates.cancel()
+        await asyncio.gather(updates, return_exceptions=True)

@@ -1,7 +1,8 @@
-"""Telemetry of a process: the run's interceptors, traces, metrics and the Temporal runtime.
+"""Telemetry of a process: interceptors for runs, traces, metrics and the Temporal runtime.
 
-`interceptors` belong to every worker and cost next to nothing while no provider is set.
-`report_telemetry` is for processes that are ours: it sets the providers up and takes them down.
+Every worker has the `interceptors`; they cost next to nothing while no OpenTelemetry provider is set.
+`report_telemetry` is for our own processes: it sets providers and shuts them down. A user's process sets
+its own.
 """
 
 import asyncio
@@ -52,43 +53,45 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
 SERVICE: Final = "perdure"
-_SENT_WITHIN: Final = 3.0
-"""Seconds for what is pending at the end of the process."""
+_FLUSH_SECONDS: Final = 3.0
+"""Seconds to send pending spans and metrics at the end of the process."""
 
 
 def interceptors(settings: Settings) -> list[Interceptor]:
-    """What every worker gets: context across processes, a span a run, names on log lines."""
-    return [_Propagation(), _Reporting(settings.capture_content)]
+    """Return the interceptors of every worker: trace context, a span for each run, run ids on log lines."""
+    return [_ContextPropagation(), _RunReporting(settings.capture_content)]
 
 
-def _replay_safe() -> bool:
+def _is_replay_safe() -> bool:
     return isinstance(trace.get_tracer_provider(), ReplaySafeTracerProvider)
 
 
-class _Propagation(OpenTelemetryInterceptor):
-    """Hands the trace's context on: client, run, activities. Makes no spans of its own."""
+class _ContextPropagation(OpenTelemetryInterceptor):
+    """Interceptor that passes the trace context from client to run to activities, without own spans."""
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> Any:  # noqa: A002
-        # Another tracer provider would repeat a run's spans at every replay: then runs have none.
-        return super().workflow_interceptor_class(input) if _replay_safe() else None
+        # Any other tracer provider would repeat a run's spans at each replay. With it, runs have no spans.
+        return super().workflow_interceptor_class(input) if _is_replay_safe() else None
 
 
-class _Reporting(Interceptor):
+class _RunReporting(Interceptor):
+    """Interceptor for the spans and counts of runs, and the log fields of activities."""
+
     def __init__(self, capture_content: bool) -> None:
         self._capture_content = capture_content
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
-        return _ReportedActivity(next, self._capture_content)
+        return _ActivityLogging(next, self._capture_content)
 
     def workflow_interceptor_class(
         self,
         input: WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[WorkflowInboundInterceptor]:
-        return _ReportedRun
+        return _RunSpans
 
 
-class _ReportedActivity(ActivityInboundInterceptor):
-    """Every log line of an activity, a library's included, says which run it belongs to."""
+class _ActivityLogging(ActivityInboundInterceptor):
+    """Interceptor that puts the run's ids on each log line of an activity, those of libraries included."""
 
     def __init__(self, next: ActivityInboundInterceptor, capture_content: bool) -> None:  # noqa: A002
         super().__init__(next)
@@ -107,17 +110,17 @@ class _ReportedActivity(ActivityInboundInterceptor):
             return await super().execute_activity(input)
 
 
-class _ReportedRun(WorkflowInboundInterceptor):
-    """The span of a run, and the count of ended ones. A replay reports nothing again."""
+class _RunSpans(WorkflowInboundInterceptor):
+    """Interceptor for the span of a run and the count of ended runs; a replay reports neither again."""
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         info = workflow.info()
         if info.workflow_type not in WORKFLOWS:
             return await super().execute_workflow(input)
-        agent = _agent_of(input)
-        span = genai.run_span(agent, info.workflow_id) if _replay_safe() else trace.INVALID_SPAN
-        # Never detached: this coroutine's context ends with it. A `finally` would also run when
-        # the run is evicted from the cache, in a context that is not the run's.
+        agent = _agent_name(input)
+        span = genai.run_span(agent, info.workflow_id) if _is_replay_safe() else trace.INVALID_SPAN
+        # Not detached: the context of this coroutine ends with it. A `finally` would also run when the run
+        # is evicted from the cache, in a context that is not the run's.
         context.attach(trace.set_span_in_context(span))
         try:
             result = await super().execute_workflow(input)
@@ -125,26 +128,27 @@ class _ReportedRun(WorkflowInboundInterceptor):
             span.end()
             raise
         except (Exception, asyncio.CancelledError) as error:
-            if workflow.is_failure_exception(error):  # else the task failed, and the run goes on
-                _close(span, agent, {"stop_reason": genai.error_kind(error)}, error)
+            # Any other error fails the workflow task only, which Temporal retries.
+            if workflow.is_failure_exception(error):
+                _end_span(span, agent, {"stop_reason": genai.error_kind(error)}, error)
             raise
-        _close(span, agent, _fields(result), None)
+        _end_span(span, agent, _fields(result), None)
         return result
 
 
-def _agent_of(asked: ExecuteWorkflowInput) -> str:
-    request = asked.args[0] if asked.args else None
+def _agent_name(input: ExecuteWorkflowInput) -> str:  # noqa: A002
+    request = input.args[0] if input.args else None
     return str(_fields(request).get("agent", ""))
 
 
 def _fields(value: Any) -> Mapping[str, Any]:
-    """Requests and results come as JSON or as models; telemetry must not care, nor fail."""
+    """Return the fields of a request or result, given as JSON or as a model; never raise."""
     if isinstance(value, Mapping):
         return cast("Mapping[str, Any]", value)
     return getattr(value, "__dict__", {})
 
 
-def _close(span: Span, agent: str, result: Mapping[str, Any], error: BaseException | None) -> None:
+def _end_span(span: Span, agent: str, result: Mapping[str, Any], error: BaseException | None) -> None:
     reason = str(result.get("stop_reason", "unknown"))
     steps, cost = result.get("steps", 0), result.get("cost_microusd")
     span.set_attributes({genai.STOP_REASON: reason, "perdure.steps": steps})
@@ -158,17 +162,17 @@ def _close(span: Span, agent: str, result: Mapping[str, Any], error: BaseExcepti
 
 @contextlib.contextmanager
 def report_telemetry(settings: Settings) -> Generator[Runtime]:
-    """Logs, traces and metrics of this process, from here on; gives the runtime to connect with.
+    """Report logs, traces and metrics of this process; yield the Temporal runtime to connect with.
 
-    Once a process: OpenTelemetry takes only one provider. What is pending is sent at the end, as
-    far as the receiver takes it quickly: a process that is to end must not wait for it.
+    It may be called once in a process: OpenTelemetry accepts a provider only once. At the end, pending
+    spans and metrics are sent for a few seconds at most: a stopping process must not wait for a receiver.
 
     Raises:
         DefinitionError: an exporter's extra is not installed, or its address is taken.
 
     """
     configure_logs(settings)
-    with _closed_soon() as cleanup:
+    with _bounded_cleanup() as cleanup:
         tracers = tracer_provider(settings)
         if tracers is not None:
             trace.set_tracer_provider(tracers)
@@ -177,24 +181,24 @@ def report_telemetry(settings: Settings) -> Generator[Runtime]:
         if meters is not None:
             metrics.set_meter_provider(meters)
             cleanup.callback(meters.shutdown)
-        temporal = runtime(settings)  # held here: its metrics end with the last reference to it
+        temporal = runtime(settings)  # referenced here: its metrics end with the last reference
         yield temporal
 
 
 @contextlib.contextmanager
-def _closed_soon() -> Generator[contextlib.ExitStack]:
-    """A stack that is closed at the end, or left to itself when that takes long."""
+def _bounded_cleanup() -> Generator[contextlib.ExitStack]:
+    """Yield a stack that is closed at the end, in a thread that is abandoned if it takes too long."""
     cleanup = contextlib.ExitStack()
     try:
         yield cleanup
     finally:
         closing = threading.Thread(target=cleanup.close, name="perdure-telemetry", daemon=True)
         closing.start()
-        closing.join(_SENT_WITHIN)
+        closing.join(_FLUSH_SECONDS)
 
 
 def tracer_provider(settings: Settings) -> ReplaySafeTracerProvider | None:
-    """Traces to `otlp_endpoint`, when there is one.
+    """Return a provider that sends traces to `otlp_endpoint`, or None without an endpoint.
 
     Raises:
         DefinitionError: `perdure[otlp]` is not installed.
@@ -205,11 +209,11 @@ def tracer_provider(settings: Settings) -> ReplaySafeTracerProvider | None:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        raise _missing("PERDURE_OTLP_ENDPOINT", "otlp") from None
+        raise _missing_extra("PERDURE_OTLP_ENDPOINT", "otlp") from None
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = create_tracer_provider(resource=_resource(), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(_signal(settings, "traces"))))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(_signal_url(settings, "traces"))))
     return provider
 
 
@@ -218,7 +222,8 @@ def _meter_provider(settings: Settings, cleanup: contextlib.ExitStack) -> "Meter
         return None
     from opentelemetry.sdk.metrics import MeterProvider
 
-    reader = _otlp_reader(settings) if settings.metrics == "otlp" else _scraped(settings, cleanup)
+    use_otlp = settings.metrics == "otlp"
+    reader = _otlp_reader(settings) if use_otlp else _prometheus_reader(settings, cleanup)
     return MeterProvider([reader], resource=_resource(), shutdown_on_exit=False)
 
 
@@ -226,18 +231,18 @@ def _otlp_reader(settings: Settings) -> "MetricReader":
     try:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     except ImportError:
-        raise _missing("PERDURE_METRICS=otlp", "otlp") from None
+        raise _missing_extra("PERDURE_METRICS=otlp", "otlp") from None
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-    return PeriodicExportingMetricReader(OTLPMetricExporter(_signal(settings, "metrics")))
+    return PeriodicExportingMetricReader(OTLPMetricExporter(_signal_url(settings, "metrics")))
 
 
-def _scraped(settings: Settings, cleanup: contextlib.ExitStack) -> "MetricReader":
+def _prometheus_reader(settings: Settings, cleanup: contextlib.ExitStack) -> "MetricReader":
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from prometheus_client import start_http_server
     except ImportError:
-        raise _missing("PERDURE_METRICS=prometheus", "prometheus") from None
+        raise _missing_extra("PERDURE_METRICS=prometheus", "prometheus") from None
     host, port = _host_and_port(settings)
     try:
         server, thread = start_http_server(port, host)
@@ -250,7 +255,7 @@ def _scraped(settings: Settings, cleanup: contextlib.ExitStack) -> "MetricReader
 
 
 def runtime(settings: Settings) -> Runtime:
-    """Temporal's own runtime: its logs go to ours, its metrics where ours go. One a process.
+    """Return Temporal's runtime, with its logs and metrics sent where ours go; one for each process.
 
     Raises:
         DefinitionError: metrics go by OTLP and no endpoint is set, or the address is taken.
@@ -269,19 +274,24 @@ def _core_metrics(settings: Settings) -> PrometheusConfig | OpenTelemetryConfig 
         case "off":
             return None
         case "otlp":
-            return OpenTelemetryConfig(_signal(settings, "metrics"), http=True, durations_as_seconds=True)
+            return OpenTelemetryConfig(_signal_url(settings, "metrics"), http=True, durations_as_seconds=True)
         case "prometheus":
             host, port = _host_and_port(settings)
             return PrometheusConfig(
-                f"{host}:{port + 1}",
+                f"{host}:{port + 1}",  # our own metrics have the port itself
                 counters_total_suffix=True,
                 unit_suffix=True,
                 durations_as_seconds=True,
             )
 
 
-def _signal(settings: Settings, name: str) -> str:
-    """The endpoint of one signal, below the base URL."""
+def _signal_url(settings: Settings, name: str) -> str:
+    """Return the OTLP endpoint for "traces" or "metrics", below the base URL.
+
+    Raises:
+        DefinitionError: there is no base URL.
+
+    """
     if settings.otlp_endpoint is None:
         raise DefinitionError("PERDURE_METRICS=otlp needs PERDURE_OTLP_ENDPOINT")
     return f"{settings.otlp_endpoint.rstrip('/')}/v1/{name}"
@@ -298,5 +308,5 @@ def _resource() -> "Resource":
     return Resource.create({"service.name": SERVICE})
 
 
-def _missing(setting: str, extra: str) -> DefinitionError:
+def _missing_extra(setting: str, extra: str) -> DefinitionError:
     return DefinitionError(f'{setting} needs an exporter: pip install "perdure[{extra}]"')
