@@ -572,7 +572,7 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
         )
         gauges = Gauges()
         await gauges.update(client.temporal)
-        assert gauges.seen["not_found"].age(datetime.now(UTC)) > 0
+        assert gauges.by_cause["not_found"].age(datetime.now(UTC)) > 0
         provider.broken = None
         await first.resume()
         await second.redrive()
@@ -580,6 +580,6 @@ async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve
 
         async def gone() -> bool:
             await gauges.update(client.temporal)
-            return gauges.seen["not_found"].runs == before - 1
+            return gauges.by_cause["not_found"].runs == before - 1
 
         await until(gone)
