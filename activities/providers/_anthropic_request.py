@@ -37,7 +37,7 @@ class AnthropicOptions(ProviderOptions):
     extra_headers: dict[str, str] = Field(default_factory=dict[str, str])
     """Further HTTP headers, such as `anthropic-beta`."""
     cache: bool = True
-    """Whether to send prompt caching marks."""
+    """Switch for prompt caching marks."""
     cache_ttl: Literal["5m", "1h"] | None = None
     parallel_tool_calls: bool = True
     service_tier: Literal["auto", "standard_only"] | None = None

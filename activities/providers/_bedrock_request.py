@@ -59,7 +59,7 @@ class BedrockOptions(ProviderOptions):
     region: str | None = None
     guardrail: Guardrail | None = None
     cache: bool | None = None
-    """Whether to send prompt caching marks. None: to the models known to take them."""
+    """Switch for prompt caching marks. None: on for the models known to take them."""
     cache_ttl: Literal["5m", "1h"] | None = None
     service_tier: Literal["priority", "default", "flex", "reserved"] | None = None
 

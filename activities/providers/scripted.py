@@ -1,8 +1,7 @@
-"""The scripted model: answers from a function or a list, streams like a provider, needs no key.
+"""The scripted model: it answers from a function or a list, streams like a provider, and needs no key.
 
-It is shipped, not only used by our tests: an agent that names `model="scripted:x"` runs whole
-without a provider. Everything about it is labelled as scripted; its usage is counted at four bytes
-a token, and its price in the shipped table is a made-up one.
+It is shipped, for tests and demos of agents: an agent with `model="scripted:x"` runs without any provider.
+Its usage is estimated at four bytes a token, and its price in the shipped table is invented.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ from perdure.model import (
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What a script answers: words, calls, both, or an error as a provider would give it."""
+    """Answer of a script: text, tool calls, both, or an error as a provider would send it."""
 
     text: str = ""
     thinking: str = ""
@@ -40,7 +39,7 @@ class Line:
     error: ModelError | None = None
 
     def __add__(self, other: "Line") -> "Line":
-        """Both in one reply: `says("One moment.") + calls("search", q="x")`."""
+        """Join two answers into one reply: `says("One moment.") + calls("search", q="x")`."""
         return Line(
             text=self.text + other.text,
             thinking=self.thinking + other.thinking,
@@ -56,67 +55,73 @@ Script = Callable[[ModelRequest], Answer | Awaitable[Answer]] | Sequence[Answer]
 
 
 def says(text: str, *, thinking: str = "", stop: ModelStop | None = None, usage: Usage | None = None) -> Line:
-    """The model answers in words."""
+    """Make the model answer with text."""
     return Line(text=text, thinking=thinking, stop=stop, usage=usage)
 
 
 def calls(tool: str, /, **arguments: Any) -> Line:
-    """The model calls a tool. Several in a list, or added together, are one step."""
+    """Make the model call a tool; several in a list, or added together, are calls of the same step."""
     return Line(calls=(ToolCall(id="", name=tool, arguments=arguments),))
 
 
 def fails(
     kind: ErrorKind, message: str = "scripted failure", *, retry_after: timedelta | None = None
 ) -> Line:
-    """The call fails as a provider's would."""
+    """Make the model call fail, as a provider's would."""
     return Line(error=ModelError(kind, message, retry_after=retry_after))
 
 
 @dataclass(frozen=True)
 class ScriptedModel:
-    """A model that follows a script: a function of the request, or a list with one answer a step.
+    """Model that follows a script: a function of the request, or a list with an answer for each step.
 
-    The function may be async; it is called anew for each attempt. With a list, step n of any run
-    gets the n-th answer. `delay` is waited before each `chunk` characters of text.
+    The function may be async; it is called anew for each attempt. With a list, step n of any run gets the
+    n-th answer.
     """
 
     script: Script
     delay: timedelta = timedelta()
+    """Wait before each piece of text."""
     chunk: int = 16
+    """Characters of a piece of text."""
     pauses: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
+    """Function that waits for so many seconds: a test may put its own clock here."""
 
     def check(self, config: ModelConfig) -> None:
-        """Everything goes."""
+        """Accept every config."""
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """Play the script's answer to this request."""
-        line = await self._line(request)
-        read = _input_tokens(request)
-        yield UsageSoFar(usage=Usage(input_tokens=read))
+        """Stream the script's answer to this request."""
+        line = await self._run_script(request)
+        # Counted at the start, as Anthropic does: a call that is cut then has a cost.
+        input_tokens = _count_input(request)
+        yield UsageSoFar(usage=Usage(input_tokens=input_tokens))
         if line.thinking:
             yield ThinkingDelta(text=line.thinking)
-        for piece in self._pieces(line.text):
+        for piece in self._split(line.text):
             if self.delay:
                 await self.pauses(self.delay.total_seconds())
             yield TextDelta(text=piece)
         if line.error is not None:
-            raise line.error.with_traceback(None)  # it is raised again and again
-        yield _reply(request, line, read)
+            # Every attempt raises the same object: its traceback would grow each time.
+            raise line.error.with_traceback(None)
+        yield _build_reply(request, line, input_tokens)
 
-    def _pieces(self, text: str) -> Iterator[str]:
+    def _split(self, text: str) -> Iterator[str]:
         for start in range(0, len(text), self.chunk):
             yield text[start : start + self.chunk]
 
-    async def _line(self, request: ModelRequest) -> Line:
-        answer = self._answer(request)
+    async def _run_script(self, request: ModelRequest) -> Line:
+        answer = self._answer_of_step(request)
         if inspect.isawaitable(answer):
             answer = await answer
+        # Scripts are written by hand: whatever they return is checked here, where the message can say so.
         lines = [answer] if isinstance(answer, Line) else list(answer) if isinstance(answer, Sequence) else []  # pyright: ignore[reportUnnecessaryIsInstance]
         if not lines or not all(isinstance(line, Line) for line in lines):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError("bug", f"the script answered {answer!r}; answer with says(...) or calls(...)")
         return sum(lines[1:], start=lines[0])
 
-    def _answer(self, request: ModelRequest) -> Answer | Awaitable[Answer]:
+    def _answer_of_step(self, request: ModelRequest) -> Answer | Awaitable[Answer]:
         if callable(self.script):
             return self.script(request)
         if request.step > len(self.script):
@@ -126,34 +131,35 @@ class ScriptedModel:
         return self.script[request.step - 1]
 
 
-def _input_tokens(request: ModelRequest) -> int:
+def _count_input(request: ModelRequest) -> int:
     tools = canonical_json([tool.model_dump() for tool in request.tools])
-    written = estimate_tokens(len(request.instructions.encode()) + len(tools))
-    # How a reply came to be is kept beside it; no provider is sent it, and none bills for it.
-    said = (message.model_copy(update={"meta": None}) for message in request.messages)
-    return written + sum(estimated_tokens(message) for message in said)
+    fixed = estimate_tokens(len(request.instructions.encode()) + len(tools))
+    # No provider is sent `meta`, and none bills for it.
+    sent = (message.model_copy(update={"meta": None}) for message in request.messages)
+    return fixed + sum(estimated_tokens(message) for message in sent)
 
 
-def _written_bytes(part: Part) -> int:
+def _size_bytes(part: Part) -> int:
     try:
         return len(part.model_dump_json().encode())
-    except ValueError:  # half characters and the like: a script may try what a model may do
+    except ValueError:
+        # Lone surrogates are no JSON: a script may try what a model may send.
         return len(repr(part))
 
 
-def _reply(request: ModelRequest, line: Line, read: int) -> Reply:
+def _build_reply(request: ModelRequest, line: Line, input_tokens: int) -> Reply:
     parts: list[Part] = []
     if line.thinking:
         parts.append(Thinking(text=line.thinking))
     if line.text:
         parts.append(Text(text=line.text))
     parts.extend(line.calls)
-    said = sum(_written_bytes(part) for part in parts)
+    output_bytes = sum(_size_bytes(part) for part in parts)
     stop: ModelStop = line.stop or ("tool_calls" if line.calls else "end_turn")
     return Reply(
         parts=tuple(parts),
         stop=stop,
-        usage=line.usage or Usage(input_tokens=read, output_tokens=estimate_tokens(said)),
+        usage=line.usage or Usage(input_tokens=input_tokens, output_tokens=estimate_tokens(output_bytes)),
         request_digest=digest(
             [request.instructions, [message.model_dump(exclude={"meta"}) for message in request.messages]]
         ),
