@@ -25,7 +25,7 @@ from stage import Stage, stage, until
 
 from perdure import Run, RunResult
 from perdure.errors import PerdureError
-from perdure.starter.client.connect import RunInfo
+from perdure.starter.client.listing import RunInfo
 from perdure.starter.client.steps import StepCall
 from perdure.wire.events import Event, TextDelta, ToolProgress
 from perdure.wire.results import Approval

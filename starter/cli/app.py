@@ -18,7 +18,7 @@ from .loader import load_in_process
 from .options import DONE, USAGE, Common, app, command, command_line, out, pretty, refuse, say
 
 if TYPE_CHECKING:
-    from ..client.connect import RunInfo
+    from ..client.listing import RunInfo
 
 __all__ = ["app", "chat", "control", "deploys", "graph", "redrive", "run", "runs"]
 

@@ -25,7 +25,8 @@ from .screen import Terminal
 if TYPE_CHECKING:
     from perdure.messages import Message
 
-    from ..client.connect import Client, RunInfo
+    from ..client.connect import Client
+    from ..client.listing import RunInfo
     from ..client.session import Session
 
 _PROMPT: Final = "you> "

@@ -9,7 +9,7 @@ from .control import report_outcomes
 from .options import DONE, Common, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
-    from ..client.connect import RunInfo
+    from ..client.listing import RunInfo
 
 
 @command("redrive")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from perdure.messages import Message, Part
     from perdure.wire.results import Failure, NodeStatus, PlanItem, RunResult, RunStatus, Waiting
 
-    from ..client.connect import RunInfo
+    from ..client.listing import RunInfo
     from ..client.steps import Step
 
 COLOURS: Final[Mapping[str, str]] = {

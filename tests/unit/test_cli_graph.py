@@ -18,8 +18,8 @@ from perdure.errors import NotReachable, RunNotFound
 from perdure.starter.cli import app as cli
 from perdure.starter.cli import graph
 from perdure.starter.cli.options import Common
-from perdure.starter.client.connect import RunInfo
 from perdure.starter.client.inspect import StatusPoll, poll_until_ended, read_reconciled_status
+from perdure.starter.client.listing import RunInfo
 from perdure.starter.client.run import Run
 from perdure.wire.results import Approval, NodeStatus, RunStatus
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent

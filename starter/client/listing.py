@@ -1,0 +1,96 @@
+"""Lists of runs: what the server's search attributes say of them."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Final, Literal
+
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.service import RPCError
+
+from perdure.messages import Value
+from perdure.wire.attributes import (
+    AGENT_COST_USD,
+    AGENT_NAME,
+    AGENT_PARKED_AT,
+    AGENT_PARKED_FOR,
+    AGENT_STATUS,
+    AGENT_STEPS,
+    AGENT_STOP_REASON,
+    AGENT_USER,
+)
+from perdure.wire.ids import is_child_of
+from perdure.wire.names import SESSION_WORKFLOW
+from perdure.wire.results import ListedStatus
+
+from .errors import rpc_error
+
+_ENDED_BY_SERVER: Final = {
+    WorkflowExecutionStatus.TERMINATED: "terminated",
+    WorkflowExecutionStatus.TIMED_OUT: "timed_out",
+    WorkflowExecutionStatus.FAILED: "failed",
+    WorkflowExecutionStatus.CANCELED: "cancelled",
+}
+"""Ends at which the run's own code may not have set its status."""
+_SMALLEST_PAGE: Final = 100
+_LARGEST_PAGE: Final = 1000
+
+
+class RunInfo(Value):
+    """A run or session in a list."""
+
+    id: str
+    kind: Literal["run", "session"] = "run"
+    agent: str | None = None
+    status: ListedStatus | str = ""
+    stop_reason: str | None = None
+    user: str | None = None
+    steps: int = 0
+    cost_usd: float | None = None
+    started_at: datetime
+    ended_at: datetime | None = None
+    parked_for: str | None = None
+    """Kind of the error for which it is parked, see `docs/errors.md`."""
+    parked_at: datetime | None = None
+
+
+async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> AsyncIterator[RunInfo]:
+    """Yield the runs that a visibility query finds, the newest first, `most` of them.
+
+    With `roots`, runs started by another run are left out.
+    """
+    page_size = min(_LARGEST_PAGE, max(_SMALLEST_PAGE, most))
+    try:
+        async for execution in temporal.list_workflows(query, page_size=page_size):
+            if roots and _is_child(execution):
+                continue
+            yield _run_info(execution)
+            most -= 1
+            if most <= 0:
+                return
+    except RPCError as error:
+        raise rpc_error(error) from error
+
+
+def _is_child(execution: WorkflowExecution) -> bool:
+    # Visibility does not say of which type a parent is. The ids that we give child runs do.
+    return execution.parent_id is not None and is_child_of(execution.parent_id, execution.id)
+
+
+def _run_info(execution: WorkflowExecution) -> RunInfo:
+    attributes = execution.typed_search_attributes
+    state = execution.status
+    status = attributes.get(AGENT_STATUS) or (state.name.lower() if state else "")
+    return RunInfo(
+        id=execution.id,
+        kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
+        agent=attributes.get(AGENT_NAME),
+        status=_ENDED_BY_SERVER.get(state, status) if state else status,
+        stop_reason=attributes.get(AGENT_STOP_REASON),
+        user=attributes.get(AGENT_USER),
+        steps=attributes.get(AGENT_STEPS) or 0,
+        cost_usd=attributes.get(AGENT_COST_USD),
+        started_at=execution.start_time,
+        ended_at=execution.close_time,
+        parked_for=attributes.get(AGENT_PARKED_FOR),
+        parked_at=attributes.get(AGENT_PARKED_AT),
+    )

@@ -1,0 +1,83 @@
+"""Requests for runs and sessions: validated, as JSON, and compared with that of an id already taken."""
+
+import json
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+from temporalio.client import WorkflowExecutionDescription
+
+from perdure.errors import InvalidRequest, RunConflict
+from perdure.limits import explain
+from perdure.model import digest
+from perdure.wire.requests import RunRequest, SessionRequest
+
+_REQUEST_DIGEST: Final = "perdure_request"
+"""Memo field. The server keeps it, so a repeated start is recognised without asking a worker."""
+
+_Request = TypeVar("_Request", RunRequest, SessionRequest)
+
+
+def build_request(kind: type[_Request], **fields: Any) -> _Request:
+    """Build and validate a request. Empty fields are left out, so that equal requests have equal digests.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+
+    """
+    set_fields = {name: value for name, value in fields.items() if value not in (None, [], {})}
+    if set_fields.get("stream") is True:
+        del set_fields["stream"]
+    return validate_request(kind, set_fields)
+
+
+def validate_request(kind: type[_Request], fields: dict[str, Any]) -> _Request:
+    """Build a request from exactly these fields.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        name = "session" if kind is SessionRequest else "run"
+        raise InvalidRequest(f"{name} request: {explain(error)}") from None
+
+
+def request_json(request: RunRequest | SessionRequest, run_id: str | None) -> dict[str, Any]:
+    """Return the request as JSON values.
+
+    Raises:
+        InvalidRequest: a text cannot be written as UTF-8.
+
+    """
+    try:
+        plain = request.to_json()
+        # Python's text may hold half of a surrogate pair, which no server accepts.
+        json.dumps([plain, run_id], ensure_ascii=False).encode()
+    except ValueError as error:
+        raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None
+    return plain
+
+
+def request_memo(plain: dict[str, Any]) -> dict[str, str]:
+    """Return the memo by which `has_request` knows the request again."""
+    return {_REQUEST_DIGEST: digest(plain)}
+
+
+async def has_request(description: WorkflowExecutionDescription, plain: dict[str, Any]) -> bool:
+    """Return whether the run was started with this request."""
+    return bool((await description.memo()).get(_REQUEST_DIGEST) == digest(plain))
+
+
+def check_workflow_type(run_id: str, description: WorkflowExecutionDescription, expected: str) -> None:
+    """Check the type of the workflow that has the id; an id chosen by a caller may be that of any workflow.
+
+    Raises:
+        RunConflict: it is of another type.
+
+    """
+    if description.workflow_type != expected:
+        raise RunConflict(
+            f"id {run_id!r} belongs to a workflow of type {description.workflow_type!r}; choose another id"
+        )
