@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
@@ -18,7 +18,8 @@ from perdure.wire.results import TurnReply
 
 from .. import display
 from . import tables
-from .follow import Follower, is_conversation
+from .follow import Follower, has_person
+from .line import LineInterrupted, line_reader
 from .options import DONE, FAILED, Common, exit_code_of, hint, out, pretty, say, say_error
 from .screen import Terminal
 
@@ -31,70 +32,72 @@ if TYPE_CHECKING:
 
 _PROMPT: Final = "you> "
 _RECENT: Final = 6
+"""Messages of an old session that are shown when it is picked up."""
 _HELP: Final = """\
-/history     everything that was said
-/status      where the session is, what it cost
-/interrupt   end what the agent does now (Ctrl-C does, too)
+/history     show all messages
+/status      show where the session is and what it cost
+/interrupt   end the turn in hand (Ctrl-C does, too)
 /close       end the session
 /quit        leave; the session stays (Ctrl-D does, too)"""
 
 
-def new_id(agent: str, user: str | None) -> str:
-    """An id that tells people whose session it is."""
-    who = re.sub(r"[^\w.-]+", "-", user or "someone")
-    return f"{agent}-{who}-{uuid.uuid4().hex[:4]}"
+def new_session_id(agent: str, user: str | None) -> str:
+    """Return an id that tells people whose session it is."""
+    owner = re.sub(r"[^\w.-]+", "-", user or "someone")
+    return f"{agent}-{owner}-{uuid.uuid4().hex[:4]}"
 
 
-async def choose(client: "Client", agent: str | None, user: str | None) -> str:
-    """The id of an open session of that person, as they choose it.
+async def choose_session(client: "Client", agent: str | None, user: str | None) -> str:
+    """Return the id of an open session of that user; of several the one that the person chooses.
 
     Raises:
-        RunNotFound: there is none.
+        RunNotFound: there is no open session.
+        InvalidRequest: the person chose none of them.
 
     """
     query = f'WorkflowType = "{SESSION_WORKFLOW}" AND ExecutionStatus = "Running"'
     infos = [info async for info in client.list(agent=agent, user=user, query=query, most=20)]
     if not infos:
         raise RunNotFound(f"{user or 'nobody'} has no open session; begin one: perdure chat AGENT")
-    if len(infos) == 1:
-        return infos[0].id
-    return _chosen(infos)
+    return infos[0].id if len(infos) == 1 else await _ask_which(infos)
 
 
-def _chosen(infos: "list[RunInfo]") -> str:
+async def _ask_which(infos: "list[RunInfo]") -> str:
     for number, info in enumerate(infos, 1):
         say(f"{number:>3}  {info.id}  {info.status}, begun {display.age(info.started_at)}")
-    sys.stderr.write("which? ")
-    sys.stderr.flush()
-    word = sys.stdin.readline().strip()
+    try:
+        line = await line_reader().read("which? ")
+    except LineInterrupted:
+        raise KeyboardInterrupt from None
+    word = (line or "").strip()
     if word.isdigit() and 1 <= int(word) <= len(infos):
         return infos[int(word) - 1].id
-    raise InvalidRequest(f"{word!r} is none of them; or name it: perdure chat --session ID")
+    raise InvalidRequest(f"{word!r} is none of these numbers; or give its id: perdure chat --session ID")
 
 
-async def talk(client: "Client", session: "Session", common: Common) -> int:
-    """Hold the conversation until its person leaves; the session stays."""
-    if is_conversation(common):
-        return await _Conversation(client, session).held()
-    return await _piped(session, common)
+async def converse(client: "Client", session: "Session", common: Common) -> int:
+    """Hold the conversation until the person leaves, and return the exit code; the session stays."""
+    if has_person(common):
+        return await _Conversation(client, session).hold()
+    return await _answer_lines(session, common)
 
 
-async def _piped(session: "Session", common: Common) -> int:
-    """A line a turn; replies on stdout."""
+async def _answer_lines(session: "Session", common: Common) -> int:
+    """Take each line of stdin as a turn, and print its reply."""
     code = DONE
     while line := sys.stdin.readline():
         if not line.strip():
             continue
         reply = await session.say(line.rstrip("\n"))
-        out(common, reply.model_dump(mode="json"), tables.output(answer_of(reply)))
+        out(common, reply.model_dump(mode="json"), tables.output(reply_output(reply)))
         if reply.error is not None:
             say_error(tables.failure_line(reply.error))
             code = FAILED
     return code
 
 
-def answer_of(reply: TurnReply) -> object:
-    """What a turn gave: its output, or the last words before it ended."""
+def reply_output(reply: TurnReply) -> object:
+    """Return the output of a turn; of a turn that ended early, its last text."""
     return reply.text if reply.output is None else reply.output
 
 
@@ -103,58 +106,70 @@ class _Conversation:
         self._client = client
         self._session = session
         self._screen = Terminal()
-        self._left = False
+        self._reader = line_reader()
+        self._has_left = False
 
-    async def held(self) -> int:
-        """The exit code, when the person has left."""
+    async def hold(self) -> int:
+        """Take lines until the person has left, and return the exit code."""
         await self._pick_up()
-        say(f"type /help for commands; leave with Ctrl-D and come back: {self._hint()}")
-        while not self._left:
-            line = _typed()
+        say(f"type /help for commands; leave with Ctrl-D and come back: {self._return_hint()}")
+        while not self._has_left:
+            try:
+                line = await self._reader.read(_PROMPT)
+            except LineInterrupted:
+                say("(Ctrl-D leaves)")
+                continue
             if line is None:
                 break
             try:
-                await self._heard(line.strip())
+                await self._take(line.strip())
             except RunEnded as error:
                 self._screen.note(str(error))
                 return DONE
             except PerdureError as error:
                 self._screen.note(f"error: {error}")
+                # After a wrong line the person tries another; no other error goes away by that.
                 if not isinstance(error, InvalidRequest):
                     return exit_code_of(error)
-        say(f"\nthe session stays; come back: {self._hint()}    (or end it: {self._end_hint()})")
+        end = hint(f"stop {self._session.id}")
+        say(f"\nthe session stays; come back: {self._return_hint()}    (or end it: {end})")
         return DONE
 
-    def _hint(self) -> str:
+    def _return_hint(self) -> str:
         return hint(f"chat --session {self._session.id}")
 
-    def _end_hint(self) -> str:
-        return hint(f"stop {self._session.id}")
-
     async def _pick_up(self) -> None:
-        """Show what was said, and follow a turn that goes on."""
+        """Show the newest messages, and follow a turn that goes on."""
         try:
             status = await self._session.status()
         except RunNotFound:
+            # A new session is started by its first message.
             return
-        said = await self._session.transcript()
-        _remember(message.text for message in said if message.role == "user")
-        self._show(said[-_RECENT:])
+        messages = await self._session.transcript()
+        typed = (message.text for message in messages if message.role == "user")
+        self._reader.remember(text for text in typed if text and "\n" not in text)
+        self._print(messages[-_RECENT:])
         if status.status != "idle":
-            await self._follow(_rest_of_turn(self._session.run.events(after_message=status.messages)))
+            await self._follow(_until_idle(self._session.run.events(after_message=status.messages)))
 
-    def _show(self, messages: "list[Message]") -> None:
+    def _print(self, messages: "list[Message]") -> None:
         parts = [part for message in messages for part in tables.message_parts(message)]
         pretty(*(Text.assemble((f"{head}\n", "bold"), f"{text}\n") for head, text in parts))
 
-    async def _heard(self, line: str) -> None:
+    async def _take(self, line: str) -> None:
+        """Carry out a command, or take the line as a message.
+
+        Raises:
+            RunEnded: the session is over.
+
+        """
         match line:
             case "":
                 return
             case "/help" | "/?":
                 say(_HELP)
             case "/history":
-                self._show(await self._session.transcript())
+                self._print(await self._session.transcript())
             case "/status":
                 for name, value in tables.status_rows(self._session.id, await self._session.status()):
                     say(f"{name:<10} {value}")
@@ -164,21 +179,29 @@ class _Conversation:
                 await self._session.close()
                 raise RunEnded(f"session {self._session.id!r} is closed")
             case "/quit" | "/exit":
-                self._left = True
+                self._has_left = True
             case _ if line.startswith("/") and " " not in line:
-                say(f"no command {line!r}; there are:\n{_HELP}")
+                say(f"no command {line!r}; the commands are:\n{_HELP}")
             case _:
                 await self._follow(self._session.stream(line))
 
     async def _follow(self, events: AsyncIterator[Event]) -> None:
-        """Show a turn to its end. Ctrl-C interrupts it; a second one leaves."""
-        follower = Follower(self._client, self._session.run, self._screen, asks=True, leave="")
-        following = asyncio.ensure_future(follower.to_the_end(events))
+        """Show a turn to its end. Ctrl-C interrupts it; a second one leaves.
+
+        Raises:
+            RunEnded: the session ended with the turn.
+
+        """
+        follower = Follower(
+            self._client, self._session.run, self._screen, asks=True, leave="", reader=self._reader
+        )
+        following = asyncio.ensure_future(follower.follow(events))
         with _on_interrupt(lambda again: self._interrupt(following, again=again)):
+            # Not awaited: after the second Ctrl-C it is cancelled, which is no error here.
             await asyncio.wait({following})
         self._screen.rest()
         if following.cancelled() or follower.detached:
-            self._left = True
+            self._has_left = True
             return
         following.result()
         if isinstance(follower.last, Finished):
@@ -190,62 +213,33 @@ class _Conversation:
             return
         self._screen.note("\ninterrupting; Ctrl-C again leaves")
         task = asyncio.ensure_future(self._session.interrupt())
+        # The callback holds the task: the loop alone would let it be collected.
         following.add_done_callback(lambda _: task.cancel())
 
 
-async def _rest_of_turn(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _until_idle(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
     async for event in events:
         yield event
         if isinstance(event, StatusChanged) and event.status == "idle":
             return
 
 
-def _remember(lines: Iterator[str]) -> None:
-    """Let the up arrow find what was said before."""
-    with contextlib.suppress(ImportError):  # not every Python has it
-        import readline
-
-        for line in lines:
-            if line and "\n" not in line:
-                readline.add_history(line)
-
-
-def _typed() -> str | None:
-    """A line, edited as the terminal's user is used to; None at the end of them.
-
-    Nothing else goes on meanwhile, so the loop may stand still; Ctrl-C forgets the line.
-    """
-    _remember(iter(()))
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return input(_PROMPT)
-    except KeyboardInterrupt:
-        say("\n(Ctrl-D leaves)")
-        return ""
-    except EOFError:
-        return None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 @contextlib.contextmanager
-def _on_interrupt(act: "_Act") -> Generator[None]:
+def _on_interrupt(act: Callable[[bool], None]) -> Generator[None]:
+    """Call `act` at Ctrl-C, with True from the second time on."""
     loop = asyncio.get_running_loop()
-    pressed = 0
+    presses = 0
 
     def press() -> None:
-        nonlocal pressed
-        pressed += 1
-        act(pressed > 1)
+        nonlocal presses
+        presses += 1
+        act(presses > 1)
 
+    # asyncio's own handler, by which Ctrl-C ends the command, comes back afterwards.
+    previous = signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, press)
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _Act = Callable[[bool], None]
+        signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,12 @@
-"""Following a run at a terminal or from a script: shows its events, asks people what it asks them."""
+"""Following a run at a terminal or from a script: its events are shown, its questions put to the person.
+
+Theory of operation
+1. Events come in one stream. While nothing waits for the person, the next one is awaited alone.
+2. While something waits and a person is there, the next event and the person's line are awaited together.
+   Whichever comes first wins: an approval that is given elsewhere takes the question back.
+3. An item waits until an event shows that it is resolved. The root of a tree hears of an approval below later
+   than we hear of its end, so a resolved call is never asked about again.
+"""
 
 import asyncio
 import contextlib
@@ -25,6 +33,7 @@ from perdure.wire.results import Approval, Question
 
 from .. import display
 from . import tables
+from .line import LineReader, line_reader, read_answer
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
 from .person import user_name
 from .screen import Json, Lines, Screen, Terminal
@@ -34,55 +43,57 @@ if TYPE_CHECKING:
     from ..client.run import Run
 
 _SILENCE: Final = 10.0
-"""Seconds without a word after which we look whether anybody works at all."""
-
-WHERE_TO_LOOK: Final = "look at the worker's own output"
+"""Seconds without an event after which the worker is checked."""
 _SOON: Final = 1.5
+"""The same after a resume: a run that parks again at once changes its status to what it was."""
 
-Want = Approval | Question | Literal["parked"]
+LOOK_AT_WORKER: Final = "look at the worker's own output"
+
+Item = Approval | Question | Literal["parked"]
+"""What waits for the person. "parked" is the followed run itself."""
 _Place = tuple[str, str]
-"""What tells one want from another: the run that waits, and its call. Call ids repeat from run to run."""
+"""The run that waits and its call: call ids are unique within a run only."""
 
 
 def screen_for(common: Common, run_id: str) -> Screen:
-    """JSON when asked for; a moving picture only where somebody can see it move."""
+    """Return JSON where the options ask for it, a moving picture at a terminal, else lines."""
     if common.json:
         return Json()
     return Terminal() if sys.stdout.isatty() and sys.stderr.isatty() else Lines(run_id)
 
 
-def is_conversation(common: Common) -> bool:
-    """Whether a person is there to answer."""
+def has_person(common: Common) -> bool:
+    """Return whether a person is there to answer."""
     return not common.json and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))
 
 
 async def follow(client: "Client", run: "Run", common: Common) -> int:
-    """Show the run to its end; the exit code says which end that was.
+    """Show the run to its end and return the exit code for that end.
 
-    Ctrl-C and a person's "detach" leave the run as it is. Where nobody can answer, a parked run is
-    left with the code for that; approvals are waited for, for they may come from elsewhere.
+    Ctrl-C and a person's "detach" leave the run as it is. Without a person, a parked run is left with the
+    code for that, and an approval is waited for, since it may come from elsewhere.
     """
     screen = screen_for(common, run.id)
-    follower = Follower(client, run, screen, asks=is_conversation(common), leave=detached(run.id))
+    follower = Follower(client, run, screen, asks=has_person(common), leave=detach_message(run.id))
     try:
-        return await follower.to_the_end(run.events(tree=True))
+        return await follower.follow(run.events(tree=True))
     except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels us, and raises KeyboardInterrupt after
-        screen.note(f"\n{detached(run.id)}")
+        screen.note(f"\n{detach_message(run.id)}")
         raise
     finally:
         screen.rest()
 
 
-def detached(run_id: str) -> str:
-    """How to come back to a run."""
-    follow, end = hint(f"watch {run_id}"), hint(f"stop {run_id}")
-    return f"the run goes on; follow it again: {follow}    (or end it: {end})"
+def detach_message(run_id: str) -> str:
+    """Return how to come back to a run that is left."""
+    watch, stop = hint(f"watch {run_id}"), hint(f"stop {run_id}")
+    return f"the run goes on; follow it again: {watch}    (or end it: {stop})"
 
 
-def code_of_end(end: Finished) -> int:
-    """The exit code of a run that is over."""
+def end_code(end: Finished) -> int:
+    """Return the exit code of a run that is over."""
     if end.status == "failed":
-        # The agent's name, or the request, was wrong: the call, not the run.
+        # A wrong name or request is the caller's mistake, not the run's.
         wrong = end.error is not None and end.error.kind in (UNKNOWN_AGENT, INVALID_REQUEST)
         return USAGE if wrong else FAILED
     natural = end.status == "completed" and end.result is not None and end.result.stop_reason == "end_turn"
@@ -90,18 +101,28 @@ def code_of_end(end: Finished) -> int:
 
 
 class Follower:
-    """Shows events of a run, or of a turn, and asks the person what the agent asks.
+    """Shows the events of a run, or of a turn, and puts the agent's questions to the person.
 
     Args:
-        client: for a look at the workers.
+        client: for checks of the workers.
         run: the run, or session, that people act on.
         screen: where it is shown.
-        asks: somebody is there to answer.
-        leave: what to say to a person who leaves before the end.
+        asks: a person is there to answer.
+        leave: the message for a person who leaves before the end.
+        reader: reads the person's lines; a new one by default.
 
     """
 
-    def __init__(self, client: "Client", run: "Run", screen: Screen, *, asks: bool, leave: str) -> None:
+    def __init__(
+        self,
+        client: "Client",
+        run: "Run",
+        screen: Screen,
+        *,
+        asks: bool,
+        leave: str,
+        reader: LineReader | None = None,
+    ) -> None:
         self.detached = False
         self.last: TreeEvent | None = None
         self._leave = leave
@@ -109,16 +130,17 @@ class Follower:
         self._run = run
         self._screen = screen
         self._asks = asks
-        self._wants: dict[_Place, Want] = {}
-        self._decided: set[_Place] = set()
-        self._silent = True
-        self._told: str | None = None
-        """What was said last about the silence."""
+        self._reader = reader
+        self._waiting: dict[_Place, Item] = {}
+        self._resolved: set[_Place] = set()
+        self._had_event = False
+        self._explained: str | None = None
+        """The explanation of the silence that was shown last; it is not repeated."""
         self._resumed = False
-        """Told to go on, and no word of it yet."""
+        """Resumed by the person, and no event since."""
 
-    async def to_the_end(self, stream: AsyncIterator[TreeEvent]) -> int:
-        """Follow these events to their end; the exit code."""
+    async def follow(self, stream: AsyncIterator[TreeEvent]) -> int:
+        """Follow these events to their end and return the exit code."""
         async with contextlib.aclosing(_Events(stream)) as events:
             while True:
                 try:
@@ -131,147 +153,160 @@ class Follower:
                     continue
                 self._take(event)
                 if isinstance(event, Finished):
-                    return code_of_end(event)
+                    return end_code(event)
                 if isinstance(event, TurnFinished):
                     return DONE
-                if isinstance(event, StatusChanged) and _stands_still(event) and not self._asks:
+                if isinstance(event, StatusChanged) and _needs_person(event) and not self._asks:
                     self._screen.note(f"  {tables.resume_hint(self._run.id)}")
                     return PARKED
 
     def _take(self, event: TreeEvent) -> None:
-        self._silent = False
+        """Show the event and update what waits for the person."""
+        self._had_event = True
         self.last = event
         self._screen.show(event)
         if isinstance(event, ChildEvent):
-            return self._took(event.run_id, event.event)
+            return self._drop_resolved(event.run_id, event.event)
         match event:
             case ApprovalRequested():
-                self._ask(event.approval)
+                self._add(event.approval)
             case QuestionAsked():
-                self._ask(event.question)
+                self._add(event.question)
             case StatusChanged():
                 self._resumed = False
-                self._wants.pop(self._place("parked"), None)
+                self._waiting.pop(self._place("parked"), None)
                 if event.status == "parked":
-                    self._wants[self._place("parked")] = "parked"
+                    self._waiting[self._place("parked")] = "parked"
             case _:
-                self._took(self._run.id, event)
+                self._drop_resolved(self._run.id, event)
         return None
 
-    def _ask(self, want: Approval | Question) -> None:
-        if self._place(want) not in self._decided:  # the root hears of it later than we of its end
-            self._wants[self._place(want)] = want
+    def _add(self, item: Approval | Question) -> None:
+        if self._place(item) not in self._resolved:
+            self._waiting[self._place(item)] = item
 
-    def _took(self, run_id: str, event: Event) -> None:
-        """What an event of a run says about who waits for a person."""
+    def _drop_resolved(self, run_id: str, event: Event) -> None:
+        """Forget what the event shows to be resolved, here or elsewhere."""
         match event:
-            case ToolStarted() | ToolFinished():  # decided, here or elsewhere
-                self._decided.add((run_id, event.call_id))
-                self._wants.pop((run_id, event.call_id), None)
+            case ToolStarted() | ToolFinished():
+                self._resolved.add((run_id, event.call_id))
+                self._waiting.pop((run_id, event.call_id), None)
             case NodeFinished() if event.run_id is not None:
-                gone = [at for at in self._wants if f"{at[0]}/".startswith(f"{event.run_id}/")]
-                for place in gone:
-                    del self._wants[place]
+                # With slashes at the ends: r/a-1 is not above r/a-10.
+                ended = [at for at in self._waiting if f"{at[0]}/".startswith(f"{event.run_id}/")]
+                for place in ended:
+                    del self._waiting[place]
             case _:
                 pass
 
-    def _place(self, want: Want) -> _Place:
-        if isinstance(want, str):
+    def _place(self, item: Item) -> _Place:
+        if isinstance(item, str):
             return self._run.id, ""
-        return want.run_id or self._run.id, want.call_id
+        return item.run_id or self._run.id, item.call_id
 
     async def _next(self, events: "_Events") -> TreeEvent | int | None:
-        """The next event; or an exit code, when a person detaches; None after anything else."""
+        """Return the next event, or the exit code when the person detaches, or None after anything else."""
         coming = events.peek()
-        if not (self._asks and self._wants):
+        if not (self._asks and self._waiting):
             done, _ = await asyncio.wait({coming}, timeout=_SOON if self._resumed else _SILENCE)
-            if done:
-                return events.take()
-            return await self._explain_silence()
-        want = next(iter(self._wants.values()))
+            return events.take() if done else await self._explain_silence()
+        item = next(iter(self._waiting.values()))
         self._screen.rest()
-        prompt(self._question(want))
-        line = asyncio.ensure_future(read_line())
-        await asyncio.wait({coming, line}, return_when=asyncio.FIRST_COMPLETED)
-        if line.done():
-            return await self._answered(want, line.result())
-        line.cancel()
-        await asyncio.gather(line, return_exceptions=True)
-        prompt("\n")
+        self._reader = self._reader or line_reader()
+        line = asyncio.ensure_future(read_answer(self._reader, question_text(item)))
+        try:
+            await asyncio.wait({coming, line}, return_when=asyncio.FIRST_COMPLETED)
+            if line.done():
+                return await self._answer(item, line.result())
+        finally:
+            # Waited for: the terminal is the reader's until it has put it back.
+            line.cancel()
+            await asyncio.gather(line, return_exceptions=True)
         return events.take()
 
-    def _question(self, want: Want) -> str:
-        if want == "parked":
-            return "[r]esume, [s]top or [d]etach? "
-        if isinstance(want, Question):
-            whose = f" to {display.short('/'.join(want.path), 80)}" if want.path else ""
-            return f"your answer{whose} (empty: detach): "
-        call = display.short("/".join([*want.path, want.call_id]), 80)
-        return f"approve {call}? [y]es, [n]o and why, [d]etach: "
-
-    async def _answered(self, want: Want, line: str | None) -> int | None:
-        word, _, rest = (line or "d").strip().partition(" ")
-        asks_to_detach = line is None or word.lower() in ("d", "detach")
-        if isinstance(want, Question):
-            asks_to_detach = not (line or "").strip()
-        if asks_to_detach:
+    async def _answer(self, item: Item, line: str | None) -> int | None:
+        """Act on the person's line; return the exit code when the person detaches."""
+        text = (line or "").strip()
+        word, _, reason = text.partition(" ")
+        word = word.lower()
+        # To a question every word is an answer, so only an empty line detaches.
+        detaches = not text if isinstance(item, Question) else word in ("d", "detach")
+        if line is None or detaches:
             self.detached = True
             if self._leave:
                 self._screen.note(self._leave)
             return DONE
         try:
-            await self._carry_out(want, (line or "").strip(), word.lower(), rest.strip())
-        except (InvalidRequest, RunEnded) as error:  # somebody else was faster
+            understood = await self._carry_out(item, text, word, reason.strip())
+        except (InvalidRequest, RunEnded) as error:  # resolved elsewhere meanwhile
             self._screen.note(str(error))
-            self._wants.pop(self._place(want), None)
+            understood = True
+        if understood:
+            self._waiting.pop(self._place(item), None)
         return None
 
-    async def _carry_out(self, want: Want, line: str, word: str, rest: str) -> None:
-        match want, word:
+    async def _carry_out(self, item: Item, text: str, word: str, reason: str) -> bool:
+        """Do what the person says; return False for a word that is not understood, to ask again."""
+        match item, word:
             case "parked", "r" | "resume":
                 await self._run.resume()
                 self._resumed = True
             case "parked", "s" | "stop":
                 await self._run.stop()
             case Question(), _:
-                await self._run.send(line, run_id=self._below(want))
+                await self._run.send(text, run_id=self._child_id(item))
             case Approval(), "y" | "yes" | "n" | "no":
-                allow = word.startswith("y")
-                below = self._below(want)
                 await self._run.resolve_approval(
-                    want.call_id, allow=allow, by=user_name(), reason=rest, digest=want.digest, run_id=below
+                    item.call_id,
+                    allow=word.startswith("y"),
+                    by=user_name(),
+                    reason=reason,
+                    digest=item.digest,
+                    run_id=self._child_id(item),
                 )
             case _:
-                return  # not understood: asked again
-        self._wants.pop(self._place(want), None)
+                return False
+        return True
 
-    def _below(self, want: Approval | Question) -> str | None:
-        """The run below that is meant; None: this one."""
-        return want.run_id if want.run_id and want.run_id != self._run.id else None
+    def _child_id(self, item: Approval | Question) -> str | None:
+        """Return the run below that waits, or None when it is the followed run itself."""
+        return item.run_id if item.run_id and item.run_id != self._run.id else None
 
     async def _explain_silence(self) -> Event | None:
-        why = await self._why_silent()
-        if why is not None and why != self._told:
-            self._screen.note(why)
-            self._told = why
+        reason = await self._find_silence_reason()
+        if reason is not None and reason != self._explained:
+            self._screen.note(reason)
+            self._explained = reason
         if self._resumed:
-            # Parked again between two looks: nothing changed for those who only look.
+            # Parked again between two polls: the stream compares statuses, and sees no change.
             status = await self._run.status()
             if status.status == "parked":
                 return StatusChanged(status="parked", doing=status.doing, failure=status.failure)
         return None
 
-    async def _why_silent(self) -> str | None:
-        if self._silent and not await self._client.has_worker():
+    async def _find_silence_reason(self) -> str | None:
+        if not self._had_event and not await self._client.has_worker():
             return no_worker_message(self._client.task_queue)
         try:
             await self._run.status()
         except ServerBusy:
+            # The server is busy: that says nothing of the worker.
             return None
         except NotReachable:
-            return f"no worker answers; the run waits for one, and goes on then ({WHERE_TO_LOOK})"
+            return f"no worker answers; the run waits for one, and goes on then ({LOOK_AT_WORKER})"
         stuck = await self._run.is_stuck()
         return "the worker cannot go on with the run: its log says why" if stuck else None
+
+
+def question_text(item: Item) -> str:
+    """Return the prompt that asks the person about the item."""
+    if item == "parked":
+        return "[r]esume, [s]top or [d]etach? "
+    if isinstance(item, Question):
+        child = f" to {display.short('/'.join(item.path), 80)}" if item.path else ""
+        return f"your answer{child} (empty: detach): "
+    call = display.short("/".join([*item.path, item.call_id]), 80)
+    return f"approve {call}? [y]es, [n]o and why, [d]etach: "
 
 
 def no_worker_message(task_queue: str) -> str:
@@ -279,37 +314,20 @@ def no_worker_message(task_queue: str) -> str:
     return f"no worker takes work from task queue {task_queue!r}; start one: perdure worker FILE"
 
 
-def prompt(text: str) -> None:
-    """Ask, without ending the line."""
-    sys.stderr.write(text)
-    sys.stderr.flush()
-
-
-async def read_line() -> str | None:
-    """A line from the terminal; None at its end.
-
-    Without a thread: one that waits for a line cannot be called back, and would hold up Ctrl-C.
-    """
-    loop = asyncio.get_running_loop()
-    there = asyncio.Event()
-    number = sys.stdin.fileno()
-    loop.add_reader(number, there.set)
-    try:
-        await there.wait()
-    finally:
-        loop.remove_reader(number)
-    return sys.stdin.readline() or None
+def _needs_person(event: StatusChanged) -> bool:
+    """Return whether the run is parked until a person acts, rather than until its own retry."""
+    return event.status == "parked" and (event.failure is None or event.failure.resumes_at is None)
 
 
 class _Events:
-    """Events of which the next can be waited for beside something else."""
+    """A stream whose next event can be awaited beside something else."""
 
     def __init__(self, events: AsyncIterator[TreeEvent]) -> None:
         self._events = events
         self._coming: asyncio.Task[TreeEvent] | None = None
 
     def peek(self) -> "asyncio.Task[TreeEvent]":
-        """The next event, in a while; the same until it is taken."""
+        """Return the task of the next event; it is the same one until the event is taken."""
         if self._coming is None:
             self._coming = asyncio.create_task(self._next())
         return self._coming
@@ -318,21 +336,16 @@ class _Events:
         return await anext(self._events)
 
     def take(self) -> TreeEvent:
-        """The event that has come."""
+        """Return the event that has come."""
         assert self._coming is not None
         event = self._coming.result()
         self._coming = None
         return event
 
     async def aclose(self) -> None:
-        """Stop asking."""
+        """Stop asking for events."""
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
-        if isinstance(self._events, AsyncGenerator):  # what watches the runs below ends with it
+        if isinstance(self._events, AsyncGenerator):  # the watchers of the runs below end with it
             await self._events.aclose()
-
-
-def _stands_still(event: StatusChanged) -> bool:
-    """Whether nothing happens until a person does something: a parked run may try again by itself."""
-    return event.status == "parked" and (event.failure is None or event.failure.resumes_at is None)

@@ -193,7 +193,8 @@ class Shell:
         process = subprocess.Popen(
             [sys.executable, "-S", "-c", _AT_A_TERMINAL, sys.executable, "-m", "perdure", *words],
             cwd=self.folder,
-            env={**self.environment, "TERM": "xterm"},
+            # No terminal emulator is there to answer where the cursor is.
+            env={**self.environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,25 +58,25 @@ def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterat
 def test_a_chat_at_a_terminal_is_left_and_resumed(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "at-terminal", "--user", "ann") as terminal:
         terminal.says("session at-terminal")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("hello\n")
         terminal.says("Message 1 was: hello")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("/status\n")
         terminal.says("idle")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("/nonsense\n")
         terminal.says("no command '/nonsense'")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("\x04")
         terminal.says("come back: perdure chat --session at-terminal")
         assert terminal.ends() == 0
     with shell.terminal("chat", "--session", "at-terminal") as terminal:
         terminal.says("Message 1 was: hello")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("\x1b[A\n")
         terminal.says("Message 2 was: hello")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("/close\n")
         terminal.says("is closed")
         assert terminal.ends() == 0
@@ -84,17 +85,17 @@ def test_a_chat_at_a_terminal_is_left_and_resumed(shell: Shell) -> None:
 
 def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "approvals") as terminal:
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("refund W1\n")
-        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach: ")
+        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach:")
         terminal.types("y\n")
         terminal.says("paid back W1 indeed")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("refund W1\n")
         terminal.says("approve call-3-1?")
         terminal.types("n not today\n")
         terminal.says("not today indeed")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("/quit\n")
         assert terminal.ends() == 0
     assert "Traceback" not in terminal.said
@@ -102,29 +103,72 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
 
 def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "chat-interrupted") as terminal:
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("hello\n")
         terminal.says("Message 1 was: hello")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("hang\n")
         terminal.says("waiting for the model")
         terminal.types("\x03")
         terminal.says("the turn ended early: stopped")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("\x03")
         terminal.says("(Ctrl-D leaves)")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("still there?\n")
         terminal.says("Message 3 was: still there?")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("\x04")
         assert terminal.ends() == 0
     assert "Traceback" not in terminal.said
 
 
+def test_ctrl_c_at_a_question_ends_the_turn(shell: Shell) -> None:
+    with shell.terminal("chat", "clerk", "--session", "question-interrupted") as terminal:
+        terminal.says("you>")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-1-1?")
+        terminal.types("\x03")
+        terminal.says("the turn ended early: stopped")
+        terminal.says("you>")
+        terminal.types("still there?\n")
+        terminal.says("still there?")
+        terminal.says("you>")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+
+
+def test_a_chat_needs_no_prompt_toolkit(shell: Shell, tmp_path: Path) -> None:
+    """The terminal edits the line; questions are put and taken back all the same."""
+    (tmp_path / "prompt_toolkit.py").write_text("raise ImportError\n")
+    plain = Shell(shell.folder, {**shell.variables, "PYTHONPATH": str(tmp_path)})
+    with plain.terminal("chat", "clerk", "--session", "plain") as terminal:
+        terminal.says("you> ")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach:")
+        terminal.types("y\n")
+        terminal.says("paid back W1 indeed")
+        terminal.says("you> ")
+        terminal.types("refund W1\n")
+        terminal.says("approve call-3-1?")
+        assert shell.perdure("approve", "plain").code == 0
+        terminal.says("paid back W1 indeed")
+        terminal.says("you> ")
+        terminal.types("\x04")
+        terminal.says("come back: perdure chat --session plain")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+    with plain.terminal("chat", "--session", "plain") as terminal:
+        terminal.says("you> ")
+        terminal.types("\x03")
+        assert terminal.ends() == 130
+    assert "Traceback" not in terminal.said
+
+
 def test_a_chat_that_was_left_in_mid_turn_is_picked_up_there(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "picked-up") as terminal:
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("refund W1\n")
         terminal.says("approve call-1-1?")
         terminal.types("d\n")
@@ -134,7 +178,7 @@ def test_a_chat_that_was_left_in_mid_turn_is_picked_up_there(shell: Shell) -> No
         terminal.says("approve call-1-1?")
         terminal.types("y\n")
         terminal.says("paid back W1 indeed")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("/quit\n")
         assert terminal.ends() == 0
 
@@ -143,10 +187,10 @@ def test_ones_open_sessions_are_offered(shell: Shell) -> None:
     for name in ("one", "two"):
         assert shell.perdure("chat", "clerk", "--session", name, "--user", "eva", stdin="x\n").code == 0
     with shell.terminal("chat", "--resume", "--user", "eva") as terminal:
-        terminal.says("which? ")
+        terminal.says("which?")
         assert {"one", "two"} <= set(terminal.said.split())
         terminal.types("1\n")
-        terminal.says("you> ")
+        terminal.says("you>")
         terminal.types("again\n")
         terminal.says("Message 2 was: again")
         terminal.types("/quit\n")
@@ -177,7 +221,7 @@ def test_a_chat_of_its_own_gets_an_id_that_says_whose_it_is(shell: Shell) -> Non
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["chat"], "say with whom"),
+        (["chat"], "name an agent or a session"),
         (["chat", "--session", "no-such-session"], "no-such-session"),
         (["chat", "nobody", "--session", "wrong-agent"], "nobody"),
     ],

@@ -217,7 +217,7 @@ def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Sh
 
 def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
     with shell.terminal("run", "payer", "x", "--id", "asked") as terminal:
-        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach: ")
+        terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach:")
         terminal.types("what?\n")
         terminal.says("approve call-1-1?")
         terminal.types("y\n")
@@ -230,7 +230,7 @@ def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
 
 def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell, here: Here) -> None:
     with shell.terminal("run", "asker", "x", "--id", "interrupted") as terminal:
-        terminal.says("your answer (empty: detach): ")
+        terminal.says("your answer (empty: detach):")
         terminal.types("\x03")
         assert terminal.ends() == 130
     assert "perdure watch interrupted" in terminal.said
@@ -312,20 +312,24 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
     ("words", "code", "said"),
     [
         (["run", "support", " "], 2, "is empty: say what the agent is to do"),
-        (["run", "support"], 2, "say what the agent is to do, once"),
+        (["run", "support"], 2, "give the agent one task: "),
         (["run", "support", "x", "--limit", "steps=x"], 2, "--limit: steps: Input should be a valid integer"),
         (["run", "support", "x", "--context", "x"], 2, "--context 'x': write name=value"),
         (["run", "support", "x", "--address", "nowhere"], 2, "write it as host:port, such as localhost:7233"),
         (["run", "support", "x", "--address", "127.0.0.1:1"], 5, "no Temporal server answers at 127.0.0.1:1"),
         (["run", "support", "x", "--task-queue", "nobody-polls"], 5, "perdure worker FILE"),
         (["run", "support", "x", "--namespace", "nosuch"], 2, "Namespace nosuch is not found"),
-        (["list", "--status", "asleep"], 2, "--status 'asleep': there are working, waiting_approval,"),
+        (
+            ["list", "--status", "asleep"],
+            2,
+            "--status 'asleep': no such status; choose one of",
+        ),
         (["list", "--query", "AgentStatus ="], 2, "Temporal refused:"),
         (["show", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
         (["watch", "nosuchrun"], 2, "there is no run 'nosuchrun' in namespace 'default'"),
-        (["redrive"], 2, "say which runs, one way: their ids, or --cause"),
-        (["redrive", "x", "--all"], 2, "say which runs, one way: their ids, or --cause"),
-        (["redrive", "--cause", "sunshine"], 2, "--cause 'sunshine': there are rate_limited,"),
+        (["redrive"], 2, "name the runs one way: by their ids"),
+        (["redrive", "x", "--all"], 2, "name the runs one way: by their ids"),
+        (["redrive", "--cause", "sunshine"], 2, "no cause 'sunshine'; the causes are rate_limited,"),
         (["redrive", "nosuchrun"], 2, "there is no run 'nosuchrun'"),
         (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
     ],

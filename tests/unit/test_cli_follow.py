@@ -1,7 +1,7 @@
 """Following a run, with a person at the terminal and without."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -109,8 +109,12 @@ class Person:
 
     def __init__(self, lines: Sequence[str | None]) -> None:
         self.lines = list(lines)
+        self.prompts: list[str] = []
 
-    async def __call__(self) -> str | None:
+    def remember(self, lines: Iterable[str]) -> None: ...
+
+    async def read(self, prompt: str) -> str | None:
+        self.prompts.append(prompt)
         if not self.lines:
             await asyncio.Event().wait()
         return self.lines.pop(0)
@@ -119,15 +123,16 @@ class Person:
 async def followed(
     run: FakeRun, monkeypatch: pytest.MonkeyPatch, *lines: str | None, asks: bool = True
 ) -> tuple[int, FakeScreen]:
-    monkeypatch.setattr(follow, "read_line", Person(lines))
     monkeypatch.setattr(follow, "_SOON", 0.01)
     monkeypatch.setattr(follow, "_SILENCE", 0.01)
     screen = FakeScreen()
     followed = cast("Run", run)
-    leave = follow.detached(followed.id)
-    follower = Follower(cast("Client", FakeClient()), followed, screen, asks=asks, leave=leave)
+    leave = follow.detach_message(followed.id)
+    follower = Follower(
+        cast("Client", FakeClient()), followed, screen, asks=asks, leave=leave, reader=Person(lines)
+    )
     async with asyncio.timeout(10):
-        return await follower.to_the_end(followed.events()), screen
+        return await follower.follow(followed.events()), screen
 
 
 @pytest.mark.parametrize(
