@@ -24,7 +24,7 @@ def _files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-async def test_bytes_come_back_by_the_digest_of_their_content(tmp_path: Path) -> None:
+async def test_name_is_the_content_digest(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path / "blobs")
     assert isinstance(store, BlobStore)
     for data in (b"", b"hello", os.urandom(3_000_000)):
@@ -33,7 +33,7 @@ async def test_bytes_come_back_by_the_digest_of_their_content(tmp_path: Path) ->
         assert await FileBlobs(tmp_path / "blobs").get(name) == data
 
 
-async def test_putting_twice_writes_once(tmp_path: Path) -> None:
+async def test_put_twice_writes_once(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path)
     await store.put(b"same")
     (file,) = _files(tmp_path)
@@ -43,7 +43,7 @@ async def test_putting_twice_writes_once(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns == written
 
 
-async def test_many_writers_of_one_blob_leave_one_whole_file(tmp_path: Path) -> None:
+async def test_concurrent_writers_leave_one_file(tmp_path: Path) -> None:
     data = os.urandom(200_000)
     stores = [FileBlobs(tmp_path) for _ in range(4)]
     names = await asyncio.gather(*(store.put(data) for store in stores for _ in range(8)))
@@ -52,7 +52,7 @@ async def test_many_writers_of_one_blob_leave_one_whole_file(tmp_path: Path) -> 
     assert file.read_bytes() == data
 
 
-async def test_a_half_written_file_is_written_anew(tmp_path: Path) -> None:
+async def test_incomplete_file_is_replaced(tmp_path: Path) -> None:
     name = await FileBlobs(tmp_path).put(b"whole content")
     (file,) = _files(tmp_path)
     file.write_bytes(b"whole")
@@ -60,7 +60,7 @@ async def test_a_half_written_file_is_written_anew(tmp_path: Path) -> None:
     assert file.read_bytes() == b"whole content"
 
 
-async def test_a_missing_blob_is_a_key_error_that_says_where(tmp_path: Path) -> None:
+async def test_missing_blob_is_a_key_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=str(tmp_path)):
         await FileBlobs(tmp_path).get("0" * 64)
 
@@ -71,7 +71,7 @@ async def test_only_digests_are_names(tmp_path: Path, name: str) -> None:
         await FileBlobs(tmp_path).get(name)
 
 
-async def test_damaged_content_is_an_error_and_never_handed_out(tmp_path: Path) -> None:
+async def test_damaged_blob_is_an_error(tmp_path: Path) -> None:
     name = await FileBlobs(tmp_path).put(b"content")
     (file,) = _files(tmp_path)
     file.write_bytes(b"c0ntent")
@@ -79,7 +79,7 @@ async def test_damaged_content_is_an_error_and_never_handed_out(tmp_path: Path) 
         await FileBlobs(tmp_path).get(name)
 
 
-async def test_recent_reads_need_no_disk(tmp_path: Path) -> None:
+async def test_cached_blobs_need_no_disk(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path)
     name = await store.put(b"kept")
     (file,) = _files(tmp_path)
@@ -92,14 +92,15 @@ async def test_recent_reads_need_no_disk(tmp_path: Path) -> None:
         await forgetful.get(name)
 
 
-async def test_blobs_are_their_owners_only(tmp_path: Path) -> None:
+async def test_files_are_readable_by_owner_only(tmp_path: Path) -> None:
     await FileBlobs(tmp_path / "blobs").put(b"private")
     (file,) = _files(tmp_path)
     assert file.stat().st_mode & 0o077 == 0
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(0, 100))
-def test_recent_never_exceeds_its_bound_and_never_lies(blobs: list[bytes], capacity: int) -> None:
+def test_cache_keeps_its_bound(blobs: list[bytes], capacity: int) -> None:
+    """It never exceeds its bytes, and returns what was kept under the name."""
     recent = BlobCache(capacity)
     for blob in blobs:
         recent.keep(blob_name(blob), blob)
@@ -121,7 +122,7 @@ def _failing(*errors: Exception) -> tuple[list[int], Callable[[], Awaitable[str]
     return calls, effect
 
 
-async def test_a_passing_failure_is_retried_and_a_lasting_one_is_raised() -> None:
+async def test_failures_are_retried_then_raised() -> None:
     calls, effect = _failing(OSError("busy"), OSError("busy"))
     assert await with_retries(effect) == "done"
     assert len(calls) == 3
@@ -131,14 +132,14 @@ async def test_a_passing_failure_is_retried_and_a_lasting_one_is_raised() -> Non
     assert len(calls) == 4
 
 
-async def test_there_is_none_is_an_answer_that_is_not_asked_for_again() -> None:
+async def test_key_error_is_not_retried() -> None:
     calls, effect = _failing(*[KeyError("none")] * 9)
     with pytest.raises(KeyError):
         await with_retries(effect)
     assert len(calls) == 1
 
 
-async def test_a_store_is_opened_by_url(tmp_path: Path) -> None:
+async def test_store_is_opened_by_url(tmp_path: Path) -> None:
     for url in (f"file:{tmp_path}/a", f"file://{tmp_path}/b"):
         store = open_store(url)
         assert isinstance(store, FileBlobs)
@@ -152,6 +153,6 @@ async def test_a_store_is_opened_by_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["", "file:", "s3://", "s3:/x", "/plain/path", "http://x/y", "file://host/x", "s3://["]
 )
-def test_a_url_that_is_no_store_is_refused_with_what_to_write(url: str) -> None:
+def test_bad_url_says_what_to_write(url: str) -> None:
     with pytest.raises(DefinitionError, match="s3://bucket/prefix"):
         open_store(url)

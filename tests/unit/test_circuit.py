@@ -1,4 +1,4 @@
-"""Circuits: what fails is left alone for a while, and then asked once."""
+"""Circuit breakers: opening, probes, forced calls, and delays that a provider names."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -40,7 +40,8 @@ def refused(circuits: Circuits, key: str = KEY) -> float:
     return refusal.value.retry_after.total_seconds()
 
 
-def test_it_opens_after_so_many_failures_in_a_row_and_only_for_that_model() -> None:
+def test_failures_in_a_row_open() -> None:
+    """A success in between starts the count anew, and other models are not blocked."""
     clock = Clock()
     circuits = clock.circuits()
     fail(circuits)
@@ -53,7 +54,8 @@ def test_it_opens_after_so_many_failures_in_a_row_and_only_for_that_model() -> N
     assert (clock.opened, dict(circuits.states())) == ([KEY], {KEY: "open"})
 
 
-def test_after_the_wait_one_call_is_let_in_and_the_others_wait_for_what_it_finds() -> None:
+def test_half_open_admits_one_probe() -> None:
+    """All calls after the wait are blocked until the probe's success closes the circuit."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -67,7 +69,8 @@ def test_after_the_wait_one_call_is_let_in_and_the_others_wait_for_what_it_finds
     assert circuits.states() == {}
 
 
-def test_a_probe_that_fails_makes_the_next_wait_twice_as_long_up_to_a_bound() -> None:
+def test_failed_probe_doubles_the_wait() -> None:
+    """The wait grows up to `longest_wait`."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     waits: list[float] = []
@@ -78,7 +81,8 @@ def test_a_probe_that_fails_makes_the_next_wait_twice_as_long_up_to_a_bound() ->
     assert waits == [10, 20, 40, 40, 40]
 
 
-def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
+def test_forced_call_probes_early() -> None:
+    """Forced calls come half a first wait apart, and their failures make nobody wait longer."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -96,7 +100,7 @@ def test_who_insists_is_let_in_to_see_one_at_a_time() -> None:
     assert circuits.states() == {}, "what it found out is true for all"
 
 
-def test_what_the_provider_asks_of_one_who_insists_is_heeded_by_all() -> None:
+def test_retry_after_of_forced_call_blocks_all() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -106,7 +110,8 @@ def test_what_the_provider_asks_of_one_who_insists_is_heeded_by_all() -> None:
     assert (refusal.value.by_provider, refusal.value.retry_after) == (True, timedelta(seconds=60))
 
 
-def test_hundreds_who_insist_do_not_storm_what_is_still_down() -> None:
+def test_many_forced_calls_are_spaced() -> None:
+    """Hundreds of resumed runs may force a call at the same moment."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -123,7 +128,8 @@ def test_hundreds_who_insist_do_not_storm_what_is_still_down() -> None:
     assert asked == 2, "one each half of the first wait"
 
 
-def test_while_one_is_out_to_see_the_others_know_for_how_long_it_may_be_shut() -> None:
+def test_pending_probe_tells_how_long_to_park() -> None:
+    """A run that parks waits as long as the circuit stays open if the probe fails."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -134,7 +140,7 @@ def test_while_one_is_out_to_see_the_others_know_for_how_long_it_may_be_shut() -
     assert (refusal.value.retry_after.total_seconds(), refusal.value.park_for.total_seconds()) == (5, 20)
 
 
-def test_a_delay_that_the_provider_asks_for_holds_who_insists_too() -> None:
+def test_retry_after_blocks_forced_calls() -> None:
     circuits = Clock().circuits()
     fail(circuits, "rate_limited", after=30)
     with pytest.raises(CircuitOpen) as refusal:
@@ -142,7 +148,8 @@ def test_a_delay_that_the_provider_asks_for_holds_who_insists_too() -> None:
     assert refusal.value.by_provider
 
 
-def test_a_probe_that_ends_without_telling_anything_lets_another_look() -> None:
+def test_released_probe_admits_another() -> None:
+    """A cancelled probe, or one that failed for a reason of ours, says nothing of the provider."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     fail(circuits)
@@ -152,7 +159,8 @@ def test_a_probe_that_ends_without_telling_anything_lets_another_look() -> None:
     circuits.admit(KEY)
 
 
-def test_what_was_under_way_before_is_not_taken_for_the_probe() -> None:
+def test_only_the_probe_decides() -> None:
+    """Calls that began before the circuit opened neither close it nor open it again."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     old = [circuits.admit(KEY) for _ in range(20)]
@@ -169,7 +177,8 @@ def test_what_was_under_way_before_is_not_taken_for_the_probe() -> None:
     assert len(clock.opened) == 2
 
 
-def test_a_delay_that_the_provider_asks_for_holds_all_calls_and_then_none() -> None:
+def test_retry_after_blocks_all_then_none() -> None:
+    """The longest delay holds. It is no outage: afterwards nobody waits for a probe."""
     clock = Clock()
     circuits = clock.circuits(threshold=1)
     under_way = [circuits.admit(KEY) for _ in range(50)]
@@ -185,14 +194,14 @@ def test_a_delay_that_the_provider_asks_for_holds_all_calls_and_then_none() -> N
     assert clock.opened == []
 
 
-def test_a_delay_of_hours_holds_no_longer_than_ten_minutes() -> None:
+def test_retry_after_is_bounded() -> None:
     clock = Clock()
     circuits = clock.circuits()
     fail(circuits, "rate_limited", after=12 * 3600)
     assert refused(circuits) == 600
 
 
-def test_one_that_nobody_asks_for_long_is_forgotten() -> None:
+def test_unused_open_circuit_closes() -> None:
     clock = Clock()
     circuits = clock.circuits(threshold=2)
     fail(circuits)
@@ -204,14 +213,14 @@ def test_one_that_nobody_asks_for_long_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if not rule.counts_for_circuit])
-def test_what_says_nothing_about_the_other_side_never_opens_it(kind: ErrorKind) -> None:
+def test_uncounted_kinds_never_open(kind: ErrorKind) -> None:
     circuits = Clock().circuits(threshold=1)
     fail(circuits, kind)
     circuits.admit(KEY)
     assert circuits.states() == {}
 
 
-def test_failures_that_come_in_late_do_not_prolong_the_wait() -> None:
+def test_late_failures_do_not_lengthen_the_wait() -> None:
     clock = Clock()
     circuits = clock.circuits()
     under_way = [circuits.admit(KEY) for _ in range(20)]
@@ -220,7 +229,7 @@ def test_failures_that_come_in_late_do_not_prolong_the_wait() -> None:
     assert (refused(circuits), len(clock.opened)) == (10, 1)
 
 
-def test_who_was_let_in_before_the_trouble_says_nothing_about_it() -> None:
+def test_late_success_does_not_close() -> None:
     clock = Clock()
     circuits = clock.circuits()
     old = circuits.admit(KEY)
@@ -236,7 +245,7 @@ def test_who_was_let_in_before_the_trouble_says_nothing_about_it() -> None:
     circuits.admit(KEY)
 
 
-def test_an_answer_that_comes_in_late_does_not_end_the_delay_that_was_by_provider() -> None:
+def test_late_success_keeps_retry_after() -> None:
     clock = Clock()
     circuits = clock.circuits()
     old = circuits.admit(KEY)
@@ -250,7 +259,7 @@ def test_an_answer_that_comes_in_late_does_not_end_the_delay_that_was_by_provide
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0])
-def test_a_failure_that_names_a_delay_is_a_failure(after: float) -> None:
+def test_failure_with_retry_after_counts(after: float) -> None:
     clock = Clock()
     circuits = clock.circuits()
     for _ in range(3):

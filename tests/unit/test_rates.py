@@ -1,4 +1,4 @@
-"""Rate limits: counted in the process, or in a real Redis that several workers share."""
+"""Rate limits, counted in the process or in a real Redis that several workers share."""
 
 import asyncio
 import importlib.util
@@ -43,19 +43,19 @@ def limits_of(limit: RateLimit, store: str = "memory") -> tuple[RateLimits, Wait
     return RateLimits({"a": limit}, store, sleep=waits, chance=lambda: 1.0), waits
 
 
-async def test_calls_are_let_in_evenly_and_not_a_minutes_worth_at_once() -> None:
+async def test_calls_are_spread_over_the_minute() -> None:
     limits, waits = limits_of(RateLimit(calls=120))
     assert [await let_in(limits) for _ in range(11)] == [True] * 10 + [False]
     assert 0 < waits.seconds[0] < 1, "two a second"
     assert await let_in(limits, ("b",)), "of another key nothing is counted"
 
 
-async def test_few_calls_a_minute_are_let_in_one_by_one() -> None:
+async def test_few_calls_pass_singly() -> None:
     limits, _ = limits_of(RateLimit(calls=12))
     assert [await let_in(limits) for _ in range(3)] == [True, False, False]
 
 
-async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
+async def test_tokens_count_before_and_after() -> None:
     limits, _ = limits_of(RateLimit(tokens=1000))
     assert await let_in(limits, tokens=600)
     await limits.count_tokens(("a",), 300)
@@ -67,13 +67,14 @@ async def test_tokens_are_counted_before_the_call_and_after_it() -> None:
 @pytest.mark.parametrize(
     "calls", [1, 5, 7, 9, 11, 12, 13, 20, 23, 35, 60, 61, 100, 239, 240, 997, 1000, 60_000]
 )
-def test_a_limit_is_kept_over_a_minute_and_little_of_it_is_lost(calls: int) -> None:
+def test_window_keeps_the_limit(calls: int) -> None:
+    """Rounding loses less than a seventh of the limit and never exceeds it."""
     window = rates._call_window(calls)  # pyright: ignore[reportPrivateUsage]
     a_minute = window.amount * 60 / window.get_expiry()
     assert 0.85 * calls <= a_minute <= calls
 
 
-async def test_tokens_for_which_there_is_no_room_fill_the_minute() -> None:
+async def test_excess_tokens_fill_the_window() -> None:
     limits, _ = limits_of(RateLimit(tokens=100))
     assert await let_in(limits, tokens=90)
     await limits.count_tokens(("a",), 80)
@@ -81,7 +82,7 @@ async def test_tokens_for_which_there_is_no_room_fill_the_minute() -> None:
         await limits.acquire(("a",), lambda: 100)
 
 
-async def test_a_call_that_tokens_refuse_takes_nobodys_place() -> None:
+async def test_refused_by_tokens_charges_no_call() -> None:
     limits, _ = limits_of(RateLimit(calls=12, tokens=100))
     await limits.count_tokens(("a",), 100)
     for _ in range(3):
@@ -92,21 +93,21 @@ async def test_a_call_that_tokens_refuse_takes_nobodys_place() -> None:
     assert await let_in(calls)
 
 
-def test_a_stores_address_that_is_none_is_refused_without_its_password() -> None:
+def test_bad_store_url_hides_the_password() -> None:
     with pytest.raises(DefinitionError) as refusal:
         rates.check_rate_limits({"a": RateLimit(calls=1)}, "redis://me:secret@host:abc")
     assert "secret" not in str(refusal.value)
     assert "secret" not in repr(RateLimits({}, "redis://me:secret@host:1"))
 
 
-async def test_a_call_larger_than_a_minutes_tokens_still_passes_when_there_is_room() -> None:
+async def test_oversized_call_passes_an_empty_window() -> None:
     limits, _ = limits_of(RateLimit(tokens=1000))
     assert await let_in(limits, tokens=5000)
     with pytest.raises(Throttled):
         await limits.acquire(("a",), lambda: 500)
 
 
-async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
+async def test_no_estimate_without_token_limit() -> None:
     limits, _ = limits_of(RateLimit(calls=100))
 
     def estimate() -> int:
@@ -115,7 +116,7 @@ async def test_the_estimate_is_made_only_where_tokens_are_limited() -> None:
     await limits.acquire(("a", "b"), estimate)
 
 
-def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_limit_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 0}}')
     with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS"):
         load_settings()
@@ -137,7 +138,7 @@ def test_a_limit_that_is_none_is_told_with_its_variable(monkeypatch: pytest.Monk
     assert "secret" not in str(refusal.value)
 
 
-async def test_without_the_store_each_worker_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+async def test_worker_counts_alone_without_store(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         limits, _ = limits_of(RateLimit(calls=120), f"redis://127.0.0.1:{nobody.getsockname()[1]}")
@@ -170,7 +171,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def test_workers_that_share_a_store_share_the_limit(redis_url: str) -> None:
+async def test_workers_share_the_limit(redis_url: str) -> None:
     workers = [limits_of(RateLimit(calls=120), redis_url)[0] for _ in range(3)]
     assert sum([await let_in(worker) for worker in workers * 5]) == 10
     tokens = [limits_of(RateLimit(tokens=1000), redis_url)[0] for _ in range(2)]
@@ -181,7 +182,9 @@ async def test_workers_that_share_a_store_share_the_limit(redis_url: str) -> Non
         await one.close()
 
 
-def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
+def test_unmatched_limits_are_found() -> None:
+    """A key of a limit that matches no provider, model or tool is probably a typing error."""
+
     @tool
     def search() -> str:
         """Search."""
@@ -193,7 +196,7 @@ def test_keys_of_limits_that_nothing_counts_against_are_found() -> None:
     assert unmatched_rate_limits([*wrong, *right], {"anthropic", "openai"}, [agent]) == sorted(wrong)
 
 
-async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
+async def test_concurrent_calls_do_not_overbook(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked_at_once = RateLimits._ask_store  # pyright: ignore[reportPrivateUsage]
@@ -210,7 +213,7 @@ async def test_a_hundred_who_ask_at_once_do_not_all_see_the_same_room(
     assert sum(end is None for end in ended) == 4
 
 
-async def test_a_call_that_is_refused_takes_nothing_of_its_providers_limit() -> None:
+async def test_refused_call_charges_no_other_limit() -> None:
     limits = RateLimits({"p": RateLimit(calls=6000), "p:x": RateLimit(calls=2)}, sleep=Waits())
     for _ in range(30):
         await asyncio.gather(limits.acquire(("p", "p:x"), lambda: 0), return_exceptions=True)
@@ -220,5 +223,5 @@ async def test_a_call_that_is_refused_takes_nothing_of_its_providers_limit() -> 
 
 
 @pytest.mark.parametrize("calls", [61, 97, 101, 199, 239])
-def test_calls_are_let_in_evenly_whatever_their_number(calls: int) -> None:
+def test_windows_are_short(calls: int) -> None:
     assert rates._call_window(calls).get_expiry() <= 20  # pyright: ignore[reportPrivateUsage]

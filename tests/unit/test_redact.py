@@ -1,4 +1,4 @@
-"""Redaction: no secret survives it, wherever it stands; ordinary text does, untouched."""
+"""Redaction: secrets are masked wherever they stand, ordinary text is unchanged."""
 
 import time
 
@@ -45,17 +45,17 @@ AROUND = ["{}", "x {} y", "({})", '"{}"', "a={}", "key_{}", "\n{}\n", "ä{}ä", 
 
 
 @given(ALNUM, st.sampled_from(SHAPES), st.sampled_from(AROUND))
-def test_what_is_shaped_like_a_secret_does_not_survive(secret: str, shape: str, around: str) -> None:
+def test_secret_shapes_are_masked(secret: str, shape: str, around: str) -> None:
     assert secret not in redact(around.format(shape.format(secret)))
 
 
 @given(ALNUM, st.sampled_from(NAMED), st.sampled_from(["{}", "error: {}", "({})", "\t{}\n"]))
-def test_what_is_called_a_secret_does_not_survive(secret: str, named: str, around: str) -> None:
+def test_named_secrets_are_masked(secret: str, named: str, around: str) -> None:
     assert secret not in redact(around.format(named.format(secret)))
 
 
 @given(st.text(max_size=80))
-def test_redacting_twice_is_redacting_once(text: str) -> None:
+def test_redaction_is_idempotent(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
@@ -74,11 +74,11 @@ def test_redacting_twice_is_redacting_once(text: str) -> None:
         "日本語のテキスト 😀",
     ],
 )
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
-def test_values_of_this_processes_own_secrets_are_masked(
+def test_environment_secrets_are_masked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SHOP_API_KEY", "correcthorsebattery")
@@ -87,7 +87,7 @@ def test_values_of_this_processes_own_secrets_are_masked(
     assert redact("xcorrecthorsebatteryx correcthorse word") == "x[redacted]x [redacted] word"
 
 
-def test_what_names_a_secret_stays_readable() -> None:
+def test_name_of_secret_stays_readable() -> None:
     assert redact('{"api_key": "abcdefgh12"}') == '{"api_key": "[redacted]"}'
     assert redact("redis://:hunter2@host/0") == "redis://[redacted]@host/0"
 
@@ -95,20 +95,20 @@ def test_what_names_a_secret_stays_readable() -> None:
 @pytest.mark.parametrize(
     "piece", ["-eyJ", "secret_", "api_key ", "bearer a", "://a:", "-----BEGIN ", "token  ", "a-"]
 )
-def test_no_text_takes_long_to_redact(piece: str) -> None:
+def test_redaction_time_is_bounded(piece: str) -> None:
     before = time.process_time()
     redact(piece * (400_000 // len(piece)))
     assert time.process_time() - before < 3
 
 
-def test_halves_of_characters_are_joined_or_marked() -> None:
+def test_surrogates_are_fixed() -> None:
     assert fix_surrogates("a\ud83d\ude00b") == "a😀b"
     assert fix_surrogates("a\ud83db") == "a\ufffdb"
     assert redact("\udc80").encode()
 
 
 @given(st.text(max_size=200), st.integers(20, 60))
-def test_a_bounded_text_keeps_its_beginning_and_its_end(text: str, most: int) -> None:
+def test_truncation_keeps_both_ends(text: str, most: int) -> None:
     cut = truncate_middle(text, most)
     if len(text) <= most:
         assert cut == text

@@ -1,4 +1,4 @@
-"""CheckedReply a reply: calls are numbered and judged once; an output is JSON that fits its type again."""
+"""Reply check: ids of calls, problems of calls and outputs, outputs that round-trip."""
 
 from datetime import datetime
 from typing import Any
@@ -59,14 +59,15 @@ def calls(reading: CheckedReply) -> list[ToolCall]:
     return [part for part in reading.parts if isinstance(part, ToolCall)]
 
 
-def test_calls_get_ids_of_ours_and_everything_keeps_its_place() -> None:
+def test_calls_get_our_ids() -> None:
+    """Parts keep their order."""
     reading = read(agent(), Thinking(text="hm"), call("work", n=1), Text(text="and"), call("work", n=2))
     assert [part.kind for part in reading.parts] == ["thinking", "tool_call", "text", "tool_call"]
     assert [c.id for c in calls(reading)] == ["call-3-1", "call-3-2"]
     assert [c.problem for c in calls(reading)] == [None, None]
 
 
-def test_a_reply_cut_by_its_length_has_no_calls() -> None:
+def test_truncated_reply_has_no_calls() -> None:
     assert read(agent(), Text(text="I"), call("work", n=1), stop="max_tokens").parts == [Text(text="I")]
 
 
@@ -81,14 +82,15 @@ def test_a_reply_cut_by_its_length_has_no_calls() -> None:
         (call("read_result", result="x"), "there is no tool 'read_result'"),
     ],
 )
-def test_a_call_that_cannot_be_made_says_why_in_a_few_words(asked: ToolCall, why: str) -> None:
+def test_invalid_call_carries_its_problem(asked: ToolCall, why: str) -> None:
+    """The problem is short, because the model reads it."""
     [marked] = calls(read(agent(), asked))
     assert marked.problem is not None
     assert why in marked.problem
     assert len(marked.problem) < 1_200
 
 
-def test_whatever_a_model_says_can_be_written_down() -> None:
+def test_any_reply_is_json() -> None:
     endless: dict[str, Any] = {}
     for _ in range(2_000):
         endless = {"a": endless}
@@ -105,7 +107,8 @@ def test_whatever_a_model_says_can_be_written_down() -> None:
     assert all(c.problem for c in calls(reading))
 
 
-def test_an_output_fits_its_type_again_by_alias_and_with_its_defaults() -> None:
+def test_output_round_trips() -> None:
+    """By alias and with its defaults."""
     reading = read(agent(Answer), call("final_answer", city="Bonn", numberOfDays=3))
     assert reading.output == {"city": "Bonn", "numberOfDays": 3}
     assert Answer.model_validate(reading.output).days == 3
@@ -115,11 +118,11 @@ def test_an_output_fits_its_type_again_by_alias_and_with_its_defaults() -> None:
     }
 
 
-def test_a_strict_type_takes_what_json_can_say() -> None:
+def test_strict_type_reads_json() -> None:
     assert read(agent(Dated), call("final_answer", when="2026-11-20T12:00:00Z")).output is not None
 
 
-def test_an_output_that_does_not_fit_is_a_problem_of_its_call() -> None:
+def test_invalid_output_marks_its_call() -> None:
     reading = read(agent(Answer), call("final_answer", city="nowhere"), call("work"))
     assert reading.output is None
     final, other = calls(reading)
@@ -128,7 +131,7 @@ def test_an_output_that_does_not_fit_is_a_problem_of_its_call() -> None:
     assert other.problem is not None
 
 
-def test_the_first_final_answer_that_fits_is_the_output() -> None:
+def test_first_valid_final_answer_wins() -> None:
     reading = read(agent(Answer), call("final_answer"), call("final_answer", city="Bonn"))
     assert reading.output == {"city": "Bonn", "numberOfDays": 1}
     first, second = calls(reading)
@@ -140,7 +143,7 @@ def test_the_first_final_answer_that_fits_is_the_output() -> None:
     "text",
     ['{"city": "Bonn"}', '```json\n{"city": "Bonn"}\n```', ' ```\n{"city": "Bonn"}```  '],
 )
-def test_an_output_may_be_given_as_text(text: str) -> None:
+def test_output_as_text(text: str) -> None:
     reading = read(agent(Answer), Text(text=text), stop="end_turn")
     assert reading.output == {"city": "Bonn", "numberOfDays": 1}
 
@@ -155,7 +158,7 @@ def test_an_output_may_be_given_as_text(text: str) -> None:
         ('{"city": "' + "x" * 50_000 + '", "numberOfDays": "no"}', "does not fit"),
     ],
 )
-def test_words_where_an_output_was_asked_for_are_answered_in_a_few_words(text: str, why: str) -> None:
+def test_text_without_output_is_a_problem(text: str, why: str) -> None:
     reading = read(agent(Answer), Text(text=text), stop="end_turn")
     assert reading.output is None
     assert reading.problem is not None
@@ -163,23 +166,24 @@ def test_words_where_an_output_was_asked_for_are_answered_in_a_few_words(text: s
     assert len(reading.problem) < 2_000
 
 
-def test_words_of_a_reply_that_is_not_over_are_not_judged() -> None:
+def test_unfinished_reply_is_no_output() -> None:
     assert read(agent(Answer), Text(text="Bonn"), stop="pause_turn").problem is None
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3))
-def test_a_call_either_has_a_problem_or_can_be_bound(arguments: dict[str, Any]) -> None:
+def test_valid_calls_can_be_bound(arguments: dict[str, Any]) -> None:
+    """A call without a problem fits the signature of its tool."""
     asked = ToolCall(id="", name="work", arguments=arguments)
     [marked] = calls(read(agent(), asked))
     if marked.problem is None:
         assert work.signature.bind(marked.arguments).keys() == {"n"}
 
 
-def test_our_own_tools_bear_the_reserved_names() -> None:
+def test_own_tools_have_reserved_names() -> None:
     assert (FINAL_ANSWER_TOOL.name, READ_RESULT_TOOL.name) == ("final_answer", "read_result")
 
 
-def test_an_output_with_a_number_that_json_does_not_have_does_not_fit() -> None:
+def test_nan_output_is_refused() -> None:
     class Weighed(BaseModel):
         kilos: float
 
@@ -188,6 +192,6 @@ def test_an_output_with_a_number_that_json_does_not_have_does_not_fit() -> None:
     assert reading.problem is not None
 
 
-def test_a_number_that_python_cannot_divide_is_left_to_whoever_gets_it() -> None:
+def test_huge_number_passes_multiple_of() -> None:
     assert problem_with(10**400, {"type": "number", "multipleOf": 0.1}) is None
     assert problem_with(3, {"type": "number", "multipleOf": 2}) is not None

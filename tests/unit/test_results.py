@@ -1,4 +1,4 @@
-"""Tool results: any value becomes content, and what is cut can be read on without loss."""
+"""Tool results: any value becomes content, and a cut text is read on without loss."""
 
 import base64
 import hashlib
@@ -69,7 +69,7 @@ def text(kept: ResultContent) -> str:
         ([Text(text="a"), "b", 3], "a\nb\n3"),
     ],
 )
-async def test_any_value_becomes_text_that_can_be_written_down(value: Any, shown: str) -> None:
+async def test_any_value_becomes_text(value: Any, shown: str) -> None:
     kept = await to_content(value, Memory(), 1_000)
     assert text(kept) == shown
     assert kept.spilled is None
@@ -77,7 +77,8 @@ async def test_any_value_becomes_text_that_can_be_written_down(value: Any, shown
 
 
 @given(st.text(min_size=1, max_size=300), st.integers(16, 64), st.integers(0, 5))
-async def test_a_cut_result_is_read_on_without_loss_or_repetition(words: str, preview: int, off: int) -> None:
+async def test_cut_result_is_read_completely(words: str, preview: int, off: int) -> None:
+    """The pieces join to the complete text, without loss or repetition."""
     blobs = Memory()
     kept = await to_content(words, blobs, preview)
     if kept.spilled is None:
@@ -100,7 +101,7 @@ async def test_a_cut_result_is_read_on_without_loss_or_repetition(words: str, pr
 
 
 @given(st.text(alphabet="aé日😀", min_size=10, max_size=60), st.integers(0, 200))
-async def test_reading_from_the_middle_of_a_character_begins_with_the_next(words: str, offset: int) -> None:
+async def test_offset_within_character_moves_on(words: str, offset: int) -> None:
     blobs = Memory()
     data = words.encode()
     name = await blobs.put(data)
@@ -117,11 +118,12 @@ async def test_reading_from_the_middle_of_a_character_begins_with_the_next(words
         assert words.endswith(piece) or piece == "(nothing there: the result has ended)"
 
 
-async def test_a_result_that_is_not_there_is_said_to_be() -> None:
+async def test_missing_result_is_named() -> None:
     assert text(await read_more(Memory(), wanted("nope", 0, 100))) == "there is no result 'nope'"
 
 
-async def test_media_are_kept_aside_and_text_comes_first() -> None:
+async def test_media_are_stored() -> None:
+    """Text comes first, small media stay inline."""
     blobs = Memory()
     data = base64.b64encode(b"x" * 9_000).decode()
     small = Image(data="QQ==")
@@ -136,10 +138,10 @@ async def test_media_are_kept_aside_and_text_comes_first() -> None:
     assert (document.name, document.blob) == ("d", image.blob)
 
 
-async def test_a_picture_alone_needs_no_words() -> None:
+async def test_picture_alone_needs_no_text() -> None:
     assert (await to_content(Image(data="QQ=="), Memory(), 100)).parts == [Image(data="QQ==")]
 
 
-def test_a_value_that_cannot_be_written_is_refused() -> None:
+def test_unwritable_value_is_refused() -> None:
     with pytest.raises(ValueError, match="Unable to serialize"):
         text_of(object())

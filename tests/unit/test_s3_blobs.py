@@ -39,7 +39,7 @@ def _store(endpoint: str, *, bucket: str = "perdure", prefix: str = "blobs") -> 
     return S3Blobs(bucket, prefix, endpoint, "us-east-1")
 
 
-async def test_bytes_come_back_from_s3_under_the_prefix(s3: Any, endpoint: str) -> None:
+async def test_prefix_holds_the_blobs(s3: Any, endpoint: str) -> None:
     data = os.urandom(500_000)
     name = await _store(endpoint).put(data)
     assert name == blob_name(data)
@@ -52,7 +52,7 @@ async def test_s3_keeps_the_contract(s3: Any, endpoint: str, check: BlobStoreChe
     await check(lambda: _store(endpoint, prefix="contract"))
 
 
-async def test_what_is_there_is_not_uploaded_again(s3: Any, endpoint: str) -> None:
+async def test_existing_blob_is_not_uploaded(s3: Any, endpoint: str) -> None:
     name = await _store(endpoint).put(b"once")
     before = s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["LastModified"]
     s3.put_object_tagging(
@@ -64,24 +64,24 @@ async def test_what_is_there_is_not_uploaded_again(s3: Any, endpoint: str) -> No
     assert s3.head_object(Bucket="perdure", Key=f"blobs/{name}")["LastModified"] == before
 
 
-async def test_a_missing_object_is_a_key_error_that_says_where(s3: Any, endpoint: str) -> None:
+async def test_missing_object_is_a_key_error(s3: Any, endpoint: str) -> None:
     with pytest.raises(KeyError, match="s3://perdure/blobs/"):
         await _store(endpoint).get("0" * 64)
 
 
-async def test_damaged_objects_are_never_handed_out(s3: Any, endpoint: str) -> None:
+async def test_damaged_object_is_an_error(s3: Any, endpoint: str) -> None:
     name = await _store(endpoint).put(b"content")
     s3.put_object(Bucket="perdure", Key=f"blobs/{name}", Body=b"c0ntent")
     with pytest.raises(OSError, match="damaged"):
         await _store(endpoint).get(name)
 
 
-async def test_no_prefix_is_a_prefix_too(s3: Any, endpoint: str) -> None:
+async def test_prefix_may_be_empty(s3: Any, endpoint: str) -> None:
     name = await _store(endpoint, prefix="").put(b"at the root")
     assert s3.head_object(Bucket="perdure", Key=name)["ContentLength"] == 11
 
 
-async def test_recent_blobs_need_no_request(s3: Any, endpoint: str) -> None:
+async def test_cached_blobs_need_no_request(s3: Any, endpoint: str) -> None:
     store = _store(endpoint)
     name = await store.put(b"kept in memory")
     s3.delete_object(Bucket="perdure", Key=f"blobs/{name}")

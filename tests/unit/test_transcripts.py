@@ -1,4 +1,4 @@
-"""The worker's copy of transcripts: never wrong, whatever is remembered, forgotten or given up."""
+"""Transcript cache: correct whatever is cached, dropped or given up for dead."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -125,7 +125,7 @@ def want(
 TASK = Message.user("the task")
 
 
-async def test_what_rides_along_is_not_asked_for() -> None:
+async def test_new_messages_need_no_query() -> None:
     desk = Desk()
     run = desk.run("r", TASK)
     assert await desk.get_view(want(1, TASK)) == (TASK,)
@@ -135,7 +135,7 @@ async def test_what_rides_along_is_not_asked_for() -> None:
     assert run.asked == []
 
 
-async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
+async def test_continued_run_keeps_its_entry() -> None:
     desk = Desk()
     run = desk.run("r", TASK, answer("a", "call-1-1"), results("call-1-1"))
     whole = tuple(run.messages)
@@ -148,7 +148,7 @@ async def test_a_part_goes_on_with_what_is_here_of_the_part_before_it() -> None:
     assert len(run.asked) > asked, "it was moved, not copied"
 
 
-async def test_the_blobs_are_those_of_what_is_seen_and_no_others() -> None:
+async def test_blobs_are_those_in_view() -> None:
     desk = Desk()
     tasks = [Message.user([Image(media_type="image/png", blob=name)]) for name in ("one", "two", "three")]
     desk.run("r", *tasks, Message.user("and now?"))
@@ -163,7 +163,7 @@ async def test_the_blobs_are_those_of_what_is_seen_and_no_others() -> None:
     assert await blobs(want(4)) == ("one", "two", "three")
 
 
-async def test_what_is_missing_is_asked_for_page_by_page() -> None:
+async def test_missing_messages_are_queried_in_pages() -> None:
     desk = Desk()
     run = desk.run("r", *(Message.user(str(n)) for n in range(7)))
     run.most = 3
@@ -173,14 +173,14 @@ async def test_what_is_missing_is_asked_for_page_by_page() -> None:
     assert desk.cache.queries == 3
 
 
-async def test_a_retried_attempt_finds_what_the_first_one_brought() -> None:
+async def test_retry_finds_new_messages() -> None:
     desk = Desk()
     desk.run("r", TASK)
     for attempt in ("1", "2"):
         assert await desk.get_view(want(1, TASK), attempt=attempt) == (TASK,)
 
 
-async def test_the_window_shows_the_task_and_its_own_part() -> None:
+async def test_window_shows_pins_and_range() -> None:
     desk = Desk()
     run = desk.run("r", *(Message.user(str(n)) for n in range(9)))
     seen = await desk.get_view(want(9, start=6, pinned=1))
@@ -190,7 +190,8 @@ async def test_the_window_shows_the_task_and_its_own_part() -> None:
     assert run.asked == [(6, 9), (0, 1)], "the task is remembered"
 
 
-async def test_results_made_here_are_put_together_only_when_they_are_those_of_the_transcript() -> None:
+async def test_tail_digest_proves_cached_results() -> None:
+    """A tool message built from cached results is used only if its digest is the transcript's."""
     for told, queries in (("ok", 0), ("edited", 1)):
         desk = Desk()
         said, made, true = answer("a", "call-1-1"), results("call-1-1"), results("call-1-1", text=told)
@@ -206,7 +207,7 @@ async def test_results_made_here_are_put_together_only_when_they_are_those_of_th
         assert len(run.asked) == queries
 
 
-async def test_a_reply_the_run_did_not_take_is_forgotten() -> None:
+async def test_reply_not_taken_is_dropped() -> None:
     """Such as one that said that the context overflows: the step is done again."""
     desk = Desk()
     desk.run("r", TASK)
@@ -218,7 +219,7 @@ async def test_a_reply_the_run_did_not_take_is_forgotten() -> None:
     assert await desk.get_view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
 
 
-async def test_an_attempt_given_up_for_dead_adds_nothing_when_it_comes_back() -> None:
+async def test_abandoned_attempt_adds_no_reply() -> None:
     desk = Desk()
     desk.run("r", TASK)
     await desk.get_view(want(1, TASK), attempt="dead")
@@ -230,7 +231,7 @@ async def test_an_attempt_given_up_for_dead_adds_nothing_when_it_comes_back() ->
     assert await desk.get_view(want(3, results("call-1-1"))) == (TASK, real, results("call-1-1"))
 
 
-async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_again() -> None:
+async def test_least_recently_used_run_is_dropped() -> None:
     size = size_bytes(TASK)
     desk = Desk(Transcripts(capacity_bytes=2 * size))
     for name in ("a", "b", "a", "c"):
@@ -243,7 +244,7 @@ async def test_the_least_recently_used_run_is_forgotten_first_and_can_be_asked_a
     assert desk.cache.queries == before + 1
 
 
-async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
+async def test_unread_results_count_in_the_bound() -> None:
     """Of a run that ends after its tools: by a limit, a stop, a handoff."""
     desk = Desk(Transcripts(capacity_bytes=100_000))
     made = results("call-1-1", text="x" * 10_000).tool_results[0]
@@ -261,7 +262,8 @@ async def test_results_that_no_model_call_asks_for_any_more_count_too() -> None:
     assert desk.cache._bytes == sum(entry.size_bytes for entry in remembered)  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_no_more() -> None:
+async def test_entry_dropped_while_filling() -> None:
+    """The call that fills it gets all its messages, and the entry counts no more."""
     desk = Desk(Transcripts(capacity_bytes=1))
     slow = desk.run("slow", *(Message.user(str(n)) for n in range(3)))
     slow.door = asyncio.Event()
@@ -277,7 +279,7 @@ async def test_a_run_forgotten_while_it_is_read_is_read_to_its_end_and_counted_n
     assert desk.cache._bytes == size_bytes(TASK)  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_two_attempts_that_read_at_once_read_the_same() -> None:
+async def test_concurrent_attempts_read_the_same() -> None:
     desk = Desk()
     run = desk.run("r", *(Message.user(str(n)) for n in range(5)))
     run.most = 2
@@ -289,7 +291,7 @@ async def test_two_attempts_that_read_at_once_read_the_same() -> None:
     assert await asyncio.gather(*both) == [tuple(run.messages)] * 2
 
 
-async def test_a_transcript_that_is_not_that_long_is_stale() -> None:
+async def test_short_transcript_is_stale() -> None:
     desk = Desk()
     desk.run("r", TASK)
     with pytest.raises(StaleTranscript, match="has 1 messages, not 3") as stale:
@@ -297,14 +299,14 @@ async def test_a_transcript_that_is_not_that_long_is_stale() -> None:
     assert stale.value.non_retryable
 
 
-async def test_a_run_that_refuses_to_answer_is_stale() -> None:
+async def test_refused_query_is_stale() -> None:
     desk = Desk()
     desk.run().error = WorkflowQueryFailedError("no such query")
     with pytest.raises(StaleTranscript, match="does not answer"):
         await desk.get_view(want(1))
 
 
-async def test_a_run_that_is_not_reached_is_worth_another_try_and_no_bug() -> None:
+async def test_unreachable_run_is_retried() -> None:
     desk = Desk()
     desk.run().error = RPCError("timed out", RPCStatusCode.DEADLINE_EXCEEDED, b"")
     with pytest.raises(ApplicationError) as failed:
@@ -313,7 +315,7 @@ async def test_a_run_that_is_not_reached_is_worth_another_try_and_no_bug() -> No
     assert failed.value.details[0].kind == "connection"
 
 
-async def test_a_spec_is_asked_for_once() -> None:
+async def test_spec_is_queried_once() -> None:
     desk = Desk()
     run = desk.run()
     for _ in range(3):

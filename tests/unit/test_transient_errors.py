@@ -1,4 +1,4 @@
-"""A dead, a silent and a cut line: whatever a library raises, it is tried again; an answer is not."""
+"""Errors of HTTP libraries on a dead, a silent and a cut connection: transient, or an answer."""
 
 import socket
 import threading
@@ -67,18 +67,15 @@ def _raised(call: Callable[[str], object], server: socket.socket) -> Exception:
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_nobody_there_may_pass_and_nothing_has_happened(
-    call: Callable[[str], object], server: socket.socket
-) -> None:
+def test_refused_connection_had_no_effect(call: Callable[[str], object], server: socket.socket) -> None:
+    """It is transient, and the request was never sent."""
     error = _raised(call, server)
     assert is_transient(error)
     assert not may_have_taken_effect(error)
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_silence_may_pass_and_something_may_have_happened(
-    call: Callable[[str], object], server: socket.socket
-) -> None:
+def test_read_timeout_may_have_effect(call: Callable[[str], object], server: socket.socket) -> None:
     server.listen()
     error = _raised(call, server)
     assert is_transient(error)
@@ -86,15 +83,13 @@ def test_silence_may_pass_and_something_may_have_happened(
 
 
 @pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_urllib3_once, _with_boto3])
-def test_silence_is_a_timeout(call: Callable[[str], object], server: socket.socket) -> None:
+def test_read_timeout_is_a_timeout(call: Callable[[str], object], server: socket.socket) -> None:
     server.listen()
     assert is_timeout(_raised(call, server))
 
 
 @pytest.mark.parametrize("call", LIBRARIES)
-def test_a_cut_line_may_pass_and_something_may_have_happened(
-    call: Callable[[str], object], server: socket.socket
-) -> None:
+def test_cut_connection_may_have_effect(call: Callable[[str], object], server: socket.socket) -> None:
     server.listen()
     threading.Thread(target=_answer, args=(server, b""), daemon=True).start()
     error = _raised(call, server)
@@ -103,7 +98,7 @@ def test_a_cut_line_may_pass_and_something_may_have_happened(
 
 
 @pytest.mark.parametrize("call", [_with_httpx2, _with_requests, _with_boto3])
-def test_a_refusal_is_an_answer(call: Callable[[str], object], server: socket.socket) -> None:
+def test_error_status_is_not_transient(call: Callable[[str], object], server: socket.socket) -> None:
     server.listen()
     refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     threading.Thread(target=_answer, args=(server, refusal), daemon=True).start()
@@ -135,7 +130,8 @@ def _goes_on_elsewhere() -> None:
         raise ConnectionResetError("the second one was, and hung up")  # noqa: B904 - as tools do
 
 
-def test_what_a_tool_went_on_from_is_not_what_it_met() -> None:
+def test_handled_error_is_no_cause() -> None:
+    """`__context__` names an error that the tool handled; only `__cause__` explains this one."""
     with pytest.raises(ConnectionResetError) as met:
         _goes_on_elsewhere()
     assert may_have_taken_effect(met.value)

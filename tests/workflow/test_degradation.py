@@ -1,4 +1,4 @@
-"""What a run does when something does not work: fallbacks, open circuits, parking, redriving, last words."""
+"""Degradation: fallbacks, open circuits, parking, redriving, last words."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -51,7 +51,8 @@ async def finished(client: Client, *ids: str) -> list[str]:
 # -- models
 
 
-async def test_a_fallback_for_one_call_gives_way_again_and_says_why_it_answered(serve: Serve) -> None:
+async def test_fallback_answers_one_call(serve: Serve) -> None:
+    """The first model is used again for the next call, and the step names the error."""
     first, second = Provider(calls("nothing"), says("back")), Provider(calls("nothing"))
     first.broken = fails("authentication", "expired")
     agent = Agent(
@@ -72,7 +73,7 @@ async def test_a_fallback_for_one_call_gives_way_again_and_says_why_it_answered(
     assert steps[0].errors[0] == "first:x: authentication: expired"
 
 
-async def test_an_open_circuit_sends_work_to_the_fallback_without_asking_again(serve: Serve) -> None:
+async def test_open_circuit_falls_back(serve: Serve) -> None:
     first, second = Provider(), Provider()
     first.broken = fails("overloaded")
     agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
@@ -86,7 +87,7 @@ async def test_an_open_circuit_sends_work_to_the_fallback_without_asking_again(s
     assert step.errors[0].startswith("first:x: circuit_open: first:x is blocked for another ")
 
 
-async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(serve: Serve) -> None:
+async def test_outage_parks_and_runs_resume(serve: Serve) -> None:
     provider = Provider()
     provider.broken = fails("overloaded", "too many")
     fast: dict[str, Any] = {**AN_OUTAGE, "parked_retry": timedelta(milliseconds=100)}
@@ -110,9 +111,10 @@ async def test_an_outage_parks_runs_which_go_on_by_themselves_when_it_is_over(se
         assert [(await run.result()).steps for run in runs] == [1, 1, 1]
 
 
-async def test_a_delay_that_the_provider_asks_for_is_kept_by_all_and_costs_nobody_an_attempt(
+async def test_retry_after_costs_no_attempt(
     serve: Serve,
 ) -> None:
+    """All calls wait for the provider's delay."""
     asked: list[float] = []
     clock = asyncio.get_running_loop().time
 
@@ -131,7 +133,7 @@ async def test_a_delay_that_the_provider_asks_for_is_kept_by_all_and_costs_nobod
     assert len(asked) == 6, "and nobody was refused again"
 
 
-async def test_what_no_provider_can_answer_ends_in_the_agents_own_words(serve: Serve) -> None:
+async def test_failed_run_gives_its_fallback_message(serve: Serve) -> None:
     provider = Provider()
     provider.broken = fails("payment", "no money")
     agent = Agent(
@@ -145,7 +147,7 @@ async def test_what_no_provider_can_answer_ends_in_the_agents_own_words(serve: S
     assert result.error.kind == "payment"
 
 
-async def test_a_run_that_ends_early_says_what_it_has_and_what_is_missing(serve: Serve) -> None:
+async def test_early_end_says_what_is_missing(serve: Serve) -> None:
     @tool
     async def look(where: str) -> str:
         """Look."""
@@ -192,7 +194,7 @@ async def _results(client: Client, prompt: str = "go") -> list[str]:
     return [part.text for message in await run.transcript() for part in message.tool_results]
 
 
-async def test_a_tool_that_fails_is_stood_in_for_by_another(serve: Serve) -> None:
+async def test_failed_tool_gets_a_stand_in(serve: Serve) -> None:
     weather = _weather([ValueError("sensor")], fallback=ToolFallback(tool="spare"))
     agent = Agent(name="a", model="scripted:x", tools=[weather, _spare])
     script = [calls("weather", city="Ulm"), says("done")]
@@ -211,9 +213,10 @@ async def test_a_tool_that_fails_is_stood_in_for_by_another(serve: Serve) -> Non
         ([ConnectionRefusedError("nobody there"), httpx2.ReadTimeout("silence")], False),
     ],
 )
-async def test_a_write_is_done_by_another_only_if_no_attempt_can_have_done_it(
+async def test_write_falls_back_only_without_effect(
     serve: Serve, errors: list[Exception], stood_in: bool
 ) -> None:
+    """The fallback is not called if any attempt of a write may have had its effect."""
     met, paid = iter(errors), 0
     retry = ToolRetry(attempts=2, initial_interval=timedelta(milliseconds=10))
 
@@ -239,7 +242,7 @@ async def test_a_write_is_done_by_another_only_if_no_attempt_can_have_done_it(
     assert ("may or may not have taken effect" in result.text) is not stood_in
 
 
-async def test_a_result_that_takes_long_to_keep_is_not_made_again(settings: Settings) -> None:
+async def test_slow_store_does_not_repeat_tool(settings: Settings) -> None:
     from perdure.workers.running import serving
 
     effects = 0
@@ -270,7 +273,8 @@ async def test_a_result_that_takes_long_to_keep_is_not_made_again(settings: Sett
     assert effects == 1
 
 
-async def test_an_old_answer_takes_the_place_of_none_but_never_another_users(serve: Serve) -> None:
+async def test_last_result_is_per_user(serve: Serve) -> None:
+    """A failed tool is replaced by its last result, never by that of another user."""
     failures: list[BaseException] = []
     weather = _weather(failures, fallback=ToolFallback(remembered=timedelta(hours=1)))
     agent = Agent(name="a", model="scripted:x", tools=[weather])
@@ -292,7 +296,7 @@ async def test_an_old_answer_takes_the_place_of_none_but_never_another_users(ser
         assert message.tool_results[0].is_error
 
 
-async def test_a_tool_with_a_circuit_is_left_alone_when_it_fails_again_and_again(serve: Serve) -> None:
+async def test_tool_circuit_opens(serve: Serve) -> None:
     failures: list[BaseException] = [RetryableToolError("down") for _ in range(50)]
     weather = _weather(failures, circuit=True)
     agent = Agent(name="a", model="scripted:x", tools=[weather])
@@ -305,7 +309,7 @@ async def test_a_tool_with_a_circuit_is_left_alone_when_it_fails_again_and_again
     assert "tool:weather is blocked for another" in said
 
 
-async def test_a_policy_that_forbids_the_other_tool_forbids_it_as_a_stand_in(serve: Serve) -> None:
+async def test_policy_covers_stand_ins(serve: Serve) -> None:
     weather = _weather([ValueError("sensor")], fallback=ToolFallback(tool="spare"))
     policy = Policy(rules=(Rule(tool="spare", verdict="deny"), Rule(tool="*", verdict="allow")))
     agent = Agent(name="a", model="scripted:x", tools=[weather, _spare], policy=policy)
@@ -321,7 +325,8 @@ async def _parked(client: Client, run: Run) -> None:
     await until_status(client, run.id, "parked")
 
 
-async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve: Serve) -> None:
+async def test_redrive_parked_by_cause(serve: Serve) -> None:
+    """With another model."""
     broken, other = Provider(), Provider(says("from the other"))
     broken.broken = fails("authentication", "no key")
     agent = Agent(name="a", model="broken:x", instructions="Be brief.")
@@ -360,9 +365,10 @@ async def test_parked_runs_are_found_by_cause_and_go_on_with_another_model(serve
         await until(none_is_listed)
 
 
-async def test_a_run_that_at_last_needs_a_person_says_so_in_lists_and_to_watchers(
+async def test_park_for_a_person_is_visible(
     serve: Serve,
 ) -> None:
+    """In lists and to watchers."""
     provider = Provider()
     provider.broken = fails("overloaded", "too many")
     fast: dict[str, Any] = {**AN_OUTAGE, "parked_retry": timedelta(milliseconds=500)}
@@ -391,7 +397,7 @@ async def test_a_run_that_at_last_needs_a_person_says_so_in_lists_and_to_watcher
         assert (await run.result()).output == "hi"
 
 
-async def test_a_run_that_is_being_changed_does_not_wake_in_between(settings: Settings) -> None:
+async def test_redrive_blocks_the_retry_timer(settings: Settings) -> None:
     from perdure.workers.running import serving
 
     gate, slow = Gate(), False
@@ -432,7 +438,7 @@ async def test_a_run_that_is_being_changed_does_not_wake_in_between(settings: Se
         assert (await run.result()).output == "from the other"
 
 
-async def test_a_redrive_to_another_provider_takes_along_only_what_all_understand(serve: Serve) -> None:
+async def test_redrive_keeps_common_settings_only(serve: Serve) -> None:
     asked: list[ModelConfig] = []
 
     class Strict(ScriptedModel):
@@ -462,7 +468,7 @@ async def test_a_redrive_to_another_provider_takes_along_only_what_all_understan
     assert asked == [ModelConfig(name="strict:x", max_tokens=99)]
 
 
-async def test_a_parked_run_can_go_on_as_the_newest_version_of_its_agent(serve: Serve) -> None:
+async def test_redrive_takes_newest_version(serve: Serve) -> None:
     heard: list[str] = []
 
     def script(request: ModelRequest) -> Line:
@@ -507,13 +513,13 @@ async def _in_a_long_outage(serve: Serve, *, many: int = 1) -> AsyncGenerator[tu
         yield provider, runs
 
 
-async def test_a_person_can_stop_a_run_that_waits_for_better_times(serve: Serve) -> None:
+async def test_parked_run_can_be_stopped(serve: Serve) -> None:
     async with _in_a_long_outage(serve) as (_, [run]):
         await run.stop()
         assert (await run.result()).stop_reason == "stopped"
 
 
-async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serve) -> None:
+async def test_resume_forces_an_early_probe(serve: Serve) -> None:
     async with _in_a_long_outage(serve, many=2) as (provider, runs):
         asked, provider.broken = provider.asked, None
         await runs[0].resume()
@@ -523,7 +529,7 @@ async def test_a_person_who_says_go_on_need_not_wait_for_the_circuit(serve: Serv
     assert (asked, provider.asked) == (1, 3)
 
 
-async def test_what_is_still_down_is_asked_once_by_each_who_is_told_to_go_on(serve: Serve) -> None:
+async def test_resume_forces_only_once(serve: Serve) -> None:
     async with _in_a_long_outage(serve) as (provider, [run]):
         before = (await run.status()).failure
         await run.resume()
@@ -540,7 +546,8 @@ async def test_what_is_still_down_is_asked_once_by_each_who_is_told_to_go_on(ser
     assert provider.asked == 2, "once more, whatever its attempts"
 
 
-async def test_parked_runs_are_counted_by_cause_with_the_age_of_the_oldest(serve: Serve) -> None:
+async def test_parked_runs_are_counted_by_cause(serve: Serve) -> None:
+    """With the age of the oldest."""
     provider = Provider()
     provider.broken = fails("not_found", "no such model")
     agent = Agent(name="counted", model="scripted:x")
