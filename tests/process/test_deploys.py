@@ -258,7 +258,7 @@ async def finished(runs: list[Run]) -> Counter[str]:
     return Counter(str(result.output) for result in results)
 
 
-async def test_fifty_runs_keep_their_build_through_ramp_rollback_and_promotion(floor: Floor) -> None:
+async def test_runs_keep_their_build(floor: Floor) -> None:
     first = floor.worker("b1")
     first.says("no version of its deployment is current yet; make it so: perdure deploy promote b1")
     assert "(before: workers without a version)" in floor.deploy("promote", "b1").out
@@ -296,7 +296,7 @@ async def test_fifty_runs_keep_their_build_through_ramp_rollback_and_promotion(f
     assert (await floor.builds())["b1"].status == "current", "the bad build does not come back"
 
 
-async def test_children_stay_with_their_parents_build_and_stuck_runs_can_be_moved(floor: Floor) -> None:
+async def test_children_keep_parents_build(floor: Floor) -> None:
     old = floor.worker("b1")
     floor.deploy("promote", "b1")
     client = await floor.client()
@@ -323,7 +323,7 @@ async def talked(session: Session, text: str) -> str:
     return (await session.say(text, id=text)).text
 
 
-async def test_sessions_go_on_at_the_new_build_between_two_turns(floor: Floor) -> None:
+async def test_sessions_change_build_between_turns(floor: Floor) -> None:
     floor.worker("b1")
     floor.deploy("promote", "b1")
     client = await floor.client()
@@ -353,7 +353,7 @@ async def test_sessions_go_on_at_the_new_build_between_two_turns(floor: Floor) -
     assert [reply.turn for reply in [await spoken.say("three", id="three")]] == [3]
 
 
-def test_what_cannot_be_is_refused_with_what_to_do(
+def test_impossible_deploys_are_refused(
     floor: Floor, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shell = floor.shell("b1")
@@ -403,7 +403,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(
         assert (refused.code, why in refused.err) == (2, True), refused
 
 
-async def test_temporals_own_variables_name_the_version(floor: Floor) -> None:
+async def test_temporal_variables_name_version(floor: Floor) -> None:
     """Its Kubernetes controller sets these."""
     names = {"TEMPORAL_DEPLOYMENT_NAME": floor.name, "TEMPORAL_WORKER_BUILD_ID": "by-controller"}
     shell = floor.shell("x", PERDURE_DEPLOYMENT_NAME="", **names)
@@ -427,7 +427,7 @@ def answers(port: int, path: str) -> int:
             return int(error.code)
 
 
-async def test_a_worker_that_ends_hands_over_what_it_cannot_finish(floor: Floor) -> None:
+async def test_stopped_worker_hands_over_calls(floor: Floor) -> None:
     port = free_port()
     old = floor.worker("b1", PERDURE_HEALTH_ADDRESS=f"127.0.0.1:{port}", **GRACE)
     floor.deploy("promote", "b1")
@@ -455,7 +455,7 @@ async def test_a_worker_that_ends_hands_over_what_it_cannot_finish(floor: Floor)
     assert answered.usage.input_tokens == 2000, "the call that was cut has been paid for too"
 
 
-async def test_a_call_that_cannot_be_cancelled_keeps_no_worker(floor: Floor) -> None:
+async def test_uncancellable_call_keeps_no_worker(floor: Floor) -> None:
     old = floor.worker("b1", PERDURE_GRACEFUL_SHUTDOWN_TIMEOUT="0s")
     floor.deploy("promote", "b1")
     client = await floor.client()
@@ -471,7 +471,7 @@ async def test_a_call_that_cannot_be_cancelled_keeps_no_worker(floor: Floor) -> 
 # -- the gate
 
 
-async def test_a_build_that_decides_otherwise_is_stopped_before_it_is_given_any_run(floor: Floor) -> None:
+async def test_gate_stops_changed_build(floor: Floor) -> None:
     floor.worker("b1")
     floor.deploy("promote", "b1")
     client = await floor.client()

@@ -58,7 +58,7 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_dev_says_where_everything_is_and_ends_everything(shell: Shell, port: int) -> None:
+def test_dev_prints_addresses_and_stops_all(shell: Shell, port: int) -> None:
     ui = free_port()
     dev = developing(shell, port, "--ui-port", str(ui))
     assert f"server   127.0.0.1:{port}" in dev.said
@@ -76,7 +76,7 @@ def test_dev_says_where_everything_is_and_ends_everything(shell: Shell, port: in
     assert not any(Path(f"/proc/{pid}").exists() for pid in below)
 
 
-def test_a_change_is_served_and_a_mistake_is_told_and_waited_out(shell: Shell, port: int) -> None:
+def test_dev_follows_changes_and_mistakes(shell: Shell, port: int) -> None:
     dev = developing(shell, port, "--headless")
     address = ["--address", f"127.0.0.1:{port}"]
     shell.write("desk.py", AGENTS.replace("It is on its way.", "It has arrived."))
@@ -91,7 +91,7 @@ def test_a_change_is_served_and_a_mistake_is_told_and_waited_out(shell: Shell, p
     assert shell.perdure("run", "support", "Where?", *address).out == "It is here.\n"
 
 
-def test_a_killed_worker_is_started_again_and_its_run_goes_on(shell: Shell, port: int) -> None:
+def test_run_survives_worker_kill_under_dev(shell: Shell, port: int) -> None:
     dev = developing(shell, port, "--headless")
     address = ["--address", f"127.0.0.1:{port}"]
     following = shell.start("run", "slow", "go", *address)
@@ -104,7 +104,7 @@ def test_a_killed_worker_is_started_again_and_its_run_goes_on(shell: Shell, port
     assert following.said.count("Opened.") >= 1
 
 
-def test_runs_outlive_dev_and_go_on_with_the_next(shell: Shell, port: int) -> None:
+def test_runs_outlive_dev(shell: Shell, port: int) -> None:
     address = ["--address", f"127.0.0.1:{port}"]
     first = developing(shell, port, "--headless")
     shell.perdure("run", "payer", "go", "--id", "kept", "--detach", *address)
@@ -116,7 +116,7 @@ def test_runs_outlive_dev_and_go_on_with_the_next(shell: Shell, port: int) -> No
     assert shell.perdure("watch", "kept", *address).out == "Done.\n"
 
 
-def test_dev_that_is_killed_takes_its_children_along(shell: Shell, port: int) -> None:
+def test_killed_dev_ends_its_children(shell: Shell, port: int) -> None:
     dev = developing(shell, port, "--headless")
     below = children(dev.process.pid)
     dev.process.kill()
@@ -125,7 +125,7 @@ def test_dev_that_is_killed_takes_its_children_along(shell: Shell, port: int) ->
     assert is_free(port)
 
 
-def test_a_server_that_dies_ends_dev(shell: Shell, port: int) -> None:
+def test_dead_server_ends_dev(shell: Shell, port: int) -> None:
     dev = developing(shell, port, "--headless")
     (server,) = [pid for pid, line in children(dev.process.pid).items() if "start-dev" in line]
     os.kill(server, signal.SIGKILL)
@@ -133,7 +133,7 @@ def test_a_server_that_dies_ends_dev(shell: Shell, port: int) -> None:
     assert dev.process.wait(timeout=60) == 5
 
 
-def test_a_busy_port_is_told_with_what_to_do(shell: Shell, server: DevServer) -> None:
+def test_busy_port_is_explained(shell: Shell, server: DevServer) -> None:
     port = server.address.rpartition(":")[2]
     taken = shell.perdure("dev", "desk.py", "--port", port, "--headless")
     assert taken.code == 2
@@ -149,7 +149,7 @@ def test_a_busy_port_is_told_with_what_to_do(shell: Shell, server: DevServer) ->
         assert f"port {busy} for the web UI is busy" in told.err
 
 
-def test_a_wrong_file_is_told_at_once_and_served_when_mended(shell: Shell, port: int) -> None:
+def test_wrong_file_is_reported_at_once(shell: Shell, port: int) -> None:
     shell.write("desk.py", "x = (\n")
     dev = shell.start("dev", "desk.py", "--port", str(port), "--headless")
     dev.says("error: desk.py:1: SyntaxError: '(' was never closed")

@@ -37,7 +37,7 @@ def _command_line(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
 
 
-async def test_it_answers_when_the_block_begins_and_is_gone_when_it_ends() -> None:
+async def test_server_runs_while_block_runs() -> None:
     async with DevServer.start() as server:
         client = await Client.connect(server.address)
         known = await client.operator_service.list_search_attributes(
@@ -51,7 +51,7 @@ async def test_it_answers_when_the_block_begins_and_is_gone_when_it_ends() -> No
         os.kill(server.pid, 0)
 
 
-async def test_runs_survive_a_restart_on_the_same_database(tmp_path: Path) -> None:
+async def test_runs_survive_server_restart(tmp_path: Path) -> None:
     db = tmp_path / "new folder" / "temporal.db"
     async with DevServer.start(db, ui_port=False) as server:
         client = await Client.connect(server.address)
@@ -63,7 +63,7 @@ async def test_runs_survive_a_restart_on_the_same_database(tmp_path: Path) -> No
         assert description.workflow_type == "Waits"
 
 
-async def test_one_database_is_served_once(tmp_path: Path) -> None:
+async def test_database_has_one_server(tmp_path: Path) -> None:
     db = tmp_path / "temporal.db"
     async with DevServer.start(db, ui_port=False):
         with pytest.raises(DefinitionError, match="in use by another embedded server"):
@@ -71,7 +71,7 @@ async def test_one_database_is_served_once(tmp_path: Path) -> None:
                 pass
 
 
-async def test_a_busy_port_is_refused_in_one_line_that_says_who_is_there() -> None:
+async def test_port_of_temporal_server_is_refused() -> None:
     async with DevServer.start(ui_port=False) as server:
         with pytest.raises(DefinitionError, match="a Temporal server answers there: use it") as caught:
             async with DevServer.start(port=_port(server), ui_port=False):
@@ -80,7 +80,7 @@ async def test_a_busy_port_is_refused_in_one_line_that_says_who_is_there() -> No
         assert "\n" not in str(caught.value)
 
 
-async def test_a_port_of_another_program_is_refused_by_number() -> None:
+async def test_port_of_another_program_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -93,7 +93,7 @@ async def test_a_port_of_another_program_is_refused_by_number() -> None:
                 pass
 
 
-async def test_a_server_that_does_not_start_is_explained_in_its_own_words(tmp_path: Path) -> None:
+async def test_failed_start_shows_servers_message(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "server.log"
     with pytest.raises(DefinitionError, match=r"did not start: .*a\.key"):
         async with DevServer.start(ui_port=False, log_file=log, dynamic_config={"a.key": "{no json"}):
@@ -101,7 +101,7 @@ async def test_a_server_that_does_not_start_is_explained_in_its_own_words(tmp_pa
     assert "a.key" in log.read_text()
 
 
-async def test_dynamic_config_of_the_caller_is_passed_on() -> None:
+async def test_dynamic_config_is_passed_on() -> None:
     off = {"frontend.enableUpdateWorkflowExecution": "false"}
     async with DevServer.start(ui_port=False, dynamic_config=off) as server:
         command = _command_line(server.pid)
@@ -121,7 +121,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a child to its parent")
-async def test_the_server_dies_with_a_parent_that_is_killed() -> None:
+async def test_server_dies_with_killed_parent() -> None:
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _PARENT, stdout=asyncio.subprocess.PIPE
     )
@@ -134,7 +134,7 @@ async def test_the_server_dies_with_a_parent_that_is_killed() -> None:
     await gone
 
 
-def test_without_the_binary_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_binary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_name: str) -> None:
         raise PackageNotFoundError
 

@@ -66,13 +66,13 @@ def cut(history: WorkflowHistory, events: int) -> WorkflowHistory:
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=NAMES)
-async def test_code_that_has_not_changed_passes(path: Path, tmp_path: Path) -> None:
+async def test_unchanged_code_passes(path: Path, tmp_path: Path) -> None:
     checked = await gate(tmp_path).check(history_of(path))
     assert (checked.verdict, checked.text) == ("ok", "")
 
 
 @pytest.mark.parametrize("name", ["graph-1", "session-1", "supervisor-1", "approval-1"])
-async def test_code_that_has_not_changed_passes_wherever_a_run_stands(name: str, tmp_path: Path) -> None:
+async def test_unchanged_code_passes_at_every_event(name: str, tmp_path: Path) -> None:
     """A run that is open may have been left after any event."""
     history, checks = history_of(RELEASE / f"{name}.json"), gate(tmp_path)
     for events in range(1, len(history.events) + 1, 3):
@@ -92,7 +92,7 @@ def _is_whole(history: WorkflowHistory, events: int) -> bool:
 
 
 @pytest.mark.parametrize(("most", "asked"), [(1, "draft-2"), (9, "draft-3")])
-async def test_a_condition_that_decides_otherwise_is_found(most: int, asked: str, tmp_path: Path) -> None:
+async def test_changed_condition_is_found(most: int, asked: str, tmp_path: Path) -> None:
     checks = gate(tmp_path, rounds(most))
     found = [
         await checks.check(history_of(path)) for path in (RELEASE / "graph-1.json", RELEASE / "graph-2.json")
@@ -104,7 +104,7 @@ async def test_a_condition_that_decides_otherwise_is_found(most: int, asked: str
     assert "another name for a graph" in worst.hint
 
 
-async def test_a_condition_is_found_that_only_the_newest_decision_depends_on(tmp_path: Path) -> None:
+async def test_changed_condition_is_found_in_last_decision(tmp_path: Path) -> None:
     """Temporal itself lets pass what an open run asks for beyond its end."""
     history = history_of(RELEASE / "graph-1.json")
     last = next(
@@ -116,7 +116,7 @@ async def test_a_condition_is_found_that_only_the_newest_decision_depends_on(tmp
     assert checked.verdict == "nondeterministic"
 
 
-async def test_a_call_for_somebody_else_is_found_though_temporal_compares_only_kinds(tmp_path: Path) -> None:
+async def test_changed_target_is_found(tmp_path: Path) -> None:
     history = history_of(RELEASE / "graph-2.json")
     for event in history.events:
         for payload in event.activity_task_scheduled_event_attributes.input.payloads:
@@ -128,7 +128,7 @@ async def test_a_call_for_somebody_else_is_found_though_temporal_compares_only_k
     assert checked.event is not None
 
 
-async def test_a_function_that_is_gone_is_told_by_its_name(tmp_path: Path) -> None:
+async def test_missing_function_is_named(tmp_path: Path) -> None:
     without = [one for one in TEAMS if not isinstance(one, Graph)]
     checked = await gate(tmp_path, without).check(history_of(RELEASE / "graph-2.json"))
     assert checked.verdict == "failed"
@@ -136,9 +136,7 @@ async def test_a_function_that_is_gone_is_told_by_its_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["approval-1", "continued-1", "continued-2", "session-3"])
-async def test_a_tool_that_is_gone_is_named_wherever_the_runs_spec_came_from(
-    name: str, tmp_path: Path
-) -> None:
+async def test_missing_tool_is_named(name: str, tmp_path: Path) -> None:
     history = history_of(RELEASE / f"{name}.json")
     agents = [one for one in (*AGENTS, *TEAMS) if isinstance(one, Agent)]
     whole = await gate(tmp_path, agents).check(history)
@@ -151,18 +149,18 @@ async def test_a_tool_that_is_gone_is_named_wherever_the_runs_spec_came_from(
     assert (whole.missing, whole.verdict, checked.verdict) == ((), "ok", "ok")
 
 
-def test_what_a_user_says_is_no_spec() -> None:
+def test_user_data_is_no_spec() -> None:
     looks_like: dict[str, object] = {"name": "a", "instructions": "be nice", "tools": ["a"]}
     for said in ({"context": {"spec": looks_like}}, {"spec": looks_like}, [looks_like], {"spec": 5}, "x"):
         assert list(_specs_in(said)) == []
 
 
-async def test_a_run_that_no_code_has_seen_yet_may_go_anywhere(tmp_path: Path) -> None:
+async def test_run_without_decision_passes(tmp_path: Path) -> None:
     checked = await gate(tmp_path).check(cut(history_of(RELEASE / "graph-1.json"), 2))
     assert checked == Check(id="replay-graph", run_id=checked.run_id, agent="graph", events=2, verdict="ok")
 
 
-async def test_what_is_kept_needs_no_blob_store(tmp_path: Path) -> None:
+async def test_recorded_history_needs_no_blob_store(tmp_path: Path) -> None:
     checks = gate(tmp_path / "one")
     history = history_of(RELEASE / "approval-1.json")
     [payload] = history.events[0].workflow_execution_started_event_attributes.input.payloads
@@ -182,20 +180,20 @@ async def test_what_is_kept_needs_no_blob_store(tmp_path: Path) -> None:
     assert (await gate(tmp_path / "third").check(kept)).verdict == "ok"
 
 
-async def test_what_is_no_history_is_told_as_unread(tmp_path: Path) -> None:
+async def test_file_without_history_is_unread(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     [found] = [one async for one in histories_in_files(tmp_path, 10)]
     assert isinstance(found, Unread)
     assert str(tmp_path / "x.json") == found.id
 
 
-def test_every_payload_of_a_history_is_found() -> None:
+def test_every_payload_of_history_is_found() -> None:
     history = history_of(RELEASE / "approval-1.json")
     found = [payload for event in history.events for payload in iter_payloads(event)]
     assert len(found) == history.to_json().count('"encoding"')
 
 
-def test_what_is_chosen_is_spread_over_all_kinds() -> None:
+def test_chosen_histories_are_of_all_kinds() -> None:
     many = deque(_Execution(id=f"many-{n}", run_id="") for n in range(9))
     few = deque([_Execution(id="few", run_id="")])
     chosen = [one.id for one in _round_robin([many, few], 4)]
@@ -213,7 +211,7 @@ def check(*words: str, home: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_command_says_what_came_of_each_and_ends_accordingly(tmp_path: Path) -> None:
+def test_command_reports_each_history(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     text = (RELEASE / "typed-1.json").read_text()
@@ -233,7 +231,7 @@ def test_the_command_says_what_came_of_each_and_ends_accordingly(tmp_path: Path)
     assert "no histories there" in nothing.stderr
 
 
-def test_a_server_that_is_away_checks_nothing(tmp_path: Path) -> None:
+def test_unreachable_server_checks_nothing(tmp_path: Path) -> None:
     away = check("--address", "127.0.0.1:1", home=tmp_path)
     assert away.returncode == 2
     assert "nothing was checked: no Temporal server answers" in away.stderr

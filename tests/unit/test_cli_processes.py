@@ -28,7 +28,7 @@ class Picky(ScriptedModel):
         raise DefinitionError("no option 'x'")
 
 
-def test_each_model_of_each_agent_is_checked() -> None:
+def test_each_model_is_checked() -> None:
     models = {"good": ScriptedModel([says("hi")]), "keyless": Keyless([]), "picky": Picky([])}
     chain = Agent(name="chain", model="good:x", fallbacks=["keyless:y"])
     assert check_models([chain], models) == ["agent 'chain', model keyless:y: set THE_KEY"]
@@ -38,21 +38,21 @@ def test_each_model_of_each_agent_is_checked() -> None:
         check_models([Agent(name="n", model="nosuch:x")], models)
 
 
-def test_the_worker_takes_its_bounds_from_the_settings() -> None:
+def test_worker_options_follow_settings() -> None:
     options = worker_options(load_settings(max_concurrent_activities=3, graceful_shutdown_timeout="5s"))
     assert options["max_concurrent_activities"] == 3
     assert options["graceful_shutdown_timeout"] == timedelta(seconds=5)
     assert "deployment_config" not in options
 
 
-def test_a_deployment_pins_runs_to_its_build() -> None:
+def test_deployment_pins_runs() -> None:
     config = worker_options(load_settings(deployment_name="desk", build_id="7"))["deployment_config"]
     assert (config.version.deployment_name, config.version.build_id) == ("desk", "7")
     assert config.use_worker_versioning
     assert config.default_versioning_behavior == VersioningBehavior.PINNED
 
 
-def test_what_is_pending_at_the_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_telemetry_does_not_delay_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "_FLUSH_SECONDS", 0.05)
     never = threading.Event()
     with telemetry._bounded_cleanup() as cleanup:
@@ -60,12 +60,12 @@ def test_what_is_pending_at_the_end_holds_nobody_up(monkeypatch: pytest.MonkeyPa
     never.set()
 
 
-def test_a_version_stands_in_the_line_of_a_ready_worker() -> None:
+def test_ready_line_has_version() -> None:
     ready = Ready(agents=("a",), address="h:1", task_queue="q", version="desk:7")
     assert ready.line() == "ready: a on task queue 'q' of h:1, version desk:7"
 
 
-def test_a_ready_worker_says_what_it_serves_and_where() -> None:
+def test_ready_line_has_agents_and_addresses() -> None:
     ready = Ready(agents=("a", "b"), address="h:1", task_queue="q", health="h:2")
     assert ready.line() == "ready: a, b on task queue 'q' of h:1; health on http://h:2"
 
@@ -76,9 +76,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, address: str, **given: object) -> Plan
     return make_plan(argparse.Namespace(**{**asked, "task_queue": None, **given}))
 
 
-def test_dev_takes_the_port_that_clients_on_this_machine_ask(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_dev_uses_port_of_local_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PERDURE_HOME", str(tmp_path))
     here, elsewhere = plan(monkeypatch, "localhost:7300"), plan(monkeypatch, "temporal.example:7300")
     assert (here.port, here.ui_port) == (7300, 8300)
@@ -88,14 +86,14 @@ def test_dev_takes_the_port_that_clients_on_this_machine_ask(
     assert here.db == tmp_path / "temporal.db"
 
 
-def test_a_clock_is_wrong_only_by_what_our_own_cannot_explain() -> None:
+def test_skew_excludes_time_of_request() -> None:
     assert _skew(105.0, 100.0, 110.0).verdict == "ok"
     ahead, behind = _skew(40.0, 100.0, 110.0), _skew(170.0, 100.0, 110.0)
     assert (ahead.verdict, "60 s ahead of" in ahead.text) == ("warn", True)
     assert (behind.verdict, "60 s behind" in behind.text) == ("warn", True)
 
 
-def test_keys_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "secret")
     monkeypatch.delenv("PERDURE_OPENAI_API_KEY", raising=False)
     settings = load_settings()
@@ -105,7 +103,7 @@ def test_keys_are_told_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _key_of(configured, "openai", ("OTHER_KEY",)) == "PERDURE_OPENAI_API_KEY in .env"
 
 
-def test_dev_restarts_for_the_agents_files_only(tmp_path: Path) -> None:
+def test_dev_ignores_tests_and_environments(tmp_path: Path) -> None:
     (tmp_path / "venv" / "lib").mkdir(parents=True)
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     (tmp_path / "tests").mkdir()

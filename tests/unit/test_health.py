@@ -29,7 +29,7 @@ async def url(worker: Worker) -> AsyncGenerator[str]:
         yield f"http://{address}"
 
 
-async def test_ready_follows_the_worker_and_live_does_not(worker: Worker, url: str) -> None:
+async def test_ready_follows_worker_and_live_does_not(worker: Worker, url: str) -> None:
     assert await asyncio.to_thread(check, f"{url}/live") is None
     assert await asyncio.to_thread(check, f"{url}/ready") == "503: not connected"
     worker.missing = None
@@ -39,7 +39,7 @@ async def test_ready_follows_the_worker_and_live_does_not(worker: Worker, url: s
     assert await asyncio.to_thread(check, f"{url}/live") is None
 
 
-async def test_the_circuits_that_are_not_closed_are_told_a_line_each(worker: Worker) -> None:
+async def test_circuits_not_closed_are_listed(worker: Worker) -> None:
     states: dict[str, str] = {}
     async with serve("127.0.0.1:0", worker.ready, lambda: states) as address:
         assert (await asyncio.to_thread(fetch, f"http://{address}/circuits")).strip() == ""
@@ -59,7 +59,7 @@ async def _raw(url: str, request: bytes) -> bytes:
     return answer
 
 
-async def test_other_paths_methods_and_noise_do_no_harm(url: str) -> None:
+async def test_invalid_requests_do_no_harm(url: str) -> None:
     assert (await _raw(url, b"GET /secrets HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
     assert (await _raw(url, b"POST /live HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405")
     assert (await _raw(url, b"\r\n\r\n")).startswith(b"HTTP/1.1 405")
@@ -72,13 +72,13 @@ async def test_other_paths_methods_and_noise_do_no_harm(url: str) -> None:
     assert await asyncio.to_thread(check, f"{url}/live") is None
 
 
-async def test_a_taken_address_is_refused_by_its_variable(url: str, worker: Worker) -> None:
+async def test_taken_address_names_its_variable(url: str, worker: Worker) -> None:
     with pytest.raises(DefinitionError, match="PERDURE_HEALTH_ADDRESS"):
         async with serve(url.removeprefix("http://"), worker.ready):
             pass
 
 
-async def test_the_address_is_free_again_after_the_block(worker: Worker) -> None:
+async def test_address_is_free_after_block(worker: Worker) -> None:
     async with serve("127.0.0.1:0", worker.ready) as address:
         pass
     async with serve(address, worker.ready):
@@ -86,7 +86,7 @@ async def test_the_address_is_free_again_after_the_block(worker: Worker) -> None
     assert check(f"http://{address}/live") is not None
 
 
-async def test_the_command_asks_from_outside(worker: Worker, url: str) -> None:
+async def test_health_command_checks_url(worker: Worker, url: str) -> None:
     async def ask(*arguments: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.workers.observe.health", *arguments),

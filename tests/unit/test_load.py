@@ -51,12 +51,12 @@ def refusal(*targets: str) -> str:
     return str(caught.value)
 
 
-def test_agents_at_the_top_level_and_in_lists_are_found_once(write: Write) -> None:
+def test_each_agent_is_found_once(write: Write) -> None:
     file = write(AGENT + 'two = Agent(name="two", model="scripted:x")\nboth = [one, two]\nagain = one\n')
     assert names(file) == ["one", "two"]
 
 
-def test_a_name_behind_the_file_takes_only_that(write: Write) -> None:
+def test_name_after_file_selects_it(write: Write) -> None:
     file = write(AGENT + 'two = Agent(name="two", model="scripted:x")\nlist_ = (two,)\n')
     assert names(f"{file}:one") == ["one"]
     assert names(f"{file}:list_") == ["two"]
@@ -64,35 +64,35 @@ def test_a_name_behind_the_file_takes_only_that(write: Write) -> None:
     assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent, Swarm or Graph; write one")
 
 
-def test_a_module_is_found_from_the_working_directory(write: Write) -> None:
+def test_module_is_imported_from_working_directory(write: Write) -> None:
     write("", "pack_of_test/__init__.py")
     write(AGENT, "pack_of_test/agents.py")
     assert names("pack_of_test.agents") == ["one"]
 
 
-def test_neighbours_of_the_file_import_it_and_are_imported(write: Write) -> None:
+def test_file_imports_its_neighbours(write: Write) -> None:
     write(HEAD + 'theirs = Agent(name="theirs", model="scripted:x")\n', "folder/neighbour_of_test.py")
     file = write("from neighbour_of_test import theirs\n" + AGENT, "folder/desk_of_test.py")
     assert names(file) == ["theirs", "one"]
 
 
-def test_a_file_named_like_a_library_hides_nothing(write: Write) -> None:
+def test_file_named_like_library_hides_nothing(write: Write) -> None:
     assert names(write(AGENT, "json.py")) == ["one"]
     assert sys.modules["json"] is json
 
 
-def test_the_same_agent_in_two_files_is_one(write: Write) -> None:
+def test_agent_in_two_files_is_one(write: Write) -> None:
     file = write(AGENT)
     other = write("from desk_of_test import one\n", "other_of_test.py")
     assert [agent.name for agent in load_files([file, other]).agents] == ["one"]
 
 
-def test_two_agents_of_one_name_are_refused(write: Write) -> None:
+def test_agents_with_same_name_are_refused(write: Write) -> None:
     file, other = write(AGENT), write(AGENT, "other_of_test.py")
     assert refusal(file, other) == "two different agents, swarms or graphs are called 'one'; rename one"
 
 
-def test_providers_of_the_file_come_along(write: Write) -> None:
+def test_providers_of_file_are_loaded(write: Write) -> None:
     file = write(
         AGENT
         + 'from perdure.testing import ScriptedModel, says\nmodels = {"mine": ScriptedModel([says("hi")])}\n'
@@ -100,11 +100,11 @@ def test_providers_of_the_file_come_along(write: Write) -> None:
     assert list(load_file(file).models) == ["mine"]
 
 
-def test_a_variable_called_models_that_holds_none_is_left_alone(write: Write) -> None:
+def test_unrelated_models_variable_is_ignored(write: Write) -> None:
     assert load_file(write(AGENT + 'models = {"small": "anthropic:x"}\n')).models == {}
 
 
-def test_a_provider_that_is_none_is_refused(write: Write) -> None:
+def test_invalid_provider_is_refused(write: Write) -> None:
     file = write(AGENT + SCRIPTED + 'models = {"a": ScriptedModel([says("hi")]), "b": 3}\n')
     assert "models['b'] is no Model" in refusal(file)
 
@@ -141,29 +141,29 @@ def test_a_provider_that_is_none_is_refused(write: Write) -> None:
         ),
     ],
 )
-def test_what_is_wrong_in_the_file_is_told_with_its_line(write: Write, text: str, said: str) -> None:
+def test_error_names_line_of_file(write: Write, text: str, said: str) -> None:
     assert refusal(write(text)).startswith(f"desk_of_test.py:{said}")
 
 
-def test_a_mistake_in_a_neighbour_is_told_where_it_is(write: Write) -> None:
+def test_error_in_neighbour_names_its_line(write: Write) -> None:
     write("\n1 / 0\n", "neighbour_of_test.py")
     told = refusal(write("import neighbour_of_test\n"))
     assert told == "neighbour_of_test.py:2: does not import: ZeroDivisionError: division by zero"
 
 
-def test_a_file_that_failed_can_be_loaded_once_it_is_mended(write: Write) -> None:
+def test_corrected_file_can_be_loaded(write: Write) -> None:
     refusal(write("import nosuchthing\n"))
     assert names(write(AGENT)) == ["one"]
 
 
-def test_a_file_without_an_agent_is_told_what_to_write(write: Write) -> None:
+def test_file_without_agent_is_refused(write: Write) -> None:
     assert refusal(write("x = 1\n")) == (
         "desk_of_test.py defines no Agent, Swarm or Graph; write one at its top level, such as "
         'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
     )
 
 
-def test_what_is_no_file_is_told(write: Write) -> None:
+def test_missing_file_is_explained(write: Write) -> None:
     write("", "folder/x.py")
     assert refusal("nosuch.py") == (
         "nosuch.py: there is no such file; give the Python file that defines the agent"
@@ -173,7 +173,7 @@ def test_what_is_no_file_is_told(write: Write) -> None:
     assert "names no file" in refusal("")
 
 
-def test_the_command_prints_what_is_in_the_file(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lists_definitions(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([write(AGENT), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["name"], told["model"], told["tools"]) == ("one", "scripted:x", [])
@@ -194,11 +194,11 @@ boss = Agent(name="boss", model="scripted:x", tools=[as_tool(review)])
 """
 
 
-def test_swarms_and_graphs_are_found_too(write: Write) -> None:
+def test_swarms_and_graphs_are_found(write: Write) -> None:
     assert names(write(TEAM)) == ["crew", "review", "boss"]
 
 
-def test_a_swarm_says_what_it_is_and_whom_it_runs(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_has_kind_and_members(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([write(TEAM), "--json"]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out.splitlines()[-1])}
     assert [(one["kind"], one["members"]) for one in told.values()] == [
@@ -218,7 +218,7 @@ def test_a_swarm_says_what_it_is_and_whom_it_runs(write: Write, capsys: pytest.C
         ("finder", set[str]()),
     ],
 )
-def test_the_spec_of_one_that_is_reached_is_printed_last(
+def test_spec_of_member_is_printed_last(
     write: Write, capsys: pytest.CaptureFixture[str], name: str, members: set[str]
 ) -> None:
     assert main([write(TEAM), "--spec", name]) == 0
@@ -227,27 +227,25 @@ def test_the_spec_of_one_that_is_reached_is_printed_last(
     assert {one.name for one in resolved.members} == members
 
 
-def test_a_spec_that_there_is_not_is_told_with_those_there_are(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_spec_lists_known_names(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([write(TEAM), "--spec", "nobody"]) == 2
     assert capsys.readouterr().err == (
         "error: nothing is called 'nobody' here; there are: crew, review, boss, finder, writer\n"
     )
 
 
-def test_two_members_of_one_name_in_two_files_are_refused(write: Write) -> None:
+def test_members_with_same_name_are_refused(write: Write) -> None:
     file = write(TEAM)
     other = write(HEAD + 'finder = Agent(name="finder", model="scripted:x")\n', "other_of_test.py")
     assert refusal(file, other) == ("two different agents, swarms or graphs are called 'finder'; rename one")
 
 
-def test_a_worker_names_all_it_serves_and_first_those_whom_nobody_else_runs(write: Write) -> None:
+def test_names_of_roots_come_first(write: Write) -> None:
     members = load_file(write(TEAM)).agents
     assert served_names(members) == ("boss", "crew", "review", "finder", "writer")
 
 
-def test_providers_of_all_that_are_reached_are_asked(write: Write) -> None:
+def test_models_of_all_members_are_checked(write: Write) -> None:
     members = members_by_name(load_file(write(TEAM)).agents)
     agents = [one for one in members.values() if isinstance(one, Agent)]
     with pytest.raises(DefinitionError, match="no provider 'scripted'"):

@@ -32,7 +32,7 @@ def _lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_every_logger_writes_json_lines_with_the_names_of_the_run(settings: Settings) -> None:
+def test_every_log_line_has_run_fields(settings: Settings) -> None:
     stream = io.StringIO()
     configure_logs(settings, stream)
     with structlog.contextvars.bound_contextvars(run_id="run-1", step=3):
@@ -48,7 +48,7 @@ def test_every_logger_writes_json_lines_with_the_names_of_the_run(settings: Sett
         assert line["timestamp"].endswith("Z")
 
 
-def test_temporals_own_lines_use_our_words(settings: Settings) -> None:
+def test_temporal_log_fields_get_our_names(settings: Settings) -> None:
     stream = io.StringIO()
     configure_logs(settings, stream)
     known = {"workflow_id": "run-7", "run_id": "01a", "attempt": 2, "namespace": "default"}
@@ -58,9 +58,7 @@ def test_temporals_own_lines_use_our_words(settings: Settings) -> None:
     assert "temporal_workflow" not in line
 
 
-def test_no_secret_reaches_a_line_wherever_it_hides(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_are_redacted_everywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_PASSWORD", "hunter2hunter2")
     stream = io.StringIO()
     configure_logs(settings, stream)
@@ -79,7 +77,7 @@ def test_no_secret_reaches_a_line_wherever_it_hides(
         assert secret not in written
 
 
-def test_levels_and_noisy_libraries_are_kept_down(settings: Settings) -> None:
+def test_noisy_libraries_log_only_warnings(settings: Settings) -> None:
     stream = io.StringIO()
     configure_logs(settings, stream)
     structlog.get_logger("ours").debug("not heard")
@@ -88,7 +86,7 @@ def test_levels_and_noisy_libraries_are_kept_down(settings: Settings) -> None:
     assert [line["event"] for line in _lines(stream)] == ["heard"]
 
 
-def test_configuring_again_repeats_no_line(settings: Settings) -> None:
+def test_configuring_twice_repeats_no_line(settings: Settings) -> None:
     stream = io.StringIO()
     configure_logs(settings, io.StringIO())
     configure_logs(settings, stream)
@@ -96,7 +94,7 @@ def test_configuring_again_repeats_no_line(settings: Settings) -> None:
     assert len(_lines(stream)) == 1
 
 
-def test_text_is_for_people() -> None:
+def test_text_format_has_no_json() -> None:
     stream = io.StringIO()
     configure_logs(load_settings(log_format="text"), stream)
     logging.getLogger("x").warning("plain words")

@@ -49,13 +49,13 @@ def passed(runner: Any) -> set[str]:
     return set(runner.restrictions.passthrough_modules)
 
 
-def test_our_files_are_shared_and_the_shells_are_not_when_it_is_strict() -> None:
+def test_strict_sandbox_shares_only_pure_modules() -> None:
     assert {*PURE, *SHELLS} <= passed(share_modules(None))
     assert set(PURE) <= passed(share_modules(None, strict=True))
     assert not set(SHELLS) & passed(share_modules(None, strict=True))
 
 
-def test_a_users_own_restrictions_are_kept() -> None:
+def test_user_restrictions_are_kept() -> None:
     theirs = SandboxedWorkflowRunner()
     theirs = replace(theirs, restrictions=theirs.restrictions.with_passthrough_modules("theirs"))
     runner = skip_unused_contexts(share_modules(theirs), DataConverter.default)
@@ -63,16 +63,14 @@ def test_a_users_own_restrictions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("threshold", [None, 1000])
-def test_where_nobody_reads_contexts_the_sandbox_is_not_entered_for_them(
-    tmp_path: Path, threshold: int | None
-) -> None:
+def test_unused_contexts_are_skipped(tmp_path: Path, threshold: int | None) -> None:
     store = None if threshold is None else FileBlobs(tmp_path)
     runner = skip_unused_contexts(share_modules(None), data_converter(store, threshold or 0))
     assert type(runner) is not SandboxedWorkflowRunner
     assert isinstance(runner, SandboxedWorkflowRunner)
 
 
-def test_where_somebody_reads_them_it_is(tmp_path: Path) -> None:
+def test_contexts_that_are_read_are_kept(tmp_path: Path) -> None:
     ours = data_converter(FileBlobs(tmp_path), 1000)
     theirs = TheirDriver(FileBlobs(tmp_path))
     read = [
@@ -89,7 +87,7 @@ def test_where_somebody_reads_them_it_is(tmp_path: Path) -> None:
         assert type(skip_unused_contexts(share_modules(None), converter)) is SandboxedWorkflowRunner
 
 
-def test_a_runner_of_the_users_own_kind_is_left_alone() -> None:
+def test_custom_runner_is_unchanged() -> None:
     theirs = UnsandboxedWorkflowRunner()
     assert share_modules(theirs) is theirs
     assert skip_unused_contexts(theirs, DataConverter.default) is theirs

@@ -16,7 +16,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no `.env` of the machine
 
 
-def test_documentation_is_what_the_generator_prints() -> None:
+def test_settings_page_is_generated() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text() == document(), "run: python -m perdure.settings > docs/settings.md"
 
@@ -25,7 +25,7 @@ def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_arguments_win_over_environment_over_env_file_over_temporals_own_variables(
+def test_precedence_of_settings_sources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", "temporal:1")
@@ -39,7 +39,7 @@ def test_arguments_win_over_environment_over_env_file_over_temporals_own_variabl
     assert load_settings(address=None).address == "environment:3"
 
 
-def test_blobs_live_in_home_unless_said_otherwise(tmp_path: Path) -> None:
+def test_blobs_are_in_home_by_default(tmp_path: Path) -> None:
     assert load_settings(home=tmp_path).blob_store == f"file:{tmp_path}/blobs"
     assert load_settings(home="~/there").home == Path.home() / "there"
     assert load_settings(blob_store="s3://bucket/prefix").blob_store == "s3://bucket/prefix"
@@ -56,9 +56,7 @@ def test_blobs_live_in_home_unless_said_otherwise(tmp_path: Path) -> None:
         ("PT3S", timedelta(seconds=3)),
     ],
 )
-def test_durations_are_written_as_people_write_them(
-    monkeypatch: pytest.MonkeyPatch, written: str, meant: timedelta
-) -> None:
+def test_durations_have_units(monkeypatch: pytest.MonkeyPatch, written: str, meant: timedelta) -> None:
     monkeypatch.setenv("PERDURE_PROGRESS_INTERVAL", written)
     assert load_settings().progress_interval == meant
 
@@ -80,7 +78,7 @@ def test_durations_are_written_as_people_write_them(
         ("PERDURE_HOME", "~nobody-of-this-name/x", "no such home"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_variable_in_one_line(
+def test_wrong_value_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -94,13 +92,13 @@ def test_a_wrong_value_is_named_by_its_variable_in_one_line(
     assert "BLOB_STORE" not in message.replace(variable, "")
 
 
-def test_a_file_of_settings_that_is_no_text_is_told_as_such() -> None:
+def test_binary_env_file_is_refused() -> None:
     Path(".env").write_bytes(b"PERDURE_ADDRESS=\xff")
     with pytest.raises(DefinitionError, match=r"settings: \.env cannot be read"):
         load_settings()
 
 
-def test_an_unknown_override_is_refused_not_ignored() -> None:
+def test_unknown_override_is_refused() -> None:
     with pytest.raises(DefinitionError, match="no such setting: adress"):
         load_settings(adress="typo:1")
 
@@ -119,7 +117,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong-secret" not in str(caught.value)
 
 
-def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_TASK_QUEUE", "")
     settings = load_settings()
     assert settings.task_queue == "perdure"
@@ -127,13 +125,13 @@ def test_settings_are_frozen_and_an_empty_variable_is_unset(monkeypatch: pytest.
         settings.task_queue = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_worker_controllers_variables_name_the_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_controller_variables_name_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "agents")
     monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "v7")
     assert (load_settings().deployment_name, load_settings().build_id) == ("agents", "v7")
 
 
-def test_the_module_imports_only_the_vocabulary() -> None:
+def test_settings_import_only_vocabulary() -> None:
     source = Path(str(module.__file__)).read_text()
     ours = {line.split()[1] for line in source.splitlines() if line.startswith("from perdure")}
     assert ours == {"perdure.errors", "perdure.limits"}

@@ -106,7 +106,7 @@ async def _run(client: Client, given: Big) -> Big:
         return await client.execute_workflow(Enlarges.run, given, id="big", task_queue="big")
 
 
-async def test_three_megabytes_go_through_and_history_stays_small(address: str, tmp_path: Path) -> None:
+async def test_large_payloads_keep_history_small(address: str, tmp_path: Path) -> None:
     store = Counting(tmp_path)
     client = await Client.connect(address, data_converter=data_converter(store, THRESHOLD))
     given = Big(text="y" * 3_000_000)
@@ -119,7 +119,7 @@ async def test_three_megabytes_go_through_and_history_stays_small(address: str, 
     assert 2 <= store.puts <= 3
 
 
-async def test_another_process_reads_each_payload_once(address: str, tmp_path: Path) -> None:
+async def test_each_payload_is_read_once(address: str, tmp_path: Path) -> None:
     starter = await Client.connect(
         address, data_converter=data_converter(FileBlobs(tmp_path / "blobs"), THRESHOLD)
     )
@@ -138,7 +138,7 @@ async def test_another_process_reads_each_payload_once(address: str, tmp_path: P
     assert store.gets == 1
 
 
-async def test_a_store_that_is_away_for_a_moment_repeats_no_activity(address: str, tmp_path: Path) -> None:
+async def test_store_outage_repeats_no_activity(address: str, tmp_path: Path) -> None:
     ENLARGED.clear()
     store = Counting(tmp_path)
     client = await Client.connect(address, data_converter=data_converter(store, THRESHOLD))
@@ -157,7 +157,7 @@ async def test_a_store_that_is_away_for_a_moment_repeats_no_activity(address: st
     assert ENLARGED == [40_000]
 
 
-async def test_claims_name_the_digest_of_what_is_stored(tmp_path: Path) -> None:
+async def test_claims_name_digest_of_payload(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path)
     driver = BlobDriver(store)
     payloads = [Payload(data=os.urandom(size)) for size in (10, 100_000, 10)]
@@ -183,7 +183,7 @@ class Theirs(DefaultPayloadConverter):
     pass
 
 
-def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
+def test_user_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
     theirs = DataConverter(
         payload_codec=Reverses(), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
     )
@@ -195,13 +195,13 @@ def test_a_users_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
     assert ours.external_storage.payload_size_threshold == THRESHOLD
 
 
-def test_a_users_own_payload_converter_is_kept() -> None:
+def test_user_payload_converter_is_kept() -> None:
     theirs = DataConverter(payload_converter_class=Theirs)
     assert extend_converter(theirs, None, THRESHOLD) is theirs
     assert extend_converter(None, None, THRESHOLD).payload_converter_class is PerdurePayloadConverter
 
 
-async def test_a_users_own_storage_stays_in_charge_and_ours_can_be_read(tmp_path: Path) -> None:
+async def test_user_storage_still_stores(tmp_path: Path) -> None:
     class Named(BlobDriver):
         def name(self) -> str:
             return "theirs"
@@ -225,7 +225,7 @@ def _only_file(folder: Path) -> bytes:
     return file.read_bytes()
 
 
-async def test_a_codec_sees_a_payload_before_the_store_does(tmp_path: Path) -> None:
+async def test_codec_runs_before_store(tmp_path: Path) -> None:
     converter = extend_converter(DataConverter(payload_codec=Reverses()), FileBlobs(tmp_path), 1000)
     encoded = await converter.encode(["secret " * 1000])
     assert b"secret" not in _only_file(tmp_path)

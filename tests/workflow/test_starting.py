@@ -120,7 +120,7 @@ async def test_a_plugin_given_to_the_worker_only_says_where_it_belongs(settings:
         Worker(temporal, task_queue="q", plugins=[PerdurePlugin(agents=[SUPPORT], settings=settings)])
 
 
-async def test_two_agents_of_one_name_are_refused(settings: Settings) -> None:
+async def test_agents_with_same_name_are_refused(settings: Settings) -> None:
 
     other = replace(SUPPORT, instructions="Another one.")
     with pytest.raises(DefinitionError, match="called 'support'; rename one"):

@@ -152,9 +152,7 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_a_run_replayed_at_every_task_has_each_span_once_in_one_trace(
-    address: str, spans: InMemorySpanExporter
-) -> None:
+async def test_replayed_run_has_each_span_once(address: str, spans: InMemorySpanExporter) -> None:
     run_id, _ = await _run(address, {"agent": "support"})
     assert _named(spans) == [
         "caller",
@@ -185,9 +183,7 @@ async def test_a_run_replayed_at_every_task_has_each_span_once_in_one_trace(
     assert run.end_time - run.start_time > 50_000_000, "nanoseconds: the run's real duration"
 
 
-async def test_calls_say_what_the_conventions_ask_for_and_no_content(
-    address: str, spans: InMemorySpanExporter
-) -> None:
+async def test_spans_follow_conventions_without_content(address: str, spans: InMemorySpanExporter) -> None:
     await _run(address, {"agent": "support", "a": 1})
     failed, answered, *_ = (s for s in spans.get_finished_spans() if s.name.startswith("chat"))
     assert _attributes(failed)["error.type"] == "overloaded"
@@ -206,7 +202,7 @@ async def test_calls_say_what_the_conventions_ask_for_and_no_content(
         assert private not in everything
 
 
-async def test_content_is_recorded_when_asked_for(address: str, spans: InMemorySpanExporter) -> None:
+async def test_content_is_recorded_on_request(address: str, spans: InMemorySpanExporter) -> None:
     await _run(address, {"agent": "support"}, capture_content=True)
     answered = [s for s in spans.get_finished_spans() if s.name.startswith("chat")][1]
     attributes = _attributes(answered)
@@ -215,9 +211,7 @@ async def test_content_is_recorded_when_asked_for(address: str, spans: InMemoryS
     assert json.loads(attributes["gen_ai.system_instructions"]) == "be kind"
 
 
-async def test_a_failed_run_ends_its_span_as_failed_without_its_message(
-    address: str, spans: InMemorySpanExporter
-) -> None:
+async def test_span_of_failed_run_has_no_message(address: str, spans: InMemorySpanExporter) -> None:
     await _run(address, {"agent": "support", "fails": True, "b": 1})
     (run,) = (span for span in spans.get_finished_spans() if span.name == "invoke_agent support")
     assert not run.status.is_ok
@@ -225,9 +219,7 @@ async def test_a_failed_run_ends_its_span_as_failed_without_its_message(
     assert "private" not in run.to_json()
 
 
-async def test_log_lines_of_an_activity_name_run_step_and_call(
-    address: str, spans: InMemorySpanExporter
-) -> None:
+async def test_activity_log_lines_name_the_run(address: str, spans: InMemorySpanExporter) -> None:
     run_id, _ = await _run(address, {"agent": "support", "c": 1, "d": 1, "e": 1})
     assert {line["run_id"] for line in LOGGED} == {run_id}
     assert [line.get("step") for line in LOGGED] == [1, 1, None, 2, None]
@@ -261,7 +253,7 @@ with report_telemetry(load_settings(metrics="prometheus", metrics_address=f"127.
 """
 
 
-async def test_prometheus_finds_our_metrics_under_these_names() -> None:
+async def test_prometheus_metric_names() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", _SCRAPED, str(_two_free_ports())),
         stdout=asyncio.subprocess.PIPE,
@@ -308,7 +300,7 @@ def _two_free_ports() -> int:
         ("opentelemetry.exporter.prometheus", {"metrics": "prometheus"}, "prometheus"),
     ],
 )
-async def test_a_missing_extra_is_named(module: str, settings: dict[str, str], extra: str) -> None:
+async def test_missing_extra_is_named(module: str, settings: dict[str, str], extra: str) -> None:
     script = f"""
 import sys
 sys.modules[{module!r}] = None

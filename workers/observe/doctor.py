@@ -184,7 +184,7 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="worker", verdict="ok", text=text)
 
 
-async def _parked(temporal: Client, settings: Settings) -> Finding:
+async def _parked_runs(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
     counts = await count_by_cause(temporal)
@@ -258,7 +258,7 @@ _EXAMINATIONS: Final[tuple[tuple[str, Verdict, _Examination], ...]] = (
     ("namespace", "fail", _namespace),
     ("search attributes", "warn", _attributes),
     ("worker", "warn", _worker),
-    ("parked runs", "warn", _parked),
+    ("parked runs", "warn", _parked_runs),
     ("circuits", "warn", _circuits),
     ("clock", "warn", _clock),
 )
