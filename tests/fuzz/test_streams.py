@@ -18,17 +18,19 @@ from perdure.model import ModelEvent, Reply
 from perdure.prices import shipped_prices
 from perdure.wire.effects import ModelOutcome, tail_digest
 from tests.unit.providers.conftest import Wire
-from tests.unit.providers.dialects import Asked, Said
+from tests.unit.providers.dialects import StubCall, StubReply
 from tests.unit.providers.server import Answer
 
 from . import junk
 from .depth import examples
 
 SAYINGS = [
-    Said(text=("Hello", ", ", "wörld 🙂")),
-    Said(thinking="hm", text=("On it.",), calls=(Asked(id="a"), Asked(id="b", pieces=('{"n"', ": [1]}")))),
-    Said(redacted="QQ==", calls=(Asked(id="c", pieces=()),)),
-    Said(text=("cut",), stop="max_tokens"),
+    StubReply(text=("Hello", ", ", "wörld 🙂")),
+    StubReply(
+        thinking="hm", text=("On it.",), calls=(StubCall(id="a"), StubCall(id="b", pieces=('{"n"', ": [1]}")))
+    ),
+    StubReply(redacted="QQ==", calls=(StubCall(id="c", pieces=()),)),
+    StubReply(text=("cut",), stop="max_tokens"),
 ]
 MOST_TOKENS = 10**12
 """No provider counts more in one call."""
@@ -143,7 +145,7 @@ def check_events(events: list[ModelEvent]) -> None:
 @examples(60)
 @given(said=st.sampled_from(SAYINGS), damage=damages, end=st.sampled_from(["whole", "whole", "cut"]))
 async def test_a_broken_stream_is_one_whole_reply_or_an_error_of_a_kind(
-    wire: Wire, said: Said, damage: list[Damage], end: Any
+    wire: Wire, said: StubReply, damage: list[Damage], end: Any
 ) -> None:
     frames = [*wire.dialect.open(said), *wire.dialect.close(said)]
     for one in damage:

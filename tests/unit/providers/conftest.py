@@ -1,4 +1,4 @@
-"""Adapters under test, each talking to the stub by its real library."""
+"""Fixtures: adapters that talk to the stub server by their real libraries."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import pytest
 from perdure.errors import ModelError
 from perdure.model import ModelEvent, ModelRequest, Reply
 
-from .dialects import DIALECTS, Closable, Dialect, Said
+from .dialects import DIALECTS, Closable, Dialect, StubReply
 from .server import Answer, Stub, stub_server
 
 
 @dataclass(frozen=True)
 class Wire:
-    """One adapter, its dialect, and the server at the other end."""
+    """Adapter, its dialect, and the server at the other end."""
 
     dialect: Dialect
     model: Closable
@@ -24,34 +24,36 @@ class Wire:
     def request(self, config: dict[str, Any] | None = None, **fields: Any) -> ModelRequest:
         return ModelRequest(config=self.dialect.config(**(config or {})), **fields)
 
-    def will_say(self, said: Said) -> None:
-        self.server.script(self.dialect.answer(said))
+    def will_say(self, reply: StubReply) -> None:
+        self.server.script(self.dialect.answer(reply))
 
-    async def ask(self, *answers: Answer | Said, request: ModelRequest | None = None) -> list[ModelEvent]:
-        """Every event of one call."""
+    async def ask(
+        self, *answers: Answer | StubReply, request: ModelRequest | None = None
+    ) -> list[ModelEvent]:
+        """Return all events of a call."""
         for answer in answers:
-            self.server.script(self.dialect.answer(answer) if isinstance(answer, Said) else answer)
+            self.server.script(self.dialect.answer(answer) if isinstance(answer, StubReply) else answer)
         return [event async for event in self.model.stream(request or self.request())]
 
-    async def reply(self, *answers: Answer | Said, request: ModelRequest | None = None) -> Reply:
+    async def reply(self, *answers: Answer | StubReply, request: ModelRequest | None = None) -> Reply:
         last = (await self.ask(*answers, request=request))[-1]
         assert isinstance(last, Reply)
         return last
 
-    async def error(self, *answers: Answer | Said, request: ModelRequest | None = None) -> ModelError:
+    async def error(self, *answers: Answer | StubReply, request: ModelRequest | None = None) -> ModelError:
         with pytest.raises(ModelError) as caught:
             await self.ask(*answers, request=request)
         return caught.value
 
     async def body_of(self, request: ModelRequest) -> dict[str, Any]:
-        """The JSON that the server gets for a request."""
-        await self.reply(Said(text=("ok",)), request=request)
+        """Return the JSON that the server gets for a request."""
+        await self.reply(StubReply(text=("ok",)), request=request)
         return self.server.requests[-1].body
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither keys nor addresses of the machine reach a test."""
+    """Keep keys and addresses of the machine out of a test."""
     for name in (
         *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"),
         *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OLLAMA_HOST", "VLLM_BASE_URL", "VLLM_API_KEY"),
@@ -105,6 +107,6 @@ async def openai_wire(server: Stub) -> AsyncIterator[Wire]:
 
 @pytest.fixture(params=DIALECTS[:2], ids=lambda dialect: dialect.name)
 async def claude_wire(request: pytest.FixtureRequest, server: Stub) -> AsyncIterator[Wire]:
-    """The two ways to Claude: both know signed thoughts and caching marks."""
+    """Both ways to Claude: they know signed thinking and caching marks."""
     async for each in _wire(request.param, server):
         yield each

@@ -1,4 +1,4 @@
-"""What the stub says, as each provider would put it on the wire."""
+"""Replies of the stub server, in the wire format of each provider."""
 
 import json
 import struct
@@ -21,8 +21,8 @@ COUNTED = Usage(input_tokens=11, cache_read_tokens=5, cache_write_tokens=3, outp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A tool call; `pieces` are its arguments' JSON as it arrives."""
+class StubCall:
+    """Tool call of a reply; `pieces` are the JSON of its arguments as it arrives."""
 
     id: str
     name: str = "search"
@@ -30,14 +30,14 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """An answer in nobody's dialect. `stop` is the provider's word, when not the usual one."""
+class StubReply:
+    """Reply in no provider's format. `stop` is the provider's stop reason, when not the usual one."""
 
     thinking: str = ""
     signature: str = "sig=="
     redacted: str = ""
     text: tuple[str, ...] = ()
-    calls: tuple[Asked, ...] = ()
+    calls: tuple[StubCall, ...] = ()
     stop: str | None = None
     usage: Usage = COUNTED
 
@@ -48,30 +48,30 @@ class Closable(Model, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """A provider's way on the wire."""
+    """Wire format of a provider."""
 
     name: str
     model_name: str
     make: Callable[[str], Closable]
-    open: Callable[[Said], list[bytes]]
-    """The frames of an answer, up to the last delta."""
-    close: Callable[[Said], list[bytes]]
-    """The frames that say the answer is complete, and what it cost."""
+    open: Callable[[StubReply], list[bytes]]
+    """Builds the frames of a reply, up to the last delta."""
+    close: Callable[[StubReply], list[bytes]]
+    """Builds the frames with the stop reason, the usage and the terminal mark."""
     content_type: str
     id_header: str
     error_event: bytes
     error_event_kind: ErrorKind
     refusal: Callable[..., Answer]
-    """(status, code, message, **headers) -> the provider's error answer."""
+    """Builds the provider's error answer from (status, code, message, **headers)."""
 
     def config(self, **settings: Any) -> ModelConfig:
         return ModelConfig(name=self.model_name, **settings)
 
-    def answer(self, said: Said, **how: Any) -> Answer:
-        return self._stream((*self.open(said), *self.close(said)), **how)
+    def answer(self, reply: StubReply, **how: Any) -> Answer:
+        return self._stream((*self.open(reply), *self.close(reply)), **how)
 
-    def unfinished(self, said: Said, *more: bytes, **how: Any) -> Answer:
-        return self._stream((*self.open(said), *more), **how)
+    def unfinished(self, reply: StubReply, *more: bytes, **how: Any) -> Answer:
+        return self._stream((*self.open(reply), *more), **how)
 
     def _stream(self, chunks: tuple[bytes, ...], **how: Any) -> Answer:
         headers = {"content-type": self.content_type, self.id_header: "req-1"}
@@ -93,11 +93,11 @@ def anthropic_block(index: int, start: dict[str, Any], *deltas: dict[str, Any]) 
     ]
 
 
-def anthropic_open(said: Said) -> list[bytes]:
+def anthropic_open(reply: StubReply) -> list[bytes]:
     usage = {
-        "input_tokens": said.usage.input_tokens,
-        "cache_read_input_tokens": said.usage.cache_read_tokens,
-        "cache_creation_input_tokens": said.usage.cache_write_tokens,
+        "input_tokens": reply.usage.input_tokens,
+        "cache_read_input_tokens": reply.usage.cache_read_tokens,
+        "cache_creation_input_tokens": reply.usage.cache_write_tokens,
         "output_tokens": 1,
     }
     message: dict[str, Any] = {
@@ -112,19 +112,19 @@ def anthropic_open(said: Said) -> list[bytes]:
         sse({"type": "ping"}),
     ]
     at = count()
-    if said.thinking:
+    if reply.thinking:
         frames += anthropic_block(
             next(at),
             {"type": "thinking", "thinking": "", "signature": ""},
-            {"type": "thinking_delta", "thinking": said.thinking},
-            {"type": "signature_delta", "signature": said.signature},
+            {"type": "thinking_delta", "thinking": reply.thinking},
+            {"type": "signature_delta", "signature": reply.signature},
         )
-    if said.redacted:
-        frames += anthropic_block(next(at), {"type": "redacted_thinking", "data": said.redacted})
-    if said.text:
-        deltas = [{"type": "text_delta", "text": piece} for piece in said.text]
+    if reply.redacted:
+        frames += anthropic_block(next(at), {"type": "redacted_thinking", "data": reply.redacted})
+    if reply.text:
+        deltas = [{"type": "text_delta", "text": piece} for piece in reply.text]
         frames += anthropic_block(next(at), {"type": "text", "text": ""}, *deltas)
-    for call in said.calls:
+    for call in reply.calls:
         pieces = [{"type": "input_json_delta", "partial_json": piece} for piece in call.pieces]
         frames += anthropic_block(
             next(at), {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}, *pieces
@@ -132,9 +132,9 @@ def anthropic_open(said: Said) -> list[bytes]:
     return frames
 
 
-def anthropic_close(said: Said) -> list[bytes]:
-    stop = said.stop or ("tool_use" if said.calls else "end_turn")
-    usage = {"output_tokens": said.usage.output_tokens}
+def anthropic_close(reply: StubReply) -> list[bytes]:
+    stop = reply.stop or ("tool_use" if reply.calls else "end_turn")
+    usage = {"output_tokens": reply.usage.output_tokens}
     return [
         sse({"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": usage}),
         sse({"type": "message_stop"}),
@@ -142,7 +142,7 @@ def anthropic_close(said: Said) -> list[bytes]:
 
 
 def anthropic_refusal(status: int, code: str, message: str, **headers: str) -> Answer:
-    """`code` is "type" or "type/error_code"."""
+    """Build an error answer; `code` is "type" or "type/error_code"."""
     type_, _, error_code = code.partition("/")
     details = {"details": {"error_code": error_code}} if error_code else {}
     body = {"type": "error", "error": {"type": type_, "message": message, **details}}
@@ -183,36 +183,36 @@ def frame(kind: str, payload: object, message_type: str = "event") -> bytes:
 def bedrock_block(index: int, start: dict[str, Any] | None, *deltas: dict[str, Any]) -> list[bytes]:
     at = {"contentBlockIndex": index}
     started = [] if start is None else [frame("contentBlockStart", {**at, "start": start})]
-    said = [frame("contentBlockDelta", {**at, "delta": delta}) for delta in deltas]
-    return [*started, *said, frame("contentBlockStop", at)]
+    reply = [frame("contentBlockDelta", {**at, "delta": delta}) for delta in deltas]
+    return [*started, *reply, frame("contentBlockStop", at)]
 
 
-def bedrock_open(said: Said) -> list[bytes]:
+def bedrock_open(reply: StubReply) -> list[bytes]:
     frames = [frame("messageStart", {"role": "assistant"})]
     at = count()
-    if said.thinking:
-        thoughts = [{"text": said.thinking}, {"signature": said.signature}]
+    if reply.thinking:
+        thoughts = [{"text": reply.thinking}, {"signature": reply.signature}]
         frames += bedrock_block(next(at), None, *({"reasoningContent": thought} for thought in thoughts))
-    if said.redacted:
-        frames += bedrock_block(next(at), None, {"reasoningContent": {"redactedContent": said.redacted}})
-    if said.text:
-        frames += bedrock_block(next(at), None, *({"text": piece} for piece in said.text))
-    for call in said.calls:
+    if reply.redacted:
+        frames += bedrock_block(next(at), None, {"reasoningContent": {"redactedContent": reply.redacted}})
+    if reply.text:
+        frames += bedrock_block(next(at), None, *({"text": piece} for piece in reply.text))
+    for call in reply.calls:
         start = {"toolUse": {"toolUseId": call.id, "name": call.name}}
         frames += bedrock_block(next(at), start, *({"toolUse": {"input": piece}} for piece in call.pieces))
     return frames
 
 
-def bedrock_close(said: Said) -> list[bytes]:
+def bedrock_close(reply: StubReply) -> list[bytes]:
     usage = {
-        "inputTokens": said.usage.input_tokens,
-        "outputTokens": said.usage.output_tokens,
-        "totalTokens": said.usage.total_tokens,
-        "cacheReadInputTokens": said.usage.cache_read_tokens,
-        "cacheWriteInputTokens": said.usage.cache_write_tokens,
+        "inputTokens": reply.usage.input_tokens,
+        "outputTokens": reply.usage.output_tokens,
+        "totalTokens": reply.usage.total_tokens,
+        "cacheReadInputTokens": reply.usage.cache_read_tokens,
+        "cacheWriteInputTokens": reply.usage.cache_write_tokens,
     }
     return [
-        frame("messageStop", {"stopReason": said.stop or ("tool_use" if said.calls else "end_turn")}),
+        frame("messageStop", {"stopReason": reply.stop or ("tool_use" if reply.calls else "end_turn")}),
         frame("metadata", {"usage": usage, "metrics": {"latencyMs": 1}}),
     ]
 
@@ -244,16 +244,16 @@ def chunk(**fields: Any) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
 
 
-def delta(**said: Any) -> bytes:
-    return chunk(choices=[{"index": 0, "delta": said, "finish_reason": None}])
+def delta(**reply: Any) -> bytes:
+    return chunk(choices=[{"index": 0, "delta": reply, "finish_reason": None}])
 
 
-def openai_open(said: Said) -> list[bytes]:
+def openai_open(reply: StubReply) -> list[bytes]:
     frames = [delta(role="assistant", content="")]
-    if said.thinking:
-        frames.append(delta(reasoning_content=said.thinking))
-    frames += [delta(content=piece) for piece in said.text]
-    for index, call in enumerate(said.calls):
+    if reply.thinking:
+        frames.append(delta(reasoning_content=reply.thinking))
+    frames += [delta(content=piece) for piece in reply.text]
+    for index, call in enumerate(reply.calls):
         function = {"name": call.name, "arguments": ""}
         frames.append(
             delta(tool_calls=[{"index": index, "id": call.id, "type": "function", "function": function}])
@@ -263,22 +263,22 @@ def openai_open(said: Said) -> list[bytes]:
     return frames
 
 
-def openai_finish(said: Said) -> bytes:
-    stop = said.stop or ("tool_calls" if said.calls else "stop")
+def openai_finish(reply: StubReply) -> bytes:
+    stop = reply.stop or ("tool_calls" if reply.calls else "stop")
     return chunk(choices=[{"index": 0, "delta": {}, "finish_reason": stop}])
 
 
-def openai_close(said: Said) -> list[bytes]:
+def openai_close(reply: StubReply) -> list[bytes]:
     usage = {
-        "prompt_tokens": said.usage.all_input_tokens,
-        "completion_tokens": said.usage.output_tokens,
-        "total_tokens": said.usage.total_tokens,
+        "prompt_tokens": reply.usage.all_input_tokens,
+        "completion_tokens": reply.usage.output_tokens,
+        "total_tokens": reply.usage.total_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": said.usage.cache_read_tokens,
-            "cache_write_tokens": said.usage.cache_write_tokens,
+            "cached_tokens": reply.usage.cache_read_tokens,
+            "cache_write_tokens": reply.usage.cache_write_tokens,
         },
     }
-    return [openai_finish(said), chunk(choices=[], usage=usage), b"data: [DONE]\n\n"]
+    return [openai_finish(reply), chunk(choices=[], usage=usage), b"data: [DONE]\n\n"]
 
 
 def openai_refusal(status: int, code: str, message: str, **headers: str) -> Answer:

@@ -17,7 +17,7 @@ End = Literal["whole", "cut", "hang", "drip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer. `end`: "whole" finishes the body, "cut" drops the connection in the middle of
+    """Answer of the server. `end`: "whole" finishes the body, "cut" drops the connection in the middle of
     it, "hang" says no more until the client hangs up, "drip" repeats the last chunk until then.
     `silent` sends nothing before `speak` is set.
     """
@@ -45,7 +45,7 @@ class Stub:
         self.url = ""
         self.requests: list[Received] = []
         self.disconnected = asyncio.Event()
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.speak = asyncio.Event()
         self._answers: deque[Answer] = deque()
         self._open: set[asyncio.StreamWriter] = set()
@@ -58,7 +58,7 @@ class Stub:
         try:
             while (request := await _read(reader)) is not None:
                 self.requests.append(request)
-                self.asked.set()
+                self.requested.set()
                 answer = self._answers.popleft() if self._answers else Answer(status=418)
                 if not await self._play(answer, reader, writer):
                     return

@@ -1,4 +1,4 @@
-"""What every adapter promises, whatever its provider: checked over a real connection."""
+"""The contract of every adapter, checked over a real connection."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -24,9 +24,9 @@ from perdure.model import (
 )
 
 from .conftest import Wire
-from .dialects import COUNTED, Asked, Said
+from .dialects import COUNTED, StubCall, StubReply
 
-HALF = Said(text=("Hello", ", wor"))
+HALF = StubReply(text=("Hello", ", wor"))
 SEARCH = ToolDefinition(name="search", description="Search.", input_schema={"type": "object"})
 PNG = "iVBORw0KGgo="
 
@@ -43,8 +43,9 @@ def call_step(*results: ToolResult) -> tuple[Message, ...]:
 # -- the four ways a stream can end
 
 
-async def test_a_finished_answer_is_deltas_and_then_exactly_one_reply(wire: Wire) -> None:
-    events = await wire.ask(Said(text=("Hello", ", ", "world")))
+async def test_reply_comes_once_after_deltas(wire: Wire) -> None:
+    """A finished answer is deltas, and then exactly one Reply."""
+    events = await wire.ask(StubReply(text=("Hello", ", ", "world")))
     assert [event.text for event in events if isinstance(event, TextDelta)] == ["Hello", ", ", "world"]
     replies = [event for event in events if isinstance(event, Reply)]
     assert replies == [events[-1]]
@@ -52,7 +53,7 @@ async def test_a_finished_answer_is_deltas_and_then_exactly_one_reply(wire: Wire
     assert replies[0].stop == "end_turn"
 
 
-async def test_an_error_event_in_the_stream_is_an_error_and_never_a_reply(wire: Wire) -> None:
+async def test_error_event_is_no_reply(wire: Wire) -> None:
     error = await wire.error(wire.dialect.unfinished(HALF, wire.dialect.error_event))
     assert error.kind == wire.dialect.error_event_kind
     assert error.request_id == "req-1"
@@ -60,7 +61,8 @@ async def test_an_error_event_in_the_stream_is_an_error_and_never_a_reply(wire: 
     assert error.usage.estimated
 
 
-async def test_a_connection_cut_in_the_stream_is_stream_cut_with_its_cost(wire: Wire) -> None:
+async def test_cut_connection_is_stream_cut(wire: Wire) -> None:
+    """The error carries what the call has cost."""
     error = await wire.error(wire.dialect.unfinished(HALF, end="cut"))
     assert error.kind == "stream_cut"
     assert error.usage is not None
@@ -68,12 +70,14 @@ async def test_a_connection_cut_in_the_stream_is_stream_cut_with_its_cost(wire: 
     assert error.usage.output_tokens == 3
 
 
-async def test_a_connection_cut_with_promised_bytes_missing_is_stream_cut(wire: Wire) -> None:
+async def test_missing_bytes_are_stream_cut(wire: Wire) -> None:
+    """The connection ends before the promised content-length."""
     error = await wire.error(wire.dialect.unfinished(HALF, end="cut", length=100_000))
     assert error.kind == "stream_cut"
 
 
-async def test_a_clean_end_before_the_terminal_mark_is_stream_cut_with_its_cost(wire: Wire) -> None:
+async def test_missing_terminal_mark_is_stream_cut(wire: Wire) -> None:
+    """The connection ends cleanly, but before the mark of completion."""
     error = await wire.error(wire.dialect.unfinished(HALF))
     assert error.kind == "stream_cut"
     assert error.request_id == "req-1"
@@ -81,8 +85,8 @@ async def test_a_clean_end_before_the_terminal_mark_is_stream_cut_with_its_cost(
     assert error.usage.estimated
 
 
-async def test_an_answer_of_nothing_at_all_is_stream_cut(wire: Wire) -> None:
-    assert (await wire.error(wire.dialect.unfinished(Said(), length=0))).kind == "stream_cut"
+async def test_empty_answer_is_stream_cut(wire: Wire) -> None:
+    assert (await wire.error(wire.dialect.unfinished(StubReply(), length=0))).kind == "stream_cut"
 
 
 # -- the shipped fake keeps the same contract
@@ -93,7 +97,7 @@ def scripted_request() -> ModelRequest:
     return ModelRequest(config=ModelConfig(name="scripted:x"), messages=(Message.user("hi"),))
 
 
-async def test_the_fake_streams_deltas_and_then_exactly_one_reply(scripted_request: ModelRequest) -> None:
+async def test_scripted_reply_comes_once_after_deltas(scripted_request: ModelRequest) -> None:
     model: Model = ScriptedModel([says("Hello, world", thinking="hm")])
     events = [event async for event in model.stream(scripted_request)]
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "Hello, world"
@@ -101,7 +105,8 @@ async def test_the_fake_streams_deltas_and_then_exactly_one_reply(scripted_reque
     assert [e for e in events if isinstance(e, Reply)] == [events[-1]]
 
 
-async def test_the_fake_fails_after_its_words_and_without_a_reply(scripted_request: ModelRequest) -> None:
+async def test_scripted_failure_has_no_reply(scripted_request: ModelRequest) -> None:
+    """The text before the failure is streamed."""
     model = ScriptedModel([says("half") + fails("overloaded", retry_after=timedelta(seconds=2))])
     events = model.stream(scripted_request)
     assert isinstance(await anext(events), UsageSoFar)
@@ -111,7 +116,7 @@ async def test_the_fake_fails_after_its_words_and_without_a_reply(scripted_reque
     assert caught.value.retry_after == timedelta(seconds=2)
 
 
-async def test_the_fake_asks_for_several_tools_in_order(scripted_request: ModelRequest) -> None:
+async def test_scripted_calls_keep_their_order(scripted_request: ModelRequest) -> None:
     model = ScriptedModel([calls("search", query="a") + calls("fetch", url="b")])
     reply = [event async for event in model.stream(scripted_request)][-1]
     assert isinstance(reply, Reply)
@@ -122,13 +127,13 @@ async def test_the_fake_asks_for_several_tools_in_order(scripted_request: ModelR
 # -- what a reply holds
 
 
-async def test_several_tool_calls_arrive_in_order_with_their_arguments(wire: Wire) -> None:
-    asked = (
-        Asked(id="a"),
-        Asked(id="b", name="fetch", pieces=('{"n"', ": [1, 2]}")),
-        Asked(id="c", pieces=()),
+async def test_calls_keep_order_and_arguments(wire: Wire) -> None:
+    stub_calls = (
+        StubCall(id="a"),
+        StubCall(id="b", name="fetch", pieces=('{"n"', ": [1, 2]}")),
+        StubCall(id="c", pieces=()),
     )
-    reply = await wire.reply(Said(text=("On it.",), calls=asked))
+    reply = await wire.reply(StubReply(text=("On it.",), calls=stub_calls))
     assert reply.stop == "tool_calls"
     assert reply.parts == (
         Text(text="On it."),
@@ -139,10 +144,9 @@ async def test_several_tool_calls_arrive_in_order_with_their_arguments(wire: Wir
 
 
 @pytest.mark.parametrize("raw", ['{"query": ', "[1]", '"x"', "{'a': 1}", '{"a": 1} trailing'])
-async def test_arguments_that_are_no_json_object_become_a_problem_with_the_raw_text(
-    wire: Wire, raw: str
-) -> None:
-    reply = await wire.reply(Said(calls=(Asked(id="a", pieces=(raw[:2], raw[2:])),)))
+async def test_invalid_arguments_become_a_problem(wire: Wire, raw: str) -> None:
+    """The raw text is kept beside the problem."""
+    reply = await wire.reply(StubReply(calls=(StubCall(id="a", pieces=(raw[:2], raw[2:])),)))
     (call,) = reply.parts
     assert isinstance(call, ToolCall)
     assert call.problem
@@ -150,31 +154,32 @@ async def test_arguments_that_are_no_json_object_become_a_problem_with_the_raw_t
 
 
 @pytest.mark.parametrize("pieces", [(), ('{"query": "x"}',), ('{"query',)])
-async def test_a_call_cut_by_the_output_limit_is_never_to_be_run(wire: Wire, pieces: tuple[str, ...]) -> None:
+async def test_call_cut_by_length_never_runs(wire: Wire, pieces: tuple[str, ...]) -> None:
+    """A call that was cut may parse by accident."""
     word = "length" if wire.dialect.name == "openai" else "max_tokens"
-    reply = await wire.reply(Said(calls=(Asked(id="a"), Asked(id="b", pieces=pieces)), stop=word))
-    whole, cut = [part for part in reply.parts if isinstance(part, ToolCall)]
+    reply = await wire.reply(StubReply(calls=(StubCall(id="a"), StubCall(id="b", pieces=pieces)), stop=word))
+    complete, cut = [part for part in reply.parts if isinstance(part, ToolCall)]
     assert reply.stop == "max_tokens"
-    assert whole.problem is None
+    assert complete.problem is None
     assert cut.problem
     assert cut.arguments == {"_raw": "".join(pieces)}
 
 
 async def test_usage_is_four_disjoint_counts(wire: Wire) -> None:
-    reply = await wire.reply(Said(text=("ok",)))
+    reply = await wire.reply(StubReply(text=("ok",)))
     assert reply.usage == COUNTED
     assert not reply.usage.estimated
 
 
-async def test_the_requests_id_and_digest_are_recorded(wire: Wire) -> None:
+async def test_request_id_and_digest_are_recorded(wire: Wire) -> None:
     image = Image(data=PNG)
-    asked = wire.request(
+    request = wire.request(
         {"stop_sequences": ("END",), "effort": "low", "options": {"extra_body": {"top_k": 5}}},
         instructions="Be brief. Grüße.",
         messages=(Message.user([Text(text="see"), image]),),
         tools=(SEARCH,),
     )
-    reply = await wire.reply(Said(text=("ok",)), request=asked)
+    reply = await wire.reply(StubReply(text=("ok",)), request=request)
     (received,) = wire.server.requests
     sent = received.body
     if wire.dialect.name == "bedrock":  # its model is named by the path
@@ -183,8 +188,8 @@ async def test_the_requests_id_and_digest_are_recorded(wire: Wire) -> None:
     assert reply.request_id == "req-1"
 
 
-async def test_reasoning_is_shown_and_kept_apart_from_the_answer(wire: Wire) -> None:
-    events = await wire.ask(Said(thinking="Let me see.", text=("42",)))
+async def test_thinking_is_apart_from_text(wire: Wire) -> None:
+    events = await wire.ask(StubReply(thinking="Let me see.", text=("42",)))
     assert [event.text for event in events if isinstance(event, ThinkingDelta)] == ["Let me see."]
     reply = events[-1]
     assert isinstance(reply, Reply)
@@ -221,13 +226,13 @@ STOPS = {
 }
 
 
-async def test_every_stop_reason_has_its_word(wire: Wire) -> None:
+async def test_stop_reasons_are_translated(wire: Wire) -> None:
     for theirs, ours in STOPS[wire.dialect.name].items():
-        assert (await wire.reply(Said(text=("ok",), stop=theirs))).stop == ours
+        assert (await wire.reply(StubReply(text=("ok",), stop=theirs))).stop == ours
 
 
-async def test_an_unknown_stop_reason_is_a_bug_that_names_it(wire: Wire) -> None:
-    error = await wire.error(Said(text=("ok",), stop="tea_break"))
+async def test_unknown_stop_reason_is_a_bug(wire: Wire) -> None:
+    error = await wire.error(StubReply(text=("ok",), stop="tea_break"))
     assert error.kind == "bug"
     assert "'tea_break'" in str(error)
     assert error.usage == COUNTED
@@ -296,7 +301,7 @@ REFUSALS: dict[str, list[tuple[int, str, str, str]]] = {
 }
 
 
-async def test_every_refusal_has_its_kind_and_is_asked_only_once(wire: Wire) -> None:
+async def test_refusals_have_kinds_and_no_retries(wire: Wire) -> None:
     for status, code, message, kind in REFUSALS[wire.dialect.name]:
         before = len(wire.server.requests)
         error = await wire.error(wire.dialect.refusal(status, code, message))
@@ -318,27 +323,25 @@ async def test_every_refusal_has_its_kind_and_is_asked_only_once(wire: Wire) -> 
         ({}, None),
     ],
 )
-async def test_the_providers_own_delay_is_reported_as_it_is(
-    wire: Wire, headers: dict[str, str], delay: timedelta | None
-) -> None:
+async def test_retry_after_is_passed_on(wire: Wire, headers: dict[str, str], delay: timedelta | None) -> None:
     code = {"anthropic": "rate_limit_error", "bedrock": "ThrottlingException", "openai": "requests"}
     error = await wire.error(wire.dialect.refusal(429, code[wire.dialect.name], "slow down", **headers))
     assert error.retry_after == delay
 
 
-async def test_a_delay_given_as_a_date_counts_from_now(wire: Wire) -> None:
+async def test_retry_after_date_counts_from_now(wire: Wire) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
     error = await wire.error(wire.dialect.refusal(503, "x", "later", **{"retry-after": date}))
     assert error.retry_after is not None
     assert timedelta(minutes=4) < error.retry_after <= timedelta(minutes=5)
 
 
-async def test_an_error_page_that_is_not_json_still_has_a_kind(wire: Wire) -> None:
+async def test_error_page_without_json_has_kind(wire: Wire) -> None:
     error = await wire.error(wire.dialect.refusal(502, "", "x"))
     assert error.kind == "overloaded"
 
 
-async def test_a_server_that_is_not_there_is_a_connection_error(wire: Wire) -> None:
+async def test_missing_server_is_connection_error(wire: Wire) -> None:
     model = wire.dialect.make("http://127.0.0.1:1")
     with pytest.raises(ModelError) as caught:
         [event async for event in model.stream(wire.request())]
@@ -348,15 +351,16 @@ async def test_a_server_that_is_not_there_is_a_connection_error(wire: Wire) -> N
     assert RULES[caught.value.kind].retried
 
 
-async def test_a_server_that_hangs_up_before_it_answers_is_a_connection_error(wire: Wire) -> None:
-    wire.server.script(wire.dialect.answer(Said(), silent=True))
+async def test_early_hang_up_is_connection_error(wire: Wire) -> None:
+    """The server hangs up before it answers."""
+    wire.server.script(wire.dialect.answer(StubReply(), silent=True))
     asking = asyncio.create_task(wire.error())
-    await wire.server.asked.wait()
+    await wire.server.requested.wait()
     await wire.server.hang_up()
     assert (await asking).kind == "connection"
 
 
-async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire: Wire) -> None:
+async def test_timeout_carries_the_cost(wire: Wire) -> None:
     request = wire.request({"timeout": timedelta(seconds=3)})
     error = await wire.error(wire.dialect.unfinished(HALF, end="hang"), request=request)
     assert error.kind == "timeout"
@@ -364,7 +368,7 @@ async def test_an_answer_longer_than_the_timeout_is_a_timeout_with_its_cost(wire
     assert error.usage.estimated
 
 
-async def test_a_stalled_answer_is_given_up_long_before_the_timeout(wire: Wire) -> None:
+async def test_read_timeout_ends_a_stalled_answer(wire: Wire) -> None:
     request = wire.request({"read_timeout": timedelta(seconds=2), "timeout": timedelta(minutes=10)})
     error = await wire.error(wire.dialect.unfinished(HALF, end="hang"), request=request)
     assert error.kind == "timeout"
@@ -374,15 +378,16 @@ async def test_a_stalled_answer_is_given_up_long_before_the_timeout(wire: Wire) 
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
-async def test_a_provider_that_does_not_even_begin_is_given_up_by_the_same_measure(wire: Wire) -> None:
+async def test_read_timeout_ends_a_silent_start(wire: Wire) -> None:
     request = wire.request({"read_timeout": timedelta(milliseconds=500), "timeout": timedelta(minutes=10)})
-    error = await wire.error(wire.dialect.answer(Said(), silent=True), request=request)
+    error = await wire.error(wire.dialect.answer(StubReply(), silent=True), request=request)
     assert error.kind == "timeout"
 
 
-async def test_an_answer_that_goes_on_for_ever_is_a_timeout_too(wire: Wire) -> None:
+async def test_timeout_ends_an_endless_answer(wire: Wire) -> None:
+    """Data that is always ready never makes the reader wait, and a timeout only ends a wait."""
     request = wire.request({"timeout": timedelta(milliseconds=600)})
-    drip = wire.dialect.open(Said(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
+    drip = wire.dialect.open(StubReply(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
     error = await wire.error(wire.dialect.unfinished(HALF, drip, end="drip"), request=request)
     assert error.kind == "timeout"
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
@@ -391,7 +396,7 @@ async def test_an_answer_that_goes_on_for_ever_is_a_timeout_too(wire: Wire) -> N
 # -- cancellation
 
 
-async def test_closing_the_iterator_closes_the_providers_connection(wire: Wire) -> None:
+async def test_closing_the_iterator_closes_the_connection(wire: Wire) -> None:
     wire.server.script(wire.dialect.unfinished(HALF, end="hang"))
     events = wire.model.stream(wire.request())
     while not isinstance(await anext(events), TextDelta):
@@ -401,7 +406,7 @@ async def test_closing_the_iterator_closes_the_providers_connection(wire: Wire) 
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
-async def test_cancelling_a_reader_that_waits_closes_the_providers_connection(wire: Wire) -> None:
+async def test_cancelled_reader_closes_the_connection(wire: Wire) -> None:
     wire.server.script(wire.dialect.unfinished(HALF, end="hang"))
     heard = asyncio.Event()
 
@@ -418,10 +423,11 @@ async def test_cancelling_a_reader_that_waits_closes_the_providers_connection(wi
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
-async def test_cancelling_before_the_answer_leaves_at_once_and_hangs_up_by_the_first_byte(wire: Wire) -> None:
+async def test_cancelled_before_answer_hangs_up(wire: Wire) -> None:
+    """The reader leaves at once; the connection is closed by the first byte at the latest."""
     wire.server.script(wire.dialect.unfinished(HALF, end="hang", silent=True))
     asking = asyncio.create_task(wire.ask())
-    await wire.server.asked.wait()
+    await wire.server.requested.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -429,9 +435,9 @@ async def test_cancelling_before_the_answer_leaves_at_once_and_hangs_up_by_the_f
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
 
 
-async def test_one_adapter_serves_calls_concurrently(wire: Wire) -> None:
+async def test_adapter_serves_calls_concurrently(wire: Wire) -> None:
     for _ in range(5):
-        wire.will_say(Said(text=("ok",)))
+        wire.will_say(StubReply(text=("ok",)))
     replies = await asyncio.gather(*(wire.reply() for _ in range(5)))
     assert [reply.parts for reply in replies] == [(Text(text="ok"),)] * 5
 
@@ -439,32 +445,34 @@ async def test_one_adapter_serves_calls_concurrently(wire: Wire) -> None:
 # -- settings
 
 
-def test_an_unknown_option_is_refused_and_the_known_ones_are_named(wire: Wire) -> None:
+def test_unknown_option_is_refused(wire: Wire) -> None:
+    """The message names the known options."""
     with pytest.raises(DefinitionError, match=r"'wings'; the known ones are .*extra_body"):
         wire.model.check(wire.dialect.config(options={"wings": 2}))
 
 
-def test_an_option_of_the_wrong_type_is_refused(wire: Wire) -> None:
+def test_option_of_wrong_type_is_refused(wire: Wire) -> None:
     with pytest.raises(DefinitionError, match="option 'extra_body'"):
         wire.model.check(wire.dialect.config(options={"extra_body": "x"}))
 
 
-def test_a_plain_config_passes(wire: Wire) -> None:
+def test_plain_config_passes(wire: Wire) -> None:
     wire.model.check(wire.dialect.config())
 
 
-async def test_what_one_model_thought_is_not_shown_to_another(wire: Wire) -> None:
-    def said(model: str) -> Message:
+async def test_thinking_stays_with_its_model(wire: Wire) -> None:
+    def message_of(model: str) -> Message:
         parts = [Thinking(text="secret", signature="s"), Text(text="hi")]
         return Message(role="assistant", parts=[*parts], meta=ReplyMeta(step=1, model=model))
 
-    other = wire.request(messages=(Message.user("a"), said("other:model"), Message.user("b")))
-    assert "secret" not in str(await wire.body_of(other))
-    same = wire.request(messages=(Message.user("a"), said(wire.dialect.model_name), Message.user("b")))
+    foreign = wire.request(messages=(Message.user("a"), message_of("other:model"), Message.user("b")))
+    assert "secret" not in str(await wire.body_of(foreign))
+    same = wire.request(messages=(Message.user("a"), message_of(wire.dialect.model_name), Message.user("b")))
     assert ("secret" in str(await wire.body_of(same))) == (wire.dialect.name != "openai")
 
 
-async def test_another_providers_opaque_blocks_and_our_own_notes_are_never_sent(wire: Wire) -> None:
+async def test_foreign_blocks_and_meta_stay_unsent(wire: Wire) -> None:
+    """Opaque blocks of another provider, and our own notes on a reply, are never sent."""
     meta = ReplyMeta(step=1, model="other:model", request_id="meta-note")
     foreign = Message(role="assistant", parts=[Opaque(provider="other", data={"type": "alien"})], meta=meta)
     body = await wire.body_of(wire.request(messages=(Message.user("a"), foreign, Message.user("b"))))
@@ -473,13 +481,13 @@ async def test_another_providers_opaque_blocks_and_our_own_notes_are_never_sent(
     assert "(empty)" in str(body), "an assistant's message is never sent empty"
 
 
-async def test_a_missing_blob_is_a_bug_that_names_it(wire: Wire) -> None:
+async def test_missing_blob_is_a_bug(wire: Wire) -> None:
     request = wire.request(messages=(Message.user([Image(blob="b1")]),))
     assert (await wire.error(request=request)).kind == "bug"
     assert wire.server.requests == []
 
 
-async def test_a_media_type_the_provider_cannot_read_is_refused_before_sending(wire: Wire) -> None:
+async def test_unsupported_media_is_never_sent(wire: Wire) -> None:
     request = wire.request(messages=(Message.user([Document(data=PNG, media_type="application/x-odd")]),))
     assert (await wire.error(request=request)).kind == "bad_request"
     assert wire.server.requests == []
@@ -492,13 +500,14 @@ async def test_tools_are_never_forced(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "none"])
-async def test_tools_stay_listed_whether_or_not_they_may_be_called(wire: Wire, choice: Any) -> None:
+async def test_tools_stay_listed_when_forbidden(wire: Wire, choice: Any) -> None:
+    """The provider's prompt cache counts on it."""
     request = wire.request(messages=(Message.user("a"),), tools=(SEARCH,), tool_choice=choice)
     body = await wire.body_of(request)
     assert "search" in str(body.get("tools") or body["toolConfig"]["tools"])
 
 
-async def test_usage_known_at_the_start_is_told_at_the_start(anthropic_wire: Wire) -> None:
-    first = (await anthropic_wire.ask(Said(text=("ok",))))[0]
+async def test_early_usage_is_yielded_early(anthropic_wire: Wire) -> None:
+    first = (await anthropic_wire.ask(StubReply(text=("ok",))))[0]
     assert isinstance(first, UsageSoFar)
     assert first.usage.all_input_tokens == COUNTED.all_input_tokens

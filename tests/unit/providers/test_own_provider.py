@@ -71,11 +71,11 @@ async def _error(model: Model, request: ModelRequest | None = None) -> ModelErro
     return caught.value
 
 
-def test_it_is_a_model(model: Any) -> None:
+def test_example_is_a_model(model: Any) -> None:
     assert isinstance(model, Model)
 
 
-async def test_text_streams_and_ends_in_a_counted_reply(server: Stub, model: Any) -> None:
+async def test_text_streams_into_a_counted_reply(server: Stub, model: Any) -> None:
     server.script(
         _answer(_line(thinking="Hm."), _line(content="Aisle "), _line(content="4."), _line(done=True))
     )
@@ -88,7 +88,7 @@ async def test_text_streams_and_ends_in_a_counted_reply(server: Stub, model: Any
     assert reply.request_id == "req-1"
 
 
-async def test_tool_calls_come_out_and_their_results_go_in(server: Stub, model: Any) -> None:
+async def test_tool_calls_make_a_round_trip(server: Stub, model: Any) -> None:
     call = {"function": {"name": "search", "arguments": {"query": "tea"}}}
     server.script(_answer(_line(tool_calls=[call, call]), _line(done=True)))
     reply = (await _ask(model, _request(tools=(SEARCH,))))[-1]
@@ -125,7 +125,7 @@ async def test_tool_calls_come_out_and_their_results_go_in(server: Stub, model: 
         (500, "the runner crashed", "overloaded"),
     ],
 )
-async def test_a_refusal_has_its_kind(server: Stub, model: Any, status: int, words: str, kind: str) -> None:
+async def test_refusal_has_its_kind(server: Stub, model: Any, status: int, words: str, kind: str) -> None:
     server.script(Answer(status=status, headers={"retry-after": "7"}, chunks=(words.encode(),)))
     error = await _error(model)
     assert (error.kind, error.retry_after, error.usage) == (kind, timedelta(seconds=7), None)
@@ -142,9 +142,7 @@ async def test_a_refusal_has_its_kind(server: Stub, model: Any, status: int, wor
         (_answer(_line(content=3)), "malformed_reply"),
     ],
 )
-async def test_what_goes_wrong_during_an_answer_carries_its_cost(
-    server: Stub, model: Any, answer: Answer, kind: str
-) -> None:
+async def test_error_in_answer_carries_cost(server: Stub, model: Any, answer: Answer, kind: str) -> None:
     server.script(answer)
     error = await _error(model)
     assert error.kind == kind
@@ -152,12 +150,12 @@ async def test_what_goes_wrong_during_an_answer_carries_its_cost(
     assert error.usage.estimated
 
 
-async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
+async def test_missing_server_is_connection_error() -> None:
     assert (await _error(_load().HttpModel("http://127.0.0.1:1"))).kind == "connection"
 
 
 @pytest.mark.parametrize("limit", [{"timeout": timedelta(seconds=1)}, {"read_timeout": timedelta(seconds=1)}])
-async def test_a_silent_server_is_a_timeout(server: Stub, model: Any, limit: dict[str, timedelta]) -> None:
+async def test_silent_server_is_a_timeout(server: Stub, model: Any, limit: dict[str, Any]) -> None:
     server.script(_answer(_line(content="half"), end="hang"))
     assert (await _error(model, _request(config=ModelConfig(name="own:m", **limit)))).kind == "timeout"
     await asyncio.wait_for(server.disconnected.wait(), 60)
@@ -171,7 +169,7 @@ async def test_closing_the_stream_closes_the_connection(server: Stub, model: Any
     await asyncio.wait_for(server.disconnected.wait(), 60)
 
 
-def test_it_refuses_what_it_does_not_take(model: Any) -> None:
+def test_unknown_settings_are_refused(model: Any) -> None:
     model.check(ModelConfig(name="own:m"))
     with pytest.raises(DefinitionError, match="effort"):
         model.check(ModelConfig(name="own:m", effort="low"))
@@ -179,7 +177,7 @@ def test_it_refuses_what_it_does_not_take(model: Any) -> None:
         model.check(ModelConfig(name="own:m", options={"wings": 2}))
 
 
-def test_the_page_shows_the_example_as_it_is() -> None:
+def test_page_shows_the_example() -> None:
     page = (ROOT / "docs" / "providers.md").read_text()
     code = EXAMPLE.read_text()
     shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -188,7 +186,7 @@ def test_the_page_shows_the_example_as_it_is() -> None:
     assert max(len(block.splitlines()) for block in shown) <= 40
 
 
-def test_every_public_name_is_there_and_on_the_page() -> None:
+def test_page_names_every_export() -> None:
     page = (ROOT / "docs" / "providers.md").read_text()
     for name in perdure.providers.__all__:
         assert getattr(perdure.providers, name) is not None

@@ -1,4 +1,4 @@
-"""What only one provider does: keys, addresses, errors in streams, missing usage."""
+"""Peculiarities of each provider: keys, addresses, errors in streams, missing usage."""
 
 import asyncio
 import subprocess
@@ -18,19 +18,19 @@ from perdure.model import Model, ModelConfig, ModelRequest, Reply
 from perdure.providers import CallDeadline, kind_of_status, parse_retry_after
 
 from .conftest import Wire
-from .dialects import Said, chunk, delta, frame, openai_finish, sse
+from .dialects import StubReply, chunk, delta, frame, openai_finish, sse
 from .server import Stub
 
 # -- the models by name
 
 
-def test_the_shipped_providers_are_known_by_name() -> None:
+def test_built_in_providers_are_named() -> None:
     models = default_models()
     assert list(models) == ["anthropic", "bedrock", "openai", "ollama", "vllm"]
     assert all(isinstance(model, Model) for model in models.values())
 
 
-def test_knowing_the_providers_imports_none_of_their_libraries() -> None:
+def test_registry_imports_no_library() -> None:
     code = (
         "import sys; from perdure.activities.providers.registry import default_models; default_models();"
         "print([m for m in ('anthropic', 'boto3', 'botocore', 'openai', 'httpx2') if m in sys.modules])"
@@ -39,10 +39,10 @@ def test_knowing_the_providers_imports_none_of_their_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-async def test_a_lazy_model_checks_and_streams_as_the_model_does(server: Stub, openai_wire: Wire) -> None:
+async def test_lazy_model_does_as_its_model(server: Stub, openai_wire: Wire) -> None:
     model = default_models()["vllm"]
     assert isinstance(model, LazyModel)
-    openai_wire.will_say(Said(text=("ok",)))
+    openai_wire.will_say(StubReply(text=("ok",)))
     config = ModelConfig(name="vllm:m", options={"base_url": f"{server.url}/v1"})
     model.check(config)
     events = [event async for event in model.stream(ModelRequest(config=config))]
@@ -63,9 +63,8 @@ async def test_a_lazy_model_checks_and_streams_as_the_model_does(server: Stub, o
         (OpenAIModel(), "openai:m", "OPENAI_API_KEY"),
     ],
 )
-async def test_a_missing_key_is_named_on_one_line_with_what_to_do(
-    model: Model, name: str, variable: str
-) -> None:
+async def test_missing_key_says_what_to_do(model: Model, name: str, variable: str) -> None:
+    """The message is one line, and names the variable to set."""
     config = ModelConfig(name=name)
     with pytest.raises(ModelError, match=f"^[^\n]*{variable}[^\n]*restart[^\n]*$") as caught:
         model.check(config)
@@ -75,28 +74,26 @@ async def test_a_missing_key_is_named_on_one_line_with_what_to_do(
 
 
 @pytest.mark.parametrize("variable", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])
-async def test_anthropics_key_may_come_from_the_environment(
+async def test_anthropic_reads_key_from_environment(
     variable: str, server: Stub, anthropic_wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "from-env")
     model = AnthropicModel(base_url=server.url)
-    anthropic_wire.will_say(Said(text=("ok",)))
+    anthropic_wire.will_say(StubReply(text=("ok",)))
     request = ModelRequest(config=ModelConfig(name="anthropic:m"))
     assert [event async for event in model.stream(request)]
     assert server.requests[0].headers["authorization"] == "Bearer from-env"
     await model.aclose()
 
 
-def test_bedrock_without_credentials_is_refused_by_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bedrock_check_needs_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(ModelError, match="no AWS credentials") as caught:
         BedrockModel(region="eu-central-1").check(ModelConfig(name="bedrock:m"))
     assert caught.value.kind == "authentication"
 
 
-async def test_bedrock_without_credentials_is_refused_by_the_call_too(
-    server: Stub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_bedrock_call_needs_credentials(server: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     model = BedrockModel(region="eu-central-1", endpoint_url=server.url)
     with pytest.raises(ModelError) as caught:
@@ -105,39 +102,41 @@ async def test_bedrock_without_credentials_is_refused_by_the_call_too(
     await model.aclose()
 
 
-def test_bedrock_without_a_region_says_where_to_set_one() -> None:
+def test_bedrock_says_where_to_set_region() -> None:
     with pytest.raises(DefinitionError, match="AWS_REGION"):
         BedrockModel().check(ModelConfig(name="bedrock:m"))
 
 
-def test_bedrock_with_an_unknown_profile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bedrock_names_unknown_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(ModelError, match="nobody") as caught:
         BedrockModel().check(ModelConfig(name="bedrock:m"))
     assert caught.value.kind == "authentication"
 
 
-def test_a_guardrail_without_an_id_is_refused() -> None:
+def test_guardrail_needs_an_id() -> None:
     config = ModelConfig(name="bedrock:m", options={"guardrail": {"version": "1"}})
     with pytest.raises(DefinitionError, match=r"option 'guardrail\.id'"):
         BedrockModel(region="eu-central-1").check(config)
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.5}, {"top_p": 0.5}])
-def test_anthropics_dropped_settings_are_refused_with_the_way_round(setting: dict[str, Any]) -> None:
+def test_anthropic_refuses_dropped_settings(setting: dict[str, Any]) -> None:
+    """The message names `extra_body`, for older models that still know the setting."""
     with pytest.raises(DefinitionError, match="extra_body"):
         AnthropicModel("k").check(ModelConfig(name="anthropic:m", **setting))
 
 
 @pytest.mark.parametrize("settings", [{"thinking": "adaptive"}, {"thinking": 2048}])
-def test_thinking_is_refused_where_there_is_only_effort(settings: dict[str, Any]) -> None:
+def test_thinking_is_refused_where_unknown(settings: dict[str, Any]) -> None:
+    """The message says which setting to use in its place."""
     with pytest.raises(DefinitionError, match="effort"):
         OpenAIModel("k").check(ModelConfig(name="openai:m", **settings))
     with pytest.raises(DefinitionError, match="extra_body"):
         BedrockModel(region="x").check(ModelConfig(name="bedrock:meta.llama", **settings))
 
 
-def test_a_missing_openai_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_openai_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(DefinitionError, match=r'pip install "perdure\[openai\]"'):
         OpenAIModel("k").check(ModelConfig(name="openai:m"))
@@ -155,11 +154,11 @@ def test_a_missing_openai_library_says_what_to_install(monkeypatch: pytest.Monke
         ("http://box:11434", "http://box:11434/v1"),
     ],
 )
-def test_ollamas_address_follows_ollama_host(host: str, url: str) -> None:
+def test_ollama_host_gives_the_address(host: str, url: str) -> None:
     assert _ollama_url(host) == url
 
 
-def test_a_server_of_unknown_address_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_provider_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DefinitionError, match="base_url"):
         _default_address("mine")
     assert _default_address("vllm") == "http://localhost:8000/v1"
@@ -167,13 +166,14 @@ def test_a_server_of_unknown_address_needs_one(monkeypatch: pytest.MonkeyPatch) 
     assert _default_address("vllm") == "http://gpu/v1"
 
 
-async def test_a_local_server_gets_its_own_field_names_and_never_openais_key(
+async def test_local_server_never_gets_openai_key(
     server: Stub, openai_wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server gets the older field name for the bound of a reply, too."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("OLLAMA_HOST", server.url)
     model = OpenAIModel(provider="ollama")
-    openai_wire.will_say(Said(text=("ok",)))
+    openai_wire.will_say(StubReply(text=("ok",)))
     assert [e async for e in model.stream(ModelRequest(config=ModelConfig(name="ollama:m")))]
     (received,) = server.requests
     assert received.path == "/v1/chat/completions"
@@ -185,9 +185,9 @@ async def test_a_local_server_gets_its_own_field_names_and_never_openais_key(
 # -- habits of servers that speak OpenAI's language
 
 
-async def test_a_server_that_sends_no_usage_is_answered_with_an_estimate(openai_wire: Wire) -> None:
-    said = Said(text=("twelve bytes",))
-    answer = openai_wire.dialect.unfinished(said, openai_finish(said), b"data: [DONE]\n\n")
+async def test_missing_usage_is_estimated(openai_wire: Wire) -> None:
+    scripted = StubReply(text=("twelve bytes",))
+    answer = openai_wire.dialect.unfinished(scripted, openai_finish(scripted), b"data: [DONE]\n\n")
     request = openai_wire.request(messages=(Message.user([Text(text="x" * 400), Image(data="aGk=")]),))
     usage = (await openai_wire.reply(answer, request=request)).usage
     assert usage.estimated
@@ -195,34 +195,36 @@ async def test_a_server_that_sends_no_usage_is_answered_with_an_estimate(openai_
     assert 1_700 < usage.input_tokens < 1_800
 
 
-async def test_calls_that_all_bear_the_index_0_are_told_apart_by_their_ids(openai_wire: Wire) -> None:
-    def whole(id_: str, arguments: str) -> bytes:
+async def test_calls_of_one_index_differ_by_id(openai_wire: Wire) -> None:
+    """Some servers number all their calls 0, and end them with "stop"."""
+
+    def call_chunk(id_: str, arguments: str) -> bytes:
         return delta(tool_calls=[{"index": 0, "id": id_, "function": {"name": "f", "arguments": arguments}}])
 
-    frames = (whole("a", '{"n": 1}'), whole("b", '{"n": 2}'), openai_finish(Said(stop="stop")))
-    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+    frames = (call_chunk("a", '{"n": 1}'), call_chunk("b", '{"n": 2}'), openai_finish(StubReply(stop="stop")))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(StubReply(), *frames))
     assert [part.arguments for part in reply.parts if isinstance(part, ToolCall)] == [{"n": 1}, {"n": 2}]
     assert reply.stop == "tool_calls", 'servers that say "stop" for it are understood'
 
 
-async def test_a_refusal_is_an_answer_with_its_own_stop(openai_wire: Wire) -> None:
-    frames = (delta(refusal="I can't."), openai_finish(Said()))
-    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+async def test_refusal_is_an_answer(openai_wire: Wire) -> None:
+    frames = (delta(refusal="I can't."), openai_finish(StubReply()))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(StubReply(), *frames))
     assert (reply.stop, reply.parts) == ("refusal", (Text(text="I can't."),))
 
 
-async def test_reasoning_under_its_other_name_is_reasoning(openai_wire: Wire) -> None:
-    frames = (delta(reasoning="hm"), delta(content="42"), openai_finish(Said()))
-    reply = await openai_wire.reply(openai_wire.dialect.unfinished(Said(), *frames))
+async def test_reasoning_has_two_field_names(openai_wire: Wire) -> None:
+    frames = (delta(reasoning="hm"), delta(content="42"), openai_finish(StubReply()))
+    reply = await openai_wire.reply(openai_wire.dialect.unfinished(StubReply(), *frames))
     assert reply.parts == (Thinking(text="hm"), Text(text="42"))
 
 
-async def test_openais_names_for_tokens_are_made_disjoint_when_details_are_missing(openai_wire: Wire) -> None:
+async def test_openai_usage_needs_no_details(openai_wire: Wire) -> None:
     counted = chunk(
         choices=[], usage={"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": None}
     )
-    said = Said(text=("ok",))
-    answer = openai_wire.dialect.unfinished(said, openai_finish(said), counted)
+    scripted = StubReply(text=("ok",))
+    answer = openai_wire.dialect.unfinished(scripted, openai_finish(scripted), counted)
     usage = (await openai_wire.reply(answer)).usage
     assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens) == (9, 0, 2)
 
@@ -264,61 +266,63 @@ IN_STREAM: dict[str, list[tuple[bytes, str]]] = {
 }
 
 
-async def test_every_error_inside_a_stream_has_its_kind(wire: Wire) -> None:
+async def test_errors_in_streams_have_kinds(wire: Wire) -> None:
     for event, kind in IN_STREAM[wire.dialect.name]:
-        error = await wire.error(wire.dialect.unfinished(Said(text=("half",)), event))
+        error = await wire.error(wire.dialect.unfinished(StubReply(text=("half",)), event))
         assert error.kind == kind, event
         assert error.usage is not None, "a call that was answered has been paid"
 
 
 @pytest.mark.parametrize("stop", ["malformed_model_output", "malformed_tool_use"])
-async def test_output_that_bedrock_calls_broken_is_malformed_and_paid(bedrock_wire: Wire, stop: str) -> None:
-    error = await bedrock_wire.error(Said(text=("x",), stop=stop))
+async def test_bedrock_broken_output_is_malformed(bedrock_wire: Wire, stop: str) -> None:
+    """The call is paid for all the same."""
+    error = await bedrock_wire.error(StubReply(text=("x",), stop=stop))
     assert error.kind == "malformed_reply"
     assert error.usage is not None
     assert not error.usage.estimated
 
 
-async def test_bedrock_without_its_last_event_is_cut_even_after_the_stop_reason(bedrock_wire: Wire) -> None:
-    said = Said(text=("ok",))
-    stop = bedrock_wire.dialect.close(said)[0]
-    assert (await bedrock_wire.error(bedrock_wire.dialect.unfinished(said, stop))).kind == "stream_cut"
+async def test_bedrock_needs_its_last_event(bedrock_wire: Wire) -> None:
+    """Without it the stream was cut, also after the stop reason."""
+    scripted = StubReply(text=("ok",))
+    stop = bedrock_wire.dialect.close(scripted)[0]
+    assert (await bedrock_wire.error(bedrock_wire.dialect.unfinished(scripted, stop))).kind == "stream_cut"
 
 
-async def test_a_cut_call_to_anthropic_costs_its_counted_input(anthropic_wire: Wire) -> None:
-    error = await anthropic_wire.error(anthropic_wire.dialect.unfinished(Said(text=("x" * 40,))))
+async def test_anthropic_cut_call_costs_counted_input(anthropic_wire: Wire) -> None:
+    error = await anthropic_wire.error(anthropic_wire.dialect.unfinished(StubReply(text=("x" * 40,))))
     assert error.usage is not None
     assert (error.usage.input_tokens, error.usage.cache_read_tokens, error.usage.output_tokens) == (11, 5, 10)
 
 
-async def test_bedrocks_own_delay_header_counts_in_milliseconds(bedrock_wire: Wire) -> None:
+async def test_bedrock_delay_header_is_milliseconds(bedrock_wire: Wire) -> None:
     answer = bedrock_wire.dialect.refusal(429, "ThrottlingException", "x", **{"x-amz-retry-after": "1500"})
     assert (await bedrock_wire.error(answer)).retry_after == timedelta(seconds=1.5)
 
 
-async def test_bedrock_makes_one_client_for_a_place_whatever_the_timeouts(bedrock_wire: Wire) -> None:
+async def test_bedrock_shares_a_client_among_timeouts(bedrock_wire: Wire) -> None:
     for seconds in (300, 400, 500.5):
         await bedrock_wire.reply(
-            Said(), request=bedrock_wire.request({"timeout": timedelta(seconds=seconds)})
+            StubReply(), request=bedrock_wire.request({"timeout": timedelta(seconds=seconds)})
         )
     model = bedrock_wire.model
     assert isinstance(model, BedrockModel)
     assert list(model._clients) == [("eu-central-1", bedrock_wire.server.url, 512)]
 
 
-async def test_a_request_botocore_finds_ill_formed_is_a_bad_request(bedrock_wire: Wire) -> None:
+async def test_botocore_validation_is_bad_request(bedrock_wire: Wire) -> None:
     request = bedrock_wire.request(messages=(Message(role="assistant", parts=[ToolCall(id="a", name="")]),))
     assert (await bedrock_wire.error(request=request)).kind == "bad_request"
 
 
-async def test_many_waiting_bedrock_calls_do_not_wait_for_each_other(bedrock_wire: Wire) -> None:
+async def test_bedrock_calls_wait_in_own_threads(bedrock_wire: Wire) -> None:
     calls = 24  # more than the default executor of a small machine has threads
     for _ in range(calls):
-        bedrock_wire.server.script(bedrock_wire.dialect.answer(Said(text=("ok",)), silent=True))
+        bedrock_wire.server.script(bedrock_wire.dialect.answer(StubReply(text=("ok",)), silent=True))
     asking = [asyncio.create_task(bedrock_wire.reply()) for _ in range(calls)]
     while len(bedrock_wire.server.requests) < calls:
-        bedrock_wire.server.asked.clear()
-        await bedrock_wire.server.asked.wait()
+        bedrock_wire.server.requested.clear()
+        await bedrock_wire.server.requested.wait()
     bedrock_wire.server.speak.set()
     assert len(await asyncio.gather(*asking)) == calls
 
@@ -340,13 +344,11 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
         ({"retry-after": "1e300"}, timedelta(seconds=1e9)),
     ],
 )
-def test_odd_delays_are_read_as_far_as_they_make_sense(
-    headers: dict[str, str], delay: timedelta | None
-) -> None:
+def test_odd_delays_are_parsed(headers: dict[str, str], delay: timedelta | None) -> None:
     assert parse_retry_after(headers, NOW) == delay
 
 
-async def test_a_deadline_holds_for_what_never_waits_too() -> None:
+async def test_deadline_holds_without_a_wait() -> None:
     async def ready() -> int:
         return 1
 
@@ -359,7 +361,7 @@ async def test_a_deadline_holds_for_what_never_waits_too() -> None:
         await late.wait_for_data(ready())
 
 
-def test_a_status_outside_errors_is_ours_to_look_at() -> None:
+def test_status_outside_errors_is_a_bug() -> None:
     assert [kind_of_status(status) for status in (200, 302, 418, 599)] == [
         "bug",
         "bug",
@@ -368,13 +370,13 @@ def test_a_status_outside_errors_is_ours_to_look_at() -> None:
     ]
 
 
-async def test_an_exception_nobody_foresaw_is_a_bug_with_its_class(
-    openai_wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unforeseen_exception_is_a_bug(openai_wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names its class."""
+
     def broken(*_: object) -> None:
         raise RuntimeError("out of order")
 
     monkeypatch.setattr("perdure.activities.providers.openai._fold", broken)
-    error = await openai_wire.error(Said(text=("x",)))
+    error = await openai_wire.error(StubReply(text=("x",)))
     assert error.kind == "bug"
     assert "RuntimeError" in str(error)

@@ -1,4 +1,4 @@
-"""How a conversation is written for each provider."""
+"""Requests: a conversation in the format of each provider."""
 
 import base64
 from dataclasses import replace
@@ -21,7 +21,7 @@ from perdure.messages import (
 from perdure.model import ModelConfig, ModelRequest, Reply, ToolDefinition
 
 from .conftest import Wire
-from .dialects import Asked, Said, anthropic_block, anthropic_close, anthropic_open, sse
+from .dialects import StubCall, StubReply, anthropic_block, anthropic_close, anthropic_open, sse
 
 SEARCH = ToolDefinition(name="search", description="Search.", input_schema={"type": "object"})
 FETCH = ToolDefinition(name="fetch", description="", input_schema={"type": "object"})
@@ -68,9 +68,10 @@ def conversation(wire: Wire, config: dict[str, Any] | None = None) -> ModelReque
     return wire.request(config, messages=CONVERSATION, tools=(SEARCH, FETCH), blobs={"b1": PNG})
 
 
-async def test_anthropic_gets_all_results_first_and_in_order_in_one_user_message(
+async def test_anthropic_results_come_first(
     anthropic_wire: Wire,
 ) -> None:
+    """All results stand in order in the same user message."""
     body = await anthropic_wire.body_of(conversation(anthropic_wire, UNMARKED))
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG64}}
     pdf = {"type": "base64", "media_type": "application/pdf", "data": PDF64}
@@ -115,7 +116,8 @@ async def test_anthropic_gets_all_results_first_and_in_order_in_one_user_message
     assert "tool_choice" not in body
 
 
-async def test_bedrock_gets_all_results_first_and_in_order_in_one_user_message(bedrock_wire: Wire) -> None:
+async def test_bedrock_results_come_first(bedrock_wire: Wire) -> None:
+    """All results stand in order in the same user message."""
     body = await bedrock_wire.body_of(conversation(bedrock_wire, UNMARKED))
     image = {"image": {"format": "png", "source": {"bytes": PNG64}}}
     pdf = {"format": "pdf", "source": {"bytes": PDF64}, "name": "a report pdf"}
@@ -142,7 +144,8 @@ async def test_bedrock_gets_all_results_first_and_in_order_in_one_user_message(b
     ]
 
 
-async def test_openai_gets_one_message_a_result_and_their_images_from_the_user(openai_wire: Wire) -> None:
+async def test_openai_results_are_messages(openai_wire: Wire) -> None:
+    """Each result is a message; its images follow as the user's."""
     body = await openai_wire.body_of(conversation(openai_wire))
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG64}"}}
     pdf = {"filename": "a_report.pdf", "file_data": f"data:application/pdf;base64,{PDF64}"}
@@ -177,52 +180,65 @@ async def test_openai_gets_one_message_a_result_and_their_images_from_the_user(o
     assert body["max_completion_tokens"] == 8192
 
 
-async def test_neighbours_of_one_role_are_merged(wire: Wire) -> None:
-    said = (Message.user("a"), Message.user("b"), assistant(Text(text="c")), assistant(Text(text="d")))
-    body = await wire.body_of(wire.request(UNMARKED if wire.dialect.name != "openai" else {}, messages=said))
+async def test_neighbours_of_a_role_are_merged(wire: Wire) -> None:
+    conversation = (
+        Message.user("a"),
+        Message.user("b"),
+        assistant(Text(text="c")),
+        assistant(Text(text="d")),
+    )
+    body = await wire.body_of(
+        wire.request(UNMARKED if wire.dialect.name != "openai" else {}, messages=conversation)
+    )
     assert [message["role"] for message in body["messages"]] == ["user", "assistant"]
     assert "b" in str(body["messages"][0])
     assert "d" in str(body["messages"][1])
 
 
-async def test_blank_and_empty_content_is_replaced_or_left_out(wire: Wire) -> None:
+async def test_blank_content_is_never_sent(wire: Wire) -> None:
     blank = ToolResult(call_id="c1", name="search", content=[Text(text=" ")])
-    said = (
+    conversation = (
         Message.user([Text(text="a"), Text(text="\n")]),
         assistant(Text(text="\n\n"), ToolCall(id="c1", name="search")),
         results(blank),
         assistant(),
         Message.user(""),
     )
-    written = str(await wire.body_of(wire.request(messages=said)))
+    written = str(await wire.body_of(wire.request(messages=conversation)))
     assert "\\n" not in written
     assert "' '" not in written
     assert written.count("(empty)") == 3
 
 
-async def test_a_user_message_after_its_calls_does_not_part_them_from_their_results(wire: Wire) -> None:
+async def test_user_message_never_parts_calls_from_results(wire: Wire) -> None:
     mixed = Message(role="tool", parts=[Text(text="by the way"), text_result("c1", "one")])
-    said = (Message.user("a"), assistant(ToolCall(id="c1", name="search")), mixed)
-    body = await wire.body_of(wire.request(messages=said))
+    conversation = (Message.user("a"), assistant(ToolCall(id="c1", name="search")), mixed)
+    body = await wire.body_of(wire.request(messages=conversation))
     written = str(body["messages"])
     assert written.index("one") < written.index("by the way")
 
 
-async def test_what_a_user_says_while_tools_run_comes_after_their_results(wire: Wire) -> None:
-    said = (
+async def test_user_text_follows_the_results(wire: Wire) -> None:
+    """A person wrote while the tools ran."""
+    conversation = (
         Message.user("a"),
         assistant(ToolCall(id="c1", name="search")),
         Message.user("hurry"),
         results(text_result("c1", "one")),
     )
-    messages = (await wire.body_of(wire.request(messages=said)))["messages"]
+    messages = (await wire.body_of(wire.request(messages=conversation)))["messages"]
     assert str(messages).index("one") < str(messages).index("hurry")
     assert len(messages) == (4 if wire.dialect.name == "openai" else 3)
 
 
-async def test_calls_in_the_conversation_keep_tools_listed_when_the_agent_has_none(wire: Wire) -> None:
-    said = (Message.user("a"), assistant(ToolCall(id="c1", name="gone")), results(text_result("c1", "one")))
-    body = await wire.body_of(wire.request(messages=said))
+async def test_past_calls_keep_tools_listed(wire: Wire) -> None:
+    """The agent has no tools now."""
+    conversation = (
+        Message.user("a"),
+        assistant(ToolCall(id="c1", name="gone")),
+        results(text_result("c1", "one")),
+    )
+    body = await wire.body_of(wire.request(messages=conversation))
     match wire.dialect.name:
         case "anthropic":
             assert body["tools"][0]["name"] == "gone"
@@ -234,7 +250,7 @@ async def test_calls_in_the_conversation_keep_tools_listed_when_the_agent_has_no
             assert "tools" not in body
 
 
-async def test_tools_are_forbidden_in_the_providers_own_way(wire: Wire) -> None:
+async def test_tools_can_be_forbidden(wire: Wire) -> None:
     request = wire.request(
         messages=(Message.user("a"),), instructions="Hi.", tools=(SEARCH,), tool_choice="none"
     )
@@ -249,11 +265,12 @@ async def test_tools_are_forbidden_in_the_providers_own_way(wire: Wire) -> None:
             assert body["tool_choice"] == "none"
 
 
-async def test_signed_thoughts_and_tool_calls_go_back_unchanged(claude_wire: Wire) -> None:
-    said = Said(
-        thinking="Hmm.", signature="s1==", redacted="c2VjcmV0", text=("On it.",), calls=(Asked(id="c1"),)
+async def test_signed_thinking_goes_back_unchanged(claude_wire: Wire) -> None:
+    """Tool calls do, too."""
+    scripted = StubReply(
+        thinking="Hmm.", signature="s1==", redacted="c2VjcmV0", text=("On it.",), calls=(StubCall(id="c1"),)
     )
-    reply = await claude_wire.reply(said)
+    reply = await claude_wire.reply(scripted)
     before = assistant(*reply.parts, model=claude_wire.dialect.model_name)
     request = claude_wire.request(
         UNMARKED, messages=(Message.user("a"), before, results(text_result("c1", "x")))
@@ -275,15 +292,16 @@ async def test_signed_thoughts_and_tool_calls_go_back_unchanged(claude_wire: Wir
         ]
 
 
-async def test_a_thought_that_was_cut_is_dropped_and_none_ends_a_message(claude_wire: Wire) -> None:
-    said = (
+async def test_unsigned_thinking_is_dropped(claude_wire: Wire) -> None:
+    """No message ends in thinking."""
+    conversation = (
         Message.user("a"),
         assistant(Thinking(text="unsigned")),
         Message.user("b"),
         assistant(Thinking(text="signed", signature="s")),
         Message.user("c"),
     )
-    messages = (await claude_wire.body_of(claude_wire.request(UNMARKED, messages=said)))["messages"]
+    messages = (await claude_wire.body_of(claude_wire.request(UNMARKED, messages=conversation)))["messages"]
     assert "unsigned" not in str(messages[1])
     assert "signed" in str(messages[3]["content"][0])
     assert "(empty)" in str(messages[3]["content"][-1])
@@ -292,9 +310,10 @@ async def test_a_thought_that_was_cut_is_dropped_and_none_ends_a_message(claude_
 # -- prompt caching
 
 
-async def test_anthropic_marks_tools_system_and_the_ends_of_two_turns_by_default(
+async def test_anthropic_sets_four_cache_marks(
     anthropic_wire: Wire,
 ) -> None:
+    """At the tools, the instructions, and the ends of two turns."""
     request = replace(conversation(anthropic_wire), instructions="Hi.")
     body = await anthropic_wire.body_of(request)
     assert body["system"] == [{"type": "text", "text": "Hi.", **MARK}]
@@ -304,7 +323,7 @@ async def test_anthropic_marks_tools_system_and_the_ends_of_two_turns_by_default
     assert str(body).count("cache_control") == 4
 
 
-async def test_anthropics_marks_never_touch_thoughts_or_opaque_blocks(anthropic_wire: Wire) -> None:
+async def test_anthropic_marks_no_thinking_or_opaque(anthropic_wire: Wire) -> None:
     paused = assistant(
         Text(text="x"), Opaque(provider="anthropic", data={"type": "server_tool_use", "id": "s"})
     )
@@ -316,7 +335,7 @@ async def test_anthropics_marks_never_touch_thoughts_or_opaque_blocks(anthropic_
 
 
 @pytest.mark.parametrize("options", [{"cache": False}, {"cache_ttl": "1h"}])
-async def test_marks_can_be_turned_off_and_made_to_last(claude_wire: Wire, options: dict[str, Any]) -> None:
+async def test_cache_marks_are_configurable(claude_wire: Wire, options: dict[str, Any]) -> None:
     request = claude_wire.request({"options": options}, messages=(Message.user("a"),), tools=(SEARCH,))
     written = str(await claude_wire.body_of(request))
     assert written.count("'ttl': '1h'") == (2 if "cache_ttl" in options else 0)
@@ -332,7 +351,7 @@ async def test_marks_can_be_turned_off_and_made_to_last(claude_wire: Wire, optio
         ("arn:aws:bedrock:eu-central-1:1:application-inference-profile/x", {"cache": True}, True, True),
     ],
 )
-async def test_bedrock_marks_only_what_the_model_is_known_to_take(
+async def test_bedrock_marks_known_models_only(
     bedrock_wire: Wire, model: str, options: dict[str, Any], tools: bool, messages: bool
 ) -> None:
     config = ModelConfig(name=f"bedrock:{model}", options=options)
@@ -342,7 +361,7 @@ async def test_bedrock_marks_only_what_the_model_is_known_to_take(
     assert (body["messages"][-1]["content"][-1] == POINT) == messages
 
 
-async def test_openai_gets_a_cache_key_only_when_asked_to(openai_wire: Wire) -> None:
+async def test_openai_cache_key_is_optional(openai_wire: Wire) -> None:
     assert "prompt_cache_key" not in await openai_wire.body_of(openai_wire.request())
     request = openai_wire.request({"options": {"prompt_cache_key": "k"}})
     assert (await openai_wire.body_of(request))["prompt_cache_key"] == "k"
@@ -355,14 +374,14 @@ async def test_openai_gets_a_cache_key_only_when_asked_to(openai_wire: Wire) -> 
     ("left", "thinking"),
     [(1500, {"type": "enabled", "budget_tokens": 1499}), (1000, {"type": "disabled"})],
 )
-async def test_thinking_shrinks_with_what_a_budget_leaves(
+async def test_thinking_fits_into_max_tokens(
     anthropic_wire: Wire, left: int, thinking: dict[str, Any]
 ) -> None:
     request = anthropic_wire.request({"thinking": 2048}, messages=(Message.user("a"),), max_tokens=left)
     assert (await anthropic_wire.body_of(request))["thinking"] == thinking
 
 
-async def test_anthropics_settings_reach_the_wire(anthropic_wire: Wire) -> None:
+async def test_anthropic_settings_are_sent(anthropic_wire: Wire) -> None:
     options: dict[str, Any] = {
         "extra_body": {"temperature": 0.2},
         "extra_headers": {"anthropic-beta": "b1"},
@@ -382,12 +401,12 @@ async def test_anthropics_settings_reach_the_wire(anthropic_wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(("thinking", "sent"), [("adaptive", "adaptive"), ("off", "disabled")])
-async def test_thinking_is_named_as_claude_names_it(claude_wire: Wire, thinking: str, sent: str) -> None:
+async def test_thinking_modes_are_sent(claude_wire: Wire, thinking: str, sent: str) -> None:
     body = await claude_wire.body_of(claude_wire.request({"thinking": thinking}))
     assert body.get("additionalModelRequestFields", body)["thinking"] == {"type": sent}
 
 
-async def test_bedrocks_settings_reach_the_wire(bedrock_wire: Wire) -> None:
+async def test_bedrock_settings_are_sent(bedrock_wire: Wire) -> None:
     options: dict[str, Any] = {
         "extra_body": {"top_k": 5},
         "guardrail": {"id": "g1", "version": "2", "trace": "enabled"},
@@ -419,9 +438,10 @@ async def test_bedrocks_settings_reach_the_wire(bedrock_wire: Wire) -> None:
     assert "/us-west-2/bedrock/" in bedrock_wire.server.requests[-1].headers["authorization"]
 
 
-async def test_bedrock_documents_get_names_it_takes_and_none_twice_and_a_text_beside_them(
+async def test_bedrock_documents_have_unique_names(
     bedrock_wire: Wire,
 ) -> None:
+    """The names use a small alphabet, and a text stands beside the documents."""
     files: list[Part] = [Document(data=PDF64, name=name) for name in ("a/b_c.pdf", "a/b_c.pdf", "é")]
     body = await bedrock_wire.body_of(bedrock_wire.request(UNMARKED, messages=(Message.user(files),)))
     content = body["messages"][0]["content"]
@@ -429,14 +449,14 @@ async def test_bedrock_documents_get_names_it_takes_and_none_twice_and_a_text_be
     assert content[3] == {"text": "(empty)"}
 
 
-async def test_text_documents_are_sent_as_text_where_files_are_not_read(wire: Wire) -> None:
+async def test_text_documents_become_text(wire: Wire) -> None:
     data = base64.b64encode(b"plain words").decode()
     notes = Document(data=data, name="notes", media_type="text/plain")
     written = str(await wire.body_of(wire.request(messages=(Message.user([notes]),))))
     assert (data if wire.dialect.name == "bedrock" else "plain words") in written
 
 
-async def test_openais_settings_reach_the_wire(openai_wire: Wire) -> None:
+async def test_openai_settings_are_sent(openai_wire: Wire) -> None:
     options: dict[str, Any] = {
         "extra_body": {"verbosity": "low"},
         "max_tokens_field": "max_tokens",
@@ -460,21 +480,22 @@ async def test_openais_settings_reach_the_wire(openai_wire: Wire) -> None:
 # -- blocks that only Anthropic has
 
 
-async def test_a_paused_turn_keeps_server_tool_blocks_and_sends_them_back_unchanged(
+async def test_paused_turn_keeps_opaque_blocks(
     anthropic_wire: Wire,
 ) -> None:
+    """They go back to the provider unchanged."""
     use: dict[str, Any] = {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}}
     found = {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"type": "x", "y": None}]}
     novel = {"type": "novelty", "content": None, "of": {"a": [1, None]}}
-    said = Said(text=("Looking.",), stop="pause_turn")
+    scripted = StubReply(text=("Looking.",), stop="pause_turn")
     frames = [
-        *anthropic_open(said),
+        *anthropic_open(scripted),
         *anthropic_block(1, use, {"type": "input_json_delta", "partial_json": '{"query": "x"}'}),
         *anthropic_block(2, found),
         *anthropic_block(3, novel),
-        *anthropic_close(said),
+        *anthropic_close(scripted),
     ]
-    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(Said(), *frames))
+    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(StubReply(), *frames))
     assert reply.stop == "pause_turn"
     before = assistant(*reply.parts, model=anthropic_wire.dialect.model_name)
     request = anthropic_wire.request(UNMARKED, messages=(Message.user("a"), before))
@@ -482,21 +503,26 @@ async def test_a_paused_turn_keeps_server_tool_blocks_and_sends_them_back_unchan
     assert content == [{"type": "text", "text": "Looking."}, {**use, "input": {"query": "x"}}, found, novel]
 
 
-async def test_arguments_that_come_whole_with_the_start_of_a_call_are_kept(anthropic_wire: Wire) -> None:
+async def test_arguments_of_block_start_are_kept(anthropic_wire: Wire) -> None:
     use = {"type": "tool_use", "id": "c1", "name": "search", "input": {"q": 1}}
-    frames = [*anthropic_open(Said()), *anthropic_block(0, use), *anthropic_close(Said(stop="tool_use"))]
-    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(Said(), *frames))
+    frames = [
+        *anthropic_open(StubReply()),
+        *anthropic_block(0, use),
+        *anthropic_close(StubReply(stop="tool_use")),
+    ]
+    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(StubReply(), *frames))
     assert isinstance(reply, Reply)
     assert reply.parts == (ToolCall(id="c1", name="search", arguments={"q": 1}),)
 
 
-async def test_a_kind_of_delta_nobody_knows_is_a_bug_and_a_new_event_is_not(anthropic_wire: Wire) -> None:
+async def test_unknown_delta_is_a_bug(anthropic_wire: Wire) -> None:
+    """An unknown event is not: the API reserves the right to add events."""
     new_event = sse({"type": "novelty", "x": 1})
-    said = Said(text=("ok",))
-    frames = [*anthropic_open(said), new_event, *anthropic_close(said)]
-    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(Said(), *frames))
+    scripted = StubReply(text=("ok",))
+    frames = [*anthropic_open(scripted), new_event, *anthropic_close(scripted)]
+    reply = await anthropic_wire.reply(anthropic_wire.dialect.unfinished(StubReply(), *frames))
     assert reply.parts == (Text(text="ok"),)
     odd = anthropic_block(0, {"type": "text", "text": ""}, {"type": "odd_delta", "x": 1})
-    error = await anthropic_wire.error(anthropic_wire.dialect.unfinished(Said(), *odd))
+    error = await anthropic_wire.error(anthropic_wire.dialect.unfinished(StubReply(), *odd))
     assert error.kind == "bug"
     assert "odd_delta" in str(error)
