@@ -1,4 +1,4 @@
-"""Commands for deploys: which build of the workers is given new runs, and who is pinned to which."""
+"""Commands for deploys: routing new runs to builds of the workers, and moving open ones between them."""
 
 import asyncio
 import time
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from ..client.deployment import Build, Deployment, DeploymentStatus, MovedRun
 
-_SETTLED_WITHIN: Final = 10.0
+_DRAIN_WITHIN: Final = 10.0
+"""Seconds for woken sessions to move."""
 _SHOWN: Final = 20
+"""Ids that a dry run prints; with --json it prints all."""
 _BATCH: Final = 500
-"""So many runs are held in memory at a time."""
+"""Runs that are held in memory at a time."""
 
 deploys = typer.Typer(name="deploy", help="Send runs to builds of the workers.", no_args_is_help=True)
 app.add_typer(deploys)
@@ -26,18 +28,18 @@ Name = Annotated[
     str | None,
     typer.Option("--deployment", help="The worker deployment [PERDURE_DEPLOYMENT_NAME, or the only one]."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Even though no worker of it asks for work.")]
-Query = Annotated[str | None, typer.Option(help="Only those that this visibility query finds too.")]
+Force = Annotated[bool, typer.Option("--force", help="Even if no worker of the build polls.")]
+Query = Annotated[str | None, typer.Option(help="Only runs that this visibility query finds.")]
 BuildId = Annotated[str, typer.Argument(metavar="BUILD", help="A build id.")]
 
 
 @command("status", under=deploys)
 async def status(common: Common, *, deployment: Name = None) -> None:
-    """Show the builds: which is current, which ramps, who drains, and who is pinned to each."""
+    """Show the builds: which is current, which ramps or drains, and what is pinned to each."""
     found = await (await _deployment(common, deployment)).status()
     if common.json:
         return out(common, found.model_dump(mode="json"))
-    return _show(found)
+    return _print_status(found)
 
 
 @command("promote", under=deploys)
@@ -53,11 +55,11 @@ async def promote(
 ) -> None:
     """Send all new runs to BUILD. Runs that are open stay where they are."""
     if (build is None) is not unversioned:
-        refuse("promote what? Give a BUILD, or --unversioned for workers without a version")
+        refuse("name the build: perdure deploy promote BUILD, or --unversioned for workers without a version")
     found = await _deployment(common, deployment)
     before = await found.promote(build, force=force)
-    words = f"all new runs go to {_words(build)} (before: {_words(before)})"
-    out(common, {"deployment": found.name, "current": build, "before": before}, words)
+    text = f"all new runs go to {_name_build(build)} (before: {_name_build(before)})"
+    out(common, {"deployment": found.name, "current": build, "before": before}, text)
 
 
 @command("ramp", under=deploys)
@@ -65,83 +67,82 @@ async def ramp(
     common: Common,
     *,
     build: BuildId,
-    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Of new runs: 0 to 100.")],
+    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Share of new runs: 0 to 100.")],
     deployment: Name = None,
     force: Force = False,
 ) -> None:
-    """Send PERCENT of new runs to BUILD, the others to the current one."""
+    """Send PERCENT of new runs to BUILD, the rest to the current build."""
     found = await _deployment(common, deployment)
     await found.ramp(build, percent, force=force)
     plain = {"deployment": found.name, "ramping": build, "percent": percent}
-    out(common, plain, f"{percent:g} % of new runs go to {_words(build)}")
+    out(common, plain, f"{percent:g} % of new runs go to {_name_build(build)}")
 
 
 @command("rollback", under=deploys)
 async def rollback(common: Common, *, deployment: Name = None, force: Force = False) -> None:
-    """End the ramp; where nothing ramps, promote what was current before."""
+    """End the ramp; if nothing ramps, promote the build that was current before."""
     found = await _deployment(common, deployment)
     undone, build, current = await found.rollback(force=force)
-    ended = (
-        f"the ramp of {build!r} has ended" if undone == "ramp" else f"no more new runs for {_words(build)}"
-    )
+    stopped = f"no more new runs for {_name_build(build)}"
+    ended = f"the ramp of {build!r} has ended" if undone == "ramp" else stopped
     plain = {"deployment": found.name, "undone": undone, "build": build, "current": current}
-    out(common, plain, f"{ended}: all new runs go to {_words(current)}")
+    out(common, plain, f"{ended}: all new runs go to {_name_build(current)}")
 
 
 @command("drain", under=deploys)
 async def drain(common: Common, *, build: BuildId, deployment: Name = None, query: Query = None) -> None:
-    """Wake the sessions of BUILD: those between two turns go on where new sessions go."""
+    """Wake the sessions of BUILD, so that idle ones move to where new sessions go."""
     from perdure.wire.names import SESSION_WORKFLOW
 
     found = await _deployment(common, deployment)
-    before = _named(await found.status(), build)
+    before = _find_build(await found.status(), build)
     if before is not None and before.status == "current":
-        refuse(f"build {build!r} is current: new sessions go to it; promote another one first")
+        refuse(f"build {build!r} is current: new sessions go to it; promote another build first")
     woken = 0
     async for batch in _batches(found.pinned_runs(build, kinds=(SESSION_WORKFLOW,), query=query)):
-        woken += sum(one.problem is None for one in await found.wake(batch))
-    left = await _settled(found, build)
+        woken += sum(session.problem is None for session in await found.wake(batch))
+    left = await _wait_until_drained(found, build)
     stay = f"; {left.runs} runs stay until they end" if left.runs else ""
     if left.sessions:
-        stay += f"; {left.sessions} sessions are in a turn or not there yet, and move when it ends"
-    hint = f"; see perdure deploy move --from {build}" if stay else ""
+        stay += f"; {left.sessions} sessions are in a turn, or have not moved yet, and move when it ends"
+    advice = f"; see perdure deploy move --from {build}" if stay else ""
     plain = {"build": build, "woken": woken, "sessions": left.sessions, "runs": left.runs}
-    out(common, plain, f"woken: {woken} sessions of {build!r}{stay}{hint}")
+    out(common, plain, f"woken: {woken} sessions of {build!r}{stay}{advice}")
 
 
 @command("move", under=deploys)
 async def move(
     common: Common,
     *,
-    source: Annotated[str, typer.Option("--from", metavar="BUILD", help="Where they are.")],
-    target: Annotated[str, typer.Option("--to", metavar="BUILD", help="Where they are to go on.")],
+    source: Annotated[str, typer.Option("--from", metavar="BUILD", help="The build that they leave.")],
+    target: Annotated[str, typer.Option("--to", metavar="BUILD", help="The build that they go on at.")],
     deployment: Name = None,
     query: Query = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell which they are.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
     force: Force = False,
 ) -> int:
-    """Have open runs and sessions of one build go on at another. Check before: perdure replay-check."""
+    """Move open runs and sessions to another build. Check it first: perdure replay-check."""
     if source == target:
-        refuse(f"--from and --to are both {source!r}")
+        refuse(f"--from and --to are both {source!r}; name two builds")
     found = await _deployment(common, deployment)
     if dry_run:
-        return await _dry(common, found, source, query)
+        return await _print_pinned(common, found, source, query)
     if not force:
         await found.check_served(target)
     moved: list[MovedRun] = []
     async for batch in _batches(found.pinned_runs(source, query=query)):
         moved += await found.move(target, batch)
-    failed = [one for one in moved if one.problem is not None]
+    failed = [run for run in moved if run.problem is not None]
     plain = {"from": source, "to": target, "moved": len(moved) - len(failed)}
-    problems = [{"id": one.id, "problem": one.problem} for one in failed]
-    words = f"moved from {source!r} to {target!r}: {_tally([one for one in moved if not one.problem])}"
-    out(common, {**plain, "failed": problems}, words)
-    for one in failed:
-        say_error(f"{one.id} stays: {one.problem}")
+    problems = [{"id": run.id, "problem": run.problem} for run in failed]
+    counts = _count_kinds([run for run in moved if run.problem is None])
+    out(common, {**plain, "failed": problems}, f"moved from {source!r} to {target!r}: {counts}")
+    for run in failed:
+        say_error(f"{run.id} stays: {run.problem}")
     return FAILED if failed else DONE
 
 
-async def _dry(common: Common, found: "Deployment", source: str, query: str | None) -> int:
+async def _print_pinned(common: Common, found: "Deployment", source: str, query: str | None) -> int:
     ids: list[str] = []
     count = 0
     async for execution in found.pinned_runs(source, query=query):
@@ -149,15 +150,20 @@ async def _dry(common: Common, found: "Deployment", source: str, query: str | No
         if common.json or len(ids) < _SHOWN:
             ids.append(execution.id)
     out(common, {"from": source, "would_move": ids}, "\n".join(ids))
-    say(f"{count} would be moved; those above are the newest" if count > len(ids) else f"{count} would move")
+    say(f"{count} would move; the newest are listed" if count > len(ids) else f"{count} would move")
     return DONE
 
 
-# -- what they share
+# -- shared by the commands
 
 
 async def _deployment(common: Common, name: str | None) -> "Deployment":
-    """The deployment meant: the one named, that of the settings, or the only one there is."""
+    """Return the deployment of that name, or of the settings, or the only one on the server.
+
+    Raises:
+        InvalidRequest: there is none, or none is named and there are several.
+
+    """
     from perdure.settings import load_settings
 
     from ..client.deployment import Deployment, deployments
@@ -165,22 +171,22 @@ async def _deployment(common: Common, name: str | None) -> "Deployment":
     client = await common.connect()
     name = name or load_settings().deployment_name
     if name is None:
-        there = await deployments(client.temporal)
-        if not there:
+        names = await deployments(client.temporal)
+        if not names:
             refuse(
-                "there is no worker deployment here: no worker with a version has asked for work; start one: "
+                "there is no worker deployment here: no worker with a version has polled; start one: "
                 "perdure worker FILE --deployment NAME --build BUILD"
             )
-        if len(there) > 1:
-            refuse(f"which deployment? There are {', '.join(there)}: --deployment NAME")
-        [name] = there
+        if len(names) > 1:
+            refuse(f"there are several worker deployments: {', '.join(names)}; choose one: --deployment NAME")
+        [name] = names
     return Deployment(client.temporal, name, task_queue=client.task_queue)
 
 
 async def _batches(
     executions: "AsyncIterator[WorkflowExecution]",
 ) -> "AsyncIterator[list[WorkflowExecution]]":
-    """What is listed, in lists of bounded length."""
+    """Yield the executions in lists of bounded length."""
     batch: list[WorkflowExecution] = []
     async for execution in executions:
         batch.append(execution)
@@ -191,33 +197,33 @@ async def _batches(
         yield batch
 
 
-async def _settled(found: "Deployment", build: str) -> "Build":
-    """The build, once no session is pinned to it any more, or when they have had time to move."""
-    deadline = time.monotonic() + _SETTLED_WITHIN
+async def _wait_until_drained(found: "Deployment", build: str) -> "Build":
+    """Wait until no session is pinned to the build, or they have had time to move; return the build."""
+    deadline = time.monotonic() + _DRAIN_WITHIN
     while True:
-        left = _named(await found.status(), build)
-        assert left is not None, "it was there a moment ago"
+        left = _find_build(await found.status(), build)
+        assert left is not None, "its sessions have just been listed"
         if not left.sessions or time.monotonic() > deadline:
             return left
         await asyncio.sleep(0.5)
 
 
-def _named(found: "DeploymentStatus", build: str) -> "Build | None":
-    return next((one for one in found.builds if one.build == build), None)
+def _find_build(found: "DeploymentStatus", build: str) -> "Build | None":
+    return next((known for known in found.builds if known.build == build), None)
 
 
-def _words(build: str | None) -> str:
+def _name_build(build: str | None) -> str:
     return "workers without a version" if build is None else f"build {build!r}"
 
 
-def _tally(moved: "Sequence[MovedRun]") -> str:
+def _count_kinds(moved: "Sequence[MovedRun]") -> str:
     from .. import display
 
-    sessions = sum(one.kind == "session" for one in moved)
+    sessions = sum(run.kind == "session" for run in moved)
     return f"{display.plural(len(moved) - sessions, 'run')}, {display.plural(sessions, 'session')}"
 
 
-def _show(found: "DeploymentStatus") -> None:
+def _print_status(found: "DeploymentStatus") -> None:
     from .. import display
     from . import tables
 
@@ -225,10 +231,10 @@ def _show(found: "DeploymentStatus") -> None:
         *("BUILD", "STATUS", "NEW RUNS", "OPEN RUNS", "SESSIONS", "WORKERS", "LAST CURRENT"),
         right=("NEW RUNS", "OPEN RUNS", "SESSIONS", "WORKERS"),
     )
-    for one in found.builds:
-        since = display.age(one.current_until) if one.current_until else ""
-        counts = (f"{one.percent:g} %", str(one.runs), str(one.sessions), str(one.workers))
-        table.add_row(one.build, one.status, *counts, since)
+    for build in found.builds:
+        since = display.age(build.current_until) if build.current_until else ""
+        counts = (f"{build.percent:g} %", str(build.runs), str(build.sessions), str(build.workers))
+        table.add_row(build.build, build.status, *counts, since)
     say(f"deployment {found.name}, task queue {found.task_queue}")
     pretty(table)
     for remark in remarks(found):
@@ -236,18 +242,18 @@ def _show(found: "DeploymentStatus") -> None:
 
 
 def remarks(found: "DeploymentStatus") -> list[str]:
-    """What a person should know of that status."""
-    said: list[str] = []
+    """Return warnings about runs that wait for no worker, with what to do."""
+    lines: list[str] = []
     if found.current is None:
         newest = found.builds[0].build if found.builds else "BUILD"
-        said.append(
-            "no build is current: new runs go to workers without a version, and nothing is given to those of "
-            f"this deployment but what ramps; perdure deploy promote {newest}"
+        lines.append(
+            "no build is current: new runs go to workers without a version, and builds of this deployment "
+            f"get only what ramps; perdure deploy promote {newest}"
         )
-    for one in found.builds:
-        if not one.workers and (one.percent > 0 or one.runs or one.sessions):
-            waits = "new runs wait" if one.percent > 0 else "who is pinned to it waits"
-            said.append(
-                f"no worker of build {one.build!r} asks task queue {found.task_queue!r} for work: {waits}"
+    for build in found.builds:
+        if not build.workers and (build.percent > 0 or build.runs or build.sessions):
+            effect = "new runs wait" if build.percent > 0 else "runs that are pinned to it wait"
+            lines.append(
+                f"no worker of build {build.build!r} polls task queue {found.task_queue!r}: {effect}"
             )
-    return said
+    return lines

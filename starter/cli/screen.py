@@ -1,4 +1,4 @@
-"""Where the events of a run are shown: on a terminal, as plain lines, or as JSON."""
+"""Screens that show the events of a run: a terminal, plain lines, JSON."""
 
 import re
 import sys
@@ -33,112 +33,116 @@ from perdure.wire.events import (
 
 from .. import display
 from . import tables
-from .active_runs import ActiveRuns, name_of
+from .active_runs import ActiveRuns, label
 
 if TYPE_CHECKING:
     from perdure.wire.results import RunResult
 
 _LINE: Final = 160
+"""Characters of a line that shows text of a model or a tool."""
 _TOKENS: Final = re.compile(r"\n|[^\S\n]+|\S+")
 _LONG_WORD: Final = 40
-"""Cells of a word that is shown before its end has come; some languages have no spaces."""
+"""Cells from which on a word is shown before its end has come: some languages have no spaces."""
 
 
 class Screen(Protocol):
-    """Shows events, in order."""
+    """A place where events are shown, in order."""
 
     def show(self, event: TreeEvent) -> None:
         """Show the next event."""
         ...
 
     def note(self, line: str) -> None:
-        """Say something that is no event."""
+        """Show a line that is no event."""
         ...
 
     def rest(self) -> None:
-        """Stop what moves, and leave the cursor at the beginning of a line."""
+        """Stop the moving line, and leave the cursor at the beginning of a line."""
         ...
 
 
 class Json:
-    """One event a line on stdout."""
+    """JSON: one event a line on stdout."""
 
     def show(self, event: TreeEvent) -> None:
-        """Print it."""
-        _line(sys.stdout, event.model_dump_json())
+        """Print the event."""
+        _write_line(sys.stdout, event.model_dump_json())
 
     def note(self, line: str) -> None:
-        """Beside the events."""
-        _line(sys.stderr, line)
+        """Print the line on stderr, beside the events."""
+        _write_line(sys.stderr, line)
 
     def rest(self) -> None:
-        """Nothing moves."""
+        """Do nothing: no line moves."""
 
 
 class Lines:
-    """What happens as lines on stderr; on stdout the output, and nothing else: `x=$(perdure run ...)`."""
+    """Plain lines on stderr, and only the run's output on stdout: `x=$(perdure run ...)`."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, no_color=True)
 
     def show(self, event: TreeEvent) -> None:
-        """Print it, when it is worth a line."""
+        """Print the event, if it is worth a line."""
         if isinstance(event, ChildEvent):
-            line = line_below(event)
+            line = child_line(event)
             return None if line is None else self._console.print(line)
         if isinstance(event, MessageFinished):
-            said = display.short(event.text, _LINE)
-            if said:
-                self.note(f"step {event.step}: {said}")
+            text = display.short(event.text, _LINE)
+            if text:
+                self.note(f"step {event.step}: {text}")
             return None
-        line = line_of(event)
+        line = event_line(event)
         if line is not None:
             self._console.print(line)
         if isinstance(event, ApprovalRequested | QuestionAsked):
-            want = event.approval if isinstance(event, ApprovalRequested) else event.question
-            self.note(f"  answer with: {tables.answer_hint(self._run_id, want)}")
+            item = event.approval if isinstance(event, ApprovalRequested) else event.question
+            self.note(f"  answer with: {tables.answer_hint(self._run_id, item)}")
         if isinstance(event, Finished) and event.result is not None and event.result.output is not None:
-            _line(sys.stdout, tables.output(event.result.output))
+            _write_line(sys.stdout, tables.output(event.result.output))
         return None
 
     def note(self, line: str) -> None:
-        """A line of stderr."""
+        """Print the line on stderr."""
         self._console.print(line, markup=False)
 
     def rest(self) -> None:
-        """Nothing moves."""
+        """Do nothing: no line moves."""
 
 
-class Flow:
-    """Text in pieces, its lines broken between words. Rich would wrap each piece as a line of its own."""
+class TextFlow:
+    """Text that comes in pieces, with its lines broken between words.
+
+    Rich would wrap each piece as a line of its own.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._column = 0
-        self._held = ""
-        """The beginning of a word whose end has not come."""
+        self._unfinished = ""
+        """Beginning of a word whose end has not come."""
 
     @property
     def is_open(self) -> bool:
-        """Whether a line is being written."""
-        return bool(self._column or self._held)
+        """Whether a line is open."""
+        return bool(self._column or self._unfinished)
 
     def write(self, text: str) -> None:
         """Write the next piece; the last word waits for its end, unless it is a long one."""
-        tokens: list[str] = _TOKENS.findall(self._held + text)
-        self._held = ""
+        tokens: list[str] = _TOKENS.findall(self._unfinished + text)
+        self._unfinished = ""
         if tokens and not tokens[-1].isspace() and len(tokens[-1]) < _LONG_WORD:
-            self._held = tokens.pop()
+            self._unfinished = tokens.pop()
         for token in tokens:
             self._put(token)
         self._console.file.flush()
 
     def end_line(self) -> None:
-        """Write what is held, and end an open line."""
-        if self._held:
-            self._put(self._held)
-            self._held = ""
+        """Write an unfinished word, and end an open line."""
+        if self._unfinished:
+            self._put(self._unfinished)
+            self._unfinished = ""
         if self._column:
             self._put("\n")
         self._console.file.flush()
@@ -157,29 +161,30 @@ class Flow:
 
 
 class Terminal:
-    """Text as it is written, tools as they run, and a line at the bottom that says what goes on."""
+    """Terminal: text as it is written, tools as they run, and a moving line for what goes on now."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
-        self._text = Flow(self._console)
+        self._text = TextFlow(self._console)
         self._moving: Status | None = None
         self._doing = "starting"
-        self._told = ""
+        self._shown_text = ""
+        """The newest finished text; an output that equals it is not shown again."""
         self._active = ActiveRuns()
-        self._writing = ""
-        """Whose text the open line is; the run's own is nobody's."""
+        self._writer = ""
+        """Id of the run below whose text the open line is; "" for the run itself."""
 
     def show(self, event: TreeEvent) -> None:
-        """Show it."""
+        """Show the event."""
         self._active.feed(event)
         match event:
             case ChildEvent():
-                self._show_below(event)
+                self._show_child(event)
                 return
             case TextDelta():
                 self._write("", display.clean(event.text), first=event.offset == 0)
             case MessageFinished():
-                self._told = event.text
+                self._shown_text = event.text
                 self.rest()
             case ToolProgress():
                 self._doing = f"{event.call_id}: {display.short(event.text, 60)}"
@@ -193,43 +198,44 @@ class Terminal:
                 return
             case _:
                 pass
-        line = line_of(event)
+        line = event_line(event)
         if line is not None and not isinstance(event, MessageFinished):
             self.rest()
             self._console.print(line)
         self._move()
 
-    def _show_below(self, event: ChildEvent) -> None:
-        """A line for what is worth one; the text of the only one that works, as it comes."""
+    def _show_child(self, event: ChildEvent) -> None:
+        """Show an event of a run below: a line, or its text as it comes while it is active alone."""
         inner = event.event
         match inner:
             case TextDelta():
                 self._stream(event, inner)
             case StatusChanged():
-                self._active.does(event.run_id, display.short(inner.doing, 80))
+                self._active.set_doing(event.run_id, display.short(inner.doing, 80))
             case ToolProgress():
-                self._active.does(event.run_id, f"{inner.call_id}: {display.short(inner.text, 60)}")
-            case MessageFinished() if self._active.was_shown(event, inner):
-                self._told = inner.text  # a swarm's output: nobody wants to read it twice
+                self._active.set_doing(event.run_id, f"{inner.call_id}: {display.short(inner.text, 60)}")
+            case MessageFinished() if self._active.was_streamed(event, inner):
+                self._shown_text = inner.text  # a swarm ends with it as its output
                 self.rest()
             case _:
-                self._print(line_below(event))
+                self._print(child_line(event))
         self._move()
 
     def _stream(self, event: ChildEvent, piece: TextDelta) -> None:
-        other = self._text.is_open and self._writing != event.run_id
-        if other or not self._active.streams(event, piece):
+        # The first piece that comes while another text is open is not taken, so all of that text waits.
+        is_busy = self._text.is_open and self._writer != event.run_id
+        if is_busy or not self._active.take_piece(event, piece):
             return
         first = piece.offset == 0
         if first:
-            self._write(event.run_id, f"{name_of(event.path)} | ", first=True)
+            self._write(event.run_id, f"{label(event.path)} | ", first=True)
         self._write(event.run_id, display.clean(piece.text), first=first)
 
-    def _write(self, who: str, text: str, *, first: bool) -> None:
-        self._still()
-        if who != self._writing:
+    def _write(self, run_id: str, text: str, *, first: bool) -> None:
+        self._stop_moving()
+        if run_id != self._writer:
             self._text.end_line()
-            self._writing = who
+            self._writer = run_id
         self._text.write(text.lstrip("\n") if first else text)
 
     def _print(self, line: str | None) -> None:
@@ -240,62 +246,61 @@ class Terminal:
     def _finish(self, event: Finished) -> None:
         self.rest()
         result = event.result
-        if result is not None and result.output not in (None, "", self._told):
+        if result is not None and result.output not in (None, "", self._shown_text):
             self._console.print(tables.output(result.output), markup=False)
-        line = line_of(event)
+        line = event_line(event)
         if line is not None:
             self._console.print(line)
 
     def _finish_turn(self, event: TurnFinished) -> None:
         self.rest()
         output = event.reply.output
-        if output not in (None, "", self._told):
+        if output not in (None, "", self._shown_text):
             self._console.print(tables.output(output), markup=False)
-        line = line_of(event)
+        line = event_line(event)
         if line is not None:
             self._console.print(line)
 
     def note(self, line: str) -> None:
-        """A line among the others."""
+        """Print the line below the events."""
         self.rest()
         self._console.print(line, markup=False)
 
     def rest(self) -> None:
-        """Stop the moving line, end an open one."""
-        self._still()
+        """Stop the moving line, and end an open one."""
+        self._stop_moving()
         self._text.end_line()
 
     def _move(self) -> None:
-        """The moving line, unless text is being written where it would stand."""
+        """Show the moving line, unless text is being written where it would stand."""
         if self._text.is_open:
             return
         width = max(self._console.width - 4, 10)
         lines = [display.short(line, width) for line in (self._doing, *self._active.lines())]
-        words = f"[dim]{escape(f'{chr(10)}  '.join(lines))}[/]"
+        markup = f"[dim]{escape(f'{chr(10)}  '.join(lines))}[/]"
         if self._moving is None:
-            self._moving = self._console.status(words)
+            self._moving = self._console.status(markup)
             self._moving.start()
         else:
-            self._moving.update(words)
+            self._moving.update(markup)
 
-    def _still(self) -> None:
+    def _stop_moving(self) -> None:
         if self._moving is not None:
             self._moving.stop()
             self._moving = None
 
 
-def _line(stream: TextIO, text: str) -> None:
+def _write_line(stream: TextIO, text: str) -> None:
     stream.write(f"{text}\n")
     stream.flush()
 
 
-def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
-    """The event as a line of rich markup; None for what is no line."""
+def event_line(event: Event) -> str | None:  # noqa: C901 - one case an event
+    """Return the event as a line of Rich markup, or None when it is not worth a line."""
     match event:
         case ToolStarted():
-            return (
-                f"[cyan]→[/] {escape(display.short(display.format_call(event.tool, event.arguments), _LINE))}"
-            )
+            call = display.short(display.format_call(event.tool, event.arguments), _LINE)
+            return f"[cyan]→[/] {escape(call)}"
         case ToolFinished():
             mark = "[red]✗[/]" if event.is_error else "[green]✓[/]"
             return f"{mark} {escape(event.tool)}[dim]: {escape(display.short(event.text, 100))}[/]"
@@ -307,14 +312,14 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
         case TextRestarted():
             return f"[yellow]↻[/] the answer of step {event.step} begins anew (attempt {event.attempt})"
         case ApprovalRequested():
-            called = tables.waiting_item(event.approval)
-            return f"[yellow]?[/] [bold]{escape(called)}[/] waits for approval ({event.approval.call_id})"
+            call = tables.waiting_item(event.approval)
+            return f"[yellow]?[/] [bold]{escape(call)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
             return f"[yellow]?[/] the agent asks: [bold]{escape(tables.waiting_item(event.question))}[/]"
         case ParkedBelow():
             return f"[red]![/] {escape(tables.waiting_item(event.parked))}"
         case NodeStarted() | NodeFinished():
-            return _below_line(event)
+            return _node_line(event)
         case PlanChanged():
             return "\n".join(f"  {escape(line)}" for line in tables.plan_lines(event.items)) or None
         case StatusChanged():
@@ -327,30 +332,30 @@ def line_of(event: Event) -> str | None:  # noqa: C901 - one case an event
             return None
 
 
-def line_below(event: ChildEvent) -> str | None:
-    """What a run below does, as a line that begins with its name; None for what is no line."""
+def child_line(event: ChildEvent) -> str | None:
+    """Return an event of a run below as a line that begins with its name, or None when not worth one."""
     inner = event.event
     match inner:
         case StatusChanged() | Finished():
-            return None  # its end is told by the run that started it
+            return None  # the run that started it reports its end
         case MessageFinished():
-            said = display.short(inner.text, _LINE)
-            line = escape(f"step {inner.step}: {said}") if said else None
+            text = display.short(inner.text, _LINE)
+            line = escape(f"step {inner.step}: {text}") if text else None
         case _:
-            line = line_of(inner)
-    before = f"[dim]{escape(name_of(event.path))} |[/] "
-    return None if line is None else "\n".join(f"{before}{one}" for one in line.split("\n"))
+            line = event_line(inner)
+    prefix = f"[dim]{escape(label(event.path))} |[/] "
+    return None if line is None else "\n".join(f"{prefix}{row}" for row in line.split("\n"))
 
 
-def _below_line(event: NodeStarted | NodeFinished) -> str:
+def _node_line(event: NodeStarted | NodeFinished) -> str:
     if isinstance(event, NodeStarted):
         return f"[cyan]▸[/] {escape(event.key)}"
     good = event.state == "done" and event.stop_reason in (None, "end_turn", "handoff")
     bad = event.state == "failed"
     mark = "[green]✓[/]" if good else "[red]✗[/]" if bad else "[yellow]■[/]"
-    how = event.state if event.stop_reason in (None, "end_turn") else event.stop_reason
+    end = event.state if event.stop_reason in (None, "end_turn") else event.stop_reason
     spent = [display.plural(event.steps, "step"), display.cost(event.cost_microusd)] if event.steps else []
-    return f"{mark} {escape(event.key)}[dim]: {' · '.join([str(how), *spent])}[/]"
+    return f"{mark} {escape(event.key)}[dim]: {' · '.join([str(end), *spent])}[/]"
 
 
 def _status_line(event: StatusChanged) -> str | None:
@@ -368,8 +373,8 @@ def _status_line(event: StatusChanged) -> str | None:
 def _end_line(event: Finished) -> str:
     numbers = f"[dim]{escape(tables.result_line(event.result))}[/]" if event.result else ""
     if event.status == "failed":
-        why = escape(tables.failure_line(event.error))
-        return f"[red]✗ failed:[/] {why}" + (f"\n{numbers}" if event.result else "")
+        cause = escape(tables.failure_line(event.error))
+        return f"[red]✗ failed:[/] {cause}" + (f"\n{numbers}" if event.result else "")
     good = event.status == "completed" and _is_natural(event.result)
     return f"[{'green' if good else 'yellow'}]{'✓' if good else '■'}[/] {numbers or event.status}"
 

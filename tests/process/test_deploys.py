@@ -375,7 +375,7 @@ def test_impossible_deploys_are_refused(
     floor.worker("b1")
     for words, why in (
         (("promote", "b9"), "has no build 'b9': no worker of it has asked for work yet; there are b1"),
-        (("promote",), "promote what? Give a BUILD, or --unversioned"),
+        (("promote",), "name the build: perdure deploy promote BUILD, or --unversioned"),
         (("promote", "--unversioned"), "no worker of those without a version asks task queue"),
         (("ramp", "b1", "120"), "120 is no share of new runs"),
         (("ramp", "b1", "many"), "Invalid value for"),

@@ -9,7 +9,7 @@ from rich.console import Console
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
 from perdure.starter import display
 from perdure.starter.cli import tables
-from perdure.starter.cli.screen import Flow, Lines, line_of
+from perdure.starter.cli.screen import Lines, TextFlow, event_line
 from perdure.wire.events import Event, Finished, Retrying, StatusChanged, TextDelta, ToolStarted
 from perdure.wire.results import Approval, Failure, Question, RunResult, RunStatus
 
@@ -20,7 +20,7 @@ def test_no_escape_sequence_reaches_the_terminal() -> None:
     hostile = "a\x1b[2Jb\x07\x9bc\rd\ne\tf"
     assert display.clean(hostile) == "a[2Jbcd\ne\tf"
     assert "\x1b" not in display.format_call("t\x1b", {"x": hostile})
-    started = line_of(ToolStarted(call_id="c", tool="t", arguments={"x": "[red]\x1b[0m"}))
+    started = event_line(ToolStarted(call_id="c", tool="t", arguments={"x": "[red]\x1b[0m"}))
     assert started is not None
     assert "\x1b" not in started
     assert "\\[red]" in started
@@ -74,7 +74,7 @@ def test_every_part_of_a_message_is_shown() -> None:
 
 def flowed(width: int, *pieces: str) -> str:
     file = io.StringIO()
-    flow = Flow(Console(file=file, width=width))
+    flow = TextFlow(Console(file=file, width=width))
     for piece in pieces:
         flow.write(piece)
     flow.end_line()
@@ -97,10 +97,10 @@ def test_streamed_text_keeps_its_own_lines_and_long_words() -> None:
 
 def test_the_end_is_one_line_with_what_it_cost() -> None:
     result = RunResult(agent="a", stop_reason="max_steps", steps=1, usage=Usage(input_tokens=10))
-    end = line_of(Finished(status="completed", result=result))
+    end = event_line(Finished(status="completed", result=result))
     assert end is not None
     assert "max_steps · 1 step · 0 tool calls · 10 tokens · cost unknown" in end
-    failed = line_of(Finished(status="failed", error=Failure(kind="bug", message="no")))
+    failed = event_line(Finished(status="failed", error=Failure(kind="bug", message="no")))
     assert failed is not None
     assert "bug: no" in failed
 

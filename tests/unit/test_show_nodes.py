@@ -182,23 +182,23 @@ def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
     active_runs = ActiveRuns()
     active_runs.feed(started("a-1"))
     one = child("a-1", piece("It "))
-    assert active_runs.streams(one, piece("It "))
+    assert active_runs.take_piece(one, piece("It "))
     active_runs.feed(started("b-1"))
-    assert not active_runs.streams(one, piece("is", offset=3)), "two work"
+    assert not active_runs.take_piece(one, piece("is", offset=3)), "two work"
     active_runs.feed(finished("b-1"))
-    assert not active_runs.streams(one, piece("done", offset=5)), "a piece is missing"
-    assert not active_runs.was_shown(one, said("It isdone"))
-    assert active_runs.streams(one, piece("is", offset=3))
-    assert active_runs.was_shown(one, said("It is"))
+    assert not active_runs.take_piece(one, piece("done", offset=5)), "a piece is missing"
+    assert not active_runs.was_streamed(one, said("It isdone"))
+    assert active_runs.take_piece(one, piece("is", offset=3))
+    assert active_runs.was_streamed(one, said("It is"))
 
 
 def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None:
     active_runs = ActiveRuns()
     active_runs.feed(started("a-1"))
     active_runs.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
-    active_runs.does("r/a-1/b-1", "thinking")
+    active_runs.set_doing("r/a-1/b-1", "thinking")
     assert active_runs.lines() == ["a-1/b-1: thinking"]
-    assert active_runs.streams(child("a-1/b-1", piece("x")), piece("x"))
+    assert active_runs.take_piece(child("a-1/b-1", piece("x")), piece("x"))
     active_runs.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/a-1/b-1", state="done")))
     assert active_runs.lines() == ["a-1: starting"]
 

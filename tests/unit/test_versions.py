@@ -114,8 +114,8 @@ def build(name: str, percent: float = 0, *, runs: int = 0, workers: int = 0) -> 
 def test_a_status_says_who_waits_for_workers() -> None:
     said = remarks(status("b", build("b", 100), build("a", runs=2), build("old")))
     assert said == [
-        "no worker of build 'b' asks task queue 'q' for work: new runs wait",
-        "no worker of build 'a' asks task queue 'q' for work: who is pinned to it waits",
+        "no worker of build 'b' polls task queue 'q': new runs wait",
+        "no worker of build 'a' polls task queue 'q': runs that are pinned to it wait",
     ]
     [nobody] = remarks(status(None, build("a", workers=1)))
     assert "no build is current" in nobody
