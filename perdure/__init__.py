@@ -1,7 +1,7 @@
 """Durable AI agents on Temporal.
 
-This module stays lazy: Temporal's sandbox imports parent packages inside every workflow,
-and an eager import of an HTTP library there would stop the worker.
+Exports are imported lazily. Temporal's sandbox imports parent packages inside every workflow, and an import
+of an HTTP library there would stop the worker.
 """
 
 from importlib import import_module
@@ -153,8 +153,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'perdure' has no attribute {name!r}")
-    # No module here may bear the name of something exported: importing the module would
-    # rebind that name on the package, and `from perdure import tool` would hand out a module.
+    # No module of this package may have the name of an export: importing the module would rebind that name,
+    # and `from perdure import tool` would return a module.
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

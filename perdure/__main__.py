@@ -1,4 +1,4 @@
-"""The `perdure` command, and `python -m perdure`."""
+"""Entry point of the `perdure` command and of `python -m perdure`."""
 
 import contextlib
 import os
@@ -9,18 +9,16 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and leave the process, everything said.
-
-    Python's own way out crashes in 5 to 15 of 100 short processes that used Temporal's SDK
-    (sdk-python issue 300), whatever their work had come to: hence `os._exit`, on every way out.
-    """
-    _leave(_run())
+    """Run the command line and end the process with its exit code."""
+    # Python's own exit crashes in 5 to 15 of 100 short processes that used Temporal's SDK (sdk-python issue
+    # 300), whatever the command returned. So every exit goes through `os._exit`.
+    _exit_now(_run())
 
 
 def _run() -> int:
     try:
         for stream in (sys.stdout, sys.stderr):
-            # A terminal that cannot show a character shows "?" in its place.
+            # A terminal whose encoding lacks a character shows "?" in its place instead of an error.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         code: int = import_module("perdure.starter.cli.app").run()
     except SystemExit as error:
@@ -33,7 +31,7 @@ def _run() -> int:
     return code
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_now(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""Agent: an immutable description of who answers, with which model, tools and bounds."""
+"""Agent: an immutable description of a model, its instructions, its tools and its bounds."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -26,56 +26,61 @@ _RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})
 
 @dataclass(frozen=True, kw_only=True)
 class Agent:
-    """An agent. Raises DefinitionError, when it is made, for anything that could not run.
+    """An agent.
 
-    Costs: with `limits.cost_usd` set, every model of the chain needs a known price.
+    Making one raises DefinitionError for everything that could not run. With `limits.cost_usd`, every model
+    of the chain needs a known price; that is checked when the agent is resolved.
     """
 
     name: str
     model: str | ModelConfig
     instructions: str = ""
     description: str = ""
-    """What it is good for, in a line: for other agents, which may call it or hand over to it."""
+    """Purpose of the agent in a line, for agents that call it or hand off to it."""
     tools: Sequence[AnyTool] = ()
     fallbacks: Sequence[str | ModelConfig | Fallback] = ()
-    """Models tried in order when the one before has given up; a `Fallback` says when it is taken."""
+    """Models to try in order when the attempts of a model are used up. A `Fallback` adds conditions."""
     limits: Limits = Limits()
     policy: Policy | None = None
-    """None: every tool may be called, those with `approval=True` after a person said so."""
+    """Rules for tool calls. None: every call is allowed; with `approval=True`, after a person allows it."""
     context: SlidingWindow = SlidingWindow()
     output_type: Any = None
-    """A pydantic model, dataclass or TypedDict: the run's output is JSON that fits it."""
+    """Pydantic model, dataclass or TypedDict that the run's output, as JSON, fits. None: plain text."""
     output_repairs: int = 2
-    """How often the model may mend an output that does not fit."""
+    """Number of times that the model may correct an output that does not fit `output_type`."""
     tool_concurrency: int = 8
-    """Most tool calls of one run at once."""
+    """Most tool calls of a run at the same time."""
     result_preview_bytes: int = 16_384
-    """Of a longer text result the model sees this much, and can read the rest by a tool."""
+    """Bytes of a text result that the model sees. It reads the rest of a longer one by a tool."""
     on_failure: OnFailure = "park"
-    """When a model call fails for good in a way that time or a person could mend. "park": wait where it is,
-    nothing is lost. "fail": end with the error. "answer": end as completed, with the best that was said, or
-    with `fallback_message`; `RunResult.error` says why."""
+    """Reaction to a model call that has failed, if time or a person can remove the cause.
+
+    "park": stop at this step and keep everything. "fail": end with the error. "answer": end as completed,
+    with the newest text or with `fallback_message`; `RunResult.error` holds the cause.
+    """
     fallback_message: str | None = None
-    """What a run answers that must end (by a limit, a stop, a failure) before anything was said."""
+    """Answer of a run that must end, by a limit, stop or failure, before its model said anything."""
     planning: bool = False
-    """Give the model a plan that it keeps: shown to people, and kept when the conversation is cut."""
+    """True: the model keeps a plan, which people see and which survives a cut of the conversation."""
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
+    """The chain: `model`, then the models of `fallbacks`."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise DefinitionError(
                 f"agent name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
             )
-        chain = tuple(self._config(_model_of(one)) for one in (self.model, *self.fallbacks))
+        chain = tuple(self._model_config(_model_of(link)) for link in (self.model, *self.fallbacks))
+        # The dataclass is frozen, and these fields are derived from others.
         object.__setattr__(self, "models", chain)
         object.__setattr__(self, "tools", self._check_tools())
         self._check_bounds()
         self.output_schema()
-        collect_members(self)
+        collect_members(self)  # raises for two different members of one name
 
     @property
     def members(self) -> dict[str, Member]:
-        """The agents, swarms and graphs among its tools, by name."""
+        """Agents, swarms and graphs among its tools, by name."""
         return {tool.member.name: tool.member for tool in self.tools if isinstance(tool, AgentTool)}
 
     def as_tool(
@@ -88,7 +93,7 @@ class Agent:
         timeout: timedelta | None = None,
         concurrency: int | None = 100,
     ) -> AgentTool:
-        """A tool by which another agent's model calls this one; see `AgentTool`."""
+        """Make a tool by which another agent's model calls this agent; see `AgentTool`."""
         return as_tool(
             self,
             name,
@@ -99,7 +104,7 @@ class Agent:
             concurrency=concurrency,
         )
 
-    def _config(self, model: str | ModelConfig) -> ModelConfig:
+    def _model_config(self, model: str | ModelConfig) -> ModelConfig:
         if isinstance(model, str):
             try:
                 return ModelConfig(name=model)
@@ -124,7 +129,7 @@ class Agent:
         for tool in tools:
             if not isinstance(tool, AnyTool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
-                    f"agent {self.name!r}: {tool!r} is no tool; put @tool above the function"
+                    f"agent {self.name!r}: {tool!r} is not a tool; put @tool above the function"
                 )
             if tool.name in seen:
                 raise DefinitionError(f"agent {self.name!r}: two tools are called {tool.name!r}; rename one")
@@ -136,7 +141,7 @@ class Agent:
         for name in self.limits.per_tool:
             if name not in seen:
                 raise DefinitionError(
-                    f"agent {self.name!r}: limits.per_tool names {name!r}, which is no tool of it"
+                    f"agent {self.name!r}: limits.per_tool names {name!r}, which is not one of its tools"
                 )
         return tools
 
@@ -146,13 +151,15 @@ class Agent:
         name = tool.fallback.tool
         if name not in known:
             raise DefinitionError(
-                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, which is no tool of it"
+                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, "
+                "which is not one of the agent's tools"
             )
-        other = next(one for one in self.tools if one.name == name)
-        if not isinstance(other, Tool | RemoteTool) or other.approval:
+        stand_in = next(tool for tool in self.tools if tool.name == name)
+        # The stand-in is called while the run waits for the failed call, so nothing else may hold it up.
+        if not isinstance(stand_in, Tool | RemoteTool) or stand_in.approval:
             raise DefinitionError(
-                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, which a person or an agent "
-                "answers; a fallback must be a function that needs nobody"
+                f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, which needs a person or an "
+                "agent; a fallback must be a function without approval"
             )
 
     def _check_bounds(self) -> None:
@@ -162,35 +169,35 @@ class Agent:
             "result_preview_bytes": (self.result_preview_bytes, 256),
         }
         if self.on_failure not in get_args(OnFailure):
-            raise DefinitionError(
-                f"agent {self.name!r}: on_failure is {self.on_failure!r}; {', '.join(get_args(OnFailure))}"
-            )
+            choices = ", ".join(get_args(OnFailure))
+            raise DefinitionError(f"agent {self.name!r}: on_failure is {self.on_failure!r}; use {choices}")
         for name, (value, least) in bounds.items():
             if value < least:
                 raise DefinitionError(f"agent {self.name!r}: {name} must be {least} or more, not {value!r}")
 
     def output_adapter(self) -> "TypeAdapter[Any] | None":
-        """What validates the output, or None for plain text."""
+        """Return the validator of the output, or None for plain text."""
         if self.output_type is None:
             return None
         try:
             return TypeAdapter(self.output_type)
         except (PydanticUserError, NameError) as error:
-            raise self._no_output_type(error) from None
+            raise self._output_type_error(error) from None
 
-    def _no_output_type(self, error: Exception) -> DefinitionError:
+    def _output_type_error(self, error: Exception) -> DefinitionError:
         return DefinitionError(f"agent {self.name!r}: output_type: {str(error).splitlines()[0]}")
 
     def output_schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the output, or None for plain text."""
+        """Return the JSON schema of the output, or None for plain text."""
         adapter = self.output_adapter()
         if adapter is None:
             return None
         try:
             schema = adapter.json_schema()
         except (PydanticUserError, NameError) as error:
-            raise self._no_output_type(error) from None
-        if "$ref" in schema:  # a type that contains itself: models want to see the object at the top
+            raise self._output_type_error(error) from None
+        # The schema of a recursive type is a reference. Providers require an object at the top.
+        if "$ref" in schema:
             definitions = schema["$defs"]
             schema = {**definitions[schema["$ref"].rpartition("/")[2]], "$defs": definitions}
         if schema.get("type") != "object":
@@ -202,19 +209,19 @@ class Agent:
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
     ) -> AgentSpec:
-        """The agent as data, with the prices of the day.
+        """Return the agent as data, with the prices of the day.
 
-        With `cost_limited`, the cost will be bounded even if the agent's own limits do not say so.
+        `cost_limited` says that a request bounds the cost, whatever the agent's own limits are.
 
         Raises:
-            DefinitionError: a cost limit, but a model whose price is not known.
+            DefinitionError: the cost is bounded, and the price of a model is not known.
 
         """
         table = prices or shipped_prices()
         day = today or date.max
         models = tuple(
-            _model_spec(config, given, table.find(config.name, day))
-            for config, given in zip(self.models, (self.model, *self.fallbacks), strict=True)
+            _model_spec(config, link, table.find(config.name, day))
+            for config, link in zip(self.models, (self.model, *self.fallbacks), strict=True)
         )
         if cost_limited or self.limits.cost_usd is not None:
             self._check_prices(models)
@@ -231,25 +238,25 @@ class Agent:
         unknown = [model.config.name for model in models if model.price is None]
         if unknown:
             raise DefinitionError(
-                f"agent {self.name!r} has a cost limit to keep, but "
-                f"the price of {', '.join(unknown)} is not known; "
-                "add it to the table PERDURE_PRICES points to"
+                f"agent {self.name!r} has a cost limit, and the price of {', '.join(unknown)} is not known; "
+                "add it to the table that PERDURE_PRICES points to"
             )
 
 
-def _model_of(given: str | ModelConfig | Fallback) -> str | ModelConfig:
-    return given.model if isinstance(given, Fallback) else given
+def _model_of(link: str | ModelConfig | Fallback) -> str | ModelConfig:
+    return link.model if isinstance(link, Fallback) else link
 
 
-def _model_spec(config: ModelConfig, given: str | ModelConfig | Fallback, price: Price | None) -> ModelSpec:
-    if not isinstance(given, Fallback):
+def _model_spec(config: ModelConfig, link: str | ModelConfig | Fallback, price: Price | None) -> ModelSpec:
+    if not isinstance(link, Fallback):
         return ModelSpec(config=config, price=price)
-    least = given.least_cost_left_usd
+    least = link.least_cost_left_usd
     return ModelSpec(
         config=config,
         price=price,
-        on=None if given.on is None else tuple(sorted(given.on)),
-        sticky=given.sticky,
+        # Sorted: a set's order differs from process to process, and the digest of the spec must not.
+        on=None if link.on is None else tuple(sorted(link.on)),
+        sticky=link.sticky,
         least_cost_left_microusd=None if least is None else round(least * 1_000_000),
     )
 

@@ -1,4 +1,4 @@
-"""Context strategies: which part of a transcript the model gets to see."""
+"""Context strategies, which choose the part of a transcript that the model sees."""
 
 from typing import Annotated, Literal
 
@@ -6,18 +6,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SlidingWindow(BaseModel):
-    """The first message (the task) and the newest ones, whole, within both bounds.
+    """Window of the first message, which is the task, and the newest messages within both bounds.
 
-    When a bound is passed, the window is cut to `keep` of it, not to the bound itself: each cut
-    makes the provider read the conversation anew, so cuts should be rare.
-    A tool call is never separated from its result.
+    A passed bound cuts the window to `keep` of the bound. Each cut invalidates the provider's prompt cache,
+    so cuts should be rare. A tool call is never separated from its result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["sliding_window"] = "sliding_window"
     messages: Annotated[int, Field(ge=4)] | None = None
-    """Most messages the model sees; None is no bound."""
+    """Most messages that the model sees; None is no bound."""
     tokens: Annotated[int, Field(ge=256)] | None = 150_000
-    """Most tokens the model sees, by the provider's last count; None is no bound."""
+    """Most tokens that the model sees, by the provider's last count; None is no bound."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Share of a passed bound that a cut leaves."""

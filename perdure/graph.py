@@ -1,4 +1,4 @@
-"""Graph: nodes that run agents, swarms, graphs or functions, and the edges that lead from one to the next."""
+"""Graph: nodes that run agents, swarms, graphs or functions, and edges that lead from node to node."""
 
 import inspect
 import json
@@ -19,52 +19,52 @@ from perdure.messages import Part, Value
 from perdure.prices import PriceTable
 from perdure.wire.results import NodeResult
 from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
-from perdure.wiring import Join, Wiring, problem
+from perdure.wiring import Join, Wiring, wiring_problem
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 
 
 class NodeInput(Value):
-    """What a function node is called with."""
+    """Argument of a function that is a node."""
 
     task: str
     """Text of the graph's prompt."""
     inputs: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Outputs of the nodes that led here, by name."""
+    """Outputs of the nodes that led to this node, by name."""
     prompt: Any = ""
-    """What an agent would be asked here: text or parts."""
+    """Prompt that an agent would get in this place: text or parts."""
     node: str
     visit: int = 1
-    """Which visit of this node it is, from 1."""
+    """Number of this visit of the node, from 1."""
     idempotency_key: str = ""
-    """The same for every attempt of this visit."""
+    """Key that all attempts of this visit share, and no other visit has."""
     user: str | None = None
     context: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphState:
-    """Where a graph is: what conditions and input builders decide by."""
+    """Progress of a graph, as conditions and input builders see it."""
 
     task: str
     """Text of the prompt."""
     results: Mapping[str, NodeResult] = field(default_factory=dict[str, NodeResult])
-    """The latest finished visit of each node that has run."""
+    """Latest finished visit of each node that has run."""
     visits: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How often each node was started, retries not counted; 0 for one that was not."""
+    """Number of visits of each node, without retries; 0 for a node that never started."""
 
     def output(self, name: str) -> Any:
-        """What the node gave last; None when it has not run."""
+        """Return the node's latest output; None when it has not run."""
         result = self.results.get(name)
         return None if result is None else result.output
 
     def text(self, name: str) -> str:
-        """What the node gave last, as text."""
+        """Return the node's latest output as text."""
         return as_text(self.output(name))
 
 
 def as_text(output: Any) -> str:
-    """An output as a model reads it: text as it is, nothing as nothing, the rest as compact JSON."""
+    """Return an output as text for a model: text as it is, None as empty text, the rest as compact JSON."""
     if output is None:
         return ""
     if isinstance(output, str):
@@ -82,32 +82,33 @@ Executor = Agent | Member | NodeFunction
 
 @dataclass(frozen=True)
 class Edge:
-    """From `source` to `target`, once `source` has run, if `when` says so. No `when`: always."""
+    """Edge from `source` to `target`, taken once `source` has run and `when` returns True."""
 
     source: str
     target: str
     when: Condition | None = None
+    """None: the edge is always taken."""
 
     def __post_init__(self) -> None:
-        _check_deciding(self.when, f"edge {self.source!r} -> {self.target!r}: when")
+        _check_synchronous(self.when, f"edge {self.source!r} -> {self.target!r}: when")
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node runs, and when, and what becomes of its failures."""
+    """Node of a graph: what it runs, its join, and the treatment of its failures."""
 
     run: Executor
-    """An agent, swarm or graph, or a function that gets a `NodeInput` and gives JSON."""
+    """Agent, swarm or graph, or a function that takes a `NodeInput` and returns JSON."""
     _: KW_ONLY
     join: Join = "all"
-    """How many of its edges must have brought something before it runs: "all", "any", or so many."""
+    """Incoming edges that must deliver before the node runs: "all", "any", or their number."""
     on_error: OnError = "fail"
-    """A run of it failed, its retries too: the graph fails, or goes on as if the node led nowhere."""
+    """Effect of a failure after all retries: the graph fails, or goes on as if no edge left the node."""
     retries: int = 0
     timeout: timedelta | None = None
-    """Wall clock of one run of it."""
+    """Wall clock of one run of the node."""
     input: InputBuilder | None = None
-    """Builds its prompt, in place of the original task and the outputs of the nodes that led to it."""
+    """Builder of its prompt. None: the graph's task, with the outputs of the nodes that led to it."""
     description: str = ""
     kind: NodeKind = field(init=False, repr=False)
 
@@ -122,17 +123,17 @@ class Node:
             raise DefinitionError(f"{what}: retries must be 0 or more, not {self.retries!r}")
         if self.timeout is not None and not _positive(self.timeout):
             raise DefinitionError(f"{what}: timeout must be a positive timedelta, not {self.timeout!r}")
-        _check_deciding(self.input, f"{what}: input")
+        _check_synchronous(self.input, f"{what}: input")
 
     @property
     def member(self) -> Agent | Member | None:
-        """What it runs, unless that is a function."""
+        """Agent, swarm or graph that it runs; None for a function."""
         return None if self.kind == "function" else cast("Agent | Member", self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCode:
-    """The functions of a graph, by their place in it; all else about it is in its spec."""
+    """Functions of a graph by their place in it. Everything else is in its spec."""
 
     conditions: Mapping[tuple[str, str], Condition] = field(default_factory=dict[tuple[str, str], Condition])
     inputs: Mapping[str, InputBuilder] = field(default_factory=dict[str, InputBuilder])
@@ -141,35 +142,37 @@ class GraphCode:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A graph. Raises DefinitionError, when it is made, for anything that could not run.
+    """A graph.
 
-    Entries start at once, whatever edges lead to them. A node starts as soon as its join is met.
-    A graph with a cycle needs `limits.max_node_executions` or `limits.timeout`.
+    Entries start at once, whatever edges lead to them. A node starts as soon as its join is met. A graph with
+    a cycle needs `limits.max_node_executions` or `limits.timeout`. Making a graph raises DefinitionError for
+    everything that could not run.
     """
 
     member_kind: ClassVar[Literal["graph"]] = "graph"
 
     name: str
     nodes: Mapping[str, Executor | Node]
-    """By name. What is not a Node becomes one with its defaults."""
+    """Nodes by name. A value that is not a Node becomes a Node with defaults."""
     edges: Sequence[Edge | tuple[str, str]] = ()
-    """In the order in which their conditions are asked."""
+    """Edges, in the order in which their conditions are evaluated."""
     entry: str | Sequence[str]
     limits: GraphLimits = GraphLimits()
     concurrency: int = 8
-    """Most nodes running at once."""
+    """Most nodes that run at the same time."""
     reset_on_revisit: bool = False
-    """False: an agent that is visited again remembers what it was asked and answered before."""
+    """False: an agent that is visited again keeps the messages of its earlier visits."""
     siblings: Literal["cancel", "finish"] = "cancel"
-    """What becomes of nodes in flight when one fails the graph."""
+    """Treatment of nodes in flight when another node fails the graph."""
     description: str = ""
 
     def __post_init__(self) -> None:
         if not _is_name(self.name):
-            raise DefinitionError(f"graph name {self.name!r}: {_NAMES}")
-        object.__setattr__(self, "nodes", MappingProxyType(_made_nodes(self)))
-        object.__setattr__(self, "edges", tuple(_made_edges(self)))
-        object.__setattr__(self, "entry", _made_entries(self))
+            raise DefinitionError(f"graph name {self.name!r}: {_NAME_RULE}")
+        # The dataclass is frozen, and these fields take shorter forms that are normalized here.
+        object.__setattr__(self, "nodes", MappingProxyType(_build_nodes(self)))
+        object.__setattr__(self, "edges", tuple(_build_edges(self)))
+        object.__setattr__(self, "entry", _build_entries(self))
         _check_settings(self)
         _check_wiring(self)
         collect_members(self, *(node.member for node in self._nodes.values() if node.member is not None))
@@ -184,22 +187,22 @@ class Graph:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """`entry`, always several."""
+        """Names of the entries."""
         return cast("tuple[str, ...]", self.entry)
 
     @property
     def members(self) -> dict[str, Agent | Member]:
-        """What its nodes run, by name, functions left out; in the order of the nodes."""
+        """Agents, swarms and graphs that its nodes run, by name, in the order of the nodes."""
         found = (node.member for node in self._nodes.values())
         return {member.name: member for member in found if member is not None}
 
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
     ) -> GraphSpec:
-        """The graph as data; what it runs is named, and covered by the hashes of its specs.
+        """Return the graph as data; its hash covers its members by their hashes.
 
         Raises:
-            DefinitionError: a cost limit, but a model below it whose price is not known.
+            DefinitionError: the cost is bounded, and the price of a model below it is not known.
 
         """
         limited = cost_limited or self.limits.cost_usd is not None
@@ -219,7 +222,7 @@ class Graph:
         return GraphSpec.model_validate({**vars(self), **stated_otherwise})
 
     def code(self) -> GraphCode:
-        """Its functions, which no spec can hold."""
+        """Return its functions, which no spec can hold."""
         return GraphCode(
             conditions={(e.source, e.target): e.when for e in self._edges if e.when is not None},
             inputs={name: node.input for name, node in self._nodes.items() if node.input is not None},
@@ -231,7 +234,7 @@ class Graph:
         )
 
 
-_NAMES = "use letters, digits, '_', '-' and '.', starting with a letter"
+_NAME_RULE = "use letters, digits, '_', '-' and '.', starting with a letter"
 
 
 def _is_name(name: object) -> bool:
@@ -246,13 +249,13 @@ def _positive(span: object) -> bool:
     return isinstance(span, timedelta) and span > timedelta()
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
+def _takes_one_argument(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind(None)
     except TypeError:
         return False
-    except ValueError:  # some of those written in C do not say
-        return True
+    except ValueError:
+        return True  # some functions written in C have no signature
     return True
 
 
@@ -263,16 +266,17 @@ def _kind(run: object) -> NodeKind:
     if kind in get_args(NodeKind):
         return cast("NodeKind", kind)
     generates = inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
-    if (inspect.isfunction(run) or inspect.ismethod(run)) and not generates and _takes_one(run):
+    if (inspect.isfunction(run) or inspect.ismethod(run)) and not generates and _takes_one_argument(run):
         return "function"
     raise DefinitionError(
-        f"{run!r} cannot be a node: give an Agent, a Swarm, a Graph, "
+        f"{run!r} cannot be a node: use an Agent, a Swarm, a Graph, "
         "or a function of one parameter (the NodeInput)"
     )
 
 
-def _check_deciding(function: object, what: str) -> None:
-    """Conditions and input builders are asked by the scheduler, which does not wait."""
+def _check_synchronous(function: object, what: str) -> None:
+    """Check that a condition or input builder is a plain function of the GraphState."""
+    # The workflow calls it while it decides, and must not wait for anything there.
     if function is None:
         return
     if not callable(function):
@@ -280,54 +284,54 @@ def _check_deciding(function: object, what: str) -> None:
     call = getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
         raise DefinitionError(f"{what} is async; make it a plain function of the GraphState")
-    if not _takes_one(function):
+    if not _takes_one_argument(function):
         raise DefinitionError(f"{what} must take one parameter, the GraphState")
 
 
-def _wrong(graph: Graph, text: str) -> DefinitionError:
+def _definition_error(graph: Graph, text: str) -> DefinitionError:
     return DefinitionError(f"graph {graph.name!r}: {text}")
 
 
-def _made_nodes(graph: Graph) -> dict[str, Node]:
+def _build_nodes(graph: Graph) -> dict[str, Node]:
     if not isinstance(graph.nodes, Mapping) or not graph.nodes:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise _wrong(graph, f"nodes must map names to what they run, not {graph.nodes!r}")
-    made: dict[str, Node] = {}
+        raise _definition_error(graph, f"nodes must map names to what they run, not {graph.nodes!r}")
+    nodes: dict[str, Node] = {}
     for name, run in graph.nodes.items():
         if not _is_name(name):
-            raise _wrong(graph, f"node name {name!r}: {_NAMES}")
+            raise _definition_error(graph, f"node name {name!r}: {_NAME_RULE}")
         try:
-            made[name] = run if isinstance(run, Node) else Node(run)
+            nodes[name] = run if isinstance(run, Node) else Node(run)
         except DefinitionError as error:
-            raise _wrong(graph, f"node {name!r}: {error}") from None
-    return made
+            raise _definition_error(graph, f"node {name!r}: {error}") from None
+    return nodes
 
 
-def _made_edges(graph: Graph) -> Iterator[Edge]:
+def _build_edges(graph: Graph) -> Iterator[Edge]:
     if not isinstance(graph.edges, list | tuple):
-        raise _wrong(graph, f"edges must be a list, not {graph.edges!r}")
+        raise _definition_error(graph, f"edges must be a list, not {graph.edges!r}")
     for edge in graph.edges:
         if isinstance(edge, Edge):
             yield edge
         elif isinstance(edge, tuple) and len(edge) == 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             yield Edge(*edge)
         else:
-            raise _wrong(graph, f'{edge!r} is no edge; write Edge("a", "b") or ("a", "b")')
+            raise _definition_error(graph, f'{edge!r} is not an edge; write Edge("a", "b") or ("a", "b")')
 
 
-def _made_entries(graph: Graph) -> tuple[str, ...]:
+def _build_entries(graph: Graph) -> tuple[str, ...]:
     entries = (graph.entry,) if isinstance(graph.entry, str) else graph.entry
     if not isinstance(entries, list | tuple) or not entries:
-        raise _wrong(graph, "no entry; name the node or nodes it starts with")
+        raise _definition_error(graph, "no entry; name the node or nodes with which it starts")
     return tuple(entries)
 
 
 def _check_settings(graph: Graph) -> None:
     if not isinstance(graph.limits, GraphLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise _wrong(graph, f"limits must be GraphLimits, not {graph.limits!r}")
+        raise _definition_error(graph, f"limits must be GraphLimits, not {graph.limits!r}")
     if not _at_least(graph.concurrency, 1):
-        raise _wrong(graph, f"concurrency must be 1 or more, not {graph.concurrency!r}")
+        raise _definition_error(graph, f"concurrency must be 1 or more, not {graph.concurrency!r}")
     if graph.siblings not in ("cancel", "finish"):
-        raise _wrong(graph, f"siblings must be 'cancel' or 'finish', not {graph.siblings!r}")
+        raise _definition_error(graph, f"siblings must be 'cancel' or 'finish', not {graph.siblings!r}")
 
 
 def _check_wiring(graph: Graph) -> None:
@@ -337,9 +341,9 @@ def _check_wiring(graph: Graph) -> None:
         entries=graph.entries,
     )
     bounded = graph.limits.max_node_executions is not None or graph.limits.timeout is not None
-    found = problem(wiring, bounded=bounded)
-    if found is not None:
-        raise _wrong(graph, found)
+    problem = wiring_problem(wiring, bounded=bounded)
+    if problem is not None:
+        raise _definition_error(graph, problem)
 
 
 def _function_name(function: Callable[..., Any] | None, lambda_name: str) -> str | None:

@@ -10,94 +10,95 @@ _Count = Annotated[int, Field(ge=1)]
 _Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
 _MOST_EXPLAINED = 8
+"""Problems of a validation error that its message lists."""
 
 
 class Limits(BaseModel):
-    """Hard bounds; None is no bound. A limit ends the run as completed, with its StopReason."""
+    """Hard bounds of an agent; None is no bound. A limit ends the run as completed, with its StopReason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: _Count | None = 50
-    """Model calls."""
+    """Model calls of the run."""
     tool_calls: Annotated[int, Field(ge=0)] | None = None
-    """Tool calls of the whole run, those that go back to the model as errors included."""
+    """Tool calls of the run, including those that are answered with an error."""
     per_tool: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict[str, int])
-    """Calls of single tools, by name."""
+    """Calls of each tool, by its name."""
     input_tokens: _Count | None = None
-    """Tokens read, cached ones included, summed over all model calls."""
+    """Input tokens of all model calls together, cached ones included."""
     output_tokens: _Count | None = None
     total_tokens: _Count | None = None
     cost_usd: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] | None = None
     timeout: _Span | None = None
-    """Wall clock from the start of the run, waiting for people included."""
+    """Wall clock from the start of the run, including the time in which it waits for people."""
 
     @property
     def cost_microusd(self) -> int | None:
         """`cost_usd` in millionths of a dollar."""
         return None if self.cost_usd is None else round(self.cost_usd * 1_000_000)
 
-    def tightened_by(self, other: "Limits | None") -> Self:
-        """The smaller bound of the two, field by field."""
-        if other is None:
+    def tightened_by(self, request: "Limits | None") -> Self:
+        """Return the smaller of the two bounds, field by field and tool by tool."""
+        if request is None:
             return self
-        mine, theirs = self.model_dump(), other.model_dump(exclude_unset=True)
-        theirs.pop("per_tool", None)
-        theirs_per_tool = other.per_tool
-        merged = {name: _smaller(mine[name], theirs.get(name)) for name in mine if name != "per_tool"}
-        tools = sorted({*self.per_tool, *theirs_per_tool})
-        per_tool = {name: _smaller(self.per_tool.get(name), theirs_per_tool.get(name)) for name in tools}
+        own = self.model_dump(exclude={"per_tool"})
+        # Only fields that are set: a default of the request must not bound what nobody wanted bounded.
+        requested = request.model_dump(exclude={"per_tool"}, exclude_unset=True)
+        merged = {name: _smaller(own[name], requested.get(name)) for name in own}
+        tools = sorted({*self.per_tool, *request.per_tool})
+        per_tool = {name: _smaller(self.per_tool.get(name), request.per_tool.get(name)) for name in tools}
         return type(self)(**merged, per_tool=per_tool)
 
-    def replaced_by(self, other: "Limits | None") -> Self:
-        """The bounds that are set in the other in place of its own; tool by tool."""
-        if other is None:
+    def replaced_by(self, request: "Limits | None") -> Self:
+        """Return the limits with those bounds replaced that are set in `request`, tool by tool."""
+        if request is None:
             return self
-        changed = {name: getattr(other, name) for name in other.model_fields_set}
-        return self.model_copy(update={**changed, "per_tool": {**self.per_tool, **other.per_tool}})
+        changed = {name: getattr(request, name) for name in request.model_fields_set}
+        return self.model_copy(update={**changed, "per_tool": {**self.per_tool, **request.per_tool}})
 
 
 class SwarmLimits(Limits):
-    """Hard bounds of a swarm. Tokens, cost and tool calls are of all its agents together."""
+    """Hard bounds of a swarm. Tokens, cost and tool calls are those of all its agents together."""
 
     steps: _Count | None = None
-    """Model calls of each agent run, beside the agent's own bound."""
+    """Model calls of each agent run, in addition to the agent's own bound."""
     timeout: _Span | None = timedelta(minutes=15)
     max_handoffs: Annotated[int, Field(ge=0)] = 20
-    """Handoffs: 1 allows one."""
+    """Most handoffs of the run."""
     max_iterations: _Count = 20
-    """Agent runs, the first included."""
+    """Most agent runs, the first included."""
     node_timeout: _Span | None = timedelta(minutes=5)
     """Wall clock of one agent run."""
     repetitive_handoff_detection_window: Annotated[int, Field(ge=0)] = 0
-    """How many of the latest agent runs are looked at; 0 looks at none."""
+    """Number of latest agent runs in which the swarm looks for a circle; 0 turns the check off."""
     repetitive_handoff_min_unique_agents: Annotated[int, Field(ge=0)] = 0
-    """Fewer different agents than this within the window: the swarm goes round in circles."""
+    """Least number of different agents within the window; fewer end the swarm as a circle."""
 
 
 class GraphLimits(Limits):
-    """Hard bounds of a graph. Tokens, cost and tool calls are of all its nodes together."""
+    """Hard bounds of a graph. Tokens, cost and tool calls are those of all its nodes together."""
 
     steps: _Count | None = None
-    """Model calls of each agent run, beside the agent's own bound."""
+    """Model calls of each agent run, in addition to the agent's own bound."""
     max_node_executions: _Count | None = None
-    """Runs of nodes, retries included. A graph with a cycle needs this or a timeout."""
+    """Most runs of nodes, retries included. A graph with a cycle needs this bound or a timeout."""
     node_timeout: _Span | None = None
     """Wall clock of one run of a node."""
 
 
-def _smaller(one: Any, other: Any) -> Any:
-    return min((bound for bound in (one, other) if bound is not None), default=None)
+def _smaller(first: Any, second: Any) -> Any:
+    return min((bound for bound in (first, second) if bound is not None), default=None)
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error in one line of bounded length: field, what is wrong, and what was given."""
-    found = error.errors(include_url=False)
+    """Return a validation error in one line of bounded length: field, problem and value, for each."""
+    details = error.errors(include_url=False)
     problems = [
         f"{_cut('.'.join(str(step) for step in problem['loc']) or 'value')}: "
         f"{_cut(problem['msg'], 300)} (got {_cut(repr(problem.get('input')))})"
-        for problem in found[:_MOST_EXPLAINED]
+        for problem in details[:_MOST_EXPLAINED]
     ]
-    more = len(found) - len(problems)
+    more = len(details) - len(problems)
     return "; ".join([*problems, f"and {more} more"] if more else problems)
 
 

@@ -1,4 +1,4 @@
-"""What agents, swarms and graphs have in common: each can be run, by itself or as part of another."""
+"""Members: agents, swarms and graphs, each of which runs by itself or as part of another."""
 
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -15,37 +15,37 @@ class Member(Protocol):
 
     @property
     def name(self) -> str:
-        """By which it is started; unique among all that belong together."""
+        """Name under which it is started, unique among the members of a run."""
         ...
 
     @property
     def description(self) -> str:
-        """What it is good for, for other agents."""
+        """Purpose of it, for other agents."""
         ...
 
     @property
     def members(self) -> "Mapping[str, Member]":
-        """Whom it runs itself, by name."""
+        """Members that it runs directly, by name."""
         ...
 
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
     ) -> AgentSpec | SwarmSpec | GraphSpec:
-        """It as data."""
+        """Return it as data, with the prices of the day."""
         ...
 
 
 def collect_members(*roots: Member) -> dict[str, Any]:
-    """All of them and whom they run, directly or through others, by name; the nearest first.
+    """Return the roots and all members below them, by name, the nearest first.
 
     Raises:
-        DefinitionError: two different ones of one name.
+        DefinitionError: two different members have the same name.
 
     """
     found: dict[str, Member] = {}
-    coming: list[Member] = list(roots)
-    while coming:
-        member = coming.pop(0)
+    queue: list[Member] = list(roots)
+    while queue:
+        member = queue.pop(0)
         known = found.get(member.name)
         if known is member:
             continue
@@ -54,33 +54,36 @@ def collect_members(*roots: Member) -> dict[str, Any]:
                 f"two different agents, swarms or graphs are called {member.name!r}; rename one"
             )
         found[member.name] = member
-        coming.extend(member.members.values())
+        queue.extend(member.members.values())
     return found
 
 
 def resolve_member(
     member: Member, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
 ) -> ResolvedAgent:
-    """It and all whom it may run, as data, with the prices of the day.
+    """Return the member and all members below it as data, with the prices of the day.
 
     Raises:
-        DefinitionError: a cost limit, but a model whose price is not known.
+        DefinitionError: the cost is bounded, and the price of a model is not known.
 
     """
-    everyone: Iterable[Member] = collect_members(member).values()
+    family: Iterable[Member] = collect_members(member).values()
     spec = member.spec(prices=prices, today=today, cost_limited=cost_limited)
     limited = cost_limited or spec.limits.cost_usd is not None
-    others = [
-        one.spec(prices=prices, today=today, cost_limited=limited) for one in everyone if one is not member
+    # A limit of the root bounds what is below it, so the prices there must be known as well.
+    below = [
+        relative.spec(prices=prices, today=today, cost_limited=limited)
+        for relative in family
+        if relative is not member
     ]
-    return ResolvedAgent(spec=spec, members=tuple(others))
+    return ResolvedAgent(spec=spec, members=tuple(below))
 
 
-def for_member(found: ResolvedAgent, name: str) -> ResolvedAgent | None:
-    """What was resolved for one of its members: that one's spec, and the same company."""
-    specs = {spec.name: spec for spec in (found.spec, *found.members)}
+def for_member(resolved: ResolvedAgent, name: str) -> ResolvedAgent | None:
+    """Return what a child run of that member is given: its spec, and the specs of all the rest."""
+    specs = {spec.name: spec for spec in (resolved.spec, *resolved.members)}
     spec = specs.get(name)
     if spec is None:
         return None
-    others = tuple(one for one in specs.values() if one.name != name)
-    return found.model_copy(update={"spec": spec, "members": others})
+    rest = tuple(member for member in specs.values() if member.name != name)
+    return resolved.model_copy(update={"spec": spec, "members": rest})

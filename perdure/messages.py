@@ -1,7 +1,7 @@
 """Messages of a transcript: frozen values that cross every boundary as plain JSON.
 
-A transcript only ever grows at its end. A message is never edited once it is in it, so its
-index is its name: caches, queries and continue-as-new all count on that.
+A transcript only grows at its end, and no message in it is ever edited. So its index identifies a message:
+caches, queries and continue-as-new rely on that.
 """
 
 from functools import cached_property
@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def is_empty(value: Any) -> bool:
-    """True for what need not be written: history is paid for by the byte."""
+    """Check whether the value can be left out of the JSON: history is paid for by the byte."""
     return value is None or value is False or value in (0, "", [], {}, ())
 
 
 class Value(BaseModel):
-    """A frozen value; unknown fields of a newer writer are ignored."""
+    """Base of frozen values. Unknown fields, which a newer writer adds, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -24,7 +24,7 @@ class Value(BaseModel):
 class Usage(Value):
     """Tokens of one or more model calls, in four disjoint counts.
 
-    `input_tokens` excludes what was read from or written to the provider's prompt cache.
+    `input_tokens` excludes tokens read from or written to the provider's prompt cache.
     """
 
     input_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
@@ -32,16 +32,16 @@ class Usage(Value):
     cache_write_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     output_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     estimated: bool = Field(default=False, exclude_if=is_empty)
-    """True when some of it was counted by us, because a call was cut before the provider said."""
+    """True when part of it is our own estimate: a call broke off before the provider reported usage."""
 
     @property
     def all_input_tokens(self) -> int:
-        """Everything the model read, cached or not."""
+        """Tokens that the model read, cached ones included."""
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     @property
     def total_tokens(self) -> int:
-        """Everything read and written."""
+        """Tokens read and written."""
         return self.all_input_tokens + self.output_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -62,7 +62,7 @@ class Text(Value):
 
 
 class Thinking(Value):
-    """A model's reasoning; goes back to the same model unchanged, its signature with it."""
+    """Reasoning of a model. It goes back to the same model unchanged, with its signature."""
 
     kind: Literal["thinking"] = "thinking"
     text: str = ""
@@ -71,7 +71,7 @@ class Thinking(Value):
 
 
 class Image(Value):
-    """A picture: `data` is base64, or `blob` names bytes kept in the blob store."""
+    """Picture: `data` is base64, or `blob` names bytes in the blob store."""
 
     kind: Literal["image"] = "image"
     media_type: str = "image/png"
@@ -80,7 +80,7 @@ class Image(Value):
 
 
 class Document(Value):
-    """A document such as a PDF: `data` is base64, or `blob` names bytes in the blob store."""
+    """Document such as a PDF: `data` is base64, or `blob` names bytes in the blob store."""
 
     kind: Literal["document"] = "document"
     media_type: str = "application/pdf"
@@ -90,7 +90,7 @@ class Document(Value):
 
 
 class Opaque(Value):
-    """A provider's own block that we do not interpret and send back to it unchanged."""
+    """Block that only its provider understands. It goes back to that provider unchanged."""
 
     kind: Literal["opaque"] = "opaque"
     provider: str
@@ -98,11 +98,10 @@ class Opaque(Value):
 
 
 class ToolCall(Value):
-    """A call the model asked for.
+    """Tool call that the model requests.
 
-    `id` is unique in the run ("call-3-1": step 3, first call) and is what people approve.
-    `problem` says why the call cannot be carried out (unknown tool, arguments that do not
-    parse or validate); such a call goes back to the model and schedules nothing.
+    `id` is unique in the run ("call-3-1": step 3, first call); approvals name it. `problem` says why the call
+    cannot run (unknown tool, arguments that do not fit): such a call goes straight back to the model.
     """
 
     kind: Literal["tool_call"] = "tool_call"
@@ -116,7 +115,7 @@ ResultPart = Annotated[Text | Image | Document, Field(discriminator="kind")]
 
 
 class ToolResult(Value):
-    """What one tool call gave; `is_error` results are text the model can react to."""
+    """Result of a tool call. An error is a result as well: text that the model can react to."""
 
     kind: Literal["tool_result"] = "tool_result"
     call_id: str
@@ -124,17 +123,17 @@ class ToolResult(Value):
     content: list[ResultPart] = Field(default_factory=list[ResultPart])
     is_error: bool = Field(default=False, exclude_if=is_empty)
     spilled: str | None = Field(default=None, exclude_if=is_empty)
-    """Digest of the whole text in the blob store, when `content` holds only its beginning."""
+    """Name of the whole text in the blob store, when `content` holds only its beginning."""
     duration_ms: int = Field(default=0, exclude_if=is_empty)
     attempts: int = Field(default=0, exclude_if=is_empty)
     error_kind: str | None = Field(default=None, exclude_if=is_empty)
-    """Of an error: its kind, as `perdure.errors.RULES` has it."""
+    """Kind of the error, as in `perdure.errors.RULES`; None when the call succeeded."""
     stand_in: str | None = Field(default=None, exclude_if=is_empty)
-    """What answered in place of the tool, which failed: another tool's name, `answer` or `remembered`."""
+    """Stand-in that answered for the failed tool: another tool's name, `answer` or `remembered`."""
 
     @property
     def text(self) -> str:
-        """The text parts, joined."""
+        """Text of the text parts, joined."""
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
 
@@ -146,7 +145,7 @@ Role = Literal["user", "assistant", "tool"]
 
 
 class ReplyMeta(Value):
-    """How an assistant message came to be: the record behind `steps()`, bills and digests."""
+    """Record of a model call, kept with its message: the source of `steps()` and bills."""
 
     step: int
     model: str
@@ -157,13 +156,13 @@ class ReplyMeta(Value):
     attempts: int = Field(default=1, exclude_if=lambda v: v == 1)
     request_id: str | None = Field(default=None, exclude_if=is_empty)
     request_digest: str | None = Field(default=None, exclude_if=is_empty)
-    """SHA-256 of the exact request the provider got, as canonical JSON."""
+    """SHA-256 of the exact request that the provider got, as canonical JSON."""
     errors: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Models of the fallback chain that failed before this one answered, and why."""
+    """Models of the chain that failed before this model answered, each with its error."""
 
 
 class Message(Value):
-    """One message: `role` is user, assistant, or tool (all results of one step, in order)."""
+    """Message of a user, of the assistant, or of tools: all results of a step, in the order of the calls."""
 
     role: Role
     parts: list[Part]
@@ -171,46 +170,48 @@ class Message(Value):
 
     @property
     def text(self) -> str:
-        """The visible text: text parts, and the text of tool results."""
+        """Visible text: that of text parts and of tool results."""
         return "".join(p.text for p in self.parts if isinstance(p, Text | ToolResult))
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The calls this message asks for, in order."""
+        """Tool calls that the message requests, in order."""
         return [part for part in self.parts if isinstance(part, ToolCall)]
 
     @property
     def tool_results(self) -> list[ToolResult]:
-        """The results this message carries, in the order of the calls."""
+        """Results that the message carries, in the order of the calls."""
         return [part for part in self.parts if isinstance(part, ToolResult)]
 
     @cached_property
     def blobs(self) -> tuple[str, ...]:
-        """Names of the blobs that hold its images and documents. Kept: each step looks at every message."""
+        """Names of the blobs that hold its images and documents."""
+        # Cached: each step looks at every message of the view.
         return tuple(part.blob for part in _media(self) if part.blob)
 
     @classmethod
     def user(cls, content: "str | list[Part]") -> "Message":
-        """A user message of plain text, or of parts."""
+        """Make a user message of plain text or of parts."""
         return cls(role="user", parts=[Text(text=content)] if isinstance(content, str) else content)
 
 
 def size_bytes(message: Message | ToolResult) -> int:
-    """Bytes of the message, or of one result, as JSON (UTF-8): what it costs to carry."""
+    """Return the bytes of the message, or of a result, as JSON in UTF-8."""
     return len(message.model_dump_json().encode())
 
 
 def estimate_tokens(byte_count: int) -> int:
-    """A rough count where no provider counted: four bytes a token, rounded up."""
+    """Return a rough count of tokens for text that no provider has counted: four bytes a token."""
     return -(-byte_count // 4)
 
 
 IMAGE_TOKENS = 1600
-"""About what providers count for a large picture, however many bytes it has."""
+"""Tokens that providers count for a large picture, about, whatever its bytes."""
 
 
 def estimated_tokens(message: Message) -> int:
-    """A rough count of what a model reads in the message; a picture's bytes are not words."""
+    """Return a rough count of the tokens that a model reads in the message."""
+    # Providers count a picture by its area, so its base64 bytes must not be counted as text.
     pictures = [part for part in _media(message) if isinstance(part, Image)]
     encoded = sum(len(picture.data or "") for picture in pictures)
     return estimate_tokens(size_bytes(message) - encoded) + IMAGE_TOKENS * len(pictures)

@@ -1,7 +1,7 @@
-"""Planning: the plan that a model keeps of its own work, and how it and people see it.
+"""Planning: the plan that a model keeps of its own work, and its texts for the model and for people.
 
-A plan is replaced as a whole: the model says all of it each time, so that it can never be of two
-minds with us about which item is which.
+Each call of the tool replaces the whole plan: so the model and the run cannot disagree about which item is
+which.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from perdure.wire.results import PlanItem
 
 MOST_ITEMS: Final = 50
 MOST_CHARACTERS: Final = 500
-"""Of one item's text."""
+"""Most characters of an item's text."""
 
 PLAN_TOOL: Final = ToolDefinition(
     name=UPDATE_PLAN,
@@ -55,7 +55,7 @@ PLAN_TOOL: Final = ToolDefinition(
         "additionalProperties": False,
     },
 )
-"""What the model sees of it."""
+"""Definition of the tool for the model."""
 
 _BOXES: Final = {"pending": "[ ]", "in_progress": "[~]", "done": "[x]", "dropped": "[-]"}
 
@@ -77,10 +77,10 @@ class _Plan(BaseModel):
 
 
 def plan_of(arguments: dict[str, Any]) -> tuple[PlanItem, ...]:
-    """The plan that a call of the tool gives; each text on one line, an item without a state pending.
+    """Return the plan in a call's arguments: each text on one line, items without a state pending.
 
     Raises:
-        ValueError: the arguments are no plan; the message tells the model which field and why.
+        ValueError: the arguments do not fit; the message tells the model which field, and why.
 
     """
     try:
@@ -91,12 +91,12 @@ def plan_of(arguments: dict[str, Any]) -> tuple[PlanItem, ...]:
 
 
 def plan_checklist(items: Sequence[PlanItem]) -> str:
-    """The plan as a Markdown checklist, for people; nothing for no plan."""
+    """Return the plan as a Markdown checklist, for people; empty for an empty plan."""
     return "\n".join(f"- {_BOXES[item.state]} {item.text}" for item in items)
 
 
 def plan_reminder(items: Sequence[PlanItem]) -> str:
-    """The plan for a model that may not see its last call of the tool any more; nothing for no plan."""
+    """Return the plan for a model that may no longer see its last call of the tool; empty without one."""
     if not items:
         return ""
     key = "[x] done, [~] in progress, [ ] pending, [-] dropped"
@@ -104,7 +104,7 @@ def plan_reminder(items: Sequence[PlanItem]) -> str:
 
 
 def plan_receipt(items: Sequence[PlanItem]) -> str:
-    """What the model gets back for the plan: how far it is, and what comes next."""
+    """Return the tool's result for the model: the progress of the plan, and its next item."""
     if not items:
         return "The plan is empty."
     kept = [item for item in items if item.state != "dropped"]

@@ -1,4 +1,4 @@
-"""Policy: who may call which tool on what. First match wins; nothing matching is a denial."""
+"""Policy: rules for tool calls by role, tool and resource. The first match wins; no match is a denial."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -10,19 +10,19 @@ Verdict = Literal["allow", "deny", "ask"]
 
 
 class Rule(BaseModel):
-    """One line of a policy. `role`, `tool` and `resource` are shell patterns ("refund_*")."""
+    """Rule of a policy. `role`, `tool` and `resource` are shell patterns ("refund_*")."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verdict: Verdict
     tool: str = "*"
     role: str = "*"
-    """Matched against each of the run's `roles`; "*" also matches a run without any."""
+    """Pattern for the run's `roles`: one of them must match. "*" also matches a run without roles."""
     resource: str = "*"
-    """Matched against the argument the tool names as its resource."""
+    """Pattern for the argument that the tool names as its resource."""
 
     def matches(self, tool: str, roles: Sequence[str], resource: str | None) -> bool:
-        """Whether this line speaks about the call."""
+        """Check whether the rule applies to the call."""
         return (
             fnmatchcase(tool, self.tool)
             and (self.role == "*" or any(fnmatchcase(role, self.role) for role in roles))
@@ -31,14 +31,14 @@ class Rule(BaseModel):
 
 
 class Policy(BaseModel):
-    """An ordered list of rules."""
+    """Ordered list of rules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: tuple[Rule, ...] = ()
 
     def verdict(self, tool: str, roles: Sequence[str] = (), resource: str | None = None) -> Verdict:
-        """What the first matching rule says; "deny" when none matches."""
+        """Return the verdict of the first rule that applies; "deny" without one."""
         matching = (rule for rule in self.rules if rule.matches(tool, roles, resource))
         first = next(matching, None)
         return "deny" if first is None else first.verdict

@@ -1,4 +1,4 @@
-"""What models cost, as data: a versioned table, overridable, silent about models it does not know."""
+"""Prices of models: a versioned table, which a file can override."""
 
 import json
 from datetime import date
@@ -13,7 +13,7 @@ from perdure.messages import Usage
 
 
 class Price(BaseModel):
-    """Micro-dollars per million tokens: 3 dollars is 3_000_000."""
+    """Price of a model in micro-dollars per million tokens: 3 dollars are 3_000_000."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Price(BaseModel):
     cache_write: int = Field(ge=0)
 
     def cost_microusd(self, usage: Usage) -> int:
-        """The price of that usage, rounded up to a micro-dollar."""
+        """Return the cost of the usage, rounded up to a micro-dollar."""
         total = (
             usage.input_tokens * self.input
             + usage.cache_read_tokens * self.cache_read
@@ -34,7 +34,7 @@ class Price(BaseModel):
 
 
 class Entry(BaseModel):
-    """The price of the models whose "provider:model" matches a shell pattern, from a day on."""
+    """Price of the models whose "provider:model" matches a shell pattern, from a day on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class Entry(BaseModel):
 
 
 class PriceTable(BaseModel):
-    """Entries in order: the first that matches and is in effect counts."""
+    """Entries in order: the first that matches and is in effect applies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,26 +52,26 @@ class PriceTable(BaseModel):
     entries: tuple[Entry, ...]
 
     def find(self, model: str, today: date) -> Price | None:
-        """The price of "provider:model" on that day; None when the table does not know it."""
-        known = (e.price for e in self.entries if fnmatchcase(model, e.model) and e.effective <= today)
-        return next(known, None)
+        """Return the price of "provider:model" on that day, or None for an unknown model."""
+        matching = (e.price for e in self.entries if fnmatchcase(model, e.model) and e.effective <= today)
+        return next(matching, None)
 
-    def over(self, other: "PriceTable") -> "PriceTable":
-        """A table that asks this one first, then the other."""
-        return PriceTable(version=f"{self.version}+{other.version}", entries=self.entries + other.entries)
+    def over(self, base: "PriceTable") -> "PriceTable":
+        """Return a table with the entries of this table before those of `base`."""
+        return PriceTable(version=f"{self.version}+{base.version}", entries=self.entries + base.entries)
 
 
 @cache
 def shipped_prices() -> PriceTable:
-    """The table that comes with this version."""
+    """Return the table that comes with this version of the package."""
     return PriceTable.model_validate_json(Path(__file__).with_name("prices.json").read_text())
 
 
 def load_prices(path: Path | None) -> PriceTable:
-    """The shipped table, with the entries of a file of the same form before it.
+    """Return the shipped table, with the entries of a file of the same form before its own.
 
     Raises:
-        DefinitionError: the file is missing or not of that form.
+        DefinitionError: the file is missing or has another form.
 
     """
     if path is None:

@@ -1,4 +1,4 @@
-"""A tool's JSON schema, from its type hints and docstring. Strict: nothing is guessed."""
+"""JSON schemas of tools, from type hints and docstrings. Strict: nothing is guessed."""
 
 import inspect
 import json
@@ -23,14 +23,14 @@ from perdure.errors import DefinitionError
 from perdure.limits import explain
 
 _NOWHERE: Registry[Any] = Registry()
-"""Holds no schemas and fetches none: a schema is whole by itself."""
+"""Registry without schemas that fetches none: a schema may refer only to itself."""
 
 _OURS = ("perdure.tools", "ToolContext")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a function takes: `model` validates arguments, `context` names the ToolContext parameter."""
+    """Parameters of a function: `model` validates arguments, `context` names the ToolContext parameter."""
 
     description: str
     input_schema: dict[str, Any]
@@ -38,14 +38,14 @@ class Signature:
     context: str | None
 
     def bind(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments as the Python values the function expects.
+        """Return the arguments as the Python values that the function expects.
 
         Raises:
             ValueError: they do not fit; the message names each field.
 
         """
         try:
-            # As JSON, which they are: a strict model takes a date's text from JSON only.
+            # Validated as JSON, because a strict model accepts the text of a date from JSON only.
             bound = self.model.model_validate_json(to_json(arguments))
         except ValidationError as error:
             raise ValueError(explain(error)) from None
@@ -53,10 +53,10 @@ class Signature:
 
 
 def signature_of(function: Callable[..., Any], name: str) -> Signature:
-    """Read a function's signature and docstring.
+    """Return the signature of a function, with the descriptions of its docstring.
 
     Raises:
-        DefinitionError: no docstring, a parameter without a type, or one no JSON value can fill.
+        DefinitionError: it has no docstring, a parameter without a type, or a type that no JSON value fits.
 
     """
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
@@ -93,7 +93,8 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
 
 
 def _sort_defaults(schema: dict[str, Any], function: Callable[..., Any]) -> None:
-    """A set's order differs from process to process; the schema, and so the spec hash, must not."""
+    """Sort defaults that are sets in the schema."""
+    # A set's order differs from process to process; the schema, and with it the spec's digest, must not.
     for parameter in inspect.signature(function).parameters.values():
         if isinstance(parameter.default, set | frozenset):
             schema["properties"][parameter.name]["default"].sort(key=repr)
@@ -126,7 +127,8 @@ def _field(parameter: inspect.Parameter, hint: Any, description: str | None, too
 def _model(tool: str, fields: dict[str, Any]) -> type[BaseModel]:
     config = ConfigDict(extra="forbid")
     for name, (hint, field) in fields.items():
-        try:  # one by one, so that the message can name the parameter
+        # Each field in a model of its own, so that the message can name the parameter.
+        try:
             fields_of_one: dict[str, Any] = {"field": (hint, field)}
             create_model("parameter", __config__=config, **fields_of_one).model_json_schema()
         except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
@@ -134,17 +136,17 @@ def _model(tool: str, fields: dict[str, Any]) -> type[BaseModel]:
             raise DefinitionError(
                 f"tool {tool!r}: parameter {name!r} has a type no JSON value can fill: {first}"
             ) from None
-    # Under names of our own: a parameter may be called `json` or `copy`, as pydantic's methods are.
+    # Fields have names of our own: a parameter may be called `json` or `copy`, like a method of pydantic.
     numbered: dict[str, Any] = {f"field_{n}": field for n, field in enumerate(fields.values())}
-    made: type[BaseModel] = create_model(tool, __config__=config, **numbered)
-    return made
+    model: type[BaseModel] = create_model(tool, __config__=config, **numbered)
+    return model
 
 
 def check_schema(schema: dict[str, Any], what: str) -> None:
-    """Refuse what is not a JSON schema of an object.
+    """Check that it is a JSON schema of an object.
 
     Raises:
-        DefinitionError: naming `what`.
+        DefinitionError: it is not; the message begins with `what`.
 
     """
     try:
@@ -172,7 +174,7 @@ def _references(schema: Any) -> Iterable[str]:
 
 
 def _resolves(reference: str, schema: dict[str, Any]) -> bool:
-    # Also with an $id, relative to which references are read; never over the network.
+    # The root is kept, because references are relative to its `$id`. The registry fetches nothing.
     root = Draft202012Validator(schema, registry=_NOWHERE)
     try:
         root.evolve(schema={"$ref": reference}).is_valid(None)
@@ -183,15 +185,15 @@ def _resolves(reference: str, schema: dict[str, Any]) -> bool:
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Draft202012Validator:
-    """Making one costs more than most checks."""
+    """Return the validator of a schema, cached: making it costs more than most checks."""
     return Draft202012Validator(json.loads(schema), registry=_NOWHERE)
 
 
 def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
-    """Why `value` does not fit `schema`, in one line that names the place; None when it does.
+    """Return why the value does not fit the schema, in a line that names the place; None when it fits.
 
-    A pattern in a dialect that Python's `re` does not speak is left to whoever gets the value, and so
-    is a number that Python cannot divide.
+    Checks that Python cannot make count as passed: a pattern in another dialect than that of `re`, or a
+    number too large to divide. The receiver of the value makes them.
     """
     try:
         worst = cast("SchemaProblem | None", best_match(_validator(json.dumps(schema)).iter_errors(value)))

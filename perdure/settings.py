@@ -1,8 +1,7 @@
-"""Settings of a process: read from PERDURE_ variables and `.env`, frozen from then on.
+"""Settings of a process: read from PERDURE_ variables and `.env`, then frozen.
 
-Nothing is read when this module is imported, only when `load` is called. Arguments win over the
-environment, the environment over `.env`, `.env` over the defaults.
-`python -m perdure.settings` prints docs/settings.md.
+Importing this module reads nothing; `load_settings` does. Arguments win over the environment, the environment
+over `.env`, `.env` over the defaults. `python -m perdure.settings` prints docs/settings.md.
 """
 
 import re
@@ -35,81 +34,81 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 
 
-def _duration(value: Any) -> Any:
-    """Seconds for "150ms", "30s", "2m", "1h" or a bare number of seconds; the rest is pydantic's."""
+def _parse_duration(value: Any) -> Any:
+    """Return the time for "150ms", "30s", "2m", "1h" or a number of seconds; leave the rest to pydantic."""
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if not match:
         return value
     try:
         return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"])
     except OverflowError:
-        raise ValueError("is longer than any process lives") from None
+        raise ValueError("is too long") from None
 
 
-def _expanded(value: Any) -> Any:
-    """The path without `~`, which no shell expands in a `.env` file or a manifest."""
+def _expand_home(value: Any) -> Any:
+    """Return the path with `~` expanded: no shell does that in a `.env` file or a manifest."""
     try:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
-    except RuntimeError as error:  # ~somebody, who is not here
+    except RuntimeError as error:  # "~user" of an unknown user
         raise ValueError(f"no such home: {error}") from None
 
 
-def _host_and_port(value: str) -> str:
+def _check_address(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or "/" in value or not port.isdecimal() or int(port) > 65_535:
         raise ValueError("write it as host:port, such as localhost:7233")
     return value
 
 
-def _store(url: str) -> str:
+def _check_blob_store(url: str) -> str:
     if not url.startswith(("file:", "s3://", "python:")):
         raise ValueError("write it as file:/a/folder, s3://bucket/prefix or python:module:function")
     return url
 
 
-def _deployment(name: str) -> str:
+def _check_deployment_name(name: str) -> str:
     if name.startswith("__") or "." in name or ":" in name:
-        raise ValueError('Temporal allows no "." and no ":" in it, and no "__" at its beginning')
+        raise ValueError('must contain no "." or ":" and not begin with "__": Temporal reserves these')
     return name
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta())]
-Grace = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
-FilePath = Annotated[Path, BeforeValidator(_expanded)]
+Duration = Annotated[timedelta, BeforeValidator(_parse_duration), Field(gt=timedelta())]
+Grace = Annotated[timedelta, BeforeValidator(_parse_duration), Field(ge=timedelta())]
+FilePath = Annotated[Path, BeforeValidator(_expand_home)]
 Count = Annotated[int, Field(ge=1)]
-Address = Annotated[str, AfterValidator(_host_and_port)]
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
-def _rate_store(url: SecretStr) -> SecretStr:
+def _check_rate_store(url: SecretStr) -> SecretStr:
     if not re.fullmatch(r"memory|rediss?://.+", url.get_secret_value()):
         raise ValueError("write it as memory or redis://host:port/number")
     return url
 
 
 class RateLimit(BaseModel):
-    """Most of something in a minute; None is no bound."""
+    """Most calls and tokens in a minute; None is no bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _bounds_something(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not given:
+    def _check_bounds(cls, limit: Any) -> Any:
+        if not isinstance(limit, dict) or not limit:
             raise ValueError('write {"calls": 100}, {"tokens": 40000}, or both')
-        return given  # pyright: ignore[reportUnknownVariableType]
+        return limit  # pyright: ignore[reportUnknownVariableType]
 
     calls: Annotated[int, Field(ge=1)] | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """Read and written, cached ones included."""
+    """Tokens read and written, cached ones included."""
 
 
-def _also(name: str, temporal: str) -> AliasChoices:
-    """Our variable, and behind it the one that Temporal's own tools and controllers set."""
+def _or_variable(name: str, temporal: str) -> AliasChoices:
+    """Return our variable, then the variable that Temporal's own tools and controllers set."""
     return AliasChoices(PREFIX + name.upper(), temporal)
 
 
 class Settings(BaseSettings):
-    """How a process reaches Temporal, stores blobs, asks providers and reports on itself.
+    """Settings of a worker, client or command.
 
     Secrets are `SecretStr`: printing or logging a Settings shows none of them.
     """
@@ -126,13 +125,13 @@ class Settings(BaseSettings):
     # Temporal
     address: Address = Field(
         "localhost:7233",
-        validation_alias=_also("address", "TEMPORAL_ADDRESS"),
+        validation_alias=_or_variable("address", "TEMPORAL_ADDRESS"),
         description="Temporal frontend, as `host:port`.",
     )
     namespace: str = Field(
         "default",
         min_length=1,
-        validation_alias=_also("namespace", "TEMPORAL_NAMESPACE"),
+        validation_alias=_or_variable("namespace", "TEMPORAL_NAMESPACE"),
         description="Temporal namespace.",
     )
     task_queue: str = Field(
@@ -140,24 +139,24 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(
         None,
-        validation_alias=_also("api_key", "TEMPORAL_API_KEY"),
+        validation_alias=_or_variable("api_key", "TEMPORAL_API_KEY"),
         description="API key of Temporal Cloud; turns TLS on.",
     )
     tls: bool | None = Field(
         None, description="TLS to Temporal. Unset: on when an API key or a certificate is set."
     )
     tls_ca: FilePath | None = Field(
-        None, description="File with the CA certificates that the server is checked against."
+        None, description="File with the CA certificates for verifying the server."
     )
     tls_cert: FilePath | None = Field(None, description="File with the client certificate (mTLS).")
     tls_key: FilePath | None = Field(None, description="File with the client certificate's private key.")
 
-    # Where things are kept
+    # Storage
     home: FilePath = Field(
         default_factory=lambda: Path.home() / ".perdure",
         description="Folder of the embedded server's database and of local blobs.",
     )
-    blob_store: Annotated[str, AfterValidator(_store)] = Field(
+    blob_store: Annotated[str, AfterValidator(_check_blob_store)] = Field(
         default_factory=lambda data: f"file:{data['home']}/blobs",
         description="Blob store: `file:<folder>`, `s3://bucket/prefix`, or `python:module:function` for your "
         "own. Workers and clients share it.",
@@ -244,7 +243,7 @@ class Settings(BaseSettings):
         description='Most calls and tokens a minute by provider, model or tool: `{"anthropic": '
         '{"calls": 1000, "tokens": 400000}, "tool:search": {"calls": 60}}`. Needs `perdure[limits]`.',
     )
-    rate_limit_store: Annotated[SecretStr, AfterValidator(_rate_store)] = Field(
+    rate_limit_store: Annotated[SecretStr, AfterValidator(_check_rate_store)] = Field(
         SecretStr("memory"),
         description="Store of rate limits: `memory` (each worker counts for itself) or a `redis://` URL.",
     )
@@ -266,37 +265,37 @@ class Settings(BaseSettings):
         False,
         description="Let Temporal's sandbox check Perdure's own workflow code too. For people who change it.",
     )
-    deployment_name: Annotated[str, AfterValidator(_deployment)] | None = Field(
+    deployment_name: Annotated[str, AfterValidator(_check_deployment_name)] | None = Field(
         None,
-        validation_alias=_also("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
+        validation_alias=_or_variable("deployment_name", "TEMPORAL_DEPLOYMENT_NAME"),
         description="Worker deployment of this worker and of `perdure deploy`. Unset: unversioned.",
     )
     build_id: str | None = Field(
         None,
-        validation_alias=_also("build_id", "TEMPORAL_WORKER_BUILD_ID"),
+        validation_alias=_or_variable("build_id", "TEMPORAL_WORKER_BUILD_ID"),
         description="Version of this worker in its deployment: a release, or a digest of the code.",
     )
 
     @field_validator("tls_key")
     @classmethod
-    def _pairs(cls, key: Path | None, info: Any) -> Path | None:
+    def _check_key_pair(cls, key: Path | None, info: Any) -> Path | None:
         if (key is None) != (info.data.get("tls_cert") is None):
             raise ValueError("a client certificate and its key go together: set both or neither")
         return key
 
     @field_validator("build_id")
     @classmethod
-    def _belongs(cls, build_id: str | None, info: Any) -> str | None:
+    def _check_build_id(cls, build_id: str | None, info: Any) -> str | None:
         if build_id is not None and info.data.get("deployment_name") is None:
             raise ValueError("a build id belongs to a deployment: set PERDURE_DEPLOYMENT_NAME too")
         return build_id
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of this process; an override of None counts as not given.
+    """Return the settings of this process; an override of None counts as absent.
 
     Raises:
-        DefinitionError: a value is wrong; the message names its variable, and shows no secret.
+        DefinitionError: a value is wrong; the message names its variable and shows no secret.
 
     """
     unknown = sorted(overrides.keys() - Settings.model_fields.keys())
@@ -307,46 +306,47 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         raise DefinitionError(f"settings: {explain(_by_variable(error))}") from None
     except SettingsError as error:
-        raise DefinitionError(f"settings: {_not_json(error)}") from None
+        raise DefinitionError(f"settings: {_json_problem(error)}") from None
     except (OSError, UnicodeError) as error:
         raise DefinitionError(f"settings: .env cannot be read: {error}") from None
 
 
 def variables(name: str) -> tuple[str, ...]:
-    """The environment variables that set that field, the first one found wins."""
+    """Return the environment variables that set the field; the first that is set wins."""
     alias = Settings.model_fields[name].validation_alias
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (PREFIX + name.upper(),)
 
 
-def _not_json(error: SettingsError) -> str:
-    named = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
-    if named is None:
+def _json_problem(error: SettingsError) -> str:
+    field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), None)
+    if field is None:
         return str(error)
-    return f"{variables(named)[0]}: it is no JSON; see docs/settings.md for how it is written"
+    return f"{variables(field)[0]}: it is not JSON; see docs/settings.md for the format"
 
 
 def _by_variable(error: ValidationError) -> ValidationError:
-    """The same error told in variables instead of fields, secrets hidden."""
+    """Return the same error with variables in place of fields, and secrets masked."""
     # "default_factory_not_called" only says that another field is wrong.
-    real = (problem for problem in error.errors() if problem["type"] != "default_factory_not_called")
-    return ValidationError.from_exception_data(error.title, [_renamed(problem) for problem in real])
+    causes = (problem for problem in error.errors() if problem["type"] != "default_factory_not_called")
+    return ValidationError.from_exception_data(error.title, [_name_variable(problem) for problem in causes])
 
 
-def _renamed(problem: Any) -> InitErrorDetails:
-    where = str(problem["loc"][0]) if problem["loc"] else ""
-    field = next((name for name in Settings.model_fields if where in (name, *variables(name))), None)
+def _name_variable(problem: Any) -> InitErrorDetails:
+    place = str(problem["loc"][0]) if problem["loc"] else ""
+    field = next((name for name in Settings.model_fields if place in (name, *variables(name))), None)
     kind = Settings.model_fields[field].annotation if field else None
+    # A value of an unknown field may be a secret under a mistyped name.
     secret = field is None or kind is SecretStr or SecretStr in get_args(kind)
     return InitErrorDetails(
         type=PydanticCustomError("setting", "{what}", {"what": problem["msg"].removeprefix("Value error, ")}),
-        loc=(variables(field)[0] if field else where, *problem["loc"][1:]),
+        loc=(variables(field)[0] if field else place, *problem["loc"][1:]),
         input="**********" if secret else problem["input"],
     )
 
 
-# The documentation of the above, which a test holds equal to docs/settings.md.
+# Documentation of the settings, which a test compares with docs/settings.md.
 
-_NAMES = {
+_TYPE_NAMES = {
     Path: "path",
     SecretStr: "secret",
     timedelta: "duration",
@@ -385,9 +385,9 @@ _SECTIONS = {
 
 
 def _kind(annotation: Any) -> str:
-    """A field's type in a word, or its words when it takes only some."""
-    if annotation in _NAMES:
-        return _NAMES[annotation]
+    """Return the name of a field's type, or its values when it takes only some."""
+    if annotation in _TYPE_NAMES:
+        return _TYPE_NAMES[annotation]
     if get_origin(annotation) is dict:
         return "JSON"
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -407,9 +407,9 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    first, *others = (f"`{variable}`" for variable in variables(name))
-    named = f"{first} (or {', '.join(others)})" if others else first
-    return f"| {named} | {_kind(field.annotation)} | {_default(name, field)} | {field.description} |"
+    first, *aliases = (f"`{variable}`" for variable in variables(name))
+    names = f"{first} (or {', '.join(aliases)})" if aliases else first
+    return f"| {names} | {_kind(field.annotation)} | {_default(name, field)} | {field.description} |"
 
 
 def document() -> str:
@@ -423,4 +423,4 @@ def document() -> str:
 
 
 if __name__ == "__main__":
-    print(document(), end="")  # noqa: T201 - printing is what it is for
+    print(document(), end="")  # noqa: T201 - the module prints its document

@@ -1,4 +1,4 @@
-"""Swarm: agents that pass one task among themselves, until one of them answers."""
+"""Swarm: agents that hand a task to each other until an agent answers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,26 +38,27 @@ HANDOFF_TOOL: Final = ToolDefinition(
         "additionalProperties": False,
     },
 )
-"""What the model sees of it. `agent_name` is checked against the peers of the run, not here."""
+"""Definition of the tool for the model. The run checks `agent_name` against its peers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swarm:
-    """A swarm. Raises DefinitionError, when it is made, for anything that could not run.
+    """A swarm.
 
-    The entry agent gets the task. Whoever has it answers, which ends the swarm, or hands it on.
+    The entry agent gets the task. An agent either answers, which ends the swarm, or hands the task on.
+    Making a swarm raises DefinitionError for everything that could not run.
     """
 
     member_kind: ClassVar[Literal["swarm"]] = "swarm"
 
     name: str
     agents: Sequence[Agent]
-    """Their order is the one in which they are shown to each other."""
+    """Agents of the swarm, in the order in which they are shown to each other."""
     entry: Agent | str | None = None
-    """Who gets the task; None: the first."""
+    """Agent that gets the task; None: the first."""
     limits: SwarmLimits = field(default_factory=SwarmLimits)
     description: str = ""
-    """For agents and graphs that call it: what it is good for."""
+    """Purpose of the swarm, for agents that call it."""
     entry_name: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +66,7 @@ class Swarm:
             raise DefinitionError(
                 f"swarm name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
             )
+        # The dataclass is frozen, and these fields are normalized or derived.
         object.__setattr__(self, "agents", self._check_agents())
         object.__setattr__(self, "entry_name", self._check_entry())
         self._check_limits()
@@ -75,13 +77,13 @@ class Swarm:
             raise self._wrong(f"agents must be a list, not {self.agents!r}")
         agents = tuple(self.agents)
         if not agents:
-            raise self._wrong("it has no agents; give it at least one")
+            raise self._wrong("it has no agents; add at least one")
         seen: set[str] = set()
         for agent in agents:
             if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise self._wrong(f"{agent!r} is no Agent")
+                raise self._wrong(f"{agent!r} is not an Agent")
             if agent.name in seen:
-                raise self._wrong(f"two agents are called {agent.name!r}; rename one, or give it once")
+                raise self._wrong(f"two agents are called {agent.name!r}; rename one, or list it once")
             seen.add(agent.name)
         return agents
 
@@ -92,7 +94,7 @@ class Swarm:
         if isinstance(entry, Agent) and entry in self.agents:
             return entry.name
         shown = entry.name if isinstance(entry, Agent) else entry
-        raise self._wrong(f"entry {shown!r} is none of its agents ({', '.join(self.members)})")
+        raise self._wrong(f"entry {shown!r} is not one of its agents ({', '.join(self.members)})")
 
     def _check_limits(self) -> None:
         if not isinstance(self.limits, SwarmLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -102,31 +104,30 @@ class Swarm:
         if unique > window:
             raise self._wrong(
                 f"repetitive_handoff_min_unique_agents is {unique}, which "
-                f"the latest {window} runs (repetitive_handoff_detection_window) can never hold; "
-                "make the window larger"
+                f"{window} runs (repetitive_handoff_detection_window) cannot hold; make the window larger"
             )
         tools = {tool.name for agent in self.agents for tool in agent.tools}
         for name in self.limits.per_tool:
             if name not in tools:
-                raise self._wrong(f"limits.per_tool names {name!r}, which is no tool of its agents")
+                raise self._wrong(f"limits.per_tool names {name!r}, which is not a tool of its agents")
 
     def _wrong(self, why: str) -> DefinitionError:
         return DefinitionError(f"swarm {self.name!r}: {why}")
 
     @property
     def members(self) -> dict[str, Agent]:
-        """Its agents by name, in order."""
+        """Agents by name, in order."""
         return {agent.name: agent for agent in self.agents}
 
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
     ) -> SwarmSpec:
-        """The swarm as data; its hash covers its agents by theirs.
+        """Return the swarm as data; its hash covers its agents by their hashes.
 
-        With `cost_limited`, the cost will be bounded even if the swarm's own limits do not say so.
+        `cost_limited` says that a request bounds the cost, whatever the swarm's own limits are.
 
         Raises:
-            DefinitionError: a cost limit, but an agent with a model whose price is not known.
+            DefinitionError: the cost is bounded, and the price of an agent's model is not known.
 
         """
         bounded = cost_limited or self.limits.cost_usd is not None

@@ -1,4 +1,4 @@
-"""Tools: functions a model may call, as immutable descriptions."""
+"""Tools: immutable descriptions of functions, activities, people and agents that a model may call."""
 
 import inspect
 import re
@@ -17,39 +17,39 @@ from perdure.schema import Signature, check_schema, signature_of
 from perdure.wire.spec import Collect
 
 Effect = Literal["read", "write"]
-"""Whether a call changes the world. A read may be repeated freely; a write should use its idempotency key."""
+"""Effect of a call. A read may be repeated freely; a write should use its idempotency key."""
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolContext:
-    """What a call may know of its run. Give a parameter this type and it is filled in."""
+    """Facts about the call and its run. A parameter of this type gets them; the model does not see it."""
 
     run_id: str
     call_id: str
     idempotency_key: str
-    """The same for every attempt of this call, whatever crashed in between; of no other call."""
+    """Key that all attempts of this call share, whatever crashed in between, and no other call has."""
     attempt: int
-    """From 1. Above 1 an earlier attempt may have done its work before it failed."""
+    """Number of the attempt, from 1. Above 1, an earlier attempt may have had its effect."""
     deadline: datetime
-    """When this attempt is given up."""
+    """Time at which this attempt times out."""
     agent: str = ""
     user: str | None = None
     context: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What the caller of `start` put into `context`."""
+    """Values from the run's request."""
     report: Callable[[str], None] = field(default=lambda text: None, repr=False)
     cancelled: Event = field(default_factory=Event, repr=False)
-    """Set when the call is stopped: what a function in a thread can look at."""
+    """Set when the call is cancelled: a function in a thread can check it."""
 
     def progress(self, text: str) -> None:
-        """Tell those who watch how far the call is. Costs no history; only the newest is kept."""
+        """Report progress to watchers. It costs no history; only the newest report is kept."""
         self.report(text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A function with its description. Made by `@tool`."""
+    """Function with its description. Made by `@tool`."""
 
     name: str
     description: str
@@ -58,43 +58,43 @@ class Tool:
     signature: Signature = field(repr=False)
     effect: Effect = "read"
     approval: bool = False
-    """True: a person decides about each call."""
+    """True: each call waits until a person allows or denies it."""
     resource: str | None = None
-    """Name of the parameter that says what the call works on; policies match its value."""
+    """Name of the parameter whose value policies match as the resource."""
     timeout: timedelta = timedelta(minutes=1)
-    """Of one attempt."""
+    """Longest time of one attempt."""
     heartbeat: timedelta = timedelta(seconds=10)
-    """A worker that says nothing for this long is taken for dead and the call is tried elsewhere."""
+    """Time without a heartbeat after which the worker counts as dead and the call is retried elsewhere."""
     retry: ToolRetry = field(default_factory=ToolRetry)
     concurrency: int | None = None
-    """Most calls of this tool at once in one run."""
+    """Most calls of this tool at the same time in a run."""
     task_queue: str | None = None
-    """Where workers take its calls from; None: the run's own queue."""
+    """Task queue of its calls; None: the run's own queue."""
     fallback: ToolFallback | None = None
-    """What answers when it has failed for good; None: the model is told of the failure."""
+    """Stand-in that answers once its attempts are used up; None: the model gets the error."""
     circuit: bool = False
-    """True: after some failures in a row this worker calls it no more for a while, and says so at once."""
+    """True: after some failures in a row, this worker fails its calls at once for a while."""
 
     def __post_init__(self) -> None:
         check_tool(self)
 
     @property
     def is_async(self) -> bool:
-        """Whether the function is awaited; others run in a thread."""
+        """True when the function is awaited; False when it runs in a thread."""
         return inspect.iscoroutinefunction(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function as written."""
+        """Call the function itself."""
         return self.function(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteTool:
-    """A tool that is a Temporal activity, in any language, on a task queue of its own.
+    """Tool that is a Temporal activity, in any language, on a task queue of its own.
 
-    The activity's type is `activity` (or `name`). It gets two JSON arguments: the call's arguments,
-    and `{"run_id", "call_id", "idempotency_key", "agent", "user", "context"}`. What it returns is JSON;
-    a string is taken as it is. It should heartbeat if it outlasts `heartbeat`, when that is set.
+    The activity's type is `activity`, or `name`. It gets two JSON arguments: the call's arguments, and
+    `{"run_id", "call_id", "idempotency_key", "agent", "user", "context"}`. It returns JSON; the model gets a
+    string as it is. With `heartbeat` set, an activity that runs longer must send heartbeats.
     """
 
     name: str
@@ -110,7 +110,7 @@ class RemoteTool:
     retry: ToolRetry = field(default_factory=ToolRetry)
     concurrency: int | None = None
     fallback: ToolFallback | None = None
-    """As `Tool.fallback`; nothing is remembered of remote tools."""
+    """Stand-in, as `Tool.fallback`. Results of remote tools are not remembered."""
 
     def __post_init__(self) -> None:
         if not self.description.strip():
@@ -121,7 +121,7 @@ class RemoteTool:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonTool:
-    """A question to a person: the run waits until `send` answers it."""
+    """Question to a person. The run waits until `send` answers it."""
 
     name: str = "ask_person"
     description: str = "Ask a person a question and wait for the answer. Use it only when you cannot go on."
@@ -129,29 +129,29 @@ class PersonTool:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentTool:
-    """An agent, swarm or graph that a model may call; each call is a run of its own. Made by `as_tool`."""
+    """Agent, swarm or graph that a model may call; each call is a child run. Made by `as_tool`."""
 
     name: str
     description: str
     member: Member = field(repr=False)
     collect: Collect = "all"
-    """"all": the call's result is the answer. "completion": the call returns at once, and each answer
-    reaches the model as a message when it is there, the quickest first."""
+    """Return of the answer. "all": it is the call's result. "completion": the call returns at once, and the
+    answer reaches the model as a message as soon as the child run ends."""
     approval: bool = False
     timeout: timedelta | None = None
-    """Wall clock of one run of it."""
+    """Wall clock of a child run."""
     concurrency: int | None = 100
-    """Most runs of it at once, of one run of the caller."""
+    """Most child runs of this tool at the same time in a run of the caller."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise _bad_name(self.name)
+            raise _name_error(self.name)
         if not self.description.strip():
             raise DefinitionError(
                 f"tool {self.name!r} has no description: the model would not know when to call it"
             )
         if self.collect not in get_args(Collect):
-            raise DefinitionError(f"tool {self.name!r}: collect is {self.collect!r}; all or completion")
+            raise DefinitionError(f"tool {self.name!r}: collect is {self.collect!r}; use all or completion")
         if self.timeout is not None and self.timeout <= timedelta():
             raise DefinitionError(f"tool {self.name!r}: timeout must be positive, not {self.timeout!r}")
         if self.concurrency is not None and self.concurrency < 1:
@@ -170,7 +170,7 @@ def as_tool(
     timeout: timedelta | None = None,
     concurrency: int | None = 100,
 ) -> AgentTool:
-    """Make a tool of an agent, swarm or graph. Name and description are its own unless given."""
+    """Make a tool of an agent, swarm or graph; name and description default to those of the member."""
     return AgentTool(
         name=name or member.name.replace(".", "_"),
         description=description or member.description,
@@ -183,45 +183,45 @@ def as_tool(
 
 
 ask_person = PersonTool()
-"""The tool that asks whoever can answer: put it among an agent's tools."""
+"""Tool by which an agent asks a person: add it to the agent's tools."""
 
 AnyTool = Tool | RemoteTool | PersonTool | AgentTool
 
 
-def check_tool(made: "Tool | RemoteTool") -> None:
-    """Refuse what no provider or server would take.
+def check_tool(tool: "Tool | RemoteTool") -> None:
+    """Check the fields that providers or Temporal would reject later.
 
     Raises:
-        DefinitionError: naming the tool and the field.
+        DefinitionError: a field is wrong; the message names the tool and the field.
 
     """
-    name = made.name
+    name = tool.name
     if not _NAME.fullmatch(name):
-        raise _bad_name(name)
-    for what, span in (("timeout", made.timeout), ("heartbeat", made.heartbeat)):
+        raise _name_error(name)
+    for what, span in (("timeout", tool.timeout), ("heartbeat", tool.heartbeat)):
         if span is not None and span <= timedelta():
             raise DefinitionError(f"tool {name!r}: {what} must be positive, not {span!r}")
-    if made.concurrency is not None and made.concurrency < 1:
-        raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {made.concurrency!r}")
-    if made.resource is not None and made.resource not in made.input_schema.get("properties", {}):
-        raise DefinitionError(f"tool {name!r}: resource {made.resource!r} is none of its parameters")
-    _check_fallback(made)
+    if tool.concurrency is not None and tool.concurrency < 1:
+        raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {tool.concurrency!r}")
+    if tool.resource is not None and tool.resource not in tool.input_schema.get("properties", {}):
+        raise DefinitionError(f"tool {name!r}: resource {tool.resource!r} is not one of its parameters")
+    _check_fallback(tool)
 
 
-def _check_fallback(made: "Tool | RemoteTool") -> None:
-    fallback = made.fallback
+def _check_fallback(tool: "Tool | RemoteTool") -> None:
+    fallback = tool.fallback
     if fallback is None:
         return
     if not isinstance(fallback, ToolFallback):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise DefinitionError(f"tool {made.name!r}: fallback must be a ToolFallback, not {fallback!r}")
-    if fallback.tool == made.name:
-        raise DefinitionError(f"tool {made.name!r}: it cannot be its own fallback")
-    if fallback.remembered is not None and (made.effect == "write" or isinstance(made, RemoteTool)):
-        what = "remote tools" if isinstance(made, RemoteTool) else "a tool that writes"
-        raise DefinitionError(f"tool {made.name!r}: nothing can be remembered of {what}")
+        raise DefinitionError(f"tool {tool.name!r}: fallback must be a ToolFallback, not {fallback!r}")
+    if fallback.tool == tool.name:
+        raise DefinitionError(f"tool {tool.name!r}: it cannot be its own fallback")
+    if fallback.remembered is not None and (tool.effect == "write" or isinstance(tool, RemoteTool)):
+        reason = "a remote tool" if isinstance(tool, RemoteTool) else "a tool that writes"
+        raise DefinitionError(f"tool {tool.name!r}: fallback.remembered does not work for {reason}")
 
 
-def _bad_name(name: str) -> DefinitionError:
+def _name_error(name: str) -> DefinitionError:
     return DefinitionError(
         f"tool name {name!r}: use letters, digits, '_' and '-', at most 64, starting with a letter"
     )
@@ -252,20 +252,20 @@ def tool(
 def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool | _Decorator:
     """Make a tool of a function: its type hints become the schema, its docstring the description.
 
-    Functions may be sync (they run in a thread) or async. The result may be a string, any JSON
-    value, a pydantic model, an `Image` or `Document`, or a list that mixes text with those.
-    What the function raises reaches the model as text, after `retry` has been used up.
+    The function may be async; otherwise it runs in a thread. It may return text, any JSON value, a pydantic
+    model, an `Image` or `Document`, or a list that mixes text with these. An error that it raises reaches the
+    model as text once the attempts of `retry` are used up.
 
     Raises:
-        DefinitionError: no docstring, or a parameter that no JSON value can fill.
+        DefinitionError: the function has no docstring, or a parameter that no JSON value fits.
 
     """
     if function is None:
-        return partial(_make, settings=settings)
-    return _make(function, settings)
+        return partial(_tool_from, settings=settings)
+    return _tool_from(function, settings)
 
 
-def _make(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
+def _tool_from(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
     name = settings.pop("name", None) or getattr(function, "__name__", "tool")
     signature = signature_of(function, name)
     description = settings.pop("description", None) or signature.description

@@ -1,4 +1,4 @@
-"""Versions: which build of a worker deployment is given the work of a task queue. Pure."""
+"""Versions: the builds of a worker deployment to which a task queue's new runs go. Pure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ UNVERSIONED: Final = "workers without a version"
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """Where a task queue's new runs go. A version is `deployment:build`; None: workers without one."""
+    """Routing of a task queue's new runs. A version is `deployment:build`; None: unversioned workers."""
 
     current: str | None = None
     ramping: str | None = None
     percent: float = 0
-    """Of new runs, to what is ramping."""
+    """Percentage of new runs that goes to the ramping version."""
     polling: Collection[str | None] = ()
-    """The versions that ask for work."""
+    """Versions whose workers poll the queue."""
 
     @property
-    def taken(self) -> set[str | None]:
-        """The versions that new runs go to."""
+    def targets(self) -> set[str | None]:
+        """Versions to which new runs go."""
         if self.percent <= 0:
             return {self.current}
         return {self.ramping} if self.percent >= 100 else {self.current, self.ramping}
 
 
 def routing_of(described: Any) -> Routing:
-    """The routing in the server's description of a task queue."""
+    """Return the routing in the server's description of a task queue."""
     info = described.versioning_info
     return Routing(
         current=version_of(info.current_deployment_version),
@@ -38,19 +38,19 @@ def routing_of(described: Any) -> Routing:
 
 
 def version_of(named: Any) -> str | None:
-    """The version that a value with `deployment_name` and `build_id` names; None unless it names both."""
-    whole = named.deployment_name and named.build_id
-    return f"{named.deployment_name}:{named.build_id}" if whole else None
+    """Return the version that a value with `deployment_name` and `build_id` names; None without both."""
+    has_both = named.deployment_name and named.build_id
+    return f"{named.deployment_name}:{named.build_id}" if has_both else None
 
 
 def new_runs_problem(routing: Routing, own: str) -> str | None:
-    """What keeps new runs from a worker of that version, and what to do; None: nothing."""
-    if own in routing.taken:
+    """Return why no new runs go to workers of that version and what to do; None when they do."""
+    if own in routing.targets:
         return None
     build = own.partition(":")[2]
     if routing.current is None:
         return (
-            f"build {build!r} is given no work: no version of its deployment is current yet; make it so: "
+            f"build {build!r} gets no work: no version of its deployment is current yet; to make it current: "
             f"perdure deploy promote {build}"
         )
     current = routing.current.partition(":")[2]
@@ -61,14 +61,14 @@ def new_runs_problem(routing: Routing, own: str) -> str | None:
 
 
 def versions_problem(routing: Routing) -> str | None:
-    """What is wrong when versions ask for work and new runs go to none of them; None: nothing."""
-    if not routing.polling or routing.taken & set(routing.polling):
+    """Return the problem that new runs go to no version whose workers poll, or None."""
+    if not routing.polling or routing.targets & set(routing.polling):
         return None
     return (
-        f"new runs go to {_listed(routing.taken)}, and only {_listed(set(routing.polling))} ask for work: "
+        f"new runs go to {_join_names(routing.targets)}, and only {_join_names(set(routing.polling))} poll: "
         "see perdure deploy status"
     )
 
 
-def _listed(versions: set[str | None]) -> str:
-    return " and ".join(sorted(one or UNVERSIONED for one in versions))
+def _join_names(versions: set[str | None]) -> str:
+    return " and ".join(sorted(version or UNVERSIONED for version in versions))

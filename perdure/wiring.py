@@ -1,4 +1,4 @@
-"""Wiring: which nodes a graph's edges join, and why some wirings could never run."""
+"""Wiring: the nodes and edges of a graph by name, and the checks that it can run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Literal, cast
 Join = Literal["all", "any"] | int
 
 
-def needed(join: Join, incoming: int) -> int:
-    """How many arrivals meet the join of a node that so many edges lead to."""
+def deliveries_needed(join: Join, incoming: int) -> int:
+    """Return the number of deliveries that meet the join of a node with so many incoming edges."""
     match join:
         case "all":
             return incoming
@@ -21,17 +21,17 @@ def needed(join: Join, incoming: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wiring:
-    """A graph by names alone."""
+    """Nodes and edges of a graph, by name."""
 
     joins: Mapping[str, Join]
-    """Of every node."""
+    """Join of every node."""
     edges: tuple[tuple[str, str], ...]
-    """Source and target."""
+    """Source and target of each edge."""
     entries: tuple[str, ...]
 
     @property
     def sources(self) -> dict[str, list[str]]:
-        """Of each node, those that its edges come from."""
+        """Nodes from which edges lead to a node, for each node."""
         found: dict[str, list[str]] = {name: [] for name in self.joins}
         for source, target in self.edges:
             found[target].append(source)
@@ -39,15 +39,15 @@ class Wiring:
 
     @property
     def targets(self) -> dict[str, list[str]]:
-        """Of each node, those that its edges lead to."""
+        """Nodes to which edges lead from a node, for each node."""
         found: dict[str, list[str]] = {name: [] for name in self.joins}
         for source, target in self.edges:
             found[source].append(target)
         return found
 
 
-def problem(wiring: Wiring, *, bounded: bool) -> str | None:
-    """What is wrong with it and what to do, or None. A cycle is wrong unless the run is `bounded`."""
+def wiring_problem(wiring: Wiring, *, bounded: bool) -> str | None:
+    """Return why the graph could not run and what to do, or None. A cycle needs a `bounded` run."""
     return (
         _entry_problem(wiring)
         or _edge_problem(wiring)
@@ -61,7 +61,7 @@ def problem(wiring: Wiring, *, bounded: bool) -> str | None:
 def _entry_problem(wiring: Wiring) -> str | None:
     for index, entry in enumerate(wiring.entries):
         if entry not in wiring.joins:
-            return f"entry {entry!r} is none of its nodes"
+            return f"entry {entry!r} is not one of its nodes"
         if entry in wiring.entries[:index]:
             return f"entry {entry!r} is named twice; name it once"
     return None
@@ -72,7 +72,7 @@ def _edge_problem(wiring: Wiring) -> str | None:
     for source, target in wiring.edges:
         unknown = [name for name in (source, target) if name not in wiring.joins]
         if unknown:
-            return f"edge {source!r} -> {target!r}: {unknown[0]!r} is none of its nodes"
+            return f"edge {source!r} -> {target!r}: {unknown[0]!r} is not one of its nodes"
         if (source, target) in seen:
             return f"two edges lead from {source!r} to {target!r}; make them one"
         seen.add((source, target))
@@ -87,8 +87,8 @@ def _count_problem(wiring: Wiring) -> str | None:
     return None
 
 
-def _reached(targets: Mapping[str, Sequence[str]], start: Iterable[str]) -> set[str]:
-    """`start`, and all that edges lead to from there."""
+def _reachable(targets: Mapping[str, Sequence[str]], start: Iterable[str]) -> set[str]:
+    """Return the nodes of `start` and all nodes that edges lead to from there."""
     todo = list(start)
     reached = set(todo)
     while todo:
@@ -99,9 +99,11 @@ def _reached(targets: Mapping[str, Sequence[str]], start: Iterable[str]) -> set[
 
 
 def _reach_problem(wiring: Wiring) -> str | None:
-    reached = _reached(wiring.targets, wiring.entries)
-    lost = [name for name in wiring.joins if name not in reached]
-    return f"node {lost[0]!r} cannot be reached; lead an edge to it or make it an entry" if lost else None
+    reached = _reachable(wiring.targets, wiring.entries)
+    unreached = [name for name in wiring.joins if name not in reached]
+    if not unreached:
+        return None
+    return f"node {unreached[0]!r} cannot be reached; lead an edge to it or make it an entry"
 
 
 def _cycle_problem(wiring: Wiring) -> str | None:
@@ -114,27 +116,33 @@ def _cycle_problem(wiring: Wiring) -> str | None:
 
 
 def _order_problem(wiring: Wiring) -> str | None:
-    """A join that cannot be met for a first time, though every condition said yes."""
-    able, targets = _able(wiring), wiring.targets
+    """Return the problem of a join that cannot be met a first time, whatever the conditions return."""
+    able, targets = _runnable(wiring), wiring.targets
     for name, sources in wiring.sources.items():
         missing = [source for source in sources if source not in able]
-        # Of nodes that cannot run, the one to mend is one that others lead to and that waits for
-        # what comes after itself; the rest only wait for it.
-        if name in able or len(missing) == len(sources) or not _reached(targets, [name]).issuperset(missing):
+        # Several nodes may be unable to run. The cause is a node that waits for nodes behind itself; the rest
+        # only wait for that node.
+        if (
+            name in able
+            or len(missing) == len(sources)
+            or not _reachable(targets, [name]).issuperset(missing)
+        ):
             continue
         after = ", ".join(repr(source) for source in missing)
         comes = "comes" if len(missing) == 1 else "come"
         return (
             f"join {wiring.joins[name]!r} of {name!r} can never be met: "
-            f"{after} {comes} after it; say join='any'"
+            f"{after} {comes} after it; use join='any'"
         )
     return None
 
 
-def _able(wiring: Wiring) -> set[str]:
-    """The nodes that may get to run: entries, and those with enough nodes before them that may."""
+def _runnable(wiring: Wiring) -> set[str]:
+    """Return the nodes that can run: entries, and nodes with enough such nodes before them."""
     targets = wiring.targets
-    missing = {name: needed(wiring.joins[name], len(before)) for name, before in wiring.sources.items()}
+    missing = {
+        name: deliveries_needed(wiring.joins[name], len(before)) for name, before in wiring.sources.items()
+    }
     able, todo = set(wiring.entries), list(wiring.entries)
     while todo:
         for name in targets[todo.pop()]:

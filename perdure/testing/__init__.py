@@ -4,7 +4,7 @@
     async with running(agents=[support], models={"scripted": ScriptedModel(script)}) as client:
         result = await client.run("support", "Where is 1?")
 
-The agent names the model as "scripted:" and anything.
+The agent names its model "scripted:" followed by any text.
 
 `check_blob_store` tests a blob store of your own.
 """
@@ -61,21 +61,20 @@ async def running(
     blobs: "BlobStore | None" = None,
     worker: Mapping[str, Any] | None = None,
 ) -> "AsyncGenerator[Client]":
-    """Run a worker that serves the agents, and give a client of it while the body runs.
+    """Run a worker that serves the agents, and yield a client of it while the body runs.
 
-    Without `address` it starts the embedded server, in memory, and stops it again. With it, it uses the
-    Temporal server there.
+    Without `address`, an embedded server runs in memory for as long.
 
     Args:
         agents: the agents, swarms and graphs that the worker serves.
         models: providers by name, such as {"scripted": ScriptedModel(script)}.
-        address: of a running server.
-        settings: in place of those of the environment.
+        address: address of a running Temporal server, in place of the embedded server.
+        settings: settings in place of those of the environment.
         blobs: a blob store in place of the one that the settings name.
         worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
 
     """
-    # Imported by name: the vocabulary does not know the rooms that it binds here.
+    # Imported by name: workers and starters must not import each other, and this module joins the two.
     serving = import_module("perdure.workers.running").serving
     client_type = import_module("perdure.starter.client.connect").Client
     async with serving(

@@ -227,7 +227,7 @@ class Client:
             raise rpc_error(error) from error
         # A worker of a version that takes no new runs does not count.
         return any(
-            poller.version in queue.routing.taken for poller in queue.active_pollers(datetime.now(UTC))
+            poller.version in queue.routing.targets for poller in queue.active_pollers(datetime.now(UTC))
         )
 
     def get(self, id: str) -> Run:  # noqa: A002

@@ -393,7 +393,7 @@ def test_impossible_deploys_are_refused(
     assert here("run", "clerk", "go").code == 5, "a worker there is, but it takes no new runs"
     monkeypatch.setenv("DESK_BUILD", "x")
     doctor = shell.perdure("doctor")
-    assert f"new runs go to workers without a version, and only {floor.name}:b1 ask for work" in doctor.out
+    assert f"new runs go to workers without a version, and only {floor.name}:b1 poll" in doctor.out
     nameless = Shell(shell.folder, {**shell.variables, "PERDURE_DEPLOYMENT_NAME": ""})
     for words, why in (
         (("--build", "x"), "a build id belongs to a deployment: set PERDURE_DEPLOYMENT_NAME too"),

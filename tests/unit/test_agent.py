@@ -66,7 +66,7 @@ def agent(**changed: Any) -> Agent:
         ({"model": None}, "must be text or a ModelConfig, not None"),
         ({"model": ModelConfig(name="p:x", timeout=timedelta())}, "timeout must be positive"),
         ({"fallbacks": ["x"]}, "model 'x'"),
-        ({"tools": [len]}, "is no tool; put @tool above the function"),
+        ({"tools": [len]}, "is not a tool; put @tool above the function"),
         ({"tools": ask_person}, "tools must be a list"),
         ({"tools": [work, work]}, "two tools are called 'work'"),
         (
@@ -79,7 +79,7 @@ def agent(**changed: Any) -> Agent:
             },
             "'final_answer' is reserved",
         ),
-        ({"limits": Limits(per_tool={"wrok": 1})}, "names 'wrok', which is no tool of it"),
+        ({"limits": Limits(per_tool={"wrok": 1})}, "names 'wrok', which is not one of its tools"),
         ({"output_repairs": -1}, "output_repairs must be 0 or more"),
         ({"tool_concurrency": 0}, "tool_concurrency must be 1 or more"),
         ({"result_preview_bytes": 10}, "result_preview_bytes must be 256 or more"),

@@ -329,7 +329,7 @@ async def work(n: int) -> str:
                 model="a:b",
                 tools=[tool(name="t", fallback=ToolFallback(tool="gone"))(work.function)],
             ),
-            "'gone', which is no tool",
+            "'gone', which is not one of",
         ),
         (lambda: Agent(name="a", model="a:b", on_failure="hope"), "park, fail, answer"),  # type: ignore[arg-type]
     ],

@@ -128,7 +128,7 @@ def test_bad_limit_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(DefinitionError, match=r'anthropic: write \{"calls": 100\}'):
             load_settings()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", "anthropic=5")
-    with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS: it is no JSON"):
+    with pytest.raises(DefinitionError, match="PERDURE_RATE_LIMITS: it is not JSON"):
         load_settings()
     monkeypatch.setenv("PERDURE_RATE_LIMITS", '{"anthropic": {"calls": 5, "tokens": 100}}')
     assert load_settings().rate_limits == {"anthropic": RateLimit(calls=5, tokens=100)}

@@ -72,9 +72,9 @@ def test_durations_have_units(monkeypatch: pytest.MonkeyPatch, written: str, mea
         ("PERDURE_METRICS", "statsd", "'prometheus'"),
         ("PERDURE_TLS_KEY", "/key", "together"),
         ("PERDURE_BUILD_ID", "1", "PERDURE_DEPLOYMENT_NAME"),
-        ("PERDURE_DEPLOYMENT_NAME", "desk.1", 'no "." and no ":"'),
+        ("PERDURE_DEPLOYMENT_NAME", "desk.1", 'no "." or ":"'),
         ("PERDURE_MAX_CONCURRENT_ACTIVITIES", "many", "integer"),
-        ("PERDURE_PROGRESS_INTERVAL", "99999999999999999h", "longer than"),
+        ("PERDURE_PROGRESS_INTERVAL", "99999999999999999h", "is too long"),
         ("PERDURE_HOME", "~nobody-of-this-name/x", "no such home"),
     ],
 )

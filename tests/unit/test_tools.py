@@ -281,7 +281,7 @@ def test_a_function_that_no_model_could_call_is_refused(function: Any, why: str)
         ({"timeout": timedelta()}, "timeout must be positive"),
         ({"heartbeat": timedelta(seconds=-1)}, "heartbeat must be positive"),
         ({"concurrency": 0}, "concurrency must be 1 or more"),
-        ({"resource": "order"}, "resource 'order' is none of its parameters"),
+        ({"resource": "order"}, "resource 'order' is not one of its parameters"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], why: str) -> None:

@@ -52,13 +52,13 @@ def _version(build: str | None) -> WorkerDeploymentVersion | None:
 def test_new_runs_go_to_the_current_version_and_to_what_ramps(
     current: str | None, ramping: str | None, percent: float, taken: set[str | None]
 ) -> None:
-    assert routing_of(described(current, ramping, percent)).taken == taken
+    assert routing_of(described(current, ramping, percent)).targets == taken
 
 
 def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> None:
     first = new_runs_problem(Routing(), "desk:a")
     assert first is not None
-    assert "'a' is given no work: no version of its deployment is current yet" in first
+    assert "'a' gets no work: no version of its deployment is current yet" in first
     assert "perdure deploy promote a" in first
     second = new_runs_problem(Routing(current="desk:a"), "desk:b")
     assert second is not None
@@ -69,7 +69,7 @@ def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> 
 def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
     lonely = versions_problem(routing_of(described(None, None, 0, "a")))
     assert lonely is not None
-    assert "new runs go to workers without a version, and only desk:a ask for work" in lonely
+    assert "new runs go to workers without a version, and only desk:a poll" in lonely
     assert versions_problem(routing_of(described("a", None, 0, "a", None))) is None
     assert versions_problem(routing_of(described(None, None, 0, None))) is None
     assert versions_problem(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
@@ -85,7 +85,7 @@ def test_a_worker_that_has_stopped_polling_is_not_active() -> None:
     queue = parse_task_queue(description)
     assert [poller.identity for poller in queue.pollers] == ["running", "ended"]
     assert [poller.version for poller in queue.active_pollers(now)] == ["desk:a"]
-    assert queue.routing.taken == {"desk:a"}
+    assert queue.routing.targets == {"desk:a"}
 
 
 def test_a_worker_has_a_version_when_both_its_names_are_set() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from perdure.messages import Part
 from perdure.wire.results import NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec
-from perdure.wiring import needed
+from perdure.wiring import deliveries_needed
 
 from .scheduler import Over
 
@@ -121,7 +121,8 @@ def arrived(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> Gr
         return replace(plan, late={**plan.late, target: plan.late.get(target, 0) + 1})
     there = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
     plan = replace(plan, arrivals={**plan.arrivals, target: there})
-    if target in plan.ready or len(there) < needed(spec.node(target).join, len(incoming(spec, target))):
+    needed = deliveries_needed(spec.node(target).join, len(incoming(spec, target)))
+    if target in plan.ready or len(there) < needed:
         return plan
     return replace(plan, ready=(*plan.ready, target))
 
@@ -177,7 +178,7 @@ def _why_unmet(plan: GraphPlan, spec: GraphSpec, name: str) -> str:
         why = f": {', '.join(skipped)} skipped" if skipped else ""
         return f"no edge to it was taken{why}"
     nothing = ", ".join(f"{source} (skipped)" if _skipped(plan, source) else source for source in missing)
-    most = needed(spec.node(name).join, len(sources))
+    most = deliveries_needed(spec.node(name).join, len(sources))
     return f"{len(there)} of {most} edges arrived: {', '.join(there)}; nothing from {nothing}"
 
 
