@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def blocks(name: str) -> list[str]:
-    """The Python blocks of a page, in order."""
+    """Return the Python blocks of a page, in order."""
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
@@ -31,7 +31,7 @@ def run_blocks(name: str) -> dict[str, Any]:
     return space
 
 
-def test_the_newcomers_agent_has_at_most_15_lines() -> None:
+def test_first_agent_fits_in_15_lines() -> None:
     first = blocks("README.md")[0]
     lines = [line for line in first.splitlines() if line.strip()]
     assert len(lines) <= 15
@@ -40,9 +40,7 @@ def test_the_newcomers_agent_has_at_most_15_lines() -> None:
     assert isinstance(space["support"], Agent)
 
 
-async def test_the_readmes_code_runs(
-    serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_readme_code_runs(serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("support")
     exec(compile(blocks("README.md")[0], "support.py", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, "support", module)
@@ -57,7 +55,7 @@ async def test_the_readmes_code_runs(
         assert (await client.get("ticket-77").result()).output == "This morning."
 
 
-async def test_the_code_of_the_page_on_teams_makes_what_can_be_served(serve: Serve) -> None:
+async def test_members_of_teams_page_are_served(serve: Serve) -> None:
     space = run_blocks("docs/teams.md")
     members = [space[name] for name in ("editor", "research", "review")]
     for member in members:
@@ -66,7 +64,7 @@ async def test_the_code_of_the_page_on_teams_makes_what_can_be_served(serve: Ser
         assert client.task_queue
 
 
-async def test_the_guides_code_runs(serve: Serve) -> None:
+async def test_guide_code_runs(serve: Serve) -> None:
     space = run_blocks("docs/guide.md")
     assert space["buyer"].output_schema() is not None
     script = [calls("refund", order_id="W1", cents=5), says("done")]
@@ -84,6 +82,6 @@ async def test_the_guides_code_runs(serve: Serve) -> None:
     await space["test_fallbacks_answer"]()
 
 
-def test_the_table_of_errors_is_the_codes_own() -> None:
+def test_error_table_matches_code() -> None:
     assert (ROOT / "docs/errors.md").read_text() == as_markdown()
     assert "(errors.md)" in (ROOT / "docs/guide.md").read_text()
