@@ -91,6 +91,7 @@ class PerdurePlugin(SimplePlugin):
         self.blobs = blobs or configured_store(self.settings)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self.traffic = _traffic(self.settings)
+        # A thread for each activity slot: tools that are plain functions must not wait for a thread.
         self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")
         super().__init__(
             "perdure",

@@ -124,6 +124,7 @@ async def _serve(
         try:
             # Parked runs are found by search attribute and reported as a metric: both are needed.
             counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
+            # Health is served before the first poll: a probe must see a worker that cannot reach the server.
             async with (
                 _serve_health(args.settings, worker, temporal, stop, circuits) as health_address,
                 report_parked_runs(temporal, enabled=counts_parked),
@@ -144,7 +145,7 @@ async def _serve(
         finally:
             stopping.cancel()
             await _shut_down(worker, running, args)
-        await running
+        await running  # raises the error of a worker that ended by itself
 
 
 async def _warn_if_no_new_runs(args: WorkerArgs, temporal: Client) -> None:
@@ -268,6 +269,7 @@ async def _wait_for_first_poll(
     """Return True once the server lists the worker as a poller, or False if the worker ends before."""
     active: Any = worker.config(active_config=True)
     identity = str(active["identity"] or temporal.identity)
+    # The SDK does not report its first poll, so the server is asked until it lists this worker.
     async with asyncio.timeout(_FIRST_POLL_SECONDS):
         while not running.done() and not stopping.done():
             described = await describe_task_queue(temporal, task_queue)

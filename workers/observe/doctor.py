@@ -51,34 +51,34 @@ _KEYS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Result of an examination."""
+    """Result of a check."""
 
     name: str
     verdict: Verdict
     text: str
-    """Observation, and for any verdict but "ok" an advice."""
+    """Observation, and advice for any verdict but "ok"."""
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Yield every finding; those about the server only if it answers."""
-    yield _versions()
-    yield _binary()
-    yield _keys(settings)
-    yield await _attempt("blob store", "fail", lambda: _blobs(settings))
+    yield _check_versions()
+    yield _check_binary()
+    yield _check_keys(settings)
+    yield await _run_check("blob store", "fail", lambda: _check_blobs(settings))
     try:
         temporal = await connect_temporal(settings)
     except NotReachable as error:
         yield Finding(name="server", verdict="fail", text=str(error))
         return
-    yield await _attempt("server", "fail", lambda: _server(temporal, settings))
-    for name, verdict, examination in _EXAMINATIONS:
-        yield await _attempt(name, verdict, lambda run=examination: run(temporal, settings))  # type: ignore[misc]
+    yield await _run_check("server", "fail", lambda: _check_server(temporal, settings))
+    for name, verdict, check in _CHECKS:
+        yield await _run_check(name, verdict, lambda check=check: check(temporal, settings))  # type: ignore[misc]
 
 
-async def _attempt(name: str, worst: Verdict, examination: Callable[[], Awaitable[Finding]]) -> Finding:
-    """Return the finding of an examination; an error of it becomes a finding too."""
+async def _run_check(name: str, worst: Verdict, check: Callable[[], Awaitable[Finding]]) -> Finding:
+    """Return the finding of a check; an error of the check becomes a finding too."""
     try:
-        return await asyncio.wait_for(examination(), 15)
+        return await asyncio.wait_for(check(), 15)
     except TimeoutError:
         return Finding(name=name, verdict=worst, text="no answer within 15 s")
     except RPCError as error:
@@ -90,7 +90,7 @@ async def _attempt(name: str, worst: Verdict, examination: Callable[[], Awaitabl
 # -- this machine
 
 
-def _versions() -> Finding:
+def _check_versions() -> Finding:
     versions = [f"Python {sys.version.split()[0]}", *filter(None, map(_version, _PACKAGES))]
     return Finding(name="versions", verdict="ok", text=", ".join(versions))
 
@@ -102,7 +102,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _binary() -> Finding:
+def _check_binary() -> Finding:
     try:
         return Finding(name="embedded server", verdict="ok", text=find_binary())
     except DefinitionError as error:
@@ -110,7 +110,7 @@ def _binary() -> Finding:
         return Finding(name="embedded server", verdict="warn", text=text)
 
 
-def _keys(settings: Settings) -> Finding:
+def _check_keys(settings: Settings) -> Finding:
     """Report which keys are set, by name only: a value must not get into a bug report."""
     names = {provider: _key_of(settings, provider, variables) for provider, variables in _KEYS.items()}
     present = [f"{provider} ({name})" for provider, name in names.items() if name]
@@ -132,7 +132,7 @@ def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | No
     return variable
 
 
-async def _blobs(settings: Settings) -> Finding:
+async def _check_blobs(settings: Settings) -> Finding:
     store = configured_store(settings)
     data = b"perdure doctor was here"
     if await store.get(await store.put(data)) != data:
@@ -147,19 +147,19 @@ async def _blobs(settings: Settings) -> Finding:
 # -- the server
 
 
-async def _server(temporal: Client, settings: Settings) -> Finding:
+async def _check_server(temporal: Client, settings: Settings) -> Finding:
     info = await temporal.workflow_service.get_system_info(GetSystemInfoRequest())
     text = f"Temporal {info.server_version} at {settings.address}"
     return Finding(name="server", verdict="ok", text=text)
 
 
-async def _namespace(temporal: Client, settings: Settings) -> Finding:
+async def _check_namespace(temporal: Client, settings: Settings) -> Finding:
     name = settings.namespace
     await temporal.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=name))
     return Finding(name="namespace", verdict="ok", text=name)
 
 
-async def _attributes(temporal: Client, settings: Settings) -> Finding:
+async def _check_attributes(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         text = "switched off (PERDURE_SEARCH_ATTRIBUTES): `perdure list` cannot filter"
         return Finding(name="search attributes", verdict="warn", text=text)
@@ -170,7 +170,7 @@ async def _attributes(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="search attributes", verdict="ok", text="registered")
 
 
-async def _worker(temporal: Client, settings: Settings) -> Finding:
+async def _check_workers(temporal: Client, settings: Settings) -> Finding:
     task_queue = await describe_task_queue(temporal, settings.task_queue)
     if not task_queue.pollers:
         text = f"none polls {settings.task_queue!r}: start one with `perdure worker FILE`"
@@ -184,7 +184,7 @@ async def _worker(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="worker", verdict="ok", text=text)
 
 
-async def _parked_runs(temporal: Client, settings: Settings) -> Finding:
+async def _check_parked_runs(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
     counts = await count_by_cause(temporal)
@@ -205,7 +205,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-async def _circuits(temporal: Client, settings: Settings) -> Finding:
+async def _check_circuits(temporal: Client, settings: Settings) -> Finding:
     """Report the circuits of the worker whose health address is known here; each worker has its own."""
     if settings.health_address is None:
         text = (
@@ -219,7 +219,7 @@ async def _circuits(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="circuits", verdict=verdict, text="; ".join(not_closed) or "all closed")
 
 
-async def _clock(temporal: Client, settings: Settings) -> Finding:
+async def _check_clock(temporal: Client, settings: Settings) -> Finding:
     """Compare the server's clock with ours.
 
     The server has no call for its time. It does note when a queue was last polled, so we poll a queue of
@@ -253,14 +253,14 @@ def _skew(server_time: float, earliest: float, latest: float) -> Finding:
     return Finding(name="clock", verdict="warn", text=text)
 
 
-_Examination = Callable[[Client, Settings], Awaitable[Finding]]
-_EXAMINATIONS: Final[tuple[tuple[str, Verdict, _Examination], ...]] = (
-    ("namespace", "fail", _namespace),
-    ("search attributes", "warn", _attributes),
-    ("worker", "warn", _worker),
-    ("parked runs", "warn", _parked_runs),
-    ("circuits", "warn", _circuits),
-    ("clock", "warn", _clock),
+_Check = Callable[[Client, Settings], Awaitable[Finding]]
+_CHECKS: Final[tuple[tuple[str, Verdict, _Check], ...]] = (
+    ("namespace", "fail", _check_namespace),
+    ("search attributes", "warn", _check_attributes),
+    ("worker", "warn", _check_workers),
+    ("parked runs", "warn", _check_parked_runs),
+    ("circuits", "warn", _check_circuits),
+    ("clock", "warn", _check_clock),
 )
 
 

@@ -45,7 +45,7 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=False,  # a later call must reach loggers that exist already
     )
 
 
