@@ -12,7 +12,8 @@ from .options import DONE, FAILED, Common, app, command, out, pretty, refuse, sa
 if TYPE_CHECKING:
     from temporalio.client import WorkflowExecution
 
-    from ..client.deployment import Build, Deployment, DeploymentStatus, MovedRun
+    from ..client.deployment import Build, Deployment, DeploymentStatus
+    from ..client.pinned import MovedRun
 
 _DRAIN_WITHIN: Final = 10.0
 """Seconds for woken sessions to move."""

@@ -1,6 +1,4 @@
-"""Run: a handle on one run. Each method is an ordinary Temporal call, and each call durable once it
-returns.
-"""
+"""Run: a handle on one run. Each method is an ordinary Temporal call, durable once it returns."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -146,10 +144,9 @@ class Run:
         return await self.calls.query(SPEC_QUERY, ResolvedAgent)
 
     async def nodes(self) -> list[NodeStatus]:
-        """Return the runs that it has started, in order: nodes of a graph, agents of a swarm or called as
-        tools.
+        """Return the runs that it has started, in order: of nodes, of a swarm's agents, of agents as tools.
 
-        Of agents called as tools, only those that have not ended. Of many nodes, those and the newest.
+        Of agents as tools, only those that have not ended. Of many nodes, those and the newest.
         """
         return (await self.status()).nodes
 
@@ -323,8 +320,6 @@ class Run:
         return await self.calls.describe()
 
     async def is_stuck(self) -> bool:
-        """Return whether its workflow task fails and is retried, as after an incompatible change of its
-        code.
-        """
+        """Return whether its workflow task fails and is retried, as after an incompatible change of code."""
         description = await self.describe()
         return description.raw_description.pending_workflow_task.attempt > 1

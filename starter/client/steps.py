@@ -1,4 +1,4 @@
-"""Steps of a run, told from its transcript: nothing else has to be kept."""
+"""Steps of a run, derived from its transcript: nothing else is stored for them."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from perdure.messages import Message, ToolCall, ToolResult, Usage, Value
 
 
 class StepCall(Value):
-    """A tool call of a step, and what became of it."""
+    """A tool call of a step, with its outcome."""
 
     call_id: str
     tool: str
@@ -16,7 +16,7 @@ class StepCall(Value):
     attempts: int = 0
     finished: bool = False
     stand_in: str | None = None
-    """What answered in its place, when it failed: another tool's name, `answer` or `remembered`."""
+    """Source of the result if the tool failed: another tool's name, `answer` or `remembered`."""
 
 
 class Step(Value):
@@ -33,13 +33,13 @@ class Step(Value):
     attempts: int
     """Of the model call; more than 1 means that earlier ones failed."""
     errors: list[str]
-    """What failed before this answer: models of the fallback chain, and tools' errors."""
+    """Failures before this answer: of models of the fallback chain, and of tools."""
     tool_calls: list[StepCall]
     request_digest: str | None = None
 
 
 def steps_of(messages: Sequence[Message]) -> list[Step]:
-    """The steps, in order."""
+    """Return the steps, in order."""
     results = {result.call_id: result for message in messages for result in message.tool_results}
     return [_step(message, results) for message in messages if message.meta is not None]
 
@@ -47,10 +47,8 @@ def steps_of(messages: Sequence[Message]) -> list[Step]:
 def _step(message: Message, results: dict[str, ToolResult]) -> Step:
     meta = message.meta
     assert meta is not None
-    made = [_call(call, results.get(call.id)) for call in message.tool_calls]
-    failed = [
-        results[call.id] for call in message.tool_calls if call.id in results and results[call.id].is_error
-    ]
+    answered = [results[call.id] for call in message.tool_calls if call.id in results]
+    failed = [result for result in answered if result.is_error]
     return Step(
         step=meta.step,
         model=meta.model,
@@ -61,7 +59,7 @@ def _step(message: Message, results: dict[str, ToolResult]) -> Step:
         cost_microusd=meta.cost_microusd,
         attempts=meta.attempts,
         errors=[*meta.errors, *(f"{result.name}: {result.text[:200]}" for result in failed)],
-        tool_calls=made,
+        tool_calls=[_call(call, results.get(call.id)) for call in message.tool_calls],
         request_digest=meta.request_digest,
     )
 

@@ -374,9 +374,9 @@ def test_impossible_deploys_are_refused(
     assert f"perdure worker FILE --deployment {floor.name} --build BUILD" in none.err
     floor.worker("b1")
     for words, why in (
-        (("promote", "b9"), "has no build 'b9': no worker of it has asked for work yet; there are b1"),
+        (("promote", "b9"), "has no build 'b9': no worker of it has polled yet; there are b1"),
         (("promote",), "name the build: perdure deploy promote BUILD, or --unversioned"),
-        (("promote", "--unversioned"), "no worker of those without a version asks task queue"),
+        (("promote", "--unversioned"), "no worker without a version polls task queue"),
         (("ramp", "b1", "120"), "120 is no share of new runs"),
         (("ramp", "b1", "many"), "Invalid value for"),
         (("rollback",), "nothing to roll back"),
