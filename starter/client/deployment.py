@@ -51,7 +51,7 @@ _DRAINAGE: Final[dict[int, BuildStatus]] = {
 
 
 class Build(Value):
-    """One version of a deployment."""
+    """Version of a deployment."""
 
     build: str
     status: BuildStatus
@@ -96,7 +96,7 @@ async def deployments(temporal: temporalio.client.Client) -> list[str]:
 
 
 class Deployment:
-    """One worker deployment, by its name."""
+    """Handle on a worker deployment, by its name."""
 
     def __init__(self, temporal: temporalio.client.Client, name: str, *, task_queue: str) -> None:
         self.name = name
@@ -173,7 +173,8 @@ class Deployment:
         names = ", ".join(await deployments(self._temporal)) or "none at all"
         raise InvalidRequest(
             f"there is no deployment {self.name!r}: no worker of that name has ever polled in this "
-            f"namespace; there is {names}. Start one: perdure worker FILE --deployment {self.name} --build BUILD"
+            f"namespace; there is {names}. Start one: "
+            f"perdure worker FILE --deployment {self.name} --build BUILD"
         )
 
     async def _describe_with(self, build: str | None) -> DescribeWorkerDeploymentResponse:

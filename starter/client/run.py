@@ -44,7 +44,7 @@ from .waiting import choose_approval, waiting_approvals
 
 
 class Run:
-    """One run, by its id. Made by `Client.start` and `Client.get`; it holds no state of the run."""
+    """Handle on a run, by its id. Made by `Client.start` and `Client.get`; it holds no state of the run."""
 
     def __init__(self, client: Client, id: str) -> None:  # noqa: A002 - Temporal's own word
         self.client = client

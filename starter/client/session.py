@@ -79,7 +79,7 @@ class Opening:
 
 
 class Session:
-    """One session, by its id. Made by `Client.session`. A message is durable once it was accepted."""
+    """Handle on a session, by its id. Made by `Client.session`. A message is durable once it was accepted."""
 
     def __init__(self, run: Run, opening: Opening | None = None) -> None:
         self.run = run

@@ -20,7 +20,7 @@ class StepCall(Value):
 
 
 class Step(Value):
-    """One model call and the tool calls it asked for."""
+    """A model call, and the tool calls of its answer."""
 
     step: int
     model: str

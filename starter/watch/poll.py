@@ -64,7 +64,7 @@ class _SharedCall(Generic[_T]):
     outcome: _Outcome[_T] | None = None
 
     async def get(self, call: Callable[[], Awaitable[_T]], within: float | None) -> _T:
-        async def limited() -> _T:
+        async def call_within() -> _T:
             # The limit is part of the shared call. Were it each watcher's own, all of them would call in
             # turn.
             async with asyncio.timeout(within):
@@ -72,7 +72,7 @@ class _SharedCall(Generic[_T]):
 
         async with self.lock:
             if self.outcome is None:
-                self.outcome = await _Outcome.of_call(limited)
+                self.outcome = await _Outcome.of_call(call_within)
         return self.outcome.get()
 
 
@@ -93,7 +93,7 @@ class Poll:
         return self.description.run_id, self.description.history_length
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """True if the run had ended."""
         return self.description.status != WorkflowExecutionStatus.RUNNING
 

@@ -58,7 +58,7 @@ class WatchGroup:
 
     def answer_within(self, poll: Poll) -> float:
         """Return the seconds that a worker has to answer what this poll gives reason to ask."""
-        return _LAST_ANSWER_WITHIN if poll.closed and not self.timed_out else _ANSWER_WITHIN
+        return _LAST_ANSWER_WITHIN if poll.is_closed and not self.timed_out else _ANSWER_WITHIN
 
 
 async def watch(
@@ -73,8 +73,8 @@ async def watch(
             events, poll = await watcher.next()
             for event in events:
                 yield event
-            if poll.closed:
-                finished = await poll.share("finished", partial(_finished, run, poll))
+            if poll.is_closed:
+                finished = await poll.share("finished", partial(_finish_event, run, poll))
                 for event in watcher.tracker.track_end(finished.result, behind=watcher.is_behind(poll)):
                     yield event
                 yield finished
@@ -175,7 +175,7 @@ async def _query(
             status, messages = await share(("status", start), partial(_status, run, start))
             nodes = await child_runs.nodes(status, messages, poll.description, share)
     except TimeoutError:
-        group.timed_out = group.timed_out or poll.closed
+        group.timed_out = group.timed_out or poll.is_closed
         return None
     except PerdureError:
         return None
@@ -188,7 +188,7 @@ async def _status(run: WatchedRun, start: int) -> tuple[RunStatus, list[Message]
     return status, await run.transcript(start=start) if status.messages > start else []
 
 
-async def _finished(run: WatchedRun, poll: Poll) -> Finished:
+async def _finish_event(run: WatchedRun, poll: Poll) -> Finished:
     try:
         result = await run.result()
     except RunFailed as error:

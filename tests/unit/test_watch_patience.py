@@ -31,7 +31,7 @@ class SlowRun:
 
 
 async def answers(run: SlowRun, group: WatchGroup, *, closed: bool) -> bool:
-    poll = cast("Any", SimpleNamespace(closed=closed, description=None, share=run.share))
+    poll = cast("Any", SimpleNamespace(is_closed=closed, description=None, share=run.share))
     return await watch._query(cast("Any", run), 0, cast("Any", run), poll, group) is not None  # pyright: ignore[reportPrivateUsage]
 
 
