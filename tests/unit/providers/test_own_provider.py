@@ -4,6 +4,8 @@ import asyncio
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +26,7 @@ from perdure.model import (
     ThinkingDelta,
     ToolDefinition,
 )
+from perdure.workers.load import load_file
 
 from .server import Answer, Stub
 
@@ -184,6 +187,24 @@ def test_page_shows_the_example() -> None:
     assert shown
     assert all(block in code for block in shown)
     assert max(len(block.splitlines()) for block in shown) <= 40
+
+
+def test_interface_is_lazy() -> None:
+    """Temporal's sandbox imports parent packages; a provider's library there would stop the worker."""
+    heavy = ("temporalio", "anthropic", "boto3", "openai", "httpx2")
+    code = (
+        f"import sys, perdure.providers as p; p.ReplyDraft; print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_example_is_an_agent_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    definitions = load_file(str(EXAMPLE))
+    sys.modules.pop("http_provider")
+    assert list(definitions.models) == ["own"]
+    assert [agent.name for agent in definitions.agents] == ["clerk"]
 
 
 def test_page_names_every_export() -> None:
