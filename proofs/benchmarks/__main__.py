@@ -1,4 +1,4 @@
-"""The benchmarks' command: measure suites, and write the report.
+"""Command line of the benchmarks: measure suites, and write the report.
 
 python -m proofs.benchmarks run steps throughput        # some suites
 python -m proofs.benchmarks run --all                   # all of them: more than an hour
@@ -43,7 +43,7 @@ SUITES: dict[str, Suite] = {
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m proofs.benchmarks")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure suites")
@@ -83,7 +83,7 @@ def main() -> None:
 def _quick() -> int:
     findings = asyncio.run(quick.quick(environments.FOLDER))
     print(*findings, sep="\n")
-    failed = sum(not one.is_fine for one in findings)
+    failed = sum(not finding.is_fine for finding in findings)
     print(f"{len(findings) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
@@ -106,18 +106,18 @@ async def _run(options: argparse.Namespace) -> None:
             async for record in SUITES[name](options.venvs, options):
                 file.write(record.line() + "\n")
                 file.flush()
-                print(_shown(record), flush=True)
+                print(_format(record), flush=True)
 
 
 def _repeatable(words: list[str]) -> list[str]:
-    """The command line without folders of this machine."""
+    """Return the command line without folders of this machine."""
     return [word for n, word in enumerate(words) if not {word, words[n - 1]} & {"--out", "--venvs"}]
 
 
-def _shown(record: Record) -> str:
+def _format(record: Record) -> str:
     case = " ".join(f"{key}={value}" for key, value in record.case.items())
-    said = "  ".join(f"{key} {value:.1f}" for key, value in record.values.items())
-    return f"{record.suite} {record.subject:14} {case:22} {record.error or said}"
+    values = "  ".join(f"{key} {value:.1f}" for key, value in record.values.items())
+    return f"{record.suite} {record.subject:14} {case:22} {record.error or values}"
 
 
 if __name__ == "__main__":

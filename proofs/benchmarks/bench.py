@@ -1,4 +1,4 @@
-"""What all suites work with: one server, subjects' processes on it, and one run measured."""
+"""Bench that all suites use: a server, subjects' processes on it, and the measurement of a run."""
 
 import json
 import os
@@ -29,7 +29,7 @@ OURS = ("floor", "perdure")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One measurement, or why there is none."""
+    """Measurement, or the reason why there is none."""
 
     suite: str
     subject: str
@@ -39,23 +39,23 @@ class Record:
     error: str = ""
 
     def line(self) -> str:
-        """As one line of JSON."""
+        """Return the record as a line of JSON."""
         return json.dumps({key: value for key, value in asdict(self).items() if value not in ("", {})})
 
 
-async def recorded(
-    suite: str, subject: str, case: dict[str, Any], measured: Awaitable[dict[str, float]], turn: int = 1
+async def measure_record(
+    suite: str, subject: str, case: dict[str, Any], measuring: Awaitable[dict[str, float]], turn: int = 1
 ) -> Record:
-    """The measurement as a record, or the error of the subject in its place."""
+    """Await a measurement; return it, or the subject's error, as a record."""
     try:
-        return Record(suite=suite, subject=subject, case=case, round=turn, values=await measured)
+        return Record(suite=suite, subject=subject, case=case, round=turn, values=await measuring)
     except Failed as error:
         return Record(suite=suite, subject=subject, case=case, round=turn, error=str(error))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Of a subject's workflow and activities, as its history shows them."""
+    """Type names of a subject's workflow and activities in its history."""
 
     workflow: str
     model: str
@@ -64,7 +64,7 @@ class Names:
 
 @dataclass
 class Running:
-    """A subject's worker and driver."""
+    """Worker and driver of a subject."""
 
     subject: str
     names: Names
@@ -75,7 +75,7 @@ class Running:
 
 @dataclass
 class Bench:
-    """A server, and what runs on it."""
+    """Server, and the processes on it."""
 
     server: DevServer
     client: Client
@@ -84,13 +84,13 @@ class Bench:
     count: int = 0
 
     def id(self, subject: str) -> str:
-        """A workflow id that nobody has had."""
+        """Return a workflow id that is new on this server."""
         self.count += 1
         return f"{subject}-{self.count}"
 
     @asynccontextmanager
     async def process(self, subject: str, role: str, *, queue: str, **more: Any) -> AsyncGenerator[Process]:
-        """A process of a subject."""
+        """Run a process of a subject."""
         folder = self.folder / queue
         folder.mkdir(exist_ok=True)
         python = python_of(subject, self.venvs)
@@ -100,7 +100,7 @@ class Bench:
 
     @asynccontextmanager
     async def running(self, subject: str, **more: Any) -> AsyncGenerator[Running]:
-        """A worker and a driver, warm: a short run has gone through them."""
+        """Run a worker and a driver, warmed up by short runs."""
         queue = self.id(f"queue-{subject}")
         async with (
             self.process(subject, "worker", queue=queue, **more) as worker,
@@ -110,11 +110,11 @@ class Bench:
                 await driver.ask("run", [Job(id=self.id(subject), steps=3)], 60)
             yield Running(subject, Names(**driver.names), worker, driver, queue)
 
-    async def measured(self, running: Running, job: Job, *, within: float) -> dict[str, float]:
+    async def measure(self, running: Running, job: Job, *, within: float) -> dict[str, float]:
         """Run the job, and measure it.
 
         Raises:
-            Failed: it failed, or did not end in time; the message says why.
+            Failed: the job failed, or did not end in time; the message has the reason.
 
         """
         pid, server = running.worker.pid, self.server.pid
@@ -123,7 +123,7 @@ class Bench:
         try:
             answer = await running.driver.ask("run", [job], within)
         except Failed as error:
-            raise Failed(await self._why(running, job, str(error))) from None
+            raise Failed(await self._explain_failure(running, job, str(error))) from None
         steps = job.steps
         values = {
             "wall_ms": answer["seconds"] / steps * 1000,
@@ -132,14 +132,14 @@ class Bench:
             "worker_peak_mb": memory_bytes(pid, peak=True) / 2**20,
         }
         if not running.names.workflow:
-            return values | await self._evidence_elsewhere(running, job, values)
-        found = await self.seen(running, job)
+            return values | await self._read_own_store(running, job, values)
+        found = await self.read_history(running, job)
         expected = job.steps * job.calls
-        if job.children:  # their work stands in histories of their own
+        if job.children:  # the children's work is in their own histories
             expected = found.results
         if found.results != expected or found.models != job.steps + 1:
-            said = f"{found.results} results of {expected}, {found.models} model calls of {job.steps + 1}"
-            raise Failed(f"its history does not show the work: {said}")
+            counts = f"{found.results} results of {expected}, {found.models} model calls of {job.steps + 1}"
+            raise Failed(f"its history does not show the work: {counts}")
         times = sorted(found.step_times)
         return values | {
             "events": found.events / steps,
@@ -150,40 +150,38 @@ class Bench:
             "first_model_ms": (found.first_model - found.began) * 1000,
         }
 
-    async def seen(self, running: Running, job: Job) -> history.Seen:
-        """What the history says of a run."""
+    async def read_history(self, running: Running, job: Job) -> history.Evidence:
+        """Read the evidence in the history of a run."""
         names = running.names
-        return await history.seen(self.client, job.id, job, model=names.model, tool=names.tool)
+        return await history.read(self.client, job.id, job, model=names.model, tool=names.tool)
 
-    async def _evidence_elsewhere(
-        self, running: Running, job: Job, values: dict[str, float]
-    ) -> dict[str, float]:
-        """Of a subject that does not run on Temporal: what its own store says."""
+    async def _read_own_store(self, running: Running, job: Job, values: dict[str, float]) -> dict[str, float]:
+        """Read the evidence in the store of a subject that does not run on Temporal."""
         answer = await running.driver.ask("evidence", [job], 120)
         found = json.loads(answer["each"][0]["output"])
         if found["tools"] != job.steps * job.calls or found["models"] != job.steps + 1:
             raise Failed(f"its store does not show the work: {found}")
-        # Its polling for the end of a run is not counted against it.
+        # The polling for the end of a run is not counted: the store has times of its own.
         own = {"wall_ms": found["seconds"] / job.steps * 1000, "waited_ms": values["wall_ms"]}
         return own | {"bytes": found["bytes"] / job.steps, "server_cpu_ms": 0.0}
 
-    async def _why(self, running: Running, job: Job, said: str) -> str:
-        """The reason of a failure, as history has it; and an end to a run that is stuck."""
+    async def _explain_failure(self, running: Running, job: Job, reason: str) -> str:
+        """Return the reason of a failure with details from history; terminate a run that is stuck."""
         if not running.names.workflow:
-            return said
+            return reason
         with suppress(RPCError):
-            found = await self.seen(running, job)
-            said = f"{said}; after {found.models} model calls, {found.bytes / 2**20:.1f} MB of history"
-            if found.trouble and "no answer within" in said:
-                said += f"; its workflow task fails for ever: {found.trouble[:300]}"
+            found = await self.read_history(running, job)
+            reason = f"{reason}; after {found.models} model calls, {found.bytes / 2**20:.1f} MB of history"
+            if found.trouble and "no answer within" in reason:
+                reason += f"; its workflow task fails again and again: {found.trouble[:300]}"
         with suppress(RPCError):
             await self.client.get_workflow_handle(job.id).terminate()
-        return said
+        return reason
 
 
 @asynccontextmanager
 async def bench(venvs: Path) -> AsyncGenerator[Bench]:
-    """A tuned server of our own, with its database in a file."""
+    """Run a tuned server of our own, with its database in a file."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         db = Path(folder) / "temporal.db"
         async with DevServer.start(db=db, ui_port=False) as server:
@@ -193,25 +191,25 @@ async def bench(venvs: Path) -> AsyncGenerator[Bench]:
 
 @asynccontextmanager
 async def side_by_side(bench: Bench, subjects: Sequence[str], **more: Any) -> AsyncGenerator[list[Running]]:
-    """Workers and drivers of several subjects at once, each on its own queue; they are asked in turns."""
+    """Run workers and drivers of several subjects at once, each on its own queue."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(bench.running(subject, **more)) for subject in subjects]
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The value below which that share of sorted values lies; 0 of none."""
+    """Return the value below which the share `q` of the sorted values lies; 0 without values."""
     if not values:
         return 0.0
     return values[min(len(values) - 1, round(q * (len(values) - 1)))]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Smallest, median, largest."""
+    """Return the smallest value, the median and the largest."""
     return min(values), statistics.median(values), max(values)
 
 
 def machine() -> dict[str, Any]:
-    """Where this is run."""
+    """Describe this machine."""
     cpu = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown"
     )
@@ -225,14 +223,14 @@ def _cpuinfo() -> list[str]:
 
 
 def versions(venvs: Path, subject: str) -> dict[str, str]:
-    """What a subject's own environment holds, of the packages that matter."""
+    """Return the versions of the relevant packages in a subject's environment."""
     wanted = {
         "temporalio", "perdure", "temporalio-openai-agents", "openai-agents", "pydantic-ai-slim", "dbos",
         "temporalio-strands-agents", "strands-agents", "temporalio-langgraph", "langgraph",
     }  # fmt: skip
     script = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()))"
-    said = subprocess.run(
+    lines = subprocess.run(
         [python_of(subject, venvs), "-I", "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
-    found = dict(line.lower().split("==", 1) for line in said)
+    found = dict(line.lower().split("==", 1) for line in lines)
     return {name: found[name] for name in sorted(wanted & found.keys())}

@@ -1,4 +1,4 @@
-"""The subjects' own virtual environments: their dependencies conflict."""
+"""Virtual environments of the subjects, one each because their dependencies conflict."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent / ".venvs"
 _SUBJECTS = Path(__file__).resolve().parent / "subjects"
 _OURS = ("perdure",)
-"""Runs in the environment that the benchmarks themselves run in."""
+"""Subjects that run in the environment of the benchmarks themselves."""
 
 
 def make(subject: str, folder: Path = FOLDER) -> None:
-    """Make a subject's environment, unless it is there already with these requirements."""
+    """Create a subject's environment unless it exists with these requirements."""
     requirements = _SUBJECTS / subject / "requirements.txt"
     if subject in _OURS:
         return

@@ -1,4 +1,4 @@
-"""What Temporal's history says of a run: how long, how large, and whether the work was really done."""
+"""Evidence in Temporal's history of a run: its length, its size, and its completed work."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _CLOSE = WorkflowHistoryEventFilterType.CLOSE_EVENT
 
 
 @dataclass
-class Seen:
+class Evidence:
     """A run, over all the parts it continued as new in."""
 
     events: int = 0
@@ -23,18 +23,18 @@ class Seen:
     models: int = 0
     """Model activities that completed."""
     results: int = 0
-    """Tool results found whole in the results of activities, each different."""
+    """Different tool results that activities returned in full."""
     step_times: list[float] = field(default_factory=list[float])
     """Seconds from one model call's scheduling to the next one's, within a part."""
     began: float = 0.0
     first_model: float = 0.0
-    """When the first model call was started by a worker, seconds since 1970; so `began`."""
+    """Time when a worker started the first model call, in seconds since 1970, like `began`."""
     trouble: str = ""
-    """The last failure of a workflow task."""
+    """Last failure of a workflow task."""
 
 
 async def parts(client: Client, workflow_id: str) -> AsyncIterator[str]:
-    """The run ids of a workflow, the first part first."""
+    """Yield the run ids of a workflow, in order of its parts."""
     described = await client.get_workflow_handle(workflow_id).describe()
     run_id = described.raw_description.workflow_execution_info.first_run_id or described.run_id
     while run_id:
@@ -47,9 +47,9 @@ async def parts(client: Client, workflow_id: str) -> AsyncIterator[str]:
         run_id = last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
 
 
-async def seen(client: Client, workflow_id: str, job: Job, *, model: str, tool: str) -> Seen:
-    """Read the whole history of a run of the job."""
-    found = Seen()
+async def read(client: Client, workflow_id: str, job: Job, *, model: str, tool: str) -> Evidence:
+    """Read the complete history of a run of the job."""
+    found = Evidence()
     wanted = {
         result(step, call, job.size).encode()
         for step in range(1, job.steps + 1)
@@ -68,7 +68,7 @@ async def seen(client: Client, workflow_id: str, job: Job, *, model: str, tool: 
 
 
 class _Part:
-    def __init__(self, found: Seen, wanted: set[bytes], model: str, tool: str) -> None:
+    def __init__(self, found: Evidence, wanted: set[bytes], model: str, tool: str) -> None:
         self.found = found
         self.wanted = wanted
         self.model = model
@@ -90,7 +90,7 @@ class _Part:
                 if self.kinds.get(of) == self.model:
                     self.found.first_model = _seconds(event)
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                self._completed(event)
+                self._count_completed(event)
             case EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 self.found.trouble = event.workflow_task_failed_event_attributes.failure.message
             case _:
@@ -101,21 +101,21 @@ class _Part:
             self.found.step_times.append(at - self.asked)
         self.asked = at
 
-    def _completed(self, event: HistoryEvent) -> None:
+    def _count_completed(self, event: HistoryEvent) -> None:
         done = event.activity_task_completed_event_attributes
         kind = self.kinds[done.scheduled_event_id]
         if kind == self.model:
             self.found.models += 1
         elif not self.tool or kind == self.tool:
             for payload in done.result.payloads:
-                whole = next((text for text in _candidates(payload.data) if text in self.wanted), None)
-                if whole is not None:
-                    self.wanted.discard(whole)
+                found = next((text for text in _candidates(payload.data) if text in self.wanted), None)
+                if found is not None:
+                    self.wanted.discard(found)
                     self.found.results += 1
 
 
 def _candidates(data: bytes) -> list[bytes]:
-    """Where a tool's result may stand in a payload: from "step N call M:" to the end of its letters."""
+    """Return the texts in a payload that may be a tool's result: from "step " to the closing quote."""
     begin = data.find(b"step ")
     if begin < 0:
         return []

@@ -1,4 +1,4 @@
-"""The plots of the report, as SVG files. Needs matplotlib, which nothing else here does."""
+"""Plots of the report, as SVG files; the only module here that needs matplotlib."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 from .report import FLOOR, KB, MB, OURS, PLOTS, Results, load
 
 HISTORY_LIMIT_MB = 50
-"""At which Temporal ends a run: of one history, so that a run may go on in a new one."""
+"""Size of a history at which Temporal ends a run; a run may continue in a new history."""
 
 STYLES = {
     "floor": ("#767676", "s"),
@@ -21,23 +21,23 @@ STYLES = {
     "langgraph": ("#D55E00", "P"),
     "dbos": ("#000000", "*"),
 }
-"""Colour and marker of a subject: Okabe and Ito's palette, which all eyes can tell apart."""
+"""Colour and marker of a subject: Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 @dataclass
 class Line:
-    """One line of a plot."""
+    """Line of a plot."""
 
     subject: str
     points: list[tuple[float, float]]
     label: str
     dies: str = ""
-    """The case it fails in, behind its last point; empty when it does not."""
+    """Case in which the subject fails, behind the last point; empty when it does not."""
     faint: bool = False
 
 
 def draw(folder: Path) -> list[Path]:
-    """Draw all plots whose suite has results in the folder, beside them; the files."""
+    """Draw all plots whose suite has results in the folder; return the files, which are beside them."""
     import matplotlib as mpl
 
     found = load(folder)
@@ -53,12 +53,12 @@ def draw(folder: Path) -> list[Path]:
 
 
 def _steps(key: str, y: str) -> Callable[[Results, str], Any]:
-    def drawn(results: Results, title: str) -> Any:
+    def draw_steps(results: Results, title: str) -> Any:
         size = _size(results)
         lines = lines_over(results, "steps", key, {"size": size})
         return _plot(lines, f"{title}, tool results of {size / KB:.0f} KB", "steps", f"{y} (x: dies)")
 
-    return drawn
+    return draw_steps
 
 
 def _history(results: Results, title: str) -> Any:
@@ -102,13 +102,13 @@ DRAWN: dict[str, Callable[[Results, str], Any]] = {
 
 
 def _size(results: Results) -> int:
-    """2 KB, or the smallest that was measured."""
+    """Return 2 KB, or the smallest size that was measured."""
     sizes = sorted({int(case["size"]) for case in results.cases()})
     return 2048 if 2048 in sizes or not sizes else sizes[0]
 
 
 def lines_over(results: Results, axis: str, key: str, fixed: dict[str, Any]) -> list[Line]:
-    """A line for each subject: medians of a value over what the axis shows."""
+    """Return a line for each subject: medians of a value over the axis."""
     marks = sorted({case[axis] for case in results.cases() if case.get(axis)})
     lines: list[Line] = []
     for subject in results.subjects():
@@ -185,7 +185,7 @@ def _tick(value: float, _: object = None) -> str:
 
 
 def _minor_tick(value: float, _: object = None) -> str:
-    """Of the ticks within a decade, 2 and 5 only."""
+    """Label only the ticks 2 and 5 within a decade."""
     first = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
     return _tick(value) if first in (2, 5) else ""
 
@@ -208,7 +208,7 @@ def _line(axes: Any, line: Line) -> None:
 
 
 def _labels(figure: Any, axes: Any, lines: list[Line]) -> None:
-    """A label for each line at the right edge, as near its end as may be; a hair joins the two."""
+    """Label each line at the right edge, as near to its end as possible; a hairline joins the two."""
     ends = [axes.transData.transform(line.points[-1]) for line in lines]
     order = sorted(range(len(lines)), key=lambda i: (ends[i][1], lines[i].subject))
     _, top = axes.transAxes.transform((1, 1))
@@ -245,7 +245,7 @@ def _labels(figure: Any, axes: Any, lines: list[Line]) -> None:
 
 
 def apart(wanted: list[float], gap: float, bottom: float, top: float) -> list[float]:
-    """Heights as near as may be to those wanted (sorted), at least `gap` from each other."""
+    """Return heights near the wanted ones (sorted), at least `gap` from each other."""
     clusters: list[list[float]] = []
     for height in wanted:
         clusters.append([height])
@@ -271,5 +271,5 @@ def _high(cluster: list[float], gap: float) -> float:
 def _never(axes: Any, lines: list[Line]) -> None:
     """Name the subjects that finished nothing."""
     if lines:
-        said = "\n".join(f"{line.subject} fails at {line.dies}" for line in lines)
-        axes.text(0.01, 0.98, said, transform=axes.transAxes, va="top", fontsize=9, color="#333333")
+        text = "\n".join(f"{line.subject} fails at {line.dies}" for line in lines)
+        axes.text(0.01, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#333333")

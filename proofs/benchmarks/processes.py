@@ -1,4 +1,4 @@
-"""Starting, asking and measuring the processes of a subject."""
+"""Processes of a subject: start, command and measure them."""
 
 import asyncio
 import json
@@ -19,17 +19,17 @@ _READY_WITHIN = 60.0
 
 
 class Failed(Exception):
-    """A subject said an error, or died; the message is what it said."""
+    """Error or death of a subject; the message is the subject's."""
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU of a process up to now, its threads included."""
+    """Return the CPU time of a process so far, its threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def memory_bytes(pid: int, *, peak: bool = False) -> int:
-    """Resident memory of a process, now or at its peak."""
+    """Return the resident memory of a process, now or at its peak."""
     name = "VmHWM" if peak else "VmRSS"
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name):
@@ -38,71 +38,71 @@ def memory_bytes(pid: int, *, peak: bool = False) -> int:
 
 
 def reset_peak(pid: int) -> None:
-    """Begin a new peak of resident memory."""
+    """Reset the peak of resident memory."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 @dataclass
 class Process:
-    """A worker or driver of a subject."""
+    """Worker or driver of a subject."""
 
     process: asyncio.subprocess.Process
     log: Path
     names: dict[str, str] = field(default_factory=dict[str, str])
     ready_at: float = 0.0
-    """When it said that it was ready, seconds since 1970."""
-    asked: int = 0
+    """Time when the process became ready, in seconds since 1970."""
+    commands: int = 0
 
     @property
     def pid(self) -> int:
-        """Of the operating system."""
+        """Process id."""
         return self.process.pid
 
     async def read(self, within: float) -> dict[str, Any]:
-        """The next line it says; what libraries print in between is not meant for us."""
+        """Read the next message; skip lines that libraries print."""
         assert self.process.stdout is not None
         try:
             async with asyncio.timeout(within):
                 while line := await self.process.stdout.readline():
                     if line.startswith(b"{"):
-                        said: dict[str, Any] = json.loads(line)
-                        return said
+                        message: dict[str, Any] = json.loads(line)
+                        return message
         except TimeoutError:
             raise Failed(f"no answer within {within:.0f} s") from None
         raise Failed(f"died: {self.last_words()}")
 
     async def begin(self) -> None:
-        """Wait until it is ready, or held."""
-        said = await self.read(_READY_WITHIN)
-        self.names, self.ready_at = said.get("names", {}), said.get("at", 0.0)
+        """Wait until the process is ready, or held."""
+        message = await self.read(_READY_WITHIN)
+        self.names, self.ready_at = message.get("names", {}), message.get("at", 0.0)
 
     async def write(self, line: str) -> None:
-        """Say a line to it."""
+        """Answer a line to it."""
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
         await self.process.stdin.drain()
 
     async def go(self) -> None:
-        """Have a worker that was held begin, and wait until it polls."""
+        """Let a held worker begin, and wait until it polls."""
         await self.write("go")
         await self.begin()
 
     async def ask(self, do: str, jobs: Sequence[Job], within: float, **more: Any) -> dict[str, Any]:
-        """Have a driver do something, and wait for its answer. Raises Failed with its error."""
-        self.asked += 1
-        number = self.asked
+        """Send a command to a driver, and return its answer; raise Failed with its error."""
+        self.commands += 1
+        number = self.commands
         command = {"n": number, "do": do, "jobs": [asdict(job) for job in jobs], **more}
         await self.write(json.dumps(command))
         while True:
-            said = await self.read(within)
-            if said["n"] == number:
+            answer = await self.read(within)
+            if answer["n"] == number:  # else an answer to a command that was given up
                 break
-        if "error" in said:
-            raise Failed(said["error"])
-        return said
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
 
     def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
+        """Return the end of the process's standard error."""
         return self.log.read_text(errors="replace").strip()[-600:]
 
 
@@ -118,7 +118,7 @@ async def process(
     cache: int = 1000,
     hold: bool = False,
 ) -> AsyncGenerator[Process]:
-    """A process of a subject, ready (or held) when the block begins, gone when it ends."""
+    """Run a process of a subject; it is ready, or held, when the block begins."""
     words = [str(python), "-m", f"proofs.benchmarks.subjects.{subject}", role]
     words += ["--address", address, "--queue", queue, "--folder", str(folder), "--cache", str(cache)]
     words += ["--hold"] if hold else []
@@ -148,13 +148,13 @@ async def process(
 
 
 def environment() -> dict[str, str]:
-    """Bytecode is kept, as it is where packages are installed, but not beside the sources."""
+    """Return the environment of a process; it caches bytecode, but not beside the sources."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    kept = Path(tempfile.gettempdir()) / "perdure-bench-bytecode"
-    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(kept)}
+    bytecode = Path(tempfile.gettempdir()) / "perdure-bench-bytecode"
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(bytecode)}
 
 
 def python_of(subject: str, venvs: Path) -> Path:
-    """The interpreter of a subject's own virtual environment."""
+    """Return the interpreter of a subject's own virtual environment."""
     own = venvs / subject / "bin" / "python"
     return own if own.exists() else Path(sys.executable)

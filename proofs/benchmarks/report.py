@@ -1,7 +1,7 @@
-"""The report: what the suites measured, as tables; and whether the targets are met.
+"""Report: the measurements of the suites as tables, and the verdicts on the targets.
 
-Everything on the page is computed from the `.jsonl` files beside it. A ratio is taken within one round,
-where both sides ran minutes apart on the same machine, and its median over the rounds is shown.
+Everything on the page is computed from the `.jsonl` files beside it. A ratio is taken within a round, where
+both sides ran minutes apart on the same machine; the page shows its median over the rounds.
 """
 
 import json
@@ -25,16 +25,16 @@ PLOTS = {
     "throughput.svg": ("throughput", "Steps a second a core over agents at once"),
     "streaming.svg": ("streaming", "Lag of a streamed word over watchers"),
 }
-"""Each plot: the suite it is drawn from, and what it shows."""
+"""Suite and title of each plot."""
 
 Case = dict[str, Any]
 Turn = tuple[int, str]
-"""A round and a case: only values of the same turn are compared."""
+"""Round and case: only values of the same turn are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A value of a suite: its title, its unit, and what it is, in a line."""
+    """Value of a suite: its title, its unit, and its meaning in a line."""
 
     key: str
     title: str
@@ -42,9 +42,9 @@ class Measure:
     means: str = ""
     divide: float = 1.0
     ratio: bool = False
-    """Whether a table of ratios to the floor follows."""
+    """True when a table of ratios to the floor follows."""
     client: str = ""
-    """Another key, of the same value as the client sees it; subjects that have it get a second row."""
+    """Key of the same value as the client sees it; subjects that have it get a second row."""
 
 
 KB, MB = 1024.0, 1024.0 * 1024.0
@@ -122,10 +122,10 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         ),
         Measure(key="start_ms", title="Start of an agent", means="time to start all, by their number"),
         Measure(
-            key="decide_p50_ms", title="Decision, median",
-            means="from a person's decision to the begin of the tool call that it allows",
+            key="approval_p50_ms", title="Approval, median",
+            means="from a person's approval to the start of the tool call",
         ),
-        Measure(key="decide_p99_ms", title="Decision, 99th percentile", means="1 decision in 100 takes more"),
+        Measure(key="approval_p99_ms", title="Approval, 99th percentile", means="1 in 100 takes more"),
     ),
     "streaming": (
         Measure(
@@ -158,7 +158,7 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure(key="whole_ms", title="Time in all", means="interpreter and Temporal SDK included"),
     ),
 }  # fmt: skip
-"""What is shown of each suite, in order."""
+"""Measures on the page for each suite, in order."""
 
 PHRASES = {
     "steps": "{} steps",
@@ -176,23 +176,23 @@ PHRASES = {
 
 @dataclass
 class Results:
-    """What one suite measured."""
+    """Results of a suite."""
 
     head: dict[str, Any]
     records: list[Record] = field(default_factory=list[Record])
 
     @property
     def suite(self) -> str:
-        """Its name."""
+        """Name of the suite."""
         return str(self.head["suite"])
 
     def subjects(self, cases: Sequence[Case] | None = None) -> list[str]:
-        """Who was measured (in one of the cases), in the usual order."""
+        """Return the subjects with a record in any of the cases, in the usual order."""
         found = {record.subject for record in self.records if cases is None or record.case in cases}
         return [s for s in SUBJECTS if s in found] + sorted(found - {*SUBJECTS})
 
     def cases(self) -> list[Case]:
-        """All cases, each once, by size."""
+        """Return all cases, each once, by size."""
         found: list[Case] = []
         for record in self.records:
             if record.case not in found:
@@ -200,37 +200,37 @@ class Results:
         return sorted(found, key=_order)
 
     def where(self, subject: str, case: Case) -> list[Record]:
-        """The subject's records whose case holds at least this."""
+        """Return the subject's records whose case contains `case`."""
         return [r for r in self.records if r.subject == subject and case.items() <= r.case.items()]
 
     def values(self, subject: str, key: str, case: Case) -> dict[Turn, float]:
-        """What was measured of the subject in that case, by turn."""
+        """Return the subject's values in that case, by turn."""
         found = [r for r in self.where(subject, case) if math.isfinite(r.values.get(key, math.nan))]
         return {
             (record.round, json.dumps(record.case, sort_keys=True)): record.values[key] for record in found
         }
 
-    def failed(self, subject: str, case: Case) -> list[Record]:
-        """The subject's records of that case that hold an error instead of values."""
+    def failures(self, subject: str, case: Case) -> list[Record]:
+        """Return the subject's records in that case that have an error instead of values."""
         return [record for record in self.where(subject, case) if record.error]
 
     def ratios(self, over: str, under: str, key: str, case: Case) -> list[float]:
-        """One subject's values by another's, each within one round."""
+        """Return the values of `over` divided by those of `under`, each within a round."""
         above, below = self.values(over, key, case), self.values(under, key, case)
         return [above[turn] / below[turn] for turn in above if below.get(turn)]
 
     def beyond(self, subject: str, base: str, key: str, case: Case) -> list[float]:
-        """One subject's values less another's, each within one round."""
+        """Return the values of `subject` minus those of `base`, each within a round."""
         more, less = self.values(subject, key, case), self.values(base, key, case)
         return [more[turn] - less[turn] for turn in more if turn in less]
 
 
 AS_WITH = re.compile(r"as with (\d+) steps: (.*)", re.DOTALL)
-"""The error of a run that was not tried, because one of so many steps has failed."""
+"""Error of a run that was skipped, because a run of so many steps has failed."""
 
 
-def spared(record: Record) -> bool:
-    """Whether a run was not tried although it is shorter than the one that failed: that says nothing."""
+def was_skipped(record: Record) -> bool:
+    """Return whether a run was skipped although it is shorter than the failed one: no evidence."""
     before = AS_WITH.match(record.error)
     return before is not None and int(before[1]) > int(record.case.get("steps", 0))
 
@@ -240,13 +240,13 @@ def _record(line: dict[str, Any]) -> Record:
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """The results in a folder, by suite; the known suites first."""
+    """Read the results in a folder, by suite; the known suites come first."""
     found: dict[str, Results] = {}
     for path in sorted(folder.glob("*.jsonl")):
         lines: list[Any] = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         if lines:
             records = [_record(line) for line in lines[1:]]
-            found[lines[0]["suite"]] = Results(lines[0], [r for r in records if not spared(r)])
+            found[lines[0]["suite"]] = Results(lines[0], [r for r in records if not was_skipped(r)])
     known = [suite for suite in MEASURES if suite in found]
     return {suite: found[suite] for suite in [*known, *sorted(found.keys() - {*known})]}
 
@@ -257,7 +257,7 @@ def write(folder: Path) -> None:
 
 
 def page(found: dict[str, Results]) -> str:
-    """The whole page."""
+    """Return the text of the page."""
     notes = Notes()
     blocks = [*_head(found), "## Targets", _HOW_TARGETS, _targets(found), _again("--all")]
     for results in found.values():
@@ -270,7 +270,7 @@ def page(found: dict[str, Results]) -> str:
 
 
 def number(value: float) -> str:
-    """A number as people read it: three digits that count, no more."""
+    """Format a number for people, with three significant digits."""
     size = abs(value)
     if size < 0.0005:
         return "0"
@@ -282,7 +282,7 @@ def number(value: float) -> str:
 
 
 def spread_of(values: Sequence[float]) -> str:
-    """The median, and from where to where the values go, if they differ as shown."""
+    """Format the median, and the range of the values if it is visible."""
     least, middle, most = (number(value) for value in spread(values))
     to = " to " if least.startswith("-") else DASH
     return middle if least == most else f"{middle} ({least}{to}{most})"
@@ -300,7 +300,7 @@ def _phrase(key: str, value: Any) -> str:
     return (phrase.removesuffix("s") if value == 1 else phrase).format(shown)
 
 
-def _described(case: Case, keys: Iterable[str] | None = None) -> str:
+def _describe(case: Case, keys: Iterable[str] | None = None) -> str:
     return ", ".join(_phrase(key, case[key]) for key in (case if keys is None else keys))
 
 
@@ -312,27 +312,27 @@ def _order(case: Case) -> list[tuple[str, float, str]]:
 
 
 class Notes:
-    """Footnotes: why runs failed. The same reason has the same number."""
+    """Footnotes with the reasons of failed runs; equal reasons share a number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def mark(self, record: Record) -> str:
-        """The footnote's mark for a record that failed."""
+        """Return the footnote's mark for a failed record."""
         case, error = record.case, record.error
         if before := AS_WITH.match(error):
             case, error = {**case, "steps": int(before[1])}, before[2]
-        where = f"{record.suite}: {record.subject}, {_described(case)}"
-        text = f"{where}: `{shortened(error)}`"
+        where = f"{record.suite}: {record.subject}, {_describe(case)}"
+        text = f"{where}: `{shorten(error)}`"
         return f"[^{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
 
     def blocks(self) -> list[str]:
-        """All footnotes, as blocks of the page."""
+        """Return all footnotes, as blocks of the page."""
         return [f"[^{at}]: {text}" for text, at in self._numbers.items()]
 
 
-def shortened(error: str, most: int = 200) -> str:
-    """An error in one line, so short that it can be read."""
+def shorten(error: str, most: int = 200) -> str:
+    """Return an error in a line of at most `most` characters."""
     line = " ".join(error.replace("`", "'").split())
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
@@ -340,7 +340,7 @@ def shortened(error: str, most: int = 200) -> str:
 def cell(
     values: Sequence[float], failed: Sequence[Record], notes: Notes, show: Callable[[Sequence[float]], str]
 ) -> str:
-    """What a table says of one subject in one case."""
+    """Return the table's cell for a subject in a case."""
     if not values:
         return f"fails{notes.mark(failed[0])}" if failed else DASH
     if not failed:
@@ -353,14 +353,14 @@ def cell(
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that make one table: its columns."""
+    """Cases that are the columns of a table."""
 
     title: str
     cases: list[Case]
     keys: list[str]
-    """What differs from column to column."""
+    """Keys that differ from column to column."""
     command: str
-    """What measures them again, after `python -m proofs.benchmarks run`."""
+    """Arguments of `python -m proofs.benchmarks run` that measure them again."""
 
 
 def _groups(results: Results) -> list[Group]:
@@ -378,7 +378,7 @@ def _group(suite: str, cases: list[Case], *, alone: bool) -> Group:
         title = f"Tool results of {_phrase('size', first['size'])}"
         command += "" if alone else f" --sizes {first['size']}"
     else:
-        title = ("" if alone else keys[0].capitalize()) or _described(first, fixed)
+        title = ("" if alone else keys[0].capitalize()) or _describe(first, fixed)
     return Group(title, cases, keys, command)
 
 
@@ -392,21 +392,21 @@ def _suite(results: Results, notes: Notes) -> list[str]:
 
 
 def measures(results: Results) -> tuple[Measure, ...]:
-    """What is shown of a suite: of one that is not known here, everything."""
+    """Return the measures of a suite; of an unknown suite, all values."""
     keys = dict.fromkeys(key for record in results.records for key in record.values)
     return MEASURES.get(results.suite) or tuple(Measure(key=key, title=key, unit="") for key in keys)
 
 
 @dataclass(frozen=True)
 class View:
-    """The tables of a group of cases."""
+    """Tables of a group of cases."""
 
     results: Results
     group: Group
     notes: Notes
 
     def tables(self, measure: Measure) -> list[str]:
-        """The table of a measure and that of its ratios, each with the command that measures it again."""
+        """Return the table of a measure and that of its ratios, each with its command."""
         rows: list[list[str]] = []
         subjects = [s for s in self.results.subjects(self.group.cases) if self._has(s, measure.key)]
         for subject in subjects:
@@ -423,11 +423,11 @@ class View:
         return blocks
 
     def _table(self, title: str, rows: list[list[str]]) -> list[str]:
-        head = ["", *(_described(case, self.group.keys) for case in self.group.cases)]
+        head = ["", *(_describe(case, self.group.keys) for case in self.group.cases)]
         return [f"**{title}**", table(head, rows), _again(self.group.command)]
 
     def _has(self, subject: str, key: str) -> bool:
-        """Whether the subject has this value in any case; who finished nothing is shown as failing."""
+        """Return whether the subject has a row: it has the value in some case, or finished nothing."""
         finished = [record for record in self.results.where(subject, {}) if record.values]
         return not finished or any(key in record.values for record in finished)
 
@@ -435,7 +435,7 @@ class View:
         cells: list[str] = []
         for case in self.group.cases:
             values = [value / measure.divide for value in self.results.values(subject, key, case).values()]
-            failed = self.results.failed(subject, case)
+            failed = self.results.failures(subject, case)
             cells.append(cell(values, failed, self.notes, lambda each: number(median(each))))
         return cells
 
@@ -443,7 +443,7 @@ class View:
         cells: list[str] = []
         for case in self.group.cases:
             finished = self.results.values(subject, key, case)
-            failed = [] if finished else self.results.failed(subject, case)
+            failed = [] if finished else self.results.failures(subject, case)
             cells.append(cell(self.results.ratios(subject, FLOOR, key, case), failed, self.notes, spread_of))
         return cells
 
@@ -453,7 +453,7 @@ def _name(subject: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
-    """A Markdown table; all columns but the first are numbers, or none is."""
+    """Format a Markdown table; `numbers` aligns all columns but the first to the right."""
     rule = [":--", *["--:" if numbers else ":--"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rows])
 
@@ -463,31 +463,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool =
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured for a target: a value a round; or why there is none."""
+    """Measurement for a target: a value a round, or the reason why there is none."""
 
     values: Sequence[float] = ()
     note: str = ""
     met: bool | None = None
-    """Without values: whether that meets the target; None: nobody knows."""
+    """Verdict when there are no values; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What we want to hold, and how it is computed."""
+    """Target, and how to compute its measurement."""
 
     suite: str
     what: str
     limit: float
     of: Callable[[Results], Found]
     least: bool = False
-    """Whether the limit is the least instead of the most."""
+    """True when the limit is a minimum instead of a maximum."""
     unit: str = ""
     slack: float = 0.0
-    """So much off the limit, to either side, counts as on it."""
+    """Tolerance to either side of the limit."""
 
 
 def verdict(target: Target, found: Found) -> str:
-    """Whether the target is met, or by how much it is missed."""
+    """Return whether the target is met, or by how much it is missed."""
     if not found.values:
         return {True: "met", False: "**missed**", None: "not measured"}[found.met]
     value = median(found.values)
@@ -510,19 +510,19 @@ def _targets(found: dict[str, Results]) -> str:
 
 
 def _ours(results: Results, case: Case, values: Sequence[float], note: str = "") -> Found:
-    """The values; and when there are none because ours fails, a target that is missed."""
-    if not values and results.failed(OURS, case):
-        return Found(note=f"{OURS} fails: {_described(case)}", met=False)
+    """Return the values; without values because Perdure fails, return a missed target."""
+    if not values and results.failures(OURS, case):
+        return Found(note=f"{OURS} fails: {_describe(case)}", met=False)
     return Found(values, note if values else "")
 
 
 def against_floor(key: str, **case: Any) -> Callable[[Results], Found]:
-    """Ours by the floor."""
+    """Compute Perdure's values divided by the floor's."""
     return lambda results: _ours(results, case, results.ratios(OURS, FLOOR, key, case))
 
 
 def plain(key: str, **case: Any) -> Callable[[Results], Found]:
-    """Ours, as it is."""
+    """Compute Perdure's own values."""
     return lambda results: _ours(results, case, [*results.values(OURS, key, case).values()])
 
 
@@ -532,61 +532,63 @@ def worst(
     *,
     by: Callable[[float], float] = float,
 ) -> Callable[[Results], Found]:
-    """The case with the largest median, of those chosen."""
+    """Compute the chosen case with the largest median; a failure is the worst case."""
 
-    def found(results: Results) -> Found:
+    def compute(results: Results) -> Found:
         cases = [case for case in results.cases() if choose(case) and results.where(OURS, case)]
-        each = [_ours(results, case, of(results, case), f"worst at {_described(case)}") for case in cases]
-        if failing := next((one for one in each if one.met is False), None):
+        each = [_ours(results, case, of(results, case), f"worst at {_describe(case)}") for case in cases]
+        if failing := next((result for result in each if result.met is False), None):
             return failing
         return max(
-            (one for one in each if one.values), key=lambda one: by(median(one.values)), default=Found()
+            (result for result in each if result.values),
+            key=lambda result: by(median(result.values)),
+            default=Found(),
         )
 
-    return found
+    return compute
 
 
 def against_best(
     key: str, peers: Sequence[str], *, more: bool = False, **case: Any
 ) -> Callable[[Results], Found]:
-    """How many times better ours is than the best peer that finished; `more`: the larger value is better."""
+    """Compute how many times better Perdure is than the best peer; with `more`, larger is better."""
 
     def times(results: Results, peer: str) -> list[float]:
         over, under = (OURS, peer) if more else (peer, OURS)
         return results.ratios(over, under, key, case)
 
-    def found(results: Results) -> Found:
+    def compute(results: Results) -> Found:
         if not results.values(OURS, key, case):
             return _ours(results, case, [])
         each = {peer: values for peer in peers if (values := times(results, peer))}
         if not each:
-            none = any(results.failed(peer, case) for peer in peers)
+            none = any(results.failures(peer, case) for peer in peers)
             return Found(note="no peer finishes", met=True) if none else Found()
         best = min(each, key=lambda peer: median(each[peer]))
         return Found(each[best], best if len(peers) > 1 else "")
 
-    return found
+    return compute
 
 
 def own_history(results: Results, case: Case) -> list[float]:
-    """KB of history a step beyond the tool's own result."""
+    """Return KB of history a step beyond the tool's own result."""
     return [(value - case["size"]) / KB for value in results.values(OURS, "bytes", case).values()]
 
 
 def watched_history(results: Results) -> Found:
-    """KB of history of a run with 100 watchers beyond that of the same run with none, or the fewest."""
+    """Return KB of history that 100 watchers add, compared with none or the fewest."""
     watched = {"watchers": 100}
     off: list[float] = []
     notes: set[str] = set()
     for record in results.where(OURS, watched):
         same = [
-            other
-            for other in results.where(OURS, {**record.case, "watchers": 0}) or _fewest(results, record.case)
-            if other.round == record.round and "history_bytes" in other.values
+            base
+            for base in results.where(OURS, {**record.case, "watchers": 0}) or _fewest(results, record.case)
+            if base.round == record.round and "history_bytes" in base.values
         ]
         if same and "history_bytes" in record.values:
             off.append((record.values["history_bytes"] - same[0].values["history_bytes"]) / KB)
-            notes.add(f"against {_described(same[0].case, ['watchers'])}")
+            notes.add(f"against {_describe(same[0].case, ['watchers'])}")
     return _ours(results, watched, off, ", ".join(sorted(notes)))
 
 

@@ -1,10 +1,10 @@
-"""The capacity model: what so many runs need, from unit costs that are measured here and now.
+"""Capacity model: the needs of many runs, from unit costs that are measured here and now.
 
     python -m proofs.benchmarks simulate                                    # measure, predict, check
-    python -m proofs.benchmarks simulate --runs 100000 --seconds-a-step 10  # and say what so many runs need
+    python -m proofs.benchmarks simulate --runs 100000 --seconds-a-step 10  # and print needs
 
-The check: unit costs are taken from four runs at once; from them follow the rate and the history of twenty
-runs at once, which are then measured. The model holds when both are within 25 %.
+Unit costs come from four runs at once. The model predicts from them the rate and the history of twenty runs
+at once, which are then measured. It holds when both are within 25 %.
 """
 
 import os
@@ -23,21 +23,24 @@ _LONG = 40
 _TOGETHER = 20
 _STEPS = 10
 _UPDATES = 6
-"""Of a run's state in the database, a step: a workflow task started, a workflow task completed (the activity
-is started with it, on the same worker), an activity completed; twice each."""
+"""Updates of a run's state in the database, a step.
+
+Twice each: a workflow task started, a workflow task completed (it also starts the activity, on the same
+worker), an activity completed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one step, and one run, cost."""
+    """Costs of a step and of a run."""
 
     worker_ms: float
-    """CPU of the worker a step."""
+    """CPU time of the worker a step."""
     server_ms: float
-    """CPU of the server a step, its database included: SQLite is within it."""
+    """CPU time of the server a step, with its database, which is an embedded SQLite."""
     client_ms: float
     run_ms: float
-    """CPU of all of them together for what a run costs once."""
+    """CPU time of all processes together that a run costs once."""
     step_bytes: float
     run_bytes: float
     waiting_kb: float
@@ -48,23 +51,23 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """A number of runs, and what they do."""
+    """Load: a number of runs, and their activity."""
 
     runs: int
     seconds_a_step: float = 10.0
-    """Between one model call and the next, of a run that works: mostly the provider's time."""
+    """Seconds from a model call to the next of a working run: mostly the provider's time."""
     working: float = 0.2
-    """Share of runs that work; the others wait for people, timers or the next message."""
+    """Share of runs that work; the rest wait for people, timers or the next message."""
     steps_a_run: int = 20
 
     @property
     def steps_a_second(self) -> float:
-        """Of all runs together."""
+        """Steps a second of all runs together."""
         return self.runs * self.working / self.seconds_a_step
 
 
 def needs(costs: Costs, load: Load) -> dict[str, float]:
-    """What the load needs: cores at 60 % use, memory, storage, actions."""
+    """Return the needs of the load: cores at 60 % use, memory, storage, actions."""
     rate = load.steps_a_second
     once = costs.run_ms / load.steps_a_run
     half = once / 2
@@ -83,13 +86,13 @@ def needs(costs: Costs, load: Load) -> dict[str, float]:
 
 
 async def measure(on: Bench, running: Running) -> Costs:
-    """The unit costs, from a few runs at once: long ones, and short ones for what a run costs once."""
+    """Measure the unit costs on a few runs at once: long runs, and short ones for the cost of a run."""
     long = await _few(on, running, _LONG, 1)
     short = await _few(on, running, 1, _LONG // 3)
     run_ms = max(0.0, sum(short.cpu) - sum(long.cpu))
     before = memory_bytes(running.worker.pid)
     waiting = [Job(id=on.id("waits"), steps=1, approval=True) for _ in range(200)]
-    await running.driver.ask("started", waiting, 120, at_once=10)
+    await running.driver.ask("start", waiting, 120, at_once=10)
     await all_wait(on.client, waiting)
     return Costs(
         worker_ms=long.cpu[0],
@@ -116,27 +119,27 @@ async def _few(on: Bench, running: Running, steps: int, times: int) -> _Few:
         jobs = [Job(id=on.id("few"), steps=steps, size=SIZE) for _ in range(_FEW)]
         await running.driver.ask("run", jobs, 120)
         for job in jobs:
-            written += (await on.seen(running, job)).bytes
+            written += (await on.read_history(running, job)).bytes
     made = steps * times * _FEW
     spent = [(cpu_seconds(pid) - was) / made * 1000 for pid, was in zip(pids, before, strict=True)]
     return _Few(cpu=(spent[0], spent[1], spent[2]), bytes=written / made)
 
 
 async def check(on: Bench, running: Running, costs: Costs) -> list[tuple[str, float, float]]:
-    """What the model says of twenty runs at once, and what they did."""
+    """Compare the model with twenty runs at once; return name, prediction and measurement of each."""
     cores = len(os.sched_getaffinity(0))
-    one = costs.worker_ms + costs.server_ms + costs.client_ms + costs.run_ms / _STEPS
+    step_ms = costs.worker_ms + costs.server_ms + costs.client_ms + costs.run_ms / _STEPS
     jobs = [Job(id=on.id("together"), steps=_STEPS, size=SIZE) for _ in range(_TOGETHER)]
     answer = await running.driver.ask("run", jobs, 300)
-    written = [(await on.seen(running, job)).bytes for job in jobs]
+    written = [(await on.read_history(running, job)).bytes for job in jobs]
     return [
-        ("steps a second", cores * 1000 / one, _TOGETHER * _STEPS / answer["seconds"]),
+        ("steps a second", cores * 1000 / step_ms, _TOGETHER * _STEPS / answer["seconds"]),
         ("bytes of history a run", costs.step_bytes * _STEPS + costs.run_bytes, sum(written) / len(written)),
     ]
 
 
 async def simulate(venvs: Path, load: Load) -> int:
-    """Measure, predict, check; 0 when the model holds."""
+    """Measure, predict and check; return 0 when the model holds."""
     async with bench(venvs) as on, on.running("perdure", cache=5000) as running:
         costs = await measure(on, running)
         checked = await check(on, running, costs)
@@ -145,10 +148,10 @@ async def simulate(venvs: Path, load: Load) -> int:
         print(f"  {name:12} {value:10.2f}")
     print(f"\nThe model against {_TOGETHER} runs of {_STEPS} steps at once (it holds within {WITHIN:.0%}):")
     worst = 0.0
-    for what, said, was in checked:
-        off = was / said - 1
+    for what, predicted, was in checked:
+        off = was / predicted - 1
         worst = max(worst, abs(off))
-        print(f"  {what:24} said {said:10.1f}  was {was:10.1f}  off by {off:+.0%}")
+        print(f"  {what:24} predicted {predicted:10.1f}  was {was:10.1f}  off by {off:+.0%}")
     print(f"\n{load.runs:,} runs, {load.working:.0%} of them at work, {load.seconds_a_step:g} s a step:")
     for what, value in needs(costs, load).items():
         print(f"  {what:42} {value:14,.1f}")

@@ -1,4 +1,4 @@
-"""The benchmarks' report: its arithmetic, what it says of failures, and whether targets are met."""
+"""The benchmarks' report: its arithmetic, its failures, and its verdicts on targets."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from proofs.benchmarks.report import (
     load,
     number,
     page,
-    shortened,
+    shorten,
     spread_of,
     verdict,
     watched_history,
@@ -37,11 +37,11 @@ HEAD = {
 CASE: dict[str, Any] = {"steps": 10, "size": 2048}
 
 
-def ran(subject: str, turn: int = 1, case: dict[str, Any] | None = None, **values: float) -> Record:
+def success(subject: str, turn: int = 1, case: dict[str, Any] | None = None, **values: float) -> Record:
     return Record(suite="steps", subject=subject, case=case or CASE, round=turn, values=values)
 
 
-def died(subject: str, error: str, *, turn: int = 1, **case: Any) -> Record:
+def failure(subject: str, error: str, *, turn: int = 1, **case: Any) -> Record:
     return Record(suite="steps", subject=subject, case={**CASE, **case}, round=turn, error=error)
 
 
@@ -69,38 +69,38 @@ def lines(text: str, start: str) -> list[str]:
         (-2.5, "-2.50"),
     ],
 )
-def test_a_number_has_three_digits_that_count(value: float, shown: str) -> None:
+def test_number_has_three_significant_digits(value: float, shown: str) -> None:
     assert number(value) == shown
 
 
-def test_a_spread_is_shown_when_it_can_be_seen() -> None:
+def test_spread_is_shown_when_visible() -> None:
     assert spread_of([1.2, 1.0, 1.1]) == f"1.10 (1{DASH}1.20)"
     assert spread_of([1.101, 1.102]) == "1.10"
     assert spread_of([-0.2, -0.1]) == "-0.15 (-0.20 to -0.10)"
 
 
-def test_a_ratio_is_taken_within_a_round() -> None:
+def test_ratio_is_within_round() -> None:
     """The machine was ten times slower in the second round, for both: the ratio of medians would say 5.5."""
     found = results(
-        ran("floor", 1, wall_ms=10),
-        ran("perdure", 1, wall_ms=11),
-        ran("floor", 2, wall_ms=100),
-        ran("perdure", 2, wall_ms=120),
-        ran("perdure", 3, wall_ms=999),  # a round without a floor does not count
+        success("floor", 1, wall_ms=10),
+        success("perdure", 1, wall_ms=11),
+        success("floor", 2, wall_ms=100),
+        success("perdure", 2, wall_ms=120),
+        success("perdure", 3, wall_ms=999),  # a round without a floor does not count
     )
     assert found.ratios("perdure", "floor", "wall_ms", CASE) == pytest.approx([1.1, 1.2])
     assert verdict(target(1.15), against_floor("wall_ms", **CASE)(found)) == "met"
     assert f"| **perdure** | 1.15 (1.10{DASH}1.20) |" in page({"steps": found})
 
 
-def test_a_ratio_is_taken_within_a_case() -> None:
+def test_ratio_is_within_case() -> None:
     other = {"steps": 10, "size": 10_240}
-    found = results(ran("floor", case=other, wall_ms=10), ran("perdure", wall_ms=11))
+    found = results(success("floor", case=other, wall_ms=10), success("perdure", wall_ms=11))
     assert found.ratios("perdure", "floor", "wall_ms", {"steps": 10}) == []
 
 
-def test_what_is_not_a_number_was_not_measured() -> None:
-    found = results(ran("floor", wall_ms=float("nan")), ran("floor", 2, wall_ms=3))
+def test_nan_is_not_measured() -> None:
+    found = results(success("floor", wall_ms=float("nan")), success("floor", 2, wall_ms=3))
     assert list(found.values("floor", "wall_ms", CASE).values()) == [3]
 
 
@@ -111,7 +111,7 @@ def target(limit: float, *, least: bool = False, unit: str = "", slack: float = 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "values", "said"),
+    ("wanted", "values", "expected"),
     [
         (target(1.1), [1.1], "met"),
         (target(1.1), [1.0, 1.2, 1.3], "**missed** by 0.10"),
@@ -123,23 +123,25 @@ def target(limit: float, *, least: bool = False, unit: str = "", slack: float = 
         (target(1.1), [], "not measured"),
     ],
 )
-def test_a_target_is_met_or_missed_by_so_much(wanted: Target, values: list[float], said: str) -> None:
-    assert verdict(wanted, Found(values)) == said
+def test_verdict_has_size_of_miss(wanted: Target, values: list[float], expected: str) -> None:
+    assert verdict(wanted, Found(values)) == expected
 
 
-def test_a_target_is_missed_when_perdure_fails() -> None:
-    found = against_floor("wall_ms", **CASE)(results(ran("floor", wall_ms=10), died("perdure", "Failed: x")))
+def test_target_is_missed_when_perdure_fails() -> None:
+    found = against_floor("wall_ms", **CASE)(
+        results(success("floor", wall_ms=10), failure("perdure", "Failed: x"))
+    )
     assert verdict(target(1.1), found) == "**missed**"
     assert found.note == "perdure fails: 10 steps, 2 KB"
 
 
-def test_the_best_peer_is_the_fastest_that_finished() -> None:
+def test_best_peer_is_fastest_finished() -> None:
     found = results(
-        ran("perdure", wall_ms=10),
-        ran("strands", wall_ms=30),
-        ran("langgraph", wall_ms=20),
-        ran("floor", wall_ms=5),
-        died("pydantic_ai", "Failed: too large"),
+        success("perdure", wall_ms=10),
+        success("strands", wall_ms=30),
+        success("langgraph", wall_ms=20),
+        success("floor", wall_ms=5),
+        failure("pydantic_ai", "Failed: too large"),
     )
     best = against_best("wall_ms", ["strands", "langgraph", "pydantic_ai"], **CASE)(found)
     assert (best.values, best.note) == ([2.0], "langgraph")
@@ -147,65 +149,68 @@ def test_the_best_peer_is_the_fastest_that_finished() -> None:
     assert (most.values, most.note) == ([10 / 30], "strands")
 
 
-def test_no_peer_that_finishes_is_a_target_met_and_no_peer_at_all_is_not_measured() -> None:
-    found = results(ran("perdure", wall_ms=10), died("strands", "Failed: too large"))
+def test_target_without_finished_peer() -> None:
+    """When all peers fail the target is met; without any peer it is not measured."""
+    found = results(success("perdure", wall_ms=10), failure("strands", "Failed: too large"))
     assert verdict(target(3, least=True), against_best("wall_ms", ["strands"], **CASE)(found)) == "met"
     assert verdict(target(3, least=True), against_best("wall_ms", ["dbos"], **CASE)(found)) == "not measured"
 
 
-def test_the_worst_case_counts() -> None:
+def test_worst_case_counts() -> None:
     long = {"steps": 1000, "size": 2048}
     found = results(
-        ran("floor", worker_cpu_ms=10),
-        ran("perdure", worker_cpu_ms=11),
-        ran("floor", case=long, worker_cpu_ms=10),
-        ran("perdure", case=long, worker_cpu_ms=13),
+        success("floor", worker_cpu_ms=10),
+        success("perdure", worker_cpu_ms=11),
+        success("floor", case=long, worker_cpu_ms=10),
+        success("perdure", case=long, worker_cpu_ms=13),
     )
     got = worst(lambda of, case: of.ratios("perdure", "floor", "worker_cpu_ms", case))(found)
     assert (got.values, got.note) == ([1.3], "worst at 1,000 steps, 2 KB")
 
 
-def test_a_failure_among_the_cases_is_the_worst() -> None:
-    found = results(ran("perdure", bytes=4000), died("perdure", "Failed: x", steps=1000))
+def test_failure_is_worst_case() -> None:
+    found = results(success("perdure", bytes=4000), failure("perdure", "Failed: x", steps=1000))
     got = worst(lambda of, case: list(of.values("perdure", "bytes", case).values()))(found)
     assert (got.met, got.note) == (False, "perdure fails: 1,000 steps, 2 KB")
 
 
-def test_history_of_a_step_is_counted_beyond_the_tools_result() -> None:
-    found = results(ran("floor", bytes=3000), ran("perdure", bytes=2048 + 2560 + 512))
+def test_history_counts_beyond_tool_result() -> None:
+    found = results(success("floor", bytes=3000), success("perdure", bytes=2048 + 2560 + 512))
     [row] = lines(page({"steps": found}), "| History a step beyond")
     assert row.endswith("| ≤ 2.50 KB | 3 KB, worst at 10 steps, 2 KB | **missed** by 0.50 KB |")
 
 
-def test_history_that_watchers_add() -> None:
+def test_watched_history_against_none() -> None:
     case = {"watchers": 100, "words": 5}
     alone = {**case, "watchers": 0}
     found = results(
-        ran("perdure", case=alone, history_bytes=9000),
-        ran("perdure", case=case, history_bytes=9000 + 2048),
-        ran("perdure", 2, case=alone, history_bytes=5000),
-        ran("perdure", 2, case=case, history_bytes=5000),
+        success("perdure", case=alone, history_bytes=9000),
+        success("perdure", case=case, history_bytes=9000 + 2048),
+        success("perdure", 2, case=alone, history_bytes=5000),
+        success("perdure", 2, case=case, history_bytes=5000),
         suite="streaming",
     )
     got = watched_history(found)
     assert (got.values, got.note) == ([2.0, 0.0], "against 0 watchers")
 
 
-def test_history_that_watchers_add_to_that_with_the_fewest() -> None:
-    each = [ran("perdure", case={"watchers": n, "words": 5}, history_bytes=9000.0 + n) for n in (10, 1, 100)]
+def test_watched_history_against_fewest() -> None:
+    each = [
+        success("perdure", case={"watchers": n, "words": 5}, history_bytes=9000.0 + n) for n in (10, 1, 100)
+    ]
     got = watched_history(results(*each, suite="streaming"))
     assert (got.values, got.note) == ([99 / 1024], "against 1 watcher")
 
 
-def test_a_cell_that_fails_has_a_footnote() -> None:
+def test_failed_cell_has_footnote() -> None:
     text = page(
         {
             "steps": results(
-                ran("floor", wall_ms=10),
-                ran("floor", case={**CASE, "steps": 50}, wall_ms=10),
-                died("strands", "Failed: too\n`large`"),
-                died("strands", "as with 10 steps: Failed: too\n`large`", steps=50),
-                died("dbos", "Failed: other"),
+                success("floor", wall_ms=10),
+                success("floor", case={**CASE, "steps": 50}, wall_ms=10),
+                failure("strands", "Failed: too\n`large`"),
+                failure("strands", "as with 10 steps: Failed: too\n`large`", steps=50),
+                failure("dbos", "Failed: other"),
             )
         }
     )
@@ -217,18 +222,18 @@ def test_a_cell_that_fails_has_a_footnote() -> None:
     ]
 
 
-def test_a_run_that_fails_in_some_rounds_says_so() -> None:
-    text = page({"steps": results(ran("strands", wall_ms=10), died("strands", "Failed: x", turn=2))})
+def test_failures_in_some_rounds_are_counted() -> None:
+    text = page({"steps": results(success("strands", wall_ms=10), failure("strands", "Failed: x", turn=2))})
     assert "| strands | 10, 1 of 2 fail[^1] |" in text
 
 
-def test_a_shorter_run_that_was_spared_did_not_fail(tmp_path: Path) -> None:
-    """A subject that died at 50 steps is not tried in the next round, not even with 10."""
+def test_skipped_shorter_run_did_not_fail(tmp_path: Path) -> None:
+    """A subject that failed at 50 steps is not tried in the next round, not even with 10."""
     records = [
-        ran("strands", wall_ms=10),
-        died("strands", "Failed: x", steps=50),
-        died("strands", "as with 50 steps: Failed: x", turn=2),
-        died("strands", "as with 50 steps: Failed: x", turn=2, steps=50),
+        success("strands", wall_ms=10),
+        failure("strands", "Failed: x", steps=50),
+        failure("strands", "as with 50 steps: Failed: x", turn=2),
+        failure("strands", "as with 50 steps: Failed: x", turn=2, steps=50),
     ]
     text = "\n".join([json.dumps(HEAD), *(record.line() for record in records)])
     (tmp_path / "steps.jsonl").write_text(f"{text}\n")
@@ -236,21 +241,21 @@ def test_a_shorter_run_that_was_spared_did_not_fail(tmp_path: Path) -> None:
     assert "| strands | 10 | fails[^1] |" in (tmp_path / "README.md").read_text()
 
 
-def test_a_footnotes_error_is_short() -> None:
-    assert len(shortened("word " * 100)) <= 200
-    assert Notes().mark(died("strands", "x" * 500)) == "[^1]"
+def test_footnote_error_is_short() -> None:
+    assert len(shorten("word " * 100)) <= 200
+    assert Notes().mark(failure("strands", "x" * 500)) == "[^1]"
 
 
-def test_what_was_not_measured_on_temporal_has_no_row() -> None:
-    found = results(ran("floor", server_cpu_ms=3), ran("dbos", wall_ms=2, waited_ms=2.5))
+def test_missing_measure_has_no_row() -> None:
+    found = results(success("floor", server_cpu_ms=3), success("dbos", wall_ms=2, waited_ms=2.5))
     text = page({"steps": found})
     assert "| dbos | 2 |" in text
     assert "| dbos, for its client | 2.50 |" in text
     assert text.count("| dbos |") == 1
 
 
-def test_each_table_says_how_to_measure_it_again() -> None:
-    small, large = ran("floor", wall_ms=1), ran("floor", case={**CASE, "size": 10_240}, wall_ms=1)
+def test_each_table_has_its_command() -> None:
+    small, large = success("floor", wall_ms=1), success("floor", case={**CASE, "size": 10_240}, wall_ms=1)
     again = lines(page({"steps": results(small, large)}), "Again:")
     assert again == [
         "Again: `python -m proofs.benchmarks run --all`",
@@ -259,7 +264,7 @@ def test_each_table_says_how_to_measure_it_again() -> None:
     ]
 
 
-def test_the_page_of_a_folder(tmp_path: Path) -> None:
+def test_page_of_folder(tmp_path: Path) -> None:
     for suite in ("throughput", "steps", "unheard_of"):
         record = Record(suite=suite, subject="perdure", case={"n": 3}, values={"wall_ms": 2.5, "seen": 1})
         head = {**HEAD, "suite": suite, "command": f"python -m proofs.benchmarks run {suite} --rounds 1"}
@@ -276,6 +281,6 @@ def test_the_page_of_a_folder(tmp_path: Path) -> None:
     assert "**seen**\n\n|  | n 3 |\n| :-- | --: |\n| **perdure** | 1 |" in text
 
 
-def test_nothing_measured_meets_no_target(tmp_path: Path) -> None:
+def test_no_results_meet_no_target(tmp_path: Path) -> None:
     write(tmp_path)
     assert (tmp_path / "README.md").read_text().count("| not measured |") == len(TARGETS)

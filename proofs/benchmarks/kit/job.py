@@ -1,8 +1,8 @@
-"""The workload: what the fake model asks for, and what the fake tool answers.
+"""Workload: the tool calls that the fake model asks for, and the results of the fake tool.
 
-A job of S steps is S times a model call that asks for `calls` tool calls, and one closing model call
-that answers. A fake model knows its job from the prompt (the run's first user message) and the step
-from the newest result that it is shown, so it keeps no state and works in any process.
+A job of S steps has S model calls that each ask for `calls` tool calls, and a closing model call that
+answers. A fake model reads its job from the prompt (the run's first user message) and the step from the
+newest tool result, so it keeps no state and works in any process.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TOOL = "lookup"
-"""Name of the one tool. Its arguments are `step`, `call` and `size`, all integers."""
+"""Name of the tool. Its arguments are `step`, `call` and `size`, all integers."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the workload."""
+    """Run of the workload."""
 
     id: str
     steps: int = 10
@@ -25,56 +25,56 @@ class Job:
     calls: int = 1
     """Tool calls a step."""
     tokens: int = 0
-    """Streaming: words of the closing answer, each the time it was made (`time.time()`), in seconds."""
+    """Streaming: words of the closing answer; each word is its own `time.time()`, in seconds."""
     rate: float = 0.0
     """Streaming: words a second; 0: all at once."""
     approval: bool = False
-    """Hold the first tool call until a person allows it."""
+    """True when the first tool call needs an approval."""
     hold_at: int = 0
-    """Hold the tool call of that step until a person allows it; 0: none."""
+    """Step whose tool call needs an approval; 0: none."""
     children: bool = False
-    """The calls of a step are not tool calls but agents, each of which answers at once."""
+    """True when the calls of a step are agents that answer at once, instead of tool calls."""
 
     @property
     def prompt(self) -> str:
-        """The first user message."""
+        """First user message of the run."""
         usual = asdict(Job(id=self.id))
         return json.dumps({key: value for key, value in asdict(self).items() if value != usual[key]})
 
     @classmethod
     def of(cls, prompt: str) -> "Job":
-        """The job behind a prompt."""
+        """Parse the job from a prompt."""
         return cls(id="", **json.loads(prompt))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
-        """The job as the harness sent it."""
+        """Build the job that the harness sent."""
         return cls(**value)
 
 
 @dataclass(frozen=True)
-class Say:
-    """What the model answers: the arguments of the tool calls it wants, or text."""
+class Answer:
+    """Answer of the fake model: the arguments of tool calls, or text."""
 
     calls: tuple[dict[str, int], ...] = ()
     text: str = ""
 
 
-def step_of(shown: str | None) -> int:
-    """The step that a tool result, as it was shown to the model, belongs to; 0 for none."""
-    return 0 if shown is None else int(shown.partition("step ")[2].split(" ", 1)[0])
+def step_of(result_text: str | None) -> int:
+    """Return the step of a tool result as the model gets it; 0 for None."""
+    return 0 if result_text is None else int(result_text.partition("step ")[2].split(" ", 1)[0])
 
 
-def ask(job: Job, done: int) -> Say:
-    """The fake model: what it says when so many steps are done."""
+def ask(job: Job, done: int) -> Answer:
+    """Return the fake model's answer after `done` steps."""
     step = done + 1
     if step > job.steps:
-        return Say(text=f"done after {done} steps")
-    return Say(calls=tuple({"step": step, "call": n, "size": job.size} for n in range(1, job.calls + 1)))
+        return Answer(text=f"done after {done} steps")
+    return Answer(calls=tuple({"step": step, "call": n, "size": job.size} for n in range(1, job.calls + 1)))
 
 
 def result(step: int, call: int, size: int) -> str:
-    """The fake tool: exactly `size` ASCII characters that no compression makes small, and no JSON escapes."""
+    """Return the fake tool's result: `size` ASCII characters, hard to compress, without JSON escapes."""
     head = f"step {step} call {call}: "
     digest, body = hashlib.sha256(head.encode()), ""
     while len(body) < size:

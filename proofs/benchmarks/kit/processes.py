@@ -1,13 +1,12 @@
-"""The two processes of a subject: `worker` does the work and is measured, `driver` starts runs.
+"""Processes of a subject: `worker` does the work and is measured, `driver` starts runs.
 
     python -m proofs.benchmarks.subjects.NAME worker --address 127.0.0.1:7233 --queue q
     python -m proofs.benchmarks.subjects.NAME driver --address 127.0.0.1:7233 --queue q
 
-Both print `{"ready": true}` when they are. The driver then reads one JSON command a line, and
-answers each in a line, not necessarily in that order: `{"n": 1, "do": "run", "job": {...}}` is
-answered by `{"n": 1, "seconds": ..., ...}` or `{"n": 1, "error": "Type: message"}`. A worker that was
-told `--hold` waits for a line on its standard input before it begins to poll. Both end when their
-standard input does.
+Both print `{"ready": true}` once they are ready. The driver then reads a JSON command a line, and answers
+each in a line, in any order: the answer to `{"n": 1, "do": "run", "job": {...}}` is
+`{"n": 1, "seconds": ..., ...}` or `{"n": 1, "error": "Type: message"}`. A worker with `--hold` waits for a
+line on its standard input before it begins to poll. Both end when their standard input does.
 """
 
 import argparse
@@ -27,18 +26,18 @@ from .job import Job
 
 @dataclass(frozen=True)
 class Where:
-    """Where the server is, and how the worker is to be set."""
+    """Address of the server, and settings of the worker."""
 
     address: str
     queue: str
     folder: str
-    """An empty folder of this subject's, for what it keeps on disk."""
+    """Empty folder for the subject's files."""
     cache: int = 1000
-    """Most workflows the worker keeps in memory (`max_cached_workflows`)."""
+    """Maximum number of workflows in the worker's cache (`max_cached_workflows`)."""
 
 
 class Subject(Protocol):
-    """One system under test."""
+    """System under test."""
 
     workflow: str
     """Type name of its workflow, as history shows it; empty when it does not run on Temporal."""
@@ -48,28 +47,28 @@ class Subject(Protocol):
     """Type name of the activity that runs the tool; empty when the tool runs elsewhere."""
 
     def worker(self, where: Where) -> AbstractAsyncContextManager[None]:
-        """Poll until the block ends. Everything is imported and connected before the block begins."""
+        """Poll until the block ends; everything is imported and connected before it begins."""
         ...
 
     async def connect(self, where: Where) -> Any:
-        """What `run` needs to start runs."""
+        """Connect the client that `run` needs."""
         ...
 
     async def run(self, client: Any, job: Job) -> str:
-        """Run the job under the id `job.id` to its end; the closing answer. Raises when it fails."""
+        """Run the job under the id `job.id`; return the closing answer, or raise when it fails."""
         ...
 
 
 # Optional methods of a subject, each a command of its driver:
 #   async def watch(self, client, job) -> AsyncIterator[str]
-#       the text of a run as one watcher sees it grow, piece by piece, from before its first word
-#   async def started(self, client, job) -> None          start a run, do not wait for its end
-#   async def decide(self, client, job) -> None           allow the held tool call, and return at once
-#   async def finish(self, client, job) -> str            wait for the end of a run that was started
+#       the text of a run as a watcher sees it grow, piece by piece, from before its first word
+#   async def start(self, client, job) -> None            start a run, do not wait for its end
+#   async def approve(self, client, job) -> None          approve the held tool call, and return at once
+#   async def finish(self, client, job) -> str            wait for the end of a started run
 
 
 def main(subject: Subject) -> None:
-    """Be the process the command line asks for."""
+    """Run as the process that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=["worker", "driver"])
     parser.add_argument("--address", default="")
@@ -88,19 +87,19 @@ def main(subject: Subject) -> None:
 async def _work(subject: Subject, where: Where, *, hold: bool) -> None:
     lines = _lines()
     if hold:
-        _tell({"held": True})
+        _write({"held": True})
         await anext(lines)
     async with subject.worker(where):
-        _tell({"ready": True, "at": time.time()})
+        _write({"ready": True, "at": time.time()})
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, over.set)
-        ended = asyncio.create_task(_drained(lines, over))
+        ended = asyncio.create_task(_read_to_end(lines, over))
         await over.wait()
         ended.cancel()
 
 
-async def _drained(lines: AsyncIterator[str], over: asyncio.Event) -> None:
+async def _read_to_end(lines: AsyncIterator[str], over: asyncio.Event) -> None:
     async for _ in lines:
         pass
     over.set()
@@ -109,7 +108,7 @@ async def _drained(lines: AsyncIterator[str], over: asyncio.Event) -> None:
 async def _drive(subject: Subject, where: Where) -> None:
     client = await subject.connect(where)
     names = {"workflow": subject.workflow, "model": subject.model, "tool": subject.tool}
-    _tell({"ready": True, "at": time.time(), "names": names})
+    _write({"ready": True, "at": time.time(), "names": names})
     tasks: set[asyncio.Task[None]] = set()
     async for line in _lines():
         task = asyncio.create_task(_answer(subject, client, json.loads(line)))
@@ -122,13 +121,13 @@ async def _drive(subject: Subject, where: Where) -> None:
 async def _answer(subject: Subject, client: Any, command: dict[str, Any]) -> None:
     began = time.perf_counter()
     try:
-        said = await _done(subject, client, command)
+        answer = await _execute(subject, client, command)
     except Exception as error:
-        said = {"error": f"{type(error).__name__}: {_deepest(error)}"[:2000]}
-    _tell({"n": command["n"], "seconds": time.perf_counter() - began, **said})
+        answer = {"error": f"{type(error).__name__}: {_with_root_cause(error)}"[:2000]}
+    _write({"n": command["n"], "seconds": time.perf_counter() - began, **answer})
 
 
-async def _done(subject: Subject, client: Any, command: dict[str, Any]) -> dict[str, Any]:
+async def _execute(subject: Subject, client: Any, command: dict[str, Any]) -> dict[str, Any]:
     jobs = [Job.from_json(job) for job in command["jobs"]]
     numbers = {job.id: n for n, job in enumerate(jobs)}
     match command["do"]:
@@ -136,41 +135,41 @@ async def _done(subject: Subject, client: Any, command: dict[str, Any]) -> dict[
             outputs = await asyncio.gather(*(subject.run(client, job) for job in jobs))
             return {"outputs": [output[:100] for output in outputs]}
         case "watch":
-            return await _watched(subject, client, jobs[0], command["watchers"])
-        case other:
-            method: Any = getattr(subject, other)
+            return await _watch(subject, client, jobs[0], command["watchers"])
+        case name:
+            method: Any = getattr(subject, name)
             limit = asyncio.Semaphore(command.get("at_once", 50))
             apart = command.get("seconds_apart", 0.0)
 
-            async def one(job: Job) -> dict[str, Any]:
+            async def call(job: Job) -> dict[str, Any]:
                 await asyncio.sleep(apart * numbers[job.id])
                 async with limit:
                     at = time.time()
                     output = await method(client, job)
                     return {"id": job.id, "at": at, "until": time.time(), "output": str(output)[:1000]}
 
-            return {"each": await asyncio.gather(*(one(job) for job in jobs))}
+            return {"each": await asyncio.gather(*(call(job) for job in jobs))}
 
 
-async def _watched(subject: Any, client: Any, job: Job, watchers: int) -> dict[str, Any]:
-    """Run one job with so many watchers; the lag of each word, in seconds, for each of them."""
+async def _watch(subject: Any, client: Any, job: Job, watchers: int) -> dict[str, Any]:
+    """Run a job with `watchers` watchers; return the lag of each word at each watcher, in seconds."""
     lags: list[float] = []
     heard: list[int] = []
 
-    async def one() -> None:
+    async def watch() -> None:
         text, words = "", 0
         async for piece in subject.watch(client, job):
             text += piece
-            *whole, text = text.split(" ")
+            *complete, text = text.split(" ")
             now = time.time()
-            lags.extend(now - float(word) for word in whole if word)
-            words += sum(1 for word in whole if word)
+            lags.extend(now - float(word) for word in complete if word)
+            words += sum(1 for word in complete if word)
         if text:
             lags.append(time.time() - float(text))
             words += 1
         heard.append(words)
 
-    tasks = [asyncio.create_task(one()) for _ in range(watchers)]
+    tasks = [asyncio.create_task(watch()) for _ in range(watchers)]
     try:
         await subject.run(client, job)
         if tasks:
@@ -183,14 +182,14 @@ async def _watched(subject: Any, client: Any, job: Job, watchers: int) -> dict[s
     return {"lags": sorted(lags), "heard": heard, "errors": errors[:3]}
 
 
-def _deepest(error: BaseException) -> str:
-    seen = error
-    while (cause := getattr(seen, "cause", None) or seen.__cause__) is not None:
-        seen = cause
-    return str(error) if seen is error else f"{error} <- {type(seen).__name__}: {seen}"
+def _with_root_cause(error: BaseException) -> str:
+    root = error
+    while (cause := getattr(root, "cause", None) or root.__cause__) is not None:
+        root = cause
+    return str(error) if root is error else f"{error} <- {type(root).__name__}: {root}"
 
 
-def _tell(value: dict[str, Any]) -> None:
+def _write(value: dict[str, Any]) -> None:
     with suppress(BrokenPipeError):
         sys.stdout.write(json.dumps(value) + "\n")
         sys.stdout.flush()

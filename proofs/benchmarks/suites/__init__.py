@@ -1,1 +1,1 @@
-"""The suites: each an async function that measures its subjects in turns and yields records."""
+"""Suites of the benchmarks: async functions that measure their subjects in turns and yield records."""

@@ -1,16 +1,16 @@
-"""One step that asks for a hundred things at once: tool calls, and agents."""
+"""Step that asks for a hundred calls at once: tool calls, and agents."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Record, bench, recorded, side_by_side
+from ..bench import OURS, Record, bench, measure_record, side_by_side
 from ..kit import Job
 
 WIDE = 100
 
 
 async def fanout(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator[Record]:
-    """A hundred tool calls in one step; and, where a subject has such a thing, a hundred sub-agents."""
+    """Measure a hundred tool calls in a step; for the floor and Perdure also a hundred sub-agents."""
     for turn in range(1, rounds + 1):
         async with bench(venvs) as on, side_by_side(on, subjects) as all_running:
             for kind in ("calls", "children"):
@@ -20,5 +20,5 @@ async def fanout(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator
                         continue
                     job = Job(id=on.id(subject), steps=1, size=2048, calls=WIDE, children=kind == "children")
                     case = {kind: WIDE}
-                    measured = on.measured(running, job, within=180)
-                    yield await recorded("fanout", subject, case, measured, turn)
+                    measuring = on.measure(running, job, within=180)
+                    yield await measure_record("fanout", subject, case, measuring, turn)

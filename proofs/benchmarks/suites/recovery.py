@@ -1,7 +1,7 @@
-"""A worker is killed while a run stands at step 200: how soon another goes on, and what its replay costs.
+"""Kill of a worker while a run stands at step 200: the gap until another goes on, and its replay.
 
-The run is held when that happens, so that what is measured is the noticing and the replay, and not the
-timeout of a call that happened to be under way: that one is a setting.
+The run waits for an approval at that moment, so the gap is that of noticing and of replay. It contains no
+timeout of a call that happened to be under way, because that is a setting.
 """
 
 import asyncio
@@ -20,35 +20,35 @@ STEP = 200
 
 
 async def recovery(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator[Record]:
-    """Of the floor and Perdure: the target compares those two."""
+    """Measure the floor and Perdure, which the target compares."""
     for turn in range(1, rounds + 1):
         async with bench(venvs) as on:
-            for subject in (one for one in subjects if one in OURS):
-                values = await _measured(on, subject)
+            for subject in (name for name in subjects if name in OURS):
+                values = await _measure(on, subject)
                 yield Record(
                     suite="recovery", subject=subject, case={"step": STEP}, round=turn, values=values
                 )
 
 
-async def _measured(on: Bench, subject: str) -> dict[str, float]:
+async def _measure(on: Bench, subject: str) -> dict[str, float]:
     job = Job(id=on.id(subject), steps=STEP + 5, hold_at=STEP)
     async with on.running(subject) as first:
         queue = first.queue
         async with on.process(subject, "worker", queue=queue, hold=True) as second:
-            await first.driver.ask("started", [job], 60)
-            await _stands(on.client, job.id)
+            await first.driver.ask("start", [job], 60)
+            await _wait_until_still(on.client, job.id)
             first.worker.process.kill()
             await first.worker.process.wait()
             await second.go()
             before, killed = cpu_seconds(second.pid), time.time()
-            await first.driver.ask("go_on", [job], 60)
+            await first.driver.ask("approve", [job], 60)
             began = await _next_call(on.client, job.id, killed)
             cpu = cpu_seconds(second.pid) - before
             await first.driver.ask("finish", [job], 60)
             return {"gap_ms": (began - killed) * 1000, "replay_cpu_ms": cpu * 1000}
 
 
-async def _stands(client: Client, workflow_id: str) -> None:
+async def _wait_until_still(client: Client, workflow_id: str) -> None:
     """Wait until the run does nothing for a second, far enough along."""
     still, length = 0, 0
     while still < 10:
@@ -60,7 +60,7 @@ async def _stands(client: Client, workflow_id: str) -> None:
 
 
 async def _next_call(client: Client, workflow_id: str, after: float) -> float:
-    """When the first activity after that moment was begun by a worker."""
+    """Return the time when a worker started the first activity after that moment."""
     while True:
         await asyncio.sleep(0.05)
         async for run_id in parts(client, workflow_id):

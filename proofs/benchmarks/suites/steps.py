@@ -1,10 +1,10 @@
-"""How the cost of a step changes with the length of a run: wall time, CPU, history, memory."""
+"""Cost of a step over the length of a run: wall time, CPU, history, memory."""
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bench import OURS, Record, bench, recorded, side_by_side
+from ..bench import OURS, Record, bench, measure_record, side_by_side
 from ..kit import Job
 
 STEPS = (10, 50, 200, 400, 1000, 3000)
@@ -13,14 +13,14 @@ SIZES = (2048, 10_240, 30_720)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which steps and sizes, and how often."""
+    """Numbers of steps, sizes of results, and rounds."""
 
     steps: Iterable[int] = STEPS
     sizes: Iterable[int] = SIZES
     rounds: int = 3
 
     def rounds_of(self, subject: str, steps: int, size: int) -> int:
-        """Long runs average over themselves; and peers are not measured to the percent."""
+        """Return the rounds; long runs average over their steps, and peers need less precision."""
         if steps >= 3000:
             return int(subject in OURS and size == SIZES[0])
         if steps >= 1000 or subject not in OURS:
@@ -29,7 +29,7 @@ class Plan:
 
 
 async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[Record]:
-    """One run at a time, the subjects in turns."""
+    """Measure a run at a time, the subjects in turns."""
     dead: dict[tuple[str, int], tuple[int, str]] = {}
     for turn in range(1, plan.rounds + 1):
         for size in plan.sizes:
@@ -45,13 +45,13 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
                             yield Record(suite="steps", subject=subject, case=case, round=turn, error=why)
                             continue
                         job = Job(id=on.id(subject), steps=count, size=size)
-                        measured = on.measured(running, job, within=_within(count))
-                        record = await recorded("steps", subject, case, measured, turn)
+                        measuring = on.measure(running, job, within=_within(count))
+                        record = await measure_record("steps", subject, case, measuring, turn)
                         if record.error:
                             dead[subject, size] = count, f"as with {count} steps: {record.error}"
                         yield record
 
 
 def _within(steps: int) -> float:
-    """Seconds until a run is taken for stuck."""
+    """Return the seconds after which a run counts as stuck."""
     return 45 + steps * 0.25

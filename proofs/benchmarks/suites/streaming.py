@@ -1,9 +1,9 @@
-"""A long answer to many watchers: how late its words arrive, and what that costs."""
+"""Long answer to many watchers: the lag of its words, and the cost."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, quantile, recorded
+from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, measure_record, quantile
 from ..kit import Job
 
 WATCHERS = (0, 1, 20, 100)
@@ -12,17 +12,17 @@ RATE = 200.0
 
 
 async def streaming(venvs: Path, subjects: list[str]) -> AsyncIterator[Record]:
-    """2,000 words, 200 a second: to nobody, 1, 20 and 100 watchers, all of them in one process."""
-    for subject in (one for one in subjects if one != "floor"):
+    """Stream 2,000 words, 200 a second, to 0, 1, 20 and 100 watchers in the same process."""
+    for subject in (name for name in subjects if name != "floor"):
         for watchers in WATCHERS:
             if not watchers and subject not in OURS:
                 continue
             case = {"watchers": watchers, "words": WORDS}
             async with bench(venvs) as on, on.running(subject) as running:
-                yield await recorded("streaming", subject, case, _measured(on, running, watchers))
+                yield await measure_record("streaming", subject, case, _measure(on, running, watchers))
 
 
-async def _measured(on: Bench, running: Running, watchers: int) -> dict[str, float]:
+async def _measure(on: Bench, running: Running, watchers: int) -> dict[str, float]:
     job = Job(id=on.id(running.subject), steps=1, size=100, tokens=WORDS, rate=RATE)
     pids = (running.worker.pid, running.driver.pid, on.server.pid)
     before = [cpu_seconds(pid) for pid in pids]
@@ -33,7 +33,7 @@ async def _measured(on: Bench, running: Running, watchers: int) -> dict[str, flo
     )
     values = {"worker_cpu_ms": worker, "driver_cpu_ms": driver, "server_cpu_ms": server}
     if running.names.workflow:
-        found = await on.seen(running, job)
+        found = await on.read_history(running, job)
         values |= {"history_bytes": found.bytes, "events": found.events}
     if watchers:
         lags: list[float] = answer["lags"]

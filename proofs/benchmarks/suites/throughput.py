@@ -1,10 +1,10 @@
-"""Many runs at once on one worker: steps a second, and what a single step then takes."""
+"""Many runs at once on a worker: steps a second, and the time of a single step."""
 
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, quantile, recorded
+from ..bench import OURS, Bench, Record, Running, bench, cpu_seconds, measure_record, quantile
 from ..kit import Job
 
 CONCURRENT = (20, 200)
@@ -12,7 +12,7 @@ STEPS = 10
 
 
 async def throughput(venvs: Path, subjects: list[str], rounds: int) -> AsyncIterator[Record]:
-    """So many runs of ten steps at once, the subjects in turns, each with the machine to itself."""
+    """Measure many runs of ten steps at once, the subjects in turns, each alone on the machine."""
     for turn in range(1, rounds + 1):
         async with bench(venvs) as on:
             for concurrent in CONCURRENT:
@@ -21,16 +21,16 @@ async def throughput(venvs: Path, subjects: list[str], rounds: int) -> AsyncIter
                         continue
                     case = {"concurrent": concurrent, "steps": STEPS}
                     async with on.running(subject) as running:
-                        measured = _measured(on, running, concurrent)
-                        yield await recorded("throughput", subject, case, measured, turn)
+                        measuring = _measure(on, running, concurrent)
+                        yield await measure_record("throughput", subject, case, measuring, turn)
 
 
 def _rounds(subject: str, concurrent: int, rounds: int) -> int:
-    """Peers are not measured to the percent; and many runs average over themselves."""
+    """Return the rounds; peers need less precision, and many runs average over themselves."""
     return 1 if subject not in OURS or concurrent >= 200 else rounds
 
 
-async def _measured(on: Bench, running: Running, concurrent: int) -> dict[str, float]:
+async def _measure(on: Bench, running: Running, concurrent: int) -> dict[str, float]:
     jobs = [Job(id=on.id(running.subject), steps=STEPS) for _ in range(concurrent)]
     before = cpu_seconds(running.worker.pid), cpu_seconds(on.server.pid)
     answer = await running.driver.ask("run", jobs, 600)
@@ -46,7 +46,7 @@ async def _measured(on: Bench, running: Running, concurrent: int) -> dict[str, f
     if running.names.workflow:
         times: list[float] = []
         for job in jobs:
-            times += (await on.seen(running, job)).step_times
+            times += (await on.read_history(running, job)).step_times
         times.sort()
         values |= {
             "step_p50_ms": quantile(times, 0.5) * 1000,

@@ -25,16 +25,16 @@ _STORED = (
     ("operation_outputs", "output"),
     ("streams", "value"),
 )
-"""Where the database keeps what a run takes, makes and says; a run's id is `workflow_uuid` in each."""
+"""Columns with the inputs, outputs and streams of a run; a run's id is `workflow_uuid` in each table."""
 
 
 @dataclass(frozen=True)
 class _Database:
-    """Where the runs are kept."""
+    """Database of the runs."""
 
     url: str
     schema: str
-    """Postgres only."""
+    """Schema, for Postgres only."""
 
     @classmethod
     def of(cls, where: Where) -> "_Database":
@@ -48,11 +48,11 @@ class _Database:
         return not self.url.startswith("sqlite")
 
     def migrate(self) -> None:
-        """Make the tables, unless they are there."""
+        """Create the tables unless they exist."""
         DBOS.migrate(self.url, schema=self.schema)
 
     def bytes_of(self, run: str) -> int:
-        """Length of all that is serialized for the run."""
+        """Return the length of everything that is serialized for the run."""
         url = sqlalchemy.make_url(self.url)
         if self.is_postgres:
             url = url.set(drivername="postgresql+psycopg")
@@ -81,7 +81,7 @@ class Dbos:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
-        """DBOS launched in this process, and its queue registered."""
+        """Launch DBOS in this process, and register its queue."""
         database = _Database.of(where)
         DBOS(
             config={
@@ -98,7 +98,7 @@ class Dbos:
             await asyncio.to_thread(DBOS.destroy)
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         self.database = _Database.of(where)
         await asyncio.to_thread(self.database.migrate)
@@ -109,12 +109,12 @@ class Dbos:
         )
 
     async def run(self, client: DBOSClient, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: DBOSClient, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: DBOSClient, job: Job) -> None:
+        """Start a run."""
         function: Any = look_up_aloud if job.tokens else look_up
         options: EnqueueOptions = {
             "queue_name": self.queue,
@@ -124,12 +124,12 @@ class Dbos:
         await client.enqueue_async(options, job.prompt)
 
     async def finish(self, client: DBOSClient, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         handle: Any = await client.retrieve_workflow_async(job.id)
         return str(await handle.get_result())
 
     async def watch(self, client: DBOSClient, job: Job) -> AsyncIterator[str]:
-        """The text, as one watcher sees it: the run's stream."""
+        """Yield the text as a watcher of the run's stream sees it."""
         while True:
             try:
                 async for piece in client.read_stream_async(job.id, TEXT):
@@ -139,13 +139,13 @@ class Dbos:
                 await asyncio.sleep(0.01)
 
     async def evidence(self, client: DBOSClient, job: Job) -> str:
-        """What DBOS recorded of a run, as JSON; the seconds are from its first step to its last.
+        """Return what DBOS recorded of a run, as JSON; the seconds are from its first step to its last.
 
-        The run's own start and end would be a little fuller, but on SQLite they are whole seconds.
+        The run's own start and end would include a little more, but on SQLite they are full seconds.
         """
         steps = await client.list_workflow_steps_async(job.id)
         good = [step for step in steps if step["error"] is None]
-        told = [step["output"] for step in good if step["function_name"] == self.tool]
+        outputs = [step["output"] for step in good if step["function_name"] == self.tool]
         wanted = {
             result(step, call, job.size)
             for step in range(1, job.steps + 1)
@@ -156,8 +156,8 @@ class Dbos:
         return json.dumps(
             {
                 "models": sum("__model.request" in step["function_name"] for step in good),
-                "tools": len(told),
-                "results": len(wanted.intersection(told)),
+                "tools": len(outputs),
+                "results": len(wanted.intersection(outputs)),
                 "bytes": await asyncio.to_thread(self.database.bytes_of, job.id),
                 "seconds": (ended - began) / 1000,
             }

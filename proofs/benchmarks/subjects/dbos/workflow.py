@@ -1,4 +1,4 @@
-"""The agents, and the workflows that run them; DBOS wants all of them defined before it is launched."""
+"""Agents, and the workflows that run them; DBOS needs all of them defined before its launch."""
 
 import asyncio
 import time
@@ -26,27 +26,27 @@ from pydantic_ai.durable_exec.dbos import DBOSDurability
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from proofs.benchmarks.kit import TOOL, Job, Say, ask, result, step_of
+from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
 
 TEXT = "text"
-"""The stream that the model's text goes to."""
+"""Name of the stream for the model's text."""
 
 _NO_CAP = UsageLimits(request_limit=None)
 
 
 async def _answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    _, said = _asked(messages)
-    calls: list[Any] = [ToolCallPart(TOOL, dict(call), _call_id(call)) for call in said.calls]
+    _, answer = _parse_request(messages)
+    calls: list[Any] = [ToolCallPart(TOOL, dict(call), _call_id(call)) for call in answer.calls]
     usage = RequestUsage(input_tokens=1000, output_tokens=20)
-    return ModelResponse(parts=calls or [TextPart(said.text)], usage=usage)
+    return ModelResponse(parts=calls or [TextPart(answer.text)], usage=usage)
 
 
 async def _stream(
     messages: list[ModelMessage], info: AgentInfo
 ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
-    job, said = _asked(messages)
-    if said.calls:
-        for n, call in enumerate(said.calls):
+    job, answer = _parse_request(messages)
+    if answer.calls:
+        for n, call in enumerate(answer.calls):
             arguments = ToolCallPart(TOOL, dict(call)).args_as_json_str()
             yield {n: DeltaToolCall(TOOL, arguments, tool_call_id=_call_id(call))}
         return
@@ -57,7 +57,7 @@ async def _stream(
             await asyncio.sleep(max(0.0, began + n / job.rate - time.perf_counter()))
 
 
-def _asked(messages: Sequence[ModelMessage]) -> tuple[Job, Say]:
+def _parse_request(messages: Sequence[ModelMessage]) -> tuple[Job, Answer]:
     job = Job.of(_prompt(messages[0]))
     return job, ask(job, step_of(_newest_result(messages)))
 
@@ -79,7 +79,7 @@ def _call_id(call: dict[str, int]) -> str:
     return f"call-{call['step']}-{call['call']}"
 
 
-async def _tell(context: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
+async def _publish(context: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
     """Pass the model's text on to the run's stream, piece by piece."""
     async for event in events:
         match event:
@@ -115,22 +115,22 @@ def _agent(name: str, durability: DBOSDurability[None], **model: Any) -> Agent[N
 
 
 _quiet = _agent("quiet", DBOSDurability(), function=_answer)
-_heard = _agent("heard", DBOSDurability(event_stream_handler=_tell), stream_function=_stream)
+_heard = _agent("heard", DBOSDurability(event_stream_handler=_publish), stream_function=_stream)
 
 
 @DBOS.workflow()
 async def look_up(prompt: str) -> str:
-    """A run."""
+    """Run the agent."""
     ended = await _quiet.run(prompt, usage_limits=_NO_CAP)
     return ended.output
 
 
 @DBOS.workflow()
 async def look_up_aloud(prompt: str) -> str:
-    """A run whose text can be read while it grows."""
+    """Run the agent with a text that can be read while it grows."""
     ended = await _heard.run(prompt, usage_limits=_NO_CAP)
     return ended.output
 
 
 MODEL = f"{_quiet.name}__model.request"
-"""Name of the model's step; of a run that is streamed it is `heard__model.request_stream`."""
+"""Name of the model's step; a streamed run has `heard__model.request_stream`."""

@@ -1,4 +1,4 @@
-"""The floor's processes."""
+"""Processes of the floor's subject."""
 
 from proofs.benchmarks.kit import main
 

@@ -1,4 +1,4 @@
-"""The floor as the harness sees it."""
+"""Floor as the harness sees it."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ class Floor:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncGenerator[None]:
-        """A worker at its defaults, but for the second that a dead worker's runs are kept for it."""
+        """Run a worker with its defaults, but release a dead worker's runs after a second."""
         async with Worker(
             await self.connect(where),
             task_queue=where.queue,
@@ -34,25 +34,23 @@ class Floor:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         return await Client.connect(where.address)
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         await client.start_workflow(bare.Floor.run, job.prompt, id=job.id, task_queue=self.queue)
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         return str(await client.get_workflow_handle(job.id).result())
 
-    async def decide(self, client: Client, job: Job) -> None:
-        """Allow what waits."""
+    async def approve(self, client: Client, job: Job) -> None:
+        """Approve the held tool call."""
         await client.get_workflow_handle(job.id).signal(bare.Floor.allow)
-
-    go_on = decide

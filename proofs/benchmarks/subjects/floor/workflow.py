@@ -1,4 +1,4 @@
-"""The bare workflow."""
+"""Bare workflow: a model activity and a tool activity a step."""
 
 import asyncio
 from datetime import timedelta
@@ -13,26 +13,26 @@ _AT_MOST = timedelta(minutes=1)
 
 @activity.defn
 async def ask_model(prompt: str, done: int) -> list[dict[str, int]]:
-    """What the model wants: the arguments of tool calls; none at the end."""
+    """Return the arguments of the tool calls that the model asks for; none at the end."""
     return list(ask(Job.of(prompt), done).calls)
 
 
 @activity.defn
 async def call_tool(step: int, call: int, size: int) -> str:
-    """The tool's result."""
+    """Return the tool's result."""
     return result(step, call, size)
 
 
 @workflow.defn
 class Floor:
-    """S times two activities, and one."""
+    """Workflow of two activities a step, and a last model activity."""
 
     def __init__(self) -> None:
         self.allowed = False
 
     @workflow.run
     async def run(self, prompt: str, done: int = 0) -> str:
-        """Count steps until the model wants no more."""
+        """Count steps until the model asks for no more tool calls."""
         job = Job.of(prompt)
         while True:
             wanted = await workflow.execute_activity(
@@ -62,5 +62,5 @@ class Floor:
 
     @workflow.signal
     def allow(self) -> None:
-        """The person's yes."""
+        """Receive the person's approval."""
         self.allowed = True

@@ -1,4 +1,4 @@
-"""The LangGraph plugin's processes."""
+"""Processes of the LangGraph plugin's subject."""
 
 from proofs.benchmarks.kit import main
 

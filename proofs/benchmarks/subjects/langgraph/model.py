@@ -1,4 +1,4 @@
-"""The fake model, as a LangChain chat model, and the tool that it calls."""
+"""Fake model as a LangChain chat model, and the tool that it calls."""
 
 import asyncio
 import time
@@ -28,19 +28,19 @@ async def lookup(step: int, call: int, size: int) -> str:
 
 
 class Fake(BaseChatModel):
-    """A model without latency."""
+    """Model without latency."""
 
     @property
     def _llm_type(self) -> str:
         return "fake"
 
     def bind_tools(self, tools: Sequence[BaseTool], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Know the tools beforehand."""
+        """Return the model: it knows its tools."""
         return self
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        said = _said(messages)
-        return ChatResult(generations=[ChatGeneration(message=said)])
+        answer = _next_message(messages)
+        return ChatResult(generations=[ChatGeneration(message=answer)])
 
     async def _agenerate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         return self._generate(messages)
@@ -48,10 +48,12 @@ class Fake(BaseChatModel):
     async def _astream(
         self, messages: list[BaseMessage], *args: Any, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
-        job, said = _job(messages), _said(messages)
-        if said.tool_calls:
-            whole = AIMessageChunk(content="", tool_calls=said.tool_calls, usage_metadata=said.usage_metadata)
-            yield ChatGenerationChunk(message=whole)
+        job, answer = _job(messages), _next_message(messages)
+        if answer.tool_calls:
+            chunk = AIMessageChunk(
+                content="", tool_calls=answer.tool_calls, usage_metadata=answer.usage_metadata
+            )
+            yield ChatGenerationChunk(message=chunk)
             return
         began = time.perf_counter()
         for n in range(job.tokens):
@@ -64,16 +66,16 @@ def _job(messages: list[BaseMessage]) -> Job:
     return Job.of(messages[0].text)
 
 
-def _said(messages: list[BaseMessage]) -> AIMessage:
-    """The next step, or the answer."""
+def _next_message(messages: list[BaseMessage]) -> AIMessage:
+    """Return the message with the tool calls of the next step, or with the answer."""
     results = (message.text for message in reversed(messages) if isinstance(message, ToolMessage))
     done = step_of(next(results, None))
-    said = ask(_job(messages), done)
+    answer = ask(_job(messages), done)
     return AIMessage(
-        content=said.text,
+        content=answer.text,
         tool_calls=[
             ToolCall(type="tool_call", id=f"c{done + 1}-{n}", name=lookup.name, args=dict(call))
-            for n, call in enumerate(said.calls, 1)
+            for n, call in enumerate(answer.calls, 1)
         ],
         usage_metadata={"input_tokens": 1000, "output_tokens": 20, "total_tokens": 1020},
     )

@@ -30,7 +30,7 @@ class LangGraph:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
-        """A worker at its defaults."""
+        """Run a worker with its default settings."""
         plugin = LangGraphPlugin(graphs={agent.NAME: agent.react_agent()}, streaming_topic=_TOPIC)
         async with Worker(
             await self.connect(where),
@@ -42,27 +42,27 @@ class LangGraph:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         return await Client.connect(where.address, data_converter=pydantic_data_converter)
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         await client.start_workflow(
             agent.ReactAgentWorkflow.run, job.prompt, id=job.id, task_queue=self.queue
         )
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         return str(await client.get_workflow_handle(job.id).result())
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
-        """The text, as one subscriber of the workflow's stream sees it."""
+        """Yield the text as a subscriber of the workflow's stream sees it."""
         await _exists(client, job.id)
         stream = WorkflowStreamClient.create(client, job.id)
         async for item in stream.subscribe(

@@ -1,4 +1,4 @@
-"""The graph of a ReAct agent, and its workflow."""
+"""Graph of a ReAct agent, and its workflow."""
 
 from datetime import timedelta
 from typing import Any
@@ -26,14 +26,14 @@ async def agent(state: dict[str, Any]) -> dict[str, Any]:
     if not Job.of(messages[0]["content"]).tokens:
         return {"messages": [await _MODEL.ainvoke(messages)]}
     writer = get_stream_writer()
-    whole = AIMessageChunk(content="")
+    received = AIMessageChunk(content="")
     async for chunk in _MODEL.astream(messages):
         if chunk.text:
             writer({"token": chunk.text})
-        whole += chunk
-    if not whole.tool_calls:
+        received += chunk
+    if not received.tool_calls:
         writer({"done": True})
-    return {"messages": [message_chunk_to_message(whole)]}
+    return {"messages": [message_chunk_to_message(received)]}
 
 
 async def tools(call: ToolCall) -> dict[str, Any]:
@@ -42,25 +42,25 @@ async def tools(call: ToolCall) -> dict[str, Any]:
 
 
 async def should_continue(state: MessagesState) -> list[Send] | str:
-    """One run of the tool node for each call of the newest message, in parallel; the end if there is none."""
+    """Return a run of the tool node for each call of the newest message, or the end."""
     return [Send("tools", call) for call in state["messages"][-1].tool_calls] or END
 
 
 def react_agent() -> StateGraph[Any, Any, Any, Any]:
-    """START -> agent -> (tools -> agent)* -> END, both nodes as activities."""
+    """Build the graph START -> agent -> (tools -> agent)* -> END, both nodes as activities."""
     activity = {"execute_in": "activity", "start_to_close_timeout": timedelta(seconds=30)}
-    built = StateGraph(MessagesState)
-    built.add_node("agent", agent, metadata=activity)
-    built.add_node("tools", tools, metadata=activity)
-    built.add_edge(START, "agent")
-    built.add_conditional_edges("agent", should_continue, ["tools", END])
-    built.add_edge("tools", "agent")
-    return built
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", agent, metadata=activity)
+    builder.add_node("tools", tools, metadata=activity)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", should_continue, ["tools", END])
+    builder.add_edge("tools", "agent")
+    return builder
 
 
 @workflow.defn
 class ReactAgentWorkflow:
-    """One agent, one question."""
+    """Workflow that asks an agent a question."""
 
     def __init__(self) -> None:
         self.stream = WorkflowStream()

@@ -1,4 +1,4 @@
-"""The OpenAI Agents plugin's processes."""
+"""Processes of the OpenAI Agents plugin's subject."""
 
 from proofs.benchmarks.kit import main
 

@@ -25,7 +25,7 @@ from temporalio.openai_agents.testing import ResponseBuilders, TestModelProvider
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from proofs.benchmarks.kit import TOOL, Job, Say, Where, ask, step_of
+from proofs.benchmarks.kit import TOOL, Answer, Job, Where, ask, step_of
 
 from . import workflow as agent
 
@@ -33,20 +33,20 @@ EVENT: Any = TResponseStreamEvent
 
 
 class Fake(Model):
-    """A model without latency."""
+    """Model without latency."""
 
     async def get_response(self, *args: Any, **request: Any) -> ModelResponse:
-        """Ask for the next step, or answer."""
-        job, done = _asked(request["input"])
+        """Ask for the tool calls of the next step, or answer."""
+        job, done = _parse_request(request["input"])
         usage = Usage(requests=1, input_tokens=1000, output_tokens=20, total_tokens=1020)
         return ModelResponse(output=_output(ask(job, done), done), usage=usage, response_id=f"r{done}")
 
     async def stream_response(self, *args: Any, **request: Any) -> AsyncIterator[TResponseStreamEvent]:
-        """The same, and the answer word by word."""
-        job, done = _asked(request["input"])
-        said = ask(job, done)
+        """Ask for the tool calls of the next step, or stream the answer word by word."""
+        job, done = _parse_request(request["input"])
+        answer = ask(job, done)
         number = 0
-        if not said.calls:
+        if not answer.calls:
             text = ""
             async for word in _words(job):
                 text += word
@@ -60,13 +60,13 @@ class Fake(Model):
                     type="response.output_text.delta",
                 )
                 number += 1
-            said = Say(text=text)
+            answer = Answer(text=text)
         response = Response(
             id=f"r{done}",
             created_at=time.time(),
             model="fake",
             object="response",
-            output=_output(said, done),
+            output=_output(answer, done),
             parallel_tool_calls=True,
             tool_choice="auto",
             tools=[],
@@ -81,16 +81,16 @@ class Fake(Model):
         yield ResponseCompletedEvent(response=response, sequence_number=number, type="response.completed")
 
 
-def _asked(shown: str | list[Any]) -> tuple[Job, int]:
-    """The job, and how many steps of it are done."""
+def _parse_request(shown: str | list[Any]) -> tuple[Job, int]:
+    """Return the job, and the number of its finished steps."""
     items = [{"content": shown}] if isinstance(shown, str) else shown
     outputs = (item["output"] for item in reversed(items) if item.get("type") == "function_call_output")
     return Job.of(items[0]["content"]), step_of(next(outputs, None))
 
 
-def _output(said: Say, done: int) -> list[TResponseOutputItem]:
-    if not said.calls:
-        return [ResponseBuilders.response_output_message(said.text)]
+def _output(answer: Answer, done: int) -> list[TResponseOutputItem]:
+    if not answer.calls:
+        return [ResponseBuilders.response_output_message(answer.text)]
     return [
         ResponseFunctionToolCall(
             arguments=json.dumps(call),
@@ -100,7 +100,7 @@ def _output(said: Say, done: int) -> list[TResponseOutputItem]:
             status="completed",
             type="function_call",
         )
-        for n, call in enumerate(said.calls, 1)
+        for n, call in enumerate(answer.calls, 1)
     ]
 
 
@@ -122,7 +122,7 @@ class OpenAIAgents:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
-        """A worker at its defaults."""
+        """Run a worker with its default settings."""
         async with Worker(
             await self.connect(where),
             task_queue=where.queue,
@@ -133,7 +133,7 @@ class OpenAIAgents:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         plugin = OpenAIAgentsPlugin(
             model_params=ModelActivityParameters(
@@ -144,20 +144,20 @@ class OpenAIAgents:
         return await Client.connect(where.address, plugins=[plugin])
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         await client.start_workflow(agent.OpenAIAgent.run, job.prompt, id=job.id, task_queue=self.queue)
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         return str(await client.get_workflow_handle(job.id).result())
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
-        """The text, as one subscriber of the workflow's stream sees it."""
+        """Yield the text as a subscriber of the workflow's stream sees it."""
         await _exists(client, job.id)
         stream = WorkflowStreamClient.create(client, job.id)
         async for item in stream.subscribe([agent.TOPIC], result_type=EVENT):

@@ -1,4 +1,4 @@
-"""The agent's workflow and its tool."""
+"""Workflow of the agent, and its tool."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ async def lookup(step: int, call: int, size: int) -> str:
 
 @workflow.defn
 class OpenAIAgent:
-    """One agent, one question."""
+    """Workflow that asks an agent a question."""
 
     @workflow.init
     def __init__(self, prompt: str) -> None:

@@ -19,23 +19,23 @@ from perdure.starter.client.run import Run
 from perdure.wire.events import TextDelta
 from perdure.workers.connection import connect_temporal
 from perdure.workers.plugin import PerdurePlugin
-from proofs.benchmarks.kit import Job, Say, Where, ask, result, step_of
+from proofs.benchmarks.kit import Answer, Job, Where, ask, result, step_of
 
 
 class Fake:
-    """A provider without latency."""
+    """Provider without latency."""
 
     def check(self, config: ModelConfig) -> None:
-        """Everything goes."""
+        """Accept every configuration."""
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """Ask for the next step, or answer."""
+        """Ask for the tool calls of the next step, or answer."""
         job = Job.of(_text(request.messages[0]))
         newest = _newest_result(request.messages)
         done = job.steps if job.children and newest is not None else step_of(newest)
-        said = ask(job, done)
-        if said.calls or not job.tokens:
-            yield _reply(said, _asked_tool(job, done + 1), job)
+        answer = ask(job, done)
+        if answer.calls or not job.tokens:
+            yield _reply(answer, _tool_name(job, done + 1), job)
             return
         words: list[str] = []
         began = time.perf_counter()
@@ -44,23 +44,23 @@ class Fake:
             yield Heard(text=words[-1] + " ")
             if job.rate:
                 await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
-        yield _reply(Say(text=" ".join(words)))
+        yield _reply(Answer(text=" ".join(words)))
 
 
-def _asked_tool(job: Job, step: int) -> str:
+def _tool_name(job: Job, step: int) -> str:
     if job.children:
         return "helper"
     held = job.hold_at == step or (job.approval and step == 1)
     return "held_lookup" if held else "lookup"
 
 
-def _reply(said: Say, name: str = "", job: Job | None = None) -> Reply:
+def _reply(answer: Answer, name: str = "", job: Job | None = None) -> Reply:
     of_agent = {"input": Job(id="", steps=0).prompt}
     calls = [
         ToolCall(id=f"c{n}", name=name, arguments=of_agent if job and job.children else dict(call))
-        for n, call in enumerate(said.calls)
+        for n, call in enumerate(answer.calls)
     ]
-    parts = (Text(text=said.text),) if said.text else ()
+    parts = (Text(text=answer.text),) if answer.text else ()
     return Reply(
         parts=(*parts, *calls),
         stop="tool_calls" if calls else "end_turn",
@@ -76,7 +76,7 @@ def _newest_result(messages: Sequence[Message]) -> str | None:
     for message in reversed(messages):
         for part in message.parts:
             if isinstance(part, ToolResult):
-                return "".join(one.text for one in part.content if isinstance(one, Text))
+                return "".join(item.text for item in part.content if isinstance(item, Text))
     return None
 
 
@@ -95,7 +95,7 @@ async def lookup(step: int, call: int, size: int) -> str:
 
 @tool(approval=True)
 async def held_lookup(step: int, call: int, size: int) -> str:
-    """Look something up, once a person has allowed it."""
+    """Look something up, once a person has approved."""
     return result(step, call, size)
 
 
@@ -120,7 +120,7 @@ AGENTS = (
 
 
 class Perdure:
-    """This project."""
+    """Perdure with its default settings."""
 
     workflow = "AgentWorkflow"
     model = "call_model"
@@ -128,7 +128,7 @@ class Perdure:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncGenerator[None]:
-        """A worker at its defaults."""
+        """Run a worker with its default settings."""
         settings = load_settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
         plugin = PerdurePlugin(AGENTS, models={"fake": Fake()}, settings=settings)
         temporal = await connect_temporal(settings, [plugin])
@@ -136,35 +136,33 @@ class Perdure:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         settings = load_settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
         return await connect(settings=settings)
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         held = job.approval or job.hold_at
         name = "boss" if job.children else "held" if held else "big" if job.size > 16_000 else "bench"
         await client.start(name, job.prompt, id=job.id)
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         ended = await client.get(job.id).result()
         return str(ended.output)
 
-    async def decide(self, client: Client, job: Job) -> None:
-        """Allow what waits."""
+    async def approve(self, client: Client, job: Job) -> None:
+        """Approve the held tool call."""
         run = client.get(job.id)
         await run.resolve_approval(f"call-{job.hold_at or 1}-1", allow=True)
 
-    go_on = decide
-
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
-        """The text, as one watcher sees it: `Run.events`, as its docs say."""
+        """Yield the text as a watcher sees it: by `Run.events`, as the docs say."""
         run = client.get(job.id)
         while not await _exists(run):
             await asyncio.sleep(0.02)

@@ -26,7 +26,7 @@ class PydanticAI:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
-        """A worker at its defaults."""
+        """Run a worker with its default settings."""
         async with Worker(
             await self.connect(where),
             task_queue=where.queue,
@@ -36,26 +36,26 @@ class PydanticAI:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         return await Client.connect(where.address, plugins=[PydanticAIPlugin()])
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         run: Any = agent.PydanticStream.run if job.tokens else agent.PydanticAgent.run
         await client.start_workflow(run, job.prompt, id=job.id, task_queue=self.queue)
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         return str(await client.get_workflow_handle(job.id).result())
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
-        """The text, as one subscriber of the run's events sees it."""
+        """Yield the text as a subscriber of the run's events sees it."""
         await _exists(client, job.id)
         async for event in agent.STREAMED.stream_agent_events(client, client.get_workflow_handle(job.id)):
             match event:

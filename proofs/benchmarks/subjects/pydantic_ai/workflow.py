@@ -1,4 +1,4 @@
-"""The agents with their fake model and their tool, and the workflows that run them."""
+"""Agents with their fake model and their tool, and the workflows that run them."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from pydantic_ai.usage import RequestUsage, RunUsage
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from proofs.benchmarks.kit import TOOL, Job, Say, ask, result, step_of
+    from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
 
 UNLIMITED = UsageLimits(request_limit=None)
 
 
-def _said(messages: list[ModelMessage]) -> tuple[Job, int, Say]:
-    """The job, how many of its steps are done, and what the model says to that."""
+def _next_answer(messages: list[ModelMessage]) -> tuple[Job, int, Answer]:
+    """Return the job, the number of its finished steps, and the model's next answer."""
     job = Job.of(str(messages[0].parts[0].content))  # type: ignore[union-attr]
     parts = (part for message in reversed(messages) for part in message.parts)
     newest = next((part for part in parts if isinstance(part, ToolReturnPart)), None)
@@ -29,20 +29,20 @@ def _said(messages: list[ModelMessage]) -> tuple[Job, int, Say]:
 
 
 async def _answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    """Ask for the next step, or answer."""
-    _, done, said = _said(messages)
-    calls = [ToolCallPart(TOOL, call, f"c{done + 1}-{n}") for n, call in enumerate(said.calls, 1)]
+    """Ask for the tool calls of the next step, or answer."""
+    _, done, answer = _next_answer(messages)
+    calls = [ToolCallPart(TOOL, call, f"c{done + 1}-{n}") for n, call in enumerate(answer.calls, 1)]
     return ModelResponse(
-        parts=[*calls] or [TextPart(said.text)], usage=RequestUsage(input_tokens=1000, output_tokens=20)
+        parts=[*calls] or [TextPart(answer.text)], usage=RequestUsage(input_tokens=1000, output_tokens=20)
     )
 
 
 async def _stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
-    """The same, and the answer word by word."""
-    job, done, said = _said(messages)
-    for n, call in enumerate(said.calls, 1):
+    """Ask for the tool calls of the next step, or stream the answer word by word."""
+    job, done, answer = _next_answer(messages)
+    for n, call in enumerate(answer.calls, 1):
         yield {n: DeltaToolCall(TOOL, json.dumps(call), tool_call_id=f"c{done + 1}-{n}")}
-    if said.calls:
+    if answer.calls:
         return
     began = time.perf_counter()
     for n in range(job.tokens):
@@ -86,7 +86,7 @@ streaming = _agent("streaming", STREAMED)
 
 @workflow.defn
 class PydanticAgent(PydanticAIWorkflow):
-    """One agent, one question."""
+    """Workflow that asks an agent a question."""
 
     __pydantic_ai_agents__ = (bench,)
 
@@ -94,14 +94,14 @@ class PydanticAgent(PydanticAIWorkflow):
     async def run(
         self, prompt: str | None, messages: list[ModelMessage] | None = None, usage: RunUsage | None = None
     ) -> str:
-        """Ask the agent, or go on from what was said."""
+        """Ask the agent, or continue from the messages so far."""
         ended = await bench.run(prompt, message_history=messages, usage=usage, usage_limits=UNLIMITED)
         return ended.output
 
 
 @workflow.defn
 class PydanticStream(PydanticAIWorkflow):
-    """The same, its events published while they come."""
+    """Workflow that asks an agent a question, and publishes its events."""
 
     __pydantic_ai_agents__ = (streaming,)
 

@@ -1,4 +1,4 @@
-"""The Strands plugin's processes."""
+"""Processes of the Strands plugin's subject."""
 
 from proofs.benchmarks.kit import main
 

@@ -23,37 +23,37 @@ from . import workflow as agent
 
 
 class Fake(Model):
-    """A model without latency."""
+    """Model without latency."""
 
     def update_config(self, **model_config: Any) -> None:
-        """There is none."""
+        """Do nothing: the fake has no settings."""
 
     def get_config(self) -> dict[str, Any]:
-        """There is none."""
+        """Do nothing: the fake has no settings."""
         return {}
 
     def structured_output(self, *args: Any, **kwargs: Any) -> Any:
-        """Not asked for."""
+        """Raise: the jobs need no structured output."""
         raise NotImplementedError
 
     async def stream(self, messages: Messages, *args: Any, **kwargs: Any) -> AsyncIterator[StreamEvent]:
-        """Ask for the next step, or answer."""
+        """Ask for the tool calls of the next step, or answer."""
         job = Job.of(messages[0]["content"][0]["text"])
         done = step_of(_newest_result(messages))
-        said = ask(job, done)
+        answer = ask(job, done)
         yield {"messageStart": {"role": "assistant"}}
-        for n, call in enumerate(said.calls, 1):
+        for n, call in enumerate(answer.calls, 1):
             yield {
                 "contentBlockStart": {"start": {"toolUse": {"toolUseId": f"c{done + 1}-{n}", "name": TOOL}}}
             }
             yield {"contentBlockDelta": {"delta": {"toolUse": {"input": json.dumps(call)}}}}
             yield {"contentBlockStop": {}}
-        if not said.calls:
+        if not answer.calls:
             yield {"contentBlockStart": {"start": {}}}
-            async for word in _words(job, said.text):
+            async for word in _words(job, answer.text):
                 yield {"contentBlockDelta": {"delta": {"text": word}}}
             yield {"contentBlockStop": {}}
-        yield {"messageStop": {"stopReason": "tool_use" if said.calls else "end_turn"}}
+        yield {"messageStop": {"stopReason": "tool_use" if answer.calls else "end_turn"}}
         yield {
             "metadata": {
                 "usage": {"inputTokens": 1000, "outputTokens": 20, "totalTokens": 1020},
@@ -91,7 +91,7 @@ class Strands:
 
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
-        """A worker at its defaults."""
+        """Run a worker with its default settings."""
         client = await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": Fake})])
         async with Worker(
             client,
@@ -103,25 +103,25 @@ class Strands:
             yield
 
     async def connect(self, where: Where) -> Any:
-        """A client."""
+        """Connect a client."""
         self.queue = where.queue
         return await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": Fake})])
 
     async def run(self, client: Client, job: Job) -> str:
-        """Start, and wait."""
-        await self.started(client, job)
+        """Start a run, and wait for its answer."""
+        await self.start(client, job)
         return await self.finish(client, job)
 
-    async def started(self, client: Client, job: Job) -> None:
-        """Start only."""
+    async def start(self, client: Client, job: Job) -> None:
+        """Start a run."""
         await client.start_workflow(agent.StrandsWorkflow.run, job.prompt, id=job.id, task_queue=self.queue)
 
     async def finish(self, client: Client, job: Job) -> str:
-        """Wait for the end."""
+        """Wait for the answer of a run."""
         return str(await client.get_workflow_handle(job.id).result())
 
     async def watch(self, client: Client, job: Job) -> AsyncIterator[str]:
-        """The text, as one subscriber of the workflow's stream sees it."""
+        """Yield the text as a subscriber of the workflow's stream sees it."""
         await _exists(client, job.id)
         stream = WorkflowStreamClient.create(client, job.id)
         async for item in stream.subscribe(
