@@ -31,12 +31,10 @@ Longer than the timeout of a workflow task, ten seconds. The SDK can lose a work
 run that is queried at that moment. The server gives the task out again after its timeout, and then the
 query is answered.
 """
+# Seconds after which a query is repeated. A worker with the run in its cache answers in a few milliseconds.
 _QUERY_AGAIN_AFTER: Final = (0.25, 1.0, 4.0)
-"""Seconds after which a query is repeated. A worker that has the run in its cache answers in a few
-milliseconds.
-"""
+# Seconds after which a lost update is sent again.
 _UPDATE_AGAIN_AFTER: Final = (0.03, 0.1, 0.3, 1.0)
-"""Seconds after which a lost update is sent again."""
 
 
 class RunCalls:
@@ -96,6 +94,7 @@ class RunCalls:
                 if not is_lost_update(error):
                     raise refusal_error(error) from None
             except WorkflowUpdateRPCTimeoutOrCancelledError:
+                # The server keeps an update that it has admitted. Only an id makes a second one harmless.
                 raise NotReachable(
                     f"{self.no_answer_message()}. The request was delivered and takes effect once a worker "
                     "runs. Send it again only under the same id"

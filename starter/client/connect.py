@@ -107,6 +107,7 @@ class Client:
                 plain,
                 id=run_id,
                 task_queue=self.task_queue,
+                # Of two concurrent starts with one id, the server refuses one, which then finds the run.
                 id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
                 if rerun

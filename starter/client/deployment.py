@@ -37,12 +37,12 @@ _T = TypeVar("_T")
 
 BuildStatus = Literal["current", "ramping", "draining", "drained", "inactive"]
 
+# Build id of workers without a version.
 _UNVERSIONED: Final = ""
-"""Build id of workers without a version."""
+# Seconds until a worker that has just started polls all its task queues.
 _READY_WITHIN: Final = 2.0
-"""Seconds until a worker that has just started polls all its task queues."""
+# Seconds for a change of routing to reach all partitions of all task queues; it takes some 100 ms.
 _PROPAGATED_WITHIN: Final = 10.0
-"""Seconds for a change of routing to reach all partitions of all task queues; it takes some 100 ms."""
 _PROPAGATING: Final = RoutingConfigUpdateState.ROUTING_CONFIG_UPDATE_STATE_IN_PROGRESS
 _DRAINAGE: Final[dict[int, BuildStatus]] = {
     VersionDrainageStatus.VERSION_DRAINAGE_STATUS_DRAINING: "draining",

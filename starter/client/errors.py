@@ -22,12 +22,12 @@ from perdure.errors import (
 from perdure.wire.names import LOST_UPDATE, SESSION_OVER
 from perdure.wire.results import RunResult
 
+# Texts of the server for a run that has ended, or ended under the call.
 _ENDED: Final = ("already completed", "aborted by closing workflow")
-"""Texts of the server for a run that has ended, or ended under the call."""
+# Texts of the SDK for a connection that broke under a call. Their status means nothing.
 _BROKEN: Final = ("transport error", "h2 protocol error")
-"""Texts of the SDK for a connection that broke under a call. Their status means nothing."""
+# Text for a message that is too large. It has the status of a busy server, but trying again never helps.
 _TOO_LARGE: Final = "larger than max"
-"""Text for a message that is too large. It has the status of a busy server, but trying again never helps."""
 
 
 def rpc_error(error: RPCError) -> PerdureError:

@@ -17,11 +17,11 @@ from ..watch.watched import WatchedRun
 from .steps import Step, steps_of
 
 _OPEN: Final = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
+# Status of a run by the state of its workflow; every other end is a failure.
 _ENDED_AS: Final[dict[WorkflowExecutionStatus, Status]] = {
     WorkflowExecutionStatus.COMPLETED: "completed",
     WorkflowExecutionStatus.CANCELED: "cancelled",
 }
-"""Status of a run by the state of its workflow; every other end is a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)

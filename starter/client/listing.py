@@ -24,13 +24,13 @@ from perdure.wire.results import ListedStatus
 
 from .errors import rpc_error
 
+# Ends at which the run's own code may not have set its status.
 _ENDED_BY_SERVER: Final = {
     WorkflowExecutionStatus.TERMINATED: "terminated",
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
     WorkflowExecutionStatus.FAILED: "failed",
     WorkflowExecutionStatus.CANCELED: "cancelled",
 }
-"""Ends at which the run's own code may not have set its status."""
 _SMALLEST_PAGE: Final = 100
 _LARGEST_PAGE: Final = 1000
 

@@ -18,8 +18,8 @@ from perdure.wire.names import SESSION_WORKFLOW, WAKE, WORKFLOWS
 from . import visibility
 from .errors import rpc_error
 
+# Runs moved or woken at once.
 _AT_ONCE: Final = 8
-"""Runs moved or woken at once."""
 
 Kind = Literal["run", "session"]
 

@@ -11,8 +11,8 @@ from perdure.limits import explain
 from perdure.model import digest
 from perdure.wire.requests import RunRequest, SessionRequest
 
+# Memo field. The server keeps it, so a repeated start is recognised without asking a worker.
 _REQUEST_DIGEST: Final = "perdure_request"
-"""Memo field. The server keeps it, so a repeated start is recognised without asking a worker."""
 
 _Request = TypeVar("_Request", RunRequest, SessionRequest)
 

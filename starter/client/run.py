@@ -163,6 +163,7 @@ class Run:
         messages: list[Message] = []
         while True:
             wanted = TranscriptQuery(start=start + len(messages))
+            # A page holds about 400 KB: the server limits the answer of a query.
             page = await self.calls.query(TRANSCRIPT, TranscriptPage, wanted)
             messages += page.messages
             if not page.messages or start + len(messages) >= page.length:
@@ -233,6 +234,7 @@ class Run:
             InvalidRequest: the call does not wait, is not what `digest` says, or could be several.
 
         """
+        # The digest and the run are checked by the run itself, in the order of its history.
         optional = {"arguments": arguments, "digest": digest, "run_id": run_id}
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
         decision |= {name: value for name, value in optional.items() if value is not None}
@@ -283,6 +285,7 @@ class Run:
         if model is not None:
             changes["model"] = model
         if limits is not None:
+            # Only limits that were set: defaults would replace the run's own.
             changes["limits"] = limits.model_dump(mode="json", exclude_unset=True)
         await self.calls.update(REDRIVE, changes)
 

@@ -36,17 +36,15 @@ from .calls import ANSWER_WITHIN
 from .errors import is_lost_update, refusal_error, session_ended_error
 from .run import Run
 
+# Seconds between two attempts, growing from the first to the longest.
 _FIRST_PAUSE: Final = 0.03
 _LONGEST_PAUSE: Final = 1.0
-"""Seconds between two attempts, growing from the first to the longest."""
+# Messages handed over at once. The server allows ten pending updates a run, unanswered messages included.
 _UPDATES_AT_ONCE: Final = 4
-"""Messages handed over at once. The server allows ten pending updates a run; messages in their turn count
-too.
-"""
+# Attempts to hand over a message to a session that is full, or continues as new.
 _TRIES: Final = 40
-"""Attempts to hand over a message to a session that is full, or continues as new."""
+# Times that a message is handed over again because its worker, or a continue-as-new, lost it.
 _MOST_LOST: Final = 10
-"""Times that a message is handed over again because its worker, or a continue-as-new, lost it."""
 
 _Accepted = WorkflowUpdateHandle[TurnReply]
 
@@ -130,6 +128,7 @@ class Session:
     ) -> AsyncIterator[Event]:
         """Send a message as `say` does, and yield the session's events until the turn's TurnFinished."""
         message = _message(text, id, when_busy)
+        # Read before the message is handed over: its own turn must not count as known.
         known = 0 if self._opening else (await self.status()).messages
         accepted = await self._hand_over(message)
         reply = asyncio.create_task(self._wait_for_reply(accepted, message))
@@ -246,6 +245,7 @@ class Session:
                     )
                 return await self._wait_for_reply(await self._hand_over(message), message, lost=lost + 1)
             if not await self._is_open():
+                # It may have answered just before its end.
                 reply = await self._query_reply(message["id"])
                 if reply is None or not reply.done:
                     raise RunEnded(f"session {self.id!r} ended before it answered")

@@ -44,8 +44,8 @@ from perdure.wire.results import (
     Waiting,
 )
 
+# Characters of a tool's result in its event.
 _SUMMARY: Final = 200
-"""Characters of a tool's result in its event."""
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 

@@ -139,6 +139,7 @@ class SharedPolls:
 
         """
         async with self._lock:
+            # Whoever came during the last poll needs a newer one, and shares it with all who came by then.
             if self._began <= after:
                 began = asyncio.get_running_loop().time()
                 self._last = await _Outcome.of_call(lambda: self._poll(began))

@@ -26,17 +26,15 @@ from .watched import WatchedRun
 
 _T = TypeVar("_T")
 
+# Interval between polls of a run that waits for a person.
 _IDLE_INTERVAL: Final = timedelta(seconds=1)
-"""Interval between polls of a run that waits for a person."""
 _IDLE: Final = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+# Runs of a tree that are polled at the full rate, and workers' answers awaited at once.
 _AT_ONCE: Final = 8
-"""Runs of a tree that are polled at the full rate, and workers' answers awaited at once."""
+# Seconds for a worker to answer; the next poll asks again.
 _ANSWER_WITHIN: Final = 2.0
-"""Seconds for a worker to answer; the next poll asks again."""
+# Seconds for a worker to answer about a run that has ended. No poll follows that could ask again.
 _LAST_ANSWER_WITHIN: Final = 10.0
-"""Seconds for a worker to answer about a run that has ended. No other poll follows: what it would say is
-missed.
-"""
 
 
 @dataclass
@@ -166,6 +164,7 @@ async def _query(
 ) -> _Answer | None:
     """Return a worker's answer, with the messages from `start` on, or None if no worker answers."""
     try:
+        # A query that hangs must not hold back what the server itself knows: partial text, and the end.
         async with group.queries:
             within = group.answer_within(poll)
 

@@ -27,10 +27,8 @@ from .children import original_start
 from .run import WatchGroup, watch
 from .watched import WatchedRun
 
+# Seconds for the last events of a run that has ended: its worker may have to answer for other runs first.
 _LAST_EVENTS_WITHIN: Final = 30.0
-"""Seconds for the last events of a run that has ended: a worker's time to answer, and to answer others
-before.
-"""
 
 _Events = asyncio.Queue[TreeEvent | None]
 
@@ -85,6 +83,7 @@ class _Tree:
             async for event in watch(run, after_message=after_message, group=self.group):
                 match event:
                     case NodeStarted():
+                        # First the start, then the child's own events.
                         self._put(run, path, event)
                         self._watch_child(run, path, event, children)
                         continue
