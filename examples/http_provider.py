@@ -41,7 +41,8 @@ STOPS: dict[str, ModelStop] = {"stop": "end_turn", "tool_calls": "tool_calls", "
 
 class HttpModel:
     def __init__(self, base_url: str = "http://localhost:11434") -> None:
-        self._client = httpx2.AsyncClient(base_url=base_url)
+        self._base_url = base_url
+        self._client = httpx2.AsyncClient()
 
     def check(self, config: ModelConfig) -> None:
         read_options(ProviderOptions, config)
@@ -49,14 +50,16 @@ class HttpModel:
             reject_setting(config, "effort", "leave it out")
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        body = build_body(request)
+        options = read_options(ProviderOptions, request.config)
+        url = f"{options.base_url or self._base_url}/api/chat"
+        body = build_body(request) | options.extra_body
         draft = ReplyDraft(request, digest(body))
         deadline = CallDeadline(request.config)
         timeout = httpx2.Timeout(5.0, read=request.config.longest_silence)
         try:
-            async with self._client.stream("POST", "/api/chat", json=body, timeout=timeout) as answer:
+            async with self._client.stream("POST", url, json=body, timeout=timeout) as answer:
                 if answer.status_code != 200:
-                    raise read_refusal(answer, (await answer.aread()).decode(), draft)
+                    raise await read_refusal(answer, draft)
                 draft.open(answer.headers.get("x-request-id"))
                 lines = answer.aiter_lines()
                 while (line := await deadline.wait_for(anext(lines, None))) is not None:
@@ -120,9 +123,10 @@ def fold_line(line: dict[str, Any], draft: ReplyDraft) -> Iterator[ModelEvent]:
         draft.count(usage, final=True)
 
 
-def read_refusal(answer: httpx2.Response, text: str, draft: ReplyDraft) -> ModelError:
-    kind = "context_overflow" if is_context_overflow(text) else kind_of_status(answer.status_code)
-    return draft.error(kind, f"{answer.status_code}: {text}", parse_retry_after(answer.headers))
+async def read_refusal(answer: httpx2.Response, draft: ReplyDraft) -> ModelError:
+    await answer.aread()
+    kind = "context_overflow" if is_context_overflow(answer.text) else kind_of_status(answer.status_code)
+    return draft.error(kind, f"{answer.status_code}: {answer.text}", parse_retry_after(answer.headers))
 
 
 models = {"own": HttpModel()}

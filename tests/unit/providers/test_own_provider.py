@@ -135,6 +135,16 @@ async def test_refusal_has_its_kind(server: Stub, model: Any, status: int, words
     assert words in str(error)
 
 
+async def test_options_are_honoured(server: Stub) -> None:
+    server.script(_answer(_line(done=True)))
+    options: dict[str, Any] = {"base_url": server.url, "extra_body": {"keep_alive": "5m"}}
+    config = ModelConfig(name="own:m", options=options)
+    own = _load().HttpModel("http://127.0.0.1:1")
+    await _ask(own, _request(config=config))
+    assert server.requests[0].body["keep_alive"] == "5m"
+    await own._client.aclose()
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
@@ -173,7 +183,7 @@ async def test_closing_the_stream_closes_the_connection(server: Stub, model: Any
 
 
 def test_unknown_settings_are_refused(model: Any) -> None:
-    model.check(ModelConfig(name="own:m"))
+    model.check(ModelConfig(name="own:m", options={"base_url": "http://localhost"}))
     with pytest.raises(DefinitionError, match="effort"):
         model.check(ModelConfig(name="own:m", effort="low"))
     with pytest.raises(DefinitionError, match="'wings'"):
