@@ -1,4 +1,4 @@
-"""Connection to Temporal, which starters and workers share, and what a server says of a task queue.
+"""Connection to Temporal, which starters and workers share, and the description of a task queue.
 
 Starters and workers must read what the other side writes, so both use one data converter; and both find
 the server by the same settings. This is the only module of the workers that starters may import.
