@@ -1,10 +1,11 @@
-"""The functions of a graph, as a run may call them: from the worker, and under the sandbox.
+"""Functions of a graph, bound to the workflow sandbox.
 
-A graph's conditions and input builders are the user's code and run in the workflow. The worker
-hands them over as they are; here each is bound anew to what the sandbox gives in place of the
-modules it uses, so that a clock, a random number or a file in it is an error at once, and not a
-history that cannot be replayed. The user's module itself is not imported again: what it does when
-imported, it does once, in the worker.
+A graph's conditions and input builders are the user's code and run in the workflow. The worker hands them
+over as they are. Here each is bound again, to the modules that the sandbox gives. So a clock, a random number
+or a file in it is an error at once, and not a history that cannot be replayed.
+
+The user's module is not imported again in the sandbox: what its import does, it does once, in the worker.
+Binding copies functions instead, with their globals, defaults and closures replaced.
 """
 
 import builtins
@@ -21,27 +22,30 @@ from perdure.graph import GraphCode
 from perdure.wire.names import GRAPH_CODE
 from perdure.wire.spec import GraphSpec
 
-_NAMES: Final = frozenset(sys.stdlib_module_names)
+_STANDARD_LIBRARY: Final = frozenset(sys.stdlib_module_names)
 
 
 def code_of(spec: GraphSpec) -> GraphCode:
-    """The functions of that graph; none of one that this worker does not serve."""
-    found = cast("Callable[[str], GraphCode | None] | None", workflow.extern_functions().get(GRAPH_CODE))
-    code = found(spec.name) if found else None
+    """Return the graph's bound functions; none for a graph that this worker does not serve."""
+    lookup = cast("Callable[[str], GraphCode | None] | None", workflow.extern_functions().get(GRAPH_CODE))
+    code = lookup(spec.name) if lookup else None
     if code is None:
         return GraphCode()
-    return GraphCode(conditions=_all_bound(code.conditions), inputs=_all_bound(code.inputs))
+    return GraphCode(conditions=_bind_functions(code.conditions), inputs=_bind_functions(code.inputs))
 
 
-def _all_bound(functions: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    known: dict[int, Any] = {}
-    return {place: _bound_or_failing(function, known) for place, function in functions.items()}
+def _bind_functions(functions: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    bound: dict[int, Any] = {}
+    return {key: _bind_or_fail_later(function, bound) for key, function in functions.items()}
 
 
-def _bound_or_failing(function: Callable[..., Any], known: dict[int, Any]) -> Callable[..., Any]:
-    """A function that cannot be bound fails when it is called, with the reason, and not the whole run."""
+def _bind_or_fail_later(function: Callable[..., Any], bound: dict[int, Any]) -> Callable[..., Any]:
+    """Return the bound function; if it cannot be bound, one that raises the reason when it is called.
+
+    So the graph fails with a message where the function is used, and the workflow task does not.
+    """
     try:
-        bound: Callable[..., Any] = _bound(function, known)
+        result: Callable[..., Any] = _bind(function, bound)
     except Exception as error:
         problem = f"it cannot be run in a workflow: {type(error).__name__}: {error}"
 
@@ -49,66 +53,71 @@ def _bound_or_failing(function: Callable[..., Any], known: dict[int, Any]) -> Ca
             raise RuntimeError(problem)
 
         return fail
-    return bound
+    return result
 
 
-def _bound(value: Any, known: dict[int, Any]) -> Any:
-    """What the sandbox has in the place of a value that a function uses, or the value itself.
+def _bind(value: Any, bound: dict[int, Any]) -> Any:
+    """Return the sandbox's counterpart of a value that a function uses, or the value itself.
 
-    Followed are modules and what was taken from the standard library, functions with their globals,
-    defaults and closures, partials, bound methods and objects that can be called. Methods of
-    classes are not looked into.
+    Bound are modules and objects of the standard library, functions with their globals, defaults and
+    closures, partials, methods and callable objects. Methods within classes are not. `bound` holds the
+    functions bound so far, by id.
     """
     match value:
         case types.ModuleType():
-            return _module(value, known)
+            return _bind_module(value, bound)
         case types.FunctionType():
-            return _function(value, known)
+            return _bind_function(value, bound)
         case functools.partial():
-            arguments = [_bound(one, known) for one in value.args]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            return functools.partial(_bound(value.func, known), *arguments, **value.keywords)  # pyright: ignore[reportUnknownMemberType]
+            arguments = [_bind(argument, bound) for argument in value.args]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            return functools.partial(_bind(value.func, bound), *arguments, **value.keywords)  # pyright: ignore[reportUnknownMemberType]
         case types.MethodType():
-            return _method(value, known)
+            return _bind_method(value, bound)
         case types.BuiltinFunctionType():
-            return _of_library(type(value.__self__).__module__, value.__name__, value) or value
+            return _from_library(type(value.__self__).__module__, value.__name__, value) or value
         case type():
-            return _of_library(value.__module__, value.__qualname__, value) or value  # pyright: ignore[reportUnknownArgumentType]
+            return _from_library(value.__module__, value.__qualname__, value) or value  # pyright: ignore[reportUnknownArgumentType]
         case _:
-            return _object(value, known)
+            return _bind_object(value, bound)
 
 
-def _object(value: Any, known: dict[int, Any]) -> Any:
-    """An object of the user's that can be called, its own function bound."""
+def _bind_object(value: Any, bound: dict[int, Any]) -> Any:
+    """Return the bound `__call__` of the user's callable object; any other object as it is."""
     call: Any = vars(type(value)).get("__call__")  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(call, types.FunctionType) and not _is_foreign(call):
-        return types.MethodType(_function(call, known), value)
+        return types.MethodType(_bind_function(call, bound), value)
     return value
 
 
 class _Module:
-    """A module of the user's, as its functions see it when they are bound."""
+    """Proxy of the user's module that binds each attribute when it is read."""
 
-    def __init__(self, module: types.ModuleType, known: dict[int, Any]) -> None:
+    def __init__(self, module: types.ModuleType, bound: dict[int, Any]) -> None:
         self._module = module
-        self._known = known
+        self._bound = bound
 
     def __getattr__(self, name: str) -> Any:
-        return _bound(getattr(self._module, name), self._known)
+        return _bind(getattr(self._module, name), self._bound)
 
 
-def _module(module: types.ModuleType, known: dict[int, Any]) -> Any:
-    """The sandbox's in place of one of the standard library; the user's own is looked through."""
-    if module.__name__.partition(".")[0] in _NAMES:
+def _bind_module(module: types.ModuleType, bound: dict[int, Any]) -> Any:
+    """Return the sandbox's module of the standard library, a proxy of the user's, or a library's as it is."""
+    if module.__name__.partition(".")[0] in _STANDARD_LIBRARY:
+        # By __import__, because that is the function that the sandbox replaces.
         return __import__(module.__name__, fromlist=["_"])
-    place = getattr(module, "__file__", None) or ""
-    foreign = "site-packages" in place or not place or module.__name__.partition(".")[0] == "perdure"
-    return module if foreign else _Module(module, known)
+    path = getattr(module, "__file__", None) or ""
+    is_foreign = "site-packages" in path or not path or module.__name__.partition(".")[0] == "perdure"
+    return module if is_foreign else _Module(module, bound)
 
 
-def _of_library(home: str | None, name: str, value: Any) -> Any:
-    """The same thing of the standard library, as the sandbox gives it."""
+def _from_library(home: str | None, name: str, value: Any) -> Any:
+    """Return the object of this name in the sandbox's standard library, or None."""
     for module in (getattr(value, "__module__", None), home):
-        if not isinstance(module, str) or module.partition(".")[0] not in _NAMES or not name.isidentifier():
+        if (
+            not isinstance(module, str)
+            or module.partition(".")[0] not in _STANDARD_LIBRARY
+            or not name.isidentifier()
+        ):
             continue
         found = getattr(__import__(module, fromlist=["_"]), name, None)
         if found is not None:
@@ -117,44 +126,48 @@ def _of_library(home: str | None, name: str, value: Any) -> Any:
 
 
 def _is_foreign(function: types.FunctionType) -> bool:
-    """Whether it is a library's, or ours: only the user's own code decides here."""
+    """Check whether the function is of a library or ours: only the user's own code is bound."""
     library = "site-packages" in function.__code__.co_filename
-    return library or str(function.__module__).partition(".")[0] in ("perdure", *_NAMES)
+    return library or str(function.__module__).partition(".")[0] in ("perdure", *_STANDARD_LIBRARY)
 
 
-def _function(function: types.FunctionType, known: dict[int, Any]) -> Any:
-    if id(function) in known:
-        return known[id(function)]
+def _bind_function(function: types.FunctionType, bound: dict[int, Any]) -> Any:
+    """Return a copy of the user's function with everything it uses bound."""
+    if id(function) in bound:
+        return bound[id(function)]
     if _is_foreign(function):
-        return _of_library(function.__module__, function.__qualname__, function) or function
+        return _from_library(function.__module__, function.__qualname__, function) or function
     names: dict[str, Any] = {"__builtins__": builtins, "__name__": function.__module__}
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
-    made = types.FunctionType(function.__code__, names, function.__name__, None, cells)
-    known[id(function)] = made  # before what it uses: it may use itself
-    for cell, kept in zip(cells, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # a name that was never given a value
-            cell.cell_contents = _bound(kept.cell_contents, known)
-    made.__defaults__ = _all(function.__defaults__, known)
+    copy = types.FunctionType(function.__code__, names, function.__name__, None, cells)
+    # Entered before the values it uses are bound, because a function may use itself.
+    bound[id(function)] = copy
+    for cell, original in zip(cells, function.__closure__ or (), strict=True):
+        # An empty cell raises: its variable has no value yet.
+        with contextlib.suppress(ValueError):
+            cell.cell_contents = _bind(original.cell_contents, bound)
+    copy.__defaults__ = _bind_values(function.__defaults__, bound)
     defaults = function.__kwdefaults__
-    made.__kwdefaults__ = {name: _bound(value, known) for name, value in (defaults or {}).items()}
+    copy.__kwdefaults__ = {name: _bind(value, bound) for name, value in (defaults or {}).items()}
     for name in _names_in(function.__code__):
         if name in function.__globals__:
-            names[name] = _bound(function.__globals__[name], known)
-    return made
+            names[name] = _bind(function.__globals__[name], bound)
+    return copy
 
 
-def _all(values: tuple[Any, ...] | None, known: dict[int, Any]) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(_bound(value, known) for value in values)
+def _bind_values(values: tuple[Any, ...] | None, bound: dict[int, Any]) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(_bind(value, bound) for value in values)
 
 
-def _method(method: types.MethodType, known: dict[int, Any]) -> Any:
-    """A method of the user's object, its function bound; of a library's, such as random.choice, theirs."""
-    library = _of_library(type(method.__self__).__module__, method.__name__, method)
+def _bind_method(method: types.MethodType, bound: dict[int, Any]) -> Any:
+    """Return the user's method with its function bound; a library's, such as random.choice, from there."""
+    library = _from_library(type(method.__self__).__module__, method.__name__, method)
     if library is not None:
         return library
-    return types.MethodType(_bound(method.__func__, known), method.__self__)
+    return types.MethodType(_bind(method.__func__, bound), method.__self__)
 
 
 def _names_in(code: types.CodeType) -> list[str]:
+    """Return the global names that the code uses, those of its inner functions included."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return list(dict.fromkeys([*code.co_names, *(name for one in inner for name in _names_in(one))]))
+    return list(dict.fromkeys([*code.co_names, *(name for child in inner for name in _names_in(child))]))

@@ -1,4 +1,7 @@
-"""Arithmetic of amounts. None is no bound: nothing is taken from it, and nothing makes it more."""
+"""Arithmetic of amounts, field by field. Pure.
+
+None is "no bound": it stays None whatever is added or taken away.
+"""
 
 from typing import Final
 
@@ -20,13 +23,13 @@ NOTHING: Final = Amount(cost_microusd=0, input_tokens=0, output_tokens=0, total_
 
 
 def of(amount: Amount, field: str) -> int | None:
-    """One field of the amount."""
+    """Return the amount's value of that field; None where it has no bound."""
     value: int | None = getattr(amount, field)
     return value
 
 
 def bounds_of(limits: Limits) -> Amount:
-    """What the limits allow in all."""
+    """Return the most that the limits allow in all."""
     return Amount(
         cost_microusd=limits.cost_microusd,
         input_tokens=limits.input_tokens,
@@ -37,7 +40,7 @@ def bounds_of(limits: Limits) -> Amount:
 
 
 def spent_of(usage: Usage, cost_microusd: int, tool_calls: int) -> Amount:
-    """What was used up, as an amount without None."""
+    """Return the usage as an amount, in which every field has a value."""
     return Amount(
         cost_microusd=cost_microusd,
         input_tokens=usage.all_input_tokens,
@@ -48,66 +51,69 @@ def spent_of(usage: Usage, cost_microusd: int, tool_calls: int) -> Amount:
 
 
 def minus(amount: Amount, *taken: Amount) -> Amount:
-    """What is left; never less than nothing."""
+    """Return the rest of the amount, never below zero."""
+    # Below zero happens: a model call may cost more than its reservation.
     values = {
-        name: max(there - sum(of(one, name) or 0 for one in taken), 0)
+        name: max(bound - sum(of(part, name) or 0 for part in taken), 0)
         for name in FIELDS
-        if (there := of(amount, name)) is not None
+        if (bound := of(amount, name)) is not None
     }
     return Amount(**values)
 
 
 def plus(amount: Amount, *added: Amount) -> Amount:
-    """The sum; what has no bound keeps none."""
+    """Return the sum; a field without a bound in the first amount stays without."""
     values = {
-        name: there + sum(of(one, name) or 0 for one in added)
+        name: bound + sum(of(part, name) or 0 for part in added)
         for name in FIELDS
-        if (there := of(amount, name)) is not None
+        if (bound := of(amount, name)) is not None
     }
     return Amount(**values)
 
 
-def least(one: Amount, other: Amount) -> Amount:
-    """The smaller of the two, field by field."""
-    values = {name: _smaller(of(one, name), of(other, name)) for name in FIELDS}
+def least(first: Amount, second: Amount) -> Amount:
+    """Return the smaller value of each field, where None is larger than any value."""
+    values = {name: _smaller(of(first, name), of(second, name)) for name in FIELDS}
     return Amount(**values)
 
 
-def missing(wanted: Amount, there: Amount) -> Amount | None:
-    """How much more than what is there is wanted; None when it suffices."""
+def missing(wanted: Amount, available: Amount) -> Amount | None:
+    """Return how much `available` falls short of `wanted`, or None when it suffices."""
     short = {
         name: want - have
         for name in FIELDS
-        if (want := of(wanted, name)) is not None and (have := of(there, name)) is not None and want > have
+        if (want := of(wanted, name)) is not None
+        and (have := of(available, name)) is not None
+        and want > have
     }
     return Amount(**short) if short else None
 
 
 def share(amount: Amount, parts: int) -> Amount:
-    """One of so many equal parts."""
-    values = {name: there // max(parts, 1) for name in FIELDS if (there := of(amount, name)) is not None}
+    """Return one of `parts` equal parts, rounded down."""
+    values = {name: bound // max(parts, 1) for name in FIELDS if (bound := of(amount, name)) is not None}
     return Amount(**values)
 
 
-def between(low: Amount, wish: Amount, high: Amount) -> Amount:
-    """The wish, but no more than `high`, and no less than `low`; only what is wished for."""
+def between(low: Amount, preferred: Amount, high: Amount) -> Amount:
+    """Return the preferred amount, at most `high` and at least `low`; only fields that it bounds."""
     values = {
         name: max(of(low, name) or 0, _smaller(want, of(high, name)) or 0)
         for name in FIELDS
-        if (want := of(wish, name)) is not None
+        if (want := of(preferred, name)) is not None
     }
     return Amount(**values)
 
 
 def is_bounded(amount: Amount) -> bool:
-    """Whether anything of it has a bound."""
+    """Check whether any field has a bound."""
     return any(of(amount, name) is not None for name in FIELDS)
 
 
 def is_something(amount: Amount) -> bool:
-    """Whether any field of it is more than nothing."""
+    """Check whether any field is more than zero."""
     return any((of(amount, name) or 0) > 0 for name in FIELDS)
 
 
-def _smaller(one: int | None, other: int | None) -> int | None:
-    return min((bound for bound in (one, other) if bound is not None), default=None)
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return min((bound for bound in (first, second) if bound is not None), default=None)

@@ -18,7 +18,18 @@ from perdure.texts import describe_error, fix_surrogates, mask_secrets, truncate
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
 
-from .joins import Arrival, Exchange, GraphPlan, Visit, arrived, has_cycle, held, outgoing, unmet, visited
+from .joins import (
+    Arrival,
+    Exchange,
+    GraphPlan,
+    Visit,
+    add_arrival,
+    arrivals_at,
+    has_cycle,
+    outgoing,
+    record_visit,
+    unmet,
+)
 from .scheduler import Over, Start
 
 __all__ = [
@@ -75,7 +86,7 @@ def started(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
             node=start.node, number=start.visit, prompt=start.prompt, inputs=dict(start.inputs)
         )
         plan = replace(
-            visited(plan, visit) if again is None else plan,
+            record_visit(plan, visit) if again is None else plan,
             retries=tuple(waiting for waiting in plan.retries if waiting != again),
             running=(*plan.running, visit),
             executions=plan.executions + 1,
@@ -149,7 +160,7 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
 
 
 def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
-    node, there = spec.node(name), held(plan, spec, name)
+    node, there = spec.node(name), arrivals_at(plan, spec, name)
     prompt = _default_prompt(plan.task, there) if node.input is None else _built(plan, code, node)
     if isinstance(prompt, Failure):
         return prompt
@@ -267,7 +278,7 @@ def _led_on(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResul
         if isinstance(taken, Failure):
             return replace(plan, end=Over(stop_reason="error", failure=taken))
         if taken:
-            plan = arrived(plan, spec, edge, result.output)
+            plan = add_arrival(plan, spec, edge, result.output)
     return plan
 
 

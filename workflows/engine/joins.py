@@ -1,17 +1,18 @@
-"""What a graph's run knows, and when a node has been brought enough to start.
+"""Plan of a graph's run, and its joins: when a node has enough arrivals to start. Pure.
 
 Theory of operation
-1. A visit is one run of a node, its retries included. A node never overlaps itself.
-2. A visit knows its ancestry: of every node it came from, through any path, the newest visit; and
-   itself. What it brings to a node along an edge, an arrival, bears that ancestry.
-3. An edge holds one arrival; a newer one takes its place. A visit takes all that its node holds.
-4. An arrival counts at a node that has not run; else when it comes from the node's own latest visit,
-   or shares an ancestor with it and has the newer one. What does not count is late: it belongs to a
-   round that the node has had already. So without a cycle nothing runs twice, and a vote that nobody
-   waited for is not a vote of the next round.
-5. An entry's first visit is the beginning: it waits for nothing and takes nothing.
-6. Everything needed to go on, beside the spec and the code, is in the plan. Order comes from
-   the spec's tuples and from the order of ends, never from a hash.
+1. A visit is a run of a node, its retries included. A node never overlaps itself.
+2. A visit has an ancestry: the newest visit of each node that led to it, through any path, and itself.
+   Its output travels along an edge as an arrival, with that ancestry.
+3. An edge holds a single arrival; a newer one replaces it. A visit consumes all arrivals of its node.
+4. An arrival at a node that has not run counts. At any other node it counts if it descends from the
+   node's latest visit, or if both have an ancestor in common and the arrival has the newer visit of it.
+   An arrival that does not count is late: it belongs to a round that the node has had already. So no
+   node of a graph without cycles runs twice, and a vote that nobody waited for is no vote of the next
+   round.
+5. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
+6. The plan holds everything needed to go on, beside the spec and the code. Order comes from the spec's
+   tuples and from the order in which nodes end, never from a hash: replay must repeat it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ Ancestry = dict[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """What a visit brought along an edge."""
+    """Output of a visit that travelled along an edge."""
 
     output: Any
     ancestry: Ancestry
@@ -38,7 +39,7 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """A run of a node: `attempt` counts its retries."""
+    """Run of a node: `attempt` counts its retries."""
 
     node: str
     number: int
@@ -48,13 +49,13 @@ class Visit:
 
     @property
     def key(self) -> str:
-        """Unique in the run."""
+        """Key of this attempt, unique in the run: "node-2", or "node-2.1" for its first retry."""
         return f"{self.node}-{self.number}" + (f".{self.attempt}" if self.attempt else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What an agent was asked in an earlier visit, and what it answered."""
+    """Prompt and answer of an agent's earlier visit."""
 
     prompt: str | list[Part]
     answer: str
@@ -62,48 +63,48 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphPlan:
-    """Everything a graph's run knows. See the rules above."""
+    """State of a graph's run: see rule 6 above."""
 
     task: str | list[Part]
     visits: dict[str, int]
-    """Of every node, how often it was started, retries not counted."""
+    """Number of visits of each node, retries not counted."""
     ready: tuple[str, ...] = ()
-    """Nodes whose join is met, in the order in which that came about."""
+    """Nodes whose join is met, in the order in which it was met."""
     retries: tuple[Visit, ...] = ()
-    """Visits to be tried again; they go before what is ready."""
+    """Visits to retry; they start before the ready nodes."""
     running: tuple[Visit, ...] = ()
     arrivals: dict[str, dict[str, Arrival]] = field(default_factory=dict[str, dict[str, Arrival]])
-    """What each node holds and has not started with: by node, by source."""
+    """Arrivals that no visit has consumed yet, by node and source."""
     ancestry: dict[str, Ancestry] = field(default_factory=dict[str, Ancestry])
-    """Of each node's latest visit."""
+    """Ancestry of each node's latest visit."""
     results: dict[str, NodeResult] = field(default_factory=dict[str, NodeResult])
-    """Of each node's latest finished visit."""
+    """Result of each node's latest finished visit."""
     outputs: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What nodes that lead nowhere gave last."""
+    """Latest output of each node without outgoing edges."""
     latest: Any = None
-    """What the node that finished last gave."""
+    """Output of the node that finished last."""
     memory: dict[str, tuple[Exchange, ...]] = field(default_factory=dict[str, tuple[Exchange, ...]])
-    """Of agents that remember earlier visits."""
+    """Earlier visits of the agents that remember them."""
     late: dict[str, int] = field(default_factory=dict[str, int])
-    """Of each node, arrivals that did not count."""
+    """Number of late arrivals of each node."""
     executions: int = 0
-    """Runs started, retries included."""
+    """Number of runs started, retries included."""
     end: Over | None = None
-    """Set when it failed; its output and what becomes of those that run are not decided yet."""
+    """End of a failed graph, still without its output and without a decision on running siblings."""
 
 
 def incoming(spec: GraphSpec, name: str) -> list[EdgeSpec]:
-    """The edges that lead to the node, in the order of the spec."""
+    """Return the edges that lead to the node, in the order of the spec."""
     return [edge for edge in spec.edges if edge.target == name]
 
 
 def outgoing(spec: GraphSpec, name: str) -> list[EdgeSpec]:
-    """The edges that lead from the node, in the order of the spec."""
+    """Return the edges that lead from the node, in the order of the spec."""
     return [edge for edge in spec.edges if edge.source == name]
 
 
 def has_cycle(spec: GraphSpec) -> bool:
-    """Whether any node may be visited twice."""
+    """Check whether any node may be visited twice."""
     sorter = TopologicalSorter[str]()
     for edge in spec.edges:
         sorter.add(edge.target, edge.source)
@@ -114,22 +115,24 @@ def has_cycle(spec: GraphSpec) -> bool:
     return False
 
 
-def arrived(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphPlan:
-    """The plan after the latest visit of the edge's source brought its output along it."""
+def add_arrival(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphPlan:
+    """Return the plan after the output of the source's latest visit travelled along the edge."""
     target, ancestry = edge.target, plan.ancestry[edge.source]
     if not _counts(plan, spec, target, ancestry):
         return replace(plan, late={**plan.late, target: plan.late.get(target, 0) + 1})
-    there = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
-    plan = replace(plan, arrivals={**plan.arrivals, target: there})
+    arrivals = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
+    plan = replace(plan, arrivals={**plan.arrivals, target: arrivals})
     needed = deliveries_needed(spec.node(target).join, len(incoming(spec, target)))
-    if target in plan.ready or len(there) < needed:
+    if target in plan.ready or len(arrivals) < needed:
         return plan
     return replace(plan, ready=(*plan.ready, target))
 
 
 def _counts(plan: GraphPlan, spec: GraphSpec, target: str, ancestry: Ancestry) -> bool:
+    """Check whether an arrival with this ancestry counts at the target: rule 4 above."""
     visits = plan.visits[target]
     if visits == 0:
+        # An entry that has not started yet will: its first visit waits for no arrival.
         return target not in spec.entries
     if ancestry.get(target, 0) == visits:
         return True
@@ -137,14 +140,14 @@ def _counts(plan: GraphPlan, spec: GraphSpec, target: str, ancestry: Ancestry) -
     return any(visit > last[name] for name, visit in ancestry.items() if name in last)
 
 
-def held(plan: GraphPlan, spec: GraphSpec, name: str) -> dict[str, Arrival]:
-    """What the node would start with, in the order of its edges."""
-    there = plan.arrivals.get(name, {})
-    return {edge.source: there[edge.source] for edge in incoming(spec, name) if edge.source in there}
+def arrivals_at(plan: GraphPlan, spec: GraphSpec, name: str) -> dict[str, Arrival]:
+    """Return the arrivals that the node's next visit would consume, in the order of its edges."""
+    arrivals = plan.arrivals.get(name, {})
+    return {edge.source: arrivals[edge.source] for edge in incoming(spec, name) if edge.source in arrivals}
 
 
-def visited(plan: GraphPlan, visit: Visit) -> GraphPlan:
-    """The plan after a first attempt of the visit was started: it has taken what its node held."""
+def record_visit(plan: GraphPlan, visit: Visit) -> GraphPlan:
+    """Return the plan after the visit's first attempt started and consumed its node's arrivals."""
     arrivals = dict(plan.arrivals)
     ancestry: Ancestry = {}
     for arrival in arrivals.pop(visit.node, {}).values():
@@ -161,7 +164,7 @@ def visited(plan: GraphPlan, visit: Visit) -> GraphPlan:
 
 
 def unmet(plan: GraphPlan, spec: GraphSpec) -> dict[str, str]:
-    """The nodes that never ran, and why."""
+    """Return the nodes that never ran, each with the reason."""
     return {
         node.name: _why_unmet(plan, spec, node.name) for node in spec.nodes if plan.visits[node.name] == 0
     }
@@ -170,18 +173,18 @@ def unmet(plan: GraphPlan, spec: GraphSpec) -> dict[str, str]:
 def _why_unmet(plan: GraphPlan, spec: GraphSpec, name: str) -> str:
     if name in plan.ready:
         return "it could have run, but the graph ended first"
-    there = held(plan, spec, name)
+    arrivals = arrivals_at(plan, spec, name)
     sources = [edge.source for edge in incoming(spec, name)]
-    missing = [source for source in sources if source not in there]
-    if not there:
-        skipped = [source for source in missing if _skipped(plan, source)]
+    missing = [source for source in sources if source not in arrivals]
+    if not arrivals:
+        skipped = [source for source in missing if _was_skipped(plan, source)]
         why = f": {', '.join(skipped)} skipped" if skipped else ""
         return f"no edge to it was taken{why}"
-    nothing = ", ".join(f"{source} (skipped)" if _skipped(plan, source) else source for source in missing)
-    most = deliveries_needed(spec.node(name).join, len(sources))
-    return f"{len(there)} of {most} edges arrived: {', '.join(there)}; nothing from {nothing}"
+    nothing = ", ".join(f"{source} (skipped)" if _was_skipped(plan, source) else source for source in missing)
+    needed = deliveries_needed(spec.node(name).join, len(sources))
+    return f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}"
 
 
-def _skipped(plan: GraphPlan, name: str) -> bool:
+def _was_skipped(plan: GraphPlan, name: str) -> bool:
     result = plan.results.get(name)
     return result is not None and result.state == "skipped"

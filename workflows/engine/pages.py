@@ -1,4 +1,4 @@
-"""Pages of a transcript, by bytes: a query's answer must stay far below the payload limit."""
+"""Pages of a transcript, bounded by bytes. Pure."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,16 @@ from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
 
 PAGE_BYTES = 400 * 1024
+"""Bound of a page, far below the payload limit of a query's result."""
 
 
-def page(messages: Sequence[Message], want: TranscriptQuery) -> TranscriptPage:
-    """Messages from `start`, as many as fit `PAGE_BYTES`, but at least one if there is one."""
-    start = max(want.start, 0)
-    stop = len(messages) if want.stop is None else min(max(want.stop, 0), len(messages))
+def page(messages: Sequence[Message], query: TranscriptQuery) -> TranscriptPage:
+    """Return the messages from `start` that fit `PAGE_BYTES`; at least one if there is one."""
+    start = max(query.start, 0)
+    stop = len(messages) if query.stop is None else min(max(query.stop, 0), len(messages))
     chosen: list[Message] = []
     room = PAGE_BYTES
+    # A message larger than a page makes a page of its own; without it the reader would never get on.
     for message in messages[start:stop]:
         room -= size_bytes(message)
         if chosen and room < 0:

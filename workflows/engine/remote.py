@@ -1,4 +1,4 @@
-"""Results of remote tools: JSON from an activity in any language, made into content. Pure."""
+"""Results of remote tools: JSON from an activity in any language, as content for the model. Pure."""
 
 import json
 from typing import Any
@@ -8,10 +8,11 @@ from perdure.texts import first_bytes, mark_cut
 
 
 def remote_result(value: Any, call: ToolCall, most_bytes: int, duration_ms: int) -> ToolResult:
-    """A string as it is, anything else as JSON; cut when it is too long for the model."""
+    """Return the value as a tool result: a string as it is, anything else as JSON, cut to `most_bytes`."""
     text = value if isinstance(value, str) else _as_json(value)
     data = text.encode(errors="replace")
     if len(data) > most_bytes:
+        # The rest is not stored: pure code reaches no blob store, and no worker of ours ran the tool.
         text = mark_cut(first_bytes(data, most_bytes), len(data), "ask for less at a time")
     else:
         text = data.decode()
@@ -19,7 +20,7 @@ def remote_result(value: Any, call: ToolCall, most_bytes: int, duration_ms: int)
 
 
 def _as_json(value: Any) -> str:
-    """Never an error: what cannot be written would leave the run waiting for ever."""
+    """Return the value as JSON. Never raises: an exception here would fail the workflow task for ever."""
     try:
         return json.dumps(value, ensure_ascii=False, default=_bytes_as_text)
     except (TypeError, ValueError, RecursionError):
