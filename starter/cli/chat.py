@@ -1,14 +1,10 @@
 """The command `chat`: talk with an agent in a session."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .options import Common, command, refuse, say
-
-if TYPE_CHECKING:
-    from ..client.connect import Client
-    from ..client.session import Session
 
 
 @command("chat")
@@ -48,52 +44,7 @@ async def chat(
         "limits": limits_of(limit or []),
         "context": context_of(context or []),
     }
-    opened = await _open_session(client, session or new_session_id(str(agent), user), agent, request, new=new)
+    session_id = session or new_session_id(str(agent), user)
+    opened = await client.continue_session(session_id, agent=agent, reopen=new, **request)
     say(f"session {opened.id}")
     return await converse(client, opened, common)
-
-
-async def _open_session(
-    client: "Client", session_id: str, agent: str | None, request: dict[str, Any], *, new: bool
-) -> "Session":
-    """Return the open session of that id as it is, or a new one that this request describes.
-
-    Raises:
-        RunEnded: the session is over, and `new` does not ask for a new one.
-        RunNotFound: there is no such session, and no agent to open one with.
-        InvalidRequest: the session is with another agent, or a new one has none.
-
-    """
-    from temporalio.client import WorkflowExecutionStatus
-
-    from perdure.errors import RunNotFound
-
-    from ..client.errors import session_ended_error
-
-    try:
-        session = await client.session(session_id)
-    except RunNotFound:
-        if agent is None:
-            raise
-        return await client.session(session_id, agent=agent, **request)
-    described = await session.run.describe()
-    if described.status == WorkflowExecutionStatus.RUNNING:
-        await _check_agent(session, agent)
-        return session
-    if not new:
-        raise session_ended_error(session_id)
-    if agent is None:
-        refuse("a session that is opened anew needs an agent: perdure chat AGENT --session ID --new")
-    return await client.session(session_id, agent=agent, reopen=True, **request)
-
-
-async def _check_agent(session: "Session", agent: str | None) -> None:
-    """Check that the session is with that agent, if one is named.
-
-    Raises:
-        InvalidRequest: it is with another agent.
-
-    """
-    status = await session.status()
-    if agent not in (None, status.agent):
-        refuse(f"session {session.id!r} is with {status.agent!r}, not with {agent!r}")

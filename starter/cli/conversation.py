@@ -13,7 +13,6 @@ from rich.text import Text
 
 from perdure.errors import InvalidRequest, PerdureError, RunEnded, RunNotFound
 from perdure.wire.events import Event, Finished, StatusChanged
-from perdure.wire.names import SESSION_WORKFLOW
 from perdure.wire.results import TurnReply
 
 from .. import display
@@ -55,8 +54,7 @@ async def choose_session(client: "Client", agent: str | None, user: str | None) 
         InvalidRequest: the person chose none of them.
 
     """
-    query = f'WorkflowType = "{SESSION_WORKFLOW}" AND ExecutionStatus = "Running"'
-    infos = [info async for info in client.list(agent=agent, user=user, query=query, most=20)]
+    infos = [info async for info in client.open_sessions(agent=agent, user=user, most=20)]
     if not infos:
         raise RunNotFound(f"{user or 'nobody'} has no open session; begin one: perdure chat AGENT")
     return infos[0].id if len(infos) == 1 else await _ask_which(infos)

@@ -1,8 +1,6 @@
 """Commands for deploys: routing new runs to builds of the workers, and moving open ones between them."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -10,17 +8,11 @@ import typer
 from .options import DONE, FAILED, Common, app, command, out, pretty, refuse, say, say_error
 
 if TYPE_CHECKING:
-    from temporalio.client import WorkflowExecution
-
-    from ..client.deployment import Build, Deployment, DeploymentStatus
+    from ..client.deployment import Deployment, DeploymentStatus
     from ..client.pinned import MovedRun
 
-_DRAIN_WITHIN: Final = 10.0
-"""Seconds for woken sessions to move."""
 _SHOWN: Final = 20
 """Ids that a dry run prints; with --json it prints all."""
-_BATCH: Final = 500
-"""Runs that are held in memory at a time."""
 
 deploys = typer.Typer(name="deploy", help="Send runs to builds of the workers.", no_args_is_help=True)
 app.add_typer(deploys)
@@ -93,22 +85,16 @@ async def rollback(common: Common, *, deployment: Name = None, force: Force = Fa
 @command("drain", under=deploys)
 async def drain(common: Common, *, build: BuildId, deployment: Name = None, query: Query = None) -> None:
     """Wake the sessions of BUILD, so that idle ones move to where new sessions go."""
-    from perdure.wire.names import SESSION_WORKFLOW
+    from ..client import rollout
 
-    found = await _deployment(common, deployment)
-    before = _find_build(await found.status(), build)
-    if before is not None and before.status == "current":
-        refuse(f"build {build!r} is current: new sessions go to it; promote another build first")
-    woken = 0
-    async for batch in _batches(found.pinned_runs(build, kinds=(SESSION_WORKFLOW,), query=query)):
-        woken += sum(session.problem is None for session in await found.wake(batch))
-    left = await _wait_until_drained(found, build)
+    drained = await rollout.drain(await _deployment(common, deployment), build, query=query)
+    left = drained.build
     stay = f"; {left.runs} runs stay until they end" if left.runs else ""
     if left.sessions:
         stay += f"; {left.sessions} sessions are in a turn, or have not moved yet, and move when it ends"
     advice = f"; see perdure deploy move --from {build}" if stay else ""
-    plain = {"build": build, "woken": woken, "sessions": left.sessions, "runs": left.runs}
-    out(common, plain, f"woken: {woken} sessions of {build!r}{stay}{advice}")
+    plain = {"build": build, "woken": drained.woken, "sessions": left.sessions, "runs": left.runs}
+    out(common, plain, f"woken: {drained.woken} sessions of {build!r}{stay}{advice}")
 
 
 @command("move", under=deploys)
@@ -123,16 +109,12 @@ async def move(
     force: Force = False,
 ) -> int:
     """Move open runs and sessions to another build. Check it first: perdure replay-check."""
-    if source == target:
-        refuse(f"--from and --to are both {source!r}; name two builds")
+    from ..client import rollout
+
     found = await _deployment(common, deployment)
     if dry_run:
         return await _print_pinned(common, found, source, query)
-    if not force:
-        await found.check_served(target)
-    moved: list[MovedRun] = []
-    async for batch in _batches(found.pinned_runs(source, query=query)):
-        moved += await found.move(target, batch)
+    moved = await rollout.move_all(found, source, target, query=query, force=force)
     failed = [run for run in moved if run.problem is not None]
     plain = {"from": source, "to": target, "moved": len(moved) - len(failed)}
     problems = [{"id": run.id, "problem": run.problem} for run in failed]
@@ -167,50 +149,11 @@ async def _deployment(common: Common, name: str | None) -> "Deployment":
     """
     from perdure.settings import load_settings
 
-    from ..client.deployment import Deployment, deployments
+    from ..client.rollout import find_deployment
 
     client = await common.connect()
     name = name or load_settings().deployment_name
-    if name is None:
-        names = await deployments(client.temporal)
-        if not names:
-            refuse(
-                "there is no worker deployment here: no worker with a version has polled; start one: "
-                "perdure worker FILE --deployment NAME --build BUILD"
-            )
-        if len(names) > 1:
-            refuse(f"there are several worker deployments: {', '.join(names)}; choose one: --deployment NAME")
-        [name] = names
-    return Deployment(client.temporal, name, task_queue=client.task_queue)
-
-
-async def _batches(
-    executions: "AsyncIterator[WorkflowExecution]",
-) -> "AsyncIterator[list[WorkflowExecution]]":
-    """Yield the executions in lists of bounded length."""
-    batch: list[WorkflowExecution] = []
-    async for execution in executions:
-        batch.append(execution)
-        if len(batch) >= _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-async def _wait_until_drained(found: "Deployment", build: str) -> "Build":
-    """Wait until no session is pinned to the build, or they have had time to move; return the build."""
-    deadline = time.monotonic() + _DRAIN_WITHIN
-    while True:
-        left = _find_build(await found.status(), build)
-        assert left is not None, "its sessions have just been listed"
-        if not left.sessions or time.monotonic() > deadline:
-            return left
-        await asyncio.sleep(0.5)
-
-
-def _find_build(found: "DeploymentStatus", build: str) -> "Build | None":
-    return next((known for known in found.builds if known.build == build), None)
+    return await find_deployment(client.temporal, name, task_queue=client.task_queue)
 
 
 def _name_build(build: str | None) -> str:
@@ -226,6 +169,7 @@ def _count_kinds(moved: "Sequence[MovedRun]") -> str:
 
 def _print_status(found: "DeploymentStatus") -> None:
     from .. import display
+    from ..client import rollout
     from . import tables
 
     table = tables.new_table(
@@ -238,23 +182,5 @@ def _print_status(found: "DeploymentStatus") -> None:
         table.add_row(build.build, build.status, *counts, since)
     say(f"deployment {found.name}, task queue {found.task_queue}")
     pretty(table)
-    for remark in remarks(found):
-        say(remark)
-
-
-def remarks(found: "DeploymentStatus") -> list[str]:
-    """Return warnings about runs that wait for no worker, with what to do."""
-    lines: list[str] = []
-    if found.current is None:
-        newest = found.builds[0].build if found.builds else "BUILD"
-        lines.append(
-            "no build is current: new runs go to workers without a version, and builds of this deployment "
-            f"get only what ramps; perdure deploy promote {newest}"
-        )
-    for build in found.builds:
-        if not build.workers and (build.percent > 0 or build.runs or build.sessions):
-            effect = "new runs wait" if build.percent > 0 else "runs that are pinned to it wait"
-            lines.append(
-                f"no worker of build {build.build!r} polls task queue {found.task_queue!r}: {effect}"
-            )
-    return lines
+    for warning in rollout.warnings(found):
+        say(warning)

@@ -119,12 +119,13 @@ async def _find_run(client: "Client", name: str, run_id: str | None) -> "Run":
 
     if run_id is not None:
         return client.get(run_id)
-    async for info in client.list(agent=name, most=1):
-        return client.get(info.id)
-    raise RunNotFound(
-        f"there is no run of {name!r}; draw it from its file: perdure graph {name} --file FILE, "
-        f"or look for another run: {hint('list')}"
-    )
+    try:
+        return await client.newest_run(name)
+    except RunNotFound as error:
+        raise RunNotFound(
+            f"{error}; draw it from its file: perdure graph {name} --file FILE, "
+            f"or look for another run: {hint('list')}"
+        ) from None
 
 
 async def _pinned_spec(run: "Run", name: str) -> "ResolvedAgent":

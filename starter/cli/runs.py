@@ -1,7 +1,6 @@
 """Commands that start runs and look at them: run, watch, list, show, transcript."""
 
-import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -9,9 +8,6 @@ from .options import CODES, DONE, Common, Id, command, out, pretty, refuse, say
 
 if TYPE_CHECKING:
     from ..client.connect import Client
-
-_WORKER_TRIES: Final = 10
-_WORKER_TRY_EVERY: Final = 0.2
 
 
 @command("run", epilog=CODES)
@@ -70,11 +66,8 @@ async def _check_worker(client: "Client", *, required: bool) -> None:
 
     from .follow import no_worker_message
 
-    # Several tries: a server that has just started hears of its workers within a second.
-    for _ in range(_WORKER_TRIES):
-        if await client.has_worker():
-            return
-        await asyncio.sleep(_WORKER_TRY_EVERY)
+    if await client.wait_for_worker():
+        return
     if required:
         message = no_worker_message(client.task_queue)
         raise NotReachable(f"{message}; to start the run all the same, add --detach")

@@ -3,10 +3,12 @@
 It knows agents by name, and runs by their wire types. So it needs no agent's code.
 """
 
+import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import temporalio.client
 from temporalio.client import WorkflowExecutionStatus
@@ -15,7 +17,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from perdure.blobs import BlobStore
-from perdure.errors import RunConflict, RunNotFound
+from perdure.errors import InvalidRequest, RunConflict, RunNotFound
 from perdure.limits import Limits
 from perdure.messages import Part
 from perdure.settings import Settings, load_settings
@@ -38,6 +40,8 @@ from .requests import (
 )
 from .run import Run
 from .session import Opening, Session
+
+_WORKER_POLL_SECONDS: Final = 0.2
 
 
 class Client:
@@ -231,9 +235,77 @@ class Client:
             poller.version in queue.routing.targets for poller in queue.active_pollers(datetime.now(UTC))
         )
 
+    async def wait_for_worker(self, *, within: timedelta = timedelta(seconds=2)) -> bool:
+        """Wait for a worker to poll; return False if none does in time.
+
+        A server that has just started hears of its workers within a second.
+        """
+        deadline = time.monotonic() + within.total_seconds()
+        while not await self.has_worker():
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_WORKER_POLL_SECONDS)
+        return True
+
     def get(self, id: str) -> Run:  # noqa: A002
         """Return a handle on the run of that id; nothing is asked, so the run need not exist."""
         return Run(self.temporal, id)
+
+    async def newest_run(self, agent: str) -> Run:
+        """Return the newest run, of any status, of that agent, swarm or graph.
+
+        Raises:
+            RunNotFound: there is none.
+
+        """
+        async for info in self.list(agent=agent, most=1):
+            return self.get(info.id)
+        raise RunNotFound(f"there is no run of {agent!r}")
+
+    async def open_sessions(
+        self, *, agent: str | None = None, user: str | None = None, most: int = 100
+    ) -> AsyncIterator[RunInfo]:
+        """Yield the sessions that are not over, the newest first."""
+        query = f'WorkflowType = {visibility.quote(SESSION_WORKFLOW)} AND ExecutionStatus = "Running"'
+        async for info in self.list(agent=agent, user=user, query=query, most=most):
+            yield info
+
+    async def continue_session(
+        self,
+        id: str,  # noqa: A002
+        *,
+        agent: str | None = None,
+        reopen: bool = False,
+        **request: Any,
+    ) -> Session:
+        """Return the open session of that id as it is, whatever its request, or else a new one.
+
+        A new one is with the agent, by the request, whose fields are those of `session`. A session that is
+        over is opened anew only with `reopen`.
+
+        Raises:
+            InvalidRequest: the open session is with another agent, or a new one has none.
+            RunEnded: the session is over.
+            RunNotFound: there is no such session, and no agent to open one with.
+
+        """
+        try:
+            session = await self.session(id)
+        except RunNotFound:
+            if agent is None:
+                raise
+            return await self.session(id, agent=agent, **request)
+        described = await session.run.describe()
+        if described.status == WorkflowExecutionStatus.RUNNING:
+            status = await session.status()
+            if agent not in (None, status.agent):
+                raise InvalidRequest(f"session {id!r} is with {status.agent!r}, not with {agent!r}")
+            return session
+        if not reopen:
+            raise session_ended_error(id)
+        if agent is None:
+            raise InvalidRequest(f"session {id!r} is over; to open it anew, name an agent")
+        return await self.session(id, agent=agent, reopen=True, **request)
 
     async def parked_runs(
         self,

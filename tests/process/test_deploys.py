@@ -381,9 +381,9 @@ def test_impossible_deploys_are_refused(
         (("ramp", "b1", "many"), "Invalid value for"),
         (("rollback",), "nothing to roll back"),
         (("move", "--from", "b1", "--to", "b9"), "has no build 'b9'"),
-        (("move", "--from", "b1", "--to", "b1"), "are both 'b1'"),
+        (("move", "--from", "b1", "--to", "b1"), "both builds are 'b1'"),
         (("move", "--from", "b9", "--to", "b1"), "has no build 'b9'"),
-        (("move", "--from", "b1", "--to", "b1", "--query", "x"), "are both 'b1'"),
+        (("move", "--from", "b1", "--to", "b1", "--query", "x"), "both builds are 'b1'"),
         (("drain", "b9"), "has no build 'b9'"),
         (("status", "--deployment", "b.9"), "cannot contain '.'"),
     ):

@@ -19,7 +19,6 @@ from perdure.starter.cli import app as cli
 from perdure.starter.cli import graph
 from perdure.starter.cli.options import Common
 from perdure.starter.client.inspect import StatusPoll, poll_until_ended, read_reconciled_status
-from perdure.starter.client.listing import RunInfo
 from perdure.starter.client.run import Run
 from perdure.wire.results import Approval, NodeStatus, RunStatus
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent
@@ -83,10 +82,11 @@ class FakeClient:
         missing = FakeRun(id, resolved=RunNotFound(f"there is no run {id!r}"))
         return next((run for run in self.runs if run.id == id), missing)
 
-    async def list(self, *, agent: str, most: int) -> AsyncIterator[RunInfo]:
-        for run in self.runs[:most]:
+    async def newest_run(self, agent: str) -> FakeRun:
+        for run in self.runs:
             if isinstance(run.resolved, ResolvedAgent) and run.resolved.spec.name == agent:
-                yield RunInfo(id=run.id, started_at=NOW)
+                return run
+        raise RunNotFound(f"there is no run of {agent!r}")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueueVersioningInfo
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
 
 from perdure.settings import load_settings
-from perdure.starter.cli.deploys import remarks
 from perdure.starter.client.deployment import Build, DeploymentStatus
+from perdure.starter.client.rollout import warnings
 from perdure.task_queues import parse_task_queue
 from perdure.versions import Routing, new_runs_problem, routing_of, version_of, versions_problem
 
@@ -112,11 +112,11 @@ def build(name: str, percent: float = 0, *, runs: int = 0, workers: int = 0) -> 
 
 
 def test_a_status_says_who_waits_for_workers() -> None:
-    said = remarks(status("b", build("b", 100), build("a", runs=2), build("old")))
+    said = warnings(status("b", build("b", 100), build("a", runs=2), build("old")))
     assert said == [
         "no worker of build 'b' polls task queue 'q': new runs wait",
         "no worker of build 'a' polls task queue 'q': runs that are pinned to it wait",
     ]
-    [nobody] = remarks(status(None, build("a", workers=1)))
+    [nobody] = warnings(status(None, build("a", workers=1)))
     assert "no build is current" in nobody
     assert "perdure deploy promote a" in nobody

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from perdure import Agent, InvalidRequest, tool
-from perdure.errors import ModelError, RunNotFound
+from perdure.errors import ModelError, RunEnded, RunNotFound
 from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.testing import ScriptedModel, calls, says
@@ -156,3 +156,52 @@ async def test_an_inspection_holds_status_steps_runs_below_and_result(serve: Ser
         assert after.plain()["error"] is None
         with pytest.raises(RunNotFound):
             await client.get("a-stranger").inspect()
+
+
+async def test_a_session_is_continued_as_it_is_or_opened(serve: Serve) -> None:
+    agent = Agent(name="clerk", model="scripted:x")
+    model = ScriptedModel(lambda _: says("hi"))
+    async with serve(agent, models={"scripted": model}) as client:
+        assert await client.wait_for_worker()
+        name = f"continued-{client.task_queue}"
+        with pytest.raises(RunNotFound):
+            await client.continue_session(name)
+        opened = await client.continue_session(name, agent="clerk", user=name)
+        await opened.say("hello")
+        again = await client.continue_session(name, agent="clerk", user="another user changes nothing")
+        await again.say("hello again")
+        with pytest.raises(InvalidRequest, match="is with 'clerk', not with 'boss'"):
+            await client.continue_session(name, agent="boss")
+
+        async def is_listed() -> bool:
+            return [info.id async for info in client.open_sessions(user=name)] == [name]
+
+        await until(is_listed)
+        await again.close()
+        await again.run.result()
+        with pytest.raises(RunEnded):
+            await client.continue_session(name, agent="clerk")
+        with pytest.raises(InvalidRequest, match="to open it anew, name an agent"):
+            await client.continue_session(name, reopen=True)
+        anew = await client.continue_session(name, agent="clerk", reopen=True)
+        assert (await anew.say("hello")).turn == 1
+        await anew.cancel()
+
+
+async def test_the_newest_run_of_a_name_is_found(serve: Serve) -> None:
+    name = "newest-of-a-name"
+    agent = Agent(name=name, model="scripted:x")
+    async with serve(agent, models={"scripted": ScriptedModel(lambda _: says("hi"))}) as client:
+        with pytest.raises(RunNotFound, match="there is no run of 'nobody-of-that-name'"):
+            await client.newest_run("nobody-of-that-name")
+        for _ in range(2):
+            run = await client.start(name, "go")
+            await run.result()
+
+        async def is_found() -> bool:
+            try:
+                return (await client.newest_run(name)).id == run.id
+            except RunNotFound:
+                return False
+
+        await until(is_found)
