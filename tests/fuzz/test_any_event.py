@@ -141,9 +141,8 @@ def _after(shell: Shell, event: Event | str) -> Any:
 
 @examples(150)
 @given(kind=casts_of, limits=LIMITS, course=COURSE, coming=st.lists(events, min_size=1, max_size=8))
-def test_any_event_in_any_state_leaves_a_state_that_can_say_and_decide(
-    kind: str, limits: Any, course: Any, coming: list[Any]
-) -> None:
+def test_any_event_leaves_valid_state(kind: str, limits: Any, course: Any, coming: list[Any]) -> None:
+    """Any event in any state leaves a state that has a status and a next command."""
     shell = _root(kind, limits, course)
     for event in coming:
         before = repr(shell.state)

@@ -85,7 +85,8 @@ def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @examples(200)
 @given(lines)
-def test_any_words_end_in_a_known_code_and_never_in_a_traceback(line: list[str]) -> None:
+def test_any_words_give_known_code(line: list[str]) -> None:
+    """Any command line ends with a known exit code and never with a traceback."""
     done = CliRunner().invoke(cli.app, line)
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     assert done.exit_code in KNOWN

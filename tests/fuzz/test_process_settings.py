@@ -42,9 +42,10 @@ def _loaded() -> settings.Settings | None:
 
 @examples(200)
 @given(st.dictionaries(st.sampled_from(NAMES), in_environment, max_size=4))
-def test_an_environment_is_read_or_the_variable_is_named(
+def test_bad_environment_names_variable(
     tmp_path_factory: pytest.TempPathFactory, given_values: dict[str, str]
 ) -> None:
+    """An environment is read, or the error names the variable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.getbasetemp())
         patch.setenv("PERDURE_ANTHROPIC_API_KEY", SECRET)
@@ -64,7 +65,7 @@ lines = st.tuples(st.sampled_from(NAMES), texts).map(
 @examples(100)
 @given(st.lists(lines | st.binary(max_size=20), max_size=4))
 @pytest.mark.filterwarnings("ignore")
-def test_any_file_of_settings_is_read_or_refused(
+def test_settings_file_is_read_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, content: list[bytes]
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "env"
@@ -90,7 +91,7 @@ tables = st.builds(junk.mutated, st.just(TABLE), st.integers(0, 99), junk.news) 
 
 @examples(150)
 @given(tables.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30))
-def test_a_price_table_is_taken_whole_or_refused(
+def test_price_table_is_complete_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "prices.json"
@@ -106,7 +107,8 @@ def test_a_price_table_is_taken_whole_or_refused(
 
 @examples(150)
 @given(junk.texts | st.sampled_from(["0" * 64 + "\n", "../" + "0" * 61, "A" * 64, "0" * 63, "/etc/passwd"]))
-async def test_no_name_leads_out_of_the_store(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+async def test_no_name_leaves_the_store(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """No name leads to a file outside the store."""
     root = tmp_path_factory.getbasetemp() / "blobs"
     with pytest.raises(KeyError):
         await FileBlobs(root).get(name)
@@ -116,7 +118,7 @@ async def test_no_name_leads_out_of_the_store(tmp_path_factory: pytest.TempPathF
 @examples(100)
 @given(st.sampled_from(["", "file:", "s3://", "s3://["]), junk.texts)
 @example("file:", "~0")
-def test_a_store_is_opened_or_its_address_refused(scheme: str, rest: str) -> None:
+def test_store_opens_or_address_is_rejected(scheme: str, rest: str) -> None:
     try:
         open_store(scheme + rest)
     except DefinitionError as error:
@@ -132,7 +134,8 @@ PROGRESS = Progress(call="step-1", attempt=1, seq=1, text="so far", spent=Usage(
         st.builds(junk.mutated, st.just(PROGRESS), st.integers(0, 99), junk.news) | junk.anything, max_size=3
     )
 )
-def test_whatever_an_earlier_attempt_left_behind_the_next_can_begin(details: list[Any]) -> None:
+def test_next_start_survives_any_leftovers(details: list[Any]) -> None:
+    """A start survives whatever files an earlier one left behind."""
     with pytest.MonkeyPatch.context() as patch:
         info = SimpleNamespace(heartbeat_details=details)
         patch.setattr("perdure.activities.heartbeat.activity.info", lambda: info)
@@ -140,7 +143,7 @@ def test_whatever_an_earlier_attempt_left_behind_the_next_can_begin(details: lis
         assert found is None or isinstance(found, Progress)
 
 
-def test_a_folder_of_settings_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_folder_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").mkdir()
     monkeypatch.chdir(tmp_path)
     assert settings.load_settings().namespace == "default"

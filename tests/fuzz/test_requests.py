@@ -80,7 +80,8 @@ def taken(read: Any, raw: Any) -> Any:
 
 @examples(300)
 @given(mutations(RUN, {**RUN, "prompt": PARTS}))
-def test_a_run_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
+def test_run_request_is_explained_or_serializable(raw: Any) -> None:
+    """A run request is rejected with an explanation, or can be serialized."""
     request = taken(request_of, raw)
     if request is not None:
         written = json.dumps(request.to_json())
@@ -90,7 +91,8 @@ def test_a_run_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> N
 
 @examples(150)
 @given(mutations(SESSION))
-def test_a_session_request_is_refused_in_words_or_can_be_written_down(raw: Any) -> None:
+def test_session_request_is_explained_or_serializable(raw: Any) -> None:
+    """A session request is rejected with an explanation, or can be serialized."""
     request = taken(session_request_of, raw)
     if request is not None:
         json.dumps(request.to_json(), ensure_ascii=False).encode()
@@ -98,7 +100,8 @@ def test_a_session_request_is_refused_in_words_or_can_be_written_down(raw: Any) 
 
 @examples(300)
 @given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/a-1", "text": PARTS}, PARTS))
-def test_what_is_said_is_refused_in_words_or_is_a_message(raw: Any) -> None:
+def test_input_is_explained_or_a_message(raw: Any) -> None:
+    """Input is rejected with an explanation, or becomes a message."""
     for read in (said_of, addressed, message_of):
         made = taken(read, delivered(raw))
         if isinstance(made, Message):
@@ -108,7 +111,8 @@ def test_what_is_said_is_refused_in_words_or_is_a_message(raw: Any) -> None:
 
 @examples(200)
 @given(mutations(DECISION))
-def test_a_decision_is_refused_in_words_or_is_about_a_call_that_waits(raw: Any) -> None:
+def test_approval_is_explained_or_matches_call(raw: Any) -> None:
+    """An approval decision is rejected with an explanation, or is about a waiting call."""
     state = answered(begun(), call("pay", cents=5))
     decision = taken(decision_of, delivered(raw))
     if decision is None:
@@ -121,7 +125,8 @@ def test_a_decision_is_refused_in_words_or_is_about_a_call_that_waits(raw: Any) 
 
 @examples(150)
 @given(mutations({"start": 1, "stop": 3}), st.integers(), st.none() | st.integers())
-def test_a_transcript_can_be_asked_for_in_any_part(raw: Any, start: int, stop: int | None) -> None:
+def test_any_transcript_range_is_answered(raw: Any, start: int, stop: int | None) -> None:
+    """Any range of a transcript can be requested."""
     messages = [Message.user(f"message {n}") for n in range(5)]
     wanted = [TranscriptQuery(start=start, stop=stop)]
     with suppress(ValidationError):
@@ -135,7 +140,8 @@ def test_a_transcript_can_be_asked_for_in_any_part(raw: Any, start: int, stop: i
 
 @examples(200)
 @given(junk.anything, st.integers(1, 100))
-def test_what_a_remote_tool_gives_is_a_result_that_can_be_written(value: Any, most: int) -> None:
+def test_remote_result_is_serializable(value: Any, most: int) -> None:
+    """Whatever a remote tool returns becomes a result that can be serialized."""
     asked = call("far")
     result = remote_result(value, asked, most, 1)
     assert type(result).model_validate_json(result.model_dump_json()) == result

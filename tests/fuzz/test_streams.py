@@ -144,9 +144,10 @@ def check_events(events: list[ModelEvent]) -> None:
 
 @examples(60)
 @given(said=st.sampled_from(SAYINGS), damage=damages, end=st.sampled_from(["whole", "whole", "cut"]))
-async def test_a_broken_stream_is_one_whole_reply_or_an_error_of_a_kind(
+async def test_broken_stream_is_reply_or_error(
     wire: Wire, said: StubReply, damage: list[Damage], end: Any
 ) -> None:
+    """A broken stream gives a complete reply, or an error of a known kind."""
     frames = [*wire.dialect.open(said), *wire.dialect.close(said)]
     for one in damage:
         frames = one.to(frames)
@@ -165,9 +166,8 @@ async def test_a_broken_stream_is_one_whole_reply_or_an_error_of_a_kind(
     kind=st.sampled_from(["application/json", "text/html", "text/event-stream", ""]),
     wait=st.sampled_from(["1", "-1", "1e400", "nan", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "9" * 400]),
 )
-async def test_any_answer_of_a_server_that_is_no_stream_is_an_error_of_a_kind(
-    wire: Wire, status: int, body: bytes, kind: str, wait: str
-) -> None:
+async def test_non_stream_is_known_error(wire: Wire, status: int, body: bytes, kind: str, wait: str) -> None:
+    """An answer that is no stream gives an error of a known kind."""
     headers = {"content-type": kind, "retry-after": wait}
     got = await heard(wire, Answer(status=status, headers=headers, chunks=(body,) if body else ()))
     if isinstance(got, ModelError):

@@ -95,7 +95,8 @@ asked = st.sampled_from(TOOLS).flatmap(lambda one: st.tuples(st.just(one), argum
 
 @examples(300)
 @given(asked)
-def test_arguments_fit_the_function_or_the_model_is_told_why(case: Any) -> None:
+def test_arguments_fit_or_are_explained(case: Any) -> None:
+    """Arguments fit the function, or the model gets an explanation."""
     wanted, arguments = case
     if not isinstance(arguments, dict):
         return
@@ -109,7 +110,8 @@ def test_arguments_fit_the_function_or_the_model_is_told_why(case: Any) -> None:
 
 @examples(300)
 @given(junk.anything, st.sampled_from(SCHEMAS))
-def test_any_value_can_be_held_against_any_schema(value: Any, schema: Any) -> None:
+def test_any_value_meets_any_schema(value: Any, schema: Any) -> None:
+    """Any value can be checked against any schema."""
     problem = problem_with(value, schema)
     assert problem is None or isinstance(problem, str)
 
@@ -163,9 +165,8 @@ STOPS: Any = ["end_turn", "tool_calls", "max_tokens", "stop_sequence", "refusal"
     junk.texts | raw_arguments,
     st.sampled_from(STOPS),
 )
-def test_a_reply_is_read_as_what_can_be_kept_and_read_again(
-    agent: Agent, asked: list[ToolCall], text: str, stop: Any
-) -> None:
+def test_any_reply_survives_storage(agent: Agent, asked: list[ToolCall], text: str, stop: Any) -> None:
+    """Any reply is read as messages that can be stored and read again."""
     reply = Reply(parts=(Text(text=text), *asked), stop=stop, usage=ReplyMeta(step=1, model="m").usage)
     read = check_reply(reply, 1, agent.spec(), DEFINITIONS, agent)
     message = Message(role="assistant", parts=read.parts, meta=ReplyMeta(step=1, model="m"))
@@ -183,7 +184,8 @@ def test_a_reply_is_read_as_what_can_be_kept_and_read_again(
 @given(
     st.dictionaries(junk.texts, junk.anything, max_size=2) | junk.anything.map(lambda value: {"items": value})
 )
-def test_a_plan_is_a_plan_or_the_model_is_told_why(arguments: dict[str, Any]) -> None:
+def test_plan_is_valid_or_explained(arguments: dict[str, Any]) -> None:
+    """A plan is valid, or the model gets an explanation."""
     try:
         items = plan_of(arguments)
     except ValueError as error:
@@ -229,9 +231,8 @@ ODD: list[Callable[[], Any]] = [
 
 @examples(150)
 @given(value=junk.anything | st.sampled_from(ODD).map(lambda make: make()), most=st.integers(1, 300))
-async def test_whatever_a_tool_gives_is_kept_as_what_can_be_read_again(
-    value: Any, most: int, tmp_path_factory: Any
-) -> None:
+async def test_any_tool_result_survives_storage(value: Any, most: int, tmp_path_factory: Any) -> None:
+    """Whatever a tool returns is stored so that it can be read again."""
     blobs = FileBlobs(tmp_path_factory.getbasetemp() / "kept")
     kept = await to_content(value, blobs, most)
     result = ToolResult(call_id="c", name="n", content=kept.parts, spilled=kept.spilled)

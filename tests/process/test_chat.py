@@ -55,7 +55,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterat
     made.close()
 
 
-def test_a_chat_at_a_terminal_is_left_and_resumed(shell: Shell) -> None:
+def test_terminal_chat_is_resumed(shell: Shell) -> None:
+    """A chat at a terminal can be left and resumed."""
     with shell.terminal("chat", "clerk", "--session", "at-terminal", "--user", "ann") as terminal:
         terminal.says("session at-terminal")
         terminal.says("you>")
@@ -101,7 +102,8 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
     assert "Traceback" not in terminal.said
 
 
-def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
+def test_ctrl_c_ends_turn_not_chat(shell: Shell) -> None:
+    """Ctrl-C ends the turn, not the chat."""
     with shell.terminal("chat", "clerk", "--session", "chat-interrupted") as terminal:
         terminal.says("you>")
         terminal.types("hello\n")
@@ -123,7 +125,7 @@ def test_ctrl_c_ends_the_turn_and_not_the_chat(shell: Shell) -> None:
     assert "Traceback" not in terminal.said
 
 
-def test_ctrl_c_at_a_question_ends_the_turn(shell: Shell) -> None:
+def test_ctrl_c_at_question_ends_turn(shell: Shell) -> None:
     with shell.terminal("chat", "clerk", "--session", "question-interrupted") as terminal:
         terminal.says("you>")
         terminal.types("refund W1\n")
@@ -166,7 +168,8 @@ def test_a_chat_needs_no_prompt_toolkit(shell: Shell, tmp_path: Path) -> None:
     assert "Traceback" not in terminal.said
 
 
-def test_a_chat_that_was_left_in_mid_turn_is_picked_up_there(shell: Shell) -> None:
+def test_chat_resumes_in_mid_turn(shell: Shell) -> None:
+    """A chat that was left in mid-turn resumes there."""
     with shell.terminal("chat", "clerk", "--session", "picked-up") as terminal:
         terminal.says("you>")
         terminal.types("refund W1\n")
@@ -200,7 +203,8 @@ def test_ones_open_sessions_are_offered(shell: Shell) -> None:
     assert "no open session" in nobody.err
 
 
-def test_through_a_pipe_a_line_is_a_turn(shell: Shell) -> None:
+def test_piped_line_is_a_turn(shell: Shell) -> None:
+    """Through a pipe, each line is a turn."""
     said = shell.perdure("chat", "clerk", "--session", "piped", stdin="hello\n\nhow are you?\n")
     assert said.code == 0, said.err
     assert said.out == "Message 1 was: hello\nMessage 2 was: how are you?\n"
@@ -212,7 +216,8 @@ def test_through_a_pipe_a_line_is_a_turn(shell: Shell) -> None:
     assert "bad_request" in failed.err
 
 
-def test_a_chat_of_its_own_gets_an_id_that_says_whose_it_is(shell: Shell) -> None:
+def test_new_chat_id_names_its_user(shell: Shell) -> None:
+    """A chat without an id gets one that names its user."""
     said = shell.perdure("chat", "clerk", "--user", "Ann Lee", stdin="hello\n")
     assert said.code == 0
     assert "session clerk-Ann-Lee-" in said.err
@@ -226,14 +231,16 @@ def test_a_chat_of_its_own_gets_an_id_that_says_whose_it_is(shell: Shell) -> Non
         (["chat", "nobody", "--session", "wrong-agent"], "nobody"),
     ],
 )
-def test_a_chat_that_cannot_be_says_why(shell: Shell, words: list[str], why: str) -> None:
+def test_impossible_chat_says_why(shell: Shell, words: list[str], why: str) -> None:
+    """A chat that cannot begin ends with the reason."""
     said = shell.perdure(*words, stdin="hello\n")
     assert said.code == 2
     assert why in said.err
     assert "Traceback" not in said.err
 
 
-def test_a_closed_session_is_opened_anew_only_when_asked_to(shell: Shell) -> None:
+def test_closed_session_reopens_only_on_request(shell: Shell) -> None:
+    """A closed session is opened again only on request."""
     assert shell.perdure("chat", "clerk", "--session", "closed", stdin="x\n").code == 0
     assert shell.perdure("stop", "closed").code == 0
     refused = shell.perdure("chat", "clerk", "--session", "closed", stdin="y\n")

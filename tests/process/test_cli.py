@@ -57,7 +57,8 @@ def until_it_is(shell: Shell, run: str, *statuses: str) -> None:
     shell.until_it_is(run, shell.variables["PERDURE_ADDRESS"], *statuses)
 
 
-def test_a_run_without_a_terminal_gives_its_output_and_tells_the_rest_on_stderr(shell: Shell) -> None:
+def test_stdout_is_the_output_alone(shell: Shell) -> None:
+    """Without a terminal, stdout is the run's output alone; the rest is on stderr."""
     said = shell.perdure("run", "support", "Where is 1?", "--user", "ann", "--id", "plain")
     assert (said.code, said.out) == (0, "It is on its way.\n")
     assert "run plain\n" in said.err
@@ -66,7 +67,8 @@ def test_a_run_without_a_terminal_gives_its_output_and_tells_the_rest_on_stderr(
     assert "\x1b" not in said.out + said.err
 
 
-def test_a_run_as_json_is_one_event_a_line(shell: Shell) -> None:
+def test_json_run_has_event_a_line(shell: Shell) -> None:
+    """A run as JSON prints an event a line."""
     events = shell.perdure("run", "support", "--file", "-", "--json", stdin="Where is 1?").lines
     kinds = [event["kind"] for event in events]
     assert {"text", "message", "tool_started", "tool_finished", "status"} <= set(kinds)
@@ -75,7 +77,8 @@ def test_a_run_as_json_is_one_event_a_line(shell: Shell) -> None:
     assert events[-1]["result"]["output"] == "It is on its way."
 
 
-def test_the_same_id_and_prompt_again_is_the_same_run(here: Here) -> None:
+def test_same_id_and_prompt_is_same_run(here: Here) -> None:
+    """The same id and prompt again give the same run."""
     again = [here("run", "support", "x", "--id", "same", "--json").lines[-1] for _ in range(2)]
     assert again[0] == again[1]
     other = here("run", "support", "y", "--id", "same")
@@ -84,26 +87,30 @@ def test_the_same_id_and_prompt_again_is_the_same_run(here: Here) -> None:
     assert here("run", "support", "y", "--id", "same", "--rerun").code == 0
 
 
-def test_a_run_is_started_left_alone_and_followed_by_the_same_call(here: Here) -> None:
+def test_detached_run_is_followed_later(here: Here) -> None:
+    """A run is started, left alone, and followed later by the same call."""
     said = here("run", "support", "x", "--id", "alone", "--detach")
     assert (said.code, said.out, said.err) == (0, "alone\n", "")
     assert here("watch", "alone").out == "It is on its way.\n"
     assert here("run", "support", "x", "--id", "alone").out == "It is on its way.\n"
 
 
-def test_a_limit_ends_a_run_early_with_its_own_code(here: Here) -> None:
+def test_limit_has_own_exit_code(here: Here) -> None:
+    """A limit ends a run early, with an exit code of its own."""
     said = here("run", "support", "x", "--limit", "steps=1")
     assert said.code == 4
     assert "■ max_steps · 1 step" in said.err
 
 
-def test_a_failed_run_has_its_own_code(here: Here) -> None:
+def test_failed_run_has_own_exit_code(here: Here) -> None:
+    """A failed run has an exit code of its own."""
     said = here("run", "broken", "x")
     assert said.code == 1
     assert "✗ failed: bad_request: no such thing" in said.err
 
 
-def test_an_unknown_agent_is_told_with_those_there_are(here: Here) -> None:
+def test_unknown_agent_error_lists_agents(here: Here) -> None:
+    """The error for an unknown agent lists the agents that exist."""
     said = here("run", "nobody", "x", "--id", "unknown")
     assert said.code == 2
     assert "UnknownAgent: no agent 'nobody' is served here; the agents are: asker, broken," in said.err
@@ -111,7 +118,8 @@ def test_an_unknown_agent_is_told_with_those_there_are(here: Here) -> None:
     assert (shown.code, "no agent 'nobody' is served here" in shown.out) == (0, True)
 
 
-def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell: Shell, here: Here) -> None:
+def test_other_command_approves_followed_run(shell: Shell, here: Here) -> None:
+    """Another command approves a call while the run is followed."""
     following = shell.start("run", "payer", "x", "--id", "held")
     following.says("answer with: perdure approve held call-1-1")
     assert "held" in [run["id"] for run in here("list", "--waiting", "--json").json]
@@ -124,7 +132,8 @@ def test_an_approval_is_given_by_another_command_while_the_run_is_followed(shell
     assert (again.code, again.err[:6]) == (2, "error:")
 
 
-def test_other_arguments_can_be_approved_and_others_refused(shell: Shell, here: Here) -> None:
+def test_approval_may_change_arguments(shell: Shell, here: Here) -> None:
+    """A person approves a call with other arguments, and denies another call."""
     run = started(shell, "twice")
     until_it_is(shell, run, "waiting_approval")
     unclear = here("approve", run)
@@ -156,7 +165,8 @@ def test_a_question_is_answered_by_send(shell: Shell, here: Here) -> None:
     assert (late.code, late.err) == (2, f"error: run {run!r} is over; look at it with `perdure show {run}`\n")
 
 
-def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell, here: Here) -> None:
+def test_parked_run_resumes_as_told(shell: Shell, here: Here) -> None:
+    """A parked run says how to resume it, and that command resumes it."""
     said = shell.perdure("run", "locked", "x", "--id", "parked")
     assert said.code == 3
     assert "! parked: authentication at step 1 (locked:x): the key is wrong" in said.err
@@ -168,7 +178,8 @@ def test_a_parked_run_says_how_to_go_on_and_goes_on(shell: Shell, here: Here) ->
     assert here("watch", "parked").out == "mended\n"
 
 
-def test_parked_runs_are_found_by_cause_and_redriven_with_another_model(shell: Shell, here: Here) -> None:
+def test_redrive_selects_runs_by_cause(shell: Shell, here: Here) -> None:
+    """Parked runs are found by their cause and resumed with another model."""
     shell.folder.joinpath("key").unlink(missing_ok=True)
     runs = [started(shell, "locked") for _ in range(2)]
     for run in runs:
@@ -197,7 +208,8 @@ def test_parked_runs_are_found_by_cause_and_redriven_with_another_model(shell: S
     assert here("redrive", "--all").err == "no such run is parked\n"
 
 
-def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Shell, here: Here) -> None:
+def test_commands_take_several_runs(shell: Shell, here: Here) -> None:
+    """Several runs are paused, resumed, stopped and cancelled by a command each."""
     one, two = started(shell, "slow"), started(shell, "slow")
     assert shell.perdure("pause", one, two, "--json").lines == [
         {"id": one, "done": "paused"},
@@ -215,7 +227,8 @@ def test_several_runs_are_paused_resumed_stopped_and_cancelled_at_once(shell: Sh
     assert (over.code, "is over" in over.err) == (2, True)
 
 
-def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
+def test_terminal_asks_for_approval(shell: Shell) -> None:
+    """A person at a terminal is asked for an approval."""
     with shell.terminal("run", "payer", "x", "--id", "asked") as terminal:
         terminal.says("approve call-1-1? [y]es, [n]o and why, [d]etach:")
         terminal.types("what?\n")
@@ -228,7 +241,8 @@ def test_a_person_at_a_terminal_is_asked(shell: Shell) -> None:
     assert "Traceback" not in terminal.said
 
 
-def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell, here: Here) -> None:
+def test_ctrl_c_at_question_keeps_run(shell: Shell, here: Here) -> None:
+    """Ctrl-C at a question does not change the run."""
     with shell.terminal("run", "asker", "x", "--id", "interrupted") as terminal:
         terminal.says("your answer (empty: detach):")
         terminal.types("\x03")
@@ -237,7 +251,8 @@ def test_ctrl_c_at_a_question_leaves_the_run_as_it_is(shell: Shell, here: Here) 
     assert here("stop", "interrupted").code == 0
 
 
-def test_ctrl_c_leaves_the_run_as_it_is(shell: Shell, here: Here) -> None:
+def test_ctrl_c_keeps_run(shell: Shell, here: Here) -> None:
+    """Ctrl-C does not change the run."""
     following = shell.start("run", "slow", "x", "--id", "left")
     following.says("→ gate")
     assert following.interrupt() == 130
@@ -276,7 +291,8 @@ def test_runs_are_listed_and_shown(shell: Shell, here: Here) -> None:
     assert here("list", "--user", "nobody-at-all").err == "no such run\n"
 
 
-def test_agents_are_told_from_a_file_and_from_runs(here: Here) -> None:
+def test_agents_come_from_file_and_runs(here: Here) -> None:
+    """Agents are listed from a file and from runs."""
     of_file = here("agents", "desk.py", "--json").json
     assert [agent["name"] for agent in of_file][:2] == ["support", "payer"]
     assert "support" in here("agents", "desk.py").out
@@ -286,7 +302,8 @@ def test_agents_are_told_from_a_file_and_from_runs(here: Here) -> None:
     assert "from the latest" in here("agents").err
 
 
-def test_doctor_finds_nothing_wrong_and_tells_no_secret(shell: Shell) -> None:
+def test_doctor_passes_without_secrets(shell: Shell) -> None:
+    """The doctor finds no fault, and prints no secret."""
     keyed = Shell(shell.folder, {**shell.variables, "ANTHROPIC_API_KEY": "sk-ant-very-secret"})
     said = keyed.perdure("doctor", "--json")
     verdicts = {finding["name"]: finding["verdict"] for finding in said.json}
@@ -334,9 +351,10 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
         (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
     ],
 )
-def test_a_wrong_call_is_one_line_that_says_what_to_do(
+def test_error_is_one_line_with_advice(
     shell: Shell, here: Here, words: list[str], code: int, said: str
 ) -> None:
+    """A wrong call ends with a line that says what to do."""
     done = here(*words)
     assert done.code == code
     assert done.err.startswith("error: ")
@@ -345,7 +363,8 @@ def test_a_wrong_call_is_one_line_that_says_what_to_do(
 
 
 @pytest.mark.parametrize("words", [["nosuchcommand"], ["run", "--nosuchoption"], ["show"]])
-def test_a_wrong_command_line_is_told_with_the_usage(here: Here, words: list[str]) -> None:
+def test_wrong_command_line_shows_usage(here: Here, words: list[str]) -> None:
+    """A wrong command line ends with the usage."""
     done = here(*words)
     assert done.code == 2
     assert "Usage: " in done.err
@@ -371,7 +390,8 @@ a = Agent(name="a", model=ModelConfig(name="anthropic:x", options={"nosuch": 1})
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_worker_refuses_a_wrong_file_in_one_line(shell: Shell, wrong: str) -> None:
+def test_worker_rejects_wrong_file(shell: Shell, wrong: str) -> None:
+    """A worker rejects a wrong file with a single line."""
     text, told = WRONG[wrong]
     file = shell.write("wrong.py", text)
     said = shell.perdure("worker", file)
@@ -380,13 +400,14 @@ def test_a_worker_refuses_a_wrong_file_in_one_line(shell: Shell, wrong: str) -> 
     assert said.err.count("\n") == 1
 
 
-def test_a_run_without_a_worker_waits_when_it_may(here: Here) -> None:
+def test_detached_run_waits_for_worker(here: Here) -> None:
+    """A run without a worker waits for one if it may."""
     said = here("run", "support", "x", "--task-queue", "nobody-polls", "--id", "waits", "--detach")
     assert (said.code, said.out, "start one: perdure worker FILE" in said.err) == (0, "waits\n", True)
     assert here("cancel", "waits").code == 0
 
 
-def test_a_deployment_without_a_build_is_refused(shell: Shell) -> None:
+def test_deployment_without_build_is_rejected(shell: Shell) -> None:
     said = shell.perdure("worker", "desk.py", "--deployment", "d")
     assert (said.code, "a worker deployment needs a build id too: --build" in said.err) == (2, True)
 
@@ -397,7 +418,8 @@ def ended_by(shell: Shell, background: Background) -> str:
     return background.said
 
 
-def test_a_worker_warns_of_a_missing_key_and_serves_all_the_same(shell: Shell) -> None:
+def test_worker_serves_without_api_key(shell: Shell) -> None:
+    """A worker warns of a missing API key and serves nevertheless."""
     file = shell.write(
         "keyless.py",
         "from perdure import Agent\na = Agent(name='keyless', model='anthropic:claude-sonnet-5-5')\n",
@@ -414,7 +436,7 @@ def test_a_worker_warns_of_a_missing_key_and_serves_all_the_same(shell: Shell) -
     assert "stopping: pending calls may finish" in ended_by(shell, worker)
 
 
-def test_a_second_signal_ends_a_worker_at_once(shell: Shell, tmp_path: Path) -> None:
+def test_second_signal_ends_worker_at_once(shell: Shell, tmp_path: Path) -> None:
     file = shell.write("desk2.py", AGENTS.replace('"open"', f'"{tmp_path / "never"}"', 1))
     worker = shell.start("worker", file, "--task-queue", "twice")
     worker.says("ready: ")

@@ -35,7 +35,8 @@ async def approve_all(client: Client, runs: list[Run]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_thirty_runs_survive_kills_at_random_moments(workers: Crew, settings: Settings) -> None:
+async def test_runs_survive_random_kills(workers: Crew, settings: Settings) -> None:
+    """Thirty runs survive kills at random moments."""
     seed = 4711
     moments = random.Random(seed)
     client = await connect(settings=settings)
@@ -65,9 +66,8 @@ async def test_thirty_runs_survive_kills_at_random_moments(workers: Crew, settin
 
 
 @pytest.mark.parametrize("moment", ["model", "tool", "approval"])
-async def test_a_run_goes_on_on_a_new_worker_wherever_the_old_one_died(
-    workers: Crew, settings: Settings, moment: str
-) -> None:
+async def test_run_continues_wherever_worker_died(workers: Crew, settings: Settings, moment: str) -> None:
+    """A run continues on a new worker, wherever the old worker died."""
     client = await connect(settings=settings)
     run = await client.start("hanging" if moment == "model" else "many", "go", user="ann")
     await _reach(moment, workers, client, run)
@@ -100,7 +100,8 @@ async def _say_until_heard(session: Session, text: str) -> TurnReply:
             continue
 
 
-async def test_a_session_outlives_workers_killed_in_mid_turn(workers: Crew, settings: Settings) -> None:
+async def test_session_survives_kills_in_turn(workers: Crew, settings: Settings) -> None:
+    """A session survives workers that are killed in mid-turn."""
     client = await connect(settings=settings)
     session = await client.session("outliving", agent="clerk", user="ann")
     said = [f"job {n}" for n in range(8)]
@@ -129,9 +130,8 @@ async def test_a_session_outlives_workers_killed_in_mid_turn(workers: Crew, sett
     assert [message.text for message in transcript if message.role == "user"] == said
 
 
-async def test_a_worker_told_to_stop_hands_over_what_it_cannot_finish(
-    workers: Crew, settings: Settings
-) -> None:
+async def test_stopping_worker_hands_over(workers: Crew, settings: Settings) -> None:
+    """A worker that is told to stop hands over the calls that it cannot finish."""
     client = await connect(settings=settings)
     run = await client.start("hanging", "go", user="ann")
     await _reach("model", workers, client, run)
@@ -169,9 +169,8 @@ def _read(events: list[Event]) -> str:
     return text
 
 
-async def test_twenty_watchers_lose_and_repeat_nothing_when_the_worker_dies_in_mid_answer(
-    workers: Crew, settings: Settings
-) -> None:
+async def test_watchers_survive_kill_in_answer(workers: Crew, settings: Settings) -> None:
+    """Twenty watchers lose and repeat nothing when the worker dies in mid-answer."""
     client = await connect(settings=settings)
     run = await client.start("talker", "talk")
     seen: list[list[Event]] = [[] for _ in range(20)]

@@ -61,9 +61,8 @@ async def _cut(run: Run) -> int:
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-async def test_the_sum_over_a_tree_never_passes_its_budget_under_worker_kills(
-    workers: Crew, settings: Settings, number: int
-) -> None:
+async def test_tree_budget_holds_under_kills(workers: Crew, settings: Settings, number: int) -> None:
+    """The sum over a tree never exceeds its budget, while workers are killed."""
     client = await connect(settings=settings)
     run_id = f"family-{number}"
     result = await _one(client, workers, run_id, number)

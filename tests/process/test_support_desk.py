@@ -78,7 +78,8 @@ def left_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-async def test_the_demo_proves_its_claims_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_demo_proves_claims_and_cleans_up(tmp_path: Path) -> None:
+    """The demo proves its claims and leaves nothing behind."""
     async with performing(tmp_path) as demo:
         assert await demo.ends() == 0, demo.said
     for line in (
@@ -98,7 +99,8 @@ async def test_the_demo_proves_its_claims_and_leaves_nothing_behind(tmp_path: Pa
 
 
 @pytest.mark.slow
-async def test_a_demo_held_at_the_approval_goes_on_as_a_person_decides(tmp_path: Path) -> None:
+async def test_demo_waits_for_approval(tmp_path: Path) -> None:
+    """A demo that waits at the approval goes on by the person's decision."""
     async with performing(tmp_path, "--pause-at", "approval") as demo:
         address = (await demo.says("server 127.0.0.1:")).split()[1].rstrip(",")
         await demo.says("Held here until somebody decides")
@@ -111,7 +113,8 @@ async def test_a_demo_held_at_the_approval_goes_on_as_a_person_decides(tmp_path:
     assert demo.survivors == []
 
 
-async def test_a_demo_told_to_stop_stops_its_server_and_worker(tmp_path: Path) -> None:
+async def test_stopped_demo_stops_its_processes(tmp_path: Path) -> None:
+    """A stopped demo stops its server and its worker."""
     async with performing(tmp_path) as demo:
         await demo.says("calls     find_customer")
         demo.process.terminate()

@@ -54,9 +54,8 @@ def _check_shape(kind: str, result: RunResult) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("TEAM_SEEDS", "4711").split()])
-async def test_swarms_and_graphs_survive_kills_at_random_moments(
-    workers: Crew, settings: Settings, seed: int
-) -> None:
+async def test_teams_survive_random_kills(workers: Crew, settings: Settings, seed: int) -> None:
+    """Swarms and graphs survive kills at random moments."""
     # Strands B1-17: a crash inside a node of a graph or swarm loses that node.
     moments = random.Random(seed)
     client = await connect(settings=settings)
@@ -93,7 +92,8 @@ async def test_swarms_and_graphs_survive_kills_at_random_moments(
 
 
 @pytest.mark.parametrize("kind", ["Swarm", "Graph"])
-def test_a_worker_serves_the_swarms_and_graphs_of_a_file(tmp_path: Path, kind: str) -> None:
+def test_worker_serves_teams_of_file(tmp_path: Path, kind: str) -> None:
+    """A worker serves the swarms and graphs of a file."""
     path = tmp_path / f"{kind.lower()}_file.py"
     made = (
         'team = Swarm(name="team", agents=[Agent(name="a", model="scripted:a")])'

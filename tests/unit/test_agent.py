@@ -90,12 +90,14 @@ def agent(**changed: Any) -> Agent:
         ({"output_type": Lost}, "output_type:"),
     ],
 )
-def test_an_agent_that_could_not_run_is_refused_when_it_is_made(changed: dict[str, Any], why: str) -> None:
+def test_invalid_agent_is_rejected_at_construction(changed: dict[str, Any], why: str) -> None:
+    """An agent that could not run is rejected when it is constructed."""
     with pytest.raises(DefinitionError, match=why):
         agent(**changed)
 
 
-def test_a_cost_limit_needs_every_price_of_the_chain() -> None:
+def test_cost_limit_needs_every_price() -> None:
+    """A cost limit needs the price of every model of the chain."""
     bounded = agent(limits=Limits(cost_usd=1), fallbacks=["nobody:knows"])
     with pytest.raises(DefinitionError, match="the price of nobody:knows is not known"):
         bounded.spec()
@@ -140,7 +142,8 @@ def test_a_spec_survives_being_written_down() -> None:
         {"on_failure": "fail"},
     ],
 )
-def test_the_hash_tells_apart_whatever_shapes_behaviour(changed: dict[str, Any]) -> None:
+def test_hash_covers_all_behaviour(changed: dict[str, Any]) -> None:
+    """The hash differs for whatever shapes behaviour."""
     assert agent(**changed).spec().hash != agent().spec().hash
     assert agent(**changed).spec().hash == agent(**changed).spec().hash
 
@@ -157,12 +160,14 @@ def test_the_hash_tells_apart_whatever_shapes_behaviour(changed: dict[str, Any])
         {"task_queue": "q"},
     ],
 )
-def test_the_hash_tells_apart_tools_with_other_settings(changed: dict[str, Any]) -> None:
+def test_hash_covers_tool_settings(changed: dict[str, Any]) -> None:
+    """The hash differs for tools with other settings."""
     other = tool(name="work", **changed)(work.function)
     assert agent(tools=[other]).spec().hash != agent(tools=[work]).spec().hash
 
 
-def test_the_hash_does_not_tell_prices_apart() -> None:
+def test_hash_ignores_prices() -> None:
+    """The hash does not depend on prices."""
     price = Price(input=1, output=1, cache_read=1, cache_write=1)
     dear = PriceTable.model_validate(
         {"version": "x", "entries": [{"model": "*", "effective": "2026-01-01", "price": price.model_dump()}]}
@@ -185,7 +190,7 @@ print(Agent(name="a", model="scripted:x", tools=[work], limits=Limits(per_tool={
 """
 
 
-def test_the_hash_is_the_same_in_every_process() -> None:
+def test_hash_is_same_in_every_process() -> None:
     hashes = {
         subprocess.run(
             [sys.executable, "-c", _ELSEWHERE],

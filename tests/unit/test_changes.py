@@ -93,7 +93,8 @@ def watched(draw: st.DrawFn) -> list[Heard]:
 
 
 @given(watched(), st.booleans())
-def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> None:
+def test_events_add_up_to_text(run: list[Heard], late: bool) -> None:
+    """The events add up to the text of the transcript."""
     seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for seq, (of_attempt, said) in enumerate(heard, 1):
@@ -109,7 +110,8 @@ def test_what_is_told_adds_up_to_what_was_said(run: list[Heard], late: bool) -> 
 
 
 @given(watched())
-def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[Heard]) -> None:
+def test_last_answer_is_complete_without_worker(run: list[Heard]) -> None:
+    """The last answer is complete, though no worker reported it."""
     seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
     for step, (heard, attempt, answer) in enumerate(run, 1):
         for of_attempt, said in heard:
@@ -127,20 +129,23 @@ def test_the_last_answer_is_told_whole_though_no_worker_tells_of_it(run: list[He
     assert list(seen.track_end(result, behind=True)) == [], "once"
 
 
-def test_another_models_answer_is_not_glued_to_the_first_ones() -> None:
+def test_fallback_answer_starts_anew() -> None:
+    """The answer of another model is not appended to the first model's."""
     seen = ChangeTracker()
     events = [*seen.track_pending([window(1, 1, "Hello")]), *seen.track_pending([window(1, 1, "Good day")])]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
     assert_told_in_order(events)
 
 
-def test_an_answer_begun_anew_with_a_smaller_attempt_is_told_at_once() -> None:
+def test_restarted_answer_is_reported_at_once() -> None:
+    """An answer that begins anew with a lower attempt number is reported at once."""
     seen = ChangeTracker()
     events = [*seen.track_pending([window(1, 6, "Hel")]), *seen.track_pending([window(1, 1, "Good")])]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
 
 
-def test_a_hole_is_held_back_until_the_message_is_there() -> None:
+def test_gap_waits_for_message() -> None:
+    """A gap in a text is held back until the message is there."""
     seen = ChangeTracker()
     assert list(seen.track_pending([window(1, 1, "x" * 20)])) == []
     [delta, finished] = seen.track_messages([message(1, 1, "x" * 20)])
@@ -149,7 +154,8 @@ def test_a_hole_is_held_back_until_the_message_is_there() -> None:
     assert isinstance(finished, MessageFinished)
 
 
-def test_a_tool_is_told_once_in_whatever_way_it_is_seen() -> None:
+def test_tool_is_reported_once() -> None:
+    """A tool call is reported once, in whichever way it is seen."""
     seen = ChangeTracker()
     asked = call("work", n=1).model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="work", content=[Text(text="ok")])
@@ -172,7 +178,8 @@ def test_a_tool_is_told_once_in_whatever_way_it_is_seen() -> None:
     assert seen.calls == {}
 
 
-def test_steps_are_told_from_the_transcript_alone() -> None:
+def test_steps_come_from_transcript() -> None:
+    """Steps are reported from the transcript alone."""
     asked = [ToolCall(id=f"call-1-{n}", name="work", arguments={"n": n}) for n in (1, 2)]
     first = message(1, 2, "").model_copy(update={"parts": asked})
     results = [
@@ -212,9 +219,8 @@ def growing(draw: st.DrawFn) -> list[list[NodeStatus]]:
 
 
 @given(growing(), st.booleans())
-def test_every_run_below_is_told_once_to_begin_and_once_to_end(
-    looks: list[list[NodeStatus]], tells_result: bool
-) -> None:
+def test_child_begins_and_ends_once(looks: list[list[NodeStatus]], tells_result: bool) -> None:
+    """Every run below is reported to begin once and to end once."""
     seen = ChangeTracker()
     events = [event for look in looks for event in seen.track_nodes(look)]
     known = {node.key: node for look in looks for node in look}
@@ -229,7 +235,8 @@ def test_every_run_below_is_told_once_to_begin_and_once_to_end(
         assert ends == [node.state if node.state != "running" else "cancelled"]
 
 
-def test_who_has_handed_over_is_told_to_end_before_the_next_begins() -> None:
+def test_handoff_ends_before_next_begins() -> None:
+    """A run that handed over is reported to end before the next begins."""
     at = [NOW + timedelta(seconds=n) for n in range(3)]
     first = NodeStatus(key="a-1", node="a", state="done", started_at=at[0], ended_at=at[1])
     second = NodeStatus(key="b-1", node="b", state="done", started_at=at[1], ended_at=at[2])
@@ -237,7 +244,8 @@ def test_who_has_handed_over_is_told_to_end_before_the_next_begins() -> None:
     assert [event.kind for event in events] == ["node_started", "node_finished"] * 2
 
 
-def test_the_run_of_a_called_agent_is_told_within_its_call() -> None:
+def test_called_agent_is_within_call() -> None:
+    """The run of a called agent is reported within its call."""
     seen, node = (
         ChangeTracker(),
         NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done"),
@@ -259,7 +267,9 @@ def test_the_run_of_a_called_agent_is_told_within_its_call() -> None:
     ]
 
 
-def test_call_ids_that_repeat_below_wait_apart_and_who_parks_again_is_told_again() -> None:
+def test_equal_call_ids_wait_apart() -> None:
+    """Equal call ids of several runs wait apart; parking again is reported again."""
+
     def held(key: str) -> Approval:
         run_id = f"r/{key}"
         return Approval(
@@ -289,7 +299,8 @@ def test_a_run_parked_below_says_why() -> None:
     assert [event.failure for event in events if isinstance(event, StatusChanged)] == [failure]
 
 
-def test_a_plan_is_told_when_it_is_another() -> None:
+def test_changed_plan_is_reported() -> None:
+    """A plan is reported when it has changed."""
     seen, one = ChangeTracker(), [PlanItem(text="one")]
     status = RunStatus(agent="a", status="thinking", doing="", plan=one)
     looks = [status, status, status.model_copy(update={"plan": []})]
@@ -297,14 +308,16 @@ def test_a_plan_is_told_when_it_is_another() -> None:
     assert [event.items for event in events if isinstance(event, PlanChanged)] == [one, []]
 
 
-def test_the_function_of_a_node_whose_name_looks_like_a_step_is_no_model_call() -> None:
+def test_node_name_is_no_step() -> None:
+    """The function of a node whose name looks like a step is no model call."""
     progress = Progress(call="step-one-1", attempt=1, seq=1)
     assert (
         list(ChangeTracker().track_pending([PendingActivity(progress=progress, attempt=1, error=None)])) == []
     )
 
 
-def test_a_reader_keeps_the_texts_of_a_tree_apart() -> None:
+def test_reader_separates_texts_of_tree() -> None:
+    """A reader keeps the texts of a tree's runs apart."""
     reader = TextAssembler()
     for run_id, text in (("r/a-1", "one"), ("r/b-1", "two")):
         piece = TextDelta(step=1, attempt=1, seq=1, offset=0, text=text)
@@ -313,7 +326,8 @@ def test_a_reader_keeps_the_texts_of_a_tree_apart() -> None:
     assert [reader.text(1, run_id) for run_id in ("r/a-1", "r/b-1", "")] == ["one", "two", "root"]
 
 
-def test_an_event_of_a_tree_is_plain_json_and_comes_back_whole() -> None:
+def test_tree_event_survives_json() -> None:
+    """An event of a tree is plain JSON and survives a round trip."""
     event = ChildEvent(
         run_id="r/a-1", path=["a-1"], event=NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")
     )

@@ -104,7 +104,7 @@ def test_record_holds_only_without_failures() -> None:
         assert not record(**{less: 0}).holds
 
 
-def test_results_are_stored_by_kind_and_seed(tmp_path: Any) -> None:
+def test_results_stored_by_kind_and_seed(tmp_path: Any) -> None:
     """The newest result of each kind and seed is stored, and the report shows it."""
     head = Head.now({"bfcl-eval": "1"})
     keep(tmp_path, head, record(flagged_repeats=1))

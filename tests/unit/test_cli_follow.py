@@ -145,7 +145,7 @@ async def followed(
         (Finished(status="failed", error=Failure(kind="bug", message="no")), 1),
     ],
 )
-async def test_the_exit_code_says_how_it_ended(
+async def test_exit_code_says_how_run_ended(
     end: Finished, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await followed(FakeRun(end), monkeypatch))[0] == code
@@ -166,7 +166,8 @@ async def test_a_person_refuses_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("line", ["d\n", None])
-async def test_a_person_goes_and_the_run_goes_on(line: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_continues_without_person(line: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run continues when the person leaves."""
     run = FakeRun(ApprovalRequested(approval=HELD), None)
     code, screen = await followed(run, monkeypatch, line)
     assert (code, run.done) == (0, [])
@@ -190,7 +191,8 @@ def below(key: str) -> Approval:
     return HELD.model_copy(update={"run_id": f"r/{key}", "path": [key]})
 
 
-async def test_the_same_call_of_two_runs_below_is_asked_about_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_equal_calls_are_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal calls of two runs below are asked about twice."""
     asked = [ApprovalRequested(approval=below(key)) for key in ("a-1", "a-2")]
     run = FakeRun(*asked, None, None, ended("end_turn"))
     code, _ = await followed(run, monkeypatch, "y\n", "n no\n")
@@ -198,7 +200,8 @@ async def test_the_same_call_of_two_runs_below_is_asked_about_twice(monkeypatch:
     assert (code, said) == (0, [("r/a-1", "call-1-1", True), ("r/a-2", "call-1-1", False)])
 
 
-async def test_a_question_below_is_answered_to_the_run_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answer_goes_to_asking_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a question below goes to the run that asks."""
     asked = ASKED.model_copy(update={"run_id": "r/a-1", "path": ["a-1"]})
     run = FakeRun(QuestionAsked(question=asked), None, ended("end_turn"))
     await followed(run, monkeypatch, "this\n")
@@ -221,55 +224,60 @@ _OVER_BELOW = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="cancelled
     ],
     ids=["decided", "heard of late", "over"],
 )
-async def test_nobody_is_asked_about_what_is_over_in_a_run_below(
+async def test_ended_child_is_not_asked_about(
     events: tuple[TreeEvent, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nobody is asked about a call that is over in a run below."""
     assert (await followed(FakeRun(*events, ended("end_turn")), monkeypatch))[0] == 0
 
 
-async def test_who_else_waits_is_still_asked_about_when_one_has_ended(
+async def test_remaining_children_are_asked_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """When a run below has ended, the rest is still asked about."""
     gone = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="done")
     run = FakeRun(ApprovalRequested(approval=below("a-10")), gone, None, ended("end_turn"))
     await followed(run, monkeypatch, "y\n")
     assert [done["run_id"] for _, done in run.done] == ["r/a-10"]
 
 
-async def test_a_decision_that_comes_too_late_is_told_and_forgotten(
+async def test_late_approval_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A late approval decision is reported and forgotten."""
     run = FakeRun(ApprovalRequested(approval=HELD), None, ended("end_turn"))
     run.refusal = InvalidRequest("it has been decided already")
     code, screen = await followed(run, monkeypatch, "y\n")
     assert (code, screen.notes) == (0, ["it has been decided already"])
 
 
-async def test_a_parked_run_is_resumed_and_asked_about_again_when_it_parks_again(
+async def test_run_that_parks_again_asks_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A resumed run that parks again is asked about again."""
     run = FakeRun(PARKED, None, None, None, ended("stopped"))
     code, screen = await followed(run, monkeypatch, "r\n", "s\n")
     assert [what for what, _ in run.done] == ["resume", "stop"]
     assert (code, screen.events.count(PARKED)) == (4, 2)
 
 
-async def test_without_a_person_a_parked_run_is_left_with_its_code(
+async def test_unattended_parked_run_has_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Without a person, a parked run is left with its exit code."""
     code, screen = await followed(FakeRun(PARKED, None), monkeypatch, asks=False)
     assert code == 3
     assert "perdure resume r" in screen.notes[-1]
 
 
-async def test_silence_without_a_worker_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_worker_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(None, ended("end_turn"))
     asyncio.get_running_loop().call_later(0.1, run.acted.set)
     _, screen = await followed(run, monkeypatch, asks=False)
     assert screen.notes == ["no worker takes work from task queue 'perdure'; start one: perdure worker FILE"]
 
 
-async def test_a_run_whose_code_fails_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_workflow_code_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(StatusChanged(status="thinking", doing=""), None, ended("end_turn"))
     run.stuck = True
     asyncio.get_running_loop().call_later(0.1, run.acted.set)

@@ -134,7 +134,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 # -- where it comes from
 
 
-def test_the_newest_run_is_drawn_with_its_state(perdure: Perdure) -> None:
+def test_newest_run_is_drawn(perdure: Perdure) -> None:
     said = perdure("review", runs=[FakeRun("review-2"), FakeRun("review-1")])
     assert (said.code, said.err) == (0, "")
     assert said.out.splitlines() == [
@@ -154,7 +154,8 @@ def test_the_run_asked_for_is_drawn(perdure: Perdure) -> None:
     assert "✓ draft (entry)" in said.out
 
 
-def test_who_waits_is_told_with_the_command_that_answers(perdure: Perdure) -> None:
+def test_waiting_node_shows_command(perdure: Perdure) -> None:
+    """A waiting node is shown with the command that answers it."""
     want = Approval(
         call_id="call-1-1", tool="pay", arguments={"sum": 1}, digest="d", since=NOW, path=["draft-1"]
     )
@@ -166,14 +167,15 @@ def test_who_waits_is_told_with_the_command_that_answers(perdure: Perdure) -> No
 @pytest.mark.parametrize(
     ("state", "told"), [("TERMINATED", "failed"), ("CANCELED", "cancelled"), ("TIMED_OUT", "failed")]
 )
-def test_a_run_that_could_not_say_its_end_is_drawn_as_ended(perdure: Perdure, state: str, told: str) -> None:
+def test_silent_end_is_drawn_as_ended(perdure: Perdure, state: str, told: str) -> None:
+    """A run that could not report its end is drawn as ended."""
     said = perdure("review", runs=[FakeRun("r", state=state)])
     assert f"r · {told}" in said.out
     assert "■ draft (entry)  agent     cancelled" in said.out
     assert "never ran" in said.out
 
 
-def test_a_file_is_drawn_without_a_server(perdure: Perdure, loader: list[list[str]]) -> None:
+def test_file_is_drawn_without_server(perdure: Perdure, loader: list[list[str]]) -> None:
     said = perdure("review", "--file", "desk.py")
     assert loader == [[sys.executable, "-m", "perdure.workers.load", "desk.py", "--spec", "review"]]
     assert said.code == 0
@@ -193,16 +195,17 @@ def test_a_file_is_drawn_without_a_server(perdure: Perdure, loader: list[list[st
         ((), "x.txt", "graph review\n"),
     ],
 )
-def test_the_ending_of_a_file_chooses_the_format(
+def test_suffix_chooses_format(
     perdure: Perdure, tmp_path: Path, words: tuple[str, ...], name: str, begins: str
 ) -> None:
+    """The suffix of a file chooses the format."""
     said = perdure("review", *words, "--out", str(tmp_path / name), runs=[FakeRun("r")])
     assert (said.code, said.out, said.err) == (0, "", f"wrote {tmp_path / name}\n")
     assert (tmp_path / name).read_text(encoding="utf-8").startswith(begins)
 
 
 @pytest.mark.parametrize("ending", ["svg", "PNG"])
-def test_a_picture_file_is_refused_with_what_to_do(perdure: Perdure, tmp_path: Path, ending: str) -> None:
+def test_picture_file_is_rejected_with_advice(perdure: Perdure, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     said = perdure("review", "--out", str(path), runs=[FakeRun("r")])
     assert (said.code, said.out) == (2, "")
@@ -213,27 +216,28 @@ def test_a_picture_file_is_refused_with_what_to_do(perdure: Perdure, tmp_path: P
     assert not path.exists()
 
 
-def test_mermaid_on_stdout_is_the_chart_alone(perdure: Perdure) -> None:
+def test_mermaid_stdout_is_chart_alone(perdure: Perdure) -> None:
     said = perdure("review", "--mermaid", runs=[FakeRun("r")])
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("---\n")
 
 
-def test_documentation_shows_the_chart_that_is_written(perdure: Perdure) -> None:
+def test_documentation_shows_written_chart(perdure: Perdure) -> None:
+    """The documentation shows the chart that the command writes."""
     said = perdure("review", "--file", str(ROOT / "examples" / "review_graph.py"), "--mermaid")
     assert said.out in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
-def test_as_json_spec_and_status_are_given_whole(perdure: Perdure) -> None:
+def test_json_has_complete_spec_and_status(perdure: Perdure) -> None:
+    """JSON output has the complete spec and status."""
     given = json.loads(perdure("review", "--json", runs=[FakeRun("r")]).out)
     assert given["run"] == "r"
     assert ResolvedAgent.model_validate(given["resolved"]) == REVIEW
     assert RunStatus.model_validate(given["status"]) == status(RUNNING)
 
 
-def test_watching_draws_until_the_run_is_over_and_outlives_a_worker(
-    perdure: Perdure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watching_survives_missing_worker(perdure: Perdure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watching draws until the run is over, and survives the loss of a worker."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr(graph, "_REDRAWN_EVERY", timedelta())
     looks: list[RunStatus | Exception] = [status(RUNNING)]
@@ -249,7 +253,7 @@ def test_watching_draws_until_the_run_is_over_and_outlives_a_worker(
 # -- what it refuses
 
 
-def test_a_name_without_runs_is_told_with_what_to_do(perdure: Perdure) -> None:
+def test_name_without_runs_has_advice(perdure: Perdure) -> None:
     said = perdure("nobody", runs=[FakeRun("r")])
     assert (said.code, said.out) == (2, "")
     assert said.err == (
@@ -258,34 +262,35 @@ def test_a_name_without_runs_is_told_with_what_to_do(perdure: Perdure) -> None:
     )
 
 
-def test_a_run_that_is_not_there_or_of_another_name_is_refused(perdure: Perdure) -> None:
+def test_unknown_run_is_rejected(perdure: Perdure) -> None:
+    """A run that does not exist, or has another name, is rejected."""
     assert perdure("review", "--run", "gone").err == "error: there is no run 'gone'\n"
     said = perdure("desk", "--run", "r", runs=[FakeRun("r")])
     assert (said.code, said.err) == (2, "error: run 'r' is a run of 'review', not of 'desk'\n")
 
 
-def test_a_file_without_that_name_ends_with_the_loaders_own_code(
-    perdure: Perdure, loader: list[list[str]]
-) -> None:
+def test_missing_name_has_loader_code(perdure: Perdure, loader: list[list[str]]) -> None:
+    """A file without that name ends with the loader's exit code."""
     said = perdure("nobody", "--file", "desk.py")
     assert (said.code, said.out) == (2, "")
     assert len(loader) == 1
 
 
-def test_a_file_that_is_not_there_is_told_by_the_loader(perdure: Perdure) -> None:
+def test_missing_file_has_loader_error(perdure: Perdure) -> None:
+    """The loader reports a missing file."""
     said = perdure("review", "--file", "nosuch.py")
     assert (said.code, said.out) == (2, "")
     assert "error: " in said.err
 
 
-def test_without_a_worker_the_code_says_so(perdure: Perdure) -> None:
+def test_missing_worker_has_code(perdure: Perdure) -> None:
+    """Without a worker the exit code says so."""
     said = perdure("review", "--run", "r", runs=[FakeRun("r", looks=[NotReachable("no worker answered")])])
     assert (said.code, said.err) == (5, "error: no worker answered\n")
 
 
-def test_without_a_server_the_code_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_server_has_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a server the exit code says so."""
     monkeypatch.setattr("sys.argv", ["perdure", "graph", "review", "--address", "127.0.0.1:1"])
     assert cli.run() == 5
     told = capsys.readouterr()
@@ -304,15 +309,13 @@ def test_without_a_server_the_code_says_so(
         (("--watch",), "--watch needs a terminal"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(
-    perdure: Perdure, words: tuple[str, ...], said: str
-) -> None:
+def test_contradicting_options_are_rejected(perdure: Perdure, words: tuple[str, ...], said: str) -> None:
     told = perdure("review", *words, runs=[FakeRun("r")])
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert said in told.err
 
 
-def test_a_place_that_cannot_be_written_is_refused(perdure: Perdure, tmp_path: Path) -> None:
+def test_unwritable_place_is_rejected(perdure: Perdure, tmp_path: Path) -> None:
     said = perdure("review", "--out", str(tmp_path / "no" / "x.mmd"), runs=[FakeRun("r")])
     assert said.code == 2
     assert said.err == f"error: --out {tmp_path / 'no' / 'x.mmd'}: No such file or directory\n"

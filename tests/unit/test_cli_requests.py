@@ -19,7 +19,7 @@ def test_limits_are_read_by_name() -> None:
     assert limits_of([]) is None
 
 
-def test_a_limit_that_is_not_given_is_not_set() -> None:
+def test_missing_limit_is_not_set() -> None:
     limits = limits_of(["cost_usd=1"])
     assert limits is not None
     assert limits.model_fields_set == {"cost_usd"}

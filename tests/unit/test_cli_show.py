@@ -26,7 +26,8 @@ def test_no_escape_sequence_reaches_the_terminal() -> None:
     assert "\\[red]" in started
 
 
-def test_amounts_are_told_with_what_is_not_known() -> None:
+def test_amounts_say_what_is_unknown() -> None:
+    """Amounts are shown with what is unknown."""
     assert display.cost(None) == "cost unknown"
     assert display.cost(12_345) == "$0.0123"
     assert (display.plural(1, "step"), display.plural(1234, "token")) == ("1 step", "1,234 tokens")
@@ -47,7 +48,8 @@ def test_an_approval_is_shown_whole() -> None:
     assert tables.answer_hint("r", asked) == 'perdure send r "..."'
 
 
-def test_a_parked_run_says_why_and_how_to_go_on() -> None:
+def test_parked_run_has_reason_and_advice() -> None:
+    """A parked run has its reason and the way to resume it."""
     why = Failure(kind="authentication", message="no key\nat all", model="m:x", step=2)
     status = RunStatus(agent="a", status="parked", doing="parked", failure=why)
     rows = tables.status_rows("r", status)
@@ -55,14 +57,15 @@ def test_a_parked_run_says_why_and_how_to_go_on() -> None:
     assert any("perdure resume r" in value for _, value in rows)
 
 
-def test_a_parked_run_that_tries_again_by_itself_asks_nobody_to_mend_anything() -> None:
+def test_retrying_parked_run_needs_nobody() -> None:
+    """A parked run with a retry timer asks nobody to repair anything."""
     at = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
     said = tables.resume_hint("r-1", Failure(kind="overloaded", message="away", resumes_at=at))
     assert "by itself at 12:30:00 UTC; sooner with" in said
     assert "mend" not in said
 
 
-def test_every_part_of_a_message_is_shown() -> None:
+def test_every_message_part_is_shown() -> None:
     call = ToolCall(id="call-1-1", name="search", arguments={"q": "é"})
     result = ToolResult(call_id="call-1-1", name="search", content=[Text(text="found")], is_error=True)
     said = tables.message_parts(Message(role="assistant", parts=[Text(text="hm"), call]))
@@ -81,21 +84,24 @@ def flowed(width: int, *pieces: str) -> str:
     return file.getvalue()
 
 
-def test_streamed_text_breaks_between_words_however_it_is_cut() -> None:
+def test_stream_breaks_between_words() -> None:
+    """Streamed text breaks between words, however it is cut."""
     whole = "one two three four"
     expected = "one two \nthree four\n"
     assert flowed(10, whole) == expected
     assert flowed(10, *whole) == expected
 
 
-def test_streamed_text_keeps_its_own_lines_and_long_words() -> None:
+def test_stream_keeps_lines_and_long_words() -> None:
+    """Streamed text keeps its own lines and its long words."""
     assert flowed(10, "a\n\n", "b\n") == "a\n\nb\n"
     long = "x" * 100
     assert flowed(10, long) == long + "\n"
     assert flowed(10) == ""
 
 
-def test_the_end_is_one_line_with_what_it_cost() -> None:
+def test_end_is_line_with_cost() -> None:
+    """The end of a run is a line with its cost."""
     result = RunResult(agent="a", stop_reason="max_steps", steps=1, usage=Usage(input_tokens=10))
     end = event_line(Finished(status="completed", result=result))
     assert end is not None
@@ -120,7 +126,7 @@ def test_the_end_is_one_line_with_what_it_cost() -> None:
         (StatusChanged(status="paused", doing="paused"), "", "! paused\n"),
     ],
 )
-def test_without_a_terminal_stdout_is_the_output_alone(
+def test_piped_stdout_is_output_alone(
     event: Event, out: str, err: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Lines("r").show(event)

@@ -51,9 +51,7 @@ def test_every_command_has_the_common_options() -> None:
         (ZeroDivisionError("no\nno"), 1),
     ],
 )
-def test_an_error_is_one_line_and_a_code(
-    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_is_line_and_code(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     async def body() -> int:
         raise error
 

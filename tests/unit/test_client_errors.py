@@ -30,7 +30,8 @@ class Dead:
 
 
 @pytest.mark.parametrize("error", GONE, ids=str)
-async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) -> None:
+async def test_dying_server_is_not_reachable(error: RPCError) -> None:
+    """A server that dies under a call counts as not reached."""
     run = Run(cast("Any", Dead(error)), "r")
     with pytest.raises(NotReachable, match="does not answer"):
         async with run.calls.translate_errors():
@@ -40,7 +41,8 @@ async def test_a_server_that_dies_under_a_call_was_not_reached(error: RPCError) 
 
 
 @pytest.mark.parametrize("said", ["consistent query buffer is full", "namespace rate limit exceeded"])
-async def test_a_server_that_has_too_much_to_do_says_so(said: str) -> None:
+async def test_busy_server_has_own_error(said: str) -> None:
+    """A server that has too much to do has an error of its own."""
     error = RPCError(said, RPCStatusCode.RESOURCE_EXHAUSTED, b"")
     with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
         async with Run(cast("Any", Dead(error)), "r").calls.translate_errors():
@@ -49,7 +51,8 @@ async def test_a_server_that_has_too_much_to_do_says_so(said: str) -> None:
         await Client(cast("Any", Dead(error))).start("a", "go")
 
 
-async def test_what_is_too_long_is_not_asked_again() -> None:
+async def test_oversized_request_is_not_retried() -> None:
+    """A request that is too long is not repeated."""
     error = RPCError("grpc: received message larger than max", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
     with pytest.raises(InvalidRequest, match="larger than max"):
         await Client(cast("Any", Dead(error))).start("a", "go")

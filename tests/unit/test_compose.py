@@ -31,12 +31,14 @@ def _mounts(name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_service_waits_for_services_that_exist(name: str) -> None:
+def test_services_wait_for_existing_services(name: str) -> None:
+    """Every service waits for services that exist."""
     assert _conditions(name).keys() <= SERVICES.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_who_is_waited_for_can_be_what_is_waited_for(name: str) -> None:
+def test_awaited_conditions_can_be_met(name: str) -> None:
+    """A service that another waits for can reach the awaited condition."""
     for target, condition in _conditions(name).items():
         if condition == "service_healthy":
             healthy = "healthcheck" in SERVICES[target] or "build" in SERVICES[target]
@@ -47,7 +49,8 @@ def test_who_is_waited_for_can_be_what_is_waited_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_services_that_last_are_restarted_for_ever(name: str) -> None:
+def test_only_lasting_services_restart(name: str) -> None:
+    """Only lasting services are restarted without limit."""
     wanted = "on-failure:6" if name in ONE_SHOTS else "unless-stopped"
     assert SERVICES[name]["restart"] == wanted
 
@@ -62,13 +65,15 @@ def test_images_are_pinned_or_built_here(name: str) -> None:
     assert "build" in SERVICES[name] or PINNED.match(SERVICES[name]["image"])
 
 
-def test_server_and_tools_are_of_one_version() -> None:
+def test_server_and_tools_share_version() -> None:
+    """The server and its tools have the same version."""
     versions = {SERVICES[name]["image"].partition(":")[2] for name in ("schema", "temporal", "namespace")}
     assert len(versions) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mounted_files_exist_and_volumes_are_declared(name: str) -> None:
+def test_mounts_exist_and_volumes_are_declared(name: str) -> None:
+    """Mounted files exist, and volumes are declared."""
     for source, *_ in _mounts(name):
         if source.startswith("."):
             assert (ROOT / source).exists(), source
@@ -81,7 +86,8 @@ def test_every_declared_volume_is_used() -> None:
     assert COMPOSE["volumes"].keys() <= used
 
 
-def test_the_worker_serves_a_file_that_exists_and_is_mounted() -> None:
+def test_worker_file_exists_and_is_mounted() -> None:
+    """The worker serves a file that exists and is mounted."""
     command, agents = SERVICES["worker"]["command"]
     file = re.fullmatch(r"\$\{PERDURE_AGENTS:-(.+)\}", agents)
     assert command == "worker"
@@ -90,17 +96,20 @@ def test_the_worker_serves_a_file_that_exists_and_is_mounted() -> None:
     assert ["./examples", "/app/examples", "ro"] in _mounts("worker")
 
 
-def test_the_worker_is_given_more_time_to_end_than_its_calls() -> None:
+def test_worker_outlives_its_calls() -> None:
+    """The worker gets more time to end than its calls."""
     assert SERVICES["worker"]["stop_grace_period"] == "45s"
 
 
-def test_scripts_register_every_search_attribute_with_its_type() -> None:
+def test_scripts_register_every_search_attribute() -> None:
+    """The scripts register every search attribute with its type."""
     script = (ROOT / "deploy/compose/namespace.sh").read_text()
     assert dict(re.findall(r"^register (\w+) (\w+)$", script, re.MULTILINE)) == SEARCH_ATTRIBUTES
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_posix_and_stop_at_the_first_error(script: Path) -> None:
+def test_scripts_are_posix_and_strict(script: Path) -> None:
+    """The scripts are POSIX shell and stop at the first error."""
     text = script.read_text()
     assert text.startswith("#!/bin/sh\n")
     assert "set -eu\n" in text
@@ -109,7 +118,8 @@ def test_scripts_are_posix_and_stop_at_the_first_error(script: Path) -> None:
     subprocess.run([shell, "-n", str(script)], check=True)
 
 
-def test_mounted_scripts_are_those_the_services_run() -> None:
+def test_services_run_the_mounted_scripts() -> None:
+    """The mounted scripts are those that the services run."""
     for name in ONE_SHOTS:
         assert SERVICES[name]["entrypoint"][-1] == _mounts(name)[0][1]
 
@@ -118,14 +128,16 @@ def _stages() -> list[str]:
     return re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
 
 
-def test_the_image_is_built_in_stages_from_one_pinned_base() -> None:
+def test_image_stages_share_pinned_base() -> None:
+    """The image is built in stages from a single pinned base."""
     stages = _stages()
     assert len(stages) >= 2
     assert all(PINNED.match(base) for base in stages)
     assert len(set(stages)) == 1, "a virtual environment only works with the Python that made it"
 
 
-def test_the_image_runs_without_rights_and_asks_the_worker_for_its_health() -> None:
+def test_image_is_unprivileged_and_checks_health() -> None:
+    """The image runs without privileges and checks the worker's health."""
     final = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     user = re.search(r"^USER (\d+):(\d+)$", final, re.MULTILINE)
     assert user is not None, "a number: Kubernetes can check that it is not root"
@@ -144,7 +156,8 @@ def test_the_image_installs_extras_that_exist() -> None:
     assert set(extras[1].split(",")) <= known.keys()
 
 
-def test_the_build_context_holds_what_the_build_needs_and_nothing_else() -> None:
+def test_build_context_is_minimal() -> None:
+    """The build context has what the build needs, and nothing else."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     kept = {line[1:] for line in lines if line.startswith("!")}

@@ -80,7 +80,8 @@ LIVE = status(
 # -- what there is to draw
 
 
-def test_text_tells_nodes_in_order_with_state_and_the_edges_that_leave_them() -> None:
+def test_text_lists_nodes_with_edges() -> None:
+    """Text lists nodes in order, with their state and their outgoing edges."""
     assert render_text(build_picture(REVIEW, LIVE, run_id="review-1")).plain.splitlines() == [
         "graph review",
         "review-1 · acting · $0.0123",
@@ -98,7 +99,7 @@ def test_text_tells_nodes_in_order_with_state_and_the_edges_that_leave_them() ->
     ]
 
 
-def test_without_a_run_nothing_is_said_of_states() -> None:
+def test_picture_without_run_has_no_states() -> None:
     drawn = build_picture(REVIEW)
     assert {one.state for one in drawn.boxes} == {"pending"}
     assert {one.live for one in drawn.boxes} == {""}
@@ -108,14 +109,15 @@ def test_without_a_run_nothing_is_said_of_states() -> None:
 
 
 @pytest.mark.parametrize("join", ["all", "any", 1])
-def test_a_join_is_told_where_several_edges_meet(join: Any) -> None:
+def test_join_is_shown_at_meeting_edges(join: Any) -> None:
     node = NodeSpec(name="c", kind="function", join=join)
     drawn = build_picture(graph("a", "b", node, edges=[("a", "b"), ("a", "c"), ("b", "c")]))
     told = {"all": "all 2", "any": "any of 2", 1: "1 of 2"}[join]
     assert [one.join for one in drawn.boxes] == ["", "", f"waits for {told}"]
 
 
-def test_the_newest_visit_decides_and_all_of_them_count() -> None:
+def test_newest_visit_sets_state() -> None:
+    """The newest visit sets the state of a node; all visits are counted."""
     runs = [
         ran("draft", "failed", visit="1", steps=2, error=Failure(kind="timeout", message="x")),
         ran("draft", visit="1.1", steps=1, cost_microusd=5_000),
@@ -131,20 +133,23 @@ def test_the_newest_visit_decides_and_all_of_them_count() -> None:
     assert box_of(failed, "draft")["live"] == "failed: timeout"
 
 
-def test_what_a_long_run_does_not_tell_any_more_is_a_lower_bound() -> None:
+def test_dropped_visits_give_lower_bound() -> None:
+    """Visits that a long run no longer reports make the count a lower bound."""
     drawn = build_picture(REVIEW, status(ran("draft", visit="250", steps=3, cost_microusd=None)))
     assert box_of(drawn, "draft")["spent"] == "250 visits · ≥ 3 steps · ≥ cost unknown"
 
 
 @pytest.mark.parametrize("path", [("legal-2", "call-1-1"), ("legal",)])
-def test_a_node_that_waits_for_a_person_is_found_by_key_or_name(path: tuple[str, ...]) -> None:
+def test_waiting_node_matches_key_or_name(path: tuple[str, ...]) -> None:
+    """A node that waits for a person is found by its key or name."""
     live = status(ran("legal"), ran("legal", "running", visit="2"), waiting=[waits(*path)])
     assert box_of(build_picture(REVIEW, live), "legal")["state"] == "waiting"
     over = status(ran("legal"), waiting=[waits("legal")])
     assert box_of(build_picture(REVIEW, over), "legal")["state"] == "done"
 
 
-def test_a_swarm_shows_the_handoffs_that_happened_in_their_order() -> None:
+def test_swarm_shows_handoffs_in_order() -> None:
+    """A swarm shows its handoffs in their order."""
     swarm = ResolvedAgent(spec=SwarmSpec(name="desk", agents=("triage", "billing", "boss"), entry="triage"))
     turns = ["triage", "billing", "triage", "billing"]
     runs = [ran(name, visit=str(at // 2 + 1), stop_reason="handoff") for at, name in enumerate(turns[:3])]
@@ -155,7 +160,9 @@ def test_a_swarm_shows_the_handoffs_that_happened_in_their_order() -> None:
     assert build_picture(swarm).arrows == ()
 
 
-def test_an_agent_shows_the_agents_that_it_may_call_and_those_they_may_call() -> None:
+def test_agent_shows_callable_agents() -> None:
+    """An agent shows the agents that it may call, and those that they may call."""
+
     def calls(agent: str, name: str) -> ToolSpec:
         return ToolSpec(kind="agent", name=name, description="", input_schema={}, agent=agent)
 
@@ -196,14 +203,15 @@ EVERY = [
 ]
 
 
-def test_every_state_has_a_sign_of_its_own() -> None:
+def test_every_state_has_own_sign() -> None:
     states = set(get_args(BoxState))
     assert {state for state, _ in EVERY} == states == set(SYMBOLS) == set(COLOURS)
     assert len(set(SYMBOLS.values())) == len(states)
 
 
 @pytest.mark.parametrize(("state", "live"), EVERY)
-def test_every_state_is_drawn_by_sign_and_colour_in_every_format(state: BoxState, live: RunStatus) -> None:
+def test_every_format_draws_every_state(state: BoxState, live: RunStatus) -> None:
+    """Every format draws every state by sign and colour."""
     drawn = build_picture(graph("draft"), live)
     assert f"{SYMBOLS[state]} draft" in render_text(drawn).plain
     chart = render_mermaid(drawn)
@@ -213,7 +221,8 @@ def test_every_state_is_drawn_by_sign_and_colour_in_every_format(state: BoxState
     assert f'"{sign}\u00a0draft' in chart
 
 
-def test_the_same_picture_gives_the_same_drawing() -> None:
+def test_drawing_is_deterministic() -> None:
+    """The same picture gives the same drawing."""
     drawn, again = (
         build_picture(REVIEW, LIVE),
         build_picture(REVIEW.model_copy(deep=True), LIVE.model_copy(deep=True)),
@@ -230,7 +239,7 @@ def test_mermaid_names_conditions_joins_and_entries() -> None:
     assert {"n0 --> n1", 'n2 -->|"approved"| n3', 'n2 -->|"needs#95;work"| n0'} <= set(lines)
 
 
-def test_a_chart_for_markdown_is_one_fenced_block() -> None:
+def test_markdown_chart_is_fenced_block() -> None:
     chart = render_mermaid(hostile())
     block = fenced(chart)
     assert block == f"```mermaid\n{chart}```\n"
@@ -244,14 +253,14 @@ def hostile() -> Picture:
     )
 
 
-def test_a_hostile_name_is_one_line_of_harmless_characters() -> None:
+def test_hostile_name_is_harmless_line() -> None:
     assert one_line(HOSTILE) == '"><script>alert(1)</script> - **b** `c` #35; ]] %% --> end & [2J'
     assert one_line("\x00\u200b") == "(no name)"
     assert len(one_line("x" * 10_000)) == 200
     assert re.search(r"[\x00-\x09\x0b-\x1f\u202e]", render_text(hostile()).plain) is None
 
 
-def test_a_hostile_name_is_no_syntax_of_mermaid() -> None:
+def test_hostile_name_is_no_mermaid_syntax() -> None:
     lines = render_mermaid(hostile()).splitlines()
     assert lines[1].startswith('title: "')
     assert "<" not in lines[1]
@@ -281,7 +290,8 @@ def wirings(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
 
 
 @given(wirings())
-def test_without_its_back_edges_no_wiring_has_a_cycle(wiring: tuple[int, list[tuple[int, int]]]) -> None:
+def test_forward_edges_have_no_cycle(wiring: tuple[int, list[tuple[int, int]]]) -> None:
+    """Without its back edges, no wiring has a cycle."""
     count, ends = wiring
     back = find_back_edges(count, ends, [0])
     forward = [pair for at, pair in enumerate(ends) if at not in back]
@@ -291,7 +301,7 @@ def test_without_its_back_edges_no_wiring_has_a_cycle(wiring: tuple[int, list[tu
     assert {at for at, (source, target) in enumerate(ends) if source == target} <= back
 
 
-def test_an_edge_to_a_finished_root_is_no_back_edge() -> None:
+def test_edge_to_root_may_be_forward() -> None:
     """A box that no root reaches may lead to a root without closing a cycle."""
     assert find_back_edges(2, [(1, 0)], [0]) == frozenset()
 

@@ -20,5 +20,5 @@ def _defined(base: type[Exception], depth: int = 1) -> Iterator[tuple[str, int]]
             yield from _defined(error, depth + 1)
 
 
-def test_error_tree_is_drawn_as_it_is() -> None:
+def test_error_tree_matches_its_drawing() -> None:
     assert list(_drawn()) == list(_defined(errors.PerdureError))

@@ -110,7 +110,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changed", "why"), IMPOSSIBLE)
-def test_a_graph_that_could_not_run_is_refused_when_it_is_made(changed: dict[str, Any], why: str) -> None:
+def test_invalid_graph_is_rejected_at_construction(changed: dict[str, Any], why: str) -> None:
+    """A graph that could not run is rejected when it is constructed."""
     with pytest.raises(DefinitionError, match=why):
         graph(**changed)
 
@@ -132,23 +133,27 @@ def test_a_graph_that_could_not_run_is_refused_when_it_is_made(changed: dict[str
         ({"input": lambda: ""}, "input must take one parameter, the GraphState"),
     ],
 )
-def test_a_node_that_could_not_run_is_refused_when_it_is_made(changed: dict[str, Any], why: str) -> None:
+def test_invalid_node_is_rejected_at_construction(changed: dict[str, Any], why: str) -> None:
+    """A node that could not run is rejected when it is constructed."""
     with pytest.raises(DefinitionError, match=why):
         Node(work, **changed)
 
 
 @pytest.mark.parametrize("when", [7, later, Later(), partial(later), lambda: True])
-def test_a_condition_is_a_plain_function_of_the_state(when: Any) -> None:
+def test_condition_is_plain_function(when: Any) -> None:
     with pytest.raises(DefinitionError, match="edge 'a' -> 'b': when"):
         Edge("a", "b", when)
 
 
-def test_a_join_of_more_edges_than_there_are_is_refused() -> None:
+def test_join_of_missing_edges_is_rejected() -> None:
+    """A join of more edges than exist is rejected."""
     with pytest.raises(DefinitionError, match="join=2 of 'b' can never be met: it has 1 incoming edges"):
         graph(nodes={"a": work, "b": Node(work, join=2)})
 
 
-def test_a_join_that_waits_for_what_comes_after_it_is_refused() -> None:
+def test_join_on_later_node_is_rejected() -> None:
+    """A join that waits for a later node is rejected."""
+
     def looping(join: Any) -> Graph:
         return chain("abc", "ab", "bc", "cb", limits=LOOP, nodes={"b": Node(work, join=join)})
 
@@ -159,27 +164,31 @@ def test_a_join_that_waits_for_what_comes_after_it_is_refused() -> None:
     assert looping(1).spec().node("b").join == 1
 
 
-def test_nodes_that_wait_for_each_other_are_refused() -> None:
+def test_mutual_waiting_is_rejected() -> None:
+    """Nodes that wait for each other are rejected."""
     with pytest.raises(DefinitionError, match="join 'all' of 'b' can never be met: 'c' comes after it"):
         chain("abc", "ab", "ac", "bc", "cb", limits=LOOP)
     with pytest.raises(DefinitionError, match="join 'all' of 'b' can never be met: 'c' comes after it"):
         chain("axbc", "ax", "bx", "ab", "bc", "cb", limits=LOOP)
 
 
-def test_a_node_that_waits_for_itself_is_refused_and_an_entry_does_not_wait() -> None:
+def test_self_waiting_is_rejected() -> None:
+    """A node that waits for itself is rejected; an entry does not wait."""
     with pytest.raises(DefinitionError, match="'b' comes after it"):
         chain("ab", "ab", "bb", limits=LOOP)
     assert chain("ab", "ab", "ba", limits=LOOP).entries == ("a",)
 
 
-def test_a_cycle_may_be_bounded_by_executions_or_by_time() -> None:
+def test_cycle_needs_executions_or_timeout() -> None:
+    """A cycle may be bounded by executions or by time."""
     chain("ab", "ab", "ba", limits=LOOP)
     chain("ab", "ab", "ba", limits=GraphLimits(timeout=timedelta(minutes=1)))
     with pytest.raises(DefinitionError, match="has no bound"):
         chain("ab", "ab", "ba", limits=GraphLimits(node_timeout=timedelta(minutes=1)))
 
 
-def test_a_name_means_one_member_in_all_that_is_below_a_graph() -> None:
+def test_names_are_unique_below_graph() -> None:
+    """A name means the same member everywhere below a graph."""
     one, other = agent(), agent()
     graph(nodes={"a": one, "b": one})
     with pytest.raises(DefinitionError, match="called 'writer'; rename one"):
@@ -205,7 +214,8 @@ class Swarmlike:
         return next(iter(self.members.values())).spec()
 
 
-def test_members_are_what_the_nodes_run_by_name() -> None:
+def test_members_are_nodes_by_name() -> None:
+    """Members are what the nodes run, by name."""
     writer, inner = agent(), graph(name="inner")
     team: Any = Swarmlike(agent("clerk"))
     made = graph(
@@ -226,7 +236,8 @@ def test_members_are_what_the_nodes_run_by_name() -> None:
         graph(nodes={"a": agent("clerk"), "b": team})
 
 
-def test_a_cost_limit_reaches_every_model_below() -> None:
+def test_cost_limit_reaches_all_models() -> None:
+    """A cost limit applies to every model below."""
     dear = Agent(name="dear", model="nobody:knows")
     inner = graph(name="inner", nodes={"a": dear, "b": work})
     assert graph(nodes={"a": inner, "b": work}).spec().member_hashes
@@ -236,7 +247,9 @@ def test_a_cost_limit_reaches_every_model_below() -> None:
         graph(nodes={"a": inner, "b": work}).spec(cost_limited=True)
 
 
-def test_the_spec_names_functions_and_the_code_holds_them_by_place() -> None:
+def test_spec_names_functions_by_place() -> None:
+    """The spec names functions, and the code has them by place."""
+
     def unnamed(_state: GraphState) -> bool:
         return True
 
@@ -277,7 +290,8 @@ def test_a_spec_survives_being_written_down() -> None:
         {"siblings": "finish"},
     ],
 )
-def test_the_hash_tells_apart_whatever_shapes_behaviour(changed: dict[str, Any]) -> None:
+def test_hash_covers_all_behaviour(changed: dict[str, Any]) -> None:
+    """The hash differs for whatever shapes behaviour."""
     assert graph(**changed).spec().hash != graph().spec().hash
     assert graph(**changed).spec().hash == graph(**changed).spec().hash
 
@@ -290,7 +304,8 @@ def test_the_hash_covers_the_members() -> None:
     assert graph(nodes={"a": kind.nodes["a"], "b": work}).spec().hash == kind.spec().hash
 
 
-def test_what_a_graph_is_made_of_cannot_change_under_it() -> None:
+def test_graph_does_not_share_its_parts() -> None:
+    """The parts of a graph cannot change after its construction."""
     nodes: dict[str, Any] = {"a": work, "b": work}
     made = graph(nodes=nodes)
     nodes["c"] = work
@@ -299,7 +314,8 @@ def test_what_a_graph_is_made_of_cannot_change_under_it() -> None:
         made.nodes["c"] = work  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
 
 
-def test_a_state_gives_outputs_as_values_and_as_text() -> None:
+def test_state_has_outputs_and_texts() -> None:
+    """A state gives outputs as values and as text."""
     results = {
         "a": NodeResult(key="a-1", node="a", state="done", output={"n": [1, "é"]}),
         "b": NodeResult(key="b-1", node="b", state="done", output="said"),

@@ -92,13 +92,14 @@ MESSAGE = st.builds(
 
 
 @given(MESSAGE)
-def test_a_message_read_back_is_the_message_that_was_written(message: Message) -> None:
+def test_message_survives_round_trip(message: Message) -> None:
     assert Message.model_validate_json(message.model_dump_json()) == message
     assert Message.model_validate(message.model_dump(mode="json")) == message
 
 
 @given(PART)
-def test_a_part_is_told_apart_by_its_kind(part: Part) -> None:
+def test_part_has_its_kind(part: Part) -> None:
+    """A part is identified by its kind."""
     adapter: TypeAdapter[Any] = TypeAdapter(Part)
     assert type(adapter.validate_json(adapter.dump_json(part))) is type(part)
 
@@ -110,7 +111,7 @@ def test_usage_adds_up_in_any_order(one: Usage, two: Usage, three: Usage) -> Non
     assert one + Usage() == one
 
 
-def test_what_is_not_there_is_not_written() -> None:
+def test_missing_fields_are_not_written() -> None:
     written = Message.user("hi").model_dump_json()
     assert written == '{"role":"user","parts":[{"kind":"text","text":"hi"}]}'
     call = ToolCall(id="call-1-1", name="t")
@@ -124,12 +125,14 @@ def test_what_is_not_there_is_not_written() -> None:
     assert ReplyMeta(step=1, model="m", attempts=2).model_dump(mode="json")["attempts"] == 2
 
 
-def test_a_cost_of_nothing_is_written_and_an_unknown_one_is_not() -> None:
+def test_zero_cost_is_written() -> None:
+    """A cost of 0 is written, and an unknown cost is not."""
     assert ReplyMeta(step=1, model="m", cost_microusd=0).model_dump()["cost_microusd"] == 0
     assert "cost_microusd" not in ReplyMeta(step=1, model="m").model_dump()
 
 
-def test_a_field_of_a_newer_writer_is_passed_over() -> None:
+def test_unknown_field_is_ignored() -> None:
+    """A field of a newer writer is ignored."""
     assert Text.model_validate({"kind": "text", "text": "a", "later": 1}) == Text(text="a")
 
 
@@ -139,7 +142,7 @@ def test_a_message_cannot_be_changed() -> None:
 
 
 @given(MESSAGE)
-def test_sizes_are_those_of_the_written_message(message: Message) -> None:
+def test_sizes_match_written_message(message: Message) -> None:
     assert size_bytes(message) == len(message.model_dump_json().encode())
     assert estimated_tokens(message) > 0
 
@@ -148,7 +151,7 @@ def test_tokens_are_rounded_up() -> None:
     assert [estimate_tokens(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
-def test_a_picture_in_a_result_counts_as_a_picture() -> None:
+def test_picture_in_result_counts_as_picture() -> None:
     picture = ToolResult(call_id="c", name="n", content=[Image(data="A" * 100_000)])
     message = Message(role="tool", parts=[picture])
     assert IMAGE_TOKENS < estimated_tokens(message) < IMAGE_TOKENS + 100
@@ -180,17 +183,18 @@ def test_a_request_can_only_tighten_limits(mine: Limits, theirs: Limits) -> None
     assert mine.tightened_by(None) == mine
 
 
-def test_what_a_request_leaves_out_does_not_tighten() -> None:
+def test_omitted_limits_do_not_tighten() -> None:
+    """Limits that a request leaves out do not tighten the agent's."""
     assert Limits(steps=90).tightened_by(Limits(tool_calls=1)) == Limits(steps=90, tool_calls=1)
 
 
 @pytest.mark.parametrize("cost", [1e308, float("inf"), float("nan"), 0, -1])
-def test_a_cost_limit_is_an_amount_of_money(cost: float) -> None:
+def test_cost_limit_is_amount_of_money(cost: float) -> None:
     with pytest.raises(ValidationError):
         Limits(cost_usd=cost)
 
 
-def test_an_explanation_is_short_whatever_was_wrong() -> None:
+def test_explanation_is_always_short() -> None:
     with pytest.raises(ValidationError) as wrong:
         Limits.model_validate({f"{n}" * 500: "x" * 500 for n in range(500)})
     said = explain(wrong.value)
@@ -214,9 +218,10 @@ def test_an_explanation_is_short_whatever_was_wrong() -> None:
         ("READ", (), None, "deny"),
     ],
 )
-def test_the_first_rule_that_matches_decides_and_none_is_a_denial(
+def test_first_matching_rule_decides(
     tool: str, roles: tuple[str, ...], resource: str | None, verdict: str
 ) -> None:
+    """The first matching rule decides; without a match the call is denied."""
     policy = Policy(
         rules=(
             Rule(verdict="allow", tool="refund*", role="boss"),
@@ -228,7 +233,8 @@ def test_the_first_rule_that_matches_decides_and_none_is_a_denial(
     assert policy.verdict(tool, roles, resource) == verdict
 
 
-def test_a_rule_for_some_resource_says_nothing_of_a_call_without_one() -> None:
+def test_resource_rule_needs_resource() -> None:
+    """A rule for a resource does not apply to a call without one."""
     assert Policy(rules=(Rule(verdict="allow", resource="?*"),)).verdict("t") == "deny"
     assert Policy().verdict("t", ("boss",), "r") == "deny"
 
@@ -237,7 +243,8 @@ def test_a_rule_for_some_resource_says_nothing_of_a_call_without_one() -> None:
 
 
 @given(USAGE)
-def test_a_price_is_rounded_up_and_never_less_than_exact(usage: Usage) -> None:
+def test_price_is_rounded_up(usage: Usage) -> None:
+    """A price is rounded up and never below the exact amount."""
     price = Price(input=3, output=5, cache_read=7, cache_write=11)
     exact = (
         usage.input_tokens * 3
@@ -248,7 +255,8 @@ def test_a_price_is_rounded_up_and_never_less_than_exact(usage: Usage) -> None:
     assert 0 <= price.cost_microusd(usage) * 1_000_000 - exact < 1_000_000
 
 
-def test_the_first_entry_in_effect_counts_and_the_unknown_has_no_price() -> None:
+def test_first_price_in_effect_counts() -> None:
+    """The first entry in effect counts; an unknown model has no price."""
     from datetime import date
 
     def entry(model: str, effective: str, amount: int) -> Entry:
@@ -271,7 +279,8 @@ def test_the_first_entry_in_effect_counts_and_the_unknown_has_no_price() -> None
     assert over.input == 9
 
 
-def test_the_shipped_table_knows_what_it_ships_and_the_scripted_model() -> None:
+def test_shipped_table_knows_its_models() -> None:
+    """The shipped table has prices of the shipped models and of the scripted one."""
     from datetime import date
 
     assert shipped_prices().find("scripted:anything", date(2026, 11, 20)) is not None
@@ -279,7 +288,7 @@ def test_the_shipped_table_knows_what_it_ships_and_the_scripted_model() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"version": "1"}', '{"version": "1", "entries": [{}]}'])
-def test_a_price_table_that_cannot_be_read_is_named(tmp_path: Any, text: str | None) -> None:
+def test_unreadable_price_table_is_named(tmp_path: Any, text: str | None) -> None:
     path = tmp_path / "prices.json"
     if text is not None:
         path.write_text(text)

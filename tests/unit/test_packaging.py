@@ -35,7 +35,8 @@ def modules() -> set[str]:
     }
 
 
-def test_the_packages_that_are_built_are_those_on_disk() -> None:
+def test_built_packages_match_disk() -> None:
+    """The packages that are built are those on disk."""
     room_folders = [path.parent for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
     own_folders = [path.parent for path in (ROOT / "perdure").glob("*/__init__.py")]
     folders = {".".join(["perdure", *folder.relative_to(ROOT).parts]) for folder in room_folders}
@@ -45,12 +46,14 @@ def test_the_packages_that_are_built_are_those_on_disk() -> None:
     assert table["package-dir"] == {"perdure": "perdure", **{f"perdure.{room}": room for room in ROOMS}}
 
 
-def test_the_links_for_type_checkers_lead_to_the_rooms() -> None:
+def test_links_lead_to_rooms() -> None:
+    """The links for type checkers lead to the rooms."""
     for room in ROOMS:
         assert (ROOT / "perdure" / room).readlink() == Path("..") / room
 
 
-def test_only_the_file_that_binds_user_code_stays_in_the_sandbox() -> None:
+def test_only_user_code_binding_is_sandboxed() -> None:
+    """Only the file that binds user code stays in the sandbox."""
     passed = (*PURE, *SHELLS)
     checked = {name for name in modules() if not name.endswith("__init__.py")}
     dotted = {name.removesuffix(".py").replace("/", ".") for name in checked}
@@ -59,7 +62,8 @@ def test_only_the_file_that_binds_user_code_stays_in_the_sandbox() -> None:
     assert outside - helpers_of_tests == {"perdure.__main__", "perdure.workflows.graph_code"}
 
 
-def test_strict_sandbox_passes_nothing_of_the_workflows_but_the_engine() -> None:
+def test_strict_sandbox_passes_only_engine() -> None:
+    """The strict sandbox passes nothing of the workflows but the engine."""
     assert [name for name in PURE if name.startswith("perdure.workflows")] == ["perdure.workflows.engine"]
 
 
@@ -92,7 +96,8 @@ def test_starter_has_no_circle_of_imports() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(files) > 20
 
 
-def test_a_wheel_holds_our_modules_and_data_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_holds_only_our_files(tmp_path: Path) -> None:
+    """A wheel has our modules and data, and nothing else."""
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

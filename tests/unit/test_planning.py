@@ -33,23 +33,24 @@ ITEMS = st.lists(
 )
 
 
-def test_a_plan_is_taken_whole_and_in_order() -> None:
+def test_plan_is_complete_and_ordered() -> None:
     given_by_it = {"items": [item.model_dump() for item in TRIP]}
     assert plan_of(given_by_it) == TRIP
     assert {type(item) for item in plan_of(given_by_it)} == {PlanItem}
 
 
-def test_several_items_may_be_in_progress_and_none_need_be_left() -> None:
+def test_several_items_may_be_in_progress() -> None:
+    """Several items may be in progress, and none needs to remain."""
     twice = [{"text": "a", "state": "in_progress"}, {"text": "b", "state": "in_progress"}]
     assert [item.state for item in plan_of({"items": twice})] == ["in_progress", "in_progress"]
     assert plan_of({"items": []}) == ()
 
 
-def test_an_item_without_a_state_is_pending() -> None:
+def test_item_without_state_is_pending() -> None:
     assert plan_of({"items": [{"text": "a"}]}) == (PlanItem(text="a", state="pending"),)
 
 
-def test_a_text_of_several_lines_becomes_one() -> None:
+def test_multi_line_text_becomes_one_line() -> None:
     assert plan_of({"items": [{"text": " buy\n- [x] bread \t now "}]})[0].text == "buy - [x] bread now"
 
 
@@ -69,12 +70,13 @@ def test_a_text_of_several_lines_becomes_one() -> None:
         ({"items": [{"text": "a" * (MOST_CHARACTERS + 1)}]}, "items.0.text: .*at most 500 characters"),
     ],
 )
-def test_what_is_no_plan_is_refused_and_the_model_is_told_why(arguments: dict[str, Any], why: str) -> None:
+def test_invalid_plan_is_explained(arguments: dict[str, Any], why: str) -> None:
+    """An invalid plan is rejected, and the model gets an explanation."""
     with pytest.raises(ValueError, match=f"the plan was not changed: {why}"):
         plan_of(arguments)
 
 
-def test_a_plan_as_long_as_allowed_is_taken() -> None:
+def test_longest_allowed_plan_is_accepted() -> None:
     longest = {"items": [{"text": "a" * MOST_CHARACTERS, "state": "done"}] * MOST_ITEMS}
     assert len(plan_of(longest)) == MOST_ITEMS
     assert problem_with(longest, PLAN_TOOL.input_schema) is None
@@ -84,7 +86,8 @@ def test_people_see_a_checklist() -> None:
     assert plan_checklist(TRIP) == "- [x] find a train\n- [~] book it\n- [ ] find a hotel\n- [-] rent a car"
 
 
-def test_a_model_is_reminded_of_its_plan_and_of_what_the_marks_mean() -> None:
+def test_reminder_has_plan_and_legend() -> None:
+    """The reminder has the plan and the meaning of its marks."""
     first, *rest = plan_reminder(TRIP).split("\n")
     assert "update_plan" in first
     assert all(mark in first for mark in ("[x] done", "[~] in progress", "[ ] pending", "[-] dropped"))
@@ -105,12 +108,13 @@ def test_of_no_plan_nothing_is_shown() -> None:
         (["dropped"], "0 of 0 done, 1 dropped; nothing is left"),
     ],
 )
-def test_the_receipt_says_how_far_it_is_and_what_comes_next(states: list[Any], said: str) -> None:
+def test_receipt_has_progress_and_next_item(states: list[Any], said: str) -> None:
+    """The receipt has the progress and the next item."""
     items = [PlanItem(text=f"item {n}", state=state) for n, state in enumerate(states)]
     assert plan_receipt(items) == said
 
 
-def test_the_tool_has_a_schema_that_can_be_checked() -> None:
+def test_tool_schema_is_valid() -> None:
     check_schema(PLAN_TOOL.input_schema, "plan")
     assert PLAN_TOOL.name == "update_plan"
     states = PLAN_TOOL.input_schema["properties"]["items"]["items"]["properties"]["state"]["enum"]
@@ -118,7 +122,8 @@ def test_the_tool_has_a_schema_that_can_be_checked() -> None:
 
 
 @given(ITEMS)
-def test_what_fits_the_schema_is_a_plan_unless_a_text_is_blank(items: list[dict[str, Any]]) -> None:
+def test_schema_match_is_a_plan(items: list[dict[str, Any]]) -> None:
+    """A value that fits the schema is a plan, unless a text is blank."""
     arguments = {"items": items}
     assert problem_with(arguments, PLAN_TOOL.input_schema) is None
     if all(item["text"].strip() for item in items):
@@ -131,7 +136,8 @@ def test_what_fits_the_schema_is_a_plan_unless_a_text_is_blank(items: list[dict[
 
 
 @given(st.dictionaries(st.sampled_from(["items", "x"]), st.recursive(st.none() | st.text(), st.lists)))
-def test_whatever_a_model_gives_is_a_plan_or_a_value_error(arguments: dict[str, Any]) -> None:
+def test_any_input_is_plan_or_error(arguments: dict[str, Any]) -> None:
+    """Whatever a model gives is a plan or a ValueError."""
     problem = ""
     try:
         assert len(plan_of(arguments)) <= MOST_ITEMS

@@ -66,7 +66,7 @@ async def test_simultaneous_watchers_share_one_description() -> None:
     assert all(poll is polls[0] for poll in polls)
 
 
-async def test_a_poll_begins_after_the_given_moment() -> None:
+async def test_poll_begins_after_given_moment() -> None:
     """Whoever comes during a poll gets the next one, which all who came by then share."""
     run = FakeRun()
     early = asyncio.create_task(polls_of(run).next(now()))
@@ -80,7 +80,8 @@ async def test_a_poll_begins_after_the_given_moment() -> None:
     assert {poll.position for poll in newer} == {("1", 2)}
 
 
-async def test_a_watcher_takes_a_poll_newer_than_its_last() -> None:
+async def test_watcher_takes_newer_poll() -> None:
+    """A watcher takes a poll that is newer than its last."""
     run = FakeRun()
     run.gate.set()
     polls = polls_of(run)
@@ -104,7 +105,7 @@ async def test_cancelling_a_watcher_disturbs_no_other() -> None:
     assert (run.begun, run.cancelled) == (2, 1)
 
 
-async def test_a_poll_that_nobody_awaits_is_cancelled() -> None:
+async def test_unawaited_poll_is_cancelled() -> None:
     run, start = FakeRun(), now()
     polls = polls_of(run)
     waiting = [asyncio.create_task(polls.next(start)) for _ in range(3)]
@@ -118,7 +119,7 @@ async def test_a_poll_that_nobody_awaits_is_cancelled() -> None:
     assert (run.begun, run.cancelled) == (2, 1)
 
 
-async def test_an_error_reaches_only_those_who_waited() -> None:
+async def test_error_reaches_only_waiting_callers() -> None:
     run, start = FakeRun(errors=[NotReachable("gone")]), now()
     waiting = [asyncio.create_task(polls_of(run).next(start)) for _ in range(5)]
     await turns()
@@ -129,7 +130,7 @@ async def test_an_error_reaches_only_those_who_waited() -> None:
     assert (await late).position == ("1", 2), "it came after the poll that failed had begun"
 
 
-async def test_a_shared_call_is_made_once_a_poll() -> None:
+async def test_shared_call_runs_once_a_poll() -> None:
     """All who share it get its outcome, an error too; at the next poll it is made again."""
     run = FakeRun()
     run.gate.set()
@@ -151,7 +152,7 @@ async def test_a_shared_call_is_made_once_a_poll() -> None:
     assert count == 2
 
 
-async def test_a_shared_call_times_out_once_for_all() -> None:
+async def test_shared_call_times_out_once() -> None:
     """A worker that does not answer is not queried by one watcher after the other."""
     run, count = FakeRun(), 0
     run.gate.set()
@@ -168,7 +169,7 @@ async def test_a_shared_call_times_out_once_for_all() -> None:
     assert count == 1
 
 
-async def test_runs_connections_and_loops_share_no_polls() -> None:
+async def test_runs_and_loops_share_no_polls() -> None:
     """And none are kept of a run that nobody watches."""
     run = FakeRun()
     polls = polls_of(run)
@@ -185,7 +186,7 @@ async def _shares(run: FakeRun, polls: SharedPolls) -> bool:
     return polls_of(run) is polls
 
 
-async def test_the_interval_is_counted_from_the_poll() -> None:
+async def test_interval_counts_from_poll() -> None:
     """Not from when a watcher was done with it: so those who share a poll share the next one too."""
     description: Any = None
     poll = Poll(began=now() - 2, ended=now() - 1, description=description, pending=[])

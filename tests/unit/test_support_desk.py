@@ -82,9 +82,8 @@ def tool_of(agent: Agent, name: str) -> Tool:
 # -- the shop
 
 
-def test_a_refund_tried_again_with_its_key_is_recognised_and_not_made_again(
-    support: Agent, database: Path
-) -> None:
+def test_repeated_refund_is_recognised(support: Agent, database: Path) -> None:
+    """A refund that is repeated with its key is recognised and not made again."""
     refund_order = tool_of(support, "refund_order")
     first = refund_order(ORDER, "broken", called_with("one"), 2_750)
     second = refund_order(ORDER, "broken", called_with("one", attempt=2), 2_750)
@@ -94,7 +93,8 @@ def test_a_refund_tried_again_with_its_key_is_recognised_and_not_made_again(
     assert ledger(database) == [("refund_order", 2, 1)]
 
 
-def test_a_key_used_by_many_threads_at_once_refunds_once(support: Agent, database: Path) -> None:
+def test_concurrent_key_refunds_once(support: Agent, database: Path) -> None:
+    """A key that many threads use at once refunds once."""
     refund_order = tool_of(support, "refund_order")
     with ThreadPoolExecutor(8) as threads:
         tried = [threads.submit(refund_order, ORDER, "broken", called_with("one")) for _ in range(8)]
@@ -104,7 +104,8 @@ def test_a_key_used_by_many_threads_at_once_refunds_once(support: Agent, databas
     assert ledger(database) == [("refund_order", 8, 1)]
 
 
-def test_refunds_of_different_calls_never_exceed_the_total(support: Agent, database: Path) -> None:
+def test_refunds_never_exceed_total(support: Agent, database: Path) -> None:
+    """Refunds of different calls never exceed the order's total."""
     refund_order = tool_of(support, "refund_order")
     refund_order(ORDER, "broken", called_with("one"), 20_000)
     with pytest.raises(ValueError, match="6750 cents are left"):
@@ -114,16 +115,14 @@ def test_refunds_of_different_calls_never_exceed_the_total(support: Agent, datab
     assert ledger(database) == [("refund_order", 1, 1), ("refund_order", 1, 0), ("refund_order", 1, 1)]
 
 
-def test_a_note_tried_again_is_added_once(support: Agent, database: Path) -> None:
+def test_repeated_note_is_added_once(support: Agent, database: Path) -> None:
     add_note = tool_of(support, "add_note")
     said = [add_note(ORDER, "ring twice", called_with("one")) for _ in range(2)]
     assert said == ["noted", "noted already, by an earlier attempt"]
     assert rows(database, "SELECT text FROM notes") == [("ring twice",)]
 
 
-def test_every_copy_of_the_shop_is_the_same(
-    support: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shop_copies_are_equal(support: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dumps: list[list[str]] = []
     for name in ("one.db", "two.db"):
         monkeypatch.setenv("SUPPORT_DESK_DB", str(tmp_path / name))
@@ -170,9 +169,8 @@ async def result_of(loaded: Definitions, name: str, arguments: dict[str, Any], *
     return ToolResult(call_id=key, name=name, content=[Text(text=text)], is_error=is_error)
 
 
-async def test_the_script_answers_about_every_order_from_the_database(
-    loaded: Definitions, database: Path, support: Agent
-) -> None:
+async def test_script_knows_every_order(loaded: Definitions, database: Path, support: Agent) -> None:
+    """The script answers about every order from the database."""
     tool_of(support, "order_details")(ORDER)
     orders = rows(database, "SELECT id, status, city FROM orders JOIN customers USING (email)")
     assert len(orders) == 50
@@ -196,16 +194,18 @@ async def test_the_script_answers_about_every_order_from_the_database(
         ("A note on W6081887: ring twice, and thanks.", "On your order it says now: ring twice."),
     ],
 )
-async def test_the_script_says_what_the_tools_said(
+async def test_script_repeats_tool_answers(
     loaded: Definitions, database: Path, prompt: str, expected: str
 ) -> None:
+    """The script's answers are those of the tools."""
     assert expected in await converse(loaded, prompt)
 
 
 # -- the agent, on a Temporal server
 
 
-async def test_the_agent_answers_questions_and_admits_what_it_does_not_find(client: Client) -> None:
+async def test_agent_admits_what_is_missing(client: Client) -> None:
+    """The agent answers questions, and admits what it does not find."""
     found = await client.run("support", "I am ann.lindqvist@example.com. Where is my parcel?")
     assert found.stop_reason == "end_turn"
     assert "W2378156" in found.output
@@ -223,7 +223,8 @@ async def held_refund(client: Client) -> tuple[Run, Approval]:
     raise AssertionError("nobody was asked")
 
 
-async def test_a_refund_is_what_a_person_makes_of_it(client: Client, database: Path) -> None:
+async def test_person_changes_refund(client: Client, database: Path) -> None:
+    """A refund has the amount that a person approves."""
     refused, approval = await held_refund(client)
     assert approval.arguments["order_id"] == ORDER
     await refused.resolve_approval(approval.call_id, allow=False, by="ann", reason="too late")

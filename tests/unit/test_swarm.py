@@ -129,7 +129,7 @@ def test_a_spec_survives_being_written_down() -> None:
         {"limits": SwarmLimits(max_handoffs=1)},
     ],
 )
-def test_the_hash_tells_apart_whatever_shapes_behaviour(changed: dict[str, Any]) -> None:
+def test_hash_covers_all_behaviour(changed: dict[str, Any]) -> None:
     assert swarm(**changed).spec().hash != swarm().spec().hash
     assert swarm(**changed).spec().hash == swarm(**changed).spec().hash
 
