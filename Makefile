@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types lock record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -60,6 +60,9 @@ lock: .venv/ready            ## Resolve the dependencies anew
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --all-extras --group checks \
 		--no-header pyproject.toml -o requirements.txt
+
+prices: .venv/ready          ## Generate perdure/prices.json from the pinned genai-prices
+	$(BIN)/python -m tests.price_table
 
 record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=0.2.0
 	$(BIN)/python -m tests.replay.record $(VERSION)

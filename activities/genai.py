@@ -148,7 +148,7 @@ def record_answer(
             "gen_ai.usage.input_tokens": usage.all_input_tokens,
             "gen_ai.usage.output_tokens": usage.output_tokens,
             "gen_ai.usage.cache_read.input_tokens": usage.cache_read_tokens or None,
-            "gen_ai.usage.cache_creation.input_tokens": usage.cache_write_tokens or None,
+            "gen_ai.usage.cache_creation.input_tokens": usage.all_cache_write_tokens or None,
             "perdure.cost_microusd": cost_microusd,
         }
     )

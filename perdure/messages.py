@@ -22,7 +22,7 @@ class Value(BaseModel):
 
 
 class Usage(Value):
-    """Tokens of one or more model calls, in four disjoint counts.
+    """Tokens of one or more model calls, in five disjoint counts.
 
     `input_tokens` excludes tokens read from or written to the provider's prompt cache.
     """
@@ -30,6 +30,9 @@ class Usage(Value):
     input_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     cache_read_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     cache_write_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    """Tokens written to the cache for five minutes, or for the provider's only span."""
+    cache_write_1h_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    """Tokens written to the cache for an hour, which cost more."""
     output_tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     estimated: bool = Field(default=False, exclude_if=is_empty)
     """True when part of it is our own estimate: a call broke off before the provider reported usage."""
@@ -37,7 +40,12 @@ class Usage(Value):
     @property
     def all_input_tokens(self) -> int:
         """Tokens that the model read, cached ones included."""
-        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+        return self.input_tokens + self.cache_read_tokens + self.all_cache_write_tokens
+
+    @property
+    def all_cache_write_tokens(self) -> int:
+        """Tokens written to the cache, for any span."""
+        return self.cache_write_tokens + self.cache_write_1h_tokens
 
     @property
     def total_tokens(self) -> int:
@@ -49,6 +57,7 @@ class Usage(Value):
             input_tokens=self.input_tokens + other.input_tokens,
             cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
             cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cache_write_1h_tokens=self.cache_write_1h_tokens + other.cache_write_1h_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             estimated=self.estimated or other.estimated,
         )

@@ -218,10 +218,15 @@ def _usage(counted: dict[str, Any], before: Usage) -> Usage:
         value = counted.get(key)
         return otherwise if value is None else value
 
+    written = count("cache_creation_input_tokens", before.all_cache_write_tokens)
+    # The part of `written` that is kept for an hour has a price of its own.
+    for_an_hour = (counted.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
+    written_1h = before.cache_write_1h_tokens if for_an_hour is None else min(for_an_hour, written)
     return Usage(
         input_tokens=count("input_tokens", before.input_tokens),
         cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
-        cache_write_tokens=count("cache_creation_input_tokens", before.cache_write_tokens),
+        cache_write_tokens=written - written_1h,
+        cache_write_1h_tokens=written_1h,
         output_tokens=count("output_tokens", before.output_tokens),
     )
 

@@ -300,11 +300,16 @@ def _extend_block(index: int, delta: dict[str, Any], draft: ReplyDraft) -> Itera
     return ()
 
 
-def _usage(counted: dict[str, int]) -> Usage:
+def _usage(counted: dict[str, Any]) -> Usage:
+    written = counted.get("cacheWriteInputTokens", 0)
+    # The part of `written` that is kept for an hour has a price of its own.
+    details = counted.get("cacheDetails") or []
+    written_1h = min(sum(part["inputTokens"] for part in details if part["ttl"] == "1h"), written)
     return Usage(
         input_tokens=counted.get("inputTokens", 0),
         cache_read_tokens=counted.get("cacheReadInputTokens", 0),
-        cache_write_tokens=counted.get("cacheWriteInputTokens", 0),
+        cache_write_tokens=written - written_1h,
+        cache_write_1h_tokens=written_1h,
         output_tokens=counted.get("outputTokens", 0),
     )
 

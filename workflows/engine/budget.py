@@ -83,10 +83,8 @@ def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
     The input is reserved at its full price, as if nothing were cached: a budget is a promise.
     """
     read = max(next_input_tokens(state), 1)  # so that a budget that was passed is used up
-    price = state.spec.models[state.model].price
-    cost = None
-    if price is not None:
-        cost = -(-(read * max(price.input, price.cache_write) + reply_tokens * price.output) // 1_000_000)
+    rates = _highest_rates(state)
+    cost = None if rates is None else -(-(read * rates[0] + reply_tokens * rates[1]) // 1_000_000)
     return Amount(
         cost_microusd=None if cost is None else cost * times,
         input_tokens=read * times,
@@ -128,9 +126,19 @@ def allowance(state: State) -> Allowance:
 
 def _affordable_output(state: State, budget: int | None) -> int | None:
     """Output tokens that the budget still pays for; None without one."""
-    price = state.spec.models[state.model].price
-    if budget is None or price is None:
+    rates = _highest_rates(state)
+    if budget is None or rates is None:
         return None
-    reserved = next_input_tokens(state) * max(price.input, price.cache_write)
-    there = budget * 1_000_000 - reserved
-    return there // price.output if price.output else (2**31 if there >= 0 else 0)
+    per_input, per_output = rates
+    there = budget * 1_000_000 - next_input_tokens(state) * per_input
+    return there // per_output if per_output else (2**31 if there >= 0 else 0)
+
+
+def _highest_rates(state: State) -> tuple[int, int] | None:
+    """Return the highest rates of the next call's input and output, or None without a price."""
+    model = state.spec.models[state.model]
+    if model.price is None:
+        return None
+    rates = model.price.rates_for(next_input_tokens(state))
+    one_hour_cache = model.config.options.get("cache_ttl") == "1h"
+    return rates.highest_input(one_hour_cache=one_hour_cache), rates.output

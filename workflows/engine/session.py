@@ -313,6 +313,7 @@ def used_since(usage: Usage, before: Usage) -> Usage:
         input_tokens=usage.input_tokens - before.input_tokens,
         cache_read_tokens=usage.cache_read_tokens - before.cache_read_tokens,
         cache_write_tokens=usage.cache_write_tokens - before.cache_write_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens - before.cache_write_1h_tokens,
         output_tokens=usage.output_tokens - before.output_tokens,
         estimated=usage.estimated and not before.estimated,
     )
