@@ -210,6 +210,7 @@ def count_run(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | 
         _run_cost.record(cost_microusd / 1_000_000, {AGENT: agent})
 
 
+# Weak, because a process may run several workers in turn: the gauge must not keep their circuits alive.
 _reported: "WeakSet[Circuits]" = WeakSet()
 
 
@@ -224,6 +225,7 @@ def count_circuit_opening(key: str) -> None:
 
 
 def _open_circuits(_: metrics.CallbackOptions) -> list[metrics.Observation]:
+    # Called on the exporter's thread, while the event loop changes the set: hence the copy.
     states = [pair for circuits in list(_reported) for pair in circuits.states().items()]
     return [metrics.Observation(1, {"perdure.circuit": key, "perdure.state": state}) for key, state in states]
 

@@ -46,6 +46,7 @@ _QUIET_BEAT = timedelta(seconds=1)
 """Heartbeat interval of a call whose progress nobody streams."""
 
 _SHORTEST_BEAT = timedelta(milliseconds=150)
+"""Shortest heartbeat interval of a tool, whose note changes rarely; model calls follow the settings."""
 _LONGEST_NOTE = 500
 """Characters of a progress note that a tool reports."""
 

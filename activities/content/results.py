@@ -39,6 +39,7 @@ async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> Result
     text = fix_surrogates("\n".join(part.text for part in parts if isinstance(part, Text)))
     content: list[ResultPart] = []
     spilled = None
+    # A model needs an answer to each call: a tool without a value answers "done".
     if text or not media:
         shown, spilled = await _cut(text or "done", blobs, preview_bytes)
         content.append(Text(text=shown))

@@ -88,7 +88,7 @@ class RateLimits:
         """
         charges, waited = self._charges(keys, tokens), 0.0
         while (short := await self._charge(charges)) is not None:
-            # By chance, because all calls that wait for this limit would else try again together.
+            # By chance: otherwise all calls that wait for this limit would try again together.
             wait = short.refill_seconds * (0.5 + self.chance())
             if waited + wait > _LONGEST_WAIT.total_seconds():
                 retry_after = timedelta(seconds=max(wait, _SHORTEST_RETRY_SECONDS))
@@ -130,12 +130,14 @@ class RateLimits:
             if limit is None or limit.tokens is None or tokens <= 0:
                 continue
             window = _token_window(limit.tokens)
+            # The store counts all tokens or none. Where they do not fit, what room is left is taken.
             if not await self._ask_store(window, key, "tokens", min(tokens, window.amount), _take):
                 left = await self._ask_store(window, key, "tokens", 0, _remaining)
                 await self._ask_store(window, key, "tokens", left, _take)
 
     async def close(self) -> None:
         """Close the store's connections."""
+        # Only storages of Redis have a bridge, and connections to close.
         bridge = getattr(self._limiter.storage, "bridge", None) if self._limiter else None
         if bridge is not None:
             await bridge.storage.aclose()

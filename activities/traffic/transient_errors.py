@@ -66,6 +66,7 @@ _LONGEST_CHAIN: Final = 6
 
 def is_transient(error: BaseException) -> bool:
     """Check whether another attempt may succeed; any other error of a tool or function is its answer."""
+    # Not OSError as a whole: a missing file or a full disk stays so.
     return isinstance(error, _BUILT_IN) or _is_one_of(error, _LIBRARIES)
 
 
@@ -101,4 +102,5 @@ def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:
 
 
 def _name(kind: type) -> str:
+    # Package and class only: libraries move their errors between modules.
     return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
