@@ -48,5 +48,6 @@ def duration(milliseconds: int) -> str:
 def format_call(tool: str, arguments: Mapping[str, Any], path: Sequence[str] = ()) -> str:
     """Format a tool call: `search(query="...")`; of a run below with the path to it before."""
     pairs = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    # The path as people read it: from the run that was asked to the run that waits.
     place = f"{' / '.join(path)}: " if path else ""
     return clean(f"{place}{tool}({', '.join(pairs)})")

@@ -40,6 +40,7 @@ class ActiveRuns:
                 self.active[inner.run_id] = _ActiveRun(path=(*path, inner.key))
             case NodeFinished() if inner.run_id is not None:
                 self.active.pop(inner.run_id, None)
+                # A long swarm would keep an entry for each step of each visit.
                 self.streamed = {at: count for at, count in self.streamed.items() if at[0] != inner.run_id}
             case _:
                 pass

@@ -24,6 +24,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
         raise InvalidRequest(
             'give the agent one task: perdure run AGENT "...", or --file FILE, or "-" to read stdin'
         )
+    # Both spellings are common for stdin, so both are taken.
     if text == "-" or file == "-":
         return _read_stdin()
     if file is None:
@@ -64,6 +65,7 @@ def limits_of(words: Sequence[str]) -> Limits | None:
     if unknown:
         known = ", ".join(name for name in Limits.model_fields if name != "per_tool")
         raise InvalidRequest(f"--limit: no limit {unknown[0]!r}; the limits are {known}, per_tool.TOOL")
+    # Parsed here: pydantic takes other spellings, such as PT90S, and not 2m.
     if "timeout" in values:
         values["timeout"] = duration_of(values["timeout"], "--limit timeout=")
     try:
@@ -97,6 +99,7 @@ def context_of(words: Sequence[str]) -> dict[str, Any]:
 
 def _entry(word: str) -> tuple[str, Any]:
     name, value = _pair(word, "--context", "order=77")
+    # As in HTTPie: `=` is text, so that an order number keeps its zeros; `:=` is JSON.
     if not name.endswith(":"):
         return name, value
     try:

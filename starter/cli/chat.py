@@ -33,11 +33,13 @@ async def chat(
     from .person import user_name
 
     client = await common.connect()
+    # Each session has a user: by that name `--resume` finds it.
     user = user or user_name() or None
     if resume:
         session = await choose_session(client, agent, user)
     if session is None and agent is None:
         refuse("name an agent or a session: perdure chat AGENT, or --session ID, or --resume")
+    # Only for a new session: an old one keeps the request that it was opened with.
     request: dict[str, Any] = {
         "user": user,
         "roles": role or [],

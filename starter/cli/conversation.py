@@ -42,6 +42,7 @@ _HELP: Final = """\
 
 def new_session_id(agent: str, user: str | None) -> str:
     """Return an id that tells people whose session it is."""
+    # Slashes part the ids of runs below, and spaces would need quotes in a shell.
     owner = re.sub(r"[^\w.-]+", "-", user or "someone")
     return f"{agent}-{owner}-{uuid.uuid4().hex[:4]}"
 
@@ -122,6 +123,7 @@ class _Conversation:
             try:
                 await self._take(line.strip())
             except RunEnded as error:
+                # Closed, by `/close` or elsewhere: there is no session to come back to.
                 self._screen.note(str(error))
                 return DONE
             except PerdureError as error:
@@ -141,10 +143,11 @@ class _Conversation:
         try:
             status = await self._session.status()
         except RunNotFound:
-            # A new session is started by its first message.
+            # A new session: its first message starts it.
             return
         messages = await self._session.transcript()
         typed = (message.text for message in messages if message.role == "user")
+        # The line editor shows one line; a text of several was not typed here.
         self._reader.remember(text for text in typed if text and "\n" not in text)
         self._print(messages[-_RECENT:])
         if status.status != "idle":
@@ -178,6 +181,7 @@ class _Conversation:
                 raise RunEnded(f"session {self._session.id!r} is closed")
             case "/quit" | "/exit":
                 self._has_left = True
+            # One word: a path at the beginning of a sentence is no command.
             case _ if line.startswith("/") and " " not in line:
                 say(f"no command {line!r}; the commands are:\n{_HELP}")
             case _:

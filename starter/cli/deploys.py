@@ -47,6 +47,7 @@ async def promote(
     force: Force = False,
 ) -> None:
     """Send all new runs to BUILD. Runs that are open stay where they are."""
+    # Exactly one of the two: no build must not mean "no version" by accident.
     if (build is None) is not unversioned:
         refuse("name the build: perdure deploy promote BUILD, or --unversioned for workers without a version")
     found = await _deployment(common, deployment)
@@ -126,6 +127,7 @@ async def move(
 
 
 async def _print_pinned(common: Common, found: "Deployment", source: str, query: str | None) -> int:
+    # Without --json they are counted, not kept: there may be a hundred thousand of them.
     ids: list[str] = []
     count = 0
     async for execution in found.pinned_runs(source, query=query):

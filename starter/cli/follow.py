@@ -162,6 +162,7 @@ class Follower:
 
     def _take(self, event: TreeEvent) -> None:
         """Show the event and update what waits for the person."""
+        # An event proves that a worker took the run.
         self._had_event = True
         self.last = event
         self._screen.show(event)
@@ -210,6 +211,7 @@ class Follower:
         if not (self._asks and self._waiting):
             done, _ = await asyncio.wait({coming}, timeout=_SOON if self._resumed else _SILENCE)
             return events.take() if done else await self._explain_silence()
+        # In the order in which they were asked; the next one follows when this one is resolved.
         item = next(iter(self._waiting.values()))
         self._screen.rest()
         self._reader = self._reader or line_reader()
@@ -228,6 +230,7 @@ class Follower:
         """Act on the person's line; return the exit code when the person detaches."""
         text = (line or "").strip()
         word, _, reason = text.partition(" ")
+        # Only the word: the reason and the answer are the person's own.
         word = word.lower()
         # To a question every word is an answer, so only an empty line detaches.
         detaches = not text if isinstance(item, Question) else word in ("d", "detach")

@@ -53,6 +53,7 @@ async def graph_(
     ] = False,
 ) -> int:
     """Draw a graph, swarm or agent, and where its run is."""
+    # Else the text of a terminal would stand in a file that no viewer opens.
     if to is not None and to.suffix.lower() in _PICTURES:
         refuse(
             f"--out {to}: pictures are written as Mermaid; choose a .mmd or .md file, which GitHub and the "
@@ -63,6 +64,7 @@ async def graph_(
         refuse("--run and --file: a run keeps the graph that it was started with; give only one of them")
     if watch and (file is not None or to is not None or mermaid or common.json):
         refuse("--watch draws a run as text on a terminal: leave out --file, --out, --mermaid and --json")
+    # In a pipe each drawing would follow the last one, without end.
     if watch and not sys.stdout.isatty():
         refuse("--watch needs a terminal; leave it out to draw the run as it is now")
     if file is not None:
@@ -135,6 +137,7 @@ async def _pinned_spec(run: "Run", name: str) -> "ResolvedAgent":
         InvalidRequest: it is a run of something else.
 
     """
+    # The run's own spec: the file may define another one by now.
     resolved = await run.spec()
     if resolved.spec.name != name:
         refuse(f"run {run.id!r} is a run of {resolved.spec.name!r}, not of {name!r}")
@@ -149,6 +152,7 @@ def _write(common: Common, view: _View, mermaid: bool, to: Path | None) -> int:
         if not (mermaid or common.json):
             pretty(*_on_terminal(view))
             return DONE
+        # Not by Rich, which would wrap long lines of a chart.
         sys.stdout.write(_render(common, view, mermaid, to))
         sys.stdout.flush()
         return DONE
@@ -161,14 +165,14 @@ def _write(common: Common, view: _View, mermaid: bool, to: Path | None) -> int:
 
 
 def _render(common: Common, view: _View, mermaid: bool, to: Path | None) -> str:
-    from ..draw.mermaid import fenced, render_mermaid
+    from ..draw.mermaid import fence, render_mermaid
 
     if common.json:
         return json.dumps(view.plain(), ensure_ascii=False) + "\n"
     if not mermaid:
         return "\n".join(part.plain for part in _on_terminal(view)) + "\n"
     chart = render_mermaid(view.picture())
-    return fenced(chart) if to is not None and to.suffix.lower() in _MARKDOWN else chart
+    return fence(chart) if to is not None and to.suffix.lower() in _MARKDOWN else chart
 
 
 def _on_terminal(view: _View) -> "list[Text]":

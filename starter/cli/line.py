@@ -50,6 +50,7 @@ class _EditingReader:
 
     def remember(self, lines: Iterable[str]) -> None:
         for line in lines:
+            # Into the memory of this chat only: what users write is not kept in a file.
             self._session.history.append_string(line)
 
     async def read(self, prompt: str) -> str | None:

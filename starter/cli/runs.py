@@ -81,6 +81,7 @@ async def watch(common: Common, id: Id) -> int:  # noqa: A002 - the argument's n
 
     client = await common.connect()
     run = client.get(id)
+    # A mistyped id is refused before the screen is taken.
     await run.describe()
     return await follow(client, run, common)
 
@@ -103,6 +104,7 @@ async def list_(
     from . import tables
 
     client = await common.connect()
+    # Lists come from the server's index: no worker is asked, so they work without one.
     find = client.waiting if waiting else client.list
     found = find(status=_check_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
     infos = [info async for info in found]

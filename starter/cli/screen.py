@@ -81,6 +81,7 @@ class Lines:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        # Unwrapped: a log has no width, and a broken line cannot be searched for.
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, no_color=True)
 
     def show(self, event: TreeEvent) -> None:
@@ -125,7 +126,7 @@ class TextFlow:
 
     @property
     def is_open(self) -> bool:
-        """Whether a line is open."""
+        """True while a line is open."""
         return bool(self._column or self._unfinished)
 
     def write(self, text: str) -> None:
@@ -157,6 +158,7 @@ class TextFlow:
             piece = piece.lstrip(" ")
         self._console.file.write(piece)
         self._column += 0 if piece == "\n" else cell_len(piece)
+        # A word wider than the line has been wrapped by the terminal itself.
         self._column %= max(width, 1) + 1
 
 
@@ -188,20 +190,19 @@ class Terminal:
                 self.rest()
             case ToolProgress():
                 self._doing = f"{event.call_id}: {display.short(event.text, 60)}"
+            # Of a parked run nothing moves: a line of its own says why.
             case StatusChanged() if event.status != "parked":
                 self._doing = display.short(event.doing, 100)
             case Finished():
-                self._finish(event)
+                self._finish(event, None if event.result is None else event.result.output)
                 return
             case TurnFinished():
-                self._finish_turn(event)
+                self._finish(event, event.reply.output)
                 return
             case _:
                 pass
-        line = event_line(event)
-        if line is not None and not isinstance(event, MessageFinished):
-            self.rest()
-            self._console.print(line)
+        # The text of a finished message has been written as it came.
+        self._print(None if isinstance(event, MessageFinished) else event_line(event))
         self._move()
 
     def _show_child(self, event: ChildEvent) -> None:
@@ -236,6 +237,7 @@ class Terminal:
         if run_id != self._writer:
             self._text.end_line()
             self._writer = run_id
+        # Models like to begin with empty lines.
         self._text.write(text.lstrip("\n") if first else text)
 
     def _print(self, line: str | None) -> None:
@@ -243,23 +245,13 @@ class Terminal:
             self.rest()
             self._console.print(line)
 
-    def _finish(self, event: Finished) -> None:
+    def _finish(self, event: Finished | TurnFinished, output: object) -> None:
+        """Show the output, unless it has just been shown as the last text, and a line for the end."""
         self.rest()
-        result = event.result
-        if result is not None and result.output not in (None, "", self._shown_text):
-            self._console.print(tables.output(result.output), markup=False)
-        line = event_line(event)
-        if line is not None:
-            self._console.print(line)
-
-    def _finish_turn(self, event: TurnFinished) -> None:
-        self.rest()
-        output = event.reply.output
         if output not in (None, "", self._shown_text):
             self._console.print(tables.output(output), markup=False)
-        line = event_line(event)
-        if line is not None:
-            self._console.print(line)
+        # No `_move` after it: nothing goes on.
+        self._print(event_line(event))
 
     def note(self, line: str) -> None:
         """Print the line below the events."""
@@ -275,6 +267,7 @@ class Terminal:
         """Show the moving line, unless text is being written where it would stand."""
         if self._text.is_open:
             return
+        # Room for the moving sign: Rich could not erase a line that wrapped.
         width = max(self._console.width - 4, 10)
         lines = [display.short(line, width) for line in (self._doing, *self._active.lines())]
         markup = f"[dim]{escape(f'{chr(10)}  '.join(lines))}[/]"
@@ -292,6 +285,7 @@ class Terminal:
 
 def _write_line(stream: TextIO, text: str) -> None:
     stream.write(f"{text}\n")
+    # Stdout of a pipe is buffered by the block, and its reader waits for this event.
     stream.flush()
 
 
@@ -350,6 +344,7 @@ def child_line(event: ChildEvent) -> str | None:
 def _node_line(event: NodeStarted | NodeFinished) -> str:
     if isinstance(event, NodeStarted):
         return f"[cyan]▸[/] {escape(event.key)}"
+    # A limit that was reached ends a run as done, and yet deserves a look.
     good = event.state == "done" and event.stop_reason in (None, "end_turn", "handoff")
     bad = event.state == "failed"
     mark = "[green]✓[/]" if good else "[red]✗[/]" if bad else "[yellow]■[/]"

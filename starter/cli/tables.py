@@ -152,6 +152,7 @@ def _step_actions(step: "Step") -> Text:
         took = f" {duration(call.duration_ms)}" if call.duration_ms else ""
         stand_in = f" (answered by {call.stand_in})" if call.stand_in else ""
         lines.append(f"{mark} {short(format_call(call.tool, call.arguments), 70)}{took}{stand_in}")
+    # Retries are rare and explain a slow step, so only they are mentioned.
     if step.attempts > 1:
         lines.append(f"(attempt {step.attempts})")
     return Text("\n".join([*lines, *(f"! {short(error, 90)}" for error in step.errors)]))
@@ -179,6 +180,7 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     for item in status.waiting:
         rows += [("waits for", waiting_item(item)), ("", answer_hint(run_id, item))]
     rows += [("plan" if number == 0 else "", line) for number, line in enumerate(plan_lines(status.plan))]
+    # Handoffs may share whole documents: cut, or they would push everything else off the screen.
     if status.shared_context:
         shared = json.dumps(status.shared_context, ensure_ascii=False)
         rows.append(("shared", short(shared, 1000)))
@@ -220,6 +222,7 @@ def _message_part(part: "Part", role: str) -> tuple[str, str]:
         case "text":
             return role, clean(part.text)
         case "thinking":
+            # Some providers return only a signature of what was thought.
             return f"{role} · thinking", clean(part.text or "(hidden by the provider)")
         case "tool_call":
             return f"{role} · calls {part.id}", format_call(part.name, part.arguments)

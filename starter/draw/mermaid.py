@@ -33,6 +33,7 @@ def render_mermaid(picture: Picture) -> str:
     lines += [f"    n{number}{_node(box)}:::{box.state}" for number, box in enumerate(picture.boxes)]
     lines += [f'    e{entry}((" ")):::entry --> n{entry}' for entry in picture.entries]
     for arrow in picture.arrows:
+        # Mermaid takes no empty label.
         label = f'|"{_escape(arrow.label)}"|' if arrow.label else ""
         lines.append(f"    n{arrow.source} -->{label} n{arrow.target}")
     lines.append("    classDef entry fill:#57606a,stroke:#57606a")
@@ -41,7 +42,7 @@ def render_mermaid(picture: Picture) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fenced(chart: str) -> str:
+def fence(chart: str) -> str:
     """Return the chart as a block of a Markdown file, which GitHub shows drawn."""
     return f"```mermaid\n{chart}```\n"
 

@@ -134,6 +134,7 @@ def _subtitle(status: "RunStatus | None", run_id: str) -> str:
         return ""
     state = f"{status.status} ({status.stop_reason})" if status.stop_reason else status.status
     calls = [display.plural(status.tool_calls, "tool call")] if status.tool_calls else []
+    # None is not 0: an unknown price is told, a run without costs has nothing to tell.
     cost = [display.cost(status.cost_microusd)] if status.cost_microusd != 0 else []
     return " · ".join([*([one_line(run_id)] if run_id else []), state, *calls, *cost])
 
@@ -169,6 +170,7 @@ def _graph_parts(spec: "GraphSpec", live: "_LiveState") -> tuple[list[Box], list
 
 
 def _join(node: "NodeSpec", edges: int) -> str:
+    # With one edge there is nothing to join.
     if edges < 2:
         return ""
     match node.join:
@@ -298,6 +300,7 @@ class _LiveState:
         visits = self._visits.get(name)
         if not visits:
             return "pending"
+        # Visits of an agent as a tool may overlap: while any goes on, so does the node.
         newest: BoxState = "running" if any(v.state == "running" for v in visits) else visits[-1].state
         return "waiting" if newest == "running" and name in self._waiting else newest
 
@@ -322,6 +325,7 @@ def _describe(state: BoxState, newest: "NodeStatus") -> str:
         return "waits for a person"
     if newest.error is not None and state == "failed":
         return f"failed: {one_line(newest.error.kind)}"
+    # Reasons that say no more than the state are left out.
     natural = newest.stop_reason in (None, "end_turn", "handoff", state) or state == "running"
     return state if natural else f"{state} ({newest.stop_reason})"
 
@@ -337,6 +341,7 @@ def _amounts(runs: "Sequence[NodeStatus]") -> list[str]:
     visits = max([known, *numbers])
     retries, steps = len(runs) - known, sum(run.steps for run in runs)
     costs = [run.cost_microusd for run in runs]
+    # One unknown price makes the sum unknown.
     cost = None if None in costs else sum(filter(None, costs))
     mark = "≥ " if visits > known else ""
     parts = [display.plural(visits, "visit")] if visits > 1 else []

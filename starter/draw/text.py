@@ -60,6 +60,7 @@ def _row(box: Box, widths: Sequence[int]) -> Text:
     row = Text.assemble((f"{SYMBOLS[box.state]} ", COLOURS[box.state]), (name, "bold"), f"  {what}")
     row.append(f"  {box.live}" if box.live else "", style=COLOURS[box.state])
     row.append("".join(f" · {part}" for part in (box.spent, box.join) if part))
+    # Padding at the end would wrap on a narrow terminal.
     row.rstrip()
     return row
 

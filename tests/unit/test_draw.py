@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.starter.draw.mermaid import fenced, render_mermaid
+from perdure.starter.draw.mermaid import fence, render_mermaid
 from perdure.starter.draw.order import find_back_edges, topological_order
 from perdure.starter.draw.picture import SYMBOLS, BoxState, Picture, build_picture, one_line
 from perdure.starter.draw.text import COLOURS, render_text
@@ -241,7 +241,7 @@ def test_mermaid_names_conditions_joins_and_entries() -> None:
 
 def test_markdown_chart_is_fenced_block() -> None:
     chart = render_mermaid(hostile())
-    block = fenced(chart)
+    block = fence(chart)
     assert block == f"```mermaid\n{chart}```\n"
     assert block.count("```") == 2
 
