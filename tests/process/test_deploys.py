@@ -260,7 +260,7 @@ async def finished(runs: list[Run]) -> Counter[str]:
 
 async def test_runs_keep_their_build(floor: Floor) -> None:
     first = floor.worker("b1")
-    first.says("no version of its deployment is current yet; make it so: perdure deploy promote b1")
+    first.says("no version of its deployment is current yet; to make it current: perdure deploy promote b1")
     assert "(before: workers without a version)" in floor.deploy("promote", "b1").out
     client = await floor.client()
     fifty = await begun(client, "clerk", 50, f"{floor.name}-old")

@@ -1,4 +1,4 @@
-"""Watching: whatever is seen in whatever bits, what is told adds up to what was said."""
+"""Changes of a run as events: complete, in order, each once, whatever the polls showed."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -46,13 +46,13 @@ from .runs import call
 ANSWER = st.text("abc ", max_size=30)
 WINDOW = 8
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
-Heard = tuple[list[tuple[int, str]], int, str]
-"""Of one step: what was heard, as (attempt, text so far), then the attempt and text of the message."""
+Streamed = tuple[list[tuple[int, str]], int, str]
+"""Of one step: what was pieces, as (attempt, text so far), then the attempt and text of the message."""
 
 
-def window(step: int, attempt: int, said: str, seq: int = 1) -> PendingActivity:
-    offset = max(len(said) - WINDOW, 0)
-    progress = Progress(call=f"step-{step}", attempt=attempt, seq=seq, offset=offset, text=said[offset:])
+def window(step: int, attempt: int, text: str, seq: int = 1) -> PendingActivity:
+    offset = max(len(text) - WINDOW, 0)
+    progress = Progress(call=f"step-{step}", attempt=attempt, seq=seq, offset=offset, text=text[offset:])
     return PendingActivity(progress=progress, attempt=attempt, error=None)
 
 
@@ -61,127 +61,128 @@ def message(step: int, attempts: int, text: str) -> Message:
     return Message(role="assistant", parts=[Text(text=text)] if text else [], meta=meta)
 
 
-def assert_told_in_order(events: list[Event]) -> None:
+def assert_in_order(events: list[Event]) -> None:
     """Within one step, pieces follow each other without gap or overlap, until it begins anew."""
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for event in events:
         match event:
             case TextDelta():
-                assert event.offset == len(told.get(event.step, ""))
-                told[event.step] = told.get(event.step, "") + event.text
+                assert event.offset == len(texts.get(event.step, ""))
+                texts[event.step] = texts.get(event.step, "") + event.text
             case TextRestarted():
-                told[event.step] = ""
+                texts[event.step] = ""
             case MessageFinished():
-                assert told.get(event.step, "") == event.text
+                assert texts.get(event.step, "") == event.text
             case _:
                 pass
 
 
 @st.composite
-def watched(draw: st.DrawFn) -> list[Heard]:
+def streamed_steps(draw: st.DrawFn) -> list[Streamed]:
     """Attempts are counted anew when another model takes over, so their numbers may fall or repeat."""
-    steps: list[Heard] = []
+    steps: list[Streamed] = []
     for _ in range(draw(st.integers(1, 3))):
-        heard: list[tuple[int, str]] = []
+        pieces: list[tuple[int, str]] = []
         attempt, answer = 1, ""
         for _ in range(draw(st.integers(1, 3))):
             attempt, answer = draw(st.integers(1, 3)), draw(ANSWER)
             ends = sorted(draw(st.lists(st.integers(0, len(answer)), max_size=4)))
-            heard += [(attempt, answer[:end]) for end in ends]
-        steps.append((heard, attempt, answer))
+            pieces += [(attempt, answer[:end]) for end in ends]
+        steps.append((pieces, attempt, answer))
     return steps
 
 
-@given(watched(), st.booleans())
-def test_events_add_up_to_text(run: list[Heard], late: bool) -> None:
-    """The events add up to the text of the transcript."""
-    seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
-    for step, (heard, attempt, answer) in enumerate(run, 1):
-        for seq, (of_attempt, said) in enumerate(heard, 1):
-            events += seen.track_pending([window(step, of_attempt, said, seq)])
-        events += seen.track_messages([message(step, attempt, answer)])
-        if late and heard:  # the server's description may be older than the transcript
-            assert list(seen.track_pending([window(step, *heard[-1])])) == []
-    assert_told_in_order(events)
+@given(streamed_steps(), st.booleans())
+def test_pieces_add_up_to_the_message(run: list[Streamed], late: bool) -> None:
+    """Whatever parts of whatever attempts were seen, in whatever order they became stale."""
+    tracker, events, reader = ChangeTracker(), list[Event](), TextAssembler()
+    for step, (pieces, attempt, answer) in enumerate(run, 1):
+        for seq, (number, text) in enumerate(pieces, 1):
+            events += tracker.track_pending([window(step, number, text, seq)])
+        events += tracker.track_messages([message(step, attempt, answer)])
+        if late and pieces:  # the server's description may be older than the transcript
+            assert list(tracker.track_pending([window(step, *pieces[-1])])) == []
+    assert_in_order(events)
     for event in events:
         reader.feed(event)
     for step, (_, _, answer) in enumerate(run, 1):
         assert reader.text(step) == answer
 
 
-@given(watched())
-def test_last_answer_is_complete_without_worker(run: list[Heard]) -> None:
-    """The last answer is complete, though no worker reported it."""
-    seen, events, reader = ChangeTracker(), list[Event](), TextAssembler()
-    for step, (heard, attempt, answer) in enumerate(run, 1):
-        for of_attempt, said in heard:
-            events += seen.track_pending([window(step, of_attempt, said)])
+@given(streamed_steps())
+def test_last_answer_is_complete_without_a_worker(run: list[Streamed]) -> None:
+    """The server knows the result, so its missing text is reported from there, once."""
+    tracker, events, reader = ChangeTracker(), list[Event](), TextAssembler()
+    for step, (pieces, attempt, answer) in enumerate(run, 1):
+        for number, text in pieces:
+            events += tracker.track_pending([window(step, number, text)])
         if step < len(run):
-            events += seen.track_messages([message(step, attempt, answer)])
+            events += tracker.track_messages([message(step, attempt, answer)])
     last = run[-1][2]
     result = RunResult(agent="a", output=last, stop_reason="end_turn", steps=len(run))
-    assert list(seen.track_end(result)) == [], "a worker has told all there was to tell"
-    events += seen.track_end(result, behind=True)
-    assert_told_in_order(events)
+    assert list(tracker.track_end(result)) == [], "a worker has answered about everything"
+    events += tracker.track_end(result, behind=True)
+    assert_in_order(events)
     for event in events:
         reader.feed(event)
     assert reader.text(len(run)) == last
-    assert list(seen.track_end(result, behind=True)) == [], "once"
+    assert list(tracker.track_end(result, behind=True)) == [], "once"
 
 
-def test_fallback_answer_starts_anew() -> None:
-    """The answer of another model is not appended to the first model's."""
-    seen = ChangeTracker()
-    events = [*seen.track_pending([window(1, 1, "Hello")]), *seen.track_pending([window(1, 1, "Good day")])]
+def test_another_models_answer_restarts_the_text() -> None:
+    """The attempt has the same number, but its text does not continue what was reported."""
+    tracker = ChangeTracker()
+    events = [
+        *tracker.track_pending([window(1, 1, "Hello")]),
+        *tracker.track_pending([window(1, 1, "Good day")]),
+    ]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
-    assert_told_in_order(events)
+    assert_in_order(events)
 
 
-def test_restarted_answer_is_reported_at_once() -> None:
-    """An answer that begins anew with a lower attempt number is reported at once."""
-    seen = ChangeTracker()
-    events = [*seen.track_pending([window(1, 6, "Hel")]), *seen.track_pending([window(1, 1, "Good")])]
+def test_a_smaller_attempt_number_restarts_the_text() -> None:
+    """Attempts are counted anew after a resume or with another model."""
+    tracker = ChangeTracker()
+    events = [*tracker.track_pending([window(1, 6, "Hel")]), *tracker.track_pending([window(1, 1, "Good")])]
     assert [event.kind for event in events] == ["text", "text_restarted", "text"]
 
 
-def test_gap_waits_for_message() -> None:
-    """A gap in a text is held back until the message is there."""
-    seen = ChangeTracker()
-    assert list(seen.track_pending([window(1, 1, "x" * 20)])) == []
-    [delta, finished] = seen.track_messages([message(1, 1, "x" * 20)])
+def test_text_after_a_gap_waits_for_message() -> None:
+    tracker = ChangeTracker()
+    assert list(tracker.track_pending([window(1, 1, "x" * 20)])) == []
+    [delta, finished] = tracker.track_messages([message(1, 1, "x" * 20)])
     assert isinstance(delta, TextDelta)
     assert delta.text == "x" * 20
     assert isinstance(finished, MessageFinished)
 
 
-def test_tool_is_reported_once() -> None:
-    """A tool call is reported once, in whichever way it is seen."""
-    seen = ChangeTracker()
-    asked = call("work", n=1).model_copy(update={"id": "call-1-1"})
+def test_each_tool_event_comes_once() -> None:
+    """The transcript, the status and pending activities all show the same call."""
+    tracker = ChangeTracker()
+    work = call("work", n=1).model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="work", content=[Text(text="ok")])
     started = CallStatus(call_id="call-1-1", tool="work", arguments={"n": 1}, state="running")
     status = RunStatus(agent="a", status="acting", doing="", calls=[started])
     done = started.model_copy(update={"state": "done", "summary": "ok"})
     note = Progress(call="call-1-1", attempt=1, seq=1, note="half")
     events = [
-        *seen.track_messages([Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m"))]),
-        *seen.track_status(status),
-        *seen.track_status(status),
-        *seen.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
-        *seen.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
-        *seen.track_status(status.model_copy(update={"calls": [done]})),
-        *seen.track_messages([Message(role="tool", parts=[result])]),
-        *seen.track_pending([PendingActivity(progress=note, attempt=3, error="late")]),
+        *tracker.track_messages([Message(role="assistant", parts=[work], meta=ReplyMeta(step=1, model="m"))]),
+        *tracker.track_status(status),
+        *tracker.track_status(status),
+        *tracker.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
+        *tracker.track_pending([PendingActivity(progress=note, attempt=2, error="busy")]),
+        *tracker.track_status(status.model_copy(update={"calls": [done]})),
+        *tracker.track_messages([Message(role="tool", parts=[result])]),
+        *tracker.track_pending([PendingActivity(progress=note, attempt=3, error="late")]),
     ]
     tools = [e for e in events if isinstance(e, ToolStarted | ToolProgress | ToolFinished | Retrying)]
     assert [e.kind for e in tools] == ["tool_started", "retrying", "tool_progress", "tool_finished"]
-    assert seen.calls == {}
+    assert tracker.calls == {}
 
 
-def test_steps_come_from_transcript() -> None:
-    """Steps are reported from the transcript alone."""
-    asked = [ToolCall(id=f"call-1-{n}", name="work", arguments={"n": n}) for n in (1, 2)]
-    first = message(1, 2, "").model_copy(update={"parts": asked})
+def test_steps_come_from_the_transcript() -> None:
+    calls = [ToolCall(id=f"call-1-{n}", name="work", arguments={"n": n}) for n in (1, 2)]
+    first = message(1, 2, "").model_copy(update={"parts": calls})
     results = [
         ToolResult(call_id="call-1-1", name="work", content=[Text(text="no")], is_error=True, attempts=3),
     ]
@@ -200,9 +201,9 @@ STATES: tuple[NodeState, ...] = ("running", "done", "failed", "skipped", "cancel
 
 
 @st.composite
-def growing(draw: st.DrawFn) -> list[list[NodeStatus]]:
-    """Looks at a team: nodes appear, end, and are forgotten once they have ended."""
-    looks: list[list[NodeStatus]] = []
+def polled_nodes(draw: st.DrawFn) -> list[list[NodeStatus]]:
+    """Polls of a team: nodes appear, end, and are forgotten once they have ended."""
+    polls: list[list[NodeStatus]] = []
     nodes: list[NodeStatus] = []
     for tick in range(draw(st.integers(0, 5))):
         at = NOW + timedelta(seconds=tick)
@@ -214,29 +215,28 @@ def growing(draw: st.DrawFn) -> list[list[NodeStatus]]:
             if node.state == "running" and state != "running":
                 nodes[place] = node.model_copy(update={"state": state, "ended_at": at})
         if draw(st.booleans()):
-            looks.append([node for node in nodes if node.state == "running" or draw(st.booleans())])
-    return looks
+            polls.append([node for node in nodes if node.state == "running" or draw(st.booleans())])
+    return polls
 
 
-@given(growing(), st.booleans())
-def test_child_begins_and_ends_once(looks: list[list[NodeStatus]], tells_result: bool) -> None:
-    """Every run below is reported to begin once and to end once."""
-    seen = ChangeTracker()
-    events = [event for look in looks for event in seen.track_nodes(look)]
-    known = {node.key: node for look in looks for node in look}
-    given = [NodeResult(**node.model_dump()) for node in known.values() if node.state != "running"]
-    result = RunResult(agent="a", stop_reason="end_turn", nodes=given) if tells_result else None
-    events += seen.track_end(result)
-    told = [(event.key, event.kind) for event in events if isinstance(event, NodeStarted | NodeFinished)]
-    assert len(told) == len(set(told)) == 2 * len(known)
+@given(polled_nodes(), st.booleans())
+def test_child_runs_start_and_end_once(polls: list[list[NodeStatus]], has_result: bool) -> None:
+    """Also if a poll never showed them, and if the result does not list them."""
+    tracker = ChangeTracker()
+    events = [event for poll in polls for event in tracker.track_nodes(poll)]
+    known = {node.key: node for poll in polls for node in poll}
+    ended = [NodeResult(**node.model_dump()) for node in known.values() if node.state != "running"]
+    result = RunResult(agent="a", stop_reason="end_turn", nodes=ended) if has_result else None
+    events += tracker.track_end(result)
+    reported = [(event.key, event.kind) for event in events if isinstance(event, NodeStarted | NodeFinished)]
+    assert len(reported) == len(set(reported)) == 2 * len(known)
     for key, node in known.items():
-        assert told.index((key, "node_started")) < told.index((key, "node_finished"))
+        assert reported.index((key, "node_started")) < reported.index((key, "node_finished"))
         ends = [event.state for event in events if isinstance(event, NodeFinished) and event.key == key]
         assert ends == [node.state if node.state != "running" else "cancelled"]
 
 
-def test_handoff_ends_before_next_begins() -> None:
-    """A run that handed over is reported to end before the next begins."""
+def test_handoff_ends_before_the_next_starts() -> None:
     at = [NOW + timedelta(seconds=n) for n in range(3)]
     first = NodeStatus(key="a-1", node="a", state="done", started_at=at[0], ended_at=at[1])
     second = NodeStatus(key="b-1", node="b", state="done", started_at=at[1], ended_at=at[2])
@@ -244,21 +244,20 @@ def test_handoff_ends_before_next_begins() -> None:
     assert [event.kind for event in events] == ["node_started", "node_finished"] * 2
 
 
-def test_called_agent_is_within_call() -> None:
-    """The run of a called agent is reported within its call."""
-    seen, node = (
+def test_called_agents_run_is_inside_its_call() -> None:
+    tracker, node = (
         ChangeTracker(),
         NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done"),
     )
-    asked = call("helper", input="x").model_copy(update={"id": "call-1-1"})
+    helper_call = call("helper", input="x").model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="helper", content=[Text(text="ok")])
-    seen.set_call_runs([node])
+    tracker.set_call_runs([node])
     messages = [
-        Message(role="assistant", parts=[asked], meta=ReplyMeta(step=1, model="m")),
+        Message(role="assistant", parts=[helper_call], meta=ReplyMeta(step=1, model="m")),
         Message(role="tool", parts=[result]),
     ]
     status = RunStatus(agent="a", status="thinking", doing="")
-    events = [*seen.track_messages(messages), *seen.track_status(status, [node])]
+    events = [*tracker.track_messages(messages), *tracker.track_status(status, [node])]
     assert [event.kind for event in events if event.kind not in ("message", "status")] == [
         "tool_started",
         "node_started",
@@ -267,30 +266,33 @@ def test_called_agent_is_within_call() -> None:
     ]
 
 
-def test_equal_call_ids_wait_apart() -> None:
-    """Equal call ids of several runs wait apart; parking again is reported again."""
+def test_waiting_is_reported_by_run_and_call() -> None:
+    """A call id may repeat below, and waits in each run. A run that parks again is reported again."""
 
-    def held(key: str) -> Approval:
+    def approval(key: str) -> Approval:
         run_id = f"r/{key}"
         return Approval(
             call_id="call-1-1", tool="t", arguments={}, digest="d", since=NOW, run_id=run_id, path=[key]
         )
 
-    def told(*waiting: Waiting) -> list[str]:
+    def new_events(*waiting: Waiting) -> list[str]:
         status = RunStatus(agent="a", status="parked", doing="", waiting=list(waiting))
-        return [event.kind for event in seen.track_status(status) if event.kind != "status"]
+        return [event.kind for event in tracker.track_status(status) if event.kind != "status"]
 
-    seen, parked = (
+    tracker, parked = (
         ChangeTracker(),
         Parked(failure=Failure(kind="payment", message="no"), run_id="r/c-1", path=["c-1"]),
     )
-    assert told(held("a-1"), held("b-1"), parked) == [*["approval_requested"] * 2, "parked_below"]
-    assert told(held("a-1"), held("b-1"), parked) == []
-    assert told(held("b-1")) == []
-    assert told(held("b-1"), parked) == ["parked_below"]
+    assert new_events(approval("a-1"), approval("b-1"), parked) == [
+        *["approval_requested"] * 2,
+        "parked_below",
+    ]
+    assert new_events(approval("a-1"), approval("b-1"), parked) == []
+    assert new_events(approval("b-1")) == []
+    assert new_events(approval("b-1"), parked) == ["parked_below"]
 
 
-def test_a_run_parked_below_says_why() -> None:
+def test_status_carries_the_failure_below() -> None:
     failure = Failure(kind="payment", message="no")
     parked = Parked(failure=failure, run_id="r/c-1", path=["c-1"])
     events = list(
@@ -299,25 +301,22 @@ def test_a_run_parked_below_says_why() -> None:
     assert [event.failure for event in events if isinstance(event, StatusChanged)] == [failure]
 
 
-def test_changed_plan_is_reported() -> None:
-    """A plan is reported when it has changed."""
-    seen, one = ChangeTracker(), [PlanItem(text="one")]
+def test_plan_is_reported_when_it_changes() -> None:
+    tracker, one = ChangeTracker(), [PlanItem(text="one")]
     status = RunStatus(agent="a", status="thinking", doing="", plan=one)
-    looks = [status, status, status.model_copy(update={"plan": []})]
-    events = [event for look in looks for event in seen.track_status(look)]
+    polls = [status, status, status.model_copy(update={"plan": []})]
+    events = [event for poll in polls for event in tracker.track_status(poll)]
     assert [event.items for event in events if isinstance(event, PlanChanged)] == [one, []]
 
 
-def test_node_name_is_no_step() -> None:
-    """The function of a node whose name looks like a step is no model call."""
+def test_a_node_named_step_is_no_model_call() -> None:
     progress = Progress(call="step-one-1", attempt=1, seq=1)
     assert (
         list(ChangeTracker().track_pending([PendingActivity(progress=progress, attempt=1, error=None)])) == []
     )
 
 
-def test_reader_separates_texts_of_tree() -> None:
-    """A reader keeps the texts of a tree's runs apart."""
+def test_assembler_separates_runs_of_a_tree() -> None:
     reader = TextAssembler()
     for run_id, text in (("r/a-1", "one"), ("r/b-1", "two")):
         piece = TextDelta(step=1, attempt=1, seq=1, offset=0, text=text)
@@ -326,8 +325,7 @@ def test_reader_separates_texts_of_tree() -> None:
     assert [reader.text(1, run_id) for run_id in ("r/a-1", "r/b-1", "")] == ["one", "two", "root"]
 
 
-def test_tree_event_survives_json() -> None:
-    """An event of a tree is plain JSON and survives a round trip."""
+def test_tree_events_survive_json() -> None:
     event = ChildEvent(
         run_id="r/a-1", path=["a-1"], event=NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")
     )

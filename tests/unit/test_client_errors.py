@@ -30,8 +30,8 @@ class Dead:
 
 
 @pytest.mark.parametrize("error", GONE, ids=str)
-async def test_dying_server_is_not_reachable(error: RPCError) -> None:
-    """A server that dies under a call counts as not reached."""
+async def test_a_broken_call_is_not_reachable(error: RPCError) -> None:
+    """A server that dies under a call: the caller is told to try again."""
     run = Run(cast("Any", Dead(error)), "r")
     with pytest.raises(NotReachable, match="does not answer"):
         async with run.calls.translate_errors():
@@ -41,8 +41,7 @@ async def test_dying_server_is_not_reachable(error: RPCError) -> None:
 
 
 @pytest.mark.parametrize("said", ["consistent query buffer is full", "namespace rate limit exceeded"])
-async def test_busy_server_has_own_error(said: str) -> None:
-    """A server that has too much to do has an error of its own."""
+async def test_a_busy_server_is_reported_as_busy(said: str) -> None:
     error = RPCError(said, RPCStatusCode.RESOURCE_EXHAUSTED, b"")
     with pytest.raises(NotReachable, match=f"too much to do.*{said}"):
         async with Run(cast("Any", Dead(error)), "r").calls.translate_errors():
@@ -51,8 +50,8 @@ async def test_busy_server_has_own_error(said: str) -> None:
         await Client(cast("Any", Dead(error))).start("a", "go")
 
 
-async def test_oversized_request_is_not_retried() -> None:
-    """A request that is too long is not repeated."""
+async def test_too_large_messages_are_invalid() -> None:
+    """They have the status of a busy server, but trying again would not help."""
     error = RPCError("grpc: received message larger than max", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
     with pytest.raises(InvalidRequest, match="larger than max"):
         await Client(cast("Any", Dead(error))).start("a", "go")

@@ -62,19 +62,20 @@ async def test_a_lost_message_is_sent_again() -> None:
     assert server.told == ["hello"] * 3
 
 
-async def test_one_that_is_lost_again_and_again_is_told_as_not_reached() -> None:
+async def test_an_update_lost_repeatedly_is_not_reachable() -> None:
     with pytest.raises(NotReachable, match="nothing was changed"):
         await run(Server(*[LOST] * 9)).resolve_approval("call-1-1", allow=True)
 
 
-async def test_what_the_run_refuses_is_said_once() -> None:
+async def test_a_refused_update_is_sent_once() -> None:
     server = Server(REFUSED, 1)
     with pytest.raises(InvalidRequest, match="no such call"):
         await run(server).resolve_approval("call-1-1", allow=True)
     assert len(server.told) == 1
 
 
-async def test_a_lost_turn_of_a_session_is_said_again_under_the_same_id() -> None:
+async def test_a_lost_turn_keeps_its_message_id() -> None:
+    """A session's message that got lost is handed over again under the same id."""
     reply = TurnReply(text="hi", known=True, done=True)
     server = Server(LOST, reply)
     assert await Session(run(server)).say("hello") == reply

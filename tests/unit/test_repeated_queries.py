@@ -16,7 +16,8 @@ async def turns() -> None:
 
 
 @pytest.mark.parametrize("losses", [1, 3])
-async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses: int) -> None:
+async def test_a_lost_query_is_repeated(losses: int) -> None:
+    """The first answer counts, and the queries before it are cancelled."""
     asked, lost = 0, 0
 
     async def ask() -> str:
@@ -34,7 +35,8 @@ async def test_a_lost_question_is_asked_again_and_the_first_answer_counts(losses
     assert (asked, lost) == (losses + 1, losses), "those before it were given up"
 
 
-async def test_an_error_that_is_an_answer_counts_whichever_question_it_answers() -> None:
+async def test_an_error_is_an_answer_too() -> None:
+    """Whichever of the repeated queries it answers."""
     asked = 0
 
     async def ask() -> str:
@@ -48,7 +50,7 @@ async def test_an_error_that_is_an_answer_counts_whichever_question_it_answers()
         await first_answer(ask, again_after=(0.01, 60))
 
 
-async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
+async def test_a_failed_query_is_not_repeated() -> None:
     asked = 0
 
     async def ask() -> str:
@@ -61,7 +63,8 @@ async def test_a_question_that_cannot_be_answered_is_not_asked_again() -> None:
     assert asked == 1
 
 
-async def test_when_there_is_no_room_for_another_question_the_first_is_still_waited_for() -> None:
+async def test_a_full_server_keeps_the_first_query() -> None:
+    """No room for a repeated query is no answer to the first, which is still awaited."""
     asked, refused = 0, asyncio.Event()
 
     async def ask() -> str:

@@ -40,7 +40,8 @@ def joined(events: list[Event], step: int) -> str:
     return text
 
 
-async def test_a_watcher_sees_the_answer_grow_and_end_whole(serve: Serve) -> None:
+async def test_text_arrives_while_it_is_written(serve: Serve) -> None:
+    """In pieces without gap or overlap, which add up to the answer and cost no history."""
     gate = Gate()
 
     class Slow:
@@ -74,7 +75,8 @@ async def test_a_watcher_sees_the_answer_grow_and_end_whole(serve: Serve) -> Non
     assert history < 2 * len(ANSWER) + 8_000, "the reply, the result, and nothing for the pieces"
 
 
-async def test_the_answer_is_told_though_no_worker_is_left_to_ask(serve: Serve) -> None:
+async def test_answer_arrives_without_a_worker(serve: Serve) -> None:
+    """The server has the result of a run that has ended."""
     agent = Agent(name="a", model="scripted:x")
     async with serve(agent, models={"scripted": ScriptedModel([says(ANSWER)])}) as client:
         run = await client.start("a", "go")
@@ -84,7 +86,8 @@ async def test_the_answer_is_told_though_no_worker_is_left_to_ask(serve: Serve) 
     assert isinstance(events[-1], Finished)
 
 
-async def test_many_watchers_see_the_same_though_an_attempt_broke_off(serve: Serve) -> None:
+async def test_watchers_survive_a_broken_attempt(serve: Serve) -> None:
+    """Twenty watchers have the same text after an attempt broke off."""
     tries = 0
 
     def script(request: ModelRequest) -> Line:
@@ -109,7 +112,8 @@ async def test_many_watchers_see_the_same_though_an_attempt_broke_off(serve: Ser
         assert reader.text(1) == ANSWER
 
 
-async def test_tools_progress_approvals_and_status_are_told_in_order(serve: Serve) -> None:
+async def test_events_of_a_tool_call_are_ordered(serve: Serve) -> None:
+    """Of an approved call with progress; a late watcher gets the same from the transcript."""
     gate = Gate()
 
     @tool(approval=True)
@@ -159,7 +163,7 @@ async def test_tools_progress_approvals_and_status_are_told_in_order(serve: Serv
     ], "who comes late is told the same, from the transcript"
 
 
-async def test_a_watcher_of_a_failed_run_is_told_so(serve: Serve) -> None:
+async def test_a_failed_run_finishes_as_failed(serve: Serve) -> None:
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel([fails("bug")])}
     ) as client:

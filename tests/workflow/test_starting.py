@@ -35,7 +35,8 @@ SUPPORT = Agent(name="support", model="scripted:x", tools=[order_status])
 MODELS = {"scripted": ScriptedModel(looks_it_up)}
 
 
-async def test_the_same_id_gives_the_running_run_and_later_the_finished_one(serve: Serve) -> None:
+async def test_starting_an_id_again_returns_its_run(serve: Serve) -> None:
+    """The running run, and later the finished one if the request is the same."""
     gate = Gate()
     asked: list[str] = []
 
@@ -75,7 +76,7 @@ async def test_runs_and_sessions_start_with_their_priority(serve: Serve) -> None
         await session.close()
 
 
-async def test_a_run_that_does_not_exist_is_said_to(serve: Serve) -> None:
+async def test_an_unknown_run_is_not_found(serve: Serve) -> None:
     async with serve(SUPPORT, models=MODELS) as client:
         with pytest.raises(RunNotFound, match="'nobody'"):
             await client.get("nobody").status()
@@ -102,7 +103,7 @@ async def mine() -> str:
     return "mine"
 
 
-async def test_the_plugin_adds_agents_to_somebodys_own_worker(settings: Settings) -> None:
+async def test_plugin_adds_agents_to_any_worker(settings: Settings) -> None:
     plugin = PerdurePlugin(agents=[SUPPORT], models=MODELS, settings=settings)
     temporal = await TemporalClient.connect(settings.address, plugins=[plugin])
     async with Worker(temporal, task_queue=settings.task_queue, workflows=[Ticket], activities=[mine]):
@@ -114,7 +115,8 @@ async def test_the_plugin_adds_agents_to_somebodys_own_worker(settings: Settings
         assert (await client.run("support", "Where is 1?")).output == "It is on its way."
 
 
-async def test_a_plugin_given_to_the_worker_only_says_where_it_belongs(settings: Settings) -> None:
+async def test_plugin_on_the_worker_only_is_refused(settings: Settings) -> None:
+    """The error says that the plugin belongs to the client."""
     temporal = await TemporalClient.connect(settings.address)
     with pytest.raises(DefinitionError, match=r"Client\.connect"):
         Worker(temporal, task_queue="q", plugins=[PerdurePlugin(agents=[SUPPORT], settings=settings)])
@@ -127,7 +129,7 @@ async def test_agents_with_same_name_are_refused(settings: Settings) -> None:
         PerdurePlugin(agents=[SUPPORT, other], settings=settings)
 
 
-async def test_a_remote_tool_is_an_activity_of_any_worker(serve: Serve, settings: Settings) -> None:
+async def test_any_worker_may_run_a_remote_tool(serve: Serve, settings: Settings) -> None:
     got: list[Any] = []
 
     @activity.defn(name="stock")
@@ -158,7 +160,7 @@ async def test_a_remote_tool_is_an_activity_of_any_worker(serve: Serve, settings
     assert context["idempotency_key"].startswith("perdure-")
 
 
-async def test_the_client_keeps_the_temporal_client_underneath(serve: Serve) -> None:
+async def test_client_exposes_temporals_client(serve: Serve) -> None:
     async with serve(SUPPORT, models=MODELS) as client:
         assert isinstance(client, Client)
         run = await client.start("support", "Where is 1?", id=f"mine-{uuid.uuid4()}")
@@ -168,7 +170,7 @@ async def test_the_client_keeps_the_temporal_client_underneath(serve: Serve) -> 
         await run.result()
 
 
-async def test_lists_say_working_where_a_run_thinks_or_acts(serve: Serve) -> None:
+async def test_lists_say_working(serve: Serve) -> None:
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:

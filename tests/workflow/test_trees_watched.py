@@ -117,7 +117,7 @@ def lives(events: Sequence[Event]) -> list[str]:
     ]
 
 
-async def test_a_swarm_is_told_run_by_run(serve: ServeTeam) -> None:
+async def test_a_swarms_runs_come_in_turn(serve: ServeTeam) -> None:
     cast = Cast({"finder": says(LONG) + to("writer"), "writer": says(f"written {LONG}")})
     async with serve(team("finder", "writer"), models=cast.models) as client:
         run = await client.start("team", "go")
@@ -132,7 +132,7 @@ async def test_a_swarm_is_told_run_by_run(serve: ServeTeam) -> None:
             ]
 
 
-async def test_a_graph_is_told_with_its_functions_and_the_runs_of_its_agents(serve: ServeTeam) -> None:
+async def test_a_graphs_functions_and_agents_are_reported(serve: ServeTeam) -> None:
     async def publish(given: NodeInput) -> str:
         return f"published {given.node}"
 
@@ -183,7 +183,8 @@ def _arguments(name: str) -> dict[str, Any]:
     return {"cents": 1} if name == "pay" else {"question": "Which?"}
 
 
-async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve: ServeTeam) -> None:
+async def test_a_deep_tree_is_reported_live_and_after(serve: ServeTeam) -> None:
+    """A supervisor with agents, swarms and graphs below it: while it runs, and once it has ended."""
     boss, model = _deep(jobs=3)
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -202,7 +203,7 @@ async def test_a_supervisor_is_told_with_all_below_while_it_runs_and_after(serve
         assert [item.text for item in plans[-1].items] == ["ask"]
 
 
-async def test_a_call_that_was_refused_has_started_nothing(serve: ServeTeam) -> None:
+async def test_a_refused_call_starts_no_run(serve: ServeTeam) -> None:
     leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
     boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
     cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
@@ -216,7 +217,8 @@ async def test_a_call_that_was_refused_has_started_nothing(serve: ServeTeam) -> 
         assert [e for e in again if isinstance(e, NodeStarted)] == []
 
 
-async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before(serve: ServeTeam) -> None:
+async def test_a_rerun_shows_nothing_of_the_earlier_run(serve: ServeTeam) -> None:
+    """Child ids repeat when an id is used again; the earlier children belong to the earlier run."""
     leaf = Agent(name="leaf", model="scripted:leaf", description="Does it.")
     boss = Agent(name="boss", model="scripted:boss", tools=[leaf.as_tool(approval=True)])
     cast = Cast({"boss": [calls("leaf", input="x"), says("well")], "leaf": says("done")})
@@ -233,7 +235,8 @@ async def test_a_run_of_an_id_that_was_used_before_is_not_told_as_the_one_before
                 assert len([e for e in watched if isinstance(e, NodeStarted)]) == many
 
 
-async def test_an_approval_in_a_grandchild_is_decided_from_the_root_once(serve: ServeTeam) -> None:
+async def test_the_root_resolves_a_grandchilds_approval(serve: ServeTeam) -> None:
+    """The root reports it once, and passes the person's decision down."""
     boss, model = _deep(jobs=1, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -262,7 +265,7 @@ async def _waiting(run: Run, many: int) -> RunStatus:
     return await run.status()
 
 
-async def test_a_call_id_that_waits_twice_is_refused_until_a_run_is_named(serve: ServeTeam) -> None:
+async def test_an_ambiguous_call_id_needs_a_run(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -296,7 +299,7 @@ def perdure(
     return call
 
 
-async def test_the_commands_show_and_decide_what_waits_below(serve: ServeTeam, perdure: Perdure) -> None:
+async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perdure) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go", id="commanded")
@@ -331,7 +334,7 @@ async def test_the_commands_show_and_decide_what_waits_below(serve: ServeTeam, p
         assert ended == [["middle-2-1", "done", "end_turn"], ["middle-2-2", "done", "end_turn"]]
 
 
-async def test_a_question_below_is_answered_from_the_root(serve: ServeTeam) -> None:
+async def test_the_root_answers_a_question_below(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[ask_person])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -345,7 +348,7 @@ async def test_a_question_below_is_answered_from_the_root(serve: ServeTeam) -> N
         assert (await run.result()).output == "answer for middle-2-1; answer for middle-2-2"
 
 
-async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve: ServeTeam) -> None:
+async def test_a_run_has_spec_nodes_and_children(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=1, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -361,7 +364,7 @@ async def test_a_run_gives_its_spec_its_nodes_and_handles_on_its_children(serve:
         await run.result()
 
 
-async def test_a_cancelled_tree_is_told_to_its_end(serve: ServeTeam) -> None:
+async def test_a_cancelled_tree_is_reported_to_its_end(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -377,7 +380,7 @@ async def test_a_cancelled_tree_is_told_to_its_end(serve: ServeTeam) -> None:
         assert [e.state for e in ends] == ["cancelled", "cancelled"]
 
 
-async def test_runs_that_others_started_are_listed_only_when_asked_for(serve: ServeTeam) -> None:
+async def test_child_runs_are_listed_on_request(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2)
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go", id="listed", user="lister")

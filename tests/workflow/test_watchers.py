@@ -102,7 +102,7 @@ async def test_thirty_watchers_cost_what_one_costs(serve: Serve) -> None:
     assert thirty["query"] <= 1.5 * one["query"] + 3
 
 
-async def test_watchers_who_leave_or_come_late_disturb_nobody(serve: Serve) -> None:
+async def test_leaving_and_late_watchers_disturb_nobody(serve: Serve) -> None:
     gate = Gate()
     async with serve(Agent(name="a", model="slow:x"), models={"slow": Slow(gate)}) as client:
         run = await client.start("a", "go")
