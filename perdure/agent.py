@@ -21,6 +21,7 @@ from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
+# Tools that the package adds by itself.
 _RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})
 
 
@@ -115,6 +116,7 @@ class Agent:
                 ) from None
         if not isinstance(model, ModelConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DefinitionError(f"agent {self.name!r}: model must be text or a ModelConfig, not {model!r}")
+        # Checked here and not in ModelConfig, so that the message can name the agent.
         if model.timeout <= timedelta():
             raise DefinitionError(
                 f"agent {self.name!r}: model {model.name!r}: timeout must be positive, not {model.timeout!r}"
@@ -138,6 +140,7 @@ class Agent:
             seen.add(tool.name)
         for tool in tools:
             self._check_stand_in(tool, seen)
+        # A misspelt name would bound nothing.
         for name in self.limits.per_tool:
             if name not in seen:
                 raise DefinitionError(
@@ -218,6 +221,7 @@ class Agent:
 
         """
         table = prices or shipped_prices()
+        # Without a day, the newest price applies: the hash of a spec leaves prices out anyway.
         day = today or date.max
         models = tuple(
             _model_spec(config, link, table.find(config.name, day))

@@ -15,6 +15,7 @@ class SlidingWindow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["sliding_window"] = "sliding_window"
+    # At least a task, a call, its result and an answer.
     messages: Annotated[int, Field(ge=4)] | None = None
     """Most messages that the model sees; None is no bound."""
     tokens: Annotated[int, Field(ge=256)] | None = 150_000

@@ -39,6 +39,7 @@ class Fallback:
             wrong = repr(self.on) if isinstance(self.on, str) else ", ".join(map(repr, unknown))
             known = ", ".join(sorted(_CONDITIONS))
             raise DefinitionError(f"Fallback: on={wrong} is not a set of error kinds; use any of: {known}")
+        # An empty set reads like "always" to some and like "never" to others.
         if self.on is not None and not self.on:
             raise DefinitionError(
                 "Fallback: on is empty, so it would never be taken; leave it out to fall back on every error"

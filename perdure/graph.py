@@ -205,6 +205,7 @@ class Graph:
             DefinitionError: the cost is bounded, and the price of a model below it is not known.
 
         """
+        # One budget bounds all nodes, so each of them needs its prices.
         limited = cost_limited or self.limits.cost_usd is not None
         specs: list[AgentSpec | SwarmSpec | GraphSpec] = [
             member.spec(prices=prices, today=today, cost_limited=limited) for member in self.members.values()
@@ -242,6 +243,7 @@ def _is_name(name: object) -> bool:
 
 
 def _at_least(value: object, least: int) -> bool:
+    # True and False are integers to Python; as a count they are a slip.
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -262,9 +264,12 @@ def _takes_one_argument(function: Callable[..., Any]) -> bool:
 def _kind(run: object) -> NodeKind:
     if isinstance(run, Agent):
         return "agent"
+    # Swarms and graphs state their kind, so this file need not know their classes. The classes themselves
+    # have a `member_kind` as well, but no `name`.
     kind = getattr(run, "member_kind", None) if hasattr(run, "name") else None
     if kind in get_args(NodeKind):
         return cast("NodeKind", kind)
+    # Calling a generator function runs nothing of it.
     generates = inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
     if (inspect.isfunction(run) or inspect.ismethod(run)) and not generates and _takes_one_argument(run):
         return "function"
@@ -307,6 +312,7 @@ def _build_nodes(graph: Graph) -> dict[str, Node]:
 
 
 def _build_edges(graph: Graph) -> Iterator[Edge]:
+    # Not any iterable: the order of edges is the order of their conditions, and a set has none.
     if not isinstance(graph.edges, list | tuple):
         raise _definition_error(graph, f"edges must be a list, not {graph.edges!r}")
     for edge in graph.edges:

@@ -92,6 +92,7 @@ def _smaller(first: Any, second: Any) -> Any:
 
 def explain(error: ValidationError) -> str:
     """Return a validation error in one line of bounded length: field, problem and value, for each."""
+    # Bounded throughout: the text may quote what a model wrote, and goes into history.
     details = error.errors(include_url=False)
     problems = [
         f"{_cut('.'.join(str(step) for step in problem['loc']) or 'value')}: "

@@ -47,6 +47,7 @@ def collect_members(*roots: Member) -> dict[str, Any]:
     while queue:
         member = queue.pop(0)
         known = found.get(member.name)
+        # A member may be reached in several ways, and by a circle of agents that call each other.
         if known is member:
             continue
         if known is not None:
@@ -81,6 +82,7 @@ def resolve_member(
 
 def for_member(resolved: ResolvedAgent, name: str) -> ResolvedAgent | None:
     """Return what a child run of that member is given: its spec, and the specs of all the rest."""
+    # Names are unique in a run: `collect_members` has checked that.
     specs = {spec.name: spec for spec in (resolved.spec, *resolved.members)}
     spec = specs.get(name)
     if spec is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+# Fields for which 0 or "" means something else than the default must not use this.
 def is_empty(value: Any) -> bool:
     """Check whether the value can be left out of the JSON: history is paid for by the byte."""
     return value is None or value is False or value in (0, "", [], {}, ())

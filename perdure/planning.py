@@ -60,6 +60,7 @@ PLAN_TOOL: Final = ToolDefinition(
 _BOXES: Final = {"pending": "[ ]", "in_progress": "[~]", "done": "[x]", "dropped": "[-]"}
 
 
+# A line break would let an item look like two in the checklist.
 def _one_line(text: Any) -> Any:
     return " ".join(text.split()) if isinstance(text, str) else text
 
@@ -70,6 +71,7 @@ class _Item(PlanItem):
     text: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), BeforeValidator(_one_line)]
 
 
+# `PlanItem` ignores unknown fields, as all wire values do; the model must be told of them.
 class _Plan(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -107,6 +109,7 @@ def plan_receipt(items: Sequence[PlanItem]) -> str:
     """Return the tool's result for the model: the progress of the plan, and its next item."""
     if not items:
         return "The plan is empty."
+    # Dropped items count neither as done nor as work left.
     kept = [item for item in items if item.state != "dropped"]
     done = sum(item.state == "done" for item in kept)
     dropped = f", {len(items) - len(kept)} dropped" if len(kept) < len(items) else ""

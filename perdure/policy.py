@@ -23,6 +23,7 @@ class Rule(BaseModel):
 
     def matches(self, tool: str, roles: Sequence[str], resource: str | None) -> bool:
         """Check whether the rule applies to the call."""
+        # A call without a resource matches "*" only: a rule for some resources must not allow it.
         return (
             fnmatchcase(tool, self.tool)
             and (self.role == "*" or any(fnmatchcase(role, self.role) for role in roles))

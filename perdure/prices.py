@@ -48,6 +48,7 @@ class Rates(BaseModel):
             + usage.cache_write_1h_tokens * self.one_hour_write
             + usage.output_tokens * self.output
         )
+        # Rounded up, in integers: a sum of costs must never be less than what was spent.
         return -(-total // 1_000_000)
 
 

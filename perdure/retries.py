@@ -19,6 +19,7 @@ class ToolRetry:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
+        # Temporal takes no smaller coefficient.
         if self.backoff < 1:
             raise DefinitionError(f"ToolRetry: backoff must be 1 or more, not {self.backoff!r}")
         if self.initial_interval <= timedelta():

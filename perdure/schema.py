@@ -80,6 +80,7 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
         fields[parameter.name] = _field(parameter, hint, described.get(parameter.name), name)
     model = _model(name, fields)
     schema = model.model_json_schema()
+    # The title would repeat the tool's name in every request.
     schema.pop("title", None)
     _sort_defaults(schema, function)
     return Signature(description=description, input_schema=schema, model=model, context=context)
@@ -113,6 +114,7 @@ def _field(parameter: inspect.Parameter, hint: Any, description: str | None, too
         raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} has no type hint")
     if parameter.name.startswith("_"):
         raise DefinitionError(f"tool {tool!r}: parameter {parameter.name!r} must not start with '_'")
+    # Called directly, the function would get the Field object as its argument.
     if isinstance(parameter.default, FieldInfo):
         raise DefinitionError(
             f"tool {tool!r}: parameter {parameter.name!r} has a Field for its default; "

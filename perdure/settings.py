@@ -55,6 +55,7 @@ def _expand_home(value: Any) -> Any:
 
 def _check_address(value: str) -> str:
     host, _, port = value.rpartition(":")
+    # A URL is the usual slip.
     if not host or "/" in value or not port.isdecimal() or int(port) > 65_535:
         raise ValueError("write it as host:port, such as localhost:7233")
     return value
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
+        # Manifests and compose files can blank a variable, not remove it.
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -298,6 +300,7 @@ def load_settings(**overrides: Any) -> Settings:
         DefinitionError: a value is wrong; the message names its variable and shows no secret.
 
     """
+    # Settings ignores unknown names, because `.env` may hold those of other programs; a caller's are slips.
     unknown = sorted(overrides.keys() - Settings.model_fields.keys())
     if unknown:
         raise DefinitionError(f"no such setting: {', '.join(unknown)}; see docs/settings.md")

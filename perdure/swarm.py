@@ -91,6 +91,7 @@ class Swarm:
         entry = self.agents[0] if self.entry is None else self.entry
         if isinstance(entry, str) and entry in self.members:
             return entry
+        # An equal agent will do; another agent of the same name would silently not be the entry.
         if isinstance(entry, Agent) and entry in self.agents:
             return entry.name
         shown = entry.name if isinstance(entry, Agent) else entry
@@ -106,6 +107,7 @@ class Swarm:
                 f"repetitive_handoff_min_unique_agents is {unique}, which "
                 f"{window} runs (repetitive_handoff_detection_window) cannot hold; make the window larger"
             )
+        # A misspelt name would bound nothing.
         tools = {tool.name for agent in self.agents for tool in agent.tools}
         for name in self.limits.per_tool:
             if name not in tools:
@@ -130,6 +132,7 @@ class Swarm:
             DefinitionError: the cost is bounded, and the price of an agent's model is not known.
 
         """
+        # One budget bounds all agents, so each of them needs its prices.
         bounded = cost_limited or self.limits.cost_usd is not None
         specs = [agent.spec(prices=prices, today=today, cost_limited=bounded) for agent in self.agents]
         stated_otherwise = {

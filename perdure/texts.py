@@ -31,6 +31,7 @@ _PATTERNS = (
 def mask_secrets(text: str) -> str:
     """Return the text, safe to write, with everything that looks like a secret masked."""
     text = fix_surrogates(text)
+    # A pattern may keep a word before the secret in its first group, such as "password=".
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: (found.group(1) if found.re.groups else "") + MASK, text)
     return text
@@ -50,6 +51,7 @@ def truncate_middle(text: str, most: int = 4000) -> str:
     """Return the text without its middle when it is longer than `most` characters."""
     if len(text) <= most:
         return text
+    # Both ends are kept: an error's cause is often in its last line.
     half = most // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
 
@@ -68,5 +70,5 @@ def describe_error(error: BaseException) -> str:
     """Return what the error says; never raises, whatever the error's `__str__` does."""
     try:
         return str(error)
-    except Exception:
+    except Exception:  # user code: its __str__ may do anything
         return f"({type(error).__name__} has no readable message)"

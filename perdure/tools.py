@@ -19,6 +19,7 @@ from perdure.wire.spec import Collect
 Effect = Literal["read", "write"]
 """Effect of a call. A read may be repeated freely; a write should use its idempotency key."""
 
+# The strictest rule among the providers: so that an agent can change its model.
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}")
 
 
@@ -38,6 +39,7 @@ class ToolContext:
     user: str | None = None
     context: dict[str, Any] = field(default_factory=dict[str, Any])
     """Values from the run's request."""
+    # Set by the worker; in a function's own tests a report goes nowhere.
     report: Callable[[str], None] = field(default=lambda text: None, repr=False)
     cancelled: Event = field(default_factory=Event, repr=False)
     """Set when the call is cancelled: a function in a thread can check it."""
@@ -172,6 +174,7 @@ def as_tool(
 ) -> AgentTool:
     """Make a tool of an agent, swarm or graph; name and description default to those of the member."""
     return AgentTool(
+        # Names of members may have dots, names of tools may not.
         name=name or member.name.replace(".", "_"),
         description=description or member.description,
         member=member,
@@ -203,6 +206,7 @@ def check_tool(tool: "Tool | RemoteTool") -> None:
             raise DefinitionError(f"tool {name!r}: {what} must be positive, not {span!r}")
     if tool.concurrency is not None and tool.concurrency < 1:
         raise DefinitionError(f"tool {name!r}: concurrency must be 1 or more, not {tool.concurrency!r}")
+    # A misspelt resource would match no rule of a policy, and a rule that denies must not fail silently.
     if tool.resource is not None and tool.resource not in tool.input_schema.get("properties", {}):
         raise DefinitionError(f"tool {name!r}: resource {tool.resource!r} is not one of its parameters")
     _check_fallback(tool)
@@ -216,6 +220,8 @@ def _check_fallback(tool: "Tool | RemoteTool") -> None:
         raise DefinitionError(f"tool {tool.name!r}: fallback must be a ToolFallback, not {fallback!r}")
     if fallback.tool == tool.name:
         raise DefinitionError(f"tool {tool.name!r}: it cannot be its own fallback")
+    # A remembered result in place of a write would claim an effect that never happened. Results of remote
+    # tools do not pass through this worker, so it has none to remember.
     if fallback.remembered is not None and (tool.effect == "write" or isinstance(tool, RemoteTool)):
         reason = "a remote tool" if isinstance(tool, RemoteTool) else "a tool that writes"
         raise DefinitionError(f"tool {tool.name!r}: fallback.remembered does not work for {reason}")

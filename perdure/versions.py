@@ -21,6 +21,7 @@ class Routing:
     @property
     def targets(self) -> set[str | None]:
         """Versions to which new runs go."""
+        # A ramping version of 0 percent gets no runs, and one of 100 percent gets all.
         if self.percent <= 0:
             return {self.current}
         return {self.ramping} if self.percent >= 100 else {self.current, self.ramping}
@@ -62,6 +63,7 @@ def new_runs_problem(routing: Routing, own: str) -> str | None:
 
 def versions_problem(routing: Routing) -> str | None:
     """Return the problem that new runs go to no version whose workers poll, or None."""
+    # Without any worker the problem is another, which is reported elsewhere.
     if not routing.polling or routing.targets & set(routing.polling):
         return None
     return (

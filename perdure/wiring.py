@@ -82,6 +82,7 @@ def _edge_problem(wiring: Wiring) -> str | None:
 def _count_problem(wiring: Wiring) -> str | None:
     for name, sources in wiring.sources.items():
         join = wiring.joins[name]
+        # "all" and "any" of no edges are fine: such a node is an entry, or is reported as unreachable.
         if isinstance(join, int) and join > len(sources):
             return f"join={join} of {name!r} can never be met: it has {len(sources)} incoming edges"
     return None
@@ -107,6 +108,7 @@ def _reach_problem(wiring: Wiring) -> str | None:
 
 
 def _cycle_problem(wiring: Wiring) -> str | None:
+    # Conditions are functions, so nobody can prove that a cycle ends.
     try:
         TopologicalSorter(wiring.sources).prepare()
     except CycleError as error:

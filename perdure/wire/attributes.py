@@ -11,6 +11,7 @@ AGENT_STOP_REASON: Final = SearchAttributeKey.for_keyword("AgentStopReason")
 AGENT_USER: Final = SearchAttributeKey.for_keyword("AgentUser")
 AGENT_STEPS: Final = SearchAttributeKey.for_int("AgentSteps")
 AGENT_COST_USD: Final = SearchAttributeKey.for_float("AgentCostUsd")
+# Two attributes of their own: `AgentStatus` says that a run is parked, and lists select by cause and age.
 AGENT_PARKED_FOR: Final = SearchAttributeKey.for_keyword("AgentParkedFor")
 """Kind of the error that parked the run; unset while it is not parked."""
 AGENT_PARKED_AT: Final = SearchAttributeKey.for_datetime("AgentParkedAt")

@@ -237,6 +237,7 @@ class TextAssembler:
             case TextRestarted():
                 self._texts[run_id, event.step] = ""
             case MessageFinished():
+                # The finished message replaces its pieces, so a lost piece does no harm.
                 self._texts[run_id, event.step] = event.text
             case _:
                 pass

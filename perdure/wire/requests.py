@@ -29,6 +29,7 @@ class RunRequest(_Strict):
     """User on whose behalf the run acts. Tools get the name; it is a search attribute, in plain text."""
     roles: list[str] = Field(default_factory=list[str])
     """Roles that the `role` of a policy's rules is matched against."""
+    # A request comes from outside; it must not lift a bound that the agent's author has set.
     limits: Limits | None = None
     """Tightens the agent's own limits; it cannot widen them."""
     context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
@@ -74,6 +75,7 @@ class SessionRequest(_Strict):
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON, without fields that were not set."""
+        # As for a run: a default must not be written as if it had been asked for.
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -84,6 +86,7 @@ WhenBusy = Literal["queue", "steer"]
 class SessionMessage(_Strict):
     """Argument of `say`: a message to a session."""
 
+    # Sessions keep the ids of answered messages in their state, so they are bounded.
     id: str = Field(min_length=1, max_length=256)
     """Id of the message. Sent again under the same id, it is still answered once."""
     text: str | list[Part]

@@ -171,6 +171,7 @@ class RunResult(Value):
     steps: int = 0
     tool_calls: int = 0
     usage: Usage = Usage()
+    # None and 0 differ: an unknown cost must never look like no cost.
     cost_microusd: int | None = None
     """Cost in millionths of a dollar; None when a model was used whose price is not known."""
     spec_hash: str = ""

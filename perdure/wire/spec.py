@@ -69,6 +69,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     config: ModelConfig
+    # Pinned with the run: a new price table must not change what a budget has already allowed.
     price: Price | None = None
     on: tuple[str, ...] | None = Field(default=None, exclude_if=lambda v: v is None)
     """Error kinds on which this fallback is taken, see `perdure.fallbacks.Fallback`."""
@@ -132,6 +133,7 @@ class SwarmSpec(BaseModel):
     """Names of its agents, in the order in which they were given."""
     entry: str
     limits: SwarmLimits = SwarmLimits()
+    # A changed member makes this another swarm, though its own fields are the same.
     member_hashes: tuple[str, ...] = ()
 
     @cached_property

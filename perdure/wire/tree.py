@@ -76,6 +76,7 @@ class BudgetRequest(Value):
     """With this much it need not ask again soon; at least the minimum."""
 
 
+# The whole state each time, not a change: so a report that is lost or repeated does no harm.
 class Report(Value):
     """State of a child, for its parent. A newer report replaces the older one as a whole."""
 
