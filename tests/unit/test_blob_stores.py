@@ -149,7 +149,7 @@ async def test_a_wrong_store_is_found_out(broken: type[MemoryBlobs]) -> None:
         await check_blob_store(lambda: broken(blobs))
 
 
-def test_the_commands_take_a_store_by_the_function_that_makes_it(
+def test_commands_take_store_by_function(
     tmp_path: Path, sqlite_blobs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLOBS_FILE", str(tmp_path / "blobs.db"))
@@ -166,7 +166,7 @@ def test_the_commands_take_a_store_by_the_function_that_makes_it(
         ("python:builtins:list", "no put and get"),
     ],
 )
-def test_a_function_that_gives_no_store_is_refused_by_its_name(
+def test_function_without_store_is_rejected(
     url: str, problem: str, sqlite_blobs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BLOBS_FILE", raising=False)
@@ -174,7 +174,7 @@ def test_a_function_that_gives_no_store_is_refused_by_its_name(
         open_store(url)
 
 
-def test_the_page_shows_the_example_as_it_is() -> None:
+def test_page_shows_example_verbatim() -> None:
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blob_stores.md").read_text(), re.DOTALL)
     assert len(shown) == 2
     assert all(block in EXAMPLE.read_text() for block in shown)

@@ -85,7 +85,7 @@ def in_a_new_process(code: str) -> str:
     ).stdout.strip()
 
 
-def test_what_is_public_is_what_was_promised() -> None:
+def test_public_names_match_promise() -> None:
     assert perdure.__all__ == PUBLIC
     assert dir(perdure) == sorted(PUBLIC)
 
@@ -99,12 +99,12 @@ def test_every_name_for_tests_is_there() -> None:
     assert all(getattr(perdure.testing, name) is not None for name in perdure.testing.__all__)
 
 
-def test_a_name_that_is_not_there_is_named() -> None:
+def test_missing_name_is_named() -> None:
     with pytest.raises(AttributeError, match="module 'perdure' has no attribute 'Agnet'"):
         perdure.Agnet  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue, reportUnusedExpression]
 
 
-def test_no_module_bears_the_name_of_something_public() -> None:
+def test_no_module_shadows_public_name() -> None:
     """Importing it would put the module in the place of the name."""
     folder = ROOT / "perdure"
     modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
@@ -116,7 +116,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert in_a_new_process(listed) == "[]"
 
 
-def test_describing_an_agent_needs_no_temporal_and_no_provider() -> None:
+def test_agent_needs_no_temporal_import() -> None:
+    """Describing an agent imports neither Temporal nor a provider."""
     code = (
         "import sys; from perdure import Agent, Limits, tool, ask_person;"
         "Agent(name='a', model='scripted:x', tools=[ask_person]).spec();"

@@ -22,7 +22,7 @@ async def played(model: ScriptedModel, asked: ModelRequest | None = None) -> lis
         return [event async for event in events]
 
 
-async def test_an_answer_is_streamed_and_ends_in_exactly_one_reply() -> None:
+async def test_answer_streams_to_single_reply() -> None:
     usage, thought, *pieces, reply = await played(
         ScriptedModel([says("one two three", thinking="hm") + calls("work", n=1)], chunk=5)
     )
@@ -36,7 +36,8 @@ async def test_an_answer_is_streamed_and_ends_in_exactly_one_reply() -> None:
     assert reply.usage.output_tokens > 0
 
 
-async def test_each_step_gets_its_line_and_lines_may_be_added_together() -> None:
+async def test_each_step_gets_its_line() -> None:
+    """Each step gets its line, and lines may be added together."""
     model = ScriptedModel([[calls("a"), calls("b")], says("done", usage=Usage(input_tokens=3))])
     first, second = (await played(model))[-1], (await played(model, request(step=2)))[-1]
     assert isinstance(first, Reply)
@@ -49,7 +50,7 @@ async def test_each_step_gets_its_line_and_lines_may_be_added_together() -> None
     )
 
 
-async def test_a_function_may_be_async_and_sees_the_request() -> None:
+async def test_async_function_sees_request() -> None:
     async def script(asked: ModelRequest) -> Line:
         return says(asked.messages[-1].text)
 
@@ -58,7 +59,7 @@ async def test_a_function_may_be_async_and_sees_the_request() -> None:
     assert reply.parts == (Text(text="echo"),)
 
 
-async def test_the_same_request_has_the_same_digest_and_another_has_another() -> None:
+async def test_digest_identifies_request() -> None:
     digests: list[str | None] = []
     for text in ("a", "a", "b"):
         reply = (await played(ScriptedModel(lambda _: says("x")), request(text=text)))[-1]
@@ -68,18 +69,19 @@ async def test_the_same_request_has_the_same_digest_and_another_has_another() ->
 
 
 @pytest.mark.parametrize("answer", [None, [], "hello", [says("a"), None], 3])
-async def test_a_script_that_answers_something_else_is_told_what_to_answer(answer: Any) -> None:
+async def test_wrong_script_answer_is_explained(answer: Any) -> None:
     with pytest.raises(ModelError, match=r"answer with says\(\.\.\.\) or calls\(\.\.\.\)") as wrong:
         await played(ScriptedModel(lambda _: answer))
     assert wrong.value.kind == "bug"
 
 
-async def test_a_script_that_is_over_says_so() -> None:
+async def test_ended_script_says_so() -> None:
     with pytest.raises(ModelError, match="has 1 answers and step 2 asks for one more"):
         await played(ScriptedModel([says("a")]), request(step=2))
 
 
-async def test_a_scripted_failure_comes_after_its_words_and_may_come_again_and_again() -> None:
+async def test_scripted_failure_follows_its_words() -> None:
+    """A scripted failure comes after its words, and may repeat."""
     model = ScriptedModel(lambda _: LINE)
     depths: list[int] = []
     for _ in range(3):

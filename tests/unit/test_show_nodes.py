@@ -93,7 +93,7 @@ def printed(*things: Any) -> str:
 # -- perdure show
 
 
-def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
+def test_run_shows_nodes_plan_and_waiting() -> None:
     nodes = [
         NodeStatus(key="draft-1", node="draft", state="done", stop_reason="end_turn", steps=3, run_id="r/x"),
         NodeStatus(key="law-1", node="law", run_id="r/law-1"),
@@ -139,14 +139,14 @@ def test_a_run_is_shown_with_what_it_runs_its_plan_and_who_waits() -> None:
         ),
     ],
 )
-def test_the_command_that_answers_names_the_run_that_waits(want: Waiting, command: str) -> None:
+def test_command_names_waiting_run(want: Waiting, command: str) -> None:
     assert command in tables.answer_hint("r", want)
 
 
 # -- perdure run, perdure watch
 
 
-def test_lines_of_a_tree_begin_with_who_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tree_lines_begin_with_speaker(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines("r")
     events: list[TreeEvent] = [
         started("writer-1"),
@@ -178,7 +178,8 @@ def test_lines_of_a_tree_begin_with_who_speaks(capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
+def test_only_worker_text_is_live() -> None:
+    """The text of the only working agent is shown as it comes."""
     active_runs = ActiveRuns()
     active_runs.feed(started("a-1"))
     one = child("a-1", piece("It "))
@@ -192,7 +193,7 @@ def test_the_text_of_the_only_one_that_works_is_shown_as_it_comes() -> None:
     assert active_runs.was_streamed(one, said("It is"))
 
 
-def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None:
+def test_waiting_parent_is_not_working() -> None:
     active_runs = ActiveRuns()
     active_runs.feed(started("a-1"))
     active_runs.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
@@ -203,14 +204,14 @@ def test_one_that_waits_for_another_below_it_does_not_count_as_working() -> None
     assert active_runs.lines() == ["a-1: starting"]
 
 
-def test_of_many_that_work_a_few_are_told() -> None:
+def test_few_of_many_workers_are_shown() -> None:
     active_runs = ActiveRuns()
     for number in range(1, 10):
         active_runs.feed(started(f"a-{number}"))
     assert active_runs.lines()[-2:] == ["a-6: starting", "and 3 more"]
 
 
-def test_on_a_terminal_nothing_is_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal()
     events: list[TreeEvent] = [
         started("a-1"),
@@ -241,9 +242,10 @@ def test_on_a_terminal_nothing_is_told_twice(capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_what_a_swarm_answers_is_not_told_again_when_it_was_shown_as_it_came(
+def test_live_answer_is_not_repeated(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A swarm's answer that was shown as it came is not repeated."""
     terminal = Terminal()
     result = RunResult(agent="r", output="It is so.", stop_reason="end_turn")
     for event in (
@@ -257,7 +259,7 @@ def test_what_a_swarm_answers_is_not_told_again_when_it_was_shown_as_it_came(
     assert capsys.readouterr().out.count("It is so.") == 1
 
 
-def test_a_result_of_nodes_is_told_without_what_they_gave() -> None:
+def test_node_results_omit_outputs() -> None:
     result = RunResult(
         agent="r", stop_reason="end_turn", nodes=[NodeResult(key="a-1", node="a", output="x" * 999)]
     )

@@ -67,42 +67,43 @@ def looking_back(window: int, unique: int) -> SwarmLimits:
         ({"limits": SwarmLimits(per_tool={"wrok": 1})}, "names 'wrok', which is not a tool of its agents"),
     ],
 )
-def test_a_swarm_that_could_not_run_is_refused_when_it_is_made(changed: dict[str, Any], why: str) -> None:
+def test_invalid_swarm_is_rejected_at_construction(changed: dict[str, Any], why: str) -> None:
     with pytest.raises(DefinitionError, match=why):
         swarm(**changed)
 
 
-def test_no_agent_of_a_swarm_has_a_tool_by_the_name_of_the_handoff() -> None:
+def test_no_tool_is_named_like_handoff() -> None:
     mine = RemoteTool(name=HANDOFF, description="x", input_schema={"type": "object"}, task_queue="q")
     with pytest.raises(DefinitionError, match=f"the tool name '{HANDOFF}' is reserved"):
         swarm(agents=[agent("writer", tools=[mine])])
 
 
-def test_the_first_agent_gets_the_task_unless_another_is_named() -> None:
+def test_first_agent_gets_task_by_default() -> None:
     assert swarm().entry_name == "writer"
     assert swarm(entry="editor").entry_name == "editor"
     assert swarm(entry=EDITOR).entry_name == "editor"
 
 
 @pytest.mark.parametrize("limits", [looking_back(0, 0), looking_back(4, 0), looking_back(3, 3)])
-def test_a_swarm_may_look_back_as_far_as_it_needs(limits: SwarmLimits) -> None:
+def test_repetition_window_may_be_long(limits: SwarmLimits) -> None:
     assert swarm(limits=limits).limits == limits
 
 
-def test_agents_may_answer_in_a_type_and_count_tools_together() -> None:
+def test_agents_may_have_output_types() -> None:
+    """Agents may answer in a type, and count their tools together."""
     typed = agent("editor", output_type=Answer)
     made = swarm(agents=[WRITER, typed], limits=SwarmLimits(per_tool={"work": 3}))
     assert list(made.members.items()) == [("writer", WRITER), ("editor", typed)]
 
 
-def test_a_list_changed_afterwards_does_not_change_the_swarm() -> None:
+def test_changed_list_does_not_change_swarm() -> None:
     agents = [WRITER]
     made = swarm(agents=agents)
     agents.append(EDITOR)
     assert list(made.members) == ["writer"]
 
 
-def test_the_spec_says_who_belongs_to_it_in_order() -> None:
+def test_spec_lists_members_in_order() -> None:
     spec = swarm(entry=EDITOR, description="Writes.").spec()
     assert (spec.name, spec.entry, spec.description) == ("desk", "editor", "Writes.")
     assert spec.agents == ("writer", "editor")
@@ -134,7 +135,7 @@ def test_hash_covers_all_behaviour(changed: dict[str, Any]) -> None:
     assert swarm(**changed).spec().hash == swarm(**changed).spec().hash
 
 
-def test_a_cost_limit_needs_every_price_of_every_agent() -> None:
+def test_cost_limit_needs_every_price() -> None:
     agents = [WRITER, agent("editor", model="nobody:knows")]
     assert swarm(agents=agents).spec().member_hashes
     with pytest.raises(DefinitionError, match=r"agent 'editor'.*the price of nobody:knows is not known"):
@@ -143,7 +144,7 @@ def test_a_cost_limit_needs_every_price_of_every_agent() -> None:
         swarm(agents=agents).spec(cost_limited=True)
 
 
-def test_prices_may_be_given_and_do_not_shape_the_hash() -> None:
+def test_prices_do_not_change_hash() -> None:
     price = Price(input=1, output=1, cache_read=1, cache_write=1)
     entry = {"model": "*", "effective": "2026-01-01", "price": price.model_dump()}
     table = PriceTable.model_validate({"version": "x", "entries": [entry]})
@@ -163,11 +164,11 @@ def test_prices_may_be_given_and_do_not_shape_the_hash() -> None:
         ({"agent_name": "editor", "message": "go", "more": 1}, False),
     ],
 )
-def test_a_handoff_names_an_agent_and_says_something(arguments: dict[str, Any], fits: bool) -> None:
+def test_handoff_needs_agent_and_message(arguments: dict[str, Any], fits: bool) -> None:
     check_schema(HANDOFF_TOOL.input_schema, "handoff")
     assert (problem_with(arguments, HANDOFF_TOOL.input_schema) is None) == fits
 
 
-def test_a_model_is_told_that_a_handoff_ends_its_turn() -> None:
+def test_model_knows_handoff_ends_turn() -> None:
     assert HANDOFF_TOOL.name == "handoff_to_agent"
     assert "turn ends at once" in HANDOFF_TOOL.description

@@ -82,7 +82,7 @@ def properties(one: Tool) -> dict[str, Any]:
         (Any, {"x": [None]}, {"x": [None]}),
     ],
 )
-def test_json_becomes_the_value_that_the_hint_promises(hint: Any, given: Any, value: Any) -> None:
+def test_json_becomes_hinted_value(hint: Any, given: Any, value: Any) -> None:
     def work(thing: Any) -> None: ...
 
     work.__annotations__["thing"] = hint
@@ -94,7 +94,7 @@ def test_json_becomes_the_value_that_the_hint_promises(hint: Any, given: Any, va
     assert bound == {"thing": value}
 
 
-def test_a_schema_is_strict_and_says_what_the_docstring_says() -> None:
+def test_schema_is_strict_and_documented() -> None:
     @tool
     def search(
         query: str,
@@ -142,7 +142,7 @@ def test_a_schema_is_strict_and_says_what_the_docstring_says() -> None:
         "Do it.\n\n@param n: How many.\n",
     ],
 )
-def test_the_usual_styles_of_docstrings_are_understood(doc: str) -> None:
+def test_docstring_styles_are_understood(doc: str) -> None:
     def work(n: int) -> None: ...
 
     work.__doc__ = doc
@@ -151,7 +151,7 @@ def test_the_usual_styles_of_docstrings_are_understood(doc: str) -> None:
     assert properties(one)["n"]["description"] == "How many."
 
 
-def test_parameters_may_be_called_as_pydantics_methods_are() -> None:
+def test_parameters_may_shadow_pydantic_methods() -> None:
     def post(json: dict[str, Any], copy: int = 1, model_dump: str = "", model_config: int = 0) -> None: ...
 
     one = made(post)
@@ -163,7 +163,7 @@ def test_parameters_may_be_called_as_pydantics_methods_are() -> None:
         one.signature.bind({"json": 3})
 
 
-def test_the_context_is_filled_in_and_hidden_from_the_model() -> None:
+def test_context_is_hidden_from_model() -> None:
     def work(n: int, where: ToolContext) -> None: ...
 
     one = made(work)
@@ -171,7 +171,7 @@ def test_the_context_is_filled_in_and_hidden_from_the_model() -> None:
     assert one.signature.context == "where"
 
 
-def test_sync_and_async_functions_are_told_apart_and_stay_callable() -> None:
+def test_sync_and_async_stay_callable() -> None:
     @tool
     async def later(n: int) -> int:
         """Later."""
@@ -187,7 +187,7 @@ def test_sync_and_async_functions_are_told_apart_and_stay_callable() -> None:
     assert now(1) == 2
 
 
-def test_the_order_of_a_default_set_does_not_depend_on_the_process() -> None:
+def test_default_set_order_is_stable() -> None:
     def work(tags: frozenset[str] = frozenset({"d", "a", "c", "b"})) -> None: ...
 
     assert properties(made(work))["tags"]["default"] == ["a", "b", "c", "d"]
@@ -266,7 +266,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("function", "why"), REFUSED)
-def test_a_function_that_no_model_could_call_is_refused(function: Any, why: str) -> None:
+def test_uncallable_function_is_rejected(function: Any, why: str) -> None:
     with pytest.raises(DefinitionError, match=why):
         tool(function)
 
@@ -305,9 +305,8 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], why: str)
         ({"initial_interval": timedelta(minutes=1)}, "is less than initial_interval"),
     ],
 )
-def test_retries_that_temporal_would_refuse_are_refused_before_a_run_hangs_on_them(
-    settings: dict[str, Any], why: str
-) -> None:
+def test_invalid_retries_are_rejected_early(settings: dict[str, Any], why: str) -> None:
+    """Retries that Temporal would reject are rejected before a run hangs on them."""
     with pytest.raises(DefinitionError, match=why):
         ToolRetry(**settings)
 
@@ -322,7 +321,7 @@ def test_retries_that_temporal_would_refuse_are_refused_before_a_run_hangs_on_th
         ({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:1/x"}}}, "which is not in it"),
     ],
 )
-def test_a_schema_that_is_not_whole_is_refused(schema: dict[str, Any], why: str) -> None:
+def test_incomplete_schema_is_rejected(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(DefinitionError, match=why):
         check_schema(schema, "tool 'x'")
 
@@ -334,7 +333,7 @@ def test_a_schema_may_refer_to_itself() -> None:
     assert problem_with({"next": {"next": 3}}, schema) == "next.next: 3 is not of type 'object'"
 
 
-def test_a_pattern_python_cannot_read_is_left_to_the_function() -> None:
+def test_foreign_pattern_is_left_to_function() -> None:
     def work(name: Annotated[str, Field(pattern=r"^\p{Lu}")]) -> None: ...
 
     one = made(work)
@@ -349,6 +348,6 @@ def test_a_remote_tool_needs_a_description() -> None:
         RemoteTool(name="far", description=" ", input_schema={"type": "object"}, task_queue="q")
 
 
-def test_the_question_to_a_person_is_a_tool_like_any_other() -> None:
+def test_question_to_person_is_a_tool() -> None:
     assert isinstance(ask_person, PersonTool)
     assert ask_person.name == "ask_person"

@@ -49,13 +49,13 @@ def _version(build: str | None) -> WorkerDeploymentVersion | None:
         ("a", None, 5, {"desk:a", None}),
     ],
 )
-def test_new_runs_go_to_the_current_version_and_to_what_ramps(
+def test_new_runs_follow_current_and_ramp(
     current: str | None, ramping: str | None, percent: float, taken: set[str | None]
 ) -> None:
     assert routing_of(described(current, ramping, percent)).targets == taken
 
 
-def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> None:
+def test_first_version_hears_it_gets_nothing() -> None:
     first = new_runs_problem(Routing(), "desk:a")
     assert first is not None
     assert "'a' gets no work: no version of its deployment is current yet" in first
@@ -66,7 +66,7 @@ def test_whoever_starts_the_first_version_is_told_that_it_gets_nothing_yet() -> 
     assert new_runs_problem(Routing(current="desk:a", ramping="desk:b", percent=1), "desk:b") is None
 
 
-def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
+def test_idle_version_has_no_workers() -> None:
     lonely = versions_problem(routing_of(described(None, None, 0, "a")))
     assert lonely is not None
     assert "new runs go to workers without a version, and only desk:a poll" in lonely
@@ -75,7 +75,7 @@ def test_workers_to_whom_nothing_goes_are_no_workers() -> None:
     assert versions_problem(routing_of(described("a", None, 0))) is None, "nobody works: said elsewhere"
 
 
-def test_a_worker_that_has_stopped_polling_is_not_active() -> None:
+def test_silent_worker_is_not_active() -> None:
     """The server lists a worker for five minutes after its last poll."""
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)
     description = described("a", None, 0, "a", None)
@@ -88,7 +88,7 @@ def test_a_worker_that_has_stopped_polling_is_not_active() -> None:
     assert queue.routing.targets == {"desk:a"}
 
 
-def test_a_worker_has_a_version_when_both_its_names_are_set() -> None:
+def test_version_needs_both_names() -> None:
     assert version_of(load_settings(deployment_name="desk", build_id="7")) == "desk:7"
     assert version_of(load_settings(deployment_name="desk")) is None
 
@@ -111,7 +111,7 @@ def build(name: str, percent: float = 0, *, runs: int = 0, workers: int = 0) -> 
     )
 
 
-def test_a_status_says_who_waits_for_workers() -> None:
+def test_status_says_who_waits() -> None:
     said = warnings(status("b", build("b", 100), build("a", runs=2), build("old")))
     assert said == [
         "no worker of build 'b' polls task queue 'q': new runs wait",

@@ -42,16 +42,16 @@ def choose(waiting: list[Waiting], run_id: str | None = None, call: str | None =
         (None, "a-2/call-1-1"),
     ],
 )
-def test_a_call_below_is_named_by_run_and_id(run_id: str | None, call: str | None) -> None:
+def test_call_below_is_run_and_id(run_id: str | None, call: str | None) -> None:
     assert choose([approval("a-1"), approval("a-2")], run_id, call).run_id == "r/a-2"
 
 
-def test_a_bare_id_means_the_runs_own_call() -> None:
+def test_bare_id_means_own_call() -> None:
     assert choose([approval("a-1"), approval()], None, "call-1-1").path == []
     assert choose([approval("a-1")], None, "call-1-1").path == ["a-1"]
 
 
-def test_an_ambiguous_call_is_refused_with_the_list() -> None:
+def test_ambiguous_call_is_rejected_with_list() -> None:
     with pytest.raises(InvalidRequest) as caught:
         choose([approval("a-1"), approval("a-2"), approval("b-1", call_id="call-9-9")], None, "call-1-1")
     assert str(caught.value) == (
@@ -64,7 +64,7 @@ def test_an_ambiguous_call_is_refused_with_the_list() -> None:
         choose([])
 
 
-def test_a_cause_is_named_by_its_beginning() -> None:
+def test_cause_matches_by_prefix() -> None:
     assert match_cause("auth") == match_cause("authentication") == "authentication"
     assert match_cause("timeout") == "timeout"
     for word in ("", "t", "nonsense"):
@@ -83,7 +83,7 @@ def test_a_cause_is_named_by_its_beginning() -> None:
         ("COMPLETED", "completed"),
     ],
 )
-def test_the_server_corrects_the_status_of_a_run_that_was_ended(state: str, told: str) -> None:
+def test_server_corrects_status_of_ended_run(state: str, told: str) -> None:
     nodes = [NodeStatus(key="b-1", node="b", state="done"), NodeStatus(key="a-1", node="a")]
     status = RunStatus(agent="a", status="waiting_approval", doing="", nodes=nodes, waiting=[approval("a-1")])
     described: Any = SimpleNamespace(status=WorkflowExecutionStatus[state])

@@ -35,7 +35,7 @@ async def answers(run: SlowRun, group: WatchGroup, *, closed: bool) -> bool:
     return await watch._query(cast("Any", run), 0, cast("Any", run), poll, group) is not None  # pyright: ignore[reportPrivateUsage]
 
 
-async def test_the_last_answer_of_a_slow_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_worker_last_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_ANSWER_WITHIN", 0.02)
     run, group = SlowRun(), WatchGroup()
     assert not await answers(run, group, closed=False), "the next poll asks again"
@@ -43,7 +43,7 @@ async def test_the_last_answer_of_a_slow_worker_counts(monkeypatch: pytest.Monke
     assert await answers(run, group, closed=True)
 
 
-async def test_one_silent_worker_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_worker_is_awaited_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a last query that nobody answered, those of the tree's other runs get less time."""
     monkeypatch.setattr(watch, "_ANSWER_WITHIN", 0.02)
     monkeypatch.setattr(watch, "_LAST_ANSWER_WITHIN", 0.1)
@@ -56,7 +56,7 @@ async def test_one_silent_worker_is_waited_for_once(monkeypatch: pytest.MonkeyPa
     assert not group.timed_out, "a worker answers again"
 
 
-def test_a_tree_of_many_runs_is_polled_at_a_bounded_rate() -> None:
+def test_poll_rate_of_tree_is_bounded() -> None:
     def polls_a_second(runs: int) -> float:
         return runs / WatchGroup(runs=runs).interval("acting").total_seconds()
 

@@ -15,14 +15,14 @@ from perdure.wire.ids import (
 
 
 @pytest.mark.parametrize("agent", ["a", "with-dash-9", "v1.2"])
-def test_child_key_leads_back_to_its_call(agent: str) -> None:
+def test_child_key_identifies_its_call(agent: str) -> None:
     call_id = tool_call_id(12, 3)
     key = child_key(agent, call_id)
     assert key == f"{agent}-12-3"
     assert call_id_of(key) == call_id
 
 
-def test_only_a_model_call_has_a_step() -> None:
+def test_only_model_call_has_step() -> None:
     assert step_of(model_call_id(7)) == 7
     assert step_of("step-one") is None
     assert step_of(tool_call_id(7, 1)) is None
@@ -30,7 +30,7 @@ def test_only_a_model_call_has_a_step() -> None:
 
 @pytest.mark.parametrize("parent", ["order-1", "a/b", "é" * 600])
 @pytest.mark.parametrize("key", ["researcher-3-1", "draft-2", "draft-2.1"])
-def test_child_run_id_is_recognised_and_short(parent: str, key: str) -> None:
+def test_child_run_id_is_recognised(parent: str, key: str) -> None:
     run_id = child_run_id(parent, key)
     assert len(run_id.encode()) <= 1000
     assert is_child_of(parent, run_id)
@@ -45,5 +45,5 @@ def test_shortened_ids_of_different_parents_differ() -> None:
 
 
 @pytest.mark.parametrize("own", ["order-1/notes", "order-1/", "order-1-1"])
-def test_id_that_a_person_chose_is_no_child(own: str) -> None:
+def test_chosen_id_is_no_child(own: str) -> None:
     assert not is_child_of("order-1", own)

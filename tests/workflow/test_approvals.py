@@ -57,7 +57,8 @@ async def held(client: Client) -> tuple[Run, Approval]:
     return run, waiting
 
 
-async def test_an_allowed_call_is_made_once_and_others_did_not_wait_for_it(serve: Serve) -> None:
+async def test_approved_call_runs_once(serve: Serve) -> None:
+    """An approved call runs once, and the other calls did not wait for it."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
         assert (waiting.tool, waiting.arguments) == ("refund", {"order_id": "W1", "cents": 500})
@@ -68,7 +69,8 @@ async def test_an_allowed_call_is_made_once_and_others_did_not_wait_for_it(serve
     assert REFUNDS == [("W1", 500)]
 
 
-async def test_a_refused_call_is_not_made_and_the_model_is_told_why(serve: Serve) -> None:
+async def test_denied_call_is_explained_to_model(serve: Serve) -> None:
+    """A denied call does not run, and the model gets the reason."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
         await run.resolve_approval(waiting.call_id, allow=False, by="lee", reason="too much")
@@ -76,7 +78,8 @@ async def test_a_refused_call_is_not_made_and_the_model_is_told_why(serve: Serve
     assert REFUNDS == []
 
 
-async def test_edited_arguments_are_the_ones_used_and_the_model_is_told(serve: Serve) -> None:
+async def test_edited_arguments_are_used(serve: Serve) -> None:
+    """Edited arguments are the ones used, and the model learns of them."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
         await run.resolve_approval(
@@ -87,7 +90,8 @@ async def test_edited_arguments_are_the_ones_used_and_the_model_is_told(serve: S
     assert output == "(A person changed the arguments to {'order_id': 'W1', 'cents': 100}.)\nrefunded 100"
 
 
-async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_still_waits(serve: Serve) -> None:
+async def test_invalid_edited_arguments_are_rejected(serve: Serve) -> None:
+    """Edited arguments that do not fit are rejected, and the call still waits."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
         with pytest.raises(InvalidRequest, match="'refund': cents: 'many' is not of type 'integer'"):
@@ -110,7 +114,8 @@ async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_still_w
         ("yes", "decision"),
     ],
 )
-async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, decision: Any, why: str) -> None:
+async def test_wrong_approval_leaves_no_trace(serve: Serve, decision: Any, why: str) -> None:
+    """A wrong approval decision is rejected and leaves no trace."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, _ = await held(client)
         before = (await run.describe()).history_length
@@ -121,7 +126,8 @@ async def test_a_wrong_decision_is_refused_and_leaves_no_trace(serve: Serve, dec
         await run.result()
 
 
-async def test_nothing_can_be_said_to_a_run_that_is_over(serve: Serve) -> None:
+async def test_ended_run_accepts_nothing(serve: Serve) -> None:
+    """A run that is over accepts no message and no command."""
     async with serve(agent(), models={"scripted": ScriptedModel([says("hi")])}) as client:
         run = await client.start("a", "hi")
         await run.result()
@@ -135,7 +141,7 @@ async def test_nothing_can_be_said_to_a_run_that_is_over(serve: Serve) -> None:
             await run.cancel()
 
 
-async def test_waiting_runs_are_found_by_a_visibility_query(serve: Serve) -> None:
+async def test_visibility_query_finds_waiting_runs(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
 
@@ -153,7 +159,8 @@ async def test_waiting_runs_are_found_by_a_visibility_query(serve: Serve) -> Non
         await until(gone)
 
 
-async def test_a_policy_can_ask_for_what_a_tool_does_not(serve: Serve) -> None:
+async def test_policy_can_require_approval(serve: Serve) -> None:
+    """A policy can require an approval that the tool does not."""
     policy = Policy(rules=(Rule(verdict="ask", tool="look"), Rule(verdict="allow")))
 
     def both(request: ModelRequest) -> Line:
@@ -167,7 +174,8 @@ async def test_a_policy_can_ask_for_what_a_tool_does_not(serve: Serve) -> None:
         assert (await run.result()).output == "done"
 
 
-async def test_plain_json_is_all_another_language_needs(serve: Serve) -> None:
+async def test_plain_json_resolves_approval(serve: Serve) -> None:
+    """Plain JSON is all that another language needs."""
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         handle = await client.temporal.start_workflow(
             "AgentWorkflow",

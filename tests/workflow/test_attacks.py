@@ -50,7 +50,8 @@ async def test_a_prompt_of_parts_is_read(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("what", ["prompt", "id", "context"])
-async def test_half_a_character_is_refused_where_it_enters(serve: Serve, what: str) -> None:
+async def test_lone_surrogate_is_rejected_on_entry(serve: Serve, what: str) -> None:
+    """Half a character is rejected where it enters."""
     given: dict[str, Any] = {"prompt": "go", "id": None, "context": None}
     given[what] = {"k": HALF} if what == "context" else HALF
     async with serve(AGENT) as client:
@@ -58,7 +59,8 @@ async def test_half_a_character_is_refused_where_it_enters(serve: Serve, what: s
             await client.start("a", given["prompt"], id=given["id"], context=given["context"])
 
 
-async def test_half_characters_of_a_model_are_mended_not_retried(serve: Serve) -> None:
+async def test_lone_surrogates_of_model_are_repaired(serve: Serve) -> None:
+    """Half characters of a model are repaired, not retried."""
     asked: list[int] = []
 
     def script(request: ModelRequest) -> Line:
@@ -72,7 +74,8 @@ async def test_half_characters_of_a_model_are_mended_not_retried(serve: Serve) -
 
 
 @pytest.mark.parametrize("value", [nested(400), 10**5000], ids=["deep", "long"])
-async def test_arguments_that_cannot_be_read_back_go_back_to_the_model(serve: Serve, value: Any) -> None:
+async def test_unreadable_arguments_go_to_model(serve: Serve, value: Any) -> None:
+    """Arguments that cannot be read back go back to the model."""
     call = ToolCall.model_construct(id="", name="work", arguments={"value": value}, problem=None)
     script = [Line(calls=(call,)), says("sorry")]
     async with serve(AGENT, models={"scripted": ScriptedModel(script)}) as client, asyncio.timeout(HANGS):
@@ -91,9 +94,8 @@ class Unspeakable(Exception):
     [ValueError(HALF), Unspeakable(), asyncio.CancelledError(), BaseExceptionGroup("g", [KeyError("x")])],
     ids=["half", "unspeakable", "cancelled", "group"],
 )
-async def test_an_error_that_cannot_be_told_does_not_repeat_the_effect(
-    serve: Serve, error: BaseException
-) -> None:
+async def test_unserializable_error_repeats_no_effect(serve: Serve, error: BaseException) -> None:
+    """An error that cannot be serialized does not repeat the effect."""
     effects = 0
 
     @tool(effect="write")
@@ -113,7 +115,8 @@ async def test_an_error_that_cannot_be_told_does_not_repeat_the_effect(
     assert effects == 1
 
 
-async def test_temporals_own_error_keeps_its_meaning_and_loses_its_secrets(serve: Serve) -> None:
+async def test_temporal_error_loses_its_secrets(serve: Serve) -> None:
+    """An error of Temporal's own keeps its meaning and loses its secrets."""
     tries = 0
 
     @tool
@@ -143,7 +146,8 @@ class Full:
         raise KeyError(name)
 
 
-async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings) -> None:
+async def test_full_disk_repeats_no_effect(settings: Settings) -> None:
+    """A full disk repeats no effect and no paid call."""
     from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
@@ -181,9 +185,10 @@ async def test_a_full_disk_repeats_no_effect_and_no_paid_call(settings: Settings
     assert asked == 2, "the reply that could not be kept was paid for once"
 
 
-async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
+async def test_new_run_waits_for_disk(
     settings: Settings,
 ) -> None:
+    """A run that begins while the disk is full waits for it."""
     from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
@@ -222,7 +227,8 @@ async def test_a_run_that_begins_while_the_disk_is_full_waits_for_it(
         assert (await run.result()).output == "done"
 
 
-async def test_a_call_cut_by_its_workers_end_may_or_may_not_have_taken_effect(settings: Settings) -> None:
+async def test_cut_call_may_have_had_effect(settings: Settings) -> None:
+    """A call cut by its worker's end may have had its effect."""
     from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
@@ -253,9 +259,10 @@ async def test_a_call_cut_by_its_workers_end_may_or_may_not_have_taken_effect(se
     assert "may or may not have taken effect" in result.text
 
 
-async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_done_its_work(
+async def test_lost_result_says_tool_did_work(
     settings: Settings,
 ) -> None:
+    """A model learns that a tool whose result could not be stored has done its work."""
     from perdure.starter.client.connect import Client
     from perdure.workers.running import serving
 
@@ -294,7 +301,9 @@ async def test_a_model_is_told_that_a_tool_whose_result_could_not_be_kept_has_do
     assert "has done its work" in result.text, "else the model would ask for it again, under another key"
 
 
-async def test_what_a_remote_tool_answers_badly_is_an_error_result(serve: Serve, settings: Settings) -> None:
+async def test_bad_remote_answer_is_error_result(serve: Serve, settings: Settings) -> None:
+    """A bad answer of a remote tool is an error result."""
+
     @activity.defn(name="bytes")
     async def gives_bytes(arguments: Any, context: Any) -> bytes:
         return b"\xff\x00"
@@ -321,7 +330,7 @@ async def test_what_a_remote_tool_answers_badly_is_an_error_result(serve: Serve,
                 assert (await client.run("a", "go")).output == "ok"
 
 
-async def test_a_message_is_acknowledged_only_if_it_can_be_heard(serve: Serve) -> None:
+async def test_message_is_acknowledged_only_if_readable(serve: Serve) -> None:
     """Sent together with a stop, it is refused, or in the transcript or the queue."""
     gate = Gate()
 
@@ -340,7 +349,8 @@ async def test_a_message_is_acknowledged_only_if_it_can_be_heard(serve: Serve) -
         gate.opened.set()
 
 
-def test_cancel_is_stronger_than_stop_and_nothing_is_stronger_than_cancel() -> None:
+def test_cancel_overrides_stop() -> None:
+    """Cancel overrides stop, and nothing overrides cancel."""
     begun = initial(RunRequest(agent="a", prompt="go"), AGENT.spec(), datetime.now(UTC))
     stopped = fold(begun, EndAsked(reason="stopped"))
     cancelled = fold(stopped, EndAsked(reason="cancelled"))
@@ -355,9 +365,8 @@ class Foreign:
         await workflow.wait_condition(lambda: False)
 
 
-async def test_an_id_of_somebody_elses_workflow_is_not_taken_for_a_run(
-    serve: Serve, settings: Settings
-) -> None:
+async def test_foreign_workflow_id_is_no_run(serve: Serve, settings: Settings) -> None:
+    """The id of a workflow of another application is not taken for a run."""
     temporal = await TemporalClient.connect(settings.address)
     handle = await temporal.start_workflow(Foreign.run, id=settings.task_queue, task_queue="nobody")
     async with serve(AGENT, models={"scripted": ScriptedModel([says("ok")])}) as client:
@@ -366,7 +375,8 @@ async def test_an_id_of_somebody_elses_workflow_is_not_taken_for_a_run(
     await handle.terminate()
 
 
-async def test_quotes_in_a_filter_are_part_of_the_name(serve: Serve) -> None:
+async def test_quotes_in_filter_are_literal(serve: Serve) -> None:
+    """Quotes in a filter are part of the name."""
     async with serve(AGENT, models={"scripted": ScriptedModel([says("ok")])}) as client:
         await client.run("a", "go", user="ann")
         for user in ('an"n', "b\\", '" OR AgentUser = "ann'):

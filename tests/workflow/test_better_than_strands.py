@@ -78,9 +78,8 @@ def boss(request: ModelRequest) -> Answer:
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_tree_ends_at_once_wherever_it_is_and_nothing_is_asked_after_it(
-    serve: ServeTeam, kind: Kind, how: How, where: str
-) -> None:
+async def test_tree_ends_at_once_everywhere(serve: ServeTeam, kind: Kind, how: How, where: str) -> None:
+    """A tree ends at once wherever it is, and no call is made after its end."""
     # B2-10: a cancel is stuck in a later call, and hangs during a tool. B2-11: so does a timeout.
     # B1-13: after a timeout four more model calls were made, and the object stayed locked.
     gate = Gate()
@@ -126,7 +125,8 @@ async def _asked_more(cast: Cast, than: int) -> bool:
     return len(cast.asked) > than
 
 
-async def test_whoever_stops_waiting_for_a_run_changes_nothing_about_it(serve: ServeTeam) -> None:
+async def test_abandoned_wait_changes_nothing(serve: ServeTeam) -> None:
+    """A caller that stops waiting for a run does not change it."""
     # B1-13: asyncio.wait_for round an agent leaves it running, and locked.
     gate = Gate()
 
@@ -149,7 +149,9 @@ async def test_whoever_stops_waiting_for_a_run_changes_nothing_about_it(serve: S
 
 
 @pytest.mark.parametrize("kind", ["swarm", "graph"])
-async def test_swarms_and_graphs_fail_alike_and_end_alike(serve: ServeTeam, kind: Kind) -> None:
+async def test_swarms_and_graphs_end_alike(serve: ServeTeam, kind: Kind) -> None:
+    """Swarms and graphs fail alike and end alike."""
+
     # B1-11: a swarm never raises; a graph raises on some failures and returns on others.
     @tool
     async def work() -> str:
@@ -177,9 +179,9 @@ async def test_swarms_and_graphs_fail_alike_and_end_alike(serve: ServeTeam, kind
 
 @pytest.mark.parametrize("at_step", [1, 2])
 @pytest.mark.parametrize("kind", ["graph", "tool"])
-async def test_a_failure_in_any_step_is_a_typed_error_and_never_a_stuck_run(
-    serve: ServeTeam, kind: Kind, at_step: int
-) -> None:
+async def test_any_failure_is_typed_error(serve: ServeTeam, kind: Kind, at_step: int) -> None:
+    """A failure in any step is a typed error and never a stuck run."""
+
     # B2-9: from the second cycle on the workflow task fails, and is retried for ever.
     @tool
     async def work() -> str:
@@ -203,7 +205,7 @@ async def test_a_failure_in_any_step_is_a_typed_error_and_never_a_stuck_run(
 
 
 @pytest.mark.parametrize("error", ["authentication", "not_found", "bad_request", "payment"])
-async def test_what_no_retry_mends_is_tried_once(serve: ServeTeam, error: ErrorKind) -> None:
+async def test_permanent_failure_is_tried_once(serve: ServeTeam, error: ErrorKind) -> None:
     # B2-13: default retries are unlimited; a bad key and an unknown model are retried for ever.
     cast = Cast({"worker": fails(error, "no")})
     async with serve(around("graph", agent("worker", on_failure="fail")), models=cast.models) as client:
@@ -215,7 +217,8 @@ async def test_what_no_retry_mends_is_tried_once(serve: ServeTeam, error: ErrorK
     assert len(cast.asked) == 1
 
 
-async def test_what_a_person_can_mend_waits_for_them_below_the_root(serve: ServeTeam) -> None:
+async def test_repairable_failure_parks_below_root(serve: ServeTeam) -> None:
+    """A failure that a person can repair parks the run below the root."""
     # B2-13, and rule 1 of the design: a run ends, or waits where a person finds it.
     tries = 0
 
@@ -241,7 +244,8 @@ async def test_what_a_person_can_mend_waits_for_them_below_the_root(serve: Serve
 # -- agents as tools
 
 
-async def test_an_agent_that_waits_for_another_writes_no_history(serve: ServeTeam) -> None:
+async def test_waiting_agent_writes_no_history(serve: ServeTeam) -> None:
+    """An agent that waits for another writes no history."""
     # B2-7: an agent as a tool is polled each 50 ms, about 100 events a second.
     gate = Gate()
 
@@ -270,9 +274,8 @@ async def test_an_agent_that_waits_for_another_writes_no_history(serve: ServeTea
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_approval_below_is_seen_and_decided_at_the_root_and_the_answer_arrives(
-    serve: ServeTeam, kind: Kind
-) -> None:
+async def test_root_resolves_approval_below(serve: ServeTeam, kind: Kind) -> None:
+    """An approval below is seen and resolved at the root, and the answer arrives."""
     # B2-7: approvals of children are broken.
     paid: list[int] = []
 
@@ -318,9 +321,9 @@ async def _histories(client: Client, run: Run) -> int:
     return len([execution async for execution in listed])
 
 
-async def test_a_swarm_that_continues_as_new_in_mid_run_keeps_everything(
-    impatient: DevServer, settings: Settings
-) -> None:
+async def test_swarm_keeps_all_over_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+    """A swarm that continues as new in mid-run keeps everything."""
+
     # B2-20: by hand, between turns only; state, interrupts and counters are lost.
     def part(request: ModelRequest) -> Answer:
         if request.tool_choice == "none":
@@ -368,9 +371,8 @@ async def _visible(client: Client, run: Run) -> int:
     return seen
 
 
-async def test_a_graph_that_continues_as_new_in_mid_run_keeps_everything(
-    impatient: DevServer, settings: Settings
-) -> None:
+async def test_graph_keeps_all_over_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+    """A graph that continues as new in mid-run keeps everything."""
     # B2-20, B2-5.
     cast = Cast({"a": lambda request: says(f"draft {len(request.messages)}"), "b": says("not yet")})
     visits: list[tuple[str, int]] = []
@@ -409,9 +411,8 @@ async def test_a_graph_that_continues_as_new_in_mid_run_keeps_everything(
     assert sorted(visits) == [(node, visit) for node in "cd" for visit in range(1, 9)]
 
 
-async def test_an_approval_below_is_seen_at_the_root_while_a_run_between_waits_to_continue_as_new(
-    impatient: DevServer, settings: Settings
-) -> None:
+async def test_approval_passes_run_continuing_as_new(impatient: DevServer, settings: Settings) -> None:
+    """The root sees an approval below while a run between waits to continue as new."""
     # B2-20, B2-7: the run between must start nothing new just then, but must still speak.
     gate = Gate()
 

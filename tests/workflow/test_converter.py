@@ -183,7 +183,7 @@ class Theirs(DefaultPayloadConverter):
     pass
 
 
-def test_user_codec_and_failure_converter_are_kept(tmp_path: Path) -> None:
+def test_user_codec_and_converter_are_kept(tmp_path: Path) -> None:
     theirs = DataConverter(
         payload_codec=Reverses(), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
     )

@@ -48,7 +48,8 @@ class Hanging:
 
 @pytest.mark.parametrize("how", ["stop", "cancel", "deadline"])
 @pytest.mark.parametrize("where", ["first model call", "later model call", "tool", "approval"])
-async def test_a_run_ends_within_two_seconds_wherever_it_is(serve: Serve, where: Where, how: How) -> None:
+async def test_run_ends_within_two_seconds(serve: Serve, where: Where, how: How) -> None:
+    """A run ends within two seconds, wherever it is."""
     in_tool = Gate()
 
     @tool(approval=where == "approval")

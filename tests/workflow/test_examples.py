@@ -37,13 +37,13 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_each_short_example_is_under_60_lines(name: str) -> None:
+def test_short_examples_have_60_lines(name: str) -> None:
+    """Each short example has fewer than 60 lines."""
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
 
 
-async def test_a_research_swarm_hands_one_question_round_until_it_is_answered(
-    serve: Serve, example: Any
-) -> None:
+async def test_research_swarm_answers_its_question(serve: Serve, example: Any) -> None:
+    """A research swarm hands a question round until it is answered."""
     research = example("research_swarm")
     async with serve(research.research, models=research.models) as client:
         result = await client.run("research", "What makes the tides, and when are they highest?")
@@ -54,7 +54,8 @@ async def test_a_research_swarm_hands_one_question_round_until_it_is_answered(
     assert sum(node.usage.total_tokens for node in result.nodes) == result.usage.total_tokens
 
 
-async def test_a_review_graph_goes_round_again_until_two_of_three_agree(serve: Serve, example: Any) -> None:
+async def test_review_graph_repeats_until_majority(serve: Serve, example: Any) -> None:
+    """A review graph repeats until two of three agree."""
     review = example("review_graph")
     async with serve(review.review, models=review.models) as client:
         result = await client.run("review", "a note on tides")
@@ -65,9 +66,10 @@ async def test_a_review_graph_goes_round_again_until_two_of_three_agree(serve: S
     assert "votes-3" not in keys
 
 
-async def test_a_support_session_has_a_refund_decided_in_its_second_turn(
+async def test_support_session_resolves_refund(
     serve: Serve, example: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A support session has a refund approved in its second turn."""
     support = example("support_session")
     async with serve(support.support, models=support.models) as client:
         await support.talk(client)
@@ -81,7 +83,7 @@ async def test_a_support_session_has_a_refund_decided_in_its_second_turn(
     assert sum(message.role == "user" for message in transcript) == 2
 
 
-async def test_a_provider_over_http_answers_a_run(serve: Serve, example: Any) -> None:
+async def test_http_provider_answers_run(serve: Serve, example: Any) -> None:
     counts = {"done_reason": "stop", "prompt_eval_count": 11, "eval_count": 7}
     messages = [
         {"message": {"content": "Aisle "}, "done": False},
@@ -100,9 +102,7 @@ async def test_a_provider_over_http_answers_a_run(serve: Serve, example: Any) ->
     assert len(server.requests) == 2, "Temporal tried the refused call again"
 
 
-async def test_large_payloads_of_a_run_go_to_a_store_of_your_own(
-    settings: Settings, example: Any, tmp_path: Path
-) -> None:
+async def test_own_store_gets_large_payloads(settings: Settings, example: Any, tmp_path: Path) -> None:
     store = example("sqlite_blobs").SqliteBlobs(tmp_path / "blobs.db")
     clerk = Agent(name="clerk", model="scripted:clerk")
     long = "tea " * 20_000

@@ -32,7 +32,8 @@ class Counted:
         return self.lines[min(self.attempts, len(self.lines)) - 1]
 
 
-async def test_a_passing_failure_is_retried_after_the_providers_own_delay(serve: Serve) -> None:
+async def test_transient_failure_waits_provider_delay(serve: Serve) -> None:
+    """A transient failure is retried after the provider's own delay."""
     model = Counted(fails("rate_limited", retry_after=timedelta(milliseconds=30)), says("hi"))
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
@@ -43,7 +44,8 @@ async def test_a_passing_failure_is_retried_after_the_providers_own_delay(serve:
     assert (model.attempts, step.attempts) == (2, 2)
 
 
-async def test_a_wrong_key_is_tried_once_and_parks_the_run_until_a_person_mends_it(serve: Serve) -> None:
+async def test_wrong_key_parks_run(serve: Serve) -> None:
+    """A wrong key is tried once and parks the run until a person repairs it."""
     model = Counted(fails("authentication", "the key sk-abcdefghijklmnopqrstuvwx is wrong"), says("hi"))
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
@@ -65,7 +67,7 @@ async def test_a_wrong_key_is_tried_once_and_parks_the_run_until_a_person_mends_
     assert (result.output, result.steps) == ("hi", 1), "it went on from exactly that step"
 
 
-async def test_on_failure_fail_ends_the_run_in_a_typed_error(serve: Serve) -> None:
+async def test_on_failure_fail_gives_typed_error(serve: Serve) -> None:
     agent = Agent(name="a", model="scripted:x", on_failure="fail")
     async with serve(agent, models={"scripted": ScriptedModel(Counted(fails("payment")))}) as client:
         run = await client.start("a", "go")
@@ -82,7 +84,8 @@ async def test_on_failure_fail_ends_the_run_in_a_typed_error(serve: Serve) -> No
 
 
 @pytest.mark.parametrize("kind", ["bad_request", "bug", "too_large"])
-async def test_what_nobody_can_mend_fails_at_once_and_is_never_retried(serve: Serve, kind: Any) -> None:
+async def test_permanent_failure_is_never_retried(serve: Serve, kind: Any) -> None:
+    """A failure that nobody can repair ends the run at once, without a retry."""
     model = Counted(fails(kind))
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
@@ -92,7 +95,7 @@ async def test_what_nobody_can_mend_fails_at_once_and_is_never_retried(serve: Se
     assert (failed.value.kind, model.attempts) == (kind, 1)
 
 
-async def test_a_script_that_breaks_fails_the_run_with_its_error(serve: Serve) -> None:
+async def test_broken_script_fails_run(serve: Serve) -> None:
     def script(request: ModelRequest) -> Line:
         raise LookupError("my own mistake")
 
@@ -103,7 +106,8 @@ async def test_a_script_that_breaks_fails_the_run_with_its_error(serve: Serve) -
             await client.run("a", "go")
 
 
-async def test_the_next_model_of_the_chain_answers_when_one_has_given_up(serve: Serve) -> None:
+async def test_next_model_of_chain_answers(serve: Serve) -> None:
+    """The next model of the chain answers when a model has given up."""
     first, second = (
         Counted(fails("not_found", "no such model")),
         Counted(calls("nothing"), says("from the second")),
@@ -121,7 +125,8 @@ async def test_the_next_model_of_the_chain_answers_when_one_has_given_up(serve: 
     assert steps[0].errors[0] == "first:x: not_found: no such model"
 
 
-async def test_a_wait_of_hours_falls_back_instead(serve: Serve) -> None:
+async def test_long_wait_falls_back(serve: Serve) -> None:
+    """A wait of hours falls back to the next model instead."""
     first = Counted(fails("rate_limited", retry_after=timedelta(hours=2)))
     agent = Agent(name="a", model="first:x", fallbacks=["second:y"])
     models = {"first": ScriptedModel(first), "second": ScriptedModel([says("ok")])}
@@ -131,7 +136,7 @@ async def test_a_wait_of_hours_falls_back_instead(serve: Serve) -> None:
     assert first.attempts == 1
 
 
-async def test_what_a_cut_call_has_cost_is_counted_once(serve: Serve) -> None:
+async def test_cut_call_cost_counts_once(serve: Serve) -> None:
     cut = Line(text="x" * 400, error=fails("stream_cut").error)
     model = Counted(cut, says("whole", usage=Usage(input_tokens=10, output_tokens=5)))
     async with serve(
@@ -143,7 +148,9 @@ async def test_what_a_cut_call_has_cost_is_counted_once(serve: Serve) -> None:
     assert result.usage.estimated
 
 
-async def test_an_overflowing_context_is_shown_by_half_and_goes_on(serve: Serve) -> None:
+async def test_overflowing_context_is_halved(serve: Serve) -> None:
+    """An overflowing context is halved, and the run goes on."""
+
     @tool
     async def work() -> str:
         """Work."""
@@ -163,7 +170,8 @@ async def test_an_overflowing_context_is_shown_by_half_and_goes_on(serve: Serve)
     assert len(transcript) == 18, "the transcript itself is whole"
 
 
-async def test_a_context_that_cannot_shrink_ends_with_its_reason(serve: Serve) -> None:
+async def test_incompressible_context_ends_run(serve: Serve) -> None:
+    """A context that cannot shrink ends the run with its reason."""
     model = Counted(fails("context_overflow"))
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
@@ -172,7 +180,8 @@ async def test_a_context_that_cannot_shrink_ends_with_its_reason(serve: Serve) -
     assert (result.stop_reason, model.attempts) == ("context_overflow", 1)
 
 
-async def test_an_unknown_agent_is_named_with_those_there_are(serve: Serve) -> None:
+async def test_unknown_agent_error_lists_agents(serve: Serve) -> None:
+    """The error for an unknown agent lists the agents that exist."""
     async with serve(Agent(name="known", model="scripted:x")) as client:
         with pytest.raises(
             RunFailed, match="no agent 'other' is served here; the agents are: known"
@@ -195,9 +204,8 @@ async def test_an_unknown_agent_is_named_with_those_there_are(serve: Serve) -> N
         (None, "run request"),
     ],
 )
-async def test_a_wrong_request_in_plain_json_fails_the_run_and_says_what(
-    serve: Serve, request_: Any, why: str
-) -> None:
+async def test_wrong_json_request_is_explained(serve: Serve, request_: Any, why: str) -> None:
+    """A wrong request in plain JSON fails the run and says what is wrong."""
     async with serve(Agent(name="a", model="scripted:x")) as client:
         await client.temporal.start_workflow(
             "AgentWorkflow", request_, id="wrong", task_queue=client.task_queue
@@ -207,7 +215,8 @@ async def test_a_wrong_request_in_plain_json_fails_the_run_and_says_what(
     assert failed.value.kind == "InvalidRequest"
 
 
-async def test_an_unknown_provider_parks_and_names_those_there_are(serve: Serve) -> None:
+async def test_unknown_provider_parks_run(serve: Serve) -> None:
+    """An unknown provider parks the run and lists the providers that exist."""
     async with serve(Agent(name="a", model="nowhere:x")) as client:
         run = await client.start("a", "go")
         await until_status(client, run.id, "parked")
@@ -218,7 +227,8 @@ async def test_an_unknown_provider_parks_and_names_those_there_are(serve: Serve)
         assert (await run.result()).stop_reason == "stopped"
 
 
-async def test_a_picture_that_cannot_be_read_parks_the_run_until_it_can(settings: Settings) -> None:
+async def test_unreadable_picture_parks_run(settings: Settings) -> None:
+    """A picture that cannot be read parks the run until it can."""
     from perdure.workers.running import serving
 
     away = True
@@ -256,7 +266,8 @@ async def test_a_picture_that_cannot_be_read_parks_the_run_until_it_can(settings
         assert (await run.result()).output == "seen"
 
 
-def test_what_a_call_had_cost_that_died_is_read_from_its_last_heartbeat() -> None:
+def test_dead_call_cost_comes_from_heartbeat() -> None:
+    """The cost of a call that died is read from its last heartbeat."""
     spent = Usage(input_tokens=1000, output_tokens=50, estimated=True)
     heard = Progress(call="step-1", attempt=6, seq=3, spent=spent).model_dump(mode="json")
     price = Price(input=1_000_000, output=2_000_000, cache_read=0, cache_write=0)

@@ -245,9 +245,8 @@ def _name(function: Any) -> str | None:
 
 
 @pytest.mark.parametrize("condition", FORBIDDEN, ids=_name)
-async def test_a_condition_that_asks_clock_chance_or_machine_is_an_error_that_says_so(
-    serve: ServeTeam, condition: Any
-) -> None:
+async def test_impure_condition_is_an_error(serve: ServeTeam, condition: Any) -> None:
+    """A condition that asks the clock, chance or the machine is an error that says so."""
     async with serve(choosing(condition)) as client, asyncio.timeout(HANGS):
         run = await client.start("graph", "go")
         with pytest.raises(RunFailed) as failed:
@@ -262,7 +261,9 @@ async def test_a_condition_that_asks_clock_chance_or_machine_is_an_error_that_sa
     assert [node.key for node in failed.value.result.nodes] == ["a-1"]
 
 
-async def test_an_input_builder_that_asks_the_clock_is_an_error_that_says_so(serve: ServeTeam) -> None:
+async def test_impure_input_builder_is_an_error(serve: ServeTeam) -> None:
+    """An input builder that asks the clock is an error that says so."""
+
     def build(state: GraphState) -> str:
         return f"It is {time.time()}"
 
@@ -273,7 +274,7 @@ async def test_an_input_builder_that_asks_the_clock_is_an_error_that_says_so(ser
     assert failed.value.kind == "input"
 
 
-async def test_a_function_of_a_node_may_ask_anything(serve: ServeTeam) -> None:
+async def test_node_function_may_be_impure(serve: ServeTeam) -> None:
     async def free(given: NodeInput) -> bool:
         return random.random() < 2 and time.time() > 0 and os.getpid() > 0
 
@@ -371,9 +372,8 @@ def _longer(bound: int, state: GraphState) -> bool:
     ],
     ids=_name,
 )
-async def test_a_pure_condition_may_use_constants_helpers_and_libraries(
-    serve: ServeTeam, condition: Any
-) -> None:
+async def test_pure_condition_may_use_helpers(serve: ServeTeam, condition: Any) -> None:
+    """A pure condition may use constants, helpers and libraries."""
     async with serve(choosing(condition)) as client, asyncio.timeout(HANGS):
         assert (await client.run("graph", "an urgent task")).output == "b 1"
 
@@ -492,9 +492,8 @@ def _under(seed: str, home: Path) -> list[Any]:
     return seen
 
 
-async def test_a_graph_replays_to_the_same_answers_under_any_hash_seed(
-    serve: ServeTeam, tmp_path: Path
-) -> None:
+async def test_graph_replays_under_any_hash_seed(serve: ServeTeam, tmp_path: Path) -> None:
+    """A graph replays to the same answers under any hash seed."""
     # Strands B2-6: a replay under another hash seed swapped the answers of two nodes, and no error.
     model = ScriptedModel(lambda request: says(f"{request.config.model}: {request.messages[-1].text[:40]}"))
     async with serve(REPLAYED, models={"scripted": model}) as client:

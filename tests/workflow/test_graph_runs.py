@@ -102,7 +102,8 @@ async def broken(given: NodeInput) -> str:
 # -- when nodes start
 
 
-async def test_a_node_starts_as_soon_as_its_join_is_met_and_waits_for_nobody_else(serve: ServeTeam) -> None:
+async def test_node_starts_when_join_is_met(serve: ServeTeam) -> None:
+    """A node starts as soon as its join is met, and waits for no other node."""
     slow = Gate()
     works = Works(gates={"b": slow})
 
@@ -118,7 +119,7 @@ async def test_a_node_starts_as_soon_as_its_join_is_met_and_waits_for_nobody_els
 
 
 @pytest.mark.parametrize(("join", "needed"), [("any", 1), (2, 2), ("all", 3)])
-async def test_a_join_needs_as_many_as_it_says(serve: ServeTeam, join: Any, needed: int) -> None:
+async def test_join_needs_its_count(serve: ServeTeam, join: Any, needed: int) -> None:
     works = Works(gates={name: Gate() for name in "abc"})
     nodes = dict.fromkeys("abc", works.work) | {"d": Node(works.work, join=join)}
     async with serve(graph(nodes, "ad", "bd", "cd", entry=["a", "b", "c"])) as client:
@@ -138,7 +139,9 @@ async def test_a_join_needs_as_many_as_it_says(serve: ServeTeam, join: Any, need
     assert result.output == "d 1"
 
 
-async def test_conditions_decide_which_edges_are_taken_by_all_that_is_known(serve: ServeTeam) -> None:
+async def test_conditions_choose_edges_by_state(serve: ServeTeam) -> None:
+    """Conditions choose the edges by the whole state."""
+
     def urgent(state: GraphState) -> bool:
         return state.task == "urgent" and state.output("a")["level"] > 3 and "level" in state.text("a")
 
@@ -158,7 +161,7 @@ async def test_conditions_decide_which_edges_are_taken_by_all_that_is_known(serv
     assert (second.output, second.unmet) == ("c 1", {"b": "no edge to it was taken"})
 
 
-async def test_a_condition_may_be_a_lambda_or_a_closure(serve: ServeTeam) -> None:
+async def test_condition_may_be_lambda_or_closure(serve: ServeTeam) -> None:
     works = Works()
 
     def above(bound: int) -> Callable[[GraphState], bool]:
@@ -174,7 +177,7 @@ async def test_a_condition_may_be_a_lambda_or_a_closure(serve: ServeTeam) -> Non
         assert (await finished(await client.start("graph", "short"))).output == "c 1"
 
 
-async def test_all_entries_start_at_once_with_the_task(serve: ServeTeam) -> None:
+async def test_entries_start_together_with_task(serve: ServeTeam) -> None:
     works = Works(gates={name: Gate() for name in "ab"})
     nodes = {"a": works.work, "b": works.work, "c": works.work}
     async with serve(graph(nodes, "ac", "bc", entry=["a", "b"])) as client:
@@ -194,7 +197,7 @@ async def test_all_entries_start_at_once_with_the_task(serve: ServeTeam) -> None
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_an_agent_visited_again_remembers_unless_it_is_reset(serve: ServeTeam, reset: bool) -> None:
+async def test_revisited_agent_remembers_unless_reset(serve: ServeTeam, reset: bool) -> None:
     cast = Cast({"a": lambda request: says(f"draft {len(request.messages)}"), "b": says("not yet")})
     made = graph(
         {"a": agent("a"), "b": agent("b")},
@@ -212,7 +215,7 @@ async def test_an_agent_visited_again_remembers_unless_it_is_reset(serve: ServeT
     assert len(cast.asked[3].messages) == (1 if reset else 3), "each remembers its own"
 
 
-async def test_usage_is_counted_once_when_a_node_is_visited_twice(serve: ServeTeam) -> None:
+async def test_revisited_node_usage_counts_once(serve: ServeTeam) -> None:
     # Strands B1-10: 75 instead of 60.
     cast = Cast({"a": says("draft"), "b": says("not yet")})
     made = graph(
@@ -231,7 +234,7 @@ async def test_usage_is_counted_once_when_a_node_is_visited_twice(serve: ServeTe
     assert result.cost_microusd == sum(step.cost_microusd or 0 for step in steps)
 
 
-async def test_no_more_nodes_run_at_once_than_the_cap_allows(serve: ServeTeam) -> None:
+async def test_concurrency_cap_holds(serve: ServeTeam) -> None:
     # Strands B1-10: no cap.
     both = Gate()
     works = Works()
@@ -256,7 +259,7 @@ async def test_no_more_nodes_run_at_once_than_the_cap_allows(serve: ServeTeam) -
 # -- limits inside a batch
 
 
-async def test_max_node_executions_is_exact_inside_a_batch(serve: ServeTeam) -> None:
+async def test_max_executions_is_exact_in_batch(serve: ServeTeam) -> None:
     # Strands B1-9: a bound of 2 with 4 entries ran all 4, and completed.
     works = Works()
     nodes = dict.fromkeys("abcd", works.work)
@@ -269,7 +272,7 @@ async def test_max_node_executions_is_exact_inside_a_batch(serve: ServeTeam) -> 
 
 
 @pytest.mark.parametrize("kind", ["function", "agent"])
-async def test_the_graphs_timeout_holds_inside_a_batch(serve: ServeTeam, kind: str) -> None:
+async def test_graph_timeout_holds_in_batch(serve: ServeTeam, kind: str) -> None:
     # Strands B1-9: a timeout of 0.3 s ran 1.0 s.
     gate = Gate()
 
@@ -297,9 +300,8 @@ async def test_the_graphs_timeout_holds_inside_a_batch(serve: ServeTeam, kind: s
 
 @pytest.mark.parametrize("kind", ["function", "agent"])
 @pytest.mark.parametrize("own", [True, False], ids=["of the node", "of the graph"])
-async def test_a_node_timeout_holds_inside_a_batch_and_ends_the_graph(
-    serve: ServeTeam, kind: str, own: bool
-) -> None:
+async def test_node_timeout_ends_graph(serve: ServeTeam, kind: str, own: bool) -> None:
+    """A node's timeout holds inside a batch and ends the graph."""
     gate, span, begun = Gate(), timedelta(seconds=0.7), 0
 
     async def hang(given: NodeInput) -> str:
@@ -328,7 +330,7 @@ async def test_a_node_timeout_holds_inside_a_batch_and_ends_the_graph(
     assert begun == 1, "its time is that of one run of it, whatever is tried again"
 
 
-async def test_a_node_that_times_out_may_be_skipped(serve: ServeTeam) -> None:
+async def test_late_node_may_be_skipped(serve: ServeTeam) -> None:
     gate = Gate()
 
     async def a(request: ModelRequest) -> Answer:
@@ -346,7 +348,8 @@ async def test_a_node_that_times_out_may_be_skipped(serve: ServeTeam) -> None:
 # -- failures
 
 
-async def test_a_failure_cancels_siblings_and_keeps_what_was_finished(serve: ServeTeam) -> None:
+async def test_failure_cancels_siblings(serve: ServeTeam) -> None:
+    """A failure cancels the siblings and keeps finished results."""
     # Strands B1-11: a graph raises on some failures, and returns on others.
     gate, failing = Gate(), Gate()
 
@@ -376,7 +379,8 @@ async def test_a_failure_cancels_siblings_and_keeps_what_was_finished(serve: Ser
     assert status.status == "failed"
 
 
-async def test_siblings_may_finish_and_their_results_are_kept(serve: ServeTeam) -> None:
+async def test_siblings_may_finish(serve: ServeTeam) -> None:
+    """Siblings may be left to finish, and their results are kept."""
     gate = Gate()
     works = Works(gates={"c": gate})
     nodes = {"a": works.work, "b": broken, "c": works.work, "d": works.work}
@@ -396,7 +400,8 @@ async def test_siblings_may_finish_and_their_results_are_kept(serve: ServeTeam) 
     assert "d" not in works.order, "nothing new was started"
 
 
-async def test_a_failed_node_may_be_skipped_and_a_join_that_needs_it_is_reported(serve: ServeTeam) -> None:
+async def test_failed_node_may_be_skipped(serve: ServeTeam) -> None:
+    """A failed node may be skipped, and a join that needs it is reported."""
     works = Works()
     nodes = {
         "a": works.work,
@@ -414,7 +419,8 @@ async def test_a_failed_node_may_be_skipped_and_a_join_that_needs_it_is_reported
     assert result.unmet == {"e": "1 of 2 edges arrived: c; nothing from b (skipped)"}
 
 
-async def test_an_unmet_join_is_the_reason_when_it_leaves_no_output(serve: ServeTeam) -> None:
+async def test_unmet_join_is_the_reason(serve: ServeTeam) -> None:
+    """An unmet join is the reason when it leaves the graph without output."""
     works = Works()
     nodes = {"a": works.work, "b": works.work, "c": works.work}
     made = graph(nodes, "ac", Edge("b", "c", lambda state: False), entry=["a", "b"])
@@ -425,7 +431,7 @@ async def test_an_unmet_join_is_the_reason_when_it_leaves_no_output(serve: Serve
     assert {key for key, _, _ in keys(result)} == {"a-1", "b-1"}
 
 
-async def test_a_node_is_tried_again_as_often_as_it_says(serve: ServeTeam) -> None:
+async def test_node_retries_as_configured(serve: ServeTeam) -> None:
     tries = 0
 
     def a(request: ModelRequest) -> Answer:
@@ -446,7 +452,8 @@ async def test_a_node_is_tried_again_as_often_as_it_says(serve: ServeTeam) -> No
     assert [request.messages[0].text for request in cast.asked] == ["go"] * 3
 
 
-async def test_retries_that_are_used_up_fail_the_graph_with_every_attempt(serve: ServeTeam) -> None:
+async def test_exhausted_retries_fail_graph(serve: ServeTeam) -> None:
+    """Exhausted retries fail the graph, and the error has every attempt."""
     cast = Cast({"a": fails("bad_request", "no")})
     async with serve(graph({"a": Node(agent("a"), retries=1)}), models=cast.models) as client:
         error, result = await failed(await client.start("graph", "go"))
@@ -480,7 +487,7 @@ def _no_bool(state: GraphState) -> Any:
         ("input", _nothing, "input", "gave nothing to ask"),
     ],
 )
-async def test_a_function_of_the_graph_that_fails_fails_the_graph_and_says_so(
+async def test_failing_graph_function_fails_graph(
     serve: ServeTeam, what: str, function: Any, kind: str, says_why: str
 ) -> None:
     works = Works()
@@ -499,7 +506,8 @@ async def test_a_function_of_the_graph_that_fails_fails_the_graph_and_says_so(
 # -- what nodes run
 
 
-async def test_swarms_graphs_and_agents_with_agents_are_nodes_like_any_other(serve: ServeTeam) -> None:
+async def test_teams_are_nodes(serve: ServeTeam) -> None:
+    """Swarms, graphs and agents with agents are nodes like any other."""
     helper = agent("helper")
     boss = agent("boss", tools=[helper.as_tool()])
     swarm = Swarm(name="swarm", agents=[agent("a"), agent("b")])
@@ -537,7 +545,8 @@ async def test_swarms_graphs_and_agents_with_agents_are_nodes_like_any_other(ser
     assert "From s:\nof the swarm" in cast.told("one")
 
 
-async def test_a_failure_deep_below_fails_each_run_above_it_with_what_it_had(serve: ServeTeam) -> None:
+async def test_deep_failure_keeps_partial_results(serve: ServeTeam) -> None:
+    """A failure deep below fails each run above it, with its partial results."""
     swarm = Swarm(name="swarm", agents=[agent("a"), agent("b")])
     inner = Graph(name="inner", nodes={"s": swarm}, entry="s")
     works = Works()
@@ -553,7 +562,9 @@ async def test_a_failure_deep_below_fails_each_run_above_it_with_what_it_had(ser
     assert result.usage == below.usage
 
 
-async def test_functions_may_be_sync_or_async_and_give_any_json(serve: ServeTeam) -> None:
+async def test_functions_may_be_sync_or_async(serve: ServeTeam) -> None:
+    """Functions may be sync or async, and return any JSON."""
+
     def sync(given: NodeInput) -> dict[str, Any]:
         return {"task": given.task, "list": [1, None, True]}
 
@@ -576,7 +587,8 @@ async def test_functions_may_be_sync_or_async_and_give_any_json(serve: ServeTeam
 
 
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
-async def test_a_function_is_tried_again_under_one_key_when_it_may_pass(serve: ServeTeam, sync: bool) -> None:
+async def test_function_retries_share_key(serve: ServeTeam, sync: bool) -> None:
+    """A function is retried under the same key when the failure is transient."""
     seen: list[str] = []
 
     def flaky(given: NodeInput) -> str:
@@ -604,7 +616,7 @@ async def test_a_function_is_tried_again_under_one_key_when_it_may_pass(serve: S
         (lambda: ValueError("token=abcdefghijklmnop " + "x" * 10_000), 1),
     ],
 )
-async def test_what_a_function_raises_is_the_graphs_error(
+async def test_function_error_is_graph_error(
     serve: ServeTeam, error: Callable[[], Exception], tries: int
 ) -> None:
     seen: list[str] = []
@@ -623,7 +635,8 @@ async def test_what_a_function_raises_is_the_graphs_error(
     assert keys(result) == [("a-1", "failed", "error")]
 
 
-async def test_each_visit_and_retry_of_a_function_has_a_key_of_its_own(serve: ServeTeam) -> None:
+async def test_visits_have_own_keys(serve: ServeTeam) -> None:
+    """Each visit, and each retry of a node, has a key of its own."""
     works = Works()
     made = graph(
         {"a": works.work, "b": works.work},
@@ -639,7 +652,7 @@ async def test_each_visit_and_retry_of_a_function_has_a_key_of_its_own(serve: Se
     assert len({given.idempotency_key for given in works.called}) == 6
 
 
-async def test_a_result_that_is_no_json_fails_the_graph_once(serve: ServeTeam) -> None:
+async def test_non_json_result_fails_once(serve: ServeTeam) -> None:
     calls_made: list[str] = []
 
     async def odd(given: NodeInput) -> Any:
@@ -652,7 +665,7 @@ async def test_a_result_that_is_no_json_fails_the_graph_once(serve: ServeTeam) -
     assert keys(result) == [("a-1", "failed", "error")]
 
 
-async def test_an_input_of_ones_own_replaces_the_default(serve: ServeTeam) -> None:
+async def test_own_input_replaces_default(serve: ServeTeam) -> None:
     def brief(state: GraphState) -> str:
         return f"Judge this: {state.text('a')} ({state.visits['a']}, {state.task})"
 
@@ -668,7 +681,7 @@ async def test_an_input_of_ones_own_replaces_the_default(serve: ServeTeam) -> No
     assert [part.kind for part in third.parts] == ["text", "image"]
 
 
-async def test_pictures_of_the_task_reach_every_agent(serve: ServeTeam) -> None:
+async def test_task_pictures_reach_every_agent(serve: ServeTeam) -> None:
     cast = Cast({"a": says("a cat"), "b": says("yes")})
     async with serve(graph({"a": agent("a"), "b": agent("b")}, "ab"), models=cast.models) as client:
         await finished(await client.start("graph", [Text(text="What?"), Image(data=PICTURE)]))
@@ -677,7 +690,9 @@ async def test_pictures_of_the_task_reach_every_agent(serve: ServeTeam) -> None:
 
 
 @pytest.mark.parametrize("kind", ["agent", "function"])
-async def test_an_output_of_3_mb_passes_whole(serve: ServeTeam, kind: Literal["agent", "function"]) -> None:
+async def test_large_output_passes_complete(serve: ServeTeam, kind: Literal["agent", "function"]) -> None:
+    """An output of 3 MB passes in full."""
+
     async def large(given: NodeInput) -> str:
         return BIG
 
@@ -699,7 +714,7 @@ async def test_an_output_of_3_mb_passes_whole(serve: ServeTeam, kind: Literal["a
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_a_graph_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: str) -> None:
+async def test_ended_graph_keeps_results(serve: ServeTeam, how: str) -> None:
     function_gate, model_gate = Gate(), Gate()
 
     async def hang(given: NodeInput) -> str:
@@ -741,7 +756,7 @@ async def test_a_graph_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: st
     assert works.order == ["a"]
 
 
-async def test_a_paused_graph_starts_nothing_until_it_is_resumed(serve: ServeTeam) -> None:
+async def test_paused_graph_starts_nothing(serve: ServeTeam) -> None:
     gate = Gate()
     works = Works(gates={"a": gate})
     async with serve(graph({"a": works.work, "b": works.work}, "ab")) as client:
@@ -760,7 +775,7 @@ async def test_a_paused_graph_starts_nothing_until_it_is_resumed(serve: ServeTea
     assert (result.output, works.order) == ("b 1", ["a", "b"])
 
 
-async def test_approvals_of_several_nodes_are_told_apart_at_the_root(serve: ServeTeam) -> None:
+async def test_root_separates_approvals_of_nodes(serve: ServeTeam) -> None:
     paid: list[int] = []
 
     @tool(effect="write", approval=True)
@@ -798,7 +813,7 @@ async def test_approvals_of_several_nodes_are_told_apart_at_the_root(serve: Serv
 # -- what it costs
 
 
-async def test_a_graph_that_waits_writes_no_history(serve: ServeTeam) -> None:
+async def test_waiting_graph_writes_no_history(serve: ServeTeam) -> None:
     # Strands B2-5: durable timers each 100 ms, 3,000 events for two nodes of 30 s.
     works = Works(gates={name: Gate() for name in "bcde"})
     nodes: dict[str, Any] = dict.fromkeys("abcdef", works.work)
@@ -825,7 +840,7 @@ async def test_a_graph_that_waits_writes_no_history(serve: ServeTeam) -> None:
     assert len(history.events) <= 10 + 6 * 7, kinds
 
 
-async def test_limits_of_the_request_bind_the_graph(serve: ServeTeam) -> None:
+async def test_request_limits_bind_graph(serve: ServeTeam) -> None:
     @tool
     async def look() -> str:
         """Look."""

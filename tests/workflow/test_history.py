@@ -61,13 +61,14 @@ async def bytes_per_step(serve: Serve, steps: int) -> float:
         return sum(await history_sizes(client, run.id)) / steps
 
 
-async def test_a_step_costs_the_same_history_at_50_and_at_400_steps(serve: Serve) -> None:
+async def test_history_grows_linearly(serve: Serve) -> None:
+    """A step costs the same history at 50 and at 400 steps."""
     short, long = await bytes_per_step(serve, 50), await bytes_per_step(serve, 400)
     assert abs(long - short) / short < 0.10, (short, long)
     assert max(short, long) < 6_500, (short, long)
 
 
-async def test_a_worker_that_runs_all_of_a_run_asks_it_for_nothing(serve: Serve) -> None:
+async def test_single_worker_queries_nothing(serve: Serve) -> None:
     """Transcript and spec come from the worker's own memory."""
     from perdure.workers.plugin import PerdurePlugin
 
@@ -77,7 +78,8 @@ async def test_a_worker_that_runs_all_of_a_run_asks_it_for_nothing(serve: Serve)
         assert plugin.transcripts.queries == 0
 
 
-async def test_with_no_memory_at_all_every_message_still_arrives(serve: Serve) -> None:
+async def test_messages_arrive_without_cache(serve: Serve) -> None:
+    """Without any cache, every message still arrives."""
     seen: list[int] = []
 
     def script(request: ModelRequest) -> Line:
@@ -102,9 +104,7 @@ async def impatient() -> AsyncIterator[DevServer]:
         yield server
 
 
-async def test_everything_is_carried_over_when_a_run_continues_as_new(
-    impatient: DevServer, serve: Serve, settings: Any
-) -> None:
+async def test_continue_as_new_carries_everything(impatient: DevServer, serve: Serve, settings: Any) -> None:
     from perdure.testing import running
 
     gate = Gate()
@@ -159,7 +159,8 @@ async def test_everything_is_carried_over_when_a_run_continues_as_new(
     assert [n for n, count in collections.Counter(ids).items() if count > 1] == []
 
 
-async def test_the_window_shows_the_task_and_the_newest_and_keeps_calls_with_results(serve: Serve) -> None:
+async def test_window_keeps_task_and_exchanges(serve: Serve) -> None:
+    """The window has the task and the newest messages, and keeps calls with their results."""
     shown: list[list[str]] = []
 
     def script(request: ModelRequest) -> Line:
@@ -180,9 +181,10 @@ async def test_the_window_shows_the_task_and_the_newest_and_keeps_calls_with_res
     assert len(transcript) == 82
 
 
-async def test_a_long_run_finishes_with_small_histories_and_its_whole_transcript(
+async def test_long_run_has_small_histories(
     serve: Serve,
 ) -> None:
+    """A long run finishes with small histories and its complete transcript."""
     windowed = agent(context=SlidingWindow(messages=40, tokens=None))
     async with serve(windowed, models={"scripted": working(LONG)}) as client:
         run = await client.start("a", "go", stream=False)

@@ -45,7 +45,7 @@ async def work(n: int) -> str:
         (Limits(cost_usd=0.0150), "cost_budget", 3, "step 3"),
     ],
 )
-async def test_a_limit_ends_the_run_with_its_reason_and_a_partial_answer(
+async def test_limit_gives_reason_and_partial_answer(
     serve: Serve, limits: Limits, reason: str, steps: int, output: str
 ) -> None:
     model = Recorder()
@@ -64,7 +64,8 @@ async def test_a_limit_ends_the_run_with_its_reason_and_a_partial_answer(
         assert result.usage.total_tokens <= limits.total_tokens
 
 
-async def test_the_reply_is_bounded_by_what_a_budget_leaves(serve: Serve) -> None:
+async def test_budget_bounds_reply(serve: Serve) -> None:
+    """A reply is bounded by what the budget leaves."""
     model = Recorder()
     agent = Agent(name="a", model="scripted:x", tools=[work], limits=Limits(output_tokens=250))
     async with serve(agent, models={"scripted": ScriptedModel(model)}) as client:
@@ -72,7 +73,8 @@ async def test_the_reply_is_bounded_by_what_a_budget_leaves(serve: Serve) -> Non
     assert [request.max_tokens for request in model.asked] == [250, 150, 50]
 
 
-async def test_calls_over_the_limit_are_refused_and_the_others_made(serve: Serve) -> None:
+async def test_calls_over_limit_are_denied(serve: Serve) -> None:
+    """Calls over the limit are denied, and the rest runs."""
     made: list[int] = []
 
     @tool(name="work")
@@ -94,7 +96,8 @@ async def test_calls_over_the_limit_are_refused_and_the_others_made(serve: Serve
     assert (result.stop_reason, result.output, result.tool_calls) == ("max_tool_calls", "ok", 3)
 
 
-async def test_a_cost_limit_without_a_known_price_is_refused_at_once(serve: Serve) -> None:
+async def test_cost_limit_needs_known_price(serve: Serve) -> None:
+    """A cost limit without a known price is rejected at once."""
     agent = Agent(name="a", model="ollama:nobody-knows", limits=Limits(cost_usd=1))
     async with serve(agent) as client:
         with pytest.raises(RunFailed, match="price of ollama:nobody-knows is not known") as failed:
@@ -102,7 +105,8 @@ async def test_a_cost_limit_without_a_known_price_is_refused_at_once(serve: Serv
     assert failed.value.kind == "InvalidRequest"
 
 
-async def test_the_cost_of_an_unknown_model_is_unknown_and_never_nothing(serve: Serve) -> None:
+async def test_unknown_cost_is_never_zero(serve: Serve) -> None:
+    """The cost of an unknown model is unknown, never 0."""
     agent = Agent(name="a", model=ModelConfig(name="other:x"))
     async with serve(agent, models={"other": ScriptedModel([says("hi")])}) as client:
         result = await client.run("a", "go")
@@ -110,7 +114,7 @@ async def test_the_cost_of_an_unknown_model_is_unknown_and_never_nothing(serve: 
     assert result.usage.total_tokens > 0
 
 
-async def test_a_per_request_limit_on_money_without_a_price_is_refused(serve: Serve) -> None:
+async def test_request_cost_limit_needs_price(serve: Serve) -> None:
     agent = Agent(name="a", model=ModelConfig(name="other:x"))
     async with serve(agent, models={"other": ScriptedModel([says("hi")])}) as client:
         with pytest.raises(RunFailed, match="not known"):

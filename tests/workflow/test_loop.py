@@ -54,7 +54,7 @@ async def finish(
         return result, await run.transcript()
 
 
-async def test_a_question_is_answered_through_a_tool(serve: Serve) -> None:
+async def test_question_is_answered_through_tool(serve: Serve) -> None:
     asked: list[ModelRequest] = []
 
     def script(request: ModelRequest) -> Line:
@@ -75,7 +75,8 @@ async def test_a_question_is_answered_through_a_tool(serve: Serve) -> None:
     assert asked[0].messages[0].text == "Where is W1?"
 
 
-async def test_tool_calls_of_a_step_run_in_parallel_and_keep_their_order(serve: Serve) -> None:
+async def test_calls_run_in_parallel_in_order(serve: Serve) -> None:
+    """Tool calls of a step run in parallel, and their results keep their order."""
     running = 0
     most = 0
     everyone = Gate()
@@ -129,9 +130,7 @@ async def test_a_tools_own_concurrency_is_kept(serve: Serve) -> None:
         ),
     ],
 )
-async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
-    serve: Serve, call: Line, says_why: str
-) -> None:
+async def test_impossible_call_goes_to_model(serve: Serve, call: Line, says_why: str) -> None:
     agent = support()
     async with serve(agent, models={"scripted": ScriptedModel([call, says("sorry")])}) as client:
         run = await client.start("support", "go")
@@ -149,7 +148,7 @@ async def test_a_call_that_cannot_be_made_goes_back_to_the_model(
         assert scheduled == ["resolve_agent", "call_model", "call_model"], "nothing was scheduled for it"
 
 
-async def test_calls_that_can_never_be_made_are_bounded(serve: Serve) -> None:
+async def test_impossible_calls_are_bounded(serve: Serve) -> None:
     with pytest.raises(RunFailed, match="5 steps in a row") as failed:
         await finish(serve, support(), [calls("nothing")] * 9)
     assert failed.value.kind == "malformed_reply"
@@ -169,21 +168,21 @@ class Answer(BaseModel):
         return days
 
 
-async def test_an_output_type_gives_json_that_fits_it(serve: Serve) -> None:
+async def test_output_type_gives_fitting_json(serve: Serve) -> None:
     script = [calls("final_answer", city="Bonn", days=3)]
     result, _ = await finish(serve, support(output_type=Answer), script)
     assert Answer.model_validate(result.output) == Answer(city="Bonn", days=3)
     assert result.stop_reason == "end_turn"
 
 
-async def test_an_output_given_as_json_text_is_taken(serve: Serve) -> None:
+async def test_json_text_is_accepted_as_output(serve: Serve) -> None:
     result, _ = await finish(
         serve, support(output_type=Answer), [says('```json\n{"city": "Bonn", "days": 3}\n```')]
     )
     assert result.output == {"city": "Bonn", "days": 3}
 
 
-async def test_an_output_that_does_not_fit_is_repaired_by_the_model(serve: Serve) -> None:
+async def test_model_repairs_unfitting_output(serve: Serve) -> None:
     script = [
         calls("final_answer", city="Bonn", days=0),
         says("Bonn, three days"),
@@ -207,7 +206,7 @@ async def test_repairs_of_an_output_are_bounded(serve: Serve) -> None:
     assert len(asked) == 2
 
 
-async def test_a_message_sent_during_a_step_is_read_before_the_next(serve: Serve) -> None:
+async def test_message_is_read_before_next_step(serve: Serve) -> None:
     gate = Gate()
 
     @tool
@@ -230,7 +229,8 @@ async def test_a_message_sent_during_a_step_is_read_before_the_next(serve: Serve
     assert result.output == "go |  | worked | also this"
 
 
-async def test_a_message_sent_while_the_model_finishes_is_not_lost(serve: Serve) -> None:
+async def test_message_during_last_call_survives(serve: Serve) -> None:
+    """A message that is sent while the model finishes is not lost."""
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:
@@ -259,26 +259,29 @@ async def test_a_message_sent_while_the_model_finishes_is_not_lost(serve: Serve)
         ("context_overflow", "context_overflow"),
     ],
 )
-async def test_every_way_a_model_stops_has_its_reason(serve: Serve, stop: ModelStop, reason: str) -> None:
+async def test_every_stop_has_its_reason(serve: Serve, stop: ModelStop, reason: str) -> None:
     result, _ = await finish(serve, support(), [says("so far", stop=stop)])
     assert result.stop_reason == reason
     assert result.output == ("" if stop == "context_overflow" else "so far")
 
 
-async def test_a_reply_cut_by_its_length_runs_no_half_call(serve: Serve) -> None:
+async def test_cut_reply_runs_no_call(serve: Serve) -> None:
+    """A reply that was cut by its length runs no half call."""
     script = [Line(text="I will", calls=calls("order_status", order_id="W").calls, stop="max_tokens")]
     result, transcript = await finish(serve, support(), script)
     assert (result.stop_reason, result.tool_calls) == ("max_tokens", 0)
     assert transcript[-1].tool_calls == []
 
 
-async def test_a_paused_turn_of_the_provider_goes_on(serve: Serve) -> None:
+async def test_paused_provider_turn_continues(serve: Serve) -> None:
     result, transcript = await finish(serve, support(), [says("searching", stop="pause_turn"), says("found")])
     assert (result.output, result.steps) == ("found", 2)
     assert [message.role for message in transcript] == ["user", "assistant", "assistant"]
 
 
-async def test_what_a_tool_raises_reaches_the_model_bounded_and_without_secrets(serve: Serve) -> None:
+async def test_tool_error_is_bounded_and_masked(serve: Serve) -> None:
+    """A tool's error reaches the model bounded and without secrets."""
+
     @tool
     def broken() -> str:
         """Break."""
@@ -301,7 +304,7 @@ async def test_what_a_tool_raises_reaches_the_model_bounded_and_without_secrets(
         (lambda: KeyError("x"), 1),
     ],
 )
-async def test_only_what_may_pass_is_tried_again(
+async def test_only_transient_failures_are_retried(
     serve: Serve, error: Callable[[], Exception], tries: int
 ) -> None:
     seen: list[tuple[int, str]] = []
@@ -321,7 +324,7 @@ async def test_only_what_may_pass_is_tried_again(
 _SOON = timedelta(milliseconds=10)
 
 
-async def test_results_of_every_kind_reach_the_model(serve: Serve) -> None:
+async def test_every_result_kind_reaches_model(serve: Serve) -> None:
     @tool
     def picture() -> list[Any]:
         """Give a picture."""
@@ -356,7 +359,7 @@ async def test_results_of_every_kind_reach_the_model(serve: Serve) -> None:
     assert empty.text == "done"
 
 
-async def test_a_long_result_is_cut_and_can_be_read_on(serve: Serve) -> None:
+async def test_long_result_can_be_read_on(serve: Serve) -> None:
     @tool
     async def long() -> str:
         """Give much."""
@@ -378,7 +381,8 @@ async def test_a_long_result_is_cut_and_can_be_read_on(serve: Serve) -> None:
     assert len(transcript[2].text) < 17_000
 
 
-async def test_a_denied_call_is_not_made_and_the_policy_is_closed_by_default(serve: Serve) -> None:
+async def test_policy_is_closed_by_default(serve: Serve) -> None:
+    """A denied call does not run, and the policy denies by default."""
     policy = Policy(
         rules=(
             Rule(verdict="deny", tool="order_status", resource="W9*"),
@@ -401,7 +405,7 @@ async def test_a_denied_call_is_not_made_and_the_policy_is_closed_by_default(ser
     assert made == ["W1"], "without the role nothing matches, and nothing is allowed"
 
 
-async def test_a_question_to_a_person_waits_for_its_answer(serve: Serve) -> None:
+async def test_question_waits_for_answer(serve: Serve) -> None:
     def answer(request: ModelRequest) -> Line:
         if request.step == 1:
             return calls("ask_person", question="Which colour?")
@@ -417,7 +421,8 @@ async def test_a_question_to_a_person_waits_for_its_answer(serve: Serve) -> None
         assert (await run.result()).output == "blue"
 
 
-async def test_pause_lets_nothing_start_and_resume_goes_on(serve: Serve) -> None:
+async def test_paused_run_starts_nothing(serve: Serve) -> None:
+    """A paused run starts nothing until it is resumed."""
     gate = Gate()
     steps: list[int] = []
 

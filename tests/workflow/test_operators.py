@@ -42,7 +42,7 @@ async def _until_waiting(client: Client, run_id: str, count: int) -> None:
     await until_told(all_wait)
 
 
-async def test_all_approvals_of_a_tree_are_resolved_at_once(serve: Serve) -> None:
+async def test_tree_approvals_resolve_at_once(serve: Serve) -> None:
     boss, model = _payers()
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -54,7 +54,8 @@ async def test_all_approvals_of_a_tree_are_resolved_at_once(serve: Serve) -> Non
         assert (await run.result()).output == "paid 1; paid 2"
 
 
-async def test_a_call_that_was_resolved_meanwhile_does_not_keep_the_rest(serve: Serve) -> None:
+async def test_resolved_call_does_not_block_rest(serve: Serve) -> None:
+    """A call that was resolved meanwhile does not block the rest."""
     boss, model = _payers()
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -70,7 +71,7 @@ async def test_a_call_that_was_resolved_meanwhile_does_not_keep_the_rest(serve: 
         assert (await run.result()).output.count("paid") == 1
 
 
-async def test_runs_that_wait_for_people_are_listed(serve: Serve) -> None:
+async def test_runs_waiting_for_people_are_listed(serve: Serve) -> None:
     boss, model = _payers()
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go", user="who-waits")
@@ -90,7 +91,8 @@ async def test_runs_that_wait_for_people_are_listed(serve: Serve) -> None:
         await until(is_gone)
 
 
-async def test_parked_runs_are_redriven_by_cause_and_each_has_an_outcome(serve: Serve) -> None:
+async def test_redrive_gives_outcome_of_each(serve: Serve) -> None:
+    """Parked runs are resumed by cause, and each has an outcome."""
     broken = True
 
     def answer(request: ModelRequest) -> Any:
@@ -123,7 +125,7 @@ async def test_parked_runs_are_redriven_by_cause_and_each_has_an_outcome(serve: 
             await runs[0].check_parked()
 
 
-async def test_a_terminated_run_is_known_as_ended(serve: Serve) -> None:
+async def test_terminated_run_counts_as_ended(serve: Serve) -> None:
     boss, model = _payers()
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -136,7 +138,8 @@ async def test_a_terminated_run_is_known_as_ended(serve: Serve) -> None:
         assert [poll.status.status for poll in polls] == ["failed"]
 
 
-async def test_an_inspection_holds_status_steps_runs_below_and_result(serve: Serve) -> None:
+async def test_inspection_is_complete(serve: Serve) -> None:
+    """An inspection has status, steps, runs below and the result."""
     boss, model = _payers()
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
@@ -158,7 +161,7 @@ async def test_an_inspection_holds_status_steps_runs_below_and_result(serve: Ser
             await client.get("a-stranger").inspect()
 
 
-async def test_a_session_is_continued_as_it_is_or_opened(serve: Serve) -> None:
+async def test_session_is_continued_or_opened(serve: Serve) -> None:
     agent = Agent(name="clerk", model="scripted:x")
     model = ScriptedModel(lambda _: says("hi"))
     async with serve(agent, models={"scripted": model}) as client:
@@ -188,7 +191,7 @@ async def test_a_session_is_continued_as_it_is_or_opened(serve: Serve) -> None:
         await anew.cancel()
 
 
-async def test_the_newest_run_of_a_name_is_found(serve: Serve) -> None:
+async def test_newest_run_of_name_is_found(serve: Serve) -> None:
     name = "newest-of-a-name"
     agent = Agent(name=name, model="scripted:x")
     async with serve(agent, models={"scripted": ScriptedModel(lambda _: says("hi"))}) as client:

@@ -65,7 +65,8 @@ def _settings(**more: Any) -> dict[str, Any]:
     }
 
 
-async def test_an_outage_costs_few_calls_loses_no_run_and_ends_without_a_storm(serve: Serve) -> None:
+async def test_outage_ends_without_storm(serve: Serve) -> None:
+    """An outage costs few calls, loses no run and ends without a storm."""
     loop = asyncio.get_running_loop()
     main, spare = Provider(loop.time), Provider(loop.time)
     alone = Agent(name="alone", model="main:x", tools=[work])

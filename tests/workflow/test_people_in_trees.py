@@ -69,9 +69,8 @@ async def _decide(run: Run, **decision: Any) -> None:
     await run.handle.execute_update("resolve_approval", decision)
 
 
-async def test_approvals_below_are_listed_at_the_root_with_their_path_and_decided_there(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_root_lists_and_resolves_approvals(serve: Serve, worker: dict[str, Any]) -> None:
+    """The root lists approvals below with their path, and resolves them."""
     async with serve(_tree(), models={"scripted": _script(_pays)}, worker=worker) as client:
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
@@ -88,7 +87,8 @@ async def test_approvals_below_are_listed_at_the_root_with_their_path_and_decide
     assert result.output == "paid 1; This call was refused by lee: too much"
 
 
-async def test_a_call_id_that_several_runs_wait_with_is_refused_until_one_is_named(serve: Serve) -> None:
+async def test_ambiguous_call_id_needs_run(serve: Serve) -> None:
+    """A call id with which several runs wait is rejected until a run is named."""
     async with serve(_tree(), models={"scripted": _script(_pays)}) as client:
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
@@ -108,9 +108,7 @@ async def test_a_call_id_that_several_runs_wait_with_is_refused_until_one_is_nam
         ({"run_id": "a-stranger"}, "no run 'a-stranger' goes on below this one"),
     ],
 )
-async def test_what_the_run_below_refuses_is_refused_at_the_root(
-    serve: Serve, decision: dict[str, Any], problem: str
-) -> None:
+async def test_rejection_below_reaches_root(serve: Serve, decision: dict[str, Any], problem: str) -> None:
     async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
         run = await client.start("boss", "go")
         await _waiting(run, 1)
@@ -120,7 +118,7 @@ async def test_what_the_run_below_refuses_is_refused_at_the_root(
         assert (await run.result()).output == "paid 1"
 
 
-async def test_a_question_below_is_answered_at_the_root(serve: Serve, worker: dict[str, Any]) -> None:
+async def test_root_answers_question_below(serve: Serve, worker: dict[str, Any]) -> None:
     def asks(request: ModelRequest) -> Any:
         if request.step == 1:
             return calls("ask_person", question=f"Which of {request.messages[0].text}?")
@@ -137,9 +135,7 @@ async def test_a_question_below_is_answered_at_the_root(serve: Serve, worker: di
     assert result.output == "not a; not b"
 
 
-async def test_a_parked_run_below_is_seen_at_the_root_and_resumed_there(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_root_resumes_parked_run_below(serve: Serve, worker: dict[str, Any]) -> None:
     mended: list[bool] = []
 
     def fails_until_mended(request: ModelRequest) -> Any:
@@ -160,7 +156,7 @@ async def test_a_parked_run_below_is_seen_at_the_root_and_resumed_there(
         assert (await run.result()).output == "went on"
 
 
-async def test_the_details_page_of_the_root_says_who_waits_below(serve: Serve) -> None:
+async def test_root_details_list_waiting_runs(serve: Serve) -> None:
     async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
         run = await client.start("boss", "go")
         await _waiting(run, 1)

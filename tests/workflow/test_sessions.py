@@ -82,7 +82,7 @@ def models(script: Any = echo) -> dict[str, Any]:
     return {"scripted": ScriptedModel(script)}
 
 
-async def test_a_session_remembers_from_turn_to_turn(serve: Serve) -> None:
+async def test_session_remembers_earlier_turns(serve: Serve) -> None:
     seen: list[list[str]] = []
 
     def script(request: ModelRequest) -> Line:
@@ -112,7 +112,7 @@ async def test_a_session_remembers_from_turn_to_turn(serve: Serve) -> None:
     assert described.workflow_type == "SessionWorkflow"
 
 
-async def test_nothing_is_started_before_the_first_message(serve: Serve) -> None:
+async def test_session_starts_with_first_message(serve: Serve) -> None:
     async with serve(chatty(), models=models()) as client:
         session = await client.session("silent", agent="chatty")
         with pytest.raises(RunNotFound):
@@ -122,7 +122,7 @@ async def test_nothing_is_started_before_the_first_message(serve: Serve) -> None
 
 
 @pytest.mark.parametrize("cached", [True, False])
-async def test_say_twice_with_one_id_answers_once(serve: Serve, cached: bool) -> None:
+async def test_repeated_message_id_answers_once(serve: Serve, cached: bool) -> None:
     answered: list[str] = []
 
     def script(request: ModelRequest) -> Line:
@@ -148,7 +148,8 @@ async def test_say_twice_with_one_id_answers_once(serve: Serve, cached: bool) ->
     assert len(transcript) == 4
 
 
-async def test_turns_are_serial_and_queued_messages_are_answered_in_order(serve: Serve) -> None:
+async def test_turns_are_serial_and_ordered(serve: Serve) -> None:
+    """Turns are serial, and queued messages are answered in order."""
     gate, answered = Gate(), list[str]()
 
     async def script(request: ModelRequest) -> Line:
@@ -189,7 +190,7 @@ async def test_a_burst_of_messages_loses_none(serve: Serve) -> None:
     assert len(transcript) == 82
 
 
-async def test_a_message_in_a_turn_steers_it(serve: Serve) -> None:
+async def test_message_in_turn_steers_it(serve: Serve) -> None:
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:
@@ -231,7 +232,7 @@ async def test_a_turn_that_fails_fails_alone(serve: Serve) -> None:
     assert (after.turn, after.text, after.error) == (3, "you said: good again", None)
 
 
-async def test_a_parked_turn_waits_and_goes_on(serve: Serve) -> None:
+async def test_parked_turn_resumes(serve: Serve) -> None:
     broken = True
 
     def script(request: ModelRequest) -> Line:
@@ -253,7 +254,7 @@ async def test_a_parked_turn_waits_and_goes_on(serve: Serve) -> None:
         assert (await saying).text == "you said: hello"
 
 
-async def test_approvals_and_questions_are_answered_within_a_turn(serve: Serve) -> None:
+async def test_approvals_and_questions_within_turn(serve: Serve) -> None:
     def script(request: ModelRequest) -> Any:
         match request.step:
             case 1:
@@ -278,7 +279,8 @@ async def test_approvals_and_questions_are_answered_within_a_turn(serve: Serve) 
     assert [e.tool for e in seen if isinstance(e, ToolFinished)] == ["pay", "ask_person"]
 
 
-async def test_a_stream_tells_its_own_turn_whole_and_nothing_of_those_before(serve: Serve) -> None:
+async def test_stream_has_its_turn_alone(serve: Serve) -> None:
+    """A stream has its own turn in full, and nothing of earlier turns."""
     async with serve(chatty(), models=models()) as client:
         session = await client.session("streamed", agent="chatty")
         first = [event async for event in session.stream("one")]
@@ -291,7 +293,7 @@ async def test_a_stream_tells_its_own_turn_whole_and_nothing_of_those_before(ser
     assert second[-1].reply.turn == 2
 
 
-async def test_limits_hold_per_turn_and_per_session(serve: Serve) -> None:
+async def test_limits_per_turn_and_session(serve: Serve) -> None:
     agent = chatty(limits=Limits(steps=3, per_tool={"work": 2}))
     async with serve(agent, models=models()) as client:
         session = await client.session("bounded", agent="chatty", session_limits=Limits(steps=8))
@@ -310,7 +312,7 @@ async def test_limits_hold_per_turn_and_per_session(serve: Serve) -> None:
     assert (result.stop_reason, result.steps, result.tool_calls) == ("max_steps", 8, 4)
 
 
-async def test_money_bounds_a_turn_and_a_session(serve: Serve) -> None:
+async def test_cost_limits_of_turn_and_session(serve: Serve) -> None:
     async with serve(chatty(), models=models()) as client:
         free = await client.session("free", agent="chatty")
         cost = (await free.say("hello")).cost_microusd
@@ -345,7 +347,7 @@ async def test_a_turn_has_its_own_deadline(serve: Serve) -> None:
     assert (first.stop_reason, late.stop_reason, after.stop_reason) == ("end_turn", "deadline", "end_turn")
 
 
-async def test_an_interrupt_ends_the_turn_and_not_the_session(serve: Serve) -> None:
+async def test_interrupt_ends_turn_not_session(serve: Serve) -> None:
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:
@@ -365,7 +367,8 @@ async def test_an_interrupt_ends_the_turn_and_not_the_session(serve: Serve) -> N
     assert (after.text, after.turn) == ("you said: go on", 2)
 
 
-async def test_a_tool_given_up_in_one_turn_is_no_concern_of_the_next(serve: Serve) -> None:
+async def test_abandoned_tool_stays_in_its_turn(serve: Serve) -> None:
+    """A tool call abandoned in a turn does not affect the next."""
     gate = Gate()
 
     @tool(timeout=timedelta(seconds=30))
@@ -392,7 +395,7 @@ async def test_a_tool_given_up_in_one_turn_is_no_concern_of_the_next(serve: Serv
         assert (await session.say("and next")).text == "you said: and next"
 
 
-async def test_stop_ends_the_turn_and_closes_the_session(serve: Serve) -> None:
+async def test_stop_closes_session(serve: Serve) -> None:
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:
@@ -416,7 +419,7 @@ async def test_stop_ends_the_turn_and_closes_the_session(serve: Serve) -> None:
         assert (await session.run.result()).stop_reason == "stopped"
 
 
-async def test_who_comes_too_late_is_told_so_once(serve: Serve) -> None:
+async def test_late_message_is_rejected_once(serve: Serve) -> None:
     unread = list[dict[str, Any]]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unread.append(context))
     async with serve(chatty(), models=models()) as client:
@@ -439,7 +442,7 @@ async def test_a_cancelled_session_ends_as_cancelled(serve: Serve) -> None:
     assert (result.stop_reason, result.steps) == ("cancelled", 1)
 
 
-async def test_an_idle_session_closes_after_max_idle(serve: Serve) -> None:
+async def test_idle_session_closes_after_max_idle(serve: Serve) -> None:
     async with serve(chatty(), models=models()) as client:
         session = await client.session("idle", agent="chatty", max_idle=timedelta(seconds=1))
         replies = [await session.say(text) for text in ("one", "two")]
@@ -453,7 +456,9 @@ async def test_an_idle_session_closes_after_max_idle(serve: Serve) -> None:
     assert first.turn == 1
 
 
-async def test_a_turn_that_waits_for_a_person_is_not_idle(serve: Serve) -> None:
+async def test_waiting_turn_is_not_idle(serve: Serve) -> None:
+    """A turn that waits for a person is not idle."""
+
     def script(request: ModelRequest) -> Line:
         return calls("pay", n=1) if request.step == 1 else says("done")
 
@@ -474,7 +479,7 @@ async def test_a_turn_that_waits_for_a_person_is_not_idle(serve: Serve) -> None:
         assert (await saying).text == "done"
 
 
-async def test_an_id_that_is_somebody_elses_is_refused(serve: Serve) -> None:
+async def test_foreign_session_id_is_rejected(serve: Serve) -> None:
     async with serve(chatty(), chatty(name="other"), models=models()) as client:
         await (await client.session("mine", agent="chatty", user="ann")).say("hello")
         with pytest.raises(RunConflict, match="another request"):
@@ -508,9 +513,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("message", "says_why"), WRONG)
-async def test_a_wrong_message_is_refused_and_leaves_no_trace(
-    serve: Serve, message: Any, says_why: str
-) -> None:
+async def test_wrong_message_leaves_no_trace(serve: Serve, message: Any, says_why: str) -> None:
     from temporalio.client import WorkflowUpdateFailedError
 
     async with serve(chatty(), models=models()) as client:
@@ -525,7 +528,7 @@ async def test_a_wrong_message_is_refused_and_leaves_no_trace(
         await session.run.result()
 
 
-async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
+async def test_wrong_request_fails_first_message(serve: Serve) -> None:
     alone = chatty()
     team = Swarm(name="team", agents=[alone, chatty(name="other")])
     async with serve(alone, team, models=models()) as client:
@@ -537,7 +540,8 @@ async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> 
             await client.session("x", agent="chatty", max_idle=timedelta())
 
 
-async def test_pictures_and_output_types_work_in_sessions(serve: Serve) -> None:
+async def test_sessions_take_pictures_and_types(serve: Serve) -> None:
+    """Sessions take pictures and output types."""
     from pydantic import BaseModel
 
     class Answer(BaseModel):
@@ -585,9 +589,10 @@ def impatiently(
 
 
 @pytest.mark.parametrize(("turns", "long", "cache"), [(40, 25, {}), (8, 9, {"max_cached_workflows": 0})])
-async def test_a_session_with_continue_as_new_in_mid_turn_loses_nothing(
+async def test_continue_as_new_in_turn_loses_nothing(
     impatient: DevServer, settings: Settings, turns: int, long: int, cache: dict[str, Any]
 ) -> None:
+    """A session that continues as new in mid-turn loses nothing."""
     async with impatiently(impatient, settings, chatty(), **cache) as client:
         session = await client.session("long", agent="chatty")
         replies: list[TurnReply] = []
@@ -612,9 +617,8 @@ async def test_a_session_with_continue_as_new_in_mid_turn_loses_nothing(
     assert [n for n, count in collections.Counter(ids).items() if count > 1] == []
 
 
-async def test_messages_that_come_while_it_continues_as_new_in_mid_turn_are_answered(
-    impatient: DevServer, settings: Settings
-) -> None:
+async def test_messages_survive_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+    """Messages that come while a session continues as new in mid-turn are answered."""
     async with impatiently(impatient, settings, chatty()) as client:
         session = await client.session("crowded", agent="chatty")
         await session.say("hello")
@@ -631,7 +635,7 @@ async def test_messages_that_come_while_it_continues_as_new_in_mid_turn_are_answ
     assert users == {"hello": 1, "work 20": 2, **{f"m{n}": 1 for n in range(12)}}
 
 
-async def test_a_turns_deadline_outlives_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+async def test_turn_deadline_survives_continue_as_new(impatient: DevServer, settings: Settings) -> None:
     gate = Gate()
 
     async def script(request: ModelRequest) -> Line:
@@ -649,9 +653,7 @@ async def test_a_turns_deadline_outlives_continue_as_new(impatient: DevServer, s
     assert reply.stop_reason == "deadline"
 
 
-async def test_an_idle_session_keeps_its_time_over_continue_as_new(
-    impatient: DevServer, settings: Settings
-) -> None:
+async def test_idle_time_survives_continue_as_new(impatient: DevServer, settings: Settings) -> None:
     async with impatiently(impatient, settings, chatty()) as client:
         session = await client.session("idling", agent="chatty", max_idle=timedelta(seconds=2))
         await session.say("work 30")
@@ -660,7 +662,8 @@ async def test_an_idle_session_keeps_its_time_over_continue_as_new(
 
 
 @pytest.mark.slow
-async def test_a_session_of_500_turns_has_small_histories_and_loses_nothing(serve: Serve) -> None:
+async def test_long_session_has_small_histories(serve: Serve) -> None:
+    """A session of 500 turns has small histories and loses nothing."""
     async with serve(chatty(), models=models()) as client:
         session = await client.session("very-long", agent="chatty", stream=False)
         replies = [await session.say("work 1" if n % 2 else f"m{n}", id=f"id-{n}") for n in range(500)]
@@ -674,7 +677,9 @@ async def test_a_session_of_500_turns_has_small_histories_and_loses_nothing(serv
     assert max(sizes) < 6_000_000, sizes
 
 
-async def test_what_is_asked_of_a_session_while_a_person_decides_does_not_time_out(serve: Serve) -> None:
+async def test_queries_do_not_time_out_meanwhile(serve: Serve) -> None:
+    """Queries to a session do not time out while a person decides."""
+
     def script(request: ModelRequest) -> Line:
         return calls("pay", n=1) if request.step == 1 else echo(request)
 

@@ -60,7 +60,8 @@ def _script(fan_out: int, looks: int) -> ScriptedModel:
     return ScriptedModel(answer)
 
 
-async def test_a_hundred_sub_agents_share_one_budget_of_money(serve: Serve) -> None:
+async def test_sub_agents_share_cost_budget(serve: Serve) -> None:
+    """A hundred sub-agents share a cost budget."""
     model = _script(100, 5)
     boss = _boss(_worker(), limits=Limits(cost_usd=0.12))
     async with serve(boss, models={"scripted": model}) as client:
@@ -70,7 +71,7 @@ async def test_a_hundred_sub_agents_share_one_budget_of_money(serve: Serve) -> N
     assert result.stop_reason in ("end_turn", "cost_budget")
 
 
-async def test_sub_agents_share_one_cap_of_tool_calls(serve: Serve) -> None:
+async def test_sub_agents_share_tool_call_cap(serve: Serve) -> None:
     made = Counter[str]()
 
     @tool(name="look")
@@ -87,7 +88,7 @@ async def test_sub_agents_share_one_cap_of_tool_calls(serve: Serve) -> None:
     assert made["look"] >= 25, "what one did not need, others could use"
 
 
-async def test_what_a_child_does_not_need_others_may_use(serve: Serve) -> None:
+async def test_unused_budget_goes_to_siblings(serve: Serve) -> None:
     """One greedy worker gets all that the modest ones leave."""
 
     def answer(request: ModelRequest) -> Any:
@@ -106,9 +107,7 @@ async def test_what_a_child_does_not_need_others_may_use(serve: Serve) -> None:
     assert result.stop_reason == "end_turn"
 
 
-async def test_a_childs_usage_reaches_the_root_even_when_it_fails(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_failed_child_usage_reaches_root(serve: Serve, worker: dict[str, Any]) -> None:
     def answer(request: ModelRequest) -> Any:
         if request.config.model == "boss":
             return calls("worker", input="x") if request.step == 1 else says("it failed")
@@ -130,9 +129,8 @@ async def test_a_childs_usage_reaches_the_root_even_when_it_fails(
     assert result.tool_calls == 2
 
 
-async def test_cancelling_the_root_ends_every_descendant_and_their_usage_is_known(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_cancel_ends_descendants(serve: Serve, worker: dict[str, Any]) -> None:
+    """Cancelling the root ends every descendant, and their usage is known."""
     gate = Gate()
 
     async def answer(request: ModelRequest) -> Any:
@@ -193,9 +191,7 @@ async def _until_step(client: Any, run_id: str, step: int) -> None:
     await until_told(there)
 
 
-async def test_a_stop_of_the_root_lets_descendants_finish_gracefully(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_stop_lets_descendants_finish(serve: Serve, worker: dict[str, Any]) -> None:
     gate = Gate()
 
     async def answer(request: ModelRequest) -> Any:
@@ -245,7 +241,7 @@ async def test_pausing_the_root_pauses_its_children(serve: Serve, worker: dict[s
     assert result.output == "done"
 
 
-async def test_a_deadline_of_the_root_holds_inside_its_children(serve: Serve, worker: dict[str, Any]) -> None:
+async def test_root_deadline_holds_in_children(serve: Serve, worker: dict[str, Any]) -> None:
     gate = Gate()
 
     async def answer(request: ModelRequest) -> Any:
@@ -264,9 +260,7 @@ async def test_a_deadline_of_the_root_holds_inside_its_children(serve: Serve, wo
 
 
 @pytest.mark.parametrize("kind", ["swarm", "graph"])
-async def test_a_budget_of_a_team_ends_it_with_what_it_has(
-    serve: Serve, worker: dict[str, Any], kind: str
-) -> None:
+async def test_team_budget_keeps_partial_results(serve: Serve, worker: dict[str, Any], kind: str) -> None:
     def answer(request: ModelRequest) -> Any:
         if request.tool_choice == "none":
             return says("last word")
@@ -283,9 +277,7 @@ async def test_a_budget_of_a_team_ends_it_with_what_it_has(
     assert result.output == "last word"
 
 
-async def test_answers_come_in_order_of_completion_when_asked_for(
-    serve: Serve, worker: dict[str, Any]
-) -> None:
+async def test_answers_may_come_by_completion(serve: Serve, worker: dict[str, Any]) -> None:
     gates = {name: Gate() for name in ("slow", "quick")}
     heard: list[str] = []
 

@@ -32,7 +32,8 @@ class Counting:
 AGENT = Agent(name="a", model="scripted:x", tools=[big])
 
 
-async def test_a_prompt_of_3_mb_is_read_whole(serve: Serve) -> None:
+async def test_large_prompt_is_read_complete(serve: Serve) -> None:
+    """A prompt of 3 MB is read in full."""
     model = Counting(says("read it"))
     async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(HANGS):
         run = await client.start("a", BIG)
@@ -41,7 +42,8 @@ async def test_a_prompt_of_3_mb_is_read_whole(serve: Serve) -> None:
     assert [request.messages[0].text == BIG for request in model.requests] == [True]
 
 
-async def test_a_tool_result_of_3_mb_is_shown_in_part_and_kept_whole(serve: Serve) -> None:
+async def test_large_result_is_stored_complete(serve: Serve) -> None:
+    """A tool result of 3 MB is shown in part and stored in full."""
     model = Counting(calls("big"), says("seen"))
     async with serve(AGENT, models={"scripted": ScriptedModel(model)}) as client, asyncio.timeout(HANGS):
         result = await client.run("a", "go")
@@ -51,7 +53,8 @@ async def test_a_tool_result_of_3_mb_is_shown_in_part_and_kept_whole(serve: Serv
     assert "3145728 bytes in all" in shown
 
 
-async def test_a_reply_of_3_mb_arrives_whole_and_is_paid_for_once(serve: Serve) -> None:
+async def test_large_reply_is_paid_once(serve: Serve) -> None:
+    """A reply of 3 MB arrives in full and is paid for once."""
     model = Counting(says(BIG))
     scripted = ScriptedModel(model, chunk=65_536)
     async with serve(AGENT, models={"scripted": scripted}) as client, asyncio.timeout(HANGS):
@@ -60,7 +63,7 @@ async def test_a_reply_of_3_mb_arrives_whole_and_is_paid_for_once(serve: Serve) 
 
 
 @pytest.mark.parametrize("what", ["reply", "prompt"])
-async def test_without_a_blob_store_it_is_one_typed_error(serve: Serve, what: str) -> None:
+async def test_missing_blob_store_is_typed_error(serve: Serve, what: str) -> None:
     """The threshold is beyond what Temporal takes, as if nothing were ever spilled."""
     model = Counting(says(BIG))
     scripted = ScriptedModel(model, chunk=65_536)
@@ -76,7 +79,7 @@ async def test_without_a_blob_store_it_is_one_typed_error(serve: Serve, what: st
     assert len(model.requests) == (1 if what == "reply" else 0)
 
 
-async def test_many_big_calls_in_one_step_do_not_kill_the_run(serve: Serve) -> None:
+async def test_many_big_calls_in_step(serve: Serve) -> None:
     @tool
     async def take(text: str) -> str:
         """Take much."""

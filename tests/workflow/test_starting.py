@@ -62,7 +62,7 @@ async def test_starting_an_id_again_returns_its_run(serve: Serve) -> None:
     assert asked == ["first", "second"]
 
 
-async def test_runs_and_sessions_start_with_their_priority(serve: Serve) -> None:
+async def test_priority_of_runs_and_sessions(serve: Serve) -> None:
     mine = Priority(priority_key=2, fairness_key="tenant-7", fairness_weight=3.0)
     async with serve(SUPPORT, models=MODELS) as client:
         run = await client.start("support", "where?", priority=mine)

@@ -114,7 +114,8 @@ async def details(run: Run) -> str:
 # -- handoffs
 
 
-async def test_a_handoff_ends_the_turn_at_once_without_another_model_call(serve: ServeTeam) -> None:
+async def test_handoff_ends_turn_at_once(serve: ServeTeam) -> None:
+    """A handoff ends the turn at once, without another model call."""
     # Strands B1-6 and B2-4: the agent that hands off is asked once more; in Temporal it never hands off.
     cast = Cast({"a": says("I found it. ") + to("b"), "b": says("written")})
     async with serve(team("a", "b"), models=cast.models) as client:
@@ -124,7 +125,7 @@ async def test_a_handoff_ends_the_turn_at_once_without_another_model_call(serve:
     assert keys(result) == [("a-1", "done", "handoff"), ("b-1", "done", "end_turn")]
 
 
-async def test_other_calls_of_the_handoffs_step_are_done_first(serve: ServeTeam) -> None:
+async def test_calls_beside_handoff_run_first(serve: ServeTeam) -> None:
     gate = Gate()
     done: list[int] = []
 
@@ -151,7 +152,8 @@ async def test_other_calls_of_the_handoffs_step_are_done_first(serve: ServeTeam)
     assert result.tool_calls == 2
 
 
-async def test_of_two_handoffs_in_one_step_neither_is_done_and_nothing_is_lost(serve: ServeTeam) -> None:
+async def test_two_handoffs_cancel_each_other(serve: ServeTeam) -> None:
+    """Of two handoffs in a step neither is carried out, and nothing is lost."""
     # Strands B1-6: of several handoffs in a turn the last one wins, silently.
     did: list[str] = []
 
@@ -182,9 +184,8 @@ async def test_of_two_handoffs_in_one_step_neither_is_done_and_nothing_is_lost(s
 
 
 @pytest.mark.parametrize(("target", "says_why"), [("nobody", "'nobody', who is not here"), ("a", "yourself")])
-async def test_a_handoff_to_nobody_or_oneself_goes_back_to_the_agent(
-    serve: ServeTeam, target: str, says_why: str
-) -> None:
+async def test_invalid_handoff_target_is_returned(serve: ServeTeam, target: str, says_why: str) -> None:
+    """A handoff to an unknown agent, or to oneself, goes back to the agent."""
     cast = Cast({"a": [to(target), says("then I do it")]})
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it")
@@ -201,9 +202,7 @@ async def test_a_handoff_to_nobody_or_oneself_goes_back_to_the_agent(
 @pytest.mark.parametrize(
     "arguments", [{"message": "hi"}, {"agent_name": "b"}, {"agent_name": "b", "message": "x", "context": 3}]
 )
-async def test_a_handoff_with_wrong_arguments_goes_back_to_the_agent(
-    serve: ServeTeam, arguments: dict[str, Any]
-) -> None:
+async def test_invalid_handoff_arguments_are_returned(serve: ServeTeam, arguments: dict[str, Any]) -> None:
     cast = Cast({"a": [calls("handoff_to_agent", **arguments), says("then I do it")], "b": says("never")})
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it")
@@ -216,7 +215,8 @@ async def test_a_handoff_with_wrong_arguments_goes_back_to_the_agent(
 # -- what agents are told
 
 
-async def test_the_next_agent_is_told_message_request_history_knowledge_and_peers(serve: ServeTeam) -> None:
+async def test_next_agent_gets_full_briefing(serve: ServeTeam) -> None:
+    """The next agent gets message, request, history, knowledge and peers."""
     cast = Cast(
         {
             "a": to("b", "please write", found=3, why="x"),
@@ -245,7 +245,7 @@ async def test_the_next_agent_is_told_message_request_history_knowledge_and_peer
     assert third.endswith("your answer is final and the task is complete.")
 
 
-async def test_an_agent_that_runs_again_begins_anew(serve: ServeTeam) -> None:
+async def test_repeated_agent_begins_anew(serve: ServeTeam) -> None:
     def a(request: ModelRequest) -> Answer:
         return says("done") if "Handoff Message" in request.messages[0].text else to("b", "first")
 
@@ -257,7 +257,7 @@ async def test_an_agent_that_runs_again_begins_anew(serve: ServeTeam) -> None:
     assert "Previous agents who worked on this: a → b" in cast.told("a", call=1)
 
 
-async def test_pictures_of_the_task_reach_every_agent(serve: ServeTeam) -> None:
+async def test_task_pictures_reach_every_agent(serve: ServeTeam) -> None:
     cast = Cast({"a": to("b"), "b": says("seen")})
     prompt: list[MessagePart] = [Text(text="What is this?"), Image(data=PICTURE)]
     async with serve(team("a", "b"), models=cast.models) as client:
@@ -269,7 +269,8 @@ async def test_pictures_of_the_task_reach_every_agent(serve: ServeTeam) -> None:
         assert "User Request: What is this?" in message.text
 
 
-async def test_shared_context_is_in_status_and_details_and_gone_in_the_next_run(serve: ServeTeam) -> None:
+async def test_shared_context_ends_with_run(serve: ServeTeam) -> None:
+    """Shared context is in status and details, and gone in the next run."""
     # Strands B1-7: shared context leaks into the next invocation.
     gate = Gate()
     first = True
@@ -304,7 +305,9 @@ async def test_shared_context_is_in_status_and_details_and_gone_in_the_next_run(
 # -- limits
 
 
-async def test_one_handoff_allowed_is_exactly_one_and_the_reason_is_in_the_result(serve: ServeTeam) -> None:
+async def test_single_handoff_limit_is_exact(serve: ServeTeam) -> None:
+    """A limit of a single handoff is exact, and the reason is in the result."""
+
     # Strands B1-5: max_handoffs=1 allows none.
     def b(request: ModelRequest) -> Answer:
         return says("my last word") if request.tool_choice == "none" else to("c")
@@ -336,9 +339,11 @@ async def test_one_handoff_allowed_is_exactly_one_and_the_reason_is_in_the_resul
     ],
     ids=["no handoffs", "handoffs", "iterations", "repetitive"],
 )
-async def test_a_limit_of_handoffs_is_exact_and_leaves_a_last_word(
+async def test_handoff_limit_allows_last_answer(
     serve: ServeTeam, limits: dict[str, int], reason: str, order: list[str]
 ) -> None:
+    """A limit of handoffs is exact, and leaves the last agent an answer."""
+
     def part(request: ModelRequest) -> Answer:
         if request.tool_choice == "none":
             return says("my last word")
@@ -352,7 +357,7 @@ async def test_a_limit_of_handoffs_is_exact_and_leaves_a_last_word(
     assert result.usage == sum_of(result)
 
 
-async def test_going_round_in_circles_bars_only_those_who_would_close_the_circle(serve: ServeTeam) -> None:
+async def test_circle_bars_only_its_members(serve: ServeTeam) -> None:
     """A third agent is still free when the other two have had the task too often."""
 
     def part(request: ModelRequest) -> Answer:
@@ -377,7 +382,8 @@ def sum_of(result: RunResult) -> Any:
     return first
 
 
-async def test_a_node_timeout_ends_the_swarm_with_its_reason_and_partial_results(serve: ServeTeam) -> None:
+async def test_node_timeout_ends_swarm(serve: ServeTeam) -> None:
+    """A node's timeout ends the swarm with its reason and partial results."""
     # Strands B1-8: a node's timeout gives empty results, and the reason is only logged.
     gate = Gate()
 
@@ -403,7 +409,7 @@ def _hang(gate: Gate) -> Part:
     return waits(gate, says("never"))
 
 
-async def test_the_swarms_timeout_holds_inside_an_agent(serve: ServeTeam) -> None:
+async def test_swarm_timeout_holds_in_agent(serve: ServeTeam) -> None:
     # Strands B1-8: a timeout of 0.2 s and an agent of 1 s: COMPLETED.
     gate = Gate()
     cast = Cast({"a": to("b", "please write"), "b": _hang(gate)})
@@ -434,7 +440,7 @@ async def test_tokens_bind_all_agents_together(serve: ServeTeam) -> None:
 # -- accounts and failures
 
 
-async def test_usage_is_counted_once_when_an_agent_runs_twice(serve: ServeTeam) -> None:
+async def test_repeated_agent_usage_counts_once(serve: ServeTeam) -> None:
     # Strands B1-7: counted twice, 105 instead of 75.
     def a(request: ModelRequest) -> Answer:
         return says("done") if "Handoff Message" in request.messages[0].text else to("b")
@@ -452,7 +458,9 @@ async def test_usage_is_counted_once_when_an_agent_runs_twice(serve: ServeTeam) 
 
 
 @pytest.mark.parametrize("at_step", [1, 2])
-async def test_an_agents_error_fails_the_swarm_with_everything_it_had(serve: ServeTeam, at_step: int) -> None:
+async def test_agent_error_fails_swarm(serve: ServeTeam, at_step: int) -> None:
+    """An agent's error fails the swarm, with everything it had."""
+
     # Strands B2-9: in a later step the workflow task fails, and is retried for ever.
     @tool
     async def look() -> str:
@@ -487,7 +495,7 @@ How = Literal["stop", "cancel"]
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_a_swarm_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: How) -> None:
+async def test_ended_swarm_keeps_results(serve: ServeTeam, how: How) -> None:
     gate = Gate()
 
     @tool
@@ -519,7 +527,7 @@ async def test_a_swarm_that_is_ended_keeps_what_it_has(serve: ServeTeam, how: Ho
     assert result.usage.total_tokens == sum(step.usage.total_tokens for step in parts)
 
 
-async def test_a_paused_swarm_starts_nobody_until_it_is_resumed(serve: ServeTeam) -> None:
+async def test_paused_swarm_starts_nobody(serve: ServeTeam) -> None:
     gate = Gate()
     cast = Cast({"a": waits(gate, to("b")), "b": says("done")})
     async with serve(team("a", "b"), models=cast.models) as client:
@@ -540,7 +548,7 @@ async def test_a_paused_swarm_starts_nobody_until_it_is_resumed(serve: ServeTeam
     assert (result.output, cast.order) == ("done", ["a", "b"])
 
 
-async def test_pausing_a_swarm_pauses_the_agent_that_runs(serve: ServeTeam) -> None:
+async def test_paused_swarm_pauses_running_agent(serve: ServeTeam) -> None:
     gate = Gate()
 
     @tool
@@ -561,7 +569,7 @@ async def test_pausing_a_swarm_pauses_the_agent_that_runs(serve: ServeTeam) -> N
     assert cast.order == ["a", "a"]
 
 
-async def test_an_approval_inside_an_agent_is_seen_and_decided_at_the_root(serve: ServeTeam) -> None:
+async def test_root_resolves_agent_approval(serve: ServeTeam) -> None:
     paid: list[int] = []
 
     @tool(effect="write", approval=True)
@@ -591,7 +599,7 @@ async def test_an_approval_inside_an_agent_is_seen_and_decided_at_the_root(serve
     assert (result.output, paid) == ("paid 5", [5])
 
 
-async def test_a_question_of_an_agent_is_answered_at_the_root(serve: ServeTeam) -> None:
+async def test_root_answers_agent_question(serve: ServeTeam) -> None:
     cast = Cast(
         {
             "a": to("b"),
@@ -605,7 +613,7 @@ async def test_a_question_of_an_agent_is_answered_at_the_root(serve: ServeTeam) 
         assert (await run.result()).output == "the blue one"
 
 
-async def test_a_message_to_the_swarm_reaches_the_agent_that_runs(serve: ServeTeam) -> None:
+async def test_message_reaches_running_agent(serve: ServeTeam) -> None:
     gate = Gate()
 
     @tool
@@ -630,7 +638,7 @@ async def test_a_message_to_the_swarm_reaches_the_agent_that_runs(serve: ServeTe
     assert Counter(message.text for message in transcript)["be quick"] == 2, "said once, and repeated once"
 
 
-async def test_an_agent_reads_what_was_said_before_it_hands_off(serve: ServeTeam) -> None:
+async def test_agent_reads_messages_before_handoff(serve: ServeTeam) -> None:
     gate = Gate()
     cast = Cast(
         {"a": [waits(gate, to("b")), lambda request: to("b", request.messages[-1].text)], "b": says("ok")}
@@ -644,7 +652,7 @@ async def test_an_agent_reads_what_was_said_before_it_hands_off(serve: ServeTeam
     assert "Handoff Message from a: tell b that it is urgent" in cast.told("b")
 
 
-async def test_a_parked_agent_goes_on_when_the_swarm_is_resumed(serve: ServeTeam) -> None:
+async def test_resumed_swarm_resumes_parked_agent(serve: ServeTeam) -> None:
     # Strands B2-13: a bad key is retried for ever.
     tries = 0
 
@@ -670,7 +678,8 @@ async def _parked(client: Client, run_id: str) -> bool:
 # -- pinned
 
 
-async def test_agents_that_start_later_are_those_the_swarm_began_with(serve: ServeTeam) -> None:
+async def test_later_agents_keep_first_spec(serve: ServeTeam) -> None:
+    """Agents that start later have the spec with which the swarm began."""
     gate = Gate()
     cast = Cast({"a": waits(gate, to("b")), "b": says("done")})
     old = team("a", agent("b", instructions="the old way"))
@@ -698,7 +707,7 @@ async def test_agents_that_start_later_are_those_the_swarm_began_with(serve: Ser
     assert cast.asked[-1].instructions == "the new way"
 
 
-async def test_children_can_be_looked_at_like_any_run(serve: ServeTeam) -> None:
+async def test_children_are_runs(serve: ServeTeam) -> None:
     cast = Cast({"a": to("b"), "b": says("done")})
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it", user="ann", context={"k": 1})

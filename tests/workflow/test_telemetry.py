@@ -211,7 +211,7 @@ async def test_content_is_recorded_on_request(address: str, spans: InMemorySpanE
     assert json.loads(attributes["gen_ai.system_instructions"]) == "be kind"
 
 
-async def test_span_of_failed_run_has_no_message(address: str, spans: InMemorySpanExporter) -> None:
+async def test_failed_span_has_no_message(address: str, spans: InMemorySpanExporter) -> None:
     await _run(address, {"agent": "support", "fails": True, "b": 1})
     (run,) = (span for span in spans.get_finished_spans() if span.name == "invoke_agent support")
     assert not run.status.is_ok
