@@ -1,9 +1,11 @@
 """What the command line costs before it does anything."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,16 @@ def test_completion_of_the_shell_is_offered() -> None:
         [sys.executable, "-c", script], env={**os.environ, **asked}, capture_output=True, check=False
     )
     assert done.stdout.decode().split() == ["transcript"]
+
+
+def test_documented_calls_exist() -> None:
+    """The page names a call of Client, Run or Session for each command."""
+    from perdure.starter.client.connect import Client
+    from perdure.starter.client.run import Run
+    from perdure.starter.client.session import Session
+
+    page = Path(__file__).parents[2].joinpath("docs", "cli.md").read_text(encoding="utf-8")
+    calls = re.findall(r"`(client|run|session)\.(\w+)\(", page)
+    owners = {"client": Client, "run": Run, "session": Session}
+    assert len(calls) > 20
+    assert [call for call in calls if not hasattr(owners[call[0]], call[1])] == []
