@@ -1,4 +1,4 @@
-"""What a run has started: child runs, as child workflows, and functions of a graph, as activities."""
+"""Child runs of a run, as child workflows, and functions of a graph, as activities."""
 
 import asyncio
 from collections import deque
@@ -40,40 +40,39 @@ from perdure.wire.names import (
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, RunResult, StopReason
 from perdure.wire.spec import ResolvedAgent
-from perdure.wire.tree import Amount, Branch, Grant, Report
+from perdure.wire.tree import Amount, ChildInput, Grant, Lease, Lineage, Report
 
 from .engine.agent_calls import is_error, result_text
+from .engine.events import ChildEnded, Event
 from .engine.scheduler import Start
-from .engine.state import Call, ChildEnded, Event, State
-from .engine.team import Team
-from .engine.tree import grace_of
+from .engine.state import AgentState, Call, RunState, TeamState
 
 _FUNCTION_TIMEOUT = timedelta(minutes=10)
 _FUNCTION_HEARTBEAT = timedelta(seconds=10)
 _FUNCTION_ATTEMPTS = 3
-_LAST_WORD_WITHIN = timedelta(seconds=1)
+_FINAL_REPORT_WITHIN = timedelta(seconds=1)
 _PARENT = "/"
 """In the place of a child's key."""
 
 
-class Runs:
-    """Starts child runs, passes signals to them, and reports their ends as events."""
+class ChildRuns:
+    """Starts child runs, sends signals to them, and reports their ends as events."""
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
         self._handles: dict[str, workflow.ChildWorkflowHandle[Any, Any]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outgoing: dict[str, deque[tuple[str, list[Any]]]] = {}
-        """Signals on their way, by child: the server keeps no order among several to one run."""
+        """Signals to send, by child: the server keeps no order among several to one run."""
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._parent = ""
 
     @property
-    def aloft(self) -> int:
-        """How many have not ended."""
+    def count(self) -> int:
+        """Number of children that have not ended."""
         return len(self._tasks)
 
-    def call_agent(self, state: State, call: Call) -> None:
+    def call_agent(self, state: AgentState, call: Call) -> None:
         """Start the run of an agent that the model called."""
         tool = state.spec.tool(call.call.name)
         assert tool is not None, "only calls of known tools are started"
@@ -87,54 +86,54 @@ class Runs:
             prompt=str(call.call.arguments.get("input", "")).strip() or "(nothing was said)",
             timeout=tool.deadline,
         )
-        self._launch(key, self._child(state, start, call))
+        self._launch(key, self._called_agent(state, start, call))
 
-    def start_nodes(self, team: Team, starts: Sequence[Start]) -> None:
+    def start_nodes(self, team: TeamState, starts: Sequence[Start]) -> None:
         """Start these nodes."""
         for start in starts:
-            body = self._function(team, start) if start.kind == "function" else self._child(team, start, None)
+            body = self._function(team, start) if start.kind == "function" else self._child(team, start)
             self._launch(start.key, body)
 
-    def recall(self, reason: StopReason | None) -> None:
-        """Ask everything in flight to end: gracefully, unless it is cancelled."""
+    def cancel(self, reason: StopReason | None) -> None:
+        """Ask every child to end: gracefully, unless the run is cancelled."""
         for key, task in list(self._tasks.items()):
             handle = self._handles.get(key)
             if handle is None or reason in (None, "cancelled"):
                 task.cancel()
             else:
-                self._tell(key, STOP)
+                self._send(key, STOP)
 
-    def pass_on(self, signal: str) -> None:
-        """Send a signal of people (pause, resume) to all children."""
-        assert signal in (PAUSE, RESUME), "a stop is a recall"
+    def forward(self, signal: str) -> None:
+        """Send a person's signal (pause, resume) to all children."""
+        assert signal in (PAUSE, RESUME), "a stop goes through `cancel`"
         for key in list(self._tasks):
-            self._tell(key, signal)
+            self._send(key, signal)
 
     def grant(self, key: str, grant: Grant) -> None:
-        """Tell a child what it gets."""
-        self._tell(key, GRANT, grant)
+        """Answer a child's budget request."""
+        self._send(key, GRANT, grant)
 
-    def _tell(self, key: str, signal: str, *args: Any) -> None:
+    def _send(self, key: str, signal: str, *args: Any) -> None:
         self._outgoing.setdefault(key, deque()).append((signal, list(args)))
-        self._flush(key)
+        self._send_queued(key)
 
-    def tell_parent(self, branch: Branch, report: Report) -> None:
-        """Send a report up, after those before it."""
-        self._parent = branch.parent
-        self._tell(_PARENT, REPORT, report)
+    def report_to_parent(self, lineage: Lineage, report: Report) -> None:
+        """Send a report to the parent, after those before it."""
+        self._parent = lineage.parent
+        self._send(_PARENT, REPORT, report)
 
-    async def last_words(self, branch: Branch, report: Report) -> None:
-        """Send a report up, and wait until it is there: what comes after it is the end."""
+    async def report_final(self, lineage: Lineage, report: Report) -> None:
+        """Send the last report, and wait until it has arrived: the end of the run comes after it."""
         with suppress(FailureError, asyncio.CancelledError, asyncio.TimeoutError):
-            parent = workflow.get_external_workflow_handle(branch.parent)
-            await asyncio.wait_for(parent.signal(REPORT, report), _LAST_WORD_WITHIN.total_seconds())
+            parent = workflow.get_external_workflow_handle(lineage.parent)
+            await asyncio.wait_for(parent.signal(REPORT, report), _FINAL_REPORT_WITHIN.total_seconds())
 
-    async def settle(self) -> None:
-        """Wait until every signal is on its way."""
+    async def flush(self) -> None:
+        """Wait until every signal is sent."""
         await workflow.wait_condition(lambda: not self._sending)
 
-    def _flush(self, key: str) -> None:
-        """Send what is to be told, one after the other; a child hears of it once it has started."""
+    def _send_queued(self, key: str) -> None:
+        """Send the queued signals one after the other; to a child, once it has started."""
         if key in self._sending or (key != _PARENT and key not in self._handles):
             return
 
@@ -142,7 +141,7 @@ class Runs:
             waiting = self._outgoing.get(key, deque())
             while waiting and (target := self._target(key)) is not None:
                 signal, args = waiting.popleft()
-                with suppress(FailureError):  # whom it was for has ended meanwhile
+                with suppress(FailureError):  # the receiver has ended meanwhile
                     await target.signal(signal, args=args)
             del self._sending[key]
 
@@ -153,35 +152,45 @@ class Runs:
             return workflow.get_external_workflow_handle(self._parent)
         return self._handles.get(key)
 
+    def abandon(self) -> None:
+        """Forget what has not ended: a late end of it reports nothing. A turn's work must not reach the next turn."""
+        for known in (self._tasks, self._handles, self._outgoing):
+            known.clear()
+
     def _launch(self, key: str, body: Any) -> None:
-        async def land() -> None:
+        async def report() -> None:
             try:
                 event: Event = await body
             except Exception as error:  # an end that nobody hears of would leave the run waiting
                 event = ChildEnded(key=key, outcome=_bug(key, error), at=workflow.now())
-            finally:
-                for known in (self._tasks, self._handles, self._outgoing):
-                    known.pop(key, None)
+            if self._tasks.get(key) is not task:
+                return
+            for known in (self._tasks, self._handles, self._outgoing):
+                known.pop(key, None)
             self._report(event)
 
-        self._tasks[key] = asyncio.create_task(land())
+        task = self._tasks[key] = asyncio.create_task(report())
 
-    async def _child(self, state: State | Team, start: Start, call: Call | None) -> Event:
+    async def _child(self, state: RunState, start: Start) -> Event:
         outcome = await self._outcome(state, start)
-        result = await _tool_result(state, call, outcome) if call and isinstance(state, State) else None
+        return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
+
+    async def _called_agent(self, state: AgentState, start: Start, call: Call) -> Event:
+        outcome = await self._outcome(state, start)
+        result = await _tool_result(state, call, outcome)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now(), result=result)
 
-    async def _outcome(self, state: State | Team, start: Start) -> RunResult:
+    async def _outcome(self, state: RunState, start: Start) -> RunResult:
         assert start.member is not None, "only functions have none"
         try:
             handle = await workflow.start_child_workflow(
                 WORKFLOW,
                 args=[
                     request_for(state, start).to_json(),
-                    branch_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
+                    input_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
                 ],
                 id=child_run_id(state.id, start.key),
-                # Of a run of this id that is over and was started anew: nobody waits for it any more.
+                # A run of this id belongs to an earlier execution of the parent: nobody waits for it any more.
                 id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
                 result_type=RunResult,
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
@@ -190,65 +199,71 @@ class Runs:
                 static_summary=summary_of(start),
             )
             self._handles[start.key] = handle
-            self._flush(start.key)
+            self._send_queued(start.key)
             outcome: RunResult = await handle
         except (FailureError, asyncio.CancelledError) as error:
-            return lost(start, error)
+            return outcome_of_error(start, error)
         return outcome
 
-    async def _function(self, team: Team, start: Start) -> Event:
+    async def _function(self, team: TeamState, start: Start) -> Event:
         outcome = await _function_outcome(team, start)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
 
 
-def request_for(state: State | Team, start: Start) -> RunRequest:
-    """What a child is asked: on behalf of the same person, with the same context."""
+def request_for(state: RunState, start: Start) -> RunRequest:
+    """Return the request of a child: on behalf of the same person, with the same context."""
     assert start.member is not None, "only functions have none"
-    asked = state.request
-    given: dict[str, Any] = {
+    request = state.request
+    own: dict[str, Any] = {
         "agent": start.member,
         "prompt": start.prompt,
-        "stream": asked.stream,
-        "limits": _handed_down(state),
+        "stream": request.stream,
+        "limits": _limits_for_child(state),
     }
-    kept: dict[str, Any] = {"user": asked.user, "roles": asked.roles, "context": asked.context}
-    asked_for = {name: value for name, value in (given | kept).items() if value not in (None, [], {})}
-    return RunRequest.model_validate(asked_for)
+    passed: dict[str, Any] = {"user": request.user, "roles": request.roles, "context": request.context}
+    set_fields = {name: value for name, value in (own | passed).items() if value not in (None, [], {})}
+    return RunRequest.model_validate(set_fields)
 
 
-def _handed_down(state: State | Team) -> Limits | None:
-    """A team's own bounds of each run; what is shared is leased."""
-    if not isinstance(state, Team):
+def _limits_for_child(state: RunState) -> Limits | None:
+    """Return a team's bounds of each single run. What the runs share is leased."""
+    if state.counts_steps:
         return None
     own: dict[str, Any] = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
     tighter = {name: bound for name, bound in own.items() if bound}
     return Limits.model_validate(tighter) if tighter else None
 
 
-def branch_for(state: State | Team, start: Start, now: datetime, family: str) -> Branch:
-    """What a child is given by its parent."""
+def input_for(state: RunState, start: Start, now: datetime, execution_id: str) -> ChildInput:
+    """Return the input of a child: its lineage, its lease and its deadline."""
     assert start.member is not None, "only functions have none"
-    child = state.tree.child(start.key)
-    above = state.tree.branch
+    child, above = state.tree.child(start.key), state.tree.lineage
     members = ResolvedAgent(spec=state.spec, members=state.members)
-    found = for_member(members, start.member)
-    own = None if start.timeout is None else now + start.timeout
-    deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
-    timed: StopReason = above.deadline_reason if above and above.deadline_at == deadline else "deadline"
-    return Branch(
+    resolved = for_member(members, start.member)
+    lineage = Lineage(
         parent=state.id,
-        parent_execution_id=family,
+        parent_execution_id=execution_id,
         key=start.key,
         path=[*state.tree.path, start.key],
-        spec_digest=found.spec.full_digest if found else "",
+        spec_digest=resolved.spec.full_digest if resolved else "",
         as_of=above.as_of if above else state.started_at,
-        lease=child.lease if child else Amount(),
+    )
+    own = None if start.timeout is None else now + start.timeout
+    deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
+    return ChildInput(
+        lineage=lineage,
+        lease=Lease(lender=state.id, amount=child.lease if child else Amount()),
         deadline_at=deadline,
-        deadline_reason="node_timeout" if own is not None and deadline == own else timed,
-        grace=grace_of(state.tree),
+        deadline_reason="node_timeout" if own is not None and deadline == own else _reason_above(state),
+        grace=state.tree.grace,
         peers=list(start.peers),
         history=list(start.history),
     )
+
+
+def _reason_above(state: RunState) -> StopReason:
+    """Return the reason that goes with the run's own deadline."""
+    return state.tree.deadline_reason if state.tree.deadline_at == state.deadline_at else "deadline"
 
 
 def _bug(key: str, error: Exception) -> RunResult:
@@ -259,13 +274,13 @@ def _bug(key: str, error: Exception) -> RunResult:
 
 
 def summary_of(start: Start) -> str:
-    """The line the UI shows for a child."""
+    """Return the line that the UI shows for a child."""
     words = start.prompt if isinstance(start.prompt, str) else f"{len(start.prompt)} parts"
     return f"{start.key}: {' '.join(words.split())[:150]}"
 
 
-def lost(start: Start, error: BaseException) -> RunResult:
-    """What is known of a run that gave no result: as much as its end says."""
+def outcome_of_error(start: Start, error: BaseException) -> RunResult:
+    """Return the outcome of a run that gave no result: as much as its end says."""
     cause = error.cause if isinstance(error, ChildWorkflowError) else error
     name = start.member or start.node
     if isinstance(cause, ApplicationError) and cause.details:
@@ -288,9 +303,9 @@ def lost(start: Start, error: BaseException) -> RunResult:
     )
 
 
-async def _tool_result(state: State, call: Call, outcome: RunResult) -> ToolResult:
-    """What the model gets of the answer; what is too long for it is kept aside, and can be read on."""
-    kept = await _kept(result_text(outcome), state.spec.result_preview_bytes)
+async def _tool_result(state: AgentState, call: Call, outcome: RunResult) -> ToolResult:
+    """Return the answer for the model. A text that is too long is kept aside, and can be read on."""
+    kept = await _keep_text(result_text(outcome), state.spec.result_preview_bytes)
     return ToolResult(
         call_id=call.call.id,
         name=call.call.name,
@@ -300,7 +315,7 @@ async def _tool_result(state: State, call: Call, outcome: RunResult) -> ToolResu
     )
 
 
-async def _kept(text: str, most: int) -> KeptText:
+async def _keep_text(text: str, most: int) -> KeptText:
     data = text.encode(errors="replace")
     if len(data) <= most:
         return KeptText(shown=text)
@@ -318,10 +333,10 @@ async def _kept(text: str, most: int) -> KeptText:
     return kept
 
 
-async def _function_outcome(team: Team, start: Start) -> RunResult:
+async def _function_outcome(team: TeamState, start: Start) -> RunResult:
     """Run a function of a graph, as an activity."""
     node_input = {
-        "task": task_text(team.request.prompt),
+        "task": task_text(team.task),
         "inputs": start.inputs,
         "prompt": start.prompt,
         "node": start.node,
@@ -360,7 +375,7 @@ def _function_failed(start: Start, error: BaseException) -> RunResult:
 
 
 def task_text(prompt: Any) -> str:
-    """The words of a prompt."""
+    """Return the text of a prompt."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(part.text for part in prompt if isinstance(part, Text))

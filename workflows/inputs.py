@@ -16,8 +16,8 @@ from perdure.wire.results import Approval, Question
 from perdure.wire.spec import AgentSpec
 
 from .engine.calls import approval_digest
-from .engine.state import Call, Spoke, Spoken, State
-from .engine.team import Team
+from .engine.events import Said
+from .engine.state import AgentState, Call, RunState, Utterance
 from .engine.tree import waiting_below
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -69,11 +69,11 @@ def _check_user(what: str, user: str | None) -> None:
         raise refuse(f"{what}: user: is longer than {MOST_USER_BYTES} bytes; give a name or an id")
 
 
-def said_of(raw: Any) -> Spoke:
+def said_of(raw: Any) -> Said:
     """What `say` was given."""
     said = _checked("message", lambda: SessionMessage.model_validate(raw))
     text: Any = said.text if isinstance(said.text, str) else raw["text"]
-    return Spoke(spoken=Spoken(id=said.id, message=message_of(text)), when_busy=said.when_busy)
+    return Said(utterance=Utterance(id=said.id, message=message_of(text)), when_busy=said.when_busy)
 
 
 def message_of(raw: Any) -> Message:
@@ -120,7 +120,7 @@ def addressed(raw: Any) -> tuple[str | None, Any]:
     return run_id, rest
 
 
-def run_below(state: State | Team, run_id: str) -> str:
+def run_below(state: RunState, run_id: str) -> str:
     """The run of that id, which must be a living one below this one.
 
     Raises:
@@ -133,16 +133,18 @@ def run_below(state: State | Team, run_id: str) -> str:
     raise refuse(f"no run {run_id!r} goes on below this one; there are: {', '.join(direct) or 'none'}")
 
 
-def listener(state: State | Team) -> str | None:
+def listener(state: RunState) -> str | None:
     """Who below is meant by a message that names nobody; None: the run itself.
 
     Raises:
         ApplicationError: the caller's; it could be several, or there is nobody.
 
     """
-    if isinstance(state, State):
+    if state.reads_messages:
         return None
-    asking = [one.run_id for one in waiting_below(state.tree) if isinstance(one, Question)]
+    asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
+    if state.session is not None and len(asking) != 1:
+        return None  # the message gets a turn of its own
     heard = asking or [child.run_id for child in state.tree.children]
     if len(heard) == 1:
         return heard[0]
@@ -151,7 +153,7 @@ def listener(state: State | Team) -> str | None:
     raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(heard)}')
 
 
-def held_below(state: State | Team | None, decision: ApprovalDecision) -> str | None:
+def held_below(state: RunState | None, decision: ApprovalDecision) -> str | None:
     """The run below that waits for this decision; None: the run itself is meant.
 
     Raises:
@@ -163,8 +165,7 @@ def held_below(state: State | Team | None, decision: ApprovalDecision) -> str | 
     below = [one for one in waiting_below(state.tree) if isinstance(one, Approval)]
     if decision.run_id is not None:
         return run_below(state, decision.run_id)
-    own = state.calls if isinstance(state, State) else ()
-    if any(call.call.id == decision.call_id and call.state == "asking" for call in own):
+    if any(call.call.id == decision.call_id and call.state == "asking" for call in state.open_calls):
         return None
     meant = [one.run_id for one in below if one.call_id == decision.call_id]
     if len(meant) > 1:
@@ -185,16 +186,16 @@ def redrive_of(raw: Any) -> Redrive:
     return redrive
 
 
-def check_redrive(state: State | Team | None, redrive: Redrive) -> None:
+def check_redrive(state: RunState | None, redrive: Redrive) -> None:
     """Refuse to let a run go on that does not stand still.
 
     Raises:
         ApplicationError: the caller's; nothing was changed.
 
     """
-    if not isinstance(state, State):
+    if not isinstance(state, AgentState):
         raise refuse("redrive: a swarm or graph is not parked itself; redrive the run below it that is")
-    if state.parked is None:
+    if state.parking.parked is None:
         raise refuse("redrive: the run is not parked")
     if state.session is not None and redrive.limits is not None:
         raise refuse("redrive: limits: those of a session's turn cannot be changed; leave them out")
@@ -214,14 +215,14 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
         raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 
 
-def check_decision(state: State | Team | None, decision: ApprovalDecision) -> None:
+def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
     """Refuse a decision about nothing, about something else, or one that changes nothing.
 
     Raises:
         ApplicationError: the caller's; nothing was decided.
 
     """
-    calls = state.calls if isinstance(state, State) else ()
+    calls = state.open_calls if state else ()
     held = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
     call = held.get(decision.call_id)
     if call is None:
@@ -237,11 +238,19 @@ def check_decision(state: State | Team | None, decision: ApprovalDecision) -> No
     _check_arguments(state, call, decision)
 
 
-def _check_arguments(state: State | Team | None, call: Call, decision: ApprovalDecision) -> None:
+def _check_arguments(state: RunState | None, call: Call, decision: ApprovalDecision) -> None:
     """A slip of the person's must not use up the approval."""
-    tool = state.spec.tool(call.call.name) if isinstance(state, State) else None
+    tool = state.spec.tool(call.call.name) if isinstance(state, AgentState) else None
     if decision.arguments is None or tool is None:
         return
     problem = problem_with(decision.arguments, tool.input_schema)
     if problem is not None:
         raise refuse(f"the arguments do not fit {tool.name!r}: {problem}")
+
+
+def asking_below(state: RunState) -> str | None:
+    """Return the run below a team that asks a person something, if it is the only one."""
+    if state.reads_messages:
+        return None
+    asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
+    return asking[0] if len(asking) == 1 else None

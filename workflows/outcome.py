@@ -1,4 +1,4 @@
-"""How the end of a run becomes the end of a workflow."""
+"""End of a workflow: the run's end as a result or an error."""
 
 import asyncio
 
@@ -9,8 +9,8 @@ from perdure.wire.results import RunResult
 from .engine.state import End
 
 
-def ended(end: End, result: RunResult) -> RunResult:
-    """The result, for every end that is no failure; limits are results, never exceptions.
+def return_or_raise(end: End, result: RunResult) -> RunResult:
+    """Return the result of every end that is no failure: limits are results, never exceptions.
 
     Raises:
         ApplicationError: the run failed; its type is the kind, its detail the RunResult.

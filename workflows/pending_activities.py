@@ -1,4 +1,4 @@
-"""What a run has in flight: its model call and tool calls, as activities."""
+"""Pending activities of a run: its model call and its tool calls."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -47,14 +47,15 @@ from perdure.wire.names import (
 from perdure.wire.spec import ModelSpec, ToolSpec
 
 from .engine.calls import approval_digest
-from .engine.decide import CallModel
+from .engine.commands import CallModel
+from .engine.events import CallReturned, Event, ModelFailed, Replied
 from .engine.remote import remote_result
 from .engine.report import signature
-from .engine.state import Call, CallReturned, Event, ModelFailed, Replied, State
+from .engine.state import AgentState, Call
 
 FRESH_BYTES = 512
-"""Most bytes of new messages that ride along with a model call. They are in history already, as
-the results of tools: a longer message would be paid for twice."""
+"""Most bytes of new messages that go with a model call. They are in history already, as the results of
+tools: a longer message would be paid for twice."""
 
 NOT_KEPT_ALIVE = "no worker kept the model call alive to its end"
 _MODEL_SLACK = timedelta(minutes=3)
@@ -68,30 +69,30 @@ _READ = ToolSpec(
 )
 
 
-class Flights:
-    """Starts activities, keeps their handles, and reports what becomes of each as an event."""
+class PendingActivities:
+    """Starts activities, keeps their handles, and reports the end of each as an event."""
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
-        self._asked = False
+        self._has_asked = False
         self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def aloft(self) -> int:
-        """How many have not come back."""
+    def count(self) -> int:
+        """Number of activities that have not ended."""
         return len(self._handles)
 
-    def ask_model(self, state: State, command: CallModel) -> None:
+    def call_model(self, state: AgentState, command: CallModel) -> None:
         """Start the step's model call."""
-        chosen = state.spec.models[state.model]
-        want = model_input(state, command)
-        if not self._asked:
-            want = want.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
-        self._asked = True
+        chosen = state.spec.models[state.chain.model]
+        call = model_input(state, command)
+        if not self._has_asked:
+            call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
+        self._has_asked = True
         handle = workflow.start_activity(
             CALL_MODEL,
-            want,
+            call,
             result_type=ModelOutcome,
             start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK,
             heartbeat_timeout=MODEL_HEARTBEAT,
@@ -101,13 +102,13 @@ class Flights:
                 maximum_attempts=MODEL_ATTEMPTS,
                 non_retryable_error_types=[TOO_LARGE],
             ),
-            # A stop must be able to bring back what was said and what it cost.
+            # A stop must bring back the text so far, and its cost.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=model_summary(state, chosen),
         )
-        self._launch("model", handle, self._model_answer(handle, chosen), _model_bug)
+        self._launch("model", handle, self._model_event(handle, chosen), _model_bug)
 
-    def call_tools(self, state: State, calls: Sequence[Call]) -> None:
+    def call_tools(self, state: AgentState, calls: Sequence[Call]) -> None:
         """Start these calls."""
         for call in calls:
             if call.stand_in is not None:
@@ -115,45 +116,48 @@ class Flights:
             tool = state.spec.tool(call.call.name) or _READ
             start = _start_remote if tool.kind == "remote" else _start_function
             handle = start(state, call, tool)
-            answer = self._tool_answer(handle, state, call, tool)
-            self._launch(call.call.id, handle, answer, partial(_tool_bug, call))
+            event = self._tool_event(handle, state, call, tool)
+            self._launch(call.call.id, handle, event, partial(_tool_bug, call))
 
-    def recall(self) -> None:
-        """Ask everything in flight to come back."""
+    def cancel(self) -> None:
+        """Ask every pending activity to end."""
         for handle in list(self._handles.values()):
             handle.cancel()
+
+    def abandon(self) -> None:
+        """Forget what is pending: a late end of it reports nothing. A turn's work must not reach the next turn."""
+        self._handles.clear()
 
     def _launch(
         self,
         key: str,
         handle: "workflow.ActivityHandle[Any]",
-        landing: Coroutine[Any, Any, Event],
+        outcome: Coroutine[Any, Any, Event],
         bug: Callable[[Exception], Event],
     ) -> None:
         self._handles[key] = handle
 
-        async def land() -> None:
+        async def report() -> None:
             try:
-                event = await landing
+                event = await outcome
             except Exception as error:  # an answer that nobody can read must not leave the run waiting
                 event = bug(error)
-            del self._handles[key]
-            self._report(event)
+            if self._handles.get(key) is handle:
+                del self._handles[key]
+                self._report(event)
 
-        task = asyncio.create_task(land())
+        task = asyncio.create_task(report())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _model_answer(
-        self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec
-    ) -> Event:
+    async def _model_event(self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec) -> Event:
         try:
             return Replied(outcome=await handle, at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
             return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
-    async def _tool_answer(
-        self, handle: "workflow.ActivityHandle[Any]", state: State, call: Call, tool: ToolSpec
+    async def _tool_event(
+        self, handle: "workflow.ActivityHandle[Any]", state: AgentState, call: Call, tool: ToolSpec
     ) -> Event:
         began = workflow.now()
         try:
@@ -167,33 +171,36 @@ class Flights:
         return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
 
 
-def model_input(state: State, command: CallModel) -> ModelInput:
-    """The input of the next model call: where to look, and the newest messages if they are small."""
-    newest = tail_of(state.messages, state.window_start)
+def model_input(state: AgentState, command: CallModel) -> ModelInput:
+    """Return the input of the next model call: where to look, and the newest messages if they are small."""
+    newest = tail_of(state.messages, state.transcript.window_start)
     fresh = [message for message in newest if message.role != "assistant"]
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
         spec_digest=state.spec.full_digest[:SPEC_DIGEST_CHARS],
-        step=state.step,
-        model=state.model,
-        view=TranscriptView(pinned=state.pinned, start=state.window_start, length=len(state.messages)),
+        step=state.ledger.steps,
+        model=state.chain.model,
+        view=TranscriptView(
+            pinned=state.transcript.pinned, start=state.transcript.window_start, length=len(state.messages)
+        ),
         new_messages=fresh if small else [],
         tail_digest=tail_digest(newest),
         max_tokens=command.allowance.max_tokens,
         tool_choice=command.tool_choice,
         note=command.note,
-        offer_read_result=state.spilled,
+        offer_read_result=state.transcript.spilled,
         offer_handoff=bool(state.peers),
         stream=state.request.stream,
         user=state.request.user,
-        force_once=state.force_once,
+        force_once=state.parking.force_once,
     )
 
 
-def model_summary(state: State, chosen: ModelSpec) -> str:
-    """The line the UI shows for a model call."""
-    return f"step {state.step} · {chosen.config.name} · reads {_thousands(state.context_tokens)} tokens"
+def model_summary(state: AgentState, chosen: ModelSpec) -> str:
+    """Return the line that the UI shows for a model call."""
+    tokens = _thousands(state.transcript.context_tokens)
+    return f"step {state.ledger.steps} · {chosen.config.name} · reads {tokens} tokens"
 
 
 def _thousands(count: int) -> str:
@@ -210,8 +217,8 @@ def _retry(retry: ToolRetry) -> RetryPolicy:
     )
 
 
-def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
-    want = ToolInput(
+def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+    call_input = ToolInput(
         agent=state.spec.name,
         tool=call.call.name,
         call_id=call.call.id,
@@ -224,7 +231,7 @@ def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.Activ
     )
     return workflow.start_activity(
         CALL_TOOL,
-        want,
+        call_input,
         result_type=ToolOutcome,
         task_queue=tool.task_queue,
         start_to_close_timeout=tool.timeout + _TOOL_SLACK,
@@ -234,7 +241,7 @@ def _start_function(state: State, call: Call, tool: ToolSpec) -> "workflow.Activ
     )
 
 
-def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+def _start_remote(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
     context = RemoteContext(
         run_id=workflow.info().workflow_id,
         call_id=call.call.id,
@@ -256,20 +263,20 @@ def _start_remote(state: State, call: Call, tool: ToolSpec) -> "workflow.Activit
 
 
 def idempotency_key(call: ToolCall) -> str:
-    """The same for every attempt of a call, over crashes and continue-as-new; unique to it.
+    """Return a key that is unique to the call, and the same for every attempt, crash and continue-as-new.
 
     The call's contents are part of it: after a reset, a step's number may stand for another call.
     """
     info = workflow.info()
     run = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}"
-    whole = f"{run}\0{call.id}\0{approval_digest(call)}"
-    return f"perdure-{sha256(whole.encode()).hexdigest()[:32]}"
+    identity = f"{run}\0{call.id}\0{approval_digest(call)}"
+    return f"perdure-{sha256(identity.encode()).hexdigest()[:32]}"
 
 
 def model_failure(error: BaseException, price: Price | None = None) -> ModelFailure:
-    """Why a model call did not come about, as the activity said it, or as Temporal noticed it.
+    """Return why a model call failed: as the activity reported it, or as Temporal noticed it.
 
-    What a call had cost that Temporal noticed to be dead is known from its last heartbeat.
+    The cost of a call that Temporal found dead is known from its last heartbeat.
     """
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError):
@@ -282,10 +289,10 @@ def model_failure(error: BaseException, price: Price | None = None) -> ModelFail
         if cause.type == WORKER_SHUTDOWN:
             return ModelFailure(kind="connection", message="the worker was stopped in mid-call")
         if cause.details:
-            return _priced(ModelFailure.model_validate(cause.details[0]), price)
+            return _with_price(ModelFailure.model_validate(cause.details[0]), price)
         return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
     if isinstance(cause, TimeoutError):
-        spent = _last_heard(cause)
+        spent = _last_reported(cause)
         return ModelFailure(
             kind="timeout",
             message=NOT_KEPT_ALIVE,
@@ -297,19 +304,14 @@ def model_failure(error: BaseException, price: Price | None = None) -> ModelFail
     return ModelFailure(kind="bug", message=str(cause or error))
 
 
-def _priced(failure: ModelFailure, price: Price | None) -> ModelFailure:
-    """Who could not even fetch the spec did not know the price of what attempts before it had used."""
+def _with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:
+    """Add the price: an attempt that could not fetch the spec did not know it."""
     if price is None or failure.wasted_microusd or not failure.wasted.total_tokens:
         return failure
     return failure.model_copy(update={"wasted_microusd": price.cost_microusd(failure.wasted)})
 
 
-def unbilled(failure: ModelFailure) -> ModelFailure:
-    """The same, as if it had cost nothing."""
-    return failure.model_copy(update={"wasted": Usage(), "wasted_microusd": 0})
-
-
-def _last_heard(error: TimeoutError) -> Usage:
+def _last_reported(error: TimeoutError) -> Usage:
     for detail in error.last_heartbeat_details:
         with suppress(ValidationError):
             return Progress.model_validate(detail).spent
@@ -346,7 +348,7 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:
         text = str(cause or error)
-    said = Text(text=truncate_middle(mask_secrets(text)))
+    content = Text(text=truncate_middle(mask_secrets(text)))
     return ToolResult(
-        call_id=call.call.id, name=call.call.name, content=[said], is_error=True, error_kind=kind
+        call_id=call.call.id, name=call.call.name, content=[content], is_error=True, error_kind=kind
     )

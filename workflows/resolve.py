@@ -11,9 +11,9 @@ from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.spec import AgentSpec, ResolvedAgent
-from perdure.wire.tree import Branch
+from perdure.wire.tree import ChildInput
 
-LAYOUT = 2
+LAYOUT = 1
 """How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
 
 
@@ -23,7 +23,7 @@ _MAY_PASS = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
 
 
 async def resolve(
-    request: RunRequest, branch: Branch | None = None, *, held_up: Callable[[str], None]
+    request: RunRequest, child: ChildInput | None = None, *, held_up: Callable[[str], None]
 ) -> ResolvedAgent:
     """The agent as it is now; a deploy after this changes nothing for the run.
 
@@ -34,7 +34,7 @@ async def resolve(
         ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
 
     """
-    asked, wait = _asked(request, branch), _FIRST_WAIT
+    asked, wait = _request_for(request, child), _FIRST_WAIT
     while True:
         try:
             return await _resolved(asked)
@@ -89,15 +89,15 @@ async def _resolved(asked: ResolveRequest) -> ResolvedAgent:
         raise
 
 
-def _asked(request: RunRequest, branch: Branch | None) -> ResolveRequest:
+def _request_for(request: RunRequest, child: ChildInput | None) -> ResolveRequest:
     limited = request.limits is not None and request.limits.cost_usd is not None
-    if branch is None:
+    if child is None:
         return ResolveRequest(agent=request.agent, as_of=workflow.now(), cost_limited=limited, layout=LAYOUT)
     return ResolveRequest(
         agent=request.agent,
-        as_of=branch.as_of,
-        cost_limited=limited or branch.lease.cost_microusd is not None,
-        parent=branch.parent,
-        spec_digest=branch.spec_digest,
+        as_of=child.lineage.as_of,
+        cost_limited=limited or child.lease.amount.cost_microusd is not None,
+        parent=child.lineage.parent,
+        spec_digest=child.lineage.spec_digest,
         layout=LAYOUT,
     )

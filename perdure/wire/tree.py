@@ -41,8 +41,8 @@ class Handoff(Value):
     context: dict[str, object] = Field(default_factory=dict[str, object])
 
 
-class Branch(Value):
-    """Terms on which a parent starts a child run."""
+class Lineage(Value):
+    """Place of a run below another: whose child it is, and where its spec is pinned."""
 
     parent: str
     """Workflow id of the parent: it receives reports, and serves the child's spec."""
@@ -56,7 +56,21 @@ class Branch(Value):
     """`full_digest` of the spec that the parent pinned for the child."""
     as_of: datetime
     """Time at which the root was resolved: prices are those of that day."""
-    lease: Amount = Amount()
+
+
+class Lease(Value):
+    """Amount that a run and all below it may spend until it asks again."""
+
+    lender: str
+    """Workflow id that budget requests go to: the parent's, or one day that of a user's budget."""
+    amount: Amount = Amount()
+
+
+class ChildInput(Value):
+    """Second argument of a run that another run started: where it belongs, and what it may spend."""
+
+    lineage: Lineage
+    lease: Lease
     deadline_at: datetime | None = None
     deadline_reason: StopReason = "deadline"
     grace: timedelta = timedelta(milliseconds=1500)

@@ -13,31 +13,28 @@ from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import RunResult
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
-from perdure.workflows.engine.carry import Writing, pack, unpack
-from perdure.workflows.engine.report import details, result_of, status_report
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
+from perdure.workflows.engine.events import (
+    ApprovalResolved,
+    BudgetGranted,
     CallReturned,
     ChildEnded,
     ChildReported,
-    Decided,
-    End,
-    EndAsked,
+    EndRequested,
     Event,
-    GraceOver,
-    Granted,
-    IdleNoticed,
-    Interrupted,
+    GraceExpired,
+    IdleChecked,
+    MessageSent,
     ModelFailed,
-    NapOver,
     Paused,
     Redriven,
     Resumed,
-    Sent,
-    Spoke,
-    Spoken,
-    State,
+    RetryDue,
+    Said,
+    TurnInterrupted,
 )
-from tests.unit.runs import NOW, call, reply, result, spec_of
+from perdure.workflows.engine.state import AgentState, End, Utterance
+from tests.unit.runs import NOW, call, details, reply, result, result_of, spec_of, status_report
 
 from . import casts
 from .depth import examples
@@ -80,26 +77,26 @@ events: st.SearchStrategy[Any] = st.one_of(
         ),
         at=st.none() | st.just(NOW),
     ),
-    st.builds(NapOver, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
+    st.builds(RetryDue, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
     st.builds(
         Redriven,
         spec=st.none() | st.just(spec_of(instructions="Go on.")),
         limits=st.none() | st.builds(Limits, steps=st.integers(1, 9), tool_calls=st.integers(0, 9)),
     ),
     st.sampled_from(STOPS),
-    st.builds(Sent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),
+    st.builds(MessageSent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),
     st.builds(
-        Spoke,
-        spoken=st.sampled_from("abc").map(lambda one: Spoken(id=one, message=Message.user("hi"))),
+        Said,
+        spoken=st.sampled_from("abc").map(lambda one: Utterance(id=one, message=Message.user("hi"))),
         when_busy=st.sampled_from(["queue", "steer"]),
     ),
     st.builds(
-        Decided,
+        ApprovalResolved,
         decision=st.builds(ApprovalDecision, call_id=st.sampled_from(CALL_IDS), allow=st.booleans()),
     ),
-    st.sampled_from([Paused(), Resumed(), GraceOver(), IdleNoticed(at=NOW)]),
-    st.builds(EndAsked, reason=REASONS),
-    st.builds(Interrupted, turn=st.none() | st.integers(0, 3), reason=REASONS),
+    st.sampled_from([Paused(), Resumed(), GraceExpired(), IdleChecked(at=NOW)]),
+    st.builds(EndRequested, reason=REASONS),
+    st.builds(TurnInterrupted, turn=st.none() | st.integers(0, 3), reason=REASONS),
     st.builds(
         ChildEnded,
         key=st.sampled_from(KEYS),
@@ -108,7 +105,7 @@ events: st.SearchStrategy[Any] = st.one_of(
         result=st.none() | st.sampled_from(CALL_IDS).map(result),
     ),
     st.builds(ChildReported, report=reports),
-    st.builds(Granted, grant=st.builds(Grant, amount=amounts)),
+    st.builds(BudgetGranted, grant=st.builds(Grant, amount=amounts)),
 )
 casts_of = st.sampled_from(["family", "swarm", "graph", "session"])
 
@@ -133,9 +130,9 @@ def _after(shell: Shell, event: Event | str) -> Any:
     """A late answer of a model is one of these words: how it stopped."""
     if not isinstance(event, str):
         return shell.folded(event)
-    if not isinstance(shell.state, State):
+    if not isinstance(shell.state, AgentState):
         return shell.state
-    asked = [call("work")] if event == "tool_calls" and not shell.state.calls else []
+    asked = [call("work")] if event == "tool_calls" and not shell.state.step.calls else []
     return shell.folded(reply(shell.state, *asked, text="late", stop=event))  # type: ignore[arg-type]
 
 
@@ -153,5 +150,5 @@ def test_any_event_leaves_valid_state(kind: str, limits: Any, course: Any, comin
         assert status_report(after).status
         assert details(after)
         result_of(after, End(stop_reason="stopped"))
-        carried = pack(after, Writing())
-        assert unpack(carried[0], carried[1:])[0] == after
+        carried = pack(shell.program, after, HistoryFormat())
+        assert unpack(shell.program, carried[0], carried[1:])[0] == after

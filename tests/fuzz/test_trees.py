@@ -19,24 +19,23 @@ from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval, Parked, Question, RunResult
 from perdure.workflows.engine.amounts import bounds_of
-from perdure.workflows.engine.report import waiting_of
-from perdure.workflows.engine.session import is_pending, reply_to, session_of
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.events import (
+    ApprovalResolved,
     CallReturned,
     ChildEnded,
-    Decided,
-    EndAsked,
+    EndRequested,
     Event,
-    IdleNoticed,
-    Interrupted,
+    IdleChecked,
+    MessageSent,
     ModelFailed,
     Paused,
     Resumed,
-    Sent,
-    Spoke,
-    Spoken,
-    State,
+    Said,
+    TurnInterrupted,
 )
+from perdure.workflows.engine.report import waiting_of
+from perdure.workflows.engine.session import is_pending, reply_to, session_of
+from perdure.workflows.engine.state import AgentState, Utterance
 from tests.unit.runs import call, result
 
 from . import casts
@@ -92,7 +91,7 @@ class Trees(RuleBasedStateMachine):
     def begun(self, made: tuple[World, Shell], course: tuple[int, int]) -> None:
         self.world, self.root = made
         state = self.root.state
-        whole = session_of(state).limits if isinstance(state, State) and state.session else state.limits
+        whole = session_of(state).limits if isinstance(state, AgentState) and state.session else state.limits
         self.limits = bounds_of(whole)
         self.past: list[tuple[Shell, Event]] = []
         self.said: list[str] = []
@@ -126,7 +125,7 @@ class Trees(RuleBasedStateMachine):
 
     def worked(self, shell: Shell, chance: Random) -> None:
         """A model answers as models do: mostly it calls tools, mostly such as there are."""
-        assert isinstance(shell.state, State)
+        assert isinstance(shell.state, AgentState)
         peers = [peer.name for peer in shell.state.peers]
         made = [call(chance.choice(NAMES), input="do it") for _ in range(chance.choice([1, 1, 2, 3]))]
         if peers and chance.random() < 0.3:
@@ -207,16 +206,18 @@ class Trees(RuleBasedStateMachine):
 
     @rule(pick=PICK, allow=FLAG, known=FLAG, edit=FLAG)
     def somebody_decides(self, pick: int, allow: bool, known: bool, edit: bool) -> None:
-        held = [(shell, c.call.id) for shell in self.agents for c in shell.state.calls if c.state == "asking"]
+        held = [
+            (shell, c.call.id) for shell in self.agents for c in shell.state.step.calls if c.state == "asking"
+        ]
         shell, call_id = picked(held, pick) if held and known else (self.root, "call-9-9")
         decided = ApprovalDecision(
             call_id=call_id, allow=allow, arguments={"n": 1} if edit and allow else None
         )
-        shell.wake(Decided(decision=decided))
+        shell.wake(ApprovalResolved(decision=decided))
 
     @property
     def agents(self) -> list[Any]:
-        return [shell for shell in self.begun_runs if isinstance(shell.state, State)]
+        return [shell for shell in self.begun_runs if isinstance(shell.state, AgentState)]
 
     @precondition(lambda self: bool(self.agents))
     @rule(pick=PICK, steer=FLAG)
@@ -227,10 +228,10 @@ class Trees(RuleBasedStateMachine):
             message = Message.user(text)
             if shell.state.session:
                 self.said.append(text)
-                spoken = Spoken(id=text, message=message)
-                shell.wake(Spoke(spoken=spoken, when_busy="steer" if steer else "queue"))
+                spoken = Utterance(id=text, message=message)
+                shell.wake(Said(utterance=spoken, when_busy="steer" if steer else "queue"))
             else:
-                shell.wake(Sent(message=message, id=text if steer else None))
+                shell.wake(MessageSent(message=message, id=text if steer else None))
 
     @rule()
     def somebody_pauses(self) -> None:
@@ -247,7 +248,7 @@ class Trees(RuleBasedStateMachine):
         if reason == "cancelled":
             shell.be_cancelled()
         else:
-            shell.wake(EndAsked(reason=reason))
+            shell.wake(EndRequested(reason=reason))
 
     @precondition(lambda self: self.world.ticks > 40 and len(self.world.alive) > 1)
     @rule(pick=PICK)
@@ -326,15 +327,17 @@ class Trees(RuleBasedStateMachine):
         for one in waiting_of(status):
             below = self.world.shells[one.run_id]
             if isinstance(one, Approval):
-                return below.wake(Decided(decision=ApprovalDecision(call_id=one.call_id, allow=True)))
+                return below.wake(
+                    ApprovalResolved(decision=ApprovalDecision(call_id=one.call_id, allow=True))
+                )
             if isinstance(one, Question):
                 message = Message.user("yes")
-                if below.state.session:  # type: ignore[union-attr]
+                if below.state.session:
                     self.said.append(f"answer {len(self.said)}")
-                    spoken = Spoken(id=self.said[-1], message=message)
-                    return below.wake(Spoke(spoken=spoken, when_busy="steer"))
-                return below.wake(Sent(message=message))
-        parked = isinstance(status, State) and status.parked is not None
+                    spoken = Utterance(id=self.said[-1], message=message)
+                    return below.wake(Said(utterance=spoken, when_busy="steer"))
+                return below.wake(MessageSent(message=message))
+        parked = isinstance(status, AgentState) and status.parking.parked is not None
         if status.paused or parked or any(isinstance(one, Parked) for one in waiting_of(status)):
             return self.root.wake(Resumed())
         return self.finally_closed()
@@ -344,10 +347,10 @@ class Trees(RuleBasedStateMachine):
 
     def everything_was_counted_once(self) -> None:
         root = self.root.state
-        if root.usage.estimated or self.world.unknowable or self.world.lost:
+        if root.ledger.usage.estimated or self.world.unknowable or self.world.lost:
             return
-        assert root.usage == self.world.truth.model_copy(update={"estimated": False})
-        assert root.cost_microusd == self.world.truth_microusd
+        assert root.ledger.usage == self.world.truth.model_copy(update={"estimated": False})
+        assert root.ledger.cost_microusd == self.world.truth_microusd
 
 
 class Families(Trees):
@@ -379,33 +382,33 @@ class Sessions(Trees):
 
     @rule(exact=FLAG, reason=st.sampled_from(["stopped", "deadline"]))
     def a_turn_is_interrupted(self, exact: bool, reason: Any) -> None:
-        turn = session_of(self.root.state).turn - exact  # type: ignore[arg-type]
-        self.root.wake(Interrupted(turn=turn if exact else None, reason=reason))
+        turn = session_of(self.root.state).turn - exact
+        self.root.wake(TurnInterrupted(turn=turn if exact else None, reason=reason))
 
     @rule()
     def time_passes(self) -> None:
-        self.root.wake(IdleNoticed(at=self.world.now()))
+        self.root.wake(IdleChecked(at=self.world.now()))
 
     @invariant()
     def each_message_is_in_one_place(self) -> None:
         if not hasattr(self, "world"):
             return
-        session = session_of(self.root.state)  # type: ignore[arg-type]
+        session = session_of(self.root.state)
         queued = [one.id for one in (*session.unread, *session.queue)]
         answered = [one for turn in session.answered for one in turn.ids]
         # While it calls back what is in flight, nobody looks at what has come in.
-        coming = [event.spoken.id for event in self.root.events if isinstance(event, Spoke)]
+        coming = [event.utterance.id for event in self.root.events if isinstance(event, Said)]
         assert sorted([*session.ids, *queued, *answered, *coming]) == sorted(self.said)
         for one in (one for one in self.said if one not in coming):
-            replied = reply_to(self.root.state, one) is not None  # type: ignore[arg-type]
-            assert replied != is_pending(self.root.state, one)  # type: ignore[arg-type]
+            replied = reply_to(self.root.state, one) is not None
+            assert replied != is_pending(self.root.state, one)
 
     def finally_closed(self) -> None:
         if len(self.said) > 6:
-            return self.root.wake(EndAsked(reason="stopped"))
+            return self.root.wake(EndRequested(reason="stopped"))
         self.said.append(f"message {len(self.said)}")
-        spoken = Spoken(id=self.said[-1], message=Message.user("one more thing"))
-        return self.root.wake(Spoke(spoken=spoken))
+        spoken = Utterance(id=self.said[-1], message=Message.user("one more thing"))
+        return self.root.wake(Said(utterance=spoken))
 
 
 TestFamilies: Any = Families.TestCase

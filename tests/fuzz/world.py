@@ -17,66 +17,54 @@ from perdure.wire.effects import ModelOutcome
 from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import ENDED, Failure, RunResult, Status
-from perdure.wire.spec import AgentSpec, ResolvedAgent
-from perdure.wire.tree import Amount, Branch, Report
-from perdure.workflows.child_runs import branch_for, request_for
-from perdure.workflows.engine import fold as run_events
-from perdure.workflows.engine import session as turns
-from perdure.workflows.engine import team
+from perdure.wire.spec import ResolvedAgent
+from perdure.wire.tree import Amount, ChildInput, Report
+from perdure.workflows.child_runs import input_for, request_for
 from perdure.workflows.engine.account import limits_of, spent
 from perdure.workflows.engine.agent_calls import is_error, result_text
 from perdure.workflows.engine.amounts import FIELDS, least, of
-from perdure.workflows.engine.carry import Writing, pack, unpack
-from perdure.workflows.engine.decide import (
-    Answer,
-    Ask,
+from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
+from perdure.workflows.engine.commands import (
     CallModel,
     CallTools,
+    CancelPending,
     CloseTurn,
     Command,
     Finish,
+    GrantChildren,
+    MoveWindow,
     OpenTurn,
-    Recall,
-    Slide,
+    RequestBudget,
     StartNodes,
     Wait,
-    decide,
 )
-from perdure.workflows.engine.fold import Birth
-from perdure.workflows.engine.report import (
-    details,
-    report_due,
-    result_of,
-    status_of,
-    status_report,
-    waiting_of,
-)
-from perdure.workflows.engine.scheduler import Start
-from perdure.workflows.engine.state import (
-    Asked,
-    Call,
+from perdure.workflows.engine.events import (
+    BudgetGranted,
+    BudgetRequested,
     CallsStarted,
-    ChildAnswered,
     ChildEnded,
+    ChildGranted,
     ChildReported,
-    End,
-    EndAsked,
+    EndRequested,
     Event,
-    GraceOver,
-    Granted,
+    GraceExpired,
     NodesStarted,
     Paused,
     Replied,
     Resumed,
-    Slid,
-    State,
     StepBegan,
     TurnBegan,
     TurnEnded,
+    WindowMoved,
 )
-from perdure.workflows.engine.team import Team
-from perdure.workflows.engine.tree import held
-from tests.unit.runs import NOW
+from perdure.workflows.engine.program import RunningProgram
+from perdure.workflows.engine.programs import program_for
+from perdure.workflows.engine.report import report_due, status_of, waiting_of
+from perdure.workflows.engine.scheduler import Start
+from perdure.workflows.engine.session import SessionProgram
+from perdure.workflows.engine.state import AgentState, Call, End, Origin, RunState
+from perdure.workflows.engine.tree import held_by_children
+from tests.unit.runs import NOW, details, program_of, status_report
 
 MOST_MOVES = 300
 """Of a shell, until it has to wait: more, and decide and fold go round in circles."""
@@ -90,7 +78,7 @@ class Shell:
 
     world: "World" = field(repr=False)
     id: str
-    state: State | Team
+    state: RunState
     parent: "Shell | None" = None
     code: GraphCode = field(default_factory=GraphCode)
     flying: dict[str, Flight] = field(default_factory=dict[str, Flight])
@@ -109,6 +97,11 @@ class Shell:
     parts: int = 1
     end: End | None = None
     result: RunResult | None = None
+
+    @property
+    def program(self) -> RunningProgram[Any]:
+        """The program of its kind."""
+        return program_of(self.state, self.code)
 
     # -- the loop
 
@@ -131,7 +124,7 @@ class Shell:
         """Cancelled from outside: nothing is too urgent to hear it."""
         if self.end is None:
             self.recalling = False
-            self.events.append(EndAsked(reason="cancelled"))
+            self.events.append(EndRequested(reason="cancelled"))
             self._loop()
 
     def _loop(self) -> None:
@@ -152,14 +145,14 @@ class Shell:
         match command:
             case CallModel() | StartNodes() if self.renews:
                 return self._renewed()
-            case Wait() if self.renews and isinstance(self.state, State) and self.state.session:
+            case Wait() if self.renews and isinstance(self.state, AgentState) and self.state.session:
                 session = self.state.session
                 if session.is_open or session.queue:
                     return self._waits()
                 return self._renewed()
             case Wait():
                 return self._waits()
-            case Recall():
+            case CancelPending():
                 return self._recall()
             case Finish():
                 self._over(command.end)
@@ -174,13 +167,13 @@ class Shell:
 
     def _renewed(self) -> bool:
         """Continue as new, when nothing is in flight."""
-        if self.state.busy:
+        if self.state.is_busy:
             return self._waits()
         before, said = self.state, self.decided()
-        carried = json.loads(json.dumps(pack(before, Writing(layout=2))))
-        after, writing = unpack(carried[0], carried[1:])
+        carried = json.loads(json.dumps(pack(self.program, before, HistoryFormat(layout=2))))
+        after, writing = unpack(self.program, carried[0], carried[1:])
         assert after == before
-        assert writing == Writing(layout=2)
+        assert writing == HistoryFormat(layout=2)
         self.state, self.renews, self.recalled = after, False, False
         self.parts += 1
         assert self.decided() == said, "what is next does not depend on who remembers it"
@@ -189,7 +182,7 @@ class Shell:
     def _do(self, command: Command) -> None:  # noqa: C901 - one case a command
         match command:
             case CallModel():
-                self.apply(StepBegan(clamped_by=command.allowance.by))
+                self.apply(StepBegan(clamped_by=command.allowance.limited_by))
                 self.granted = command.allowance.max_tokens
                 self.flying["model"] = "model"
             case CallTools():
@@ -200,15 +193,15 @@ class Shell:
                 self.apply(NodesStarted(starts=command.starts, at=self.world.now()))
                 for start in command.starts:
                     self._start_node(start)
-            case Answer():
+            case GrantChildren():
                 for key, grant in command.grants:
-                    self.apply(ChildAnswered(key=key, grant=grant))
-                    self._tell(key, Granted(grant=grant))
-            case Ask():
+                    self.apply(ChildGranted(key=key, grant=grant))
+                    self._tell(key, BudgetGranted(grant=grant))
+            case RequestBudget():
                 self._tell_parent(command)
-                self.apply(Asked(need=command.want.need, wish=command.want.wish))
-            case Slide():
-                self.apply(Slid(start=command.start))
+                self.apply(BudgetRequested(request=command.request))
+            case MoveWindow():
+                self.apply(WindowMoved(start=command.start))
             case OpenTurn():
                 self.apply(TurnBegan(at=self.world.now()))
             case CloseTurn():
@@ -221,7 +214,7 @@ class Shell:
                 raise AssertionError(f"{command!r} is not to be done")
 
     def _call(self, call: Call) -> None:
-        assert isinstance(self.state, State)
+        assert isinstance(self.state, AgentState)
         if call.kind != "agent":
             self.flying[call.call.id] = "tool"
             return
@@ -239,7 +232,7 @@ class Shell:
             self._start(start)
 
     def _start(self, start: Start) -> None:
-        branch = branch_for(self.state, start, self.world.now(), "family")
+        branch = input_for(self.state, start, self.world.now(), "family")
         self.flying[start.key] = "child"
         self.children[start.key] = self.world.born(self, start, request_for(self.state, start), branch)
 
@@ -247,13 +240,13 @@ class Shell:
         ending = self.state.ending
         if self.recalled and (self.recalled_for == ending or ending != "cancelled"):
             self.recalled = False
-            self.apply(GraceOver())
+            self.apply(GraceExpired())
             return False
         self.recalled, self.recalled_for = True, ending
         for key, kind in self.flying.items():
             if kind == "child":
                 gently = ending not in (None, "cancelled")
-                self._tell(key, EndAsked(reason="stopped" if gently else "cancelled"))
+                self._tell(key, EndRequested(reason="stopped" if gently else "cancelled"))
         if not self.flying:
             return False
         self.recalling = True
@@ -263,8 +256,8 @@ class Shell:
         self.world.unheard(self)
         self.state = replace(self.state, end=end)
         self.end = end
-        self.result = result_of(self.state, end)
-        branch = self.state.tree.branch
+        self.result = self.program.result(self.state, end)
+        branch = self.state.tree.lineage
         if self.parent is None or branch is None:
             self.world.orphaned(self)
             return
@@ -282,10 +275,7 @@ class Shell:
 
     def decided(self) -> Command:
         """What is next; asking changes nothing."""
-        state = self.state
-        if isinstance(state, Team):
-            return team.decide(state, self.code)
-        return turns.decide(state) if state.session else decide(state)
+        return self.program.decide(self.state)
 
     def apply(self, event: Event) -> None:
         """Fold the event, and see that it was done properly."""
@@ -294,18 +284,16 @@ class Shell:
         self.world.check_fold(self, before, event, after)
         self.state = after
 
-    def folded(self, event: Event) -> State | Team:
+    def folded(self, event: Event) -> RunState:
         """The state after the event."""
-        state = self.state
-        if isinstance(state, Team):
-            return team.fold(state, event, self.code)
-        return turns.fold(state, event) if state.session else run_events.fold(state, event)
+        after: RunState = self.program.fold(self.state, event)
+        return after
 
-    def _tell_parent(self, ask: Ask | None = None) -> None:
-        branch = self.state.tree.branch
+    def _tell_parent(self, ask: RequestBudget | None = None) -> None:
+        branch = self.state.tree.lineage
         if branch is None:
             return
-        report, told = report_due(self.state, branch, ask.want if ask else None)
+        report, told = report_due(self.state, ask.request if ask else None)
         if report is not None:
             self.apply(told)
             self._report(report)
@@ -370,20 +358,19 @@ class World:
 
     def begin(self, found: ResolvedAgent, request: RunRequest, session: Any = None) -> Shell:
         """The root of the tree."""
-        birth = Birth(id="root", members=found.members)
-        state: State | Team
+        birth = Origin(id="root", members=found.members)
+        state: RunState
         if session is not None:
-            assert isinstance(found.spec, AgentSpec)
-            state = turns.initial(session, found.spec, self.now(), birth)
+            state = SessionProgram(program_for(found.spec)).open(session, self.now(), birth)
         else:
             state = _initial(found, request, self.now(), birth)
         return self._shell("root", state, None)
 
-    def born(self, parent: Shell, start: Start, request: RunRequest, branch: Branch) -> Shell:
+    def born(self, parent: Shell, start: Start, request: RunRequest, branch: ChildInput) -> Shell:
         """A run that another one starts."""
         found = self.resolved[str(start.member)]
         run_id = child_run_id(parent.id, start.key)
-        birth = Birth(id=run_id, members=found.members, branch=branch)
+        birth = Origin(id=run_id, members=found.members, child=branch)
         assert run_id not in self.shells, "no two runs of one id"
         shell = self._shell(run_id, _initial(found, request, self.now(), birth), parent)
         self.new.append(shell)
@@ -394,7 +381,7 @@ class World:
     new: list[Shell] = field(default_factory=list[Shell])
     """Runs that have been started, and have not begun."""
 
-    def _shell(self, run_id: str, state: State | Team, parent: Shell | None) -> Shell:
+    def _shell(self, run_id: str, state: RunState, parent: Shell | None) -> Shell:
         code = self.codes.get(state.spec.name, GraphCode())
         shell = self.shells[run_id] = Shell(world=self, id=run_id, state=state, parent=parent, code=code)
         return shell
@@ -404,7 +391,7 @@ class World:
         for child in shell.children.values():
             if child.end is None:
                 self.channels.setdefault((f"{shell.id} closed", child.id), deque()).append(
-                    EndAsked(reason="cancelled")
+                    EndRequested(reason="cancelled")
                 )
 
     @property
@@ -432,7 +419,7 @@ class World:
         if isinstance(what, RunResult):
             key = next(key for key, child in target.children.items() if child.id == ends[0])
             target.child_ended(key, what)
-        elif isinstance(what, EndAsked) and what.reason == "cancelled":
+        elif isinstance(what, EndRequested) and what.reason == "cancelled":
             target.be_cancelled()
         else:
             target.wake(what)
@@ -460,7 +447,7 @@ class World:
     def unheard(self, shell: Shell) -> None:
         """A model call that was given up is paid for all the same; the run says that it does not know."""
         if "model" in shell.flying:
-            assert shell.state.usage.estimated
+            assert shell.state.ledger.usage.estimated
             self.lost = True
 
     def answer(
@@ -475,17 +462,19 @@ class World:
     ) -> None:
         """The model of that run answers, with as much of what it was allowed."""
         state = shell.state
-        assert isinstance(state, State)
-        read = state.context_tokens
+        assert isinstance(state, AgentState)
+        read = state.transcript.context_tokens
         usage = Usage(
             input_tokens=read - int(read * cached),
             cache_read_tokens=int(read * cached),
             output_tokens=int(shell.granted * part),
         )
-        price = state.spec.models[state.model].price
+        price = state.spec.models[state.chain.model].price
         cost = price.cost_microusd(usage) if price else None
-        meta = ReplyMeta(step=state.step, model="m", usage=usage, cost_microusd=cost)
-        numbered = [one.model_copy(update={"id": f"call-{state.step}-{n}"}) for n, one in enumerate(calls, 1)]
+        meta = ReplyMeta(step=state.ledger.steps, model="m", usage=usage, cost_microusd=cost)
+        numbered = [
+            one.model_copy(update={"id": f"call-{state.ledger.steps}-{n}"}) for n, one in enumerate(calls, 1)
+        ]
         message = Message(
             role="assistant", parts=[*([Text(text=text)] if text else []), *numbered], meta=meta
         )
@@ -496,20 +485,20 @@ class World:
 
     # -- what always holds
 
-    def check_fold(self, shell: Shell, before: State | Team, event: Event, after: State | Team) -> None:
+    def check_fold(self, shell: Shell, before: RunState, event: Event, after: RunState) -> None:
         """A state is followed by another, never changed; the past stays what it was."""
-        assert after.usage.total_tokens >= before.usage.total_tokens
-        assert after.cost_microusd >= before.cost_microusd
-        assert after.tool_calls >= before.tool_calls
-        if isinstance(before, State) and isinstance(after, State):
+        assert after.ledger.usage.total_tokens >= before.ledger.usage.total_tokens
+        assert after.ledger.cost_microusd >= before.ledger.cost_microusd
+        assert after.ledger.tool_calls >= before.ledger.tool_calls
+        if isinstance(before, AgentState) and isinstance(after, AgentState):
             assert after.messages[: len(before.messages)] == before.messages, "a transcript only grows"
-            assert after.step >= before.step
+            assert after.ledger.steps >= before.ledger.steps
             self._check_transcript(after)
         self._check_children(shell, after)
 
-    def _check_transcript(self, state: State) -> None:
+    def _check_transcript(self, state: AgentState) -> None:
         """Each call is answered once, by the message after the one that asked; the last may be open."""
-        open_calls = [call.call.id for call in state.calls]
+        open_calls = [call.call.id for call in state.step.calls]
         answered: list[str] = []
         for index, message in enumerate(state.messages):
             asked = [call.id for call in message.tool_calls]
@@ -524,25 +513,25 @@ class World:
                 assert [result.call_id for result in results] == asked
                 answered += asked
         assert len(answered) == len(set(answered))
-        assert not (state.asking_model and state.calls), "the model is asked, or calls are open"
+        assert not (state.step.asking_model and state.step.calls), "the model is asked, or calls are open"
 
-    def _check_children(self, shell: Shell, state: State | Team) -> None:
+    def _check_children(self, shell: Shell, state: RunState) -> None:
         keys = [child.key for child in state.tree.children]
         assert len(keys) == len(set(keys))
 
     def check_command(self, shell: Shell, command: Command) -> None:
-        """Asked twice it says the same; and what it says can be done."""
+        """BudgetRequested twice it says the same; and what it says can be done."""
         state = shell.state
         assert shell.decided() == command
         _check_told(state)
         _check_limits(state, budgeted=not self.unknowable)
         if isinstance(command, CallModel):
-            assert isinstance(state, State)
-            assert not any((state.asking_model, state.running, state.calls, state.paused))
-            assert (state.parked, state.ending, state.end) == (None, None, None)
-            assert 0 < command.allowance.max_tokens <= state.spec.models[state.model].config.max_tokens
+            assert isinstance(state, AgentState)
+            assert not any((state.step.asking_model, state.runs_tools, state.step.calls, state.paused))
+            assert (state.parking.parked, state.ending, state.end) == (None, None, None)
+            assert 0 < command.allowance.max_tokens <= state.spec.models[state.chain.model].config.max_tokens
         if isinstance(command, CallTools):
-            assert isinstance(state, State)
+            assert isinstance(state, AgentState)
             assert command.calls
             assert not any((state.paused, state.ending, state.end))
             assert all(call.state == "ready" for call in command.calls)
@@ -550,8 +539,10 @@ class World:
             assert command.starts
             assert not any((state.paused, state.ending, state.end))
         if isinstance(command, Finish | CloseTurn):
-            assert not state.busy or state.end is None
-            assert not (isinstance(state, State) and state.calls), "no call is left without its result"
+            assert not state.is_busy or state.end is None
+            assert not (isinstance(state, AgentState) and state.step.calls), (
+                "no call is left without its result"
+            )
 
     def check_stuck(self) -> None:
         """Whoever waits waits for something that comes, or for people who can find it at the root."""
@@ -587,18 +578,17 @@ class World:
         below = (child for key, child in shell.children.items() if shell.flying.get(key) == "child")
         booked = {child.key for child in shell.state.tree.children}
         known = {child.id: key for key, child in shell.children.items()}
-        return shell.state.tool_calls + sum(
+        return shell.state.ledger.tool_calls + sum(
             self.tool_calls(child) for child in below if known[child.id] in booked
         )
 
 
-def _initial(found: ResolvedAgent, request: RunRequest, now: Any, birth: Birth) -> State | Team:
-    if isinstance(found.spec, AgentSpec):
-        return run_events.initial(request, found.spec, now, birth)
-    return team.initial(request, found.spec, now, birth)
+def _initial(found: ResolvedAgent, request: RunRequest, now: Any, birth: Origin) -> RunState:
+    state: RunState = program_for(found.spec).initial(request, now, birth)
+    return state
 
 
-def _check_told(state: State | Team) -> None:
+def _check_told(state: RunState) -> None:
     """It can always say where it is."""
     status = status_of(state)
     assert status in get_args(Status)
@@ -609,19 +599,19 @@ def _check_told(state: State | Team) -> None:
     assert len(waiting_of(state)) >= len(report.waiting)
 
 
-def _check_limits(state: State | Team, *, budgeted: bool) -> None:
+def _check_limits(state: RunState, *, budgeted: bool) -> None:
     limits = state.limits
-    if isinstance(state, State):
-        assert limits.steps is None or state.step <= limits.steps
+    if isinstance(state, AgentState):
+        assert limits.steps is None or state.ledger.steps <= limits.steps
         for name, most in limits.per_tool.items():
-            assert state.per_tool.get(name, 0) <= most
+            assert state.ledger.per_tool.get(name, 0) <= most
     if not budgeted:
         return
-    there = least(limits_of(state), state.tree.lease)
-    used, lent = spent(state), held(state.tree)
+    there = least(limits_of(state), state.tree.lease.amount)
+    used, lent = spent(state), held_by_children(state.tree)
     for name in FIELDS:
         bound = of(there, name)
-        if name == "total_tokens" and state.usage.estimated:
+        if name == "total_tokens" and state.ledger.usage.estimated:
             # Whoever was given up is booked with all that it might have used, of each kind.
             continue
         total = (of(used, name) or 0) + (of(lent, name) or 0)

@@ -7,16 +7,41 @@ from zlib import crc32
 
 from pydantic import TypeAdapter
 
-from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
+from perdure.graph import Edge, Graph, GraphCode, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
 from perdure.messages import Part
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import GraphSpec
-from perdure.workflows.engine.graph import GraphPlan, begin, ended, over, startable, started
+from perdure.workflows.engine.graph import GraphScheduler
+from perdure.workflows.engine.joins import GraphPlan
 from perdure.workflows.engine.scheduler import Over, Start
 
 ADAPTER = TypeAdapter(GraphPlan)
 BOUND = GraphLimits(max_node_executions=50)
+
+
+def begin(spec: GraphSpec, task: str | list[Part]) -> GraphPlan:
+    return GraphScheduler(spec).begin(task, {})
+
+
+def startable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...]:
+    return GraphScheduler(spec, code).startable(plan)
+
+
+def started(plan: GraphPlan, spec: GraphSpec, starts: Sequence[Start]) -> GraphPlan:
+    return GraphScheduler(spec).record_start(plan, starts)
+
+
+def ended(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
+    return GraphScheduler(spec, code).record_end(plan, result)
+
+
+def over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
+    return GraphScheduler(spec, code).over(plan)
+
+
+def partial(plan: GraphPlan, spec: GraphSpec) -> Any:
+    return GraphScheduler(spec).partial(plan)
 
 
 def work(given: NodeInput) -> str:
@@ -50,7 +75,7 @@ class Play:
         """Start what can be started; the keys of it."""
         before = repr(self.plan)
         starts = startable(self.plan, self.spec, self.code)
-        after = started(self.plan, starts)
+        after = started(self.plan, self.spec, starts)
         assert repr(self.plan) == before, "a plan is never changed, only followed by another"
         self.plan = after
         assert startable(after, self.spec, self.code) == (), "all that can start starts at once"

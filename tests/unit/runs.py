@@ -3,15 +3,21 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from perdure.graph import GraphCode
 from perdure.limits import Limits
 from perdure.messages import Message, Part, ReplyMeta, Text, ToolCall, ToolResult, Usage
 from perdure.model import ModelConfig, ModelStop
 from perdure.prices import Price
 from perdure.wire.effects import ModelFailure, ModelOutcome
 from perdure.wire.requests import RunRequest
+from perdure.wire.results import RunResult, RunStatus
 from perdure.wire.spec import AgentSpec, ModelSpec, ToolSpec
+from perdure.workflows.engine.events import ModelFailed, Replied, StepBegan
 from perdure.workflows.engine.fold import fold, initial
-from perdure.workflows.engine.state import ModelFailed, Replied, State, StepBegan
+from perdure.workflows.engine.program import RunningProgram
+from perdure.workflows.engine.programs import NO_CODE, program_for
+from perdure.workflows.engine.session import SessionProgram
+from perdure.workflows.engine.state import AgentState, End, RunState
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 PRICE = Price(input=1_000_000, output=2_000_000, cache_read=100_000, cache_write=1_250_000)
@@ -39,17 +45,17 @@ def spec_of(**changed: Any) -> AgentSpec:
     return AgentSpec(**{**settings, **changed})
 
 
-def begun(prompt: str | list[Part] = "the task", request: Any = None, **changed: Any) -> State:
+def begun(prompt: str | list[Part] = "the task", request: Any = None, **changed: Any) -> AgentState:
     asked = request or RunRequest(agent="a", prompt=prompt)
     return initial(asked, spec_of(**changed), NOW)
 
 
-def asked(state: State) -> State:
+def asked(state: AgentState) -> AgentState:
     return fold(state, StepBegan())
 
 
 def reply(
-    state: State,
+    state: AgentState,
     *calls: ToolCall,
     text: str = "",
     stop: ModelStop | None = None,
@@ -58,12 +64,14 @@ def reply(
     problem: str | None = None,
 ) -> Replied:
     """An answer to the state's model call; its calls are numbered as the activity would."""
-    numbered = [call.model_copy(update={"id": f"call-{state.step}-{n}"}) for n, call in enumerate(calls, 1)]
-    used = usage or Usage(input_tokens=state.context_tokens, output_tokens=5)
-    price = state.spec.models[state.model].price
+    numbered = [
+        call.model_copy(update={"id": f"call-{state.ledger.steps}-{n}"}) for n, call in enumerate(calls, 1)
+    ]
+    used = usage or Usage(input_tokens=state.transcript.context_tokens, output_tokens=5)
+    price = state.spec.models[state.chain.model].price
     meta = ReplyMeta(
-        step=state.step,
-        model=state.spec.models[state.model].config.name,
+        step=state.ledger.steps,
+        model=state.spec.models[state.chain.model].config.name,
         usage=used,
         cost_microusd=price.cost_microusd(used) if price else None,
     )
@@ -74,20 +82,20 @@ def reply(
         output=output,
         output_problem=problem,
     )
-    return Replied(outcome=outcome, at=NOW + timedelta(seconds=state.step))
+    return Replied(outcome=outcome, at=NOW + timedelta(seconds=state.ledger.steps))
 
 
 def call(name: str, problem: str | None = None, **arguments: Any) -> ToolCall:
     return ToolCall(id="", name=name, arguments=arguments, problem=problem)
 
 
-def answered(state: State, *calls: ToolCall, **more: Any) -> State:
+def answered(state: AgentState, *calls: ToolCall, **more: Any) -> AgentState:
     """After one whole model call."""
     state = asked(state)
     return fold(state, reply(state, *calls, **more))
 
 
-def failed(state: State, kind: str, **more: Any) -> State:
+def failed(state: AgentState, kind: str, **more: Any) -> AgentState:
     return fold(asked(state), ModelFailed(failure=ModelFailure(kind=kind, message="no", **more)))
 
 
@@ -108,3 +116,23 @@ def assert_well_formed(messages: tuple[Message, ...]) -> None:
         assert message.role == "assistant" or not asked_for
     ids = [c.id for message in messages for c in message.tool_calls]
     assert len(ids) == len(set(ids))
+
+
+def program_of(state: RunState, code: GraphCode = NO_CODE) -> RunningProgram[Any]:
+    """The program that runs a state."""
+    program = program_for(state.spec, code)
+    return SessionProgram(program) if state.session else program
+
+
+def details(state: RunState) -> str:
+    return program_of(state).details(state)
+
+
+def result_of(state: RunState, end: End) -> RunResult:
+    found: RunResult = program_of(state).result(state, end)
+    return found
+
+
+def status_report(state: RunState) -> RunStatus:
+    found: RunStatus = program_of(state).status(state)
+    return found

@@ -15,22 +15,23 @@ from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, RunResult
 from perdure.wire.spec import ModelSpec
-from perdure.wire.tree import Amount, Branch
+from perdure.wire.tree import Amount, ChildInput, Lease, Lineage
 from perdure.workflows.engine.agent_calls import is_error, result_text
-from perdure.workflows.engine.decide import CallModel, CallTools, Finish, Switch, Wait, decide
-from perdure.workflows.engine.fold import Birth, fold, initial
-from perdure.workflows.engine.report import report_due
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.commands import CallModel, CallTools, Finish, SwitchModel, Wait
+from perdure.workflows.engine.decide import decide
+from perdure.workflows.engine.events import (
     CallReturned,
     CallsStarted,
     Event,
     ModelFailed,
-    NapOver,
+    ModelSwitched,
     Redriven,
     Resumed,
-    State,
-    Switched,
+    RetryDue,
 )
+from perdure.workflows.engine.fold import fold, initial
+from perdure.workflows.engine.report import report_due
+from perdure.workflows.engine.state import AgentState, Origin
 from perdure.workflows.pending_activities import model_input
 
 from .runs import NOW, asked, begun, call, reply, spec_of, tool_spec
@@ -48,7 +49,7 @@ def chain(*fallbacks: dict[str, Any]) -> tuple[ModelSpec, ...]:
     return (first, *others)
 
 
-def failed(state: State, kind: str, *, transient: float | None = None, at: float = 0) -> State:
+def failed(state: AgentState, kind: str, *, transient: float | None = None, at: float = 0) -> AgentState:
     after = None if transient is None else timedelta(seconds=transient)
     failure = ModelFailure(kind=kind, message="why", retry_in=after)
     return fold(asked(state), ModelFailed(failure=failure, at=NOW + timedelta(seconds=at)))
@@ -56,44 +57,44 @@ def failed(state: State, kind: str, *, transient: float | None = None, at: float
 
 def test_a_fallback_is_taken_on_what_it_says_and_on_nothing_else() -> None:
     models = chain({"on": ("rate_limited",)}, {"on": ("overloaded", "timeout")})
-    assert failed(begun(models=models), "rate_limited").model == 1
-    assert failed(begun(models=models), "timeout").model == 2
+    assert failed(begun(models=models), "rate_limited").chain.model == 1
+    assert failed(begun(models=models), "timeout").chain.model == 2
     parked = failed(begun(models=models), "authentication")
-    assert (parked.model, parked.parked is not None) == (0, True)
+    assert (parked.chain.model, parked.parking.parked is not None) == (0, True)
 
 
 def test_without_conditions_it_is_taken_on_every_error_that_falls_back() -> None:
     for kind, rule in RULES.items():
         state = failed(begun(models=chain({})), kind)
-        assert (state.model == 1) == rule.falls_back, kind
+        assert (state.chain.model == 1) == rule.falls_back, kind
 
 
 def test_one_that_is_not_sticky_answers_one_step_and_the_errors_are_kept_beside_the_answer() -> None:
     state = failed(begun(models=chain({"sticky": False})), "overloaded")
     state = fold(asked(state), reply(state, call("work")))
-    assert state.model == 0
+    assert state.chain.model == 0
     meta = state.messages[-1].meta
     assert meta is not None
     assert (meta.model, meta.errors) == ("other0:x", ["first:x: overloaded: why"])
     sticky = failed(begun(models=chain({})), "overloaded")
     sticky = fold(asked(sticky), reply(sticky, call("work")))
-    assert sticky.model == 1
+    assert sticky.chain.model == 1
 
 
 def test_a_model_with_more_room_is_taken_before_the_conversation_is_cut() -> None:
     state = asked(begun(models=chain({"on": ("context_overflow",)})))
     larger = fold(state, reply(state, stop="context_overflow"))
-    assert (larger.model, larger.window_start, larger.redo) == (1, 0, True)
+    assert (larger.chain.model, larger.transcript.window_start, larger.step.redo) == (1, 0, True)
     plain = asked(begun(models=chain({})))
-    assert fold(plain, reply(plain, stop="context_overflow")).model == 0
+    assert fold(plain, reply(plain, stop="context_overflow")).chain.model == 0
 
 
 def test_when_the_money_does_not_pay_for_the_model_a_cheaper_one_goes_on() -> None:
     models = chain({"price": CHEAP, "on": ("cost_budget",)})
     state = begun(models=models, limits=Limits(cost_usd=0.000_02))
     command = decide(state)
-    assert command == Switch(model=1)
-    state = fold(state, Switched(model=1))
+    assert command == SwitchModel(model=1)
+    state = fold(state, ModelSwitched(model=1))
     assert isinstance(decide(state), CallModel)
     dear = begun(models=chain({}), limits=Limits(cost_usd=0.000_02))
     assert isinstance(decide(dear), Finish)
@@ -101,9 +102,9 @@ def test_when_the_money_does_not_pay_for_the_model_a_cheaper_one_goes_on() -> No
 
 def test_a_fallback_that_needs_money_left_is_passed_over_without_it() -> None:
     models = chain({"least_cost_left_microusd": 5_000_000}, {})
-    assert failed(begun(models=models, limits=Limits(cost_usd=1)), "overloaded").model == 2
-    assert failed(begun(models=models, limits=Limits(cost_usd=9)), "overloaded").model == 1
-    assert failed(begun(models=models), "overloaded").model == 1, "no budget, nothing to be short of"
+    assert failed(begun(models=models, limits=Limits(cost_usd=1)), "overloaded").chain.model == 2
+    assert failed(begun(models=models, limits=Limits(cost_usd=9)), "overloaded").chain.model == 1
+    assert failed(begun(models=models), "overloaded").chain.model == 1, "no budget, nothing to be short of"
 
 
 def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes() -> None:
@@ -112,22 +113,22 @@ def test_an_outage_parks_for_ever_longer_and_anything_else_until_a_person_comes(
     for _ in range(7):
         state = failed(state, "overloaded", transient=30)
         assert isinstance(decide(state), Wait)
-        assert state.parked is not None
-        due = state.parked.resumes_at
+        assert state.parking.parked is not None
+        due = state.parking.parked.resumes_at
         assert due is not None
         waits.append((due - NOW).total_seconds())
-        assert fold(state, NapOver(at=due - timedelta(seconds=1))) == state, "not yet"
-        state = fold(state, NapOver(at=due))
+        assert fold(state, RetryDue(at=due - timedelta(seconds=1))) == state, "not yet"
+        state = fold(state, RetryDue(at=due))
         assert isinstance(decide(state), CallModel)
     assert waits == [30, 60, 120, 240, 240, 240, 240]
     state = failed(begun(), "rate_limited", transient=7200)
-    assert state.parked is not None
-    assert state.parked.resumes_at == NOW + timedelta(hours=2), "a provider's own delay is kept"
+    assert state.parking.parked is not None
+    assert state.parking.parked.resumes_at == NOW + timedelta(hours=2), "a provider's own delay is kept"
     answered = fold(asked(state), reply(asked(state), text="hi"))
-    assert answered.naps == 0
+    assert answered.parking.auto_retries == 0
     mended = failed(begun(), "authentication")
-    assert mended.parked is not None
-    assert mended.parked.resumes_at is None
+    assert mended.parking.parked is not None
+    assert mended.parking.parked.resumes_at is None
 
 
 def test_what_was_never_asked_makes_no_nap_longer() -> None:
@@ -135,52 +136,56 @@ def test_what_was_never_asked_makes_no_nap_longer() -> None:
     waits: list[float] = []
     for kind in ("circuit_open", "overloaded", "circuit_open", "circuit_open", "overloaded"):
         state = failed(state, kind, transient=30)
-        assert state.parked is not None
-        assert state.parked.resumes_at is not None
-        waits.append((state.parked.resumes_at - NOW).total_seconds())
-        state = fold(state, NapOver(at=state.parked.resumes_at))
+        assert state.parking.parked is not None
+        assert state.parking.parked.resumes_at is not None
+        waits.append((state.parking.parked.resumes_at - NOW).total_seconds())
+        state = fold(state, RetryDue(at=state.parking.parked.resumes_at))
     assert waits == [30, 30, 30, 30, 60]
 
 
 @pytest.mark.parametrize("event", [Resumed(), Redriven()], ids=["resume", "redrive"])
 def test_who_is_told_to_go_on_insists_until_a_model_answers_or_it_is_parked_again(event: Event) -> None:
     parked = failed(begun(), "circuit_open", transient=30)
-    assert parked.parked is not None
-    assert parked.parked.resumes_at is not None
-    by_itself = fold(parked, NapOver(at=parked.parked.resumes_at))
+    assert parked.parking.parked is not None
+    assert parked.parking.parked.resumes_at is not None
+    by_itself = fold(parked, RetryDue(at=parked.parking.parked.resumes_at))
     told = fold(parked, event)
     for state, force_once in ((by_itself, False), (told, True)):
         command = decide(state)
         assert isinstance(command, CallModel)
         assert model_input(state, command).force_once is force_once
-    assert not failed(told, "circuit_open", transient=30).force_once
-    assert not fold(asked(told), reply(asked(told), text="hi")).force_once
-    assert fold(failed(begun(), "malformed_reply"), event).force_once, "which opens circuits too"
-    assert not fold(begun(), Resumed()).force_once, "one that was not parked has nothing to insist on"
+    assert not failed(told, "circuit_open", transient=30).parking.force_once
+    assert not fold(asked(told), reply(asked(told), text="hi")).parking.force_once
+    assert fold(failed(begun(), "malformed_reply"), event).parking.force_once, "which opens circuits too"
+    assert not fold(begun(), Resumed()).parking.force_once, "one that was not parked has nothing to insist on"
 
 
 def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent() -> None:
     state = begun(models=chain({}))
     state = fold(asked(state), reply(asked(state), call("work")))
-    [waiting] = state.calls
+    [waiting] = state.step.calls
     result = ToolResult(call_id=waiting.call.id, name="work", content=[Text(text="done")])
     state = fold(fold(state, CallsStarted(ids=(waiting.call.id,))), CallReturned(result=result))
     state = failed(failed(state, "payment"), "payment")
-    assert state.parked is not None
+    assert state.parking.parked is not None
     spec = spec_of(models=chain(), instructions="Help better.", limits=Limits(steps=7))
     after = fold(state, Redriven(spec=spec, limits=Limits(cost_usd=3)))
-    assert (after.parked, after.model, after.spec.instructions) == (None, 0, "Help better.")
+    assert (after.parking.parked, after.chain.model, after.spec.instructions) == (None, 0, "Help better.")
     assert (after.limits.steps, after.limits.cost_usd) == (7, 3)
-    assert (after.messages, after.usage, after.step) == (state.messages, state.usage, state.step)
+    assert (after.messages, after.ledger.usage, after.ledger.steps) == (
+        state.messages,
+        state.ledger.usage,
+        state.ledger.steps,
+    )
     assert isinstance(decide(after), CallModel)
     assert fold(after, Redriven(spec=spec_of())) == after, "what is not parked is not redriven"
 
 
-def failing(fallback: ToolFallback | None, kind: str = "tool_error", effect: str = "read") -> State:
+def failing(fallback: ToolFallback | None, kind: str = "tool_error", effect: str = "read") -> AgentState:
     tools = (tool_spec("work", fallback=fallback, effect=effect), tool_spec("other"))
     state = asked(begun(tools=tools))
     state = fold(state, reply(state, call("work", n=1)))
-    [waiting] = state.calls
+    [waiting] = state.step.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
     said: list[ResultPart] = [Text(text="it broke")]
     result = ToolResult(call_id=waiting.call.id, name="work", content=said, is_error=True, error_kind=kind)
@@ -189,7 +194,7 @@ def failing(fallback: ToolFallback | None, kind: str = "tool_error", effect: str
 
 def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_told() -> None:
     state = failing(ToolFallback(tool="other"))
-    [waiting] = state.calls
+    [waiting] = state.step.calls
     assert (waiting.state, waiting.stand_in) == ("ready", "other")
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
     result = ToolResult(call_id=waiting.call.id, name="other", content=[Text(text="42")])
@@ -202,15 +207,15 @@ def test_another_tool_is_called_in_place_of_one_that_failed_and_the_model_is_tol
 
 def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> None:
     fallback = ToolFallback(tool="other")
-    assert failing(fallback, "tool_timeout", effect="read").calls
+    assert failing(fallback, "tool_timeout", effect="read").step.calls
     [given] = failing(fallback, "tool_timeout", effect="write").messages[-1].tool_results
     assert given.is_error
-    assert failing(fallback, "tool_error", effect="write").calls, "it said itself that it failed"
+    assert failing(fallback, "tool_error", effect="write").step.calls, "it said itself that it failed"
 
 
 def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:
     state = failing(ToolFallback(tool="other"))
-    [waiting] = state.calls
+    [waiting] = state.step.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
     said: list[ResultPart] = [Text(text="it is closed")]
     result = ToolResult(call_id=waiting.call.id, name="other", content=said, is_error=True)
@@ -239,26 +244,29 @@ def test_what_is_the_callers_fault_is_told_and_not_covered_up(kind: str) -> None
 
 
 def test_an_outage_has_one_beginning_and_its_parent_hears_of_it_once() -> None:
-    branch = Branch(parent="p", key="a-1", spec_digest="x", as_of=NOW, lease=Amount(tool_calls=9))
-    state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Birth(id="p/a-1", branch=branch))
+    branch = ChildInput(
+        lineage=Lineage(parent="p", key="a-1", spec_digest="x", as_of=NOW),
+        lease=Lease(lender="p", amount=Amount(tool_calls=9)),
+    )
+    state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Origin(id="p/a-1", child=branch))
     told = 0
     for n in range(5):
         state = failed(state, "overloaded", transient=30, at=100 * n)
-        assert state.parked is not None
-        assert state.parked.since == NOW
-        report, after = report_due(state, branch, None)
+        assert state.parking.parked is not None
+        assert state.parking.parked.since == NOW
+        report, after = report_due(state, None)
         told += report is not None
         state = fold(state, after)
-        assert state.parked is not None
-        due = state.parked.resumes_at
+        assert state.parking.parked is not None
+        due = state.parking.parked.resumes_at
         assert due is not None
-        state = fold(state, NapOver(at=due))
-        report, after = report_due(asked(state), branch, None)
+        state = fold(state, RetryDue(at=due))
+        report, after = report_due(asked(state), None)
         assert report is None, "between two naps nothing is better"
     assert told == 1
     state = asked(state)
     state = fold(state, reply(state, call("work")))
-    report, _ = report_due(state, branch, None)
+    report, _ = report_due(state, None)
     assert report is not None
     assert report.waiting == []
 
@@ -281,7 +289,7 @@ def test_what_stands_in_keeps_its_own_bounds() -> None:
     )
     state = asked(begun(tools=tools, limits=Limits(per_tool={"other": 2})))
     state = fold(state, reply(state, *(call("work", n=n) for n in range(4))))
-    ids = tuple(one.call.id for one in state.calls)
+    ids = tuple(one.call.id for one in state.step.calls)
     state = fold(state, CallsStarted(ids=ids))
     for call_id in ids:
         said: list[ResultPart] = [Text(text="it broke")]
@@ -289,7 +297,7 @@ def test_what_stands_in_keeps_its_own_bounds() -> None:
             call_id=call_id, name="work", content=said, is_error=True, error_kind="tool_error"
         )
         state = fold(state, CallReturned(result=failure))
-    assert [one.state for one in state.calls] == ["ready", "ready", "done", "done"]
+    assert [one.state for one in state.step.calls] == ["ready", "ready", "done", "done"]
     command = decide(state)
     assert isinstance(command, CallTools)
     assert len(command.calls) == 1, "its concurrency is 1"

@@ -17,13 +17,15 @@ from perdure.prices import Price
 from perdure.wire.requests import ApprovalDecision, TranscriptQuery
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine import carry, pages
-from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, Allowance, allowance, exhausted
+from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, allowance, exhausted
 from perdure.workflows.engine.calls import approval_digest, with_result
+from perdure.workflows.engine.commands import Allowance
 from perdure.workflows.engine.remote import remote_result
-from perdure.workflows.engine.report import details, dollars, result_of, signature, status_report
-from perdure.workflows.engine.state import End
+from perdure.workflows.engine.report import dollars, signature
+from perdure.workflows.engine.state import End, Ledger, Transcript
 from perdure.workflows.engine.window import slide
 from perdure.workflows.inputs import MOST_USER_BYTES, check_decision, decision_of, message_of, request_of
+from tests.unit.runs import details, program_of, result_of, status_report
 
 from .runs import PRICE, answered, begun, call, result
 
@@ -109,9 +111,8 @@ def test_granted_call_stays_within_budgets(spent: int, context: int, limits: Lim
     used = Usage(input_tokens=spent, output_tokens=spent // 4)
     state = replace(
         begun(limits=limits, models=(model,)),
-        usage=used,
-        cost_microusd=price.cost_microusd(used),
-        context_tokens=context,
+        ledger=Ledger(usage=used, cost_microusd=price.cost_microusd(used)),
+        transcript=Transcript(context_tokens=context),
     )
     if exhausted(state) is not None:
         return
@@ -126,7 +127,7 @@ def test_granted_call_stays_within_budgets(spent: int, context: int, limits: Lim
     assert limits.input_tokens is None or total.all_input_tokens <= limits.input_tokens
     assert limits.output_tokens is None or total.output_tokens <= limits.output_tokens
     assert limits.total_tokens is None or total.total_tokens <= limits.total_tokens
-    assert limits.cost_microusd is None or state.cost_microusd + cost <= limits.cost_microusd
+    assert limits.cost_microusd is None or state.ledger.cost_microusd + cost <= limits.cost_microusd
 
 
 def test_call_without_budgets_gets_configuration() -> None:
@@ -181,15 +182,15 @@ def test_carried_chunks_keep_their_bytes(
     messages = transcript(["calls", "words", "user"] * 12)
     before: list[bytes] = []
     for length in range(1, len(messages) + 1):
-        state = replace(begun(), messages=tuple(messages[:length]))
-        _, *parts = carry.pack(state, carry.Writing(search_attributes=False))
+        state = replace(begun(), transcript=Transcript(messages=tuple(messages[:length])))
+        _, *parts = carry.pack(program_of(state), state, carry.HistoryFormat(search_attributes=False))
         written = [json.dumps(part).encode() for part in parts]
         assert written[: max(len(before) - 1, 0)] == before[:-1]
         before = written
-        first, *again = carry.pack(state, carry.Writing(search_attributes=False))
-        assert carry.unpack(json.loads(json.dumps(first)), again) == (
+        first, *again = carry.pack(program_of(state), state, carry.HistoryFormat(search_attributes=False))
+        assert carry.unpack(program_of(state), json.loads(json.dumps(first)), again) == (
             state,
-            carry.Writing(search_attributes=False),
+            carry.HistoryFormat(search_attributes=False),
         )
     assert len(before) > 5
     assert all(
@@ -208,7 +209,7 @@ def test_shown_call_cannot_be_forged() -> None:
     [line] = [line for line in shown.splitlines() if line.startswith("- **waits")]
     assert line.startswith("- **waits for a person**: `call-1-1` `pay(")
     assert line.count("`") == 4
-    assert "\n" not in signature(state.calls[0].call)
+    assert "\n" not in signature(state.step.calls[0].call)
 
 
 def test_a_signature_is_bounded() -> None:
@@ -220,7 +221,7 @@ def test_waiting_call_names_its_digest() -> None:
     state = answered(begun(), call("pay", cents=5), call("ask_person", question="why?"))
     approval, question = status_report(state).waiting
     assert approval.kind == "approval"
-    assert approval.digest == approval_digest(state.calls[0].call)
+    assert approval.digest == approval_digest(state.step.calls[0].call)
     assert approval.digest != approval_digest(call("pay", cents=6))
     assert question.kind == "question"
     assert question.text == "why?"
@@ -244,7 +245,7 @@ def test_decision_on_other_call_is_rejected(decision: dict[str, Any], why: str) 
 
 
 def test_unknown_cost_is_called_unknown() -> None:
-    state = replace(begun(), cost_unknown=True, cost_microusd=5)
+    state = replace(begun(), ledger=Ledger(cost_unknown=True, cost_microusd=5))
     assert result_of(state, End(stop_reason="stopped")).cost_microusd is None
     assert dollars(None) == "cost unknown"
     assert dollars(1_500) == "$0.0015"
@@ -252,7 +253,7 @@ def test_unknown_cost_is_called_unknown() -> None:
 
 def test_repeated_result_changes_nothing() -> None:
     state = answered(begun(), call("work"), call("work"))
-    once = with_result(state.calls, result("call-1-1", text="first"))
+    once = with_result(state.step.calls, result("call-1-1", text="first"))
     assert with_result(once, result("call-1-1", text="second")) == once
 
 

@@ -17,31 +17,32 @@ from perdure.model import ModelConfig, ModelStop
 from perdure.policy import Policy, Rule
 from perdure.wire.effects import ModelFailure, ModelOutcome
 from perdure.wire.requests import ApprovalDecision, RunRequest
-from perdure.wire.results import ENDED, Status
+from perdure.wire.results import ENDED, Status, StopReason
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine.budget import next_input_tokens
-from perdure.workflows.engine.carry import Writing, pack, unpack
-from perdure.workflows.engine.decide import CallModel, CallTools, Finish, Recall, Slide, Wait, decide
-from perdure.workflows.engine.fold import MOST_STALE, fold
-from perdure.workflows.engine.report import details, result_of, status_of, status_report
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
+from perdure.workflows.engine.commands import CallModel, CallTools, CancelPending, Finish, MoveWindow, Wait
+from perdure.workflows.engine.decide import decide
+from perdure.workflows.engine.events import (
+    ApprovalResolved,
     CallReturned,
     CallsStarted,
-    Decided,
-    End,
-    EndAsked,
+    EndRequested,
     Event,
-    GraceOver,
+    GraceExpired,
+    MessageSent,
     ModelFailed,
     Paused,
     Replied,
     Resumed,
-    Sent,
-    Slid,
-    State,
     StepBegan,
+    WindowMoved,
 )
+from perdure.workflows.engine.fold import MOST_STALE_RETRIES, fold
+from perdure.workflows.engine.report import status_of
+from perdure.workflows.engine.state import AgentState, End, Step
 from perdure.workflows.engine.tree import GRACE
+from tests.unit.runs import details, program_of, result_of, status_report
 
 from .runs import (
     NOW,
@@ -59,7 +60,7 @@ from .runs import (
 
 TYPED = {"type": "object", "properties": {"city": {"type": "string"}}}
 CHEAP = ModelSpec(config=ModelConfig(name="scripted:y", max_tokens=300), price=PRICE)
-COMMANDS = CallModel | CallTools | Slide | Recall | Wait | Finish
+COMMANDS = CallModel | CallTools | MoveWindow | CancelPending | Wait | Finish
 
 LIMITS = st.builds(
     Limits,
@@ -132,7 +133,7 @@ class Run(RuleBasedStateMachine):
         after = fold(before, event)
         assert repr(before) == written, "a state is never changed, only followed by another"
         assert after.messages[: len(before.messages)] == before.messages, "a transcript only grows"
-        assert after.step >= before.step
+        assert after.ledger.steps >= before.ledger.steps
         self.state = after
 
     def step(self) -> None:
@@ -144,26 +145,26 @@ class Run(RuleBasedStateMachine):
                 case CallModel():
                     self.check_call(command)
                     self.granted = command.allowance.max_tokens
-                    self.fold(StepBegan(clamped_by=command.allowance.by))
+                    self.fold(StepBegan(clamped_by=command.allowance.limited_by))
                     assert_well_formed(self.state.messages)
                 case CallTools():
                     assert not self.state.paused
                     assert command.calls
                     assert all(c.state == "ready" for c in command.calls)
                     self.fold(CallsStarted(ids=tuple(c.call.id for c in command.calls)))
-                    running = [c for c in self.state.calls if c.state == "running"]
+                    running = [c for c in self.state.step.calls if c.state == "running"]
                     assert len(running) <= self.state.spec.tool_concurrency
                     assert sum(c.call.name == "single" for c in running) <= 1
-                case Slide():
-                    assert command.start > self.state.window_start
-                    self.fold(Slid(start=command.start))
-                    assert self.state.messages[self.state.window_start].role != "tool"
-                case Recall():
-                    assert self.state.busy
+                case MoveWindow():
+                    assert command.start > self.state.transcript.window_start
+                    self.fold(WindowMoved(start=command.start))
+                    assert self.state.messages[self.state.transcript.window_start].role != "tool"
+                case CancelPending():
+                    assert self.state.is_busy
                     if not self.recalled:
                         self.recalled = True
                         return
-                    self.fold(GraceOver())
+                    self.fold(GraceExpired())
                 case Finish():
                     self.finished = command.end
                     self.state = replace(self.state, end=command.end)
@@ -174,19 +175,19 @@ class Run(RuleBasedStateMachine):
 
     def check_call(self, command: CallModel) -> None:
         state = self.state
-        assert not state.busy
+        assert not state.is_busy
         assert not state.paused
-        assert not state.calls
-        assert state.parked is None
+        assert not state.step.calls
+        assert state.parking.parked is None
         assert state.ending is None
         assert state.end is None
         assert command.allowance.max_tokens > 0
-        assert command.allowance.max_tokens <= state.spec.models[state.model].config.max_tokens
-        assert (command.tool_choice == "none") == (state.wrap_up is not None)
+        assert command.allowance.max_tokens <= state.spec.models[state.chain.model].config.max_tokens
+        assert (command.tool_choice == "none") == (state.step.wrap_up is not None)
 
     # What comes back.
 
-    @precondition(lambda self: self.state.asking_model)
+    @precondition(lambda self: self.state.step.asking_model)
     @rule(
         calls=st.lists(CALLS, max_size=5),
         stop=STOPS | STOPS | LAST_STOPS,
@@ -200,7 +201,7 @@ class Run(RuleBasedStateMachine):
     ) -> None:
         if stop == "max_tokens":
             calls = []
-        read = self.state.context_tokens
+        read = self.state.transcript.context_tokens
         usage = Usage(input_tokens=read, output_tokens=int(self.granted * part))
         output = wrong = None
         if self.state.spec.output_schema is not None and stop in ("end_turn", "tool_calls"):
@@ -209,7 +210,7 @@ class Run(RuleBasedStateMachine):
         self.fold(reply(self.state, *calls, text=text, stop=stop, usage=usage, output=output, problem=wrong))
         self.step()
 
-    @precondition(lambda self: self.state.asking_model)
+    @precondition(lambda self: self.state.step.asking_model)
     @rule(kind=FAILURES, wasted=st.sampled_from([0, 0, 7]))
     def model_fails(self, kind: str, wasted: int) -> None:
         if wasted:
@@ -220,10 +221,10 @@ class Run(RuleBasedStateMachine):
         )
         self.step()
 
-    @precondition(lambda self: any(c.state == "running" for c in self.state.calls))
+    @precondition(lambda self: any(c.state == "running" for c in self.state.step.calls))
     @rule(data=st.data(), error=st.booleans(), twice=st.booleans())
     def tool_answers(self, data: st.DataObject, error: bool, twice: bool) -> None:
-        running = [c.call for c in self.state.calls if c.state == "running"]
+        running = [c.call for c in self.state.step.calls if c.state == "running"]
         done = data.draw(st.sampled_from(running))
         for _ in range(1 + twice):
             self.fold(CallReturned(result=result(done.id, done.name, is_error=error)))
@@ -242,16 +243,18 @@ class Run(RuleBasedStateMachine):
     def somebody_speaks(self) -> None:
         text = f"message {len(self.sent)}"
         self.sent.append(text)
-        self.fold(Sent(message=Message.user(text)))
+        self.fold(MessageSent(message=Message.user(text)))
         self.step()
 
     @rule(data=st.data(), allow=st.booleans(), edit=st.booleans(), known=st.booleans())
     def somebody_decides(self, data: st.DataObject, allow: bool, edit: bool, known: bool) -> None:
-        held = [c.call.id for c in self.state.calls if c.state == "asking"]
+        held = [c.call.id for c in self.state.step.calls if c.state == "asking"]
         which = data.draw(st.sampled_from(held)) if held and known else "call-9-9"
         arguments: Any = {"n": 1} if edit and allow else None
         self.fold(
-            Decided(decision=ApprovalDecision(call_id=which, allow=allow, by="lee", arguments=arguments))
+            ApprovalResolved(
+                decision=ApprovalDecision(call_id=which, allow=allow, by="lee", arguments=arguments)
+            )
         )
         self.step()
 
@@ -263,24 +266,24 @@ class Run(RuleBasedStateMachine):
     @rule()
     def somebody_resumes(self) -> None:
         self.fold(Resumed())
-        assert self.state.parked is None
+        assert self.state.parking.parked is None
         assert not self.state.paused
         self.step()
 
     @precondition(lambda self: len(self.state.messages) > 6)
     @rule(reason=st.sampled_from(["stopped", "cancelled", "deadline"]))
     def somebody_ends_it(self, reason: Any) -> None:
-        self.fold(EndAsked(reason=reason))
+        self.fold(EndRequested(reason=reason))
         self.step()
 
-    @precondition(lambda self: self.finished is None and not self.state.busy)
+    @precondition(lambda self: self.finished is None and not self.state.is_busy)
     @rule()
     def it_continues_as_new(self) -> None:
-        carried = pack(self.state, Writing(layout=2))
+        carried = pack(program_of(self.state), self.state, HistoryFormat(layout=2))
         first, *chunks = json.loads(json.dumps(carried))
-        again, writing = unpack(first, chunks)
-        assert isinstance(again, State)
-        assert writing == Writing(layout=2)
+        again, writing = unpack(program_of(self.state), first, chunks)
+        assert isinstance(again, AgentState)
+        assert writing == HistoryFormat(layout=2)
         assert again == self.state
         self.state = again
 
@@ -291,15 +294,15 @@ class Run(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         state, limits = self.state, self.state.limits
-        assert limits.steps is None or state.step <= limits.steps
-        assert limits.tool_calls is None or state.tool_calls <= limits.tool_calls
+        assert limits.steps is None or state.ledger.steps <= limits.steps
+        assert limits.tool_calls is None or state.ledger.tool_calls <= limits.tool_calls
         for name, most in limits.per_tool.items():
-            assert state.per_tool.get(name, 0) <= most
+            assert state.ledger.per_tool.get(name, 0) <= most
         if self.budgeted:
-            assert limits.output_tokens is None or state.usage.output_tokens <= limits.output_tokens
-            assert limits.input_tokens is None or state.usage.all_input_tokens <= limits.input_tokens
-            assert limits.total_tokens is None or state.usage.total_tokens <= limits.total_tokens
-            assert limits.cost_microusd is None or state.cost_microusd <= limits.cost_microusd
+            assert limits.output_tokens is None or state.ledger.usage.output_tokens <= limits.output_tokens
+            assert limits.input_tokens is None or state.ledger.usage.all_input_tokens <= limits.input_tokens
+            assert limits.total_tokens is None or state.ledger.usage.total_tokens <= limits.total_tokens
+            assert limits.cost_microusd is None or state.ledger.cost_microusd <= limits.cost_microusd
 
     @invariant()
     def it_can_be_told_where_it_is(self) -> None:
@@ -309,7 +312,7 @@ class Run(RuleBasedStateMachine):
         assert status in get_args(Status)
         assert (status in ENDED) == (self.state.end is not None)
         report = status_report(self.state)
-        assert report.queued == len(self.state.inbox)
+        assert report.queued == len(self.state.inbox.messages)
         assert details(self.state).startswith(f"**{status}**")
 
     @invariant()
@@ -317,9 +320,9 @@ class Run(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         state = self.state
-        told = [m.text for m in (*state.messages, *state.inbox) if m.role == "user"]
+        told = [m.text for m in (*state.messages, *state.inbox.messages) if m.role == "user"]
         told += [r.text for m in state.messages for r in m.tool_results if r.name == "ask_person"]
-        told += [c.result.text for c in state.calls if c.result and c.call.name == "ask_person"]
+        told += [c.result.text for c in state.step.calls if c.result and c.call.name == "ask_person"]
         assert [text for text in self.sent if text not in told] == []
 
     def teardown(self) -> None:
@@ -341,21 +344,21 @@ class Run(RuleBasedStateMachine):
 
     def go_on(self) -> None:
         state = self.state
-        held = [c for c in state.calls if c.state == "asking"]
-        running = [c for c in state.calls if c.state == "running"]
-        if state.paused or state.parked is not None:
+        held = [c for c in state.step.calls if c.state == "asking"]
+        running = [c for c in state.step.calls if c.state == "running"]
+        if state.paused or state.parking.parked is not None:
             self.somebody_resumes()
-        elif state.asking_model:
-            self.fold(reply(state, call("work"), usage=Usage(input_tokens=state.context_tokens)))
+        elif state.step.asking_model:
+            self.fold(reply(state, call("work"), usage=Usage(input_tokens=state.transcript.context_tokens)))
             self.step()
         elif running:
             self.fold(CallReturned(result=result(running[0].call.id, running[0].call.name)))
             self.step()
         elif held and held[0].kind == "person":
-            self.fold(Sent(message=Message.user("yes")))
+            self.fold(MessageSent(message=Message.user("yes")))
             self.step()
         elif held:
-            self.fold(Decided(decision=ApprovalDecision(call_id=held[0].call.id, allow=True)))
+            self.fold(ApprovalResolved(decision=ApprovalDecision(call_id=held[0].call.id, allow=True)))
             self.step()
         else:
             raise AssertionError(f"the run waits for nothing anybody could do: {status_of(state)}")
@@ -380,8 +383,8 @@ def test_a_budget_reserves_what_was_said_and_not_yet_read() -> None:
     state = begun(limits=Limits(total_tokens=3_000))
     assert isinstance(decide(state), CallModel)
     long = Message.user("x" * 20_000)
-    state = fold(state, Sent(message=long))
-    assert next_input_tokens(state) == state.context_tokens + estimated_tokens(long)
+    state = fold(state, MessageSent(message=long))
+    assert next_input_tokens(state) == state.transcript.context_tokens + estimated_tokens(long)
     command = decide(state)
     assert isinstance(command, Finish)
     assert command.end.stop_reason == "token_budget"
@@ -391,21 +394,21 @@ def test_a_budget_reserves_what_will_be_read_after_the_window_has_moved() -> Non
     state = begun(limits=Limits(total_tokens=6_000), context=SlidingWindow(tokens=1_000))
     for _ in range(3):
         state = answered(state, call("work"), usage=Usage(input_tokens=100))
-        state = fold(state, CallReturned(result=result(state.calls[0].call.id, text="x" * 2_400)))
-    state = replace(state, context_tokens=5_900)
-    assert isinstance(decide(state), Slide), "not the end: what is left out will not be read"
+        state = fold(state, CallReturned(result=result(state.step.calls[0].call.id, text="x" * 2_400)))
+    state = replace(state, transcript=replace(state.transcript, context_tokens=5_900))
+    assert isinstance(decide(state), MoveWindow), "not the end: what is left out will not be read"
 
 
 def test_a_picture_is_not_counted_by_its_bytes() -> None:
     picture = Image(data="A" * 1_000_000)
     state = begun([Text(text="what is this?"), picture], limits=Limits(steps=None, total_tokens=50_000))
     assert isinstance(decide(state), CallModel)
-    assert state.context_tokens < 3_000
+    assert state.transcript.context_tokens < 3_000
 
 
 def test_an_answer_is_kept_when_no_call_is_left_to_read_what_came_meanwhile() -> None:
     state = asked(begun(limits=Limits(steps=1), output_schema=TYPED))
-    state = fold(state, Sent(message=Message.user("wait")))
+    state = fold(state, MessageSent(message=Message.user("wait")))
     state = fold(state, reply(state, call("final_answer"), output={"city": "Bonn"}))
     command = decide(state)
     assert command == Finish(end=End(stop_reason="end_turn", output={"city": "Bonn"}))
@@ -414,20 +417,21 @@ def test_an_answer_is_kept_when_no_call_is_left_to_read_what_came_meanwhile() ->
 
 def test_an_answer_is_kept_when_somebody_speaks_after_it_and_no_call_is_left() -> None:
     state = answered(begun(limits=Limits(steps=1)), text="done")
-    state = fold(state, Sent(message=Message.user("wait")))
+    state = fold(state, MessageSent(message=Message.user("wait")))
     assert decide(state) == Finish(end=End(stop_reason="end_turn", output="done"))
 
 
 def test_a_message_after_the_answer_is_read_when_a_call_is_left() -> None:
     state = answered(begun(), text="done")
     assert isinstance(decide(state), Finish)
-    state = fold(state, Sent(message=Message.user("one more thing")))
+    state = fold(state, MessageSent(message=Message.user("one more thing")))
     assert isinstance(decide(state), CallModel)
 
 
 @pytest.mark.parametrize("stop", ["refusal", "guardrail", "max_tokens", "end_turn"])
 def test_words_are_no_output_where_a_type_was_asked_for(stop: ModelStop) -> None:
-    state = replace(begun(output_schema=TYPED), wrap_up="max_tool_calls" if stop == "end_turn" else None)
+    wrap_up: StopReason | None = "max_tool_calls" if stop == "end_turn" else None
+    state = replace(begun(output_schema=TYPED), step=Step(wrap_up=wrap_up))
     state = answered(state, text="I cannot", stop=stop)
     command = decide(state)
     assert isinstance(command, Finish)
@@ -441,7 +445,7 @@ def test_a_limit_gives_no_words_where_a_type_was_asked_for() -> None:
 
 
 def test_a_call_beside_the_final_answer_is_not_called_accepted() -> None:
-    state = fold(asked(begun(output_schema=TYPED)), Sent(message=Message.user("wait")))
+    state = fold(asked(begun(output_schema=TYPED)), MessageSent(message=Message.user("wait")))
     state = fold(state, reply(state, call("work"), call("final_answer"), output={"city": "Bonn"}))
     work, final = state.messages[-1].tool_results
     assert (work.is_error, work.text) == (True, "not run: the final answer was given")
@@ -452,7 +456,7 @@ def test_the_end_fills_in_calls_that_were_never_started_and_keeps_the_results_of
     state = answered(begun(), call("work"), call("pay"))
     state = fold(state, CallsStarted(ids=("call-1-1",)))
     state = fold(state, CallReturned(result=result("call-1-1", text="worked")))
-    state = fold(state, EndAsked(reason="stopped"))
+    state = fold(state, EndRequested(reason="stopped"))
     worked, paid = state.messages[-1].tool_results
     assert worked.text == "worked"
     assert (paid.is_error, paid.text) == (True, "not run: the run was ended")
@@ -463,7 +467,7 @@ def test_the_end_fills_in_calls_that_were_never_started_and_keeps_the_results_of
 def test_only_a_call_that_was_under_way_may_have_taken_effect() -> None:
     state = answered(begun(tool_concurrency=1), call("work"), call("work"), call("pay"))
     state = fold(state, CallsStarted(ids=("call-1-1",)))
-    state = fold(fold(state, EndAsked(reason="cancelled")), GraceOver())
+    state = fold(fold(state, EndRequested(reason="cancelled")), GraceExpired())
     texts = [r.text for r in state.messages[-1].tool_results]
     assert "may or may not have taken effect" in texts[0]
     assert texts[1:] == ["not run: the run was ended"] * 2
@@ -472,24 +476,24 @@ def test_only_a_call_that_was_under_way_may_have_taken_effect() -> None:
 def test_a_persons_answer_may_be_a_picture() -> None:
     state = answered(begun(), call("ask_person", question="which?"))
     shown = Message(role="user", parts=[Text(text="this"), Image(data="QQ==")])
-    state = fold(state, Sent(message=shown))
+    state = fold(state, MessageSent(message=shown))
     assert state.messages[-1].tool_results[0].content == list(shown.parts)
 
 
 def test_what_a_failed_call_of_an_unpriced_model_has_cost_is_unknown_and_not_nothing() -> None:
     unpriced = ModelSpec(config=ModelConfig(name="other:x"))
     state = failed(begun(models=(unpriced,)), "authentication", wasted=Usage(input_tokens=9))
-    assert state.cost_unknown
-    assert not failed(begun(models=(unpriced,)), "authentication").cost_unknown
+    assert state.ledger.cost_unknown
+    assert not failed(begun(models=(unpriced,)), "authentication").ledger.cost_unknown
 
 
 def test_a_stale_call_is_made_anew_and_not_for_ever() -> None:
     state = begun()
-    for _ in range(MOST_STALE - 1):
+    for _ in range(MOST_STALE_RETRIES - 1):
         state = failed(state, "stale")
         assert isinstance(decide(state), CallModel)
     state = failed(state, "stale")
-    assert state.step == 1
+    assert state.ledger.steps == 1
     assert isinstance(decide(state), Finish)
 
 
@@ -497,17 +501,17 @@ def test_a_reply_that_overflows_the_context_is_not_kept_and_shows_less_next_time
     state = begun()
     for n in range(4):
         state = answered(state, call("work", n=n))
-        state = fold(state, CallReturned(result=result(state.calls[0].call.id)))
+        state = fold(state, CallReturned(result=result(state.step.calls[0].call.id)))
     before = state
     state = answered(state, text="too", stop="context_overflow")
     assert state.messages == before.messages
-    assert state.window_start > before.window_start
+    assert state.transcript.window_start > before.transcript.window_start
     assert isinstance(decide(state), CallModel)
-    assert fold(state, StepBegan()).step == before.step + 1, "the same step again"
+    assert fold(state, StepBegan()).ledger.steps == before.ledger.steps + 1, "the same step again"
 
 
 def test_a_late_overflow_does_not_hide_that_the_run_was_stopped() -> None:
-    state = fold(asked(begun()), EndAsked(reason="stopped"))
+    state = fold(asked(begun()), EndRequested(reason="stopped"))
     state = fold(state, reply(state, stop="context_overflow"))
     assert decide(state) == Finish(end=End(stop_reason="stopped", output=""))
 
@@ -534,7 +538,8 @@ def test_the_policy_is_not_fooled_by_how_a_number_is_written() -> None:
 def test_edited_arguments_are_what_runs_and_the_model_is_told() -> None:
     state = answered(begun(), call("pay", cents=5))
     state = fold(
-        state, Decided(decision=ApprovalDecision(call_id="call-1-1", allow=True, arguments={"cents": 4}))
+        state,
+        ApprovalResolved(decision=ApprovalDecision(call_id="call-1-1", allow=True, arguments={"cents": 4})),
     )
     command = decide(state)
     assert isinstance(command, CallTools)
@@ -547,7 +552,9 @@ def test_a_refusal_reaches_the_model_with_its_reason() -> None:
     state = answered(begun(), call("pay"))
     state = fold(
         state,
-        Decided(decision=ApprovalDecision(call_id="call-1-1", allow=False, by="lee", reason="too much")),
+        ApprovalResolved(
+            decision=ApprovalDecision(call_id="call-1-1", allow=False, by="lee", reason="too much")
+        ),
     )
     assert state.messages[-1].tool_results[0].text == "This call was refused by lee: too much"
     assert state.messages[-1].tool_results[0].is_error
@@ -555,13 +562,13 @@ def test_a_refusal_reaches_the_model_with_its_reason() -> None:
 
 def test_resuming_a_parked_run_begins_again_with_the_first_model_and_the_same_step() -> None:
     state = failed(begun(models=(CHEAP, CHEAP)), "authentication")
-    assert (state.model, state.parked) == (1, None)
+    assert (state.chain.model, state.parking.parked) == (1, None)
     state = failed(state, "authentication")
-    assert state.parked is not None
+    assert state.parking.parked is not None
     assert isinstance(decide(state), Wait)
     state = fold(state, Resumed())
-    assert (state.model, state.step) == (0, 1)
-    assert fold(state, StepBegan()).step == 1
+    assert (state.chain.model, state.ledger.steps) == (0, 1)
+    assert fold(state, StepBegan()).ledger.steps == 1
 
 
 def test_models_that_failed_are_written_beside_the_answer_of_the_one_that_did_not() -> None:
@@ -595,4 +602,4 @@ def test_a_state_can_be_made_only_whole() -> None:
     meta = ReplyMeta(step=1, model="m")
     assert meta.attempts == 1
     with pytest.raises(TypeError):
-        State()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        AgentState()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

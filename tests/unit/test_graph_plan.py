@@ -18,20 +18,11 @@ from perdure.graph import Edge, Graph, GraphCode, GraphState, Node
 from perdure.limits import GraphLimits
 from perdure.messages import Image, Message, Part, Text
 from perdure.wire.results import Failure
-from perdure.workflows.engine.graph import (
-    MissingCode,
-    begin,
-    ended,
-    graph_state,
-    over,
-    partial,
-    startable,
-    started,
-    unmet,
-)
+from perdure.workflows.engine.graph import MissingCode, graph_state
+from perdure.workflows.engine.joins import unmet
 from perdure.workflows.engine.scheduler import Over
 
-from .courses import Course, Play, answer, times, wired, work
+from .courses import Course, Play, answer, begin, ended, over, partial, startable, started, times, wired, work
 
 ROOT = Path(__file__).parents[2]
 
@@ -350,7 +341,7 @@ def test_code_that_a_deploy_took_away_fails_the_task_and_never_the_graph() -> No
     starts = startable(plan, spec, code)
     halved = GraphCode(inputs=code.inputs)
     with pytest.raises(MissingCode, match="edge 'a' -> 'b'"):
-        ended(started(plan, starts), spec, halved, answer(starts[0]))
+        ended(started(plan, spec, starts), spec, halved, answer(starts[0]))
 
 
 # -- the end

@@ -12,55 +12,69 @@ from perdure.messages import Message, Usage
 from perdure.wire.requests import SessionRequest, WhenBusy
 from perdure.wire.results import TurnReply
 from perdure.workflows.engine import session as turns
-from perdure.workflows.engine.carry import Writing, pack, unpack
-from perdure.workflows.engine.decide import (
+from perdure.workflows.engine.agent import AgentProgram
+from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
+from perdure.workflows.engine.commands import (
     CallModel,
     CallTools,
+    CancelPending,
     CloseTurn,
+    Command,
     Finish,
+    MoveWindow,
     OpenTurn,
-    Recall,
-    Slide,
     Wait,
 )
-from perdure.workflows.engine.fold import Birth
-from perdure.workflows.engine.report import status_report
-from perdure.workflows.engine.session import decide, fold, is_pending, reply_to, session_of
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.events import (
+    ApprovalResolved,
     CallReturned,
     CallsStarted,
-    Decided,
-    EndAsked,
-    GraceOver,
-    IdleNoticed,
-    Interrupted,
+    EndRequested,
+    Event,
+    GraceExpired,
+    IdleChecked,
+    MessageSent,
     ModelFailed,
     Paused,
     Resumed,
-    Sent,
-    Slid,
-    Spoke,
-    Spoken,
-    State,
+    Said,
     StepBegan,
     TurnBegan,
     TurnEnded,
+    TurnInterrupted,
+    WindowMoved,
 )
-from tests.unit.runs import NOW, assert_well_formed, call, reply, result, spec_of
+from perdure.workflows.engine.session import SessionProgram, is_pending, reply_to, session_of
+from perdure.workflows.engine.state import AgentState, Origin, Utterance
+from tests.unit.runs import NOW, assert_well_formed, call, program_of, reply, result, spec_of, status_report
 
 SECOND = timedelta(seconds=1)
 
 
-def opened(request: dict[str, Any] | None = None, **spec: Any) -> State:
+def fold(state: AgentState, event: Event) -> AgentState:
+    after = program_of(state).fold(state, event)
+    assert isinstance(after, AgentState)
+    return after
+
+
+def decide(state: AgentState) -> Command:
+    return program_of(state).decide(state)
+
+
+def opened(request: dict[str, Any] | None = None, **spec: Any) -> AgentState:
     asked = SessionRequest.model_validate({"agent": "a", **(request or {})})
-    return turns.initial(asked, spec_of(**spec), NOW, Birth())
+    state = SessionProgram(AgentProgram(spec_of(**spec))).open(asked, NOW, Origin())
+    assert isinstance(state, AgentState)
+    return state
 
 
-def say(state: State, message_id: str, text: str = "hi", when_busy: WhenBusy = "queue") -> State:
-    return fold(state, Spoke(spoken=Spoken(id=message_id, message=Message.user(text)), when_busy=when_busy))
+def say(state: AgentState, message_id: str, text: str = "hi", when_busy: WhenBusy = "queue") -> AgentState:
+    return fold(
+        state, Said(utterance=Utterance(id=message_id, message=Message.user(text)), when_busy=when_busy)
+    )
 
 
-def go(state: State) -> State:
+def go(state: AgentState) -> AgentState:
     """Carry out turns' own commands, until something of the loop is next."""
     while True:
         match decide(state):
@@ -68,24 +82,24 @@ def go(state: State) -> State:
                 state = fold(state, TurnBegan(at=NOW))
             case CloseTurn() as command:
                 state = fold(state, TurnEnded(end=command.end, at=NOW))
-            case Slide() as command:
-                state = fold(state, Slid(start=command.start))
+            case MoveWindow() as command:
+                state = fold(state, WindowMoved(start=command.start))
             case _:
                 return state
 
 
-def asked(state: State) -> State:
+def asked(state: AgentState) -> AgentState:
     state = go(state)
     assert isinstance(decide(state), CallModel)
     return fold(state, StepBegan())
 
 
-def answered(state: State, *calls: Any, **more: Any) -> State:
+def answered(state: AgentState, *calls: Any, **more: Any) -> AgentState:
     state = asked(state)
     return go(fold(state, reply(state, *calls, **more)))
 
 
-def replied(state: State, message_id: str) -> TurnReply:
+def replied(state: AgentState, message_id: str) -> TurnReply:
     found = reply_to(state, message_id)
     assert found is not None
     return found
@@ -106,7 +120,7 @@ def test_a_message_known_in_any_place_says_nothing_new() -> None:
     state = say(asked(state), "queued")
     assert session_of(state).queue == ()
     state = say(say(state, "steer", when_busy="steer"), "steer")
-    assert len(state.inbox) == 1
+    assert len(state.inbox.messages) == 1
     state = answered(fold(state, reply(state, text="done")), text="done again")
     assert say(state, "queued") == say(state, "steer") == state
 
@@ -114,11 +128,11 @@ def test_a_message_known_in_any_place_says_nothing_new() -> None:
 def test_what_steers_a_turn_that_ends_unread_has_the_next_turn() -> None:
     state = asked(say(opened(), "m1"))
     state = say(say(state, "m2"), "m3", "steer", when_busy="steer")
-    state = go(fold(fold(state, Interrupted()), reply(state, text="so far", stop="cancelled")))
+    state = go(fold(fold(state, TurnInterrupted()), reply(state, text="so far", stop="cancelled")))
     assert replied(state, "m1").stop_reason == "stopped"
     assert session_of(state).ids == ("m3",)
     assert [one.id for one in session_of(state).queue] == ["m2"]
-    assert state.inbox == ()
+    assert state.inbox.messages == ()
 
 
 def test_a_question_is_answered_by_what_steers() -> None:
@@ -130,10 +144,10 @@ def test_a_question_is_answered_by_what_steers() -> None:
 
 
 def test_send_begins_a_turn_when_idle_and_steers_one_that_goes_on() -> None:
-    state = go(fold(opened(), Sent(message=Message.user("hello"))))
+    state = go(fold(opened(), MessageSent(message=Message.user("hello"))))
     assert session_of(state).is_open
-    state = fold(state, Sent(message=Message.user("more"), id="u1"))
-    assert [message.text for message in state.inbox] == ["more"]
+    state = fold(state, MessageSent(message=Message.user("more"), id="u1"))
+    assert [message.text for message in state.inbox.messages] == ["more"]
 
 
 def test_limits_of_a_turn_are_counted_from_its_start() -> None:
@@ -141,7 +155,7 @@ def test_limits_of_a_turn_are_counted_from_its_start() -> None:
     state = say(say(opened(limits=limits), "m1"), "m2")
     for name in ("m1", "m2"):
         state = answered(state, call("work"))
-        step = state.step
+        step = state.ledger.steps
         state = fold(state, CallsStarted(ids=(f"call-{step}-1",)))
         state = answered(fold(state, CallReturned(result=result(f"call-{step}-1"))), call("work"))
         assert replied(state, name).stop_reason == "max_tool_calls"
@@ -177,9 +191,9 @@ def test_a_failed_turn_has_no_words_of_another() -> None:
 
 def test_it_is_idle_only_with_nothing_to_do_for_long_enough() -> None:
     state = opened({"max_idle": "PT10S"})
-    assert session_of(fold(state, IdleNoticed(at=NOW + 9 * SECOND))).closing is None
-    assert session_of(fold(say(state, "m"), IdleNoticed(at=NOW + 11 * SECOND))).closing is None
-    over = fold(state, IdleNoticed(at=NOW + 10 * SECOND))
+    assert session_of(fold(state, IdleChecked(at=NOW + 9 * SECOND))).closing is None
+    assert session_of(fold(say(state, "m"), IdleChecked(at=NOW + 11 * SECOND))).closing is None
+    over = fold(state, IdleChecked(at=NOW + 10 * SECOND))
     ending = decide(over)
     assert isinstance(ending, Finish)
     assert ending.end.stop_reason == "idle"
@@ -187,8 +201,8 @@ def test_it_is_idle_only_with_nothing_to_do_for_long_enough() -> None:
 
 def test_a_turns_timer_is_no_concern_of_another_turn() -> None:
     state = asked(say(opened(), "m1"))
-    assert fold(state, Interrupted(turn=7, reason="deadline")) == state
-    assert fold(state, Interrupted(turn=1, reason="deadline")).ending == "deadline"
+    assert fold(state, TurnInterrupted(turn=7, reason="deadline")) == state
+    assert fold(state, TurnInterrupted(turn=1, reason="deadline")).ending == "deadline"
 
 
 def test_a_long_answer_is_kept_once() -> None:
@@ -210,8 +224,8 @@ def test_replies_that_are_kept_are_bounded() -> None:
 
 def test_a_session_is_carried_over_whole() -> None:
     state = say(asked(say(opened({"session_limits": {"steps": 9}}), "m1")), "m2", when_busy="steer")
-    carried, *chunks = pack(state, Writing())
-    assert unpack(carried, chunks) == (state, Writing())
+    carried, *chunks = pack(program_of(state), state, HistoryFormat())
+    assert unpack(program_of(state), carried, chunks) == (state, HistoryFormat())
 
 
 Deed = tuple[str, int]
@@ -244,7 +258,7 @@ class Play:
             self.state = fold(self.state, StepBegan())
         self.check()
 
-    def _after(self, deed: Deed) -> State:  # noqa: C901 - one case a deed
+    def _after(self, deed: Deed) -> AgentState:  # noqa: C901 - one case a deed
         state, (what, n) = self.state, deed
         command = decide(state)
         match what:
@@ -253,39 +267,42 @@ class Play:
                 return say(state, self.said[-1], when_busy="steer" if what == "steer" else "queue")
             case "again" if self.said:
                 return say(state, self.said[n % len(self.said)], when_busy="steer" if n % 2 else "queue")
-            case "work" | "ask" | "words" | "empty" if state.asking_model:
+            case "work" | "ask" | "words" | "empty" if state.step.asking_model:
                 calls = {"work": [call("work"), call("pay")], "ask": [call("ask_person", question="?")]}
                 usage = Usage(input_tokens=5, output_tokens=5)
                 return fold(state, reply(state, *calls.get(what, []), text="ok " * n, usage=usage))
-            case "fail" if state.asking_model:
+            case "fail" if state.step.asking_model:
                 from perdure.wire.effects import ModelFailure
 
                 kind = "authentication" if n % 2 else "bad_request"
                 return fold(state, ModelFailed(failure=ModelFailure(kind=kind, message="no")))
             case "start" if isinstance(command, CallTools):
                 return fold(state, CallsStarted(ids=tuple(one.call.id for one in command.calls)))
-            case "return" if state.calls:
-                running = [one.call for one in state.calls if one.state == "running"]
+            case "return" if state.step.calls:
+                running = [one.call for one in state.step.calls if one.state == "running"]
                 return fold(state, CallReturned(result=result(running[0].id))) if running else state
-            case "allow" if state.calls:
+            case "allow" if state.step.calls:
                 from perdure.wire.requests import ApprovalDecision
 
                 return fold(
-                    state, Decided(decision=ApprovalDecision(call_id=state.calls[-1].call.id, allow=n > 2))
+                    state,
+                    ApprovalResolved(
+                        decision=ApprovalDecision(call_id=state.step.calls[-1].call.id, allow=n > 2)
+                    ),
                 )
-            case "grace" if isinstance(command, Recall):
-                return fold(state, GraceOver())
+            case "grace" if isinstance(command, CancelPending):
+                return fold(state, GraceExpired())
             case "interrupt":
-                return fold(state, Interrupted())
+                return fold(state, TurnInterrupted())
             case "time out":
-                return fold(state, Interrupted(turn=session_of(state).turn - n % 2, reason="deadline"))
+                return fold(state, TurnInterrupted(turn=session_of(state).turn - n % 2, reason="deadline"))
             case "pause":
                 return fold(state, Paused())
             case "resume":
                 return fold(state, Resumed())
-            case "carry" if not state.busy:
-                carried, *chunks = pack(state, Writing())
-                return replace(unpack(carried, chunks)[0])  # type: ignore[return-value]
+            case "carry" if not state.is_busy:
+                carried, *chunks = pack(program_of(state), state, HistoryFormat())
+                return replace(unpack(program_of(state), carried, chunks)[0])  # type: ignore[return-value]
             case "noise":
                 return fold(state, CallReturned(result=result(f"call-{n}-1")))
             case _:
@@ -302,7 +319,7 @@ class Play:
             assert self.replies.setdefault(message_id, found) == found
             assert not is_pending(self.state, message_id)
         assert all(turn.reply.steps <= 4 for turn in session.answered)
-        assert len(self.state.inbox) == len(session.unread)
+        assert len(self.state.inbox.messages) == len(session.unread)
         if isinstance(decide(self.state), CallModel):
             assert_well_formed(self.state.messages)
 
@@ -337,7 +354,7 @@ def test_a_session_that_is_told_to_end_ends(course: list[Deed], reason: Any) -> 
     play = Play()
     for deed in course:
         play.do(deed)
-    play.state = fold(play.state, EndAsked(reason=reason))
+    play.state = fold(play.state, EndRequested(reason=reason))
     for _ in range(20):
         if isinstance(decide(play.state), Finish):
             break

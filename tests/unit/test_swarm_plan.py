@@ -1,6 +1,6 @@
 """The scheduler of a swarm: whose turn it is, what it is told, and that every limit is kept exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,10 +16,37 @@ from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
 from perdure.workflows.engine.scheduler import Over, Start
-from perdure.workflows.engine.swarm import SwarmPlan, begin, ended, over, partial, startable, started
+from perdure.workflows.engine.swarm import SwarmPlan, SwarmScheduler
 
 PLAN = TypeAdapter(SwarmPlan)
 SAYS = {"a": "Finds.", "b": "", "c": "Writes."}
+
+
+SPEC_OF_NO_MATTER = SwarmSpec(name="s", agents=("a",), entry="a")
+
+
+def begin(spec: SwarmSpec, descriptions: Mapping[str, str], task: str | list[Part]) -> SwarmPlan:
+    return SwarmScheduler(spec).begin(task, descriptions)
+
+
+def startable(plan: SwarmPlan, spec: SwarmSpec) -> tuple[Start, ...]:
+    return SwarmScheduler(spec).startable(plan)
+
+
+def started(plan: SwarmPlan, starts: Sequence[Start]) -> SwarmPlan:
+    return SwarmScheduler(SPEC_OF_NO_MATTER).record_start(plan, starts)
+
+
+def ended(plan: SwarmPlan, spec: SwarmSpec, result: NodeResult) -> SwarmPlan:
+    return SwarmScheduler(spec).record_end(plan, result)
+
+
+def over(plan: SwarmPlan, spec: SwarmSpec) -> Over | None:
+    return SwarmScheduler(spec).over(plan)
+
+
+def partial(plan: SwarmPlan) -> Any:
+    return SwarmScheduler(SPEC_OF_NO_MATTER).partial(plan)
 
 
 def spec_of(agents: Sequence[str] = ("a", "b", "c"), **limits: Any) -> SwarmSpec:

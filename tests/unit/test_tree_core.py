@@ -8,17 +8,18 @@ from perdure.model import ModelConfig
 from perdure.wire.results import RunResult
 from perdure.wire.spec import ModelSpec
 from perdure.wire.tree import Amount, BudgetRequest, Report
-from perdure.workflows.engine.decide import Answer, CallModel, CallTools, Wait, decide
-from perdure.workflows.engine.fold import fold
-from perdure.workflows.engine.state import (
+from perdure.workflows.engine.commands import CallModel, CallTools, GrantChildren, Wait
+from perdure.workflows.engine.decide import decide
+from perdure.workflows.engine.events import (
     CallReturned,
     CallsStarted,
     ChildEnded,
     ChildReported,
-    EndAsked,
-    State,
+    EndRequested,
     StepBegan,
 )
+from perdure.workflows.engine.fold import fold
+from perdure.workflows.engine.state import AgentState
 from perdure.workflows.engine.tree import Child, outcome_of
 from tests.fuzz import casts
 from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
@@ -27,7 +28,7 @@ KEY = "helper-1-1"
 TOOLS = (tool_spec("work"), tool_spec("helper", kind="agent", agent="helper", collect="completion"))
 
 
-def helped(**limits: Any) -> State:
+def helped(**limits: Any) -> AgentState:
     """An agent in its first step, whose helper has begun and will answer when it is done."""
     model = ModelSpec(config=ModelConfig(name="scripted:x", max_tokens=300), price=PRICE)
     state = begun(tools=TOOLS, models=(model,), limits=Limits(steps=None, **limits))
@@ -47,13 +48,13 @@ def ended(tool_calls: int) -> ChildEnded:
 def test_a_step_goes_on_when_the_end_of_a_helper_settles_that_its_last_call_is_not_run() -> None:
     state = helped(tool_calls=4)
     state = answered(state, call("work"), call("work"), call("work"))
-    assert [one.state for one in state.calls] == ["ready", "ready", "unpaid"]
+    assert [one.state for one in state.step.calls] == ["ready", "ready", "unpaid"]
     state = fold(state, CallsStarted(ids=("call-2-1", "call-2-2")))
     for call_id in ("call-2-1", "call-2-2"):
         state = fold(state, CallReturned(result=result(call_id)))
     assert decide(state) == Wait()
     state = fold(state, ended(tool_calls=1))
-    assert state.tool_calls == 4
+    assert state.ledger.tool_calls == 4
     assert state.messages[-1].tool_results[-1].is_error
     assert isinstance(decide(state), CallModel)
 
@@ -70,9 +71,9 @@ def test_a_helper_is_not_given_what_the_model_call_under_way_may_spend() -> None
     assert granted(state) == Amount(output_tokens=210)
 
 
-def granted(state: State) -> Amount | None:
+def granted(state: AgentState) -> Amount | None:
     command = decide(state)
-    assert isinstance(command, Answer)
+    assert isinstance(command, GrantChildren)
     ((_, grant),) = command.grants
     return grant.amount
 
@@ -109,7 +110,7 @@ def given_up(kind: str) -> RunResult:
     for child in [*world.new]:
         world.new.remove(child)
         child.wake()
-    root.wake(EndAsked(reason="stopped"))
+    root.wake(EndRequested(reason="stopped"))
     root.lose_patience()
     assert root.result is not None
     return root.result

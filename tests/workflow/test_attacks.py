@@ -18,8 +18,8 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire.requests import RunRequest
+from perdure.workflows.engine.events import EndRequested
 from perdure.workflows.engine.fold import fold, initial
-from perdure.workflows.engine.state import EndAsked
 from tests.conftest import HANGS, Gate, Serve, until, until_status
 
 HALF = "half \ud83d"
@@ -352,10 +352,10 @@ async def test_message_is_acknowledged_only_if_readable(serve: Serve) -> None:
 def test_cancel_overrides_stop() -> None:
     """Cancel overrides stop, and nothing overrides cancel."""
     begun = initial(RunRequest(agent="a", prompt="go"), AGENT.spec(), datetime.now(UTC))
-    stopped = fold(begun, EndAsked(reason="stopped"))
-    cancelled = fold(stopped, EndAsked(reason="cancelled"))
+    stopped = fold(begun, EndRequested(reason="stopped"))
+    cancelled = fold(stopped, EndRequested(reason="cancelled"))
     assert (stopped.ending, cancelled.ending) == ("stopped", "cancelled")
-    assert fold(cancelled, EndAsked(reason="deadline")).ending == "cancelled"
+    assert fold(cancelled, EndRequested(reason="deadline")).ending == "cancelled"
 
 
 @workflow.defn

@@ -27,7 +27,6 @@ from perdure.messages import Image, Text
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
-from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, running, says
 from perdure.wire.events import (
     ApprovalRequested,
@@ -528,6 +527,7 @@ async def test_wrong_message_leaves_no_trace(serve: Serve, message: Any, says_wh
         await session.run.result()
 
 
+<<<<<<< HEAD
 async def test_wrong_request_fails_first_message(serve: Serve) -> None:
     alone = chatty()
     team = Swarm(name="team", agents=[alone, chatty(name="other")])
@@ -536,6 +536,13 @@ async def test_wrong_request_fails_first_message(serve: Serve) -> None:
             session = await client.session(f"wrong-{name}", agent=name)
             with pytest.raises(InvalidRequest, match=why):
                 await session.say("hello")
+=======
+async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
+    async with serve(chatty(), models=models()) as client:
+        session = await client.session("wrong-nobody", agent="nobody")
+        with pytest.raises(InvalidRequest, match="nobody"):
+            await session.say("hello")
+>>>>>>> 93a0a96 (One engine: programs for agent, session and team, schedulers for swarm and graph, one loop that runs any of them)
         with pytest.raises(InvalidRequest, match="max_idle"):
             await client.session("x", agent="chatty", max_idle=timedelta())
 

@@ -1,4 +1,4 @@
-"""Agents called as tools: what their runs are called, and what their answers are to the model. Pure."""
+"""Agents called as tools: keys of their runs, and their answers in words for the model. Pure."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,30 @@ from perdure.wire.results import RunResult
 
 
 def receipt(key: str) -> str:
-    """The result of a call whose answer comes later."""
+    """Return the result of a call whose answer comes later."""
     return f"started as {key!r}; its answer will be given to you as soon as it is there"
 
 
-def answer_of(key: str, result: ToolResult) -> Sequence[Part]:
-    """An answer that comes later, as a message to the model."""
-    what = "failed" if result.is_error else "answered"
+def late_answer(key: str, result: ToolResult) -> Sequence[Part]:
+    """Return an answer that came later, as parts of a message to the model."""
+    outcome = "failed" if result.is_error else "answered"
     media = [part for part in result.content if isinstance(part, Image | Document)]
-    return [Text(text=f"[{key} {what}]\n{result.text}"), *media]
+    return [Text(text=f"[{key} {outcome}]\n{result.text}"), *media]
 
 
 def result_text(outcome: RunResult) -> str:
-    """What the model gets of a child that has ended: its answer, and why it ended if not by itself."""
-    said = as_text(outcome.output)
+    """Return a child's answer for the model, and why it ended if not by itself."""
+    text = as_text(outcome.output)
     if outcome.error is not None and not outcome.answered:
         why = f"{outcome.agent} failed: {outcome.error.kind}: {outcome.error.message}"
-        return f"{why}\nUntil then it had: {said}" if said else why
+        return f"{why}\nUntil then it had: {text}" if text else why
     if outcome.stop_reason == "end_turn":
-        return said or "done"
-    return f"{said}\n[it ended early: {outcome.stop_reason}]".lstrip()
+        return text or "done"
+    return f"{text}\n[it ended early: {outcome.stop_reason}]".lstrip()
 
 
 def is_error(outcome: RunResult) -> bool:
-    """Whether a child's end is an error to the one who called it."""
+    """Return whether a child's end is an error to its caller."""
     if outcome.answered:
         return False
     return outcome.error is not None or outcome.stop_reason in ("cancelled", "error")

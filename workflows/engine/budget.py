@@ -1,86 +1,74 @@
-"""Limits, as pure arithmetic: what is used up, and what the next model call may still spend."""
+"""Limits as arithmetic: which limit is reached, and how much the next model call may spend."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from perdure.messages import estimated_tokens
 from perdure.wire.results import StopReason
-from perdure.wire.tree import Amount
+from perdure.wire.tree import Amount, BudgetRequest
 
 from .account import limits_of, room, spent
 from .amounts import FIELDS, NOTHING, REASONS, least, minus, missing, of
-from .state import State
-from .tree import lacking
+from .commands import Allowance
+from .state import AgentState
+from .tree import shortage
 
 LEAST_REPLY_TOKENS: Final = 16
-"""With less than this left for the answer, a model call is not worth its input."""
+"""Fewest output tokens with which a model call is worth its input."""
 _CALLS_AHEAD: Final = 4
-"""For how many calls a child asks its parent at once."""
+"""Number of calls that a child asks its lender for at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """What the next model call may spend. `by` is the budget that made it less than configured."""
-
-    max_tokens: int
-    by: StopReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Want:
-    """What the parent is asked for: this much is needed, that much would be nice."""
-
-    need: Amount
-    wish: Amount
-
-
-def exhausted(state: State) -> StopReason | None:
-    """The limit that forbids another model call, if one does."""
-    if state.limits.steps is not None and not state.redo and state.step >= state.limits.steps:
+def exhausted(state: AgentState) -> StopReason | None:
+    """Return the limit that forbids another model call, or None."""
+    if state.limits.steps is not None and not state.step.redo and state.ledger.steps >= state.limits.steps:
         return "max_steps"
     return short_of(missing(call_amount(state, LEAST_REPLY_TOKENS), room(state)))
 
 
 def short_of(short: Amount | None) -> StopReason | None:
-    """The reason that goes with what is missing."""
+    """Return the stop reason that goes with a missing amount."""
     if short is None:
         return None
     return next(REASONS[name] for name in FIELDS if of(short, name))
 
 
-def wanted(state: State) -> Want | None:
-    """What to ask the parent for before the next model call; None when nothing need be asked."""
-    if state.tree.branch is None or state.tree.refused:
+def budget_request(state: AgentState) -> BudgetRequest | None:
+    """Return the request to send to the lender before the next model call, or None."""
+    if state.tree.lease.lender is None or state.tree.lease.refused:
         return None
-    floor, full = (call_amount(state, tokens) for tokens in (LEAST_REPLY_TOKENS, _configured(state)))
-    ahead = call_amount(state, _configured(state), times=_CALLS_AHEAD)
-    short, parent_could = lacking(state.tree, limits_of(state), spent(state), floor)
+    floor, full = (call_amount(state, tokens) for tokens in (LEAST_REPLY_TOKENS, _configured_tokens(state)))
+    ahead = call_amount(state, _configured_tokens(state), times=_CALLS_AHEAD)
+    short, lender_could = shortage(state.tree, limits_of(state), spent(state), floor)
     if short is not None:
-        return Want(need=short, wish=missing(ahead, room(state)) or short) if parent_could else None
-    scant, parent_could = lacking(state.tree, limits_of(state), spent(state), full)
-    if scant is None or not parent_could or state.tree.scarce:
+        preferred = missing(ahead, room(state)) or short
+        return BudgetRequest(minimum=short, preferred=preferred) if lender_could else None
+    scant, lender_could = shortage(state.tree, limits_of(state), spent(state), full)
+    # After a short grant only the minimum is asked for: a request that is met in part would repeat each step.
+    if scant is None or not lender_could or state.tree.lease.parent_is_short:
         return None
-    return Want(need=Amount(), wish=missing(ahead, room(state)) or scant)
+    return BudgetRequest(minimum=Amount(), preferred=missing(ahead, room(state)) or scant)
 
 
-def waits_for_children(state: State) -> bool:
-    """Whether what is missing is held by the run's own children, who will give it back."""
+def waits_for_children(state: AgentState) -> bool:
+    """Return whether the missing amount is leased to the run's own children, who will give it back."""
     short = missing(call_amount(state, LEAST_REPLY_TOKENS), room(state))
     if short is None or not state.tree.children:
         return False
-    alone = minus(least(limits_of(state), state.tree.lease), spent(state))
+    alone = minus(least(limits_of(state), state.tree.lease.amount), spent(state))
     return missing(call_amount(state, LEAST_REPLY_TOKENS), alone) is None
 
 
-def next_input_tokens(state: State) -> int:
-    """What the next call will read, the messages it will be the first to see included."""
-    return state.context_tokens + sum(estimated_tokens(message) for message in state.inbox)
+def next_input_tokens(state: AgentState) -> int:
+    """Return the tokens that the next call reads, unread messages included."""
+    return state.transcript.context_tokens + sum(
+        estimated_tokens(message) for message in state.inbox.messages
+    )
 
 
-def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
-    """What the next model call spends when its answer is so long; so many times.
+def call_amount(state: AgentState, reply_tokens: int, times: int = 1) -> Amount:
+    """Return the amount that the next model call spends with an answer of this length, times `times`.
 
-    The input is reserved at its full price, as if nothing were cached: a budget is a promise.
+    The input is reserved at its full price, as if nothing were cached: a budget is an upper bound.
     """
     read = max(next_input_tokens(state), 1)  # so that a budget that was passed is used up
     rates = _highest_rates(state)
@@ -93,50 +81,49 @@ def call_amount(state: State, reply_tokens: int, times: int = 1) -> Amount:
     )
 
 
-def under_way(state: State) -> Amount:
-    """What the model call under way may spend yet; nothing when there is none.
+def pending_amount(state: AgentState) -> Amount:
+    """Return the amount that the pending model call may still spend.
 
-    The input may be less by now than what is reserved, and the answer shorter: that is free when it
-    is there.
+    Its input may be less than what is reserved, and its answer shorter. The rest is free once it has answered.
     """
-    return call_amount(state, _configured(state)) if state.asking_model else NOTHING
+    return call_amount(state, _configured_tokens(state)) if state.step.asking_model else NOTHING
 
 
-def _configured(state: State) -> int:
-    return state.spec.models[state.model].config.max_tokens
+def _configured_tokens(state: AgentState) -> int:
+    return state.spec.models[state.chain.model].config.max_tokens
 
 
-def allowance(state: State) -> Allowance:
-    """How long the next answer may be, so that no budget is passed even if it uses all of it."""
-    configured = _configured(state)
-    there = room(state)
+def allowance(state: AgentState) -> Allowance:
+    """Return the longest answer with which no budget can be passed."""
+    configured = _configured_tokens(state)
+    available = room(state)
     bounds: list[tuple[int, StopReason]] = []
-    if there.output_tokens is not None:
-        bounds.append((there.output_tokens, "token_budget"))
-    if there.total_tokens is not None:
-        bounds.append((there.total_tokens - next_input_tokens(state), "token_budget"))
-    affordable = _affordable_output(state, there.cost_microusd)
+    if available.output_tokens is not None:
+        bounds.append((available.output_tokens, "token_budget"))
+    if available.total_tokens is not None:
+        bounds.append((available.total_tokens - next_input_tokens(state), "token_budget"))
+    affordable = _affordable_output(state, available.cost_microusd)
     if affordable is not None:
         bounds.append((affordable, "cost_budget"))
     smallest = min(bounds, default=None)
     if smallest is None or smallest[0] >= configured:
         return Allowance(max_tokens=configured)
-    return Allowance(max_tokens=max(smallest[0], 0), by=smallest[1])
+    return Allowance(max_tokens=max(smallest[0], 0), limited_by=smallest[1])
 
 
-def _affordable_output(state: State, budget: int | None) -> int | None:
-    """Output tokens that the budget still pays for; None without one."""
+def _affordable_output(state: AgentState, budget: int | None) -> int | None:
+    """Return the output tokens that the budget still pays for, or None without a budget."""
     rates = _highest_rates(state)
     if budget is None or rates is None:
         return None
     per_input, per_output = rates
-    there = budget * 1_000_000 - next_input_tokens(state) * per_input
-    return there // per_output if per_output else (2**31 if there >= 0 else 0)
+    remaining = budget * 1_000_000 - next_input_tokens(state) * per_input
+    return remaining // per_output if per_output else (2**31 if remaining >= 0 else 0)
 
 
-def _highest_rates(state: State) -> tuple[int, int] | None:
+def _highest_rates(state: AgentState) -> tuple[int, int] | None:
     """Return the highest rates of the next call's input and output, or None without a price."""
-    model = state.spec.models[state.model]
+    model = state.spec.models[state.chain.model]
     if model.price is None:
         return None
     rates = model.price.rates_for(next_input_tokens(state))

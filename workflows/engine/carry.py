@@ -1,78 +1,89 @@
-"""What a run takes with it when it continues as new, as payloads that stay the same where they can.
+"""Carry: arguments that a run takes with it when it continues as new, the same bytes where they can be.
 
-The transcript is cut into chunks, greedily from the start: since it only grows at its end, all
-chunks but the last are the same bytes each time, so a content-addressed store keeps them once.
+The transcript is cut into chunks, greedily from the start. It only grows at its end, so all chunks but the last are
+the same bytes each time, and a content-addressed store keeps them once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from perdure.messages import Message, size_bytes
-from perdure.wire.spec import ResolvedAgent
+from perdure.wire.spec import AnySpec, ResolvedAgent
 
-from .state import State
-from .team import Team
+from .program import RunningProgram
+from .state import AgentState, RunState
 
 CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing:
-    """What a run writes of itself into its history, fixed at its start."""
+class HistoryFormat:
+    """Format in which a run writes its history, fixed at its start."""
 
     search_attributes: bool = True
     layout: int = 1
     """See `ResolvedAgent`."""
 
 
-def writing_of(resolved: ResolvedAgent) -> Writing:
-    """As the worker that resolved the agent said."""
-    return Writing(search_attributes=resolved.search_attributes, layout=resolved.layout)
+def format_of(resolved: ResolvedAgent) -> HistoryFormat:
+    """Return the format that the worker which resolved the agent gave."""
+    return HistoryFormat(search_attributes=resolved.search_attributes, layout=resolved.layout)
 
 
-@cache
-def _states() -> "dict[str, TypeAdapter[Any]]":
+_adapters: dict[Any, "TypeAdapter[Any]"] = {}
+
+
+def _adapter(state_type: Any) -> "TypeAdapter[Any]":
     # Made on first use: few runs get this far.
-    return {"agent": TypeAdapter(State), "team": TypeAdapter(Team)}
+    if state_type not in _adapters:
+        _adapters[state_type] = TypeAdapter(state_type)
+    return _adapters[state_type]
 
 
-@cache
-def _chunk() -> "TypeAdapter[list[Message]]":
-    return TypeAdapter(list[Message])
-
-
-def pack(state: State | Team, writing: Writing) -> list[Any]:
-    """The run's further arguments, all plain JSON values: the state, then the transcript's chunks."""
-    kind = "agent" if isinstance(state, State) else "team"
-    bare = replace(state, messages=()) if isinstance(state, State) else state
+def pack(program: RunningProgram[Any], state: RunState, written: HistoryFormat) -> list[Any]:
+    """Return the run's further arguments, all plain JSON: the state, then the transcript's chunks."""
+    messages: tuple[Message, ...] = ()
+    if isinstance(state, AgentState):
+        messages, state = state.messages, with_messages(state, ())
     carried = {
         "version": 1,
-        "search_attributes": writing.search_attributes,
-        "layout": writing.layout,
-        "kind": kind,
-        "state": _states()[kind].dump_python(bare, mode="json"),
+        "search_attributes": written.search_attributes,
+        "layout": written.layout,
+        "state": _adapter(program.state_type).dump_python(state, mode="json"),
     }
-    messages = state.messages if isinstance(state, State) else ()
-    return [carried, *(_chunk().dump_python(chunk, mode="json") for chunk in chunks(messages))]
+    return [carried, *(_adapter(list[Message]).dump_python(chunk, mode="json") for chunk in chunks(messages))]
 
 
-def unpack(carried: dict[str, Any], parts: Sequence[Any]) -> tuple[State | Team, Writing]:
-    """What `pack` was given."""
-    state: State | Team = _states()[carried.get("kind", "agent")].validate_python(carried["state"])
-    if isinstance(state, State):
-        messages = tuple(message for part in parts for message in _chunk().validate_python(part))
-        state = replace(state, messages=messages)
-    return state, Writing(
+def spec_in(carried: dict[str, Any]) -> AnySpec:
+    """Return the spec of a carried state: it says which program goes on."""
+    spec: AnySpec = _adapter(AnySpec).validate_python(carried["state"]["spec"])
+    return spec
+
+
+def unpack(
+    program: RunningProgram[Any], carried: dict[str, Any], parts: Sequence[Any]
+) -> tuple[RunState, HistoryFormat]:
+    """Return the arguments of `pack`."""
+    state = _adapter(program.state_type).validate_python(carried["state"])
+    if isinstance(state, AgentState):
+        chunk = _adapter(list[Message])
+        state = with_messages(state, tuple(m for part in parts for m in chunk.validate_python(part)))
+    written = HistoryFormat(
         search_attributes=bool(carried["search_attributes"]), layout=carried.get("layout", 1)
     )
+    return program.restore(state), written
+
+
+def with_messages(state: AgentState, messages: tuple[Message, ...]) -> AgentState:
+    """Return the state with these messages in its transcript."""
+    return replace(state, transcript=replace(state.transcript, messages=messages))
 
 
 def chunks(messages: Sequence[Message]) -> list[list[Message]]:
-    """The messages in order, in pieces of about `CHUNK_BYTES`; a longer message stands alone."""
+    """Return the messages in order, in pieces of about `CHUNK_BYTES`; a longer message stands alone."""
     made: list[list[Message]] = []
     room = 0
     for message in messages:

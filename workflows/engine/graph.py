@@ -1,14 +1,10 @@
-"""Which nodes of a graph run next, and when it is over. Pure; see the rules in `joins`.
+"""Scheduler of a graph: which nodes run next, and when it is over. Pure; the rules stand in `joins`."""
 
-The shell calls `begin` once. Then, until `over` says how it ends: what is `startable` it starts and
-books as `started`; what ends it books as `ended`.
-"""
-
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,20 +26,7 @@ from .joins import (
     record_visit,
     unmet,
 )
-from .scheduler import Over, Start
-
-__all__ = [
-    "GraphCode",
-    "GraphPlan",
-    "begin",
-    "ended",
-    "graph_state",
-    "over",
-    "partial",
-    "startable",
-    "started",
-    "unmet",
-]
+from .scheduler import Notes, Over, Start
 
 _PROMPT = TypeAdapter[str | list[Part]](str | list[Part])
 
@@ -55,13 +38,8 @@ class MissingCode(LookupError):
     """
 
 
-def begin(spec: GraphSpec, task: str | list[Part]) -> GraphPlan:
-    """The plan of a run that has just been given its graph."""
-    return GraphPlan(task=task, visits={node.name: 0 for node in spec.nodes}, ready=spec.entries)
-
-
 def graph_state(plan: GraphPlan) -> GraphState:
-    """What conditions and input builders are shown."""
+    """Return the state that conditions and input builders see."""
     return GraphState(
         task=_text(plan.task),
         results=MappingProxyType(plan.results),
@@ -69,17 +47,54 @@ def graph_state(plan: GraphPlan) -> GraphState:
     )
 
 
-def startable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...]:
-    """What to start now: what is tried again, then joins in the order in which they were met.
+@dataclass(frozen=True)
+class GraphScheduler:
+    """Scheduler of one graph, with the functions that its conditions and inputs name."""
 
-    Nothing, when an input builder fails; then `over` says so.
-    """
-    starts = _batch(plan, spec, code)
-    return () if isinstance(starts, Failure) else starts
+    spec: GraphSpec
+    code: GraphCode = GraphCode()  # noqa: RUF009 - a frozen value
+    plan_type: ClassVar[Any] = GraphPlan
+    runs_alone: ClassVar[bool] = False
+
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> GraphPlan:
+        """Return the plan of a run that has just been given its task."""
+        return GraphPlan(
+            task=task, visits={node.name: 0 for node in self.spec.nodes}, ready=self.spec.entries
+        )
+
+    def startable(self, plan: GraphPlan) -> tuple[Start, ...]:
+        """Return retries first, then nodes in the order in which their joins were met.
+
+        Nothing, when an input builder fails; then `over` says so.
+        """
+        starts = _batch(plan, self.spec, self.code)
+        return () if isinstance(starts, Failure) else starts
+
+    def record_start(self, plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
+        """Return the plan once these nodes are running."""
+        return _record_start(plan, starts)
+
+    def record_end(self, plan: GraphPlan, result: NodeResult) -> GraphPlan:
+        """Return the plan after a node ended. A result that comes twice, or of no running node, changes nothing."""
+        return _record_end(plan, self.spec, self.code, result)
+
+    def over(self, plan: GraphPlan) -> Over | None:
+        """Return the end, or None while something runs or can start.
+
+        With siblings to be cancelled a failed graph is over at once, whatever still runs.
+        """
+        return _over(plan, self.spec, self.code)
+
+    def partial(self, plan: GraphPlan) -> Any:
+        """Return the outputs of the nodes that lead nowhere, or the newest output."""
+        return _partial(plan, self.spec)
+
+    def notes(self, plan: GraphPlan) -> Notes:
+        """Return the nodes that never ran, and why."""
+        return Notes(unmet=unmet(plan, self.spec))
 
 
-def started(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
-    """The plan once these are under way; what `startable` gave for this plan."""
+def _record_start(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
     for start in starts:
         again = next((visit for visit in plan.retries if visit.key == start.key), None)
         visit = again or Visit(
@@ -102,12 +117,12 @@ def _batch(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ..
             return visit
         start = _start(plan, spec, visit)
         starts.append(start)
-        plan = started(plan, [start])
+        plan = _record_start(plan, [start])
     return tuple(starts)
 
 
-def _settled(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> GraphPlan:
-    """The plan, failed when what it should start now cannot be asked."""
+def _fail_if_unaskable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> GraphPlan:
+    """Return the plan, failed when the input of a node to start cannot be built."""
     starts = _batch(plan, spec, code)
     if isinstance(starts, Failure):
         return replace(plan, end=Over(stop_reason="error", failure=starts))
@@ -115,8 +130,8 @@ def _settled(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> GraphPlan:
 
 
 def _next(plan: GraphPlan, spec: GraphSpec) -> Visit | str | None:
-    """A visit to try again, or else a node to visit, if anything may start now."""
-    if plan.end is not None or len(plan.running) >= spec.concurrency or _used_up(plan, spec):
+    """Return a visit to retry, or else a node to visit, or None when nothing may start now."""
+    if plan.end is not None or len(plan.running) >= spec.concurrency or _is_used_up(plan, spec):
         return None
     if plan.retries:
         return plan.retries[0]
@@ -124,7 +139,7 @@ def _next(plan: GraphPlan, spec: GraphSpec) -> Visit | str | None:
     return next((name for name in plan.ready if name not in running), None)
 
 
-def _used_up(plan: GraphPlan, spec: GraphSpec) -> bool:
+def _is_used_up(plan: GraphPlan, spec: GraphSpec) -> bool:
     most = spec.limits.max_node_executions
     return most is not None and plan.executions >= most
 
@@ -161,7 +176,7 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
 
 def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
     node, there = spec.node(name), arrivals_at(plan, spec, name)
-    prompt = _default_prompt(plan.task, there) if node.input is None else _built(plan, code, node)
+    prompt = _default_prompt(plan.task, there) if node.input is None else _build_prompt(plan, code, node)
     if isinstance(prompt, Failure):
         return prompt
     inputs = {source: arrival.output for source, arrival in there.items()}
@@ -173,8 +188,8 @@ def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visi
     )
 
 
-def _built(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part] | Failure:
-    """What the node's own input builder gives."""
+def _build_prompt(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part] | Failure:
+    """Return the prompt of the node's own input builder, or the failure."""
     what = f"the input {node.input!r} of node {node.name!r}"
     builder = code.inputs.get(node.name)
     if builder is None:
@@ -219,16 +234,15 @@ def _default_prompt(task: str | list[Part], there: dict[str, Arrival]) -> str | 
     return [*(part for part in task if not isinstance(part, Text)), Text(text=text)]
 
 
-def ended(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
-    """The plan after a run of a node ended. What comes twice, or from nothing that runs, changes nothing."""
+def _record_end(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
     visit = next((visit for visit in plan.running if visit.key == result.key), None)
     if visit is None:
         return plan
-    plan = _settled(plan, spec, code)
+    plan = _fail_if_unaskable(plan, spec, code)
     plan = replace(plan, running=tuple(other for other in plan.running if other.key != visit.key))
-    if not _failed(result):
-        plan = _remembered(_recorded(plan, spec, result), spec, visit, result)
-        return plan if plan.end is not None else _led_on(plan, spec, code, result)
+    if not _has_failed(result):
+        plan = _remember(_keep_output(plan, spec, result), spec, visit, result)
+        return plan if plan.end is not None else _follow_edges(plan, spec, code, result)
     node = spec.node(visit.node)
     if plan.end is None and visit.attempt < node.retries:
         return replace(plan, retries=(*plan.retries, replace(visit, attempt=visit.attempt + 1)))
@@ -239,7 +253,7 @@ def ended(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult)
     return plan if plan.end is not None else replace(plan, end=_failure_of(result))
 
 
-def _failed(result: NodeResult) -> bool:
+def _has_failed(result: NodeResult) -> bool:
     return result.state in {"failed", "cancelled"} or result.stop_reason == "node_timeout"
 
 
@@ -251,7 +265,7 @@ def _failure_of(result: NodeResult) -> Over:
     return Over(stop_reason="error", failure=failure)
 
 
-def _recorded(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphPlan:
+def _keep_output(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphPlan:
     results = {**plan.results, result.node: result}
     outputs = plan.outputs
     if not outgoing(spec, result.node):
@@ -259,7 +273,7 @@ def _recorded(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphPlan
     return replace(plan, results=results, outputs=outputs, latest=result.output)
 
 
-def _remembered(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphPlan:
+def _remember(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphPlan:
     """An answer without words is left out: no provider takes an empty message."""
     answer = as_text(result.output)
     remembers = spec.node(visit.node).kind == "agent" and not spec.reset_on_revisit and has_cycle(spec)
@@ -270,11 +284,11 @@ def _remembered(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResu
     return replace(plan, memory={**plan.memory, visit.node: (*earlier, exchange)})
 
 
-def _led_on(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
+def _follow_edges(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
     """The plan with what the node brought along each of its edges that was taken."""
     state = graph_state(plan)
     for edge in outgoing(spec, result.node):
-        taken = _taken(edge, code, state)
+        taken = _is_taken(edge, code, state)
         if isinstance(taken, Failure):
             return replace(plan, end=Over(stop_reason="error", failure=taken))
         if taken:
@@ -282,7 +296,7 @@ def _led_on(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResul
     return plan
 
 
-def _taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure:
+def _is_taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure:
     if edge.when is None:
         return True
     what = f"the condition {edge.when!r} of edge {edge.source!r} -> {edge.target!r}"
@@ -300,26 +314,21 @@ def _taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure
     return Failure(kind="condition", message=f"{what} must give True or False, not a {type(taken).__name__}")
 
 
-def over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
-    """How it ends; None while something runs or can start.
-
-    With siblings to be cancelled a failed graph is over at once, whatever still runs.
-    """
-    plan = _settled(plan, spec, code)
+def _over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
+    plan = _fail_if_unaskable(plan, spec, code)
     cancel = plan.end is not None and spec.siblings == "cancel"
     if plan.running and not cancel:
         return None
-    output = partial(plan, spec)
+    output = _partial(plan, spec)
     if plan.end is not None:
         return replace(plan.end, output=output, cancel_running=cancel)
     if plan.retries or plan.ready:
-        return Over(stop_reason="max_node_executions", output=output) if _used_up(plan, spec) else None
+        return Over(stop_reason="max_node_executions", output=output) if _is_used_up(plan, spec) else None
     stuck = bool(plan.arrivals) and not plan.outputs
     return Over(stop_reason="unmet_join" if stuck else "end_turn", output=output)
 
 
-def partial(plan: GraphPlan, spec: GraphSpec) -> Any:
-    """What there is of an output: of the nodes that lead nowhere, or of the one that ended last."""
+def _partial(plan: GraphPlan, spec: GraphSpec) -> Any:
     names = [node.name for node in spec.nodes if node.name in plan.outputs]
     match names:
         case []:

@@ -1,12 +1,23 @@
-"""What a swarm or graph wants run next: values that its scheduler gives and its shell carries out."""
+"""Scheduler: the part of a team that chooses which node runs next. Pure.
 
+A team is a run that only directs others: a swarm, a graph, or a pattern of one's own. What all teams share (time,
+money, people, the end) stands in `team`. A scheduler knows the course alone; everything that it must remember is in
+its plan, a frozen value that history can hold.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import JsonValue
 
 from perdure.messages import Message, Part
-from perdure.wire.results import Failure, StopReason
+from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import NodeKind
 from perdure.wire.tree import Peer
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +33,75 @@ class Start:
     prompt: str | list[Part] = ""
     timeout: timedelta | None = None
     history: tuple[Message, ...] = ()
+    """Messages before the prompt."""
     visit: int = 1
     peers: tuple[Peer, ...] = ()
+    """Agents that the node may hand off to."""
     inputs: dict[str, object] = field(default_factory=dict[str, object])
     """For a function: outputs of the nodes that led to it, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Over:
-    """How it ends once nothing is in flight. With `failure` set, it failed."""
+    """End of a team once nothing is running. With `failure` set, it failed."""
 
     stop_reason: StopReason
     output: object = None
     failure: Failure | None = None
     cancel_running: bool = False
-    """What is in flight is to be called back, not waited for."""
+    """True: running nodes are cancelled, not waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """Remarks of a scheduler for the run's status and result."""
+
+    shared_context: dict[str, dict[str, JsonValue]] = field(default_factory=dict[str, dict[str, JsonValue]])
+    """Values that agents gave each other, by agent."""
+    unmet: dict[str, str] = field(default_factory=dict[str, str])
+    """Nodes that never ran, and why."""
+
+
+class Scheduler(Protocol[Plan]):
+    """Choice of the next nodes, made for one spec.
+
+    Contract
+    1. All methods are pure and deterministic: no clock, no chance, no I/O.
+    2. `startable` returns nodes in the order in which they are to start; the team starts as many as it can pay for
+       and reports them with `record_start`, in the same order.
+    3. `record_end` is called once for each started node. A result of an unknown key changes nothing.
+    4. The team ends when `over` returns a value and nothing is running.
+    """
+
+    plan_type: ClassVar[Any]
+    """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
+    runs_alone: ClassVar[bool]
+    """True when at most one node runs at any time: then it may spend all that the team has."""
+
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Plan:
+        """Return the plan of a team that has just been given its task."""
+        ...
+
+    def startable(self, plan: Plan) -> tuple[Start, ...]:
+        """Return the nodes to start now."""
+        ...
+
+    def record_start(self, plan: Plan, starts: Sequence[Start]) -> Plan:
+        """Return the plan once these nodes are running."""
+        ...
+
+    def record_end(self, plan: Plan, result: NodeResult) -> Plan:
+        """Return the plan after a node ended."""
+        ...
+
+    def over(self, plan: Plan) -> Over | None:
+        """Return the end, or None while the team goes on."""
+        ...
+
+    def partial(self, plan: Plan) -> Any:
+        """Return the best output so far, for a team that is ended from outside."""
+        ...
+
+    def notes(self, plan: Plan) -> Notes:
+        """Return remarks for status and result."""
+        ...

@@ -1,314 +1,341 @@
-"""Turns: what makes a session of a run's loop. Pure; the loop itself is `decide` and `fold`.
+"""Session: turns of a conversation around any program. Pure.
 
 Rules
-1. One turn at a time. It begins with the first message of the queue; where a run would end, the turn
-   ends, and its reply is kept under the ids of all messages that it answered.
-2. A message is in one place: queued, unread, in the turn, or answered. None is dropped: what steers a
-   turn that ends before reading it has the next turn.
-3. An id that is known says nothing new.
-4. Limits of a turn are the agent's, counted from the turn's start; those of the session are counted
-   from its own. The smaller of both stands in `State.limits` while the turn goes on.
-5. A turn that fails, or is interrupted, ends as a turn. The session ends when it is stopped,
-   cancelled, idle for too long, or has used up its limits; the turn in hand has its reply first.
+1. One turn at a time. It begins with the first message of the queue. Where a run would end, the turn ends, and its
+   reply is kept under the ids of all messages that it answered.
+2. A message is in one place: queued, unread, in the turn, or answered. None is dropped: a message that steers a
+   turn which ends before reading it gets the next turn.
+3. A message with a known id changes nothing.
+4. Limits of a turn are those of the agent or team, counted from the turn's start. Those of the session are counted
+   from its own start. The smaller of both stands in `limits` while the turn goes on.
+5. A turn that fails, or is interrupted, ends as a turn. The session ends when it is stopped, cancelled, idle for
+   too long, or has used up its limits; the current turn gets its reply first.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from perdure.limits import Limits
 from perdure.messages import Usage
 from perdure.model import canonical_json
 from perdure.wire.requests import RunRequest, SessionRequest
-from perdure.wire.results import StopReason, TurnReply
-from perdure.wire.spec import AgentSpec
+from perdure.wire.results import RunResult, RunStatus, StopReason, TurnReply
 
-from . import decide as loop
-from . import fold as events
 from .account import spent
 from .amounts import bounds_of, minus, missing
-from .budget import LEAST_REPLY_TOKENS, call_amount, short_of
-from .decide import CloseTurn, Command, Finish, OpenTurn, Wait, partial_answer
-from .fold import Birth, append, speechless
-from .report import cost_of
-from .state import (
-    Answered,
-    End,
-    EndAsked,
+from .budget import short_of
+from .commands import CloseTurn, Command, Finish, OpenTurn, Wait
+from .events import (
+    EndRequested,
     Event,
-    IdleNoticed,
-    Interrupted,
-    Mark,
-    Sent,
-    Session,
-    Spoke,
-    Spoken,
-    State,
+    IdleChecked,
+    MessageSent,
+    Said,
     StepBegan,
     TurnBegan,
     TurnEnded,
+    TurnInterrupted,
 )
+from .program import Program
+from .report import cost_of
+from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
 
 MOST_ANSWERED: Final = 512
 """Turns whose replies are kept for a message that comes again."""
 MOST_ANSWERED_BYTES: Final = 1024 * 1024
-_LONG: Final = 2048
-"""Characters of a reply that are not kept beside the transcript."""
+_LONG_TEXT: Final = 2048
+"""A reply with more characters is not kept beside the transcript."""
 NO_PROMPT: Final = "(a session)"
 
 
 def run_request(asked: SessionRequest) -> RunRequest:
-    """What a session is asked, as the request of the run in it."""
-    kept = {"user": asked.user, "roles": asked.roles, "context": asked.context, "limits": asked.limits}
-    given = {name: value for name, value in kept.items() if value}
+    """Return the request of the run inside a session."""
+    optional = {"user": asked.user, "roles": asked.roles, "context": asked.context, "limits": asked.limits}
+    set_fields = {name: value for name, value in optional.items() if value}
     return RunRequest.model_validate(
-        {"agent": asked.agent, "prompt": NO_PROMPT, "stream": asked.stream, **given}
+        {"agent": asked.agent, "prompt": NO_PROMPT, "stream": asked.stream, **set_fields}
     )
 
 
 def priced_request(asked: SessionRequest) -> RunRequest:
-    """The same, for whoever checks that what is bounded in money has a price."""
+    """Return the request with the session's limits, for the check that a bound in money has prices."""
     request = run_request(asked)
     bounded = asked.session_limits is not None and asked.session_limits.cost_usd is not None
     return request.model_copy(update={"limits": asked.session_limits}) if bounded else request
 
 
-def initial(asked: SessionRequest, spec: AgentSpec, now: datetime, birth: Birth) -> State:
-    """The state of a session that has just been given its agent."""
-    state = speechless(run_request(asked), spec, now, birth)
-    whole = Limits(steps=None).tightened_by(asked.session_limits)
-    deadline = None if whole.timeout is None else now + whole.timeout
-    session = Session(
-        turn_limits=state.limits,
-        limits=whole,
-        max_idle=asked.max_idle,
-        deadline_at=deadline,
-        mark=Mark(at=now),
-    )
-    return replace(state, session=session, deadline_at=deadline)
-
-
-def session_of(state: State) -> Session:
-    """The session's part of its state."""
+def session_of(state: RunState) -> Session:
+    """Return the session's part of its state."""
     assert state.session is not None, "only sessions have turns"
     return state.session
 
 
-def decide(state: State) -> Command:
-    """The next command."""
-    session = session_of(state)
-    if session.is_open:
-        command = loop.decide(state)
-        return CloseTurn(end=command.end) if isinstance(command, Finish) else command
-    if session.closing is not None:
-        return Finish(end=End(stop_reason=session.closing, output=_newest_output(state)))
-    return OpenTurn() if session.queue and not state.paused else Wait()
+@dataclass(frozen=True)
+class SessionProgram:
+    """Program of a session: the turns of this file around the program of its agent or team."""
+
+    turns: Program[Any]
+
+    @property
+    def state_type(self) -> type[RunState]:
+        """Type of the state: the inner program's."""
+        return self.turns.state_type
+
+    def open(self, asked: SessionRequest, now: datetime, origin: Origin) -> RunState:
+        """Return the state of a session that has just been given its agent or team."""
+        state: RunState = self.turns.empty(run_request(asked), now, origin)
+        limits = Limits(steps=None).tightened_by(asked.session_limits)
+        deadline = None if limits.timeout is None else now + limits.timeout
+        session = Session(
+            turn_limits=state.limits,
+            limits=limits,
+            max_idle=asked.max_idle,
+            deadline_at=deadline,
+            start=TurnStart(at=now),
+        )
+        return replace(state, session=session, deadline_at=deadline)
+
+    def restore(self, state: Any) -> RunState:
+        """Return the carried state, as the inner program restores it."""
+        restored: RunState = self.turns.restore(state)
+        return restored
+
+    def decide(self, state: RunState) -> Command:
+        """Return the next command."""
+        session = session_of(state)
+        if session.is_open:
+            command = self.turns.decide(state)
+            return CloseTurn(end=command.end) if isinstance(command, Finish) else command
+        if session.closing is not None:
+            return Finish(end=End(stop_reason=session.closing, output=_newest_output(state)))
+        return OpenTurn() if session.queue and not state.paused else Wait()
+
+    def fold(self, state: RunState, event: Event) -> RunState:
+        """Return the state after the event."""
+        match event:
+            case Said():
+                return self._take_message(state, event)
+            case MessageSent():
+                return self._take_unnamed(state, event)
+            case TurnBegan():
+                return self._begin_turn(state, event.at)
+            case TurnEnded():
+                return self._end_turn(state, event)
+            case TurnInterrupted():
+                return self._interrupt(state, event)
+            case IdleChecked():
+                return _close_when_idle(state, event.at)
+            case EndRequested():
+                return self._begin_closing(state, event)
+            case StepBegan():
+                return self._fold_turn(_mark_read(state), event)
+            case _:
+                return self._fold_turn(state, event)
+
+    def _fold_turn(self, state: RunState, event: Event) -> RunState:
+        changed: RunState = self.turns.fold(state, event)
+        return changed
+
+    def status(self, state: RunState) -> RunStatus:
+        """Return the status."""
+        status: RunStatus = self.turns.status(state)
+        return status
+
+    def result(self, state: RunState, end: End) -> RunResult:
+        """Return the result."""
+        result: RunResult = self.turns.result(state, end)
+        return result
+
+    def details(self, state: RunState) -> str:
+        """Return the page in the Temporal UI."""
+        return self.turns.details(state)
+
+    # -- messages
+
+    def _take_message(self, state: RunState, event: Said) -> RunState:
+        if _is_known(state, event.utterance.id):
+            return state
+        session = session_of(state)
+        if event.delivered and session.is_open:
+            return _with(state, replace(session, ids=(*session.ids, event.utterance.id)))
+        steers = event.when_busy == "steer" and session.is_open
+        if not steers or state.ending is not None or session.closing is not None:
+            return _with(state, replace(session, queue=(*session.queue, event.utterance)))
+        return self._steer(state, event.utterance)
+
+    def _steer(self, state: RunState, utterance: Utterance) -> RunState:
+        """Give the message to the turn: it answers the agent's question, or the model reads it at its next step."""
+        before = state.queued
+        steered = self._fold_turn(state, MessageSent(message=utterance.message))
+        session = session_of(steered)
+        if steered is state:  # a team reads nothing between its nodes: the message gets its own turn
+            return _with(state, replace(session, queue=(*session.queue, utterance)))
+        if steered.queued == before:
+            return _with(steered, replace(session, ids=(*session.ids, utterance.id)))
+        return _with(steered, replace(session, unread=(*session.unread, utterance)))
+
+    def _take_unnamed(self, state: RunState, event: MessageSent) -> RunState:
+        """Take a message whose sender waits for no reply, as `say` would."""
+        number = session_of(state).unnamed + 1
+        utterance = Utterance(id=event.id or f"sent-{number}", message=event.message)
+        state = _with(state, replace(session_of(state), unnamed=number))
+        return self._take_message(state, Said(utterance=utterance, when_busy="steer"))
+
+    # -- turns
+
+    def _begin_turn(self, state: RunState, at: datetime) -> RunState:
+        session = session_of(state)
+        if session.is_open or not session.queue:
+            return state
+        first, *rest = session.queue
+        own = None if session.turn_limits.timeout is None else at + session.turn_limits.timeout
+        deadline = min((due for due in (own, session.deadline_at) if due is not None), default=None)
+        start = TurnStart(at=at, messages=len(state.messages), ledger=state.ledger)
+        session = replace(
+            session,
+            turn=session.turn + 1,
+            is_open=True,
+            ids=(first.id,),
+            queue=tuple(rest),
+            start=start,
+        )
+        state = replace(state, session=session, limits=turn_limits(state), deadline_at=deadline)
+        begun: RunState = self.turns.begin_turn(state, first.message)
+        return begun
+
+    def _end_turn(self, state: RunState, event: TurnEnded) -> RunState:
+        session = session_of(state)
+        if not session.is_open:
+            return state
+        answered = self._answered_turn(state, event.end)
+        closing = session.closing or self._used_up(state, event.end)
+        state = self.turns.end_turn(state, event.end)
+        session = replace(
+            session,
+            is_open=False,
+            ids=(),
+            unread=(),
+            queue=(*session.unread, *session.queue),
+            answered=_newest_answers((*session.answered, answered)),
+            start=replace(session.start, at=event.at),
+            closing=closing,
+        )
+        return replace(state, session=session, deadline_at=session.deadline_at)
+
+    def _answered_turn(self, state: RunState, end: End) -> AnsweredTurn:
+        session = session_of(state)
+        now, before = state.ledger, session.start.ledger
+        text, at = self.turns.newest_words(state, end)
+        reply = TurnReply(
+            turn=session.turn,
+            output=end.output,
+            text=text,
+            stop_reason=end.stop_reason,
+            error=end.failure,
+            steps=now.steps - before.steps,
+            tool_calls=now.tool_calls - before.tool_calls,
+            usage=usage_since(now.usage, before.usage),
+            cost_microusd=None if cost_of(state) is None else now.cost_microusd - before.cost_microusd,
+            messages=len(state.messages),
+        )
+        if len(text) <= _LONG_TEXT or at is None:
+            return AnsweredTurn(ids=session.ids, reply=reply)
+        output = "" if end.output == text else end.output
+        short = reply.model_copy(update={"text": "", "output": output})
+        return AnsweredTurn(ids=session.ids, reply=short, text_at=at)
+
+    def _used_up(self, state: RunState, end: End) -> StopReason | None:
+        """Return the limit of the session that forbids another turn, or None."""
+        limits, ledger = session_of(state).limits, state.ledger
+        if limits.steps is not None and ledger.steps >= limits.steps:
+            return "max_steps"
+        out_of_calls = limits.tool_calls is not None and ledger.tool_calls >= limits.tool_calls
+        if out_of_calls and end.stop_reason == "max_tool_calls":
+            return "max_tool_calls"
+        return short_of(missing(self.turns.least_turn(state), minus(bounds_of(limits), spent(state))))
+
+    def _interrupt(self, state: RunState, event: TurnInterrupted) -> RunState:
+        session = session_of(state)
+        if not session.is_open or event.turn not in (None, session.turn):
+            return state
+        return self._fold_turn(state, EndRequested(reason=event.reason))
+
+    def _begin_closing(self, state: RunState, event: EndRequested) -> RunState:
+        session = session_of(state)
+        reason = "cancelled" if event.reason == "cancelled" else session.closing or event.reason
+        state = _with(state, replace(session, closing=reason))
+        return self._fold_turn(state, event) if session.is_open else state
 
 
-def fold(state: State, event: Event) -> State:
-    """The state after the event."""
-    match event:
-        case Spoke():
-            return _spoke(state, event)
-        case Sent():
-            return _sent(state, event)
-        case TurnBegan():
-            return _began(state, event.at)
-        case TurnEnded():
-            return _ended(state, event)
-        case Interrupted():
-            return _interrupted(state, event)
-        case IdleNoticed():
-            return _idle(state, event.at)
-        case EndAsked():
-            return _closing(state, event)
-        case StepBegan():
-            return events.fold(_read(state), event)
-        case _:
-            return events.fold(state, event)
+def _with(state: RunState, session: Session) -> RunState:
+    return replace(state, session=session)
 
 
-def _with(state: State, **changed: object) -> State:
-    return replace(state, session=replace(session_of(state), **changed))  # type: ignore[arg-type]
-
-
-def is_pending(state: State, message_id: str) -> bool:
-    """Whether the message waits for its reply."""
+def is_pending(state: RunState, message_id: str) -> bool:
+    """Return whether the message waits for its reply."""
     session = session_of(state)
     waiting = (*session.queue, *session.unread)
-    return message_id in session.ids or any(one.id == message_id for one in waiting)
+    return message_id in session.ids or any(utterance.id == message_id for utterance in waiting)
 
 
-def reply_to(state: State, message_id: str) -> TurnReply | None:
-    """The reply that the message got, if its turn is over."""
-    found = next((one for one in session_of(state).answered if message_id in one.ids), None)
-    return None if found is None else _whole(state, found).model_copy(update={"message_id": message_id})
+def reply_to(state: RunState, message_id: str) -> TurnReply | None:
+    """Return the reply to the message, or None while its turn goes on."""
+    answered = next((turn for turn in session_of(state).answered if message_id in turn.ids), None)
+    if answered is None:
+        return None
+    return _whole_reply(state, answered).model_copy(update={"message_id": message_id})
 
 
-def _whole(state: State, answered: Answered) -> TurnReply:
+def _whole_reply(state: RunState, answered: AnsweredTurn) -> TurnReply:
     reply = answered.reply
-    if answered.at is None:
+    if answered.text_at is None:
         return reply
-    text = state.messages[answered.at].text
-    same = reply.output == ""
-    return reply.model_copy(update={"text": text, "output": text if same else reply.output})
+    text = state.messages[answered.text_at].text
+    is_same = reply.output == ""
+    return reply.model_copy(update={"text": text, "output": text if is_same else reply.output})
 
 
-def _newest_output(state: State) -> object:
+def _newest_output(state: RunState) -> object:
     answered = session_of(state).answered
-    return _whole(state, answered[-1]).output if answered else None
+    return _whole_reply(state, answered[-1]).output if answered else None
 
 
-def _is_known(state: State, message_id: str) -> bool:
-    answered = any(message_id in one.ids for one in session_of(state).answered)
+def _is_known(state: RunState, message_id: str) -> bool:
+    answered = any(message_id in turn.ids for turn in session_of(state).answered)
     return answered or is_pending(state, message_id)
 
 
-def _spoke(state: State, event: Spoke) -> State:
-    if _is_known(state, event.spoken.id):
-        return state
+def _mark_read(state: RunState) -> RunState:
+    """Return the state with the unread messages in the turn: the model reads them now."""
     session = session_of(state)
-    steers = event.when_busy == "steer" and session.is_open
-    if not steers or state.ending is not None or session.closing is not None:
-        return _with(state, queue=(*session.queue, event.spoken))
-    return _steered(state, event.spoken)
+    ids = (*session.ids, *(utterance.id for utterance in session.unread))
+    return _with(state, replace(session, ids=ids, unread=()))
 
 
-def _steered(state: State, spoken: Spoken) -> State:
-    """It answers the agent's question, if there is one; else the model reads it before its next step."""
-    unread = len(state.inbox)
-    state = events.fold(state, Sent(message=spoken.message))
-    session = session_of(state)
-    if len(state.inbox) == unread:
-        return _with(state, ids=(*session.ids, spoken.id))
-    return _with(state, unread=(*session.unread, spoken))
-
-
-def _sent(state: State, event: Sent) -> State:
-    """`send` is `say` to those who wait for no reply."""
-    said = session_of(state).said + 1
-    spoken = Spoken(id=event.id or f"sent-{said}", message=event.message)
-    return _spoke(_with(state, said=said), Spoke(spoken=spoken, when_busy="steer"))
-
-
-def _read(state: State) -> State:
-    """The model reads what came in meanwhile."""
-    session = session_of(state)
-    return _with(state, ids=(*session.ids, *(one.id for one in session.unread)), unread=())
-
-
-def _began(state: State, at: datetime) -> State:
-    session = session_of(state)
-    if session.is_open or not session.queue:
-        return state
-    first, *others = session.queue
-    mark = Mark(
-        at=at,
-        messages=len(state.messages),
-        step=state.step,
-        tool_calls=state.tool_calls,
-        usage=state.usage,
-        cost_microusd=state.cost_microusd,
-    )
-    limits = limits_from(state, session)
-    own = None if session.turn_limits.timeout is None else at + session.turn_limits.timeout
-    deadline = min((one for one in (own, session.deadline_at) if one is not None), default=None)
-    state = replace(append(state, first.message), limits=limits, deadline_at=deadline)
-    return _with(state, turn=session.turn + 1, is_open=True, ids=(first.id,), queue=tuple(others), mark=mark)
-
-
-def limits_from(state: State, session: Session) -> Limits:
-    """The bounds of a turn that begins now, in the session's own counts."""
-    turn = session.turn_limits
-    used = state.usage
+def turn_limits(state: RunState) -> Limits:
+    """Return the bounds of a turn that begins now, in the session's own counts."""
+    session, ledger = session_of(state), state.ledger
+    limits, used = session.turn_limits, ledger.usage
     of_turn = Limits(
-        steps=_more(turn.steps, state.step),
-        tool_calls=_more(turn.tool_calls, state.tool_calls),
-        per_tool={name: bound + state.per_tool.get(name, 0) for name, bound in turn.per_tool.items()},
-        input_tokens=_more(turn.input_tokens, used.all_input_tokens),
-        output_tokens=_more(turn.output_tokens, used.output_tokens),
-        total_tokens=_more(turn.total_tokens, used.total_tokens),
-        cost_usd=None if turn.cost_usd is None else turn.cost_usd + state.cost_microusd / 1_000_000,
-        timeout=turn.timeout,
+        steps=_add(limits.steps, ledger.steps if state.counts_steps else 0),
+        tool_calls=_add(limits.tool_calls, ledger.tool_calls),
+        per_tool={name: bound + ledger.per_tool.get(name, 0) for name, bound in limits.per_tool.items()},
+        input_tokens=_add(limits.input_tokens, used.all_input_tokens),
+        output_tokens=_add(limits.output_tokens, used.output_tokens),
+        total_tokens=_add(limits.total_tokens, used.total_tokens),
+        cost_usd=None if limits.cost_usd is None else limits.cost_usd + ledger.cost_microusd / 1_000_000,
+        timeout=limits.timeout,
     )
     return of_turn.tightened_by(session.limits)
 
 
-def _more(bound: int | None, used: int) -> int | None:
+def _add(bound: int | None, used: int) -> int | None:
     return None if bound is None else bound + used
 
 
-def _ended(state: State, event: TurnEnded) -> State:
-    session = session_of(state)
-    if not session.is_open:
-        return state
-    unread = [one.message for one in session.unread]
-    answered = _answered(state, event.end)
-    inbox = tuple(message for message in state.inbox if message not in unread)
-    state = replace(_fresh(state), inbox=inbox, deadline_at=session.deadline_at)
-    state = _with(
-        state,
-        is_open=False,
-        ids=(),
-        unread=(),
-        queue=(*session.unread, *session.queue),
-        answered=_bounded((*session.answered, answered)),
-        mark=replace(session.mark, at=event.at),
-    )
-    return _with(state, closing=session.closing or _used_up(state, event.end))
-
-
-def _fresh(state: State) -> State:
-    """Without what no turn takes from the one before: its own troubles."""
-    return replace(
-        state,
-        redo=False,
-        model=0,
-        settled=0,
-        naps=0,
-        outage=None,
-        force_once=False,
-        tried=(),
-        stale=0,
-        clamped_by=None,
-        asking_model=False,
-        calls=(),
-        strikes=0,
-        repairs=0,
-        wrap_up=None,
-        shrinks=0,
-        handoff=None,
-        resting=False,
-        parked=None,
-        ending=None,
-        end=None,
-    )
-
-
-def _answered(state: State, end: End) -> Answered:
-    session, mark = session_of(state), session_of(state).mark
-    text = partial_answer(state.messages[mark.messages :])
-    reply = TurnReply(
-        turn=session.turn,
-        output=end.output,
-        text=text,
-        stop_reason=end.stop_reason,
-        error=end.failure,
-        steps=state.step - mark.step,
-        tool_calls=state.tool_calls - mark.tool_calls,
-        usage=used_since(state.usage, mark.usage),
-        cost_microusd=None if cost_of(state) is None else state.cost_microusd - mark.cost_microusd,
-        messages=len(state.messages),
-    )
-    if len(text) <= _LONG:
-        return Answered(ids=session.ids, reply=reply)
-    at = max(i for i, m in enumerate(state.messages) if m.role == "assistant" and m.text == text)
-    output = "" if end.output == text else end.output
-    return Answered(ids=session.ids, reply=reply.model_copy(update={"text": "", "output": output}), at=at)
-
-
-def used_since(usage: Usage, before: Usage) -> Usage:
-    """What was used after `before`."""
+def usage_since(usage: Usage, before: Usage) -> Usage:
+    """Return the usage since an earlier count."""
     return Usage(
         input_tokens=usage.input_tokens - before.input_tokens,
         cache_read_tokens=usage.cache_read_tokens - before.cache_read_tokens,
@@ -319,53 +346,31 @@ def used_since(usage: Usage, before: Usage) -> Usage:
     )
 
 
-def _bounded(answered: tuple[Answered, ...]) -> tuple[Answered, ...]:
-    """The newest replies: so many, and so many bytes of them; the newest in any case."""
-    kept: list[Answered] = []
+def _newest_answers(answered: tuple[AnsweredTurn, ...]) -> tuple[AnsweredTurn, ...]:
+    """Return the newest replies within both bounds; the newest one in any case."""
+    kept: list[AnsweredTurn] = []
     room = MOST_ANSWERED_BYTES
-    for one in reversed(answered[-MOST_ANSWERED:]):
-        if not isinstance(one.reply.output, str):
-            room -= len(canonical_json(one.reply.output))
+    for turn in reversed(answered[-MOST_ANSWERED:]):
+        reply = turn.reply
+        # A short text is bounded by its length; a long one stands in the transcript, or nowhere else.
+        if not isinstance(reply.output, str) or len(reply.text) > _LONG_TEXT:
+            room -= len(canonical_json([reply.output, reply.text]))
         if kept and room < 0:
             break
-        kept.append(one)
+        kept.append(turn)
     return tuple(reversed(kept))
 
 
-def _used_up(state: State, end: End) -> StopReason | None:
-    """The limit of the session that forbids another turn, if one does."""
-    bounds = session_of(state).limits
-    if bounds.steps is not None and state.step >= bounds.steps:
-        return "max_steps"
-    out_of_calls = bounds.tool_calls is not None and state.tool_calls >= bounds.tool_calls
-    if out_of_calls and end.stop_reason == "max_tool_calls":
-        return "max_tool_calls"
-    least = call_amount(state, LEAST_REPLY_TOKENS)
-    return short_of(missing(least, minus(bounds_of(bounds), spent(state))))
-
-
-def _interrupted(state: State, event: Interrupted) -> State:
-    session = session_of(state)
-    if not session.is_open or event.turn not in (None, session.turn):
-        return state
-    return events.fold(state, EndAsked(reason=event.reason))
-
-
-def _idle(state: State, at: datetime) -> State:
+def _close_when_idle(state: RunState, at: datetime) -> RunState:
     due = idle_at(state)
-    return _with(state, closing="idle") if due is not None and at >= due else state
+    return (
+        _with(state, replace(session_of(state), closing="idle")) if due is not None and at >= due else state
+    )
 
 
-def idle_at(state: State) -> datetime | None:
-    """When the session closes if nobody says anything; None while something goes on or is left to do."""
+def idle_at(state: RunState) -> datetime | None:
+    """Return when the session closes if nobody says anything, or None while something goes on."""
     session = session_of(state)
     if session.max_idle is None or session.is_open or session.queue or session.closing is not None:
         return None
-    return session.mark.at + session.max_idle
-
-
-def _closing(state: State, event: EndAsked) -> State:
-    session = session_of(state)
-    reason = "cancelled" if event.reason == "cancelled" else session.closing or event.reason
-    state = _with(state, closing=reason)
-    return events.fold(state, event) if session.is_open else state
+    return session.start.at + session.max_idle

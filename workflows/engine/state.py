@@ -1,31 +1,30 @@
-"""What a run knows: one frozen value, and the events that change it.
+"""State of a run: frozen values, grouped by what replaces them together.
 
 Theory of operation
-1. `decide(state)` says what to do next; it never does it. `fold(state, event)` is the only way the
+1. `decide(state)` returns the next command and never carries it out. `fold(state, event)` is the only way the
    state changes. Both are pure, total and free of clocks: time arrives inside events.
-2. A step is one model call and the tool calls it asked for. Either the model is being asked or the
+2. A step is one model call and the tool calls that its reply asks for. Either the model is being asked or the
    step's calls are open, never both.
-3. Messages only grow at their end; a tool message is written once, when every call of its step has
-   a result. So the transcript is well-formed whenever a model is asked.
-4. What ends a run is written into `end` by `fold`; `decide` then only reports it.
-5. Everything needed to go on is in the state: continue-as-new carries it and nothing else.
-6. Usage, cost and tool calls are the run's own and those of its children that have ended: each is
-   counted once, when the child ends, and so reaches the root.
+3. Messages only grow at their end. A tool message is written once, when every call of its step has a result.
+   So the transcript is well-formed whenever a model is asked.
+4. `fold` writes the end of a run into `end`; `decide` then only reports it.
+5. The state holds everything needed to go on. Continue-as-new carries it and nothing else.
+6. The ledger counts the run and those of its children that have ended. Each child is counted once, at its end,
+   and so reaches the root.
+7. A turn of a session replaces the parts `step`, `chain` and `parking`; it keeps the others.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from perdure.limits import Limits
-from perdure.messages import Message, ToolCall, ToolResult, Usage
-from perdure.wire.effects import ModelFailure, ModelOutcome
-from perdure.wire.requests import ApprovalDecision, RunRequest, WhenBusy
-from perdure.wire.results import Failure, PlanItem, RunResult, StopReason, TurnReply
+from perdure.messages import Message, Part, ToolCall, ToolResult, Usage
+from perdure.wire.requests import RunRequest
+from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, StopReason, TurnReply
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
-from perdure.wire.tree import Amount, Grant, Handoff, Peer, Report
+from perdure.wire.tree import ChildInput, Handoff, Peer
 
-from .scheduler import Start
 from .tree import Tree
 
 CallState = Literal["unpaid", "ready", "asking", "running", "done"]
@@ -33,8 +32,9 @@ CallState = Literal["unpaid", "ready", "asking", "running", "done"]
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A tool call of the step in hand. "asking": held for a person; "unpaid": until the parent of the
-    run has let it make more calls.
+    """A tool call of the current step.
+
+    "asking": it waits for a person. "unpaid": it waits until the parent lets the run make more calls.
     """
 
     call: ToolCall
@@ -45,401 +45,341 @@ class Call:
     edited: bool = False
     """True when a person changed the arguments."""
     stand_in: str | None = None
-    """The tool that is called in its place, after it has failed."""
+    """Name of the tool that is called instead, after the call's own tool has failed."""
     failed: str = ""
-    """What it said when it failed."""
+    """Error text of the failed tool."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How the run ends. With `failure` set it ends as failed, unless it answers all the same."""
+    """The end of a run. With `failure` set the run fails, unless `answers` is set too."""
 
     stop_reason: StopReason
     output: object = None
     failure: Failure | None = None
     answers: bool = False
-    """In spite of the failure it ends as completed."""
+    """True: the run ends as completed in spite of the failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spoken:
-    """A message to a session, and the id by which its sender knows it."""
+class Ledger:
+    """Sums over the life of a run, its ended children included. They never decrease."""
+
+    usage: Usage = Usage()
+    cost_microusd: int = 0
+    cost_unknown: bool = False
+    """True once a model was used whose price is not known."""
+    tool_calls: int = 0
+    per_tool: dict[str, int] = field(default_factory=dict[str, int])
+    steps: int = 0
+    """Model calls: the run's own, or those of a team's nodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """Messages of a run, and the part of them that the model sees."""
+
+    messages: tuple[Message, ...] = ()
+    window_start: int = 0
+    """Index of the first message in the window."""
+    context_tokens: int = 0
+    """Tokens that the next model call will read: the provider's last count, and our estimate since."""
+    spilled: bool = False
+    """True once a result was cut: then the model gets the tool that reads the rest."""
+    plan: tuple[PlanItem, ...] = ()
+    planned_at: int = 0
+    """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
+
+    @property
+    def pinned(self) -> int:
+        """Number of leading messages that the window keeps: the task, once the window has moved."""
+        return 1 if self.window_start > 0 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The current step."""
+
+    asking_model: bool = False
+    redo: bool = False
+    """True when the model call gave no reply: the next one is the same step."""
+    calls: tuple[Call, ...] = ()
+    clamped_by: StopReason | None = None
+    """The budget that made this call's max_tokens smaller than configured."""
+    wrap_up: StopReason | None = None
+    """A limit that is reached: the model gets one last call without tools, then the run ends with this reason."""
+    handoff: Handoff | None = None
+    """The handoff that takes effect once all calls of the step have results."""
+    resting: bool = False
+    """True when the model has ended its turn while children run: their answers wake it."""
+    invalid_steps: int = 0
+    """Steps in a row of which no call could be carried out."""
+    repairs: int = 0
+    """Attempts at an output that did not fit the output type."""
+    stale_retries: int = 0
+    """Retries because the worker's transcript was stale."""
+    overflow_cuts: int = 0
+    """Cuts of the window in a row after the provider reported that the context overflows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Position in the chain of models: the agent's model and its fallbacks."""
+
+    model: int = 0
+    """Index of the model in use."""
+    base_model: int = 0
+    """Index of the model that the next step begins with."""
+    tried: tuple[str, ...] = ()
+    """Models of this step that failed, each with its error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parking:
+    """Reason for a run to stand still, and its retries."""
+
+    parked: Failure | None = None
+    auto_retries: int = 0
+    """Retries in a row that the run made by itself."""
+    outage: Failure | None = None
+    """The first failure of this outage. It stays between two retries, until a model answers."""
+    force_once: bool = False
+    """True after a person resumed the run: the next model call passes an open circuit once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inbox:
+    """Messages that the model has not read yet."""
+
+    messages: tuple[Message, ...] = ()
+    seen_ids: tuple[str, ...] = ()
+    """Update ids of the newest messages. Temporal forgets them when a run continues as new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """A message to a session, with the id by which its sender knows it."""
 
     id: str
     message: Message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
-    """The counters of a session when its turn began: the turn's own are what came after."""
+class TurnStart:
+    """Snapshot of a session at the start of its turn. The turn's own counts are the difference to it."""
 
     at: datetime
     messages: int = 0
-    step: int = 0
-    tool_calls: int = 0
-    usage: Usage = Usage()
-    cost_microusd: int = 0
+    ledger: Ledger = Ledger()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A turn that is over. `at` is the message its words are in, when they are too long to keep twice."""
+class AnsweredTurn:
+    """A turn that is over, kept for messages that come again."""
 
     ids: tuple[str, ...]
     reply: TurnReply
-    at: int | None = None
+    text_at: int | None = None
+    """Index of the message that holds the reply's text, when the text is too long to keep twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a session knows beside the run in it. Its rules are in `turns`."""
+    """Part of the state that only a session has. Its rules stand in `session`."""
 
     turn_limits: Limits
     limits: Limits
-    """Of the whole session."""
+    """Limits of the whole session."""
     max_idle: timedelta | None
     deadline_at: datetime | None
-    mark: Mark
+    start: TurnStart
     turn: int = 0
     is_open: bool = False
-    """A turn goes on."""
+    """True while a turn goes on."""
     ids: tuple[str, ...] = ()
-    """The messages that the turn answers."""
-    unread: tuple[Spoken, ...] = ()
+    """Ids of the messages that the turn answers."""
+    unread: tuple[Utterance, ...] = ()
     """Messages that steer the turn, once the model reads them."""
-    queue: tuple[Spoken, ...] = ()
-    answered: tuple[Answered, ...] = ()
-    said: int = 0
-    """Messages said without an id of their own."""
+    queue: tuple[Utterance, ...] = ()
+    answered: tuple[AnsweredTurn, ...] = ()
+    unnamed: int = 0
+    """Number of messages that came without an id of their own."""
     closing: StopReason | None = None
-    """The session is to end, when the turn is over."""
+    """Set when the session is to end after the turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """Everything a run knows. See the rules above."""
+class Origin:
+    """Origin of a run, beside its request."""
+
+    id: str = ""
+    """Workflow id of the run."""
+    members: tuple[AnySpec, ...] = ()
+    child: ChildInput | None = None
+    """Input from the parent; None for a root."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """State that every program has: identity, limits, ledger, place in the tree, end."""
 
     request: RunRequest
-    spec: AgentSpec
+    spec: AnySpec
     limits: Limits
+    """The spec's limits, tightened by the request's."""
     started_at: datetime
-    id: str = ""
-    """The run's workflow id: its children's ids begin with it."""
-    members: tuple[AnySpec, ...] = ()
-    """Specs of all whom it may start, directly or through others."""
-    tree: Tree = Tree()  # noqa: RUF009 - a frozen value
     deadline_at: datetime | None = None
-    messages: tuple[Message, ...] = ()
-
-    step: int = 0
-    asking_model: bool = False
-    redo: bool = False
-    """The step's model call did not come about: the next one is the same step."""
-    model: int = 0
-    """Index of the model in use; moves along the fallback chain."""
-    settled: int = 0
-    """Index of the model that the next step begins with."""
-    tried: tuple[str, ...] = ()
-    """Models of this step that failed, and why."""
-    stale: int = 0
-    clamped_by: StopReason | None = None
-    """The budget that made the present call's max_tokens smaller than configured."""
-
-    calls: tuple[Call, ...] = ()
-    tool_calls: int = 0
-    per_tool: dict[str, int] = field(default_factory=dict[str, int])
-    strikes: int = 0
-    """Steps in a row of which no call could be carried out."""
-    repairs: int = 0
-    wrap_up: StopReason | None = None
-    """A limit is reached: one last call, without tools, then this is the reason."""
-
-    usage: Usage = Usage()
-    cost_microusd: int = 0
-    cost_unknown: bool = False
-    context_tokens: int = 0
-    """What the next model call will read, by the provider's last count and our estimate since."""
-
-    window_start: int = 0
-    shrinks: int = 0
-    """Times in a row the provider said that the context overflows."""
-    spilled: bool = False
-
-    plan: tuple[PlanItem, ...] = ()
-    planned_at: int = 0
-    """Index of the message with the newest plan: once it has slid out of sight, the model is reminded."""
-    handoff: Handoff | None = None
-    """To whom the step in hand hands over, once all its calls have their results."""
-    resting: bool = False
-    """The model has ended its turn while children run: their answers wake it."""
-
-    inbox: tuple[Message, ...] = ()
-    heard: tuple[str, ...] = ()
-    """Ids of the newest messages: Temporal forgets them when a run continues as new."""
+    id: str = ""
+    """Workflow id of the run. The ids of its children begin with it."""
+    members: tuple[AnySpec, ...] = ()
+    """Specs of everything that the run may start, directly or through others."""
+    tree: Tree = Tree()  # noqa: RUF009 - a frozen value
+    ledger: Ledger = Ledger()
+    parking: Parking = Parking()
     paused: bool = False
-    parked: Failure | None = None
-    naps: int = 0
-    """Times in a row it was parked and tried again by itself."""
-    outage: Failure | None = None
-    """Why it was parked first, until a model answers: between two naps nothing is better yet."""
-    force_once: bool = False
-    """A person has told it to go on, and no model has answered yet, nor was it parked again."""
-    relimited: Limits | None = None
-    """Bounds that a person has set since, in place of its own."""
     ending: StopReason | None = None
-    """Asked to end from outside; what is in flight is being called back."""
+    """Set when the end was requested from outside; pending work is being cancelled."""
     end: End | None = None
     session: Session | None = None
 
-    @property
-    def first(self) -> int:
-        """Index of the message with which the run, or the turn in hand, began."""
-        return self.session.mark.messages if self.session else 0
+    counts_steps: ClassVar[bool] = True
+    """True when `limits.steps` bounds the run's own model calls, False when it bounds each run below."""
+    reads_messages: ClassVar[bool] = True
+    """True when a model of the run itself reads its messages."""
 
     @property
-    def busy(self) -> bool:
-        """Whether anything is in flight."""
-        running = any(call.state == "running" for call in self.calls)
-        return self.asking_model or running or bool(self.tree.children)
+    def messages(self) -> tuple[Message, ...]:
+        """The transcript, as the transcript query shows it."""
+        return ()
 
     @property
-    def running(self) -> bool:
-        """Whether a tool call of its own is under way."""
-        return any(call.state == "running" and call.kind != "agent" for call in self.calls)
+    def open_calls(self) -> tuple[Call, ...]:
+        """Tool calls of the current step."""
+        return ()
+
+    @property
+    def queued(self) -> int:
+        """Number of accepted messages that no model has read."""
+        return len(self.session.queue) if self.session else 0
+
+    @property
+    def is_priced(self) -> bool:
+        """True when the cost of what comes next is known."""
+        return True
+
+    @property
+    def is_busy(self) -> bool:
+        """True while anything is pending."""
+        raise NotImplementedError
+
+    @property
+    def works_itself(self) -> bool:
+        """True while the run itself, not a run below it, has a call pending."""
+        raise NotImplementedError
+
+    @property
+    def activity(self) -> Literal["thinking", "acting"]:
+        """Status of a run that waits for nobody."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentState(RunState):
+    """State of an agent's run or session."""
+
+    spec: AgentSpec
+    transcript: Transcript = Transcript()
+    step: Step = Step()
+    chain: Chain = Chain()
+    inbox: Inbox = Inbox()
+    new_limits: Limits | None = None
+    """Limits that a person has set since the start, in place of the run's own."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The transcript."""
+        return self.transcript.messages
+
+    @property
+    def open_calls(self) -> tuple[Call, ...]:
+        """Tool calls of the current step."""
+        return self.step.calls
+
+    @property
+    def queued(self) -> int:
+        """Number of accepted messages that no model has read."""
+        return len(self.inbox.messages) + super().queued
+
+    @property
+    def is_priced(self) -> bool:
+        """True when the price of the model in use is known."""
+        return self.spec.models[self.chain.model].price is not None
+
+    @property
+    def first_message(self) -> int:
+        """Index of the message with which the run, or the current turn, began."""
+        return self.session.start.messages if self.session else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """True while anything is pending."""
+        running = any(call.state == "running" for call in self.step.calls)
+        return self.step.asking_model or running or bool(self.tree.children)
+
+    @property
+    def works_itself(self) -> bool:
+        """True while a model call, or a tool call of its own, is pending."""
+        return self.step.asking_model or self.runs_tools
+
+    @property
+    def runs_tools(self) -> bool:
+        """True while a tool call of its own is running."""
+        return any(call.state == "running" and call.kind != "agent" for call in self.step.calls)
 
     @property
     def peers(self) -> list[Peer]:
-        """Whom it may hand off to."""
-        return self.tree.branch.peers if self.tree.branch else []
+        """Agents that the run may hand off to."""
+        return self.tree.peers
 
     @property
-    def pinned(self) -> int:
-        """How many leading messages the window keeps: the task, once the window has moved."""
-        return 1 if self.window_start > 0 else 0
+    def activity(self) -> Literal["thinking", "acting"]:
+        """Status of a run that waits for nobody."""
+        return "acting" if self.step.calls or self.step.resting else "thinking"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBegan:
-    """The model is being asked."""
-
-    clamped_by: StopReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replied:
-    """The model answered."""
-
-    outcome: ModelOutcome
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFailed:
-    """The model call failed for good (its retries are used up, or would not help)."""
-
-    failure: ModelFailure
-    at: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallsStarted:
-    """These tool calls are under way."""
-
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallReturned:
-    """A tool call has its result, an error for the model included."""
-
-    result: ToolResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """A person or program said something. What comes twice under one id was said once."""
-
-    message: Message
-    id: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decided:
-    """A person decided about an approval."""
-
-    decision: ApprovalDecision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paused:
-    """Start nothing new."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumed:
-    """Go on, from a pause or from being parked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Switched:
-    """Another model of the chain is in use, because the money left does not pay for this one."""
-
-    model: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NapOver:
-    """A parked run tries again by itself."""
-
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Redriven:
-    """A person lets a parked run go on, with another agent's spec or other limits."""
-
-    spec: AgentSpec | None = None
-    members: tuple[AnySpec, ...] = ()
-    limits: Limits | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndAsked:
-    """End from outside: stopped, cancelled, or the deadline."""
-
-    reason: StopReason
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraceOver:
-    """What was called back did not answer in time; it is given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slid:
-    """The model's window now starts at this message."""
-
-    start: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildEnded:
-    """A run that this one started has ended, well or not. `result` is for the model, if a call asked."""
-
-    key: str
-    outcome: RunResult
-    at: datetime
-    result: ToolResult | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodesStarted:
-    """These nodes of a swarm or graph are under way."""
-
-    starts: tuple[Start, ...]
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildReported:
-    """A child says where it is, or needs more."""
-
-    report: Report
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildAnswered:
-    """A child was told what it gets."""
-
-    key: str
-    grant: Grant
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The parent was asked for more."""
-
-    need: Amount
-    wish: Amount
-
-
-@dataclass(frozen=True, kw_only=True)
-class Granted:
-    """The parent answered."""
-
-    grant: Grant
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """The parent was told who waits for people, and given back what is not needed meanwhile."""
-
-    waiting: tuple[str, ...]
-    returned: Amount | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spoke:
-    """Somebody said something to the session."""
-
-    spoken: Spoken
-    when_busy: WhenBusy = "queue"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TurnBegan:
-    """The next message has its turn."""
-
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class TurnEnded:
-    """The turn is over, in the way in which a run would have ended."""
-
-    end: End
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interrupted:
-    """End the turn, not the session: somebody asked for it, or its time is over."""
-
-    turn: int | None = None
-    """Only if it is this one."""
-    reason: StopReason = "stopped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class IdleNoticed:
-    """Time has passed: perhaps nobody says anything any more."""
-
-    at: datetime
-
-
-SessionEvent = Spoke | TurnBegan | TurnEnded | Interrupted | IdleNoticed
-Event = (
-    StepBegan
-    | Replied
-    | ModelFailed
-    | CallsStarted
-    | CallReturned
-    | Sent
-    | Decided
-    | Paused
-    | Resumed
-    | NapOver
-    | Redriven
-    | EndAsked
-    | GraceOver
-    | Slid
-    | Switched
-    | NodesStarted
-    | ChildEnded
-    | ChildReported
-    | ChildAnswered
-    | Asked
-    | Granted
-    | Told
-    | SessionEvent
-)
+class TeamState(RunState):
+    """State of a swarm, a graph, or a pattern of one's own."""
+
+    task: str | list[Part] = ""
+    plan: Any = None
+    """Memory of the scheduler; None in a session before its first turn."""
+    running: tuple[NodeStatus, ...] = ()
+    results: tuple[NodeResult, ...] = ()
+    member_of: dict[str, str] = field(default_factory=dict[str, str])
+    """Name of the agent, swarm or graph that a node ran, by node."""
+    conversation: tuple[Message, ...] = ()
+    """Messages and answers of a session's earlier turns, the newest within a bound."""
+
+    counts_steps: ClassVar[bool] = False
+    reads_messages: ClassVar[bool] = False
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation of a session. The transcripts of a team's work are those of its nodes' runs."""
+        return self.conversation
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a node runs."""
+        return bool(self.running)
+
+    @property
+    def works_itself(self) -> bool:
+        """True while a function of the graph runs: it has no run of its own."""
+        return any(node.run_id is None for node in self.running)
+
+    @property
+    def activity(self) -> Literal["thinking", "acting"]:
+        """Status of a team that waits for nobody."""
+        return "acting"

@@ -1,185 +1,283 @@
-"""What a swarm or a graph knows, and what it does next: children run, it only directs them. Pure.
+"""Team: a run that only directs others, as a swarm, a graph or a pattern of one's own does. Pure.
 
-The scheduler (`swarm`, `graph`) says which node is to run and when it is over; what all such runs
-share stands here: time, money, people, the end.
+The scheduler chooses which node runs and says when the team is over. What all teams share stands here: time,
+money, people, the end. In a session each turn gives the team a new task; the conversation so far goes with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import assert_never
+from typing import Any, Final
 
-from perdure.graph import GraphCode
-from perdure.limits import GraphLimits, SwarmLimits
-from perdure.messages import Usage
+from pydantic import TypeAdapter
+
+from perdure.graph import as_text
+from perdure.messages import Message, Part, Text, size_bytes
 from perdure.model import canonical_json
 from perdure.wire.ids import child_run_id
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, StopReason
-from perdure.wire.spec import AnySpec, GraphSpec, SwarmSpec
-from perdure.wire.tree import Amount
+from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, RunStatus, StopReason
+from perdure.wire.spec import AnySpec
+from perdure.wire.tree import Amount, BudgetRequest
 
-from . import graph, swarm, tree
+from . import tree
 from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, least, of
-from .budget import Want
-from .decide import Answer, Ask, Command, Finish, Recall, StartNodes, Wait
-from .fold import Birth, deadline_of
-from .joins import GraphPlan
-from .scheduler import Over, Start
-from .state import (
-    Asked,
-    ChildAnswered,
+from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
+from .events import (
+    BudgetGranted,
+    BudgetRequested,
     ChildEnded,
+    ChildGranted,
     ChildReported,
-    End,
-    EndAsked,
+    EndRequested,
     Event,
-    GraceOver,
-    Granted,
+    GraceExpired,
     NodesStarted,
+    ParentInformed,
     Paused,
     Resumed,
-    Told,
 )
-from .swarm import SwarmPlan
-from .tree import Child, Tree
+from .family import book, command_for_children, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .scheduler import Notes, Over, Scheduler, Start
+from .state import End, Origin, TeamState
+from .team_report import team_details, team_result, team_status
 
-Code = GraphCode
-NO_CODE = Code()
-
-MOST_STARTED_BYTES = 1024 * 1024
-"""Of prompts and inputs, in one workflow task."""
-_NEEDED = Amount(cost_microusd=1, input_tokens=1, output_tokens=1, total_tokens=1)
+MOST_STARTED_BYTES: Final = 1024 * 1024
+"""Most bytes of prompts and inputs in one workflow task: the server ends a run that sends it more."""
+MOST_REMEMBERED_BYTES: Final = 64 * 1024
+"""Most bytes of a session's earlier turns that go with a team's next task."""
+_LEAST_ROOM = Amount(cost_microusd=1, input_tokens=1, output_tokens=1, total_tokens=1)
 """With less than this left, no node is worth starting."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Team:
-    """Everything a swarm or graph knows."""
+@dataclass(frozen=True)
+class TeamProgram:
+    """Program of a team: the rules of this file around one scheduler."""
 
-    request: RunRequest
-    spec: SwarmSpec | GraphSpec
-    limits: SwarmLimits | GraphLimits
-    """Its own, tightened by the request's."""
-    started_at: datetime
-    deadline_at: datetime | None = None
-    id: str = ""
-    members: tuple[AnySpec, ...] = ()
-    tree: Tree = Tree()  # noqa: RUF009 - a frozen value
-    swarm: SwarmPlan | None = None
-    graph: GraphPlan | None = None
-    running: tuple[NodeStatus, ...] = ()
-    results: tuple[NodeResult, ...] = ()
+    spec: AnySpec
+    scheduler: Scheduler[Any]
+    state_type = TeamState
 
-    usage: Usage = Usage()
-    cost_microusd: int = 0
-    cost_unknown: bool = False
-    tool_calls: int = 0
-    steps: int = 0
+    def initial(self, request: RunRequest, now: datetime, origin: Origin) -> TeamState:
+        """Return the state of a team that begins."""
+        return self._with_task(self.empty(request, now, origin), request.prompt)
 
-    paused: bool = False
-    ending: StopReason | None = None
-    end: End | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is in flight."""
-        return bool(self.running)
-
-
-def initial(request: RunRequest, spec: SwarmSpec | GraphSpec, now: datetime, birth: Birth) -> Team:
-    """The state of a swarm or graph that begins."""
-    limits = spec.limits.tightened_by(request.limits)
-    team = Team(
-        request=request,
-        spec=spec,
-        limits=limits,
-        started_at=now,
-        deadline_at=deadline_of(limits, now, birth.branch),
-        id=birth.id,
-        members=birth.members,
-        tree=tree.rooted(birth.branch),
-    )
-    match spec:
-        case SwarmSpec():
-            known = {member.name: member.description for member in birth.members}
-            return replace(team, swarm=swarm.begin(spec, known, request.prompt))
-        case GraphSpec():
-            return replace(team, graph=graph.begin(spec, request.prompt))
-
-
-# -- what happens
-
-
-def fold(team: Team, event: Event, code: Code = NO_CODE) -> Team:  # noqa: C901 - one case an event
-    """The state after the event. What only concerns an agent's own loop changes nothing."""
-    match event:
-        case NodesStarted():
-            return _started(team, event)
-        case ChildEnded():
-            return _ended(team, event, code)
-        case ChildReported():
-            return replace(team, tree=tree.reported(team.tree, event.report))
-        case ChildAnswered():
-            return replace(team, tree=tree.granted(team.tree, event.key, event.grant.amount))
-        case Asked():
-            return replace(team, tree=tree.asked(team.tree, event.need, event.wish))
-        case Granted():
-            return replace(team, tree=tree.answered(team.tree, event.grant))
-        case Told():
-            return replace(team, tree=tree.told(team.tree, event.waiting, event.returned))
-        case Paused():
-            return replace(team, paused=True)
-        case Resumed():
-            return replace(team, paused=False)
-        case EndAsked():
-            return _end_asked(team, event)
-        case GraceOver():
-            return _give_up(team, code)
-        case _:
-            return team
-
-
-def _started(team: Team, event: NodesStarted) -> Team:
-    leased = [start for start in event.starts if start.kind != "function"]
-    alone = team.swarm is not None
-    lease = tree.lease_for(team.tree, limits_of(team), spent(team), len(leased), alone=alone)
-    for start in event.starts:
-        run_id = None if start.kind == "function" else child_run_id(team.id, start.key)
-        flying = NodeStatus(
-            key=start.key, node=start.node, kind=start.kind, run_id=run_id, started_at=event.at
+    def empty(self, request: RunRequest, now: datetime, origin: Origin) -> TeamState:
+        """Return the state before any task."""
+        limits = self.spec.limits.tightened_by(request.limits)
+        return TeamState(
+            request=request,
+            spec=self.spec,
+            limits=limits,
+            started_at=now,
+            deadline_at=deadline_of(limits, now, origin.child),
+            id=origin.id,
+            members=origin.members,
+            tree=tree.tree_of(origin.child),
         )
-        team = replace(team, running=(*team.running, flying))
-        if run_id is not None and start.member is not None:
-            child = Child(key=start.key, name=start.member, run_id=run_id, lease=lease)
-            team = replace(team, tree=tree.born(team.tree, child))
-    if team.swarm is not None:
-        return replace(team, swarm=swarm.started(team.swarm, event.starts))
-    assert team.graph is not None, "a team is a swarm or a graph"
-    return replace(team, graph=graph.started(team.graph, event.starts))
+
+    def restore(self, state: TeamState) -> TeamState:
+        """Return the carried state with its plan as a value: the state itself holds it as JSON."""
+        if state.plan is None:
+            return state
+        return replace(state, plan=TypeAdapter(self.scheduler.plan_type).validate_python(state.plan))
+
+    def _with_task(self, team: TeamState, task: str | list[Part]) -> TeamState:
+        descriptions = {member.name: member.description for member in team.members}
+        return replace(team, task=task, plan=self.scheduler.begin(task, descriptions))
+
+    # -- turns of a session
+
+    def begin_turn(self, state: TeamState, message: Message) -> TeamState:
+        """Return the state with the message as the team's next task."""
+        state = replace(state, running=(), results=(), conversation=_newest((*state.conversation, message)))
+        text_only = len(message.parts) == 1 and isinstance(message.parts[0], Text)
+        return self._with_task(state, message.text if text_only else list(message.parts))
+
+    def end_turn(self, state: TeamState, end: End) -> TeamState:
+        """Return the state without what belonged to the turn alone."""
+        answer = as_text(end.output)
+        conversation = state.conversation
+        if answer.strip():
+            reply = Message(role="assistant", parts=[Text(text=answer)])
+            conversation = _newest((*conversation, reply))
+        state = replace(state, conversation=conversation, ending=None, end=None)
+        return replace(state, tree=replace(state.tree, children=()))
+
+    def newest_words(self, state: TeamState, end: End) -> tuple[str, int | None]:
+        """Return the turn's answer as text. It stands in no message."""
+        return as_text(end.output), None
+
+    def least_turn(self, state: TeamState) -> Amount:
+        """Return the least amount with which a node is worth starting."""
+        return _LEAST_ROOM
+
+    # -- what happens
+
+    def fold(self, state: TeamState, event: Event) -> TeamState:
+        """Return the state after the event. Events of an agent's own loop change nothing."""
+        match event:
+            case NodesStarted():
+                return self._record_start(state, event)
+            case ChildEnded():
+                return self._fold_child_end(state, event)
+            case ChildReported() | ChildGranted() | BudgetRequested() | BudgetGranted() | ParentInformed():
+                return fold_tree_event(state, event)
+            case Paused():
+                return replace(state, paused=True)
+            case Resumed():
+                return replace(state, paused=False)
+            case EndRequested() if state.end is None:
+                return replace(state, ending=ending_reason(state, event.reason))
+            case GraceExpired():
+                return self._give_up_running(state)
+            case _:
+                return state
+
+    def _record_start(self, team: TeamState, event: NodesStarted) -> TeamState:
+        leased = [start for start in event.starts if start.kind != "function"]
+        lease = tree.lease_for(
+            team.tree, limits_of(team), spent(team), len(leased), alone=self.scheduler.runs_alone
+        )
+        for start in event.starts:
+            run_id = None if start.kind == "function" else child_run_id(team.id, start.key)
+            node = NodeStatus(
+                key=start.key, node=start.node, kind=start.kind, run_id=run_id, started_at=event.at
+            )
+            team = replace(team, running=(*team.running, node))
+            if run_id is not None and start.member is not None:
+                child = tree.Child(key=start.key, name=start.member, run_id=run_id, lease=lease)
+                member_of = {**team.member_of, start.node: start.member}
+                team = replace(team, tree=tree.add_child(team.tree, child), member_of=member_of)
+        starts = [replace(start, key=_plan_key(team, start.key)) for start in event.starts]
+        return replace(team, plan=self.scheduler.record_start(team.plan, starts))
+
+    def _fold_child_end(self, team: TeamState, event: ChildEnded) -> TeamState:
+        node = next((node for node in team.running if node.key == event.key), None)
+        if node is None:
+            return team  # it was given up before it answered
+        child = team.tree.child(event.key)
+        outcome = tree.outcome_of(child, event.outcome) if child else event.outcome
+        result = _node_result(node, _state_of(event), outcome, event.at)
+        return self._record_end(_book_result(team, result), result)
+
+    def _record_end(self, team: TeamState, result: NodeResult) -> TeamState:
+        planned = result.model_copy(update={"key": _plan_key(team, result.key)})
+        return replace(team, plan=self.scheduler.record_end(team.plan, planned))
+
+    def _give_up_running(self, team: TeamState) -> TeamState:
+        """Go on without nodes that did not answer. Their usage is booked as an estimate."""
+        for node in team.running:
+            child = team.tree.child(node.key)
+            outcome = unheard_outcome(child) if child else _unheard_function(node)
+            result = _node_result(node, "cancelled", outcome, None)
+            team = _book_result(team, result)
+            # A team that is ended from outside asks its scheduler for nothing more.
+            team = self._record_end(team, result) if team.ending is None else team
+        return team
+
+    # -- what to do
+
+    def decide(self, state: TeamState) -> Command:
+        """Return the next command."""
+        if state.end is not None:
+            return CancelPending() if state.is_busy else Finish(end=state.end)
+        if state.ending is not None:
+            return CancelPending() if state.is_busy else Finish(end=self.early_end(state, state.ending))
+        over = self.scheduler.over(state.plan)
+        if over is not None:
+            return self._finish(state, over)
+        return command_for_children(state, busy=False) or self._next_nodes(state)
+
+    def _finish(self, team: TeamState, over: Over) -> Command:
+        if team.is_busy:
+            waiting = command_for_children(team, busy=False) or Wait()
+            return CancelPending() if over.cancel_running else waiting
+        reason = over.stop_reason if over.stop_reason != "end_turn" else _shared_limit(team) or "end_turn"
+        return Finish(end=End(stop_reason=reason, output=over.output, failure=over.failure))
+
+    def _next_nodes(self, team: TeamState) -> Command:
+        if team.paused or team.tree.lease.is_asking:
+            return Wait()
+        startable = self.startable(team)
+        if not startable:
+            return Wait()
+        starts = _within_one_task(team, startable)
+        command = StartNodes(starts=starts, more=len(starts) < len(startable))
+        if all(start.kind == "function" for start in starts):
+            return command
+        return self._if_affordable(team, command)
+
+    def startable(self, team: TeamState) -> tuple[Start, ...]:
+        """Return the nodes to start now, with keys that are unique in the run."""
+        history = team.conversation[:-1] if team.session else ()
+        return tuple(
+            replace(start, key=_run_key(team, start.key), history=(*history, *start.history))
+            for start in self.scheduler.startable(team.plan)
+        )
+
+    def _if_affordable(self, team: TeamState, command: StartNodes) -> Command:
+        available = room(team)
+        short = next((name for name in FIELDS if of(_LEAST_ROOM, name) and of(available, name) == 0), None)
+        if short is None:
+            return command
+        if team.is_busy:
+            return Wait()  # a running node may give something back
+        minimum, lender_could = tree.shortage(team.tree, limits_of(team), spent(team), _LEAST_ROOM)
+        if minimum is not None and lender_could:
+            return RequestBudget(request=BudgetRequest(minimum=minimum, preferred=minimum))
+        return Finish(end=self.early_end(team, REASONS[short]))
+
+    def early_end(self, team: TeamState, reason: StopReason) -> End:
+        """Return an end from outside, or by a limit, with the best output so far."""
+        newest = team.results[-1].output if team.results else None
+        if self.scheduler.runs_alone and isinstance(newest, str) and newest:
+            return End(stop_reason=reason, output=newest)
+        return End(stop_reason=reason, output=self.scheduler.partial(team.plan))
+
+    # -- what it reports
+
+    def status(self, state: TeamState) -> RunStatus:
+        """Return the status."""
+        return team_status(state, self._notes(state))
+
+    def result(self, state: TeamState, end: End) -> RunResult:
+        """Return the result."""
+        return team_result(state, end, self._notes(state))
+
+    def details(self, state: TeamState) -> str:
+        """Return the page in the Temporal UI."""
+        return team_details(state, self._notes(state))
+
+    def _notes(self, team: TeamState) -> Notes:
+        return Notes() if team.plan is None else self.scheduler.notes(team.plan)
 
 
-def _ended(team: Team, event: ChildEnded, code: Code) -> Team:
-    flying = next((one for one in team.running if one.key == event.key), None)
-    if flying is None:
-        return team  # given up before it answered
-    child = team.tree.child(event.key)
-    outcome = tree.outcome_of(child, event.outcome) if child else event.outcome
-    result = NodeResult.model_validate(
-        {
-            **flying.model_dump(),
-            "state": _state_of(event),
-            "stop_reason": outcome.stop_reason,
-            "ended_at": event.at,
-            "steps": outcome.steps,
-            "tool_calls": outcome.tool_calls,
-            "usage": outcome.usage,
-            "cost_microusd": outcome.cost_microusd,
-            "error": outcome.error,
-            "output": outcome.output,
-        }
-    )
-    return _booked(team, result, code)
+def _run_key(team: TeamState, key: str) -> str:
+    """Return the key of a node in the run: schedulers count anew in each turn of a session."""
+    turn = team.session.turn if team.session else 1
+    return key if turn <= 1 else f"turn{turn}.{key}"
+
+
+def _plan_key(team: TeamState, key: str) -> str:
+    """Return the key that the scheduler knows: the reverse of `_run_key`."""
+    turn = team.session.turn if team.session else 1
+    return key if turn <= 1 else key.removeprefix(f"turn{turn}.")
+
+
+def _newest(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the newest messages within the bound, beginning with one of a person's."""
+    kept: list[Message] = []
+    size = 0
+    for message in reversed(messages):
+        size += size_bytes(message)
+        if kept and size > MOST_REMEMBERED_BYTES:
+            break
+        kept.append(message)
+    while len(kept) > 1 and kept[-1].role != "user":
+        kept.pop()
+    return tuple(reversed(kept))
 
 
 def _state_of(event: ChildEnded) -> NodeState:
@@ -188,192 +286,50 @@ def _state_of(event: ChildEnded) -> NodeState:
     return "failed" if event.outcome.error is not None and not event.outcome.answered else "done"
 
 
-def _booked(team: Team, result: NodeResult, code: Code) -> Team:
-    team = replace(
-        team,
-        running=tuple(one for one in team.running if one.key != result.key),
-        results=(*team.results, result),
-        tree=tree.gone(team.tree, result.key),
-        usage=team.usage + result.usage,
-        cost_microusd=team.cost_microusd + (result.cost_microusd or 0),
-        cost_unknown=team.cost_unknown or result.cost_microusd is None,
-        tool_calls=team.tool_calls + result.tool_calls,
-        steps=team.steps + result.steps,
+def _node_result(
+    node: NodeStatus, state: NodeState, outcome: RunResult, ended_at: datetime | None
+) -> NodeResult:
+    outcome_fields = outcome.model_dump(
+        include={"stop_reason", "steps", "tool_calls", "usage", "cost_microusd", "error", "output"}
     )
-    match team.spec:
-        case SwarmSpec():
-            assert team.swarm is not None, "made with it"
-            return replace(team, swarm=swarm.ended(team.swarm, team.spec, result))
-        case GraphSpec():
-            assert team.graph is not None, "made with it"
-            return replace(team, graph=graph.ended(team.graph, team.spec, code, result))
-        case _:
-            assert_never(team.spec)
+    return NodeResult.model_validate(
+        {**node.model_dump(), **outcome_fields, "state": state, "ended_at": ended_at}
+    )
 
 
-def _end_asked(team: Team, event: EndAsked) -> Team:
-    if team.end is not None:
-        return team
-    reason = "cancelled" if event.reason == "cancelled" else team.ending or event.reason
-    return replace(team, ending=reason)
+def _unheard_function(node: NodeStatus) -> RunResult:
+    return RunResult(agent=node.node, stop_reason="cancelled", cost_microusd=0)
 
 
-def _give_up(team: Team, code: Code) -> Team:
-    """Those that did not answer: what they may have used is booked, and the sum says that it is not known."""
-    for one in team.running:
-        child = team.tree.child(one.key)
-        unknown = Usage(estimated=one.run_id is not None)
-        unheard = RunResult(agent=one.node, stop_reason="cancelled", usage=unknown, cost_microusd=0)
-        outcome = tree.outcome_of(child, unheard) if child else unheard
-        result = NodeResult.model_validate(
-            {
-                **one.model_dump(),
-                "state": "cancelled",
-                "stop_reason": "cancelled",
-                "usage": outcome.usage,
-                "cost_microusd": outcome.cost_microusd,
-                "tool_calls": outcome.tool_calls,
-                "output": outcome.output,
-            }
-        )
-        team = _booked(team, result, code) if team.ending is None else _counted(team, result)
-    return team
-
-
-def _counted(team: Team, result: NodeResult) -> Team:
+def _book_result(team: TeamState, result: NodeResult) -> TeamState:
+    team = book(team, result.usage, result.cost_microusd, tool_calls=result.tool_calls, steps=result.steps)
     return replace(
         team,
-        running=tuple(one for one in team.running if one.key != result.key),
+        running=tuple(node for node in team.running if node.key != result.key),
         results=(*team.results, result),
-        tree=tree.gone(team.tree, result.key),
-        usage=team.usage + result.usage,
-        cost_microusd=team.cost_microusd + (result.cost_microusd or 0),
-        tool_calls=team.tool_calls + result.tool_calls,
+        tree=tree.remove_child(team.tree, result.key),
     )
 
 
-# -- what to do
-
-
-def decide(team: Team, code: Code = NO_CODE) -> Command:
-    """The next command."""
-    if team.end is not None:
-        return Recall() if team.busy else Finish(end=team.end)
-    if team.ending is not None:
-        return Recall() if team.busy else Finish(end=early_end(team, team.ending))
-    over = _over(team, code)
-    if over is not None:
-        return _ending(team, over)
-    return _for_children(team) or _onward(team, code)
-
-
-def _over(team: Team, code: Code) -> Over | None:
-    match team.spec:
-        case SwarmSpec():
-            assert team.swarm is not None, "made with it"
-            return swarm.over(team.swarm, team.spec)
-        case GraphSpec():
-            assert team.graph is not None, "made with it"
-            return graph.over(team.graph, team.spec, code)
-        case _:
-            assert_never(team.spec)
-
-
-def _ending(team: Team, over: Over) -> Command:
-    if team.busy:
-        return Recall() if over.cancel_running else _for_children(team) or Wait()
-    reason = over.stop_reason if over.stop_reason != "end_turn" else _limited(team) or "end_turn"
-    return Finish(end=End(stop_reason=reason, output=over.output, failure=over.failure))
-
-
-def _limited(team: Team) -> StopReason | None:
-    """The limit of all together that cut a node short: one that the node has not by itself."""
-    most = least(limits_of(team), team.tree.lease)
-    bounded = [name for name in FIELDS if of(most, name) is not None]
+def _shared_limit(team: TeamState) -> StopReason | None:
+    """Return the limit of the whole team that cut a node short: one that the node's own spec does not have."""
+    bounds = least(limits_of(team), team.tree.lease.amount)
+    bounded = [name for name in FIELDS if of(bounds, name) is not None]
     own = {member.name: bounds_of(member.limits) for member in team.members}
-    members = {} if isinstance(team.spec, SwarmSpec) else {n.name: n.member or "" for n in team.spec.nodes}
     for result in team.results:
-        limits = own.get(members.get(result.node, result.node), Amount())
+        limits = own.get(team.member_of.get(result.node, result.node), Amount())
         for name in bounded:
             if result.stop_reason == REASONS[name] and of(limits, name) is None:
                 return REASONS[name]
     return None
 
 
-def _for_children(team: Team) -> Command | None:
-    if all(child.need is None for child in team.tree.children):
-        return None
-    found = tree.answers(team.tree, limits_of(team), spent(team), busy=False)
-    if found.grants:
-        return Answer(grants=found.grants)
-    if found.need is not None and found.wish is not None:
-        return Ask(want=Want(need=found.need, wish=found.wish))
-    return None
-
-
-def _onward(team: Team, code: Code) -> Command:
-    if team.paused or team.tree.asking:
-        return Wait()
-    starts = startable(team, code)
-    if not starts:
-        return Wait()
-    many, starts = len(starts), _together(team, starts)
-    if all(start.kind == "function" for start in starts):
-        return StartNodes(starts=starts, more=len(starts) < many)
-    return _if_affordable(team, starts, more=len(starts) < many)
-
-
-def _together(team: Team, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-    """As many as one workflow task may start: the server ends a run that sends it too much at once."""
+def _within_one_task(team: TeamState, starts: tuple[Start, ...]) -> tuple[Start, ...]:
+    """Return as many starts as one workflow task may carry, and at least one."""
     each = len(canonical_json(team.request.context))
-    there = MOST_STARTED_BYTES
+    available = MOST_STARTED_BYTES
     for number, start in enumerate(starts):
-        there -= each + len(canonical_json([start.prompt, start.inputs, list(start.history)]))
-        if there < 0 and number > 0:
+        available -= each + len(canonical_json([start.prompt, start.inputs, list(start.history)]))
+        if available < 0 and number > 0:
             return starts[:number]
     return starts
-
-
-def _if_affordable(team: Team, starts: tuple[Start, ...], *, more: bool) -> Command:
-    there = room(team)
-    short = next((name for name in FIELDS if of(_NEEDED, name) and of(there, name) == 0), None)
-    if short is None:
-        return StartNodes(starts=starts, more=more)
-    if team.busy:
-        return Wait()  # those in flight may give something back
-    need, parent_could = tree.lacking(team.tree, limits_of(team), spent(team), _NEEDED)
-    if need is not None and parent_could:
-        return Ask(want=Want(need=need, wish=need))
-    return Finish(end=early_end(team, REASONS[short]))
-
-
-def startable(team: Team, code: Code = NO_CODE) -> tuple[Start, ...]:
-    """The nodes to start now."""
-    match team.spec:
-        case SwarmSpec():
-            assert team.swarm is not None, "made with it"
-            return swarm.startable(team.swarm, team.spec)
-        case GraphSpec():
-            assert team.graph is not None, "made with it"
-            return graph.startable(team.graph, team.spec, code)
-        case _:
-            assert_never(team.spec)
-
-
-def early_end(team: Team, reason: StopReason) -> End:
-    """An end from outside, or by a limit: with the best there is."""
-    return End(stop_reason=reason, output=partial(team))
-
-
-def partial(team: Team) -> object:
-    """The best there is so far."""
-    match team.spec:
-        case SwarmSpec():
-            assert team.swarm is not None, "made with it"
-            last = team.results[-1].output if team.results else None
-            return last if isinstance(last, str) and last else swarm.partial(team.swarm)
-        case GraphSpec():
-            assert team.graph is not None, "made with it"
-            return graph.partial(team.graph, team.spec)
-        case _:
-            assert_never(team.spec)

@@ -1,130 +1,150 @@
-"""A run's place in its tree: what it was given, whom it started, and what each of them may spend.
+"""Place of a run in its tree: its lineage, its lease, and what each of its children may spend.
 
 Rules
-1. What a run may spend is the smaller of its own limits and its lease. Of that, what it has spent
-   (its ended children included) and what its living children hold is gone; the rest is left.
-2. A child's lease is taken out of what is left before the child has it. So the sum never passes.
-3. A need that cannot be met waits as long as somebody may still give something back; when nobody
-   can, the newest need is refused, one at a time: who is refused ends, and what it held is free.
-4. A run asks its own parent when its lease, and not its own limits, is what holds it up.
+1. A run may spend the smaller of its own limits and its lease. Its own spending (ended children included) and
+   the leases of its living children are taken from that; the rest is left.
+2. A child's lease is taken out of what is left before the child has it. So the sum never passes the limits.
+3. A budget request that cannot be met waits as long as somebody may still give something back. When nobody can,
+   the newest request is refused, one at a time: the refused run ends, and what it held is free.
+4. A run asks its lender when its lease, and not its own limits, stops it. Today the lender is always the parent;
+   a budget of a user or a month would be the lender of a root.
 """
 
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 from perdure.messages import Usage
-from perdure.wire.results import RunResult, Waiting
-from perdure.wire.tree import Amount, Branch, Grant, Report
+from perdure.wire.results import RunResult, StopReason, Waiting
+from perdure.wire.tree import Amount, BudgetRequest, ChildInput, Grant, Lineage, Peer, Report
 
 from .amounts import NOTHING, between, is_bounded, is_something, least, minus, missing, plus, share
 
 GRACE = timedelta(milliseconds=1500)
-"""How long what is called back may take to say its last word, at the root."""
-_GRACE_LESS = timedelta(milliseconds=200)
-_GRACE_LEAST = timedelta(milliseconds=300)
+"""Time in which cancelled work may report its last values, at the root."""
+_GRACE_STEP = timedelta(milliseconds=200)
+_SHORTEST_GRACE = timedelta(milliseconds=300)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """A run that this one started and that has not ended."""
+    """A run that this run started and that has not ended."""
 
     key: str
     name: str
     run_id: str
     lease: Amount = Amount()
-    need: Amount | None = None
-    wish: Amount | None = None
-    asked: int = 0
-    """When it asked, as a number that grows."""
+    request: BudgetRequest | None = None
+    """Its pending budget request."""
+    asked_at: int = 0
+    """Order of its newest report, as a number that grows."""
     waiting: tuple[Waiting, ...] = ()
     idle: bool = False
-    """It waits for people, and has given back what it could."""
+    """True while it only waits for people, and has returned what it could."""
     final: RunResult | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
-    """What a run knows of its parent and children."""
+class LeaseState:
+    """Amount that the run and all below it may spend until it asks again."""
 
-    branch: Branch | None = None
-    lease: Amount = Amount()
-    """What the parent lets it and its children spend in all."""
-    asking: bool = False
-    """The parent was asked for more and has not answered."""
-    needed: Amount | None = None
-    wished: Amount | None = None
-    """What it was asked for: said again with each report, until there is an answer."""
-    scarce: bool = False
-    """The parent gave less than was wished: ask again only for what is needed."""
+    lender: str | None = None
+    """Workflow id that budget requests go to; None: nothing was lent, only the limits bound the run."""
+    amount: Amount = Amount()
+    request: BudgetRequest | None = None
+    """Newest request to the lender. Until it is answered, each report says it again."""
+    is_asking: bool = False
+    parent_is_short: bool = False
+    """True after the lender gave less than was preferred: then only the minimum is asked for."""
     refused: bool = False
-    """The parent has no more."""
+    """True when the lender has no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """Lineage, lease and children of a run."""
+
+    lineage: Lineage | None = None
+    """None for a root."""
+    lease: LeaseState = LeaseState()
+    deadline_at: datetime | None = None
+    """Deadline that the parent set."""
+    deadline_reason: StopReason = "deadline"
+    grace: timedelta = GRACE
+    """Time that this run waits for the last values of cancelled work: less than its parent waits for it."""
+    peers: list[Peer] = field(default_factory=list[Peer])
+    """Agents that the run may hand off to."""
     children: tuple[Child, ...] = ()
-    asks: int = 0
-    told: tuple[str, ...] = ()
+    reports: int = 0
+    reported: tuple[str, ...] = ()
     """Who waits for a person, as the parent knows it."""
 
     @property
     def path(self) -> list[str]:
-        """From the root to this run."""
-        return self.branch.path if self.branch else []
+        """Keys from the root to this run."""
+        return self.lineage.path if self.lineage else []
 
     def child(self, key: str) -> Child | None:
-        """The living child of that key."""
+        """Return the living child of that key."""
         return next((child for child in self.children if child.key == key), None)
 
 
-def rooted(branch: Branch | None) -> Tree:
-    """The tree of a run that begins."""
-    return Tree(branch=branch, lease=branch.lease if branch else Amount())
+def tree_of(child_input: ChildInput | None) -> Tree:
+    """Return the tree of a run that begins."""
+    if child_input is None:
+        return Tree()
+    lease = LeaseState(lender=child_input.lease.lender, amount=child_input.lease.amount)
+    return Tree(
+        lineage=child_input.lineage,
+        lease=lease,
+        deadline_at=child_input.deadline_at,
+        deadline_reason=child_input.deadline_reason,
+        grace=max(child_input.grace - _GRACE_STEP, _SHORTEST_GRACE),
+        peers=child_input.peers,
+    )
 
 
-def grace_of(tree: Tree) -> timedelta:
-    """How long this run waits for last words: a child less than its parent, which waits for it."""
-    if tree.branch is None:
-        return GRACE
-    return max(tree.branch.grace - _GRACE_LESS, _GRACE_LEAST)
-
-
-def held(tree: Tree) -> Amount:
-    """What the living children hold."""
+def held_by_children(tree: Tree) -> Amount:
+    """Return the sum of the living children's leases."""
     return plus(NOTHING, *(child.lease for child in tree.children))
 
 
 def left(tree: Tree, limits: Amount, spent: Amount) -> Amount:
-    """What the run may still spend, or hand out."""
-    return minus(least(limits, tree.lease), spent, held(tree))
+    """Return the amount that the run may still spend, or lease to children."""
+    return minus(least(limits, tree.lease.amount), spent, held_by_children(tree))
 
 
-def lacking(tree: Tree, limits: Amount, spent: Amount, want: Amount) -> tuple[Amount | None, bool]:
-    """How much of the want is missing, and whether the parent could give it."""
-    short = missing(want, left(tree, limits, spent))
+def shortage(tree: Tree, limits: Amount, spent: Amount, wanted: Amount) -> tuple[Amount | None, bool]:
+    """Return the missing part of the wanted amount, and whether the lender could give it."""
+    short = missing(wanted, left(tree, limits, spent))
     if short is None:
         return None, False
-    own = missing(want, minus(limits, spent, held(tree)))
-    return short, own is None and not tree.refused
+    own = missing(wanted, minus(limits, spent, held_by_children(tree)))
+    return short, own is None and not tree.lease.refused
 
 
 def lease_for(tree: Tree, limits: Amount, spent: Amount, starting: int, *, alone: bool) -> Amount:
-    """What each of so many children that start now gets: all, when nobody else will need any."""
-    there = left(tree, limits, spent)
+    """Return the lease of each of so many starting children: everything, when nobody else will need any."""
+    available = left(tree, limits, spent)
     if starting == 1 and alone and not tree.children:
-        return there
-    return share(there, 2 * (starting + len(tree.children)))
+        return available
+    return share(available, 2 * (starting + len(tree.children)))
 
 
-def born(tree: Tree, child: Child) -> Tree:
-    """With a child more."""
+def add_child(tree: Tree, child: Child) -> Tree:
+    """Return the tree with one child more."""
     return replace(tree, children=(*tree.children, child))
 
 
-def gone(tree: Tree, key: str) -> Tree:
-    """Without the child; what it held is free."""
+def remove_child(tree: Tree, key: str) -> Tree:
+    """Return the tree without the child; its lease is free."""
     return replace(tree, children=tuple(child for child in tree.children if child.key != key))
 
 
 def outcome_of(child: Child, outcome: RunResult) -> RunResult:
-    """What a child's end is booked as: its last words where Temporal keeps none, its lease where it
-    could say nothing at all.
+    """Return the outcome to book for a child that ended.
+
+    Temporal keeps no result of a cancelled run: then its last report counts. A child that could not report is
+    booked with its whole lease, so that no bound is passed.
     """
     if outcome.stop_reason == "cancelled" and child.final is not None:
         return child.final
@@ -135,14 +155,17 @@ def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     return outcome.model_copy(
         update={
             "cost_microusd": lease.cost_microusd or 0,
-            "usage": _most_used(lease),
+            "usage": _largest_usage(lease),
             "tool_calls": lease.tool_calls or 0,
         }
     )
 
 
-def _most_used(lease: Amount) -> Usage:
-    """All tokens that a lease allows. What it bounds by their sum alone is booked where it bounds nothing."""
+def _largest_usage(lease: Amount) -> Usage:
+    """Return all tokens that a lease allows.
+
+    A bound on the sum of input and output alone is booked on the side that has no bound of its own.
+    """
     read, written, total = lease.input_tokens, lease.output_tokens, lease.total_tokens or 0
     if read is None:
         read = max(total - (written or 0), 0)
@@ -151,8 +174,8 @@ def _most_used(lease: Amount) -> Usage:
     return Usage(input_tokens=read, output_tokens=written or 0, estimated=True)
 
 
-def reported(tree: Tree, report: Report) -> Tree:
-    """After a child's report. One of a child that is gone changes nothing."""
+def apply_report(tree: Tree, report: Report) -> Tree:
+    """Return the tree after a child's report. A report of an ended child changes nothing."""
     child = tree.child(report.key)
     if child is None:
         return tree
@@ -162,113 +185,123 @@ def reported(tree: Tree, report: Report) -> Tree:
         waiting=tuple(report.waiting),
         idle=report.idle,
         lease=lease,
-        need=report.request.minimum if report.request else None,
-        wish=report.request.preferred if report.request else None,
-        asked=tree.asks + 1,
+        request=report.request,
+        asked_at=tree.reports + 1,
         final=report.final or child.final,
     )
-    return replace(_with(tree, changed), asks=tree.asks + 1)
+    return replace(_with_child(tree, changed), reports=tree.reports + 1)
 
 
-def _with(tree: Tree, changed: Child) -> Tree:
+def _with_child(tree: Tree, changed: Child) -> Tree:
     children = tuple(changed if child.key == changed.key else child for child in tree.children)
     return replace(tree, children=children)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What children that asked are told now, and what must be asked of the parent first."""
+    """Grants for children that asked, and the request that must go to the lender first."""
 
     grants: tuple[tuple[str, Grant], ...] = ()
-    need: Amount | None = None
-    wish: Amount | None = None
+    request: BudgetRequest | None = None
 
 
-def answers(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) -> Answers:
-    """Answer the children's needs, oldest first. `busy`: the run itself may still give something back."""
-    asking = sorted((child for child in tree.children if child.need is not None), key=lambda c: c.asked)
+def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) -> Answers:
+    """Answer the children's budget requests, oldest first.
+
+    `busy`: the run itself may still give something back.
+    """
+    asking = sorted((child for child in tree.children if child.request is not None), key=lambda c: c.asked_at)
     grants: list[tuple[str, Grant]] = []
     for child in asking:
-        assert child.need is not None
-        there = left(tree, limits, spent)
-        if missing(child.need, there) is not None:
-            return _unmet(tree, limits, spent, child, tuple(grants), busy=busy)
-        amount = _given(tree, child, there)
-        tree = granted(tree, child.key, amount)
+        assert child.request is not None
+        available = left(tree, limits, spent)
+        if missing(child.request.minimum, available) is not None:
+            return _answers_when_short(tree, limits, spent, child.request, tuple(grants), busy=busy)
+        amount = _grant_for(tree, child.request, available)
+        tree = apply_child_grant(tree, child.key, amount)
         grants.append((child.key, Grant(amount=amount)))
     return Answers(grants=tuple(grants))
 
 
-def _given(tree: Tree, child: Child, there: Amount) -> Amount:
-    assert child.need is not None
-    most = there if len(tree.children) == 1 else share(there, 2 * len(tree.children))
-    return between(child.need, child.wish or child.need, most)
+def _grant_for(tree: Tree, request: BudgetRequest, available: Amount) -> Amount:
+    most = available if len(tree.children) == 1 else share(available, 2 * len(tree.children))
+    return between(request.minimum, request.preferred, most)
 
 
-def _unmet(
+def _answers_when_short(
     tree: Tree,
     limits: Amount,
     spent: Amount,
-    child: Child,
+    request: BudgetRequest,
     grants: tuple[tuple[str, Grant], ...],
     *,
     busy: bool,
 ) -> Answers:
-    assert child.need is not None
-    short, parent_could = lacking(tree, limits, spent, child.need)
-    if parent_could:
-        wish = missing(child.wish or child.need, left(tree, limits, spent)) or short
-        return Answers(grants=grants, need=short, wish=wish) if not tree.asking else Answers(grants=grants)
-    others = any(one.need is None and not one.idle and is_something(one.lease) for one in tree.children)
-    if grants or others or busy:
+    short, lender_could = shortage(tree, limits, spent, request.minimum)
+    if short is not None and lender_could:
+        preferred = missing(request.preferred, left(tree, limits, spent)) or short
+        if tree.lease.is_asking:
+            return Answers(grants=grants)
+        return Answers(grants=grants, request=BudgetRequest(minimum=short, preferred=preferred))
+    others_may_return = any(
+        sibling.request is None and not sibling.idle and is_something(sibling.lease)
+        for sibling in tree.children
+    )
+    if grants or others_may_return or busy:
         return Answers(grants=grants)
-    newest = max((one for one in tree.children if one.need is not None), key=lambda one: one.asked)
+    asking = (sibling for sibling in tree.children if sibling.request is not None)
+    newest = max(asking, key=lambda sibling: sibling.asked_at)
     return Answers(grants=((newest.key, Grant()),))
 
 
-def granted(tree: Tree, key: str, amount: Amount | None) -> Tree:
-    """After a child was answered."""
+def apply_child_grant(tree: Tree, key: str, amount: Amount | None) -> Tree:
+    """Return the tree after a child's request was answered."""
     child = tree.child(key)
     if child is None:
         return tree
     lease = child.lease if amount is None else plus(child.lease, amount)
-    return _with(tree, replace(child, lease=lease, need=None, wish=None))
+    return _with_child(tree, replace(child, lease=lease, request=None))
 
 
-def asked(tree: Tree, need: Amount, wish: Amount) -> Tree:
-    """After the parent was asked for more."""
-    return replace(tree, asking=True, needed=need, wished=wish)
+def mark_requested(tree: Tree, request: BudgetRequest) -> Tree:
+    """Return the tree after the lender was asked for more."""
+    return replace(tree, lease=replace(tree.lease, is_asking=True, request=request))
 
 
-def answered(tree: Tree, grant: Grant) -> Tree:
-    """After the parent answered."""
+def apply_grant(tree: Tree, grant: Grant) -> Tree:
+    """Return the tree after the lender answered."""
+    lease = tree.lease
     if grant.amount is None:
-        return replace(tree, asking=False, refused=True)
-    scarce = tree.scarce or (tree.wished is not None and missing(tree.wished, grant.amount) is not None)
-    return replace(tree, asking=False, scarce=scarce, lease=plus(tree.lease, grant.amount))
+        return replace(tree, lease=replace(lease, is_asking=False, refused=True))
+    less = lease.request is not None and missing(lease.request.preferred, grant.amount) is not None
+    amount = plus(lease.amount, grant.amount)
+    changed = replace(lease, is_asking=False, parent_is_short=lease.parent_is_short or less, amount=amount)
+    return replace(tree, lease=changed)
 
 
 def waiting_below(tree: Tree) -> list[Waiting]:
-    """Who waits for a person below this run, with the path from it."""
+    """Return who waits for a person below this run, each with the path from it."""
     return [
-        one.model_copy(update={"path": [child.key, *one.path]})
+        waiting.model_copy(update={"path": [child.key, *waiting.path]})
         for child in tree.children
-        for one in child.waiting
+        for waiting in child.waiting
     ]
 
 
 def idle_lease(tree: Tree, limits: Amount, spent: Amount) -> Amount | None:
-    """What a run that only waits for people can give back, if anything."""
+    """Return the amount that a run which only waits for people can give back, or None."""
     working = any(not child.idle for child in tree.children)
-    if tree.branch is None or tree.asking or working or not is_bounded(tree.lease):
+    lease = tree.lease
+    if lease.lender is None or lease.is_asking or working or not is_bounded(lease.amount):
         return None
-    spare = minus(tree.lease, spent, held(tree))
+    spare = minus(lease.amount, spent, held_by_children(tree))
     return spare if is_something(spare) else None
 
 
-def told(tree: Tree, waiting: tuple[str, ...], returned: Amount | None) -> Tree:
-    """After the parent was told who waits, and given so much back. It may ask for it again."""
-    tree = replace(tree, told=waiting)
+def mark_reported(tree: Tree, waiting: tuple[str, ...], returned: Amount | None) -> Tree:
+    """Return the tree after a report to the parent. A returned amount may be asked for again."""
+    tree = replace(tree, reported=waiting)
     if returned is None:
         return tree
-    return replace(tree, lease=minus(tree.lease, returned), scarce=False, refused=False)
+    amount = minus(tree.lease.amount, returned)
+    return replace(tree, lease=replace(tree.lease, amount=amount, parent_is_short=False, refused=False))

@@ -1,0 +1,94 @@
+"""Agent: the program of one agent's loop. Its rules stand in `state`, `decide` and `fold`. Pure."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from perdure.messages import Message
+from perdure.wire.requests import RunRequest
+from perdure.wire.results import RunResult, RunStatus
+from perdure.wire.spec import AgentSpec
+from perdure.wire.tree import Amount
+
+from . import fold as folding
+from .agent_report import agent_details, agent_result, agent_status
+from .budget import LEAST_REPLY_TOKENS, call_amount
+from .commands import Command
+from .decide import decide
+from .ends import newest_words
+from .events import Event
+from .state import AgentState, Chain, End, Origin, Parking, Step
+
+
+@dataclass(frozen=True)
+class AgentProgram:
+    """Program of an agent's run."""
+
+    spec: AgentSpec
+    state_type = AgentState
+
+    def initial(self, request: RunRequest, now: datetime, origin: Origin) -> AgentState:
+        """Return the state of a run that begins with the request's prompt."""
+        return folding.initial(request, self.spec, now, origin)
+
+    def empty(self, request: RunRequest, now: datetime, origin: Origin) -> AgentState:
+        """Return the state before any prompt."""
+        return folding.empty_state(request, self.spec, now, origin)
+
+    def restore(self, state: AgentState) -> AgentState:
+        """Return the carried state: all of it is values already."""
+        return state
+
+    def fold(self, state: AgentState, event: Event) -> AgentState:
+        """Return the state after the event."""
+        return folding.fold(state, event)
+
+    def decide(self, state: AgentState) -> Command:
+        """Return the next command."""
+        return decide(state)
+
+    def status(self, state: AgentState) -> RunStatus:
+        """Return the status."""
+        return agent_status(state)
+
+    def result(self, state: AgentState, end: End) -> RunResult:
+        """Return the result."""
+        return agent_result(state, end)
+
+    def details(self, state: AgentState) -> str:
+        """Return the page in the Temporal UI."""
+        return agent_details(state)
+
+    # -- turns of a session
+
+    def begin_turn(self, state: AgentState, message: Message) -> AgentState:
+        """Return the state with the message at the end of the transcript."""
+        return folding.append(state, message)
+
+    def end_turn(self, state: AgentState, end: End) -> AgentState:
+        """Return the state without the turn's own troubles. Unread messages of the turn go back to the session."""
+        unread = [utterance.message for utterance in state.session.unread] if state.session else []
+        messages = tuple(message for message in state.inbox.messages if message not in unread)
+        return replace(
+            state,
+            inbox=replace(state.inbox, messages=messages),
+            step=Step(),
+            chain=Chain(),
+            parking=Parking(),
+            ending=None,
+            end=None,
+        )
+
+    def newest_words(self, state: AgentState, end: End) -> tuple[str, int | None]:
+        """Return the newest text of the model in this turn, and its message."""
+        text = newest_words(state.messages[state.first_message :])
+        if not text:
+            return "", None
+        indexes = range(len(state.messages) - 1, -1, -1)
+        holds = (
+            i for i in indexes if state.messages[i].role == "assistant" and state.messages[i].text == text
+        )
+        return text, next(holds)
+
+    def least_turn(self, state: AgentState) -> Amount:
+        """Return the amount of the smallest model call."""
+        return call_amount(state, LEAST_REPLY_TOKENS)

@@ -1,0 +1,158 @@
+"""Reports of an agent's run: status, result, page in the Temporal UI. Pure."""
+
+from typing import Final, Literal
+
+from perdure.messages import Text
+from perdure.planning import plan_checklist
+from perdure.wire.results import CallStatus, Failure, NodeStatus, RunResult, RunStatus, Status
+from perdure.wire.spec import NodeKind
+
+from .report import (
+    STATUS_WORDS,
+    cost_of,
+    end_words,
+    failure_shown,
+    how_to_answer,
+    literal,
+    people_below,
+    shorten,
+    signature,
+    spent_words,
+    status_of,
+    turn_words,
+    waiting_of,
+)
+from .state import AgentState, Call, CallState, End
+from .tree import Child, waiting_below
+
+_SHOWN: Final[dict[CallState, Literal["ready", "waiting", "running", "done"]]] = {
+    "unpaid": "ready",
+    "ready": "ready",
+    "asking": "waiting",
+    "running": "running",
+    "done": "done",
+}
+
+
+def agent_status(state: AgentState) -> RunStatus:
+    """Return the status of an agent's run."""
+    status = status_of(state)
+    return RunStatus(
+        agent=state.spec.name,
+        status=status,
+        doing=_doing(state, status),
+        step=state.ledger.steps,
+        tool_calls=state.ledger.tool_calls,
+        messages=len(state.messages),
+        usage=state.ledger.usage,
+        cost_microusd=cost_of(state),
+        waiting=waiting_of(state),
+        nodes=[_child_status(state, child) for child in state.tree.children],
+        plan=list(state.transcript.plan),
+        calls=[_call_status(call) for call in state.step.calls],
+        failure=failure_shown(state),
+        stop_reason=state.end.stop_reason if state.end else None,
+        spec_hash=state.spec.hash,
+        model=state.spec.models[state.chain.model].config.name,
+        queued=state.queued,
+        kind="session" if state.session else "agent",
+        turn=state.session.turn if state.session else 0,
+    )
+
+
+def agent_result(state: AgentState, end: End) -> RunResult:
+    """Return the result of an agent's run."""
+    return RunResult(
+        agent=state.spec.name,
+        output=end.output,
+        stop_reason=end.stop_reason,
+        steps=state.ledger.steps,
+        tool_calls=state.ledger.tool_calls,
+        usage=state.ledger.usage,
+        cost_microusd=cost_of(state),
+        spec_hash=state.spec.hash,
+        error=end.failure,
+        missing=left_undone(state, end),
+        answered=end.answers,
+    )
+
+
+def left_undone(state: AgentState, end: End) -> list[str]:
+    """Return what a run that ended early did not do: calls that were not made, and the rest of its plan."""
+    if end.stop_reason in ("end_turn", "handoff"):
+        return []
+    messages = state.messages[state.first_message :]
+    made = {call.id: call for message in messages for call in message.tool_calls}
+    newest = next((message for message in reversed(messages) if message.role == "tool"), None)
+    failed = [result for result in newest.tool_results if result.is_error] if newest else []
+    calls = [
+        f"{signature(made[result.call_id])}: {shorten(result.text, 200)}"
+        for result in failed
+        if result.call_id in made
+    ]
+    items = state.transcript.plan
+    plan = [f"planned: {item.text}" for item in items if item.state in ("pending", "in_progress")]
+    return [*calls, *plan]
+
+
+def agent_details(state: AgentState) -> str:
+    """Return the run's page in the Temporal UI: Markdown, newest state only, no history."""
+    status = status_of(state)
+    model = state.spec.models[state.chain.model].config.name
+    ledger = state.ledger
+    counts = f"step {ledger.steps}, {ledger.tool_calls} tool calls, {spent_words(state)}"
+    lines = [
+        f"**{status}** · {_doing(state, status)}",
+        "",
+        f"- {turn_words(state)}{counts}",
+        f"- agent `{state.spec.name}`, model `{model}`, spec `{state.spec.hash[:12]}`",
+    ]
+    for call in state.step.calls:
+        if call.state == "asking":
+            lines.append(f"- **waits for a person**: `{call.call.id}` {literal(signature(call.call, 300))}")
+            lines.append(f"  - {how_to_answer(call)}")
+    lines += people_below(state)
+    if state.tree.children:
+        lines.append(f"- runs below: {', '.join(f'`{child.key}`' for child in state.tree.children)}")
+    if state.transcript.plan:
+        lines += ["", "**Plan**", "", plan_checklist(state.transcript.plan)]
+    return "\n".join(lines)
+
+
+def _doing(state: AgentState, status: Status) -> str:
+    """Return what the run does or waits for, in one line for people."""
+    words = STATUS_WORDS[status]
+    if status == "parked" and state.parking.parked is not None:
+        return _parked_words(words, state.parking.parked)
+    ended = end_words(state, status)
+    if ended is not None:
+        return ended
+    pending = [signature(call.call) for call in state.step.calls if call.state != "done"]
+    named = pending or [waiting.path[0] for waiting in waiting_below(state.tree)]
+    return f"{words}: {', '.join(named)}" if named else words
+
+
+def _parked_words(words: str, failure: Failure) -> str:
+    """Say why the run is parked, and whether a person must do something."""
+    if failure.resumes_at is not None:
+        words = f"parked: tries again at {failure.resumes_at:%H:%M:%S} UTC, or when it is resumed"
+    return f"{words} ({failure.kind}: {failure.message})"
+
+
+def _child_status(state: AgentState, child: Child) -> NodeStatus:
+    kinds: dict[str, NodeKind] = {member.name: member.kind for member in state.members}
+    kind = kinds.get(child.name, "agent")
+    return NodeStatus(key=child.key, node=child.name, kind=kind, run_id=child.run_id)
+
+
+def _call_status(call: Call) -> CallStatus:
+    result = call.result
+    text = "" if result is None else "".join(p.text for p in result.content if isinstance(p, Text))
+    return CallStatus(
+        call_id=call.call.id,
+        tool=call.call.name,
+        arguments=call.call.arguments,
+        state=_SHOWN[call.state],
+        is_error=result.is_error if result else False,
+        summary=shorten(text, 200),
+    )

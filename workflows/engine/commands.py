@@ -1,0 +1,119 @@
+"""Commands: everything that `decide` can ask the shell to do."""
+
+from dataclasses import dataclass
+
+from perdure.model import ToolChoice
+from perdure.wire.results import StopReason
+from perdure.wire.tree import BudgetRequest, Grant
+
+from .scheduler import Start
+from .state import Call, End
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """Output tokens that the next model call may spend.
+
+    `limited_by` is the budget that made it less than configured.
+    """
+
+    max_tokens: int
+    limited_by: StopReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallModel:
+    """Ask the model."""
+
+    allowance: Allowance
+    tool_choice: ToolChoice = "auto"
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTools:
+    """Start these calls, all at once."""
+
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartNodes:
+    """Start these nodes of a team, all at once."""
+
+    starts: tuple[Start, ...]
+    more: bool = False
+    """True when more are startable: all at once they would pass what one workflow task may carry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrantChildren:
+    """Answer the budget requests of these children."""
+
+    grants: tuple[tuple[str, Grant], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBudget:
+    """Ask the lender for more."""
+
+    request: BudgetRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveWindow:
+    """Move the model's window, so that what it sees fits."""
+
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchModel:
+    """Go on with a model that the money left pays for."""
+
+    model: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelPending:
+    """Cancel everything that is pending: the run is to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Wait until something happens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """End the run."""
+
+    end: End
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenTurn:
+    """Begin the turn of a session's next message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseTurn:
+    """End the turn of a session."""
+
+    end: End
+
+
+Command = (
+    CallModel
+    | CallTools
+    | StartNodes
+    | GrantChildren
+    | RequestBudget
+    | MoveWindow
+    | SwitchModel
+    | CancelPending
+    | Wait
+    | Finish
+    | OpenTurn
+    | CloseTurn
+)

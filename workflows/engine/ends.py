@@ -1,0 +1,38 @@
+"""Ends that a run comes to before its model's own: limits, stops, failures."""
+
+from dataclasses import replace
+
+from perdure.messages import Message
+from perdure.wire.results import Failure, StopReason
+
+from .state import AgentState, End
+
+
+def early_end(state: AgentState, reason: StopReason) -> End:
+    """Return an end with the newest words of the model, or the agent's own words for this case.
+
+    Words are no output where a type was asked for: then there is none.
+    """
+    if state.spec.output_schema is not None:
+        return End(stop_reason=reason)
+    words = newest_words(state.messages[state.first_message :])
+    return End(stop_reason=reason, output=words or state.spec.fallback_message or "")
+
+
+def newest_words(messages: tuple[Message, ...]) -> str:
+    """Return the newest text of the model, or an empty string."""
+    texts = (message.text for message in reversed(messages) if message.role == "assistant")
+    return next((text for text in texts if text.strip()), "")
+
+
+def failure_of(state: AgentState, kind: str, message: str) -> Failure:
+    """Return the failure, with the model in use and the step."""
+    name = state.spec.models[state.chain.model].config.name
+    return Failure(kind=kind, message=message, model=name, step=state.ledger.steps)
+
+
+def fail(state: AgentState, kind: str, message: str, *, answers: bool = False) -> AgentState:
+    """Return the state with a failed end. `answers`: the agent may answer all the same, if it is set to."""
+    answers = answers and state.spec.on_failure == "answer"
+    end = replace(early_end(state, "error"), failure=failure_of(state, kind, message), answers=answers)
+    return replace(state, end=end)

@@ -1,0 +1,242 @@
+"""Events: everything that can happen to a run. `fold` makes the next state of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from perdure.limits import Limits
+from perdure.messages import Message, ToolResult
+from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.requests import ApprovalDecision, WhenBusy
+from perdure.wire.results import RunResult, StopReason
+from perdure.wire.spec import AgentSpec, AnySpec
+from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
+
+from .scheduler import Start
+from .state import End, Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBegan:
+    """A model call was started."""
+
+    clamped_by: StopReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replied:
+    """The model answered."""
+
+    outcome: ModelOutcome
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFailed:
+    """The model call failed: its retries are used up, or would not help."""
+
+    failure: ModelFailure
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallsStarted:
+    """Tool calls were started."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallReturned:
+    """A tool call returned a result, or an error for the model."""
+
+    result: ToolResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageSent:
+    """A person or program sent a message. Two messages with one id are the same message."""
+
+    message: Message
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovalResolved:
+    """A person decided about an approval."""
+
+    decision: ApprovalDecision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paused:
+    """A person paused the run: nothing new is started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """A person resumed the run, from a pause or from being parked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSwitched:
+    """Another model of the chain is in use, because the money left does not pay for the present one."""
+
+    model: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryDue:
+    """The retry timer of a parked run fired."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redriven:
+    """A person lets a parked run go on, with another agent's spec or other limits."""
+
+    spec: AgentSpec | None = None
+    members: tuple[AnySpec, ...] = ()
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRequested:
+    """The end was requested from outside: a stop, a cancellation, or the deadline."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraceExpired:
+    """Cancelled work did not answer in time; the run goes on without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowMoved:
+    """The model's window now starts at this message."""
+
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildEnded:
+    """A child run ended. `result` is for the model, when a tool call had started the child."""
+
+    key: str
+    outcome: RunResult
+    at: datetime
+    result: ToolResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodesStarted:
+    """Nodes of a team were started."""
+
+    starts: tuple[Start, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildReported:
+    """A child reported who waits below it, or what it needs."""
+
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildGranted:
+    """A child's budget request was answered."""
+
+    key: str
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRequested:
+    """The lender was asked for more."""
+
+    request: BudgetRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetGranted:
+    """The lender answered."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentInformed:
+    """The parent was told who waits for people, and was given back what is not needed meanwhile."""
+
+    waiting: tuple[str, ...]
+    returned: Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A person said something to the session.
+
+    `delivered` is True when a run below has the message already: then it only belongs to the turn.
+    """
+
+    utterance: Utterance
+    when_busy: WhenBusy = "queue"
+    delivered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnBegan:
+    """The next message has its turn."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnEnded:
+    """The turn is over, in the way in which a run would have ended."""
+
+    end: End
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnInterrupted:
+    """The turn is to end, but not the session: a person asked for it, or the turn's time is over."""
+
+    turn: int | None = None
+    """Number of the turn that is meant; None: the present one."""
+    reason: StopReason = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdleChecked:
+    """The idle timer fired."""
+
+    at: datetime
+
+
+SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
+TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed
+Event = (
+    StepBegan
+    | Replied
+    | ModelFailed
+    | CallsStarted
+    | CallReturned
+    | MessageSent
+    | ApprovalResolved
+    | Paused
+    | Resumed
+    | RetryDue
+    | Redriven
+    | EndRequested
+    | GraceExpired
+    | WindowMoved
+    | ModelSwitched
+    | NodesStarted
+    | ChildEnded
+    | TreeEvent
+    | SessionEvent
+)

@@ -1,0 +1,100 @@
+"""Family of a run: deadlines, budgets and reports between parent and children, the same for all programs."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar, assert_never
+
+from perdure.limits import Limits
+from perdure.messages import Usage
+from perdure.wire.results import RunResult, StopReason
+from perdure.wire.tree import Amount, ChildInput
+
+from . import tree
+from .account import limits_of, spent
+from .amounts import plus
+from .commands import Command, GrantChildren, RequestBudget
+from .events import (
+    BudgetGranted,
+    BudgetRequested,
+    ChildGranted,
+    ChildReported,
+    ParentInformed,
+    TreeEvent,
+)
+from .state import RunState
+from .tree import Child
+
+AnyState = TypeVar("AnyState", bound=RunState)
+
+
+def deadline_of(limits: Limits, now: datetime, child: ChildInput | None) -> datetime | None:
+    """Return the earlier deadline: the run's own, or the one from above."""
+    own = None if limits.timeout is None else now + limits.timeout
+    above = child.deadline_at if child else None
+    return min((at for at in (own, above) if at is not None), default=None)
+
+
+def fold_tree_event(state: AnyState, event: TreeEvent) -> AnyState:
+    """Return the state after something passed between the run and its parent or a child."""
+    match event:
+        case ChildReported():
+            changed = tree.apply_report(state.tree, event.report)
+        case ChildGranted():
+            changed = tree.apply_child_grant(state.tree, event.key, event.grant.amount)
+        case BudgetRequested():
+            changed = tree.mark_requested(state.tree, event.request)
+        case BudgetGranted():
+            changed = tree.apply_grant(state.tree, event.grant)
+        case ParentInformed():
+            changed = tree.mark_reported(state.tree, event.waiting, event.returned)
+        case _:
+            assert_never(event)
+    return replace(state, tree=changed)
+
+
+def command_for_children(state: RunState, *, busy: bool, pending: Amount | None = None) -> Command | None:
+    """Return the command that the children's budget requests ask for, or None.
+
+    `busy`: the run itself may still give something back. `pending`: what its own pending work may still spend.
+    """
+    if all(child.request is None for child in state.tree.children):
+        return None
+    used = spent(state) if pending is None else plus(spent(state), pending)
+    answers = tree.answer_requests(state.tree, limits_of(state), used, busy=busy)
+    if answers.grants:
+        return GrantChildren(grants=answers.grants)
+    return None if answers.request is None else RequestBudget(request=answers.request)
+
+
+def book(
+    state: AnyState,
+    usage: Usage,
+    cost_microusd: int | None,
+    *,
+    tool_calls: int = 0,
+    steps: int = 0,
+) -> AnyState:
+    """Add to the ledger. A cost of None makes the sum unknown."""
+    ledger = state.ledger
+    return replace(
+        state,
+        ledger=replace(
+            ledger,
+            usage=ledger.usage + usage,
+            cost_microusd=ledger.cost_microusd + (cost_microusd or 0),
+            cost_unknown=ledger.cost_unknown or cost_microusd is None,
+            tool_calls=ledger.tool_calls + tool_calls,
+            steps=ledger.steps + steps,
+        ),
+    )
+
+
+def unheard_outcome(child: Child) -> RunResult:
+    """Return the outcome to book for a child that is given up: its usage is marked as estimated."""
+    unheard = RunResult(agent=child.name, stop_reason="cancelled", usage=Usage(estimated=True))
+    return tree.outcome_of(child, unheard)
+
+
+def ending_reason(state: RunState, requested: StopReason) -> StopReason:
+    """Return the reason with which the run ends: a cancellation is stronger than a stop, the first reason stays."""
+    return "cancelled" if requested == "cancelled" else state.ending or requested

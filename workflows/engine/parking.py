@@ -1,0 +1,120 @@
+"""Parking: a run stands still while a cause lasts, and goes on by itself, by a person, or changed. Pure.
+
+Rules
+1. A failure that parks leads to the next model of the chain first; only without one the run is parked.
+2. A transient cause sets `resumes_at`: the retry timer wakes the run. Else it waits for a person.
+3. Each retry doubles the wait, up to a bound. A call blocked by our circuit does not increase the wait: nobody
+   was asked, so nothing was learnt.
+4. A person who resumes a run may know that the cause is gone: its next call passes an open circuit once.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from perdure.errors import rule_for
+from perdure.limits import Limits
+from perdure.wire.effects import ModelFailure
+
+from .chain import next_model, use_model
+from .ends import fail, failure_of
+from .events import Redriven
+from .state import AgentState, Chain, Parking
+
+LONGEST_WAIT: Final = timedelta(minutes=5)
+"""Longest wait between two retries, unless the provider itself asks for more."""
+MOST_DOUBLINGS: Final = 3
+
+
+def fall_back_or_park(state: AgentState, failure: ModelFailure, at: datetime | None) -> AgentState:
+    """Return the state after a failed model call: with the next model, parked, or failed."""
+    changed = with_next_model(state, failure.kind, failure.message)
+    if changed is not None:
+        return changed
+    rule = rule_for(failure.kind)
+    if not (rule.parks and state.spec.on_failure == "park"):
+        return fail(state, failure.kind, failure.message, answers=rule.parks)
+    since = state.parking.outage.since if state.parking.outage else at
+    parked = failure_of(state, failure.kind, failure.message).model_copy(
+        update={"since": since, "resumes_at": _retry_at(state, failure, at)}
+    )
+    outage = parked if parked.resumes_at else None
+    parking = replace(state.parking, parked=parked, outage=outage, force_once=False)
+    return replace(state, parking=parking)
+
+
+def with_next_model(state: AgentState, kind: str, message: str) -> AgentState | None:
+    """Return the state with the next model in use, or None when no model takes over on such an error."""
+    index = next_model(state, kind)
+    if index is None:
+        return None
+    name = state.spec.models[state.chain.model].config.name
+    tried = (*state.chain.tried, f"{name}: {kind}: {message}")
+    return use_model(replace(state, chain=replace(state.chain, tried=tried)), index)
+
+
+def _retry_at(state: AgentState, failure: ModelFailure, at: datetime | None) -> datetime | None:
+    """Return the time of the next retry, or None when only a person can help.
+
+    The wait doubles up to a bound: without one, a run would sleep for as long again after an outage is over.
+    """
+    if failure.retry_in is None or at is None:
+        return None
+    if rule_for(failure.kind).blocked_locally:
+        return at + min(failure.retry_in, LONGEST_WAIT)
+    longest = max(LONGEST_WAIT, failure.retry_in)
+    doubled: timedelta = failure.retry_in * 2 ** min(state.parking.auto_retries, MOST_DOUBLINGS)
+    return at + min(doubled, longest)
+
+
+def resume(state: AgentState) -> AgentState:
+    """Return the state after a person resumed the run."""
+    parked = state.parking.parked
+    forced = parked is not None and (
+        parked.resumes_at is not None or rule_for(parked.kind).counts_for_circuit
+    )
+    force_once = forced or state.parking.force_once
+    state = _unpark(state)
+    return replace(state, paused=False, parking=replace(state.parking, force_once=force_once))
+
+
+def _unpark(state: AgentState) -> AgentState:
+    """Return the state as if the step began: the whole chain of models is tried again."""
+    if state.parking.parked is None:
+        return state
+    return replace(
+        state,
+        chain=Chain(),
+        step=replace(state.step, stale_retries=0, overflow_cuts=0),
+        parking=Parking(force_once=state.parking.force_once),
+    )
+
+
+def retry(state: AgentState, at: datetime) -> AgentState:
+    """Return the state after the retry timer fired. A run that was resumed and parked anew meanwhile stays parked."""
+    parking = state.parking
+    parked = parking.parked
+    if parked is None or parked.resumes_at is None or at < parked.resumes_at:
+        return state
+    blocked = rule_for(parked.kind).blocked_locally
+    retries = parking.auto_retries if blocked else parking.auto_retries + 1
+    state = _unpark(state)
+    return replace(state, parking=replace(state.parking, auto_retries=retries, outage=parking.outage))
+
+
+def redrive(state: AgentState, event: Redriven) -> AgentState:
+    """Return the state as another agent, or with other limits. The transcript and the ledger stay."""
+    if state.parking.parked is None:
+        return state
+    paused = state.paused
+    if event.limits is not None:
+        state = replace(state, new_limits=(state.new_limits or Limits()).replaced_by(event.limits))
+    limits = state.limits
+    if event.spec is not None:
+        limits = event.spec.limits.tightened_by(state.request.limits)
+        state = replace(state, spec=event.spec, members=event.members)
+    if state.session is None:
+        state = replace(state, limits=limits.replaced_by(state.new_limits))
+    elif event.spec is not None:
+        state = replace(state, session=replace(state.session, turn_limits=limits))
+    return replace(resume(state), paused=paused)

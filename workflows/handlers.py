@@ -1,0 +1,303 @@
+"""Handlers that every run has: updates, signals and queries of people and of the runs around it."""
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+
+from perdure.graph import GraphCode
+from perdure.members import for_member
+from perdure.wire.effects import Relay
+from perdure.wire.names import (
+    GRANT,
+    PAUSE,
+    REDRIVE,
+    RELAY,
+    REPORT,
+    RESOLVE_APPROVAL,
+    RESULT,
+    RESUME,
+    SEND,
+    SPEC_QUERY,
+    STATUS,
+    STOP,
+    TRANSCRIPT,
+    WAKE,
+)
+from perdure.wire.requests import Redrive, RunRequest, TranscriptQuery
+from perdure.wire.results import RunResult, RunStatus, Status, TranscriptPage
+from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
+from perdure.wire.tree import ChildInput, Grant, Report
+
+from .engine.events import (
+    ApprovalResolved,
+    BudgetGranted,
+    ChildReported,
+    EndRequested,
+    MessageSent,
+    Paused,
+    Redriven,
+    Resumed,
+    RetryDue,
+)
+from .engine.pages import page
+from .engine.program import Program, RunningProgram
+from .engine.programs import NO_CODE, program_for
+from .engine.report import starting_status
+from .engine.state import AgentState, End, RunState
+from .inputs import (
+    addressed,
+    check_decision,
+    check_prices,
+    check_redrive,
+    decision_of,
+    held_below,
+    listener,
+    message_of,
+    redrive_of,
+    refuse,
+    run_below,
+)
+from .loop import Loop
+from .resolve import resolve, resolve_anew
+
+_RELAYED_WITHIN = timedelta(seconds=10)
+
+
+class RunHandlers:
+    """Base of the workflows: the handlers that they share, around one loop."""
+
+    def __init__(self) -> None:
+        self._loop = Loop()
+        self._agent = ""
+        self._early_status: Status = "thinking"
+        self._held_up = ""
+
+    # -- the beginning
+
+    async def _resolve(self, request: RunRequest, child: ChildInput | None) -> ResolvedAgent:
+        """Fetch the agent, into history."""
+        self._agent = request.agent
+        try:
+            return await resolve(request, child, held_up=self._show_held_up)
+        except BaseException as error:
+            self._early_status = "cancelled" if is_cancelled_exception(error) else "failed"
+            raise
+
+    def _show_held_up(self, why: str) -> None:
+        self._held_up = why
+        workflow.set_current_details(f"cannot begin: {why}")
+
+    # -- updates
+
+    @workflow.update(
+        name=SEND, description="Say something to the agent: a JSON string. It reads it before its next step."
+    )
+    async def send(self, message: Any) -> int:
+        """Give the agent a message; return the number of messages that wait to be read."""
+        below = self._listener(message)
+        if below is not None:
+            return int(await self._relay(below, SEND, addressed(message)[1]))
+        update = workflow.current_update_info()
+        sent = MessageSent(message=message_of(addressed(message)[1]), id=update.id if update else None)
+        self._loop.events.append(sent)
+        return (self._loop.state.queued if self._loop.state else 0) + 1
+
+    @send.validator
+    def _check_send(self, message: Any) -> None:
+        message_of(addressed(message)[1])
+        self._refuse_when_over()
+        self._listener(message)
+
+    def _listener(self, message: Any) -> str | None:
+        """Return the run below that the message is for, or None for this one."""
+        run_id, _ = addressed(message)
+        state = self._loop.state
+        if state is None or run_id == state.id:
+            return None
+        return listener(state) if run_id is None else run_below(state, run_id)
+
+    async def _relay(self, run_id: str, update: str, argument: Any) -> Any:
+        """Give an update to a run below; its answer, or its refusal, is the caller's."""
+        try:
+            return await workflow.execute_activity(
+                RELAY,
+                Relay(run_id=run_id, update=update, argument=argument),
+                result_type=object,
+                start_to_close_timeout=_RELAYED_WITHIN,
+                retry_policy=RetryPolicy(maximum_attempts=3),
+                summary=f"{update} to {run_id}",
+            )
+        except ActivityError as error:
+            cause = error.cause
+            raise refuse(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None
+
+    @workflow.update(
+        name=RESOLVE_APPROVAL,
+        description='Decide about a tool call that waits: {"call_id": "...", "allow": true, "by": "you"}.',
+    )
+    async def resolve_approval(self, decision: Any) -> None:
+        """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
+        resolved = decision_of(decision)
+        below = held_below(self._loop.state, resolved)
+        if below is not None:
+            plain = resolved.model_dump(mode="json", exclude_unset=True, exclude={"run_id"})
+            await self._relay(below, RESOLVE_APPROVAL, plain)
+        else:
+            self._loop.events.append(ApprovalResolved(decision=resolved))
+
+    @resolve_approval.validator
+    def _check_resolve_approval(self, decision: Any) -> None:
+        resolved = decision_of(decision)
+        self._refuse_when_over()
+        earlier = [
+            event.decision.call_id for event in self._loop.events if isinstance(event, ApprovalResolved)
+        ]
+        if resolved.call_id in earlier:
+            raise refuse(f"call {resolved.call_id!r} has been decided already")
+        if held_below(self._loop.state, resolved) is None:
+            check_decision(self._loop.state, resolved)
+
+    def _refuse_when_over(self) -> None:
+        state = self._loop.state
+        over = state is not None and (state.ending or state.end)
+        if over or self._is_ending:
+            raise refuse("the run is ending")
+
+    @property
+    def _is_ending(self) -> bool:
+        """True when the end was requested and is not folded yet."""
+        return any(isinstance(event, EndRequested) for event in self._loop.events)
+
+    @workflow.update(
+        name=REDRIVE,
+        description='Let a parked run go on, changed: {"model": "...", "newest": true, "limits": {}}.',
+    )
+    async def redrive(self, how: Any = None) -> None:
+        """Go on from where the run was parked, with what is to be changed."""
+        wanted, state = redrive_of(how), self._ready()
+        if not wanted.newest and wanted.model is None:
+            self._loop.events.append(Redriven(limits=wanted.limits))
+            return
+        assert isinstance(state, AgentState), "the validator lets only parked agents through"
+        timer = self._loop.retry_timer
+        try:
+            with timer.hold():
+                self._loop.events.append(await self._redriven(state, wanted))
+        finally:
+            if not timer.is_on_hold:
+                self._loop.events.append(RetryDue(at=workflow.now()))  # the retry may have come due meanwhile
+
+    async def _redriven(self, state: AgentState, wanted: Redrive) -> Redriven:
+        """Fetch the agent with which the run is to go on."""
+        limited = state.limits.cost_usd is not None or state.tree.lease.amount.cost_microusd is not None
+        limited = limited or (wanted.limits is not None and wanted.limits.cost_usd is not None)
+        resolved = await resolve_anew(state.spec, wanted, cost_limited=limited)
+        if not isinstance(resolved.spec, AgentSpec):
+            raise refuse(f"redrive: {state.spec.name!r} is a {resolved.spec.kind} by now: only agents go on")
+        check_prices(resolved.spec, limited=limited)
+        if self._ready().parking.parked is None:
+            raise refuse("redrive: the run went on meanwhile; nothing was changed")
+        members = resolved.members if wanted.newest else state.members
+        return Redriven(spec=resolved.spec, members=members, limits=wanted.limits)
+
+    @redrive.validator
+    def _check_redrive(self, how: Any = None) -> None:
+        wanted = redrive_of(how)
+        self._refuse_when_over()
+        check_redrive(self._loop.state, wanted)
+
+    # -- signals
+
+    @workflow.signal(name=PAUSE, description="Start nothing new until resumed.")
+    def pause(self, _: Any = None) -> None:
+        """Let pending work finish, and start nothing new."""
+        self._loop.events.append(Paused())
+
+    @workflow.signal(
+        name=RESUME, description="Go on after a pause, or from the step at which the run was parked."
+    )
+    def resume(self, _: Any = None) -> None:
+        """Go on."""
+        self._loop.events.append(Resumed())
+
+    @workflow.signal(name=STOP, description="Finish now, gracefully, with what there is.")
+    def stop(self, _: Any = None) -> None:
+        """End as completed, with the best partial answer."""
+        self._loop.events.append(EndRequested(reason="stopped"))
+
+    @workflow.signal(name=WAKE, description="Look around: an idle session then moves to a new version.")
+    def wake(self, _: Any = None) -> None:
+        """Decide again. A run that has nothing new to do goes on waiting."""
+        self._loop.wake()
+
+    @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
+    def child_report(self, report: Report) -> None:
+        """Take in a child's report."""
+        if report.parent_execution_id == workflow.info().first_execution_run_id:
+            self._loop.events.append(ChildReported(report=report))
+
+    @workflow.signal(name=GRANT, description="Of the run that started this one: what it may spend.")
+    def grant(self, grant: Grant) -> None:
+        """Take in the answer to a budget request."""
+        self._loop.events.append(BudgetGranted(grant=grant))
+
+    # -- queries
+
+    @workflow.query(name=STATUS, description="Where the run is: status, step, cost, what it waits for.")
+    def status(self) -> RunStatus:
+        """Return where the run is."""
+        if self._loop.state is None:
+            return starting_status(self._agent, self._early_status, self._held_up)
+        status: RunStatus = self._program.status(self._loop.state)
+        return status
+
+    @workflow.query(name=RESULT, description="The result so far; final once the run is over.")
+    def result(self) -> RunResult:
+        """Return the result as it stands."""
+        state = self._ready()
+        end = state.end or End(stop_reason=state.ending or "stopped")
+        result: RunResult = self._program.result(state, end)
+        return result
+
+    @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
+    def transcript(self, want: Any = None) -> TranscriptPage:
+        """Return messages from `start` on. A swarm or graph has none: its nodes' runs have."""
+        return page(self._ready().messages, TranscriptQuery.model_validate(want or {}))
+
+    @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
+    def spec(self, member: Any = None) -> ResolvedAgent:
+        """Return the pinned specs: the run's own, or that of a member first."""
+        state = self._ready()
+        pinned = ResolvedAgent(spec=state.spec, members=state.members)
+        found = pinned if member is None else for_member(pinned, str(member))
+        if found is None:
+            raise refuse(f"the run knows no {member!r}")
+        return found
+
+    @property
+    def _program(self) -> RunningProgram[Any]:
+        assert self._loop.program is not None, "a run with a state has a program"
+        return self._loop.program
+
+    def _ready(self) -> RunState:
+        if self._loop.state is None:
+            raise refuse("the run has not started yet: no worker has resolved its agent")
+        return self._loop.state
+
+
+def bound_program(spec: AnySpec) -> Program[Any]:
+    """Return the program of a spec, with the functions of the user's code that it names."""
+    return program_for(spec, _code_of(spec))
+
+
+def _code_of(spec: AnySpec) -> GraphCode:
+    """Bind a graph's functions. The module that does is imported here: of our files it alone is each run's own."""
+    if not isinstance(spec, GraphSpec):
+        return NO_CODE
+    with workflow.unsafe.sandbox_import_notification_policy(workflow.SandboxImportNotificationPolicy.SILENT):
+        from .graph_code import code_of
+
+    return code_of(spec)
