@@ -527,22 +527,11 @@ async def test_wrong_message_leaves_no_trace(serve: Serve, message: Any, says_wh
         await session.run.result()
 
 
-<<<<<<< HEAD
 async def test_wrong_request_fails_first_message(serve: Serve) -> None:
-    alone = chatty()
-    team = Swarm(name="team", agents=[alone, chatty(name="other")])
-    async with serve(alone, team, models=models()) as client:
-        for name, why in (("nobody", "nobody"), ("team", "sessions are held with agents")):
-            session = await client.session(f"wrong-{name}", agent=name)
-            with pytest.raises(InvalidRequest, match=why):
-                await session.say("hello")
-=======
-async def test_a_wrong_request_is_told_to_whoever_speaks_first(serve: Serve) -> None:
     async with serve(chatty(), models=models()) as client:
         session = await client.session("wrong-nobody", agent="nobody")
         with pytest.raises(InvalidRequest, match="nobody"):
             await session.say("hello")
->>>>>>> 93a0a96 (One engine: programs for agent, session and team, schedulers for swarm and graph, one loop that runs any of them)
         with pytest.raises(InvalidRequest, match="max_idle"):
             await client.session("x", agent="chatty", max_idle=timedelta())
 
