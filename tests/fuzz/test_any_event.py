@@ -87,7 +87,7 @@ events: st.SearchStrategy[Any] = st.one_of(
     st.builds(MessageSent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),
     st.builds(
         Said,
-        spoken=st.sampled_from("abc").map(lambda one: Utterance(id=one, message=Message.user("hi"))),
+        utterance=st.sampled_from("abc").map(lambda one: Utterance(id=one, message=Message.user("hi"))),
         when_busy=st.sampled_from(["queue", "steer"]),
     ),
     st.builds(

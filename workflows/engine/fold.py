@@ -72,6 +72,7 @@ MOST_STALE_RETRIES = 5
 MOST_SEEN_IDS = 256
 """Message ids that are remembered, against a message that comes twice."""
 MOST_OVERFLOW_CUTS = 8
+_NO_OUTPUT = f"Your answer has no output of the type asked for: give it by calling {FINAL_ANSWER!r}."
 
 
 def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin | None = None) -> AgentState:
@@ -247,9 +248,9 @@ def _apply_words(state: AgentState, text: str, problem: str | None) -> AgentStat
     if state.step.wrap_up is not None:
         output = text if state.spec.output_schema is None else None
         return replace(state, end=End(stop_reason=state.step.wrap_up, output=output))
-    if problem is None:
+    if problem is None and state.spec.output_schema is None:
         return _finish_with(state, text)
-    return append(_count_repair(state), Message.user(problem))
+    return append(_count_repair(state), Message.user(problem or _NO_OUTPUT))
 
 
 def _finish_with(state: AgentState, output: Any) -> AgentState:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from perdure.graph import as_text
+from perdure.limits import Limits
 from perdure.messages import Message, Part, Text, size_bytes
 from perdure.model import canonical_json
 from perdure.wire.ids import child_run_id
@@ -65,7 +66,9 @@ class TeamProgram:
 
     def empty(self, request: RunRequest, now: datetime, origin: Origin) -> TeamState:
         """Return the state before any task."""
-        limits = self.spec.limits.tightened_by(request.limits)
+        tightened = self.spec.limits.tightened_by(request.limits)
+        # The scheduler reads the limits of its own kind from the spec; all others are those of any run.
+        limits = Limits.model_validate(tightened.model_dump(include=set(Limits.model_fields)))
         return TeamState(
             request=request,
             spec=self.spec,
