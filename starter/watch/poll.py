@@ -123,7 +123,7 @@ class SharedPolls:
         self._run = run
         self._lock = asyncio.Lock()
         self._began = float("-inf")
-        self._last = _Outcome[Poll]()
+        self._last: _Outcome[Poll] = _Outcome()
 
     @classmethod
     def for_run(cls, run: WatchedRun) -> "SharedPolls":
@@ -142,7 +142,7 @@ class SharedPolls:
             # Whoever came during the last poll needs a newer one, and shares it with all who came by then.
             if self._began <= after:
                 began = asyncio.get_running_loop().time()
-                self._last = await _Outcome.of_call(lambda: self._poll(began))
+                self._last = await _Outcome[Poll].of_call(lambda: self._poll(began))
                 self._began = began
             outcome = self._last
         return outcome.get()
