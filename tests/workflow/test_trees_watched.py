@@ -315,7 +315,7 @@ async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perd
         ]
         code, _, err = await perdure("approve", run.id)
         assert code == 2
-        assert f"2 calls wait: say which, as CALL or RUN_ID/CALL; waiting are {run.id}/middle-2-1/" in err
+        assert f"2 calls wait; name the call as CALL or RUN_ID/CALL; these wait: {run.id}/middle-2-1/" in err
         first = "middle-2-1/crew-1-1/leaf-1/call-1-1"
         code, out, _ = await perdure("approve", run.id, f"{run.id}/{first}", "--by", "lee", "--json")
         said = {"id": run.id, "call_id": "call-1-1", "allow": True, "by": "lee"}
