@@ -29,7 +29,7 @@ from perdure.messages import Text, ToolResult
 from perdure.texts import describe_error, fix_surrogates, truncate_middle
 from perdure.tools import Tool, ToolContext
 from perdure.wire.effects import Progress, ToolInput, ToolOutcome
-from perdure.wire.names import CALL_TOOL, MAY_BE_DONE, READ_RESULT
+from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, READ_RESULT
 
 from .content.last_results import LastResults
 from .content.redact import redact
@@ -200,7 +200,7 @@ class ToolCalls:
         activity.heartbeat(progress.heartbeat(0, 0))
         raise ApplicationError(
             f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
-            type=MAY_BE_DONE if progress.may_have_effect else None,
+            type=MAY_HAVE_EFFECT if progress.may_have_effect else None,
         )
 
     async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
@@ -323,7 +323,7 @@ def _interruption(error: BaseException, progress: _CallProgress) -> BaseExceptio
         )
     else:
         message = "The worker was stopped before the tool was called."
-    kind = MAY_BE_DONE if progress.may_have_effect else None
+    kind = MAY_HAVE_EFFECT if progress.may_have_effect else None
     return ApplicationError(message, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 

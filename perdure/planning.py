@@ -71,7 +71,7 @@ class _Item(PlanItem):
     text: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), BeforeValidator(_one_line)]
 
 
-# `PlanItem` ignores unknown fields, as all wire values do; the model must be told of them.
+# `PlanItem` ignores unknown fields, as all wire values do; a model must learn of its slip.
 class _Plan(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -9,9 +9,9 @@ _NAMES = (
     r"|(?:access|auth|refresh|session|bearer|id|client|app|user|db)?[_-]?(?:token|secret|password)"
     r"|passwd|passphrase|credentials?"
 )
-"""Words before a '=' or ':' that say that a secret follows."""
+"""Words that announce a secret when '=' or ':' follows them."""
 
-# Each begins where no word goes on, so that no text is read again and again: the text may be anything.
+# Each pattern starts at a boundary of a word, so that matching stays linear whatever the text holds.
 _PATTERNS = (
     re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"),
     re.compile(r"(?<![A-Za-z0-9])(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}"),

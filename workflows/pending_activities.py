@@ -37,9 +37,9 @@ from perdure.wire.names import (
     BLOB_STORE_FAILED,
     CALL_MODEL,
     CALL_TOOL,
-    MAY_BE_DONE,
+    MAY_HAVE_EFFECT,
     READ_RESULT,
-    STALE,
+    STALE_TRANSCRIPT,
     TOO_LARGE,
     TOO_LARGE_TYPES,
     WORKER_SHUTDOWN,
@@ -280,7 +280,7 @@ def model_failure(error: BaseException, price: Price | None = None) -> ModelFail
     """
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError):
-        if cause.type == STALE:
+        if cause.type == STALE_TRANSCRIPT:
             return ModelFailure(kind="stale", message=cause.message)
         if cause.type in TOO_LARGE_TYPES:
             return ModelFailure(kind="too_large", message=cause.message)
@@ -343,7 +343,7 @@ def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResul
         text = f"The tool has done its work, but its result could not be kept: {cause.message}"
     elif isinstance(cause, ApplicationError):
         text = cause.message
-        kind = "tool_timeout" if cause.type in (MAY_BE_DONE, WORKER_SHUTDOWN) else kind
+        kind = "tool_timeout" if cause.type in (MAY_HAVE_EFFECT, WORKER_SHUTDOWN) else kind
     elif is_cancelled_exception(error):
         text = "The run was ended while this call was under way; it may or may not have taken effect."
     else:

@@ -25,7 +25,7 @@ from temporalio.service import RPCError
 
 from perdure.messages import Message, ToolResult, size_bytes
 from perdure.wire.effects import SPEC_DIGEST_CHARS, ModelFailure, ModelInput, tail_digest, tail_of
-from perdure.wire.names import SPEC_QUERY, STALE, TRANSCRIPT
+from perdure.wire.names import SPEC_QUERY, STALE_TRANSCRIPT, TRANSCRIPT
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
 from perdure.wire.spec import AgentSpec, ResolvedAgent
@@ -41,7 +41,7 @@ class StaleTranscript(ApplicationError):
     """Error for a call that the run's transcript no longer fits; the run schedules the call anew."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, type=STALE, non_retryable=True)
+        super().__init__(message, type=STALE_TRANSCRIPT, non_retryable=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,7 +231,7 @@ class TextAssembler:
     def _feed(self, run_id: str, event: "Event") -> None:
         match event:
             case TextDelta():
-                # An offset within the text so far: from there on, the text is written anew.
+                # An offset within the text so far: the text from there on is replaced.
                 before = self.text(event.step, run_id)[: event.offset]
                 self._texts[run_id, event.step] = before + event.text
             case TextRestarted():

@@ -63,7 +63,7 @@ GRAPH_CODE: Final = "perdure_graph_code"
 SPEC_QUERY: Final = "spec"
 """Query for the run's ResolvedAgent, with its pinned spec."""
 
-STALE: Final = "StaleTranscript"
+STALE_TRANSCRIPT: Final = "StaleTranscript"
 """Error type: the run's transcript no longer has the length that the call names. The call is made anew."""
 
 TOO_LARGE: Final = "PayloadsTooLarge"
@@ -74,7 +74,7 @@ TOO_LARGE_TYPES: Final = (TOO_LARGE, "GrpcMessageTooLarge")
 BLOB_STORE_FAILED: Final = "BlobStoreFailed"
 """Error type: the blob store did not take a payload. Not retried: the activity has had its effect."""
 
-MAY_BE_DONE: Final = "MayBeDone"
+MAY_HAVE_EFFECT: Final = "MayHaveEffect"
 """Error type: the call was cut short and may have had its effect. Another worker may make it again."""
 WORKER_SHUTDOWN: Final = "WorkerShutdown"
 """Error type of the SDK: the worker's shutdown cut the call short."""

@@ -75,7 +75,7 @@ class SessionRequest(_Strict):
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON, without fields that were not set."""
-        # As for a run: a default must not be written as if it had been asked for.
+        # As for a run: a default must not be written as if the caller had set it.
         return self.model_dump(mode="json", exclude_unset=True)
 
 
