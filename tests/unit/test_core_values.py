@@ -17,7 +17,7 @@ from perdure.prices import Price
 from perdure.wire.requests import ApprovalDecision, TranscriptQuery
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine import carry, pages
-from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, allowance, exhausted
+from perdure.workflows.engine.budget import LEAST_REPLY_TOKENS, allowance, exhausted_limit
 from perdure.workflows.engine.calls import approval_digest, with_result
 from perdure.workflows.engine.commands import Allowance
 from perdure.workflows.engine.remote import remote_result
@@ -114,7 +114,7 @@ def test_granted_call_stays_within_budgets(spent: int, context: int, limits: Lim
         ledger=Ledger(usage=used, cost_microusd=price.cost_microusd(used)),
         transcript=Transcript(context_tokens=context),
     )
-    if exhausted(state) is not None:
+    if exhausted_limit(state) is not None:
         return
     granted = allowance(state)
     assert LEAST_REPLY_TOKENS <= granted.max_tokens <= 1_000
@@ -138,14 +138,14 @@ def test_call_without_budgets_gets_configuration() -> None:
 def test_tiny_output_is_no_spent_budget() -> None:
     """A model configured for tiny answers is not taken for a spent budget."""
     tiny = ModelSpec(config=ModelConfig(name="scripted:x", max_tokens=8), price=PRICE)
-    assert exhausted(begun(models=(tiny,), limits=Limits(output_tokens=100))) is None
+    assert exhausted_limit(begun(models=(tiny,), limits=Limits(output_tokens=100))) is None
 
 
 def test_free_model_ignores_cost_limit() -> None:
     """A free model is not bounded by a cost limit."""
     free = Price(input=0, output=0, cache_read=0, cache_write=0)
     model = ModelSpec(config=ModelConfig(name="scripted:x"), price=free)
-    assert exhausted(begun(models=(model,), limits=Limits(cost_usd=0.0000001))) is None
+    assert exhausted_limit(begun(models=(model,), limits=Limits(cost_usd=0.0000001))) is None
 
 
 # Pages and carrying over.

@@ -18,7 +18,7 @@ _CALLS_AHEAD: Final = 4
 """Number of calls that a child asks its lender for at once."""
 
 
-def exhausted(state: AgentState) -> StopReason | None:
+def exhausted_limit(state: AgentState) -> StopReason | None:
     """Return the limit that forbids another model call, or None."""
     if state.limits.steps is not None and not state.step.redo and state.ledger.steps >= state.limits.steps:
         return "max_steps"
@@ -37,6 +37,7 @@ def budget_request(state: AgentState) -> BudgetRequest | None:
     if state.tree.lease.lender is None or state.tree.lease.refused:
         return None
     floor, full = (call_amount(state, tokens) for tokens in (LEAST_REPLY_TOKENS, _configured_tokens(state)))
+    # Several calls ahead, so that a child does not ask its lender before each call.
     ahead = call_amount(state, _configured_tokens(state), times=_CALLS_AHEAD)
     short, lender_could = shortage(state.tree, limits_of(state), spent(state), floor)
     if short is not None:
@@ -72,6 +73,7 @@ def call_amount(state: AgentState, reply_tokens: int, times: int = 1) -> Amount:
     """
     read = max(next_input_tokens(state), 1)  # so that a budget that was passed is used up
     rates = _highest_rates(state)
+    # Rounded up: many calls, each rounded down, would pass the budget unseen.
     cost = None if rates is None else -(-(read * rates[0] + reply_tokens * rates[1]) // 1_000_000)
     return Amount(
         cost_microusd=None if cost is None else cost * times,
@@ -105,6 +107,7 @@ def allowance(state: AgentState) -> Allowance:
     affordable = _affordable_output(state, available.cost_microusd)
     if affordable is not None:
         bounds.append((affordable, "cost_budget"))
+    # The smallest bound counts, and names the budget by which the answer is limited.
     smallest = min(bounds, default=None)
     if smallest is None or smallest[0] >= configured:
         return Allowance(max_tokens=configured)
@@ -118,6 +121,7 @@ def _affordable_output(state: AgentState, budget: int | None) -> int | None:
         return None
     per_input, per_output = rates
     remaining = budget * 1_000_000 - next_input_tokens(state) * per_input
+    # Output that costs nothing has no bound, if the money left pays for the input.
     return remaining // per_output if per_output else (2**31 if remaining >= 0 else 0)
 
 

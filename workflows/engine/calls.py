@@ -1,4 +1,14 @@
-"""Tool calls of a step: which may run, which wait for a person, which get their result at once."""
+"""Tool calls of a step: which may run, which wait for a person, which get their result at once. Pure.
+
+Rules
+1. Every call of the model's reply gets exactly one result, in the transcript's order. A call that cannot run
+   gets an error result at once, in words for the model.
+2. A call is checked in this order: limits, payment by the run's lender, arguments, tool, policy, approval.
+   So a person is asked only about calls that could run.
+3. A call that the run cannot pay yet is `unpaid`. It is checked again once the lender has answered.
+4. Handoffs and updates of the plan run nothing: they get their result at once, and no limit counts them.
+5. A result is final. A later one for the same call changes nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +49,7 @@ class OpenedStep:
 def open_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime) -> OpenedStep:
     """Give each call its state. Calls that cannot run get their error result at once."""
     opened = _counters(state)
+    # Two handoffs in a step name two successors: neither happens.
     several = sum(call.name == HANDOFF for call in requested) > 1
     for call in requested:
         if call.problem is None and call.name == HANDOFF and state.peers:
@@ -62,6 +73,7 @@ def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedS
     if problem is not None:
         opened.wrap_up = "max_tool_calls"
         return _error_call(call, problem, now)
+    # Counted before it is paid: a tool's limit holds for the calls that still wait for the lender.
     opened.per_tool[call.name] = opened.per_tool.get(call.name, 0) + 1
     if not _is_paid(state, opened):
         opened.unpaid += 1
@@ -75,6 +87,7 @@ def _limit_problem(state: AgentState, name: str, opened: OpenedStep) -> str | No
     limit = state.limits.tool_calls
     if limit is not None and opened.tool_calls + opened.unpaid >= limit:
         return f"not run: all {limit} tool calls of this run are used up"
+    # A call that the lender may still pay is not refused: it waits.
     if _is_hopeless(state, opened) and not _is_paid(state, opened):
         return _NO_CALLS_ABOVE
     bound = state.limits.per_tool.get(name)
@@ -128,6 +141,7 @@ def _open_handoff(
     problem = _handoff_problem(state, name, peer, several=several)
     if problem is not None:
         if peer is not None and peer.barred is not None and not several:
+            # The limit that bars the handoff is the swarm's. This run must answer now, with what it has.
             opened.wrap_up = peer.barred
         return _error_call(call, problem, now)
     opened.handoff = Handoff(
@@ -142,12 +156,13 @@ def _handoff_problem(state: AgentState, name: str, peer: Peer | None, *, several
     if several:
         return "not handed over: hand over to one agent, once; decide which"
     if peer is None:
-        known = ", ".join(repr(other.name) for other in state.peers)
+        known = ", ".join(repr(candidate.name) for candidate in state.peers)
         who = "yourself" if name == state.spec.name else f"{name!r}, who is not here"
         return f"not handed over: you cannot hand over to {who}; there are: {known}"
     if peer.barred is not None:
         return f"not handed over: no more ({peer.barred}); answer yourself with what you have"
     if state.inbox.messages:
+        # The handoff ends this run, and the message with it.
         return "not handed over: a message for you has come in meanwhile; read it first"
     return None
 
@@ -169,6 +184,7 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
     """Apply the checks that need no I/O: arguments, tool, policy, approval."""
     if call.problem is not None:
         return _error_call(call, call.problem, now)
+    # It reads on in a result of this run, so neither policy nor approval applies.
     if call.name == READ_RESULT:
         return Call(call=call, kind="function", state="ready", since=now)
     tool = state.spec.tool(call.name)
@@ -201,8 +217,8 @@ def _resource(tool: ToolSpec, call: ToolCall) -> str | None:
     return str(int(value)) if is_integer else str(value)
 
 
-def _error_call(call: ToolCall, why: str, now: datetime) -> Call:
-    result = ToolResult(call_id=call.id, name=call.name, content=[Text(text=why)], is_error=True)
+def _error_call(call: ToolCall, message: str, now: datetime) -> Call:
+    result = ToolResult(call_id=call.id, name=call.name, content=[Text(text=message)], is_error=True)
     return Call(call=call, kind="function", state="done", since=now, result=result)
 
 
@@ -218,10 +234,12 @@ def with_result(calls: tuple[Call, ...], result: ToolResult) -> tuple[Call, ...]
 
 def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
     """Return the call after a result of its tool or stand-in: done, or ready for the stand-in."""
+    # The result of a stand-in is final, an error too: there is no stand-in of a stand-in.
     if call.stand_in is not None:
         return _finish(call, _stand_in_result(call, result))
     kind = result.error_kind or ""
     fallback = _fallback(state, call, kind) if result.is_error else None
+    # Wrong arguments, for example, are for the model to correct; a stand-in would get them as well.
     if fallback is None or not rule_for(kind).stands_in:
         return _finish(call, result)
     if fallback.answer is not None:
@@ -248,11 +266,11 @@ def _fallback(state: AgentState, call: Call, kind: str) -> ToolFallback | None:
 
 def _stand_in_result(call: Call, result: ToolResult) -> ToolResult:
     """Say in the result which tool answered, and why: the model must know."""
-    why = f"{call.call.name!r} failed: {call.failed}"
+    cause = f"{call.call.name!r} failed: {call.failed}"
     if result.is_error:
-        text = Text(text=f"{why}\nIts stand-in {call.stand_in!r} failed too: {result.text}")
+        text = Text(text=f"{cause}\nIts stand-in {call.stand_in!r} failed too: {result.text}")
         return result.model_copy(update={"name": call.call.name, "content": [text]})
-    note = Text(text=f"(Answered by {call.stand_in!r}, because {why})\n")
+    note = Text(text=f"(Answered by {call.stand_in!r}, because {cause})\n")
     changes = {"name": call.call.name, "content": [note, *result.content], "stand_in": call.stand_in}
     return result.model_copy(update=changes)
 
@@ -270,5 +288,5 @@ def _note_edit(call: Call, result: ToolResult) -> ToolResult:
 
 
 def approval_digest(call: ToolCall) -> str:
-    """Return the digest that an approval is bound to: tool and arguments."""
+    """Return the digest of tool and arguments: an approval holds for what the person saw, and nothing else."""
     return digest([call.name, call.arguments])

@@ -30,6 +30,7 @@ def cheaper_model(state: AgentState) -> int | None:
 
 def use_model(state: AgentState, index: int) -> AgentState:
     """Return the state with that model in use."""
+    # After a model that is not sticky the chain goes back to the base, which is kept.
     base = index if state.spec.models[index].sticky else state.chain.base_model
     return replace(state, chain=replace(state.chain, model=index, base_model=base))
 
@@ -42,6 +43,7 @@ def use_base_model(state: AgentState) -> AgentState:
 
 
 def _later_models(state: AgentState) -> list[int]:
+    # Forward only: a model that has failed in this step is not asked again in it.
     money = room(state).cost_microusd
     return [
         index
@@ -55,6 +57,7 @@ def _takes_over_on(model: ModelSpec, kind: str) -> bool:
 
 
 def _is_affordable(state: AgentState, index: int) -> bool:
+    # Only a fallback that names the budget is taken for it: others are for errors, and may be dearer.
     if COST_BUDGET not in (state.spec.models[index].on or ()):
         return False
     with_model = replace(state, chain=replace(state.chain, model=index))

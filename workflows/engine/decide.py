@@ -4,7 +4,7 @@ from perdure.planning import plan_reminder
 from perdure.wire.tree import Amount, BudgetRequest
 
 from .account import limits_of, spent
-from .budget import allowance, budget_request, exhausted, pending_amount, waits_for_children
+from .budget import allowance, budget_request, exhausted_limit, pending_amount, waits_for_children
 from .chain import cheaper_model
 from .commands import (
     CallModel,
@@ -74,7 +74,7 @@ def _command_for_model(state: AgentState) -> Command:
     request = budget_request(state)
     if request is not None:
         return RequestBudget(request=request)
-    limit = exhausted(state)
+    limit = exhausted_limit(state)
     cheaper = cheaper_model(state) if limit == "cost_budget" else None
     if cheaper is not None:
         return SwitchModel(model=cheaper)

@@ -28,7 +28,7 @@ from perdure.wire.spec import AgentSpec
 from . import parking, tree
 from .account import limits_of, spent
 from .agent_calls import late_answer, receipt
-from .budget import exhausted
+from .budget import exhausted_limit
 from .calls import admit_paid_calls, apply_result, open_calls, with_result
 from .chain import use_base_model, use_model
 from .ends import early_end, fail
@@ -256,7 +256,7 @@ def _apply_words(state: AgentState, text: str, problem: str | None) -> AgentStat
 def _finish_with(state: AgentState, output: Any) -> AgentState:
     # The model has not seen a message that came while it was finishing. But an answer is not given up for a
     # call that no limit allows.
-    if state.inbox.messages and exhausted(state) is None:
+    if state.inbox.messages and exhausted_limit(state) is None:
         return state
     if state.tree.children and state.step.wrap_up is None:
         return replace(state, step=replace(state.step, resting=True))
@@ -471,7 +471,7 @@ def _fold_message(state: AgentState, event: MessageSent) -> AgentState:
     state = _receive(state, event.message)
     finished = state.end is not None and state.end.stop_reason == "end_turn"
     # A message that arrives while the run ends well makes it go on, so that a model reads it.
-    return replace(state, end=None) if finished and exhausted(state) is None else state
+    return replace(state, end=None) if finished and exhausted_limit(state) is None else state
 
 
 def _answer_to(question: ToolCall, message: Message) -> ToolResult:

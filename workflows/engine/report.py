@@ -39,6 +39,7 @@ STATUS_WORDS: Final[dict[Status, str]] = {
 
 def status_of(state: RunState) -> Status:
     """Return the run's status."""
+    # The order is the precedence: a parked run that waits for a person too is parked.
     if state.end is not None:
         return _status_of_end(state.end)
     if state.ending is not None:
@@ -105,6 +106,7 @@ def report_due(state: RunState, request: BudgetRequest | None) -> tuple[Report |
     is_new = request is not None
     if request is None and lease.is_asking:
         request = lease.request  # it stands until it is answered
+    # An outage may end by itself at any time, so a run that waits for its end keeps its lease.
     idle = request is None and outage is None and not state.works_itself and status_of(state) in _IDLE
     spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
     informed = ParentInformed(waiting=(*ids, "idle") if idle else ids, returned=spare)
@@ -193,6 +195,7 @@ def turn_words(state: RunState) -> str:
 
 def literal(text: str) -> str:
     """Return the text as Markdown code on one line."""
+    # A backtick would end the code, and a message could then write Markdown of its own.
     return f"`{text.replace('`', chr(39))}`"
 
 
@@ -201,8 +204,8 @@ def people_below(state: RunState) -> list[str]:
     lines: list[str] = []
     for waiting in waiting_below(state.tree):
         if isinstance(waiting, Parked):
-            why = literal(shorten(f"{waiting.failure.kind}: {waiting.failure.message}", 300))
-            lines.append(f"- **parked**: {' / '.join(waiting.path)} {why}")
+            cause = literal(shorten(f"{waiting.failure.kind}: {waiting.failure.message}", 300))
+            lines.append(f"- **parked**: {' / '.join(waiting.path)} {cause}")
             lines.append("  - mend the cause, then send the signal `resume`")
             continue
         if isinstance(waiting, Question):

@@ -90,6 +90,7 @@ class SwarmScheduler:
         if plan.running is None or result.key != plan.running:
             return plan
         plan = replace(plan, running=None)
+        # A run that failed after it had asked for a handoff hands nothing over.
         if result.stop_reason == "handoff" and result.state not in ("failed", "cancelled"):
             return _hand_over(plan, self.spec, result.output)
         plan = _keep_output(plan, result.output)
@@ -135,6 +136,7 @@ def _hand_over(plan: SwarmPlan, spec: SwarmSpec, output: Any) -> SwarmPlan:
     target = handoff.agent_name
     if target == plan.turn or target not in spec.agents:
         return _fail(plan, f"agent {plan.turn!r} handed off to {target!r}, which is no other agent of it")
+    # Rule 3: asked again, so that no result can pass a limit.
     barred = _bar_on(plan, spec, plan.visits, target)
     if barred is not None:
         return replace(plan, end=Over(stop_reason=barred, output=plan.newest))
@@ -178,6 +180,7 @@ def _bar_on(plan: SwarmPlan, spec: SwarmSpec, visits: tuple[str, ...], target: s
         return "max_handoffs"
     if len(visits) >= limits.max_iterations:
         return "max_iterations"
+    # Agents that pass the task back and forth: too few different names among the latest visits.
     window = limits.repetitive_handoff_detection_window
     latest = (*visits, target)[-window:]
     if 0 < window <= len(latest) and len({*latest}) < limits.repetitive_handoff_min_unique_agents:
@@ -192,8 +195,9 @@ def _prompt(plan: SwarmPlan, peers: tuple[Peer, ...]) -> str | list[Part]:
     text = "\n\n".join([*_context_blocks(plan), _handoff_help(peers)])
     if isinstance(plan.task, str):
         return text
-    shown = [part for part in plan.task if not isinstance(part, Text)]
-    return [*shown, Text(text=text)] if shown else text
+    # Pictures and documents come first; the task's own text is in `text` already.
+    attachments = [part for part in plan.task if not isinstance(part, Text)]
+    return [*attachments, Text(text=text)] if attachments else text
 
 
 def _context_blocks(plan: SwarmPlan) -> list[str]:
