@@ -189,6 +189,7 @@ class Client:
             # None is a value here, and means never; `build_request` takes it for an empty field.
             request = validate_request(SessionRequest, {**request.to_json(), "max_idle": max_idle})
         plain = request_json(request, id)
+        # An open session needs no start with its first message, which is the cheaper update.
         if await self._is_open(run, plain, reopen=reopen):
             return Session(run)
         opening = Opening(

@@ -134,6 +134,7 @@ class Deployment:
         runs, sessions = await asyncio.gather(
             *(count_pinned(self._temporal, version, kind) for kind in (WORKFLOW, SESSION_WORKFLOW))
         )
+        # An unversioned deployment has the empty build id here, which no summary has.
         is_current = build == routing.current_deployment_version.build_id
         is_ramping = build == routing.ramping_deployment_version.build_id
         ramped = routing.ramping_version_percentage
@@ -215,6 +216,7 @@ class Deployment:
             namespace=self._temporal.namespace,
             deployment_name=self.name,
             build_id=build or _UNVERSIONED,
+            # The server refuses the change if the routing was changed since the description.
             conflict_token=description.conflict_token,
             identity=self._temporal.identity,
             allow_no_pollers=force,

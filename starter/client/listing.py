@@ -61,6 +61,7 @@ async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> 
     page_size = min(_LARGEST_PAGE, max(_SMALLEST_PAGE, most))
     try:
         async for execution in temporal.list_workflows(query, page_size=page_size):
+            # Not part of the query: visibility cannot compare an id with that of its parent.
             if roots and _is_child(execution):
                 continue
             yield _run_info(execution)

@@ -16,8 +16,8 @@ from perdure.wire.names import SESSION_WORKFLOW
 from .deployment import Build, Deployment, DeploymentStatus, deployments
 from .pinned import MovedRun
 
+# Runs that are held in memory at a time.
 _BATCH: Final = 500
-"""Runs that are held in memory at a time."""
 _DRAIN_POLL_SECONDS: Final = 0.5
 
 

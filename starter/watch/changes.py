@@ -161,6 +161,7 @@ class ChangeTracker:
         attempt = message.meta.attempts if message.meta else 1
         self.last_step = max(self.last_step, step)
         text = "".join(part.text for part in message.parts if isinstance(part, Text))
+        # From here on the message is the text; a later, older description must not open it again.
         streamed = self.texts.pop(step, _StreamedText(attempt=attempt))
         yield from self._complete(step, streamed, text, attempt)
         thinking = "".join(part.text for part in message.parts if isinstance(part, Thinking))
@@ -235,6 +236,7 @@ class ChangeTracker:
 
     def set_call_runs(self, nodes: Sequence[NodeStatus]) -> None:
         """Set the runs of agents called as tools: their events come inside those of their calls."""
+        # Replaced, not merged: the list is complete, and ended runs stay in it.
         self.call_runs = {call_id_of(node.key): node for node in nodes}
 
     def track_nodes(self, nodes: Sequence[NodeStatus]) -> Iterator[Event]:

@@ -64,6 +64,7 @@ class ChildRuns:
         closed = description.status != WorkflowExecutionStatus.RUNNING
         running = set[str]() if closed else {node.key for node in status.nodes}
         for node in status.nodes:
+            # The status may be newer than the messages, and list a run whose call is not read yet.
             self._started.setdefault(node.key, self._called.pop(call_id_of(node.key), node))
         # The status forgets a run once it has ended: the server knows how it ended, or that it never began.
         settled = [call_id for call_id in self._called if closed or call_id in self._answered]

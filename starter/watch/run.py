@@ -92,6 +92,7 @@ async def watch_turn(
 
     """
     watcher = _Watcher(run, after_message, WatchGroup())
+    # The last poll begins after the reply is there. So all events of the turn come before TurnFinished.
     while True:
         done = reply.done()
         events, poll = await watcher.next(fresh=done)
