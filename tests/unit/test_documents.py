@@ -1,4 +1,4 @@
-"""The documents name files, tests, pages and headings that exist."""
+"""The documents name files, tests, pages and headings that exist, in lines that fit the screen."""
 
 import re
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")],
     key=str,
 )
+WRITTEN_BY_COMMANDS = {"benchmarks", "chaos", "soak", "errors.md", "settings.md"}
+MOST_COLUMNS = 120
 FOLDERS = "perdure|workflows|activities|workers|starter|tests|docs|deploy|examples|proofs"
 
 
@@ -69,3 +71,9 @@ def test_tests_that_are_named_exist(page: Path) -> None:
     known = "\n".join([*(f"def {path.name}" for path in sources), *(path.read_text() for path in sources)])
     named = re.findall(r"\btest_\w+(?:\.py)?", prose)
     assert not [name for name in named if f"def {name}" not in known]
+
+
+def test_lines_fit_the_screen(page: Path) -> None:
+    if WRITTEN_BY_COMMANDS & {page.name, page.parent.name}:
+        pytest.skip("written by a command")
+    assert not [line for line in prose_lines(page) if len(line) > MOST_COLUMNS and line[0] != "|"]
