@@ -8,11 +8,11 @@ import os
 import sys
 from collections import Counter
 from importlib.metadata import version as version_of
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-# Imported for the commands that they register, in the order of the help.
+# Imported for the commands that they register.
 from . import chat, control, deploys, graph, redrive, runs
 from .loader import load_in_process
 from .options import DONE, USAGE, Common, app, command, command_line, out, pretty, refuse, say
@@ -58,10 +58,12 @@ def dev(
     common: Common,
     *,
     files: Files,
-    port: Annotated[int | None, typer.Option(help="Port of the server. [7233]")] = None,
-    ui_port: Annotated[int | None, typer.Option(help="Port of the web UI. [the server's + 1000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the server (default: 7233).")] = None,
+    ui_port: Annotated[int | None, typer.Option(help="Port of the web UI (default: 1000 above).")] = None,
     headless: Annotated[bool, typer.Option("--headless", help="No web UI.")] = False,
-    db: Annotated[str | None, typer.Option(help="The database's file. [temporal.db in PERDURE_HOME]")] = None,
+    db: Annotated[
+        str | None, typer.Option(help="File of the database (default: temporal.db in PERDURE_HOME).")
+    ] = None,
 ) -> NoReturn:
     """Run server, UI and a worker for FILE in one; the worker restarts when a file changes."""
     if common.address or common.namespace:
@@ -134,7 +136,7 @@ async def agents(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE...", help="Agent files; none: agents of recent runs.")
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="How many recent runs to look at.")] = 500,
+    most: Annotated[int, typer.Option(min=1, help="How many recent runs to read.")] = 500,
 ) -> int:
     """List the agents that a FILE defines; without one, the agents of recent runs."""
     if files:
@@ -180,3 +182,14 @@ def _print_recent(common: Common, infos: "list[RunInfo]") -> None:
     pretty(table)
     counted = display.plural(len(infos), "run")
     return say(f"from the latest {counted}; to see what a file defines: perdure agents FILE")
+
+
+_ORDER: Final = (
+    *("dev", "worker", "run", "chat", "watch"),
+    *("list", "show", "transcript", "graph", "agents"),
+    *("send", "approve", "deny", "redrive", "pause", "resume", "stop", "cancel"),
+    *("replay-check", "doctor"),
+)
+"""Commands in the order of the help: as a newcomer meets them, whatever file they are in."""
+
+app.registered_commands.sort(key=lambda registered: _ORDER.index(registered.name or ""))

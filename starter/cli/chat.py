@@ -13,11 +13,12 @@ async def chat(
     *,
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The agent's name.")] = None,
     session: Annotated[
-        str | None, typer.Option(metavar="ID", help="The session's id; an old session goes on. [a new id]")
+        str | None,
+        typer.Option(metavar="ID", help="The session's id; an old session goes on (default: a new id)."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Choose one of your open sessions.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Open a session anew that is over.")] = False,
-    user: Annotated[str | None, typer.Option(help="The user who speaks. [the user of this machine]")] = None,
+    user: Annotated[str | None, typer.Option(help="The user who speaks (default: of this machine).")] = None,
     role: Annotated[list[str] | None, typer.Option(help="A role for policies; may be repeated.")] = None,
     limit: Annotated[
         list[str] | None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..client.run import Run
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The runs' ids.")]
-By = Annotated[str | None, typer.Option(help="Who decides. [the user of this machine]")]
+By = Annotated[str | None, typer.Option(help="The person who decides (default: the user of this machine).")]
 Reason = Annotated[str, typer.Option(help="The reason, which the agent reads.")]
 CallId = Annotated[
     str | None,

@@ -96,3 +96,20 @@ def test_documented_calls_exist() -> None:
     owners = {"client": Client, "run": Run, "session": Session}
     assert len(calls) > 20
     assert [call for call in calls if not hasattr(owners[call[0]], call[1])] == []
+
+
+def test_help_loses_no_word_to_markup() -> None:
+    """Rich takes `[a word]` for a style and drops it."""
+    from rich.text import Text
+
+    from perdure.starter.cli.app import app
+    from perdure.starter.cli.deploys import deploys
+
+    helps: list[str] = []
+    for command in (*app.registered_commands, *deploys.registered_commands):
+        assert command.callback is not None
+        helps.append(command.callback.__doc__ or "")
+        for annotation in command.callback.__annotations__.values():
+            helps += [option.help or "" for option in getattr(annotation, "__metadata__", ())]
+    assert len(helps) > 100
+    assert [text for text in helps if Text.from_markup(text).plain != text] == []

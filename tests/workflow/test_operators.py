@@ -197,9 +197,9 @@ async def test_newest_run_of_name_is_found(serve: Serve) -> None:
     async with serve(agent, models={"scripted": ScriptedModel(lambda _: says("hi"))}) as client:
         with pytest.raises(RunNotFound, match="there is no run of 'nobody-of-that-name'"):
             await client.newest_run("nobody-of-that-name")
-        for _ in range(2):
-            run = await client.start(name, "go")
-            await run.result()
+        older, run = await client.start(name, "older"), await client.start(name, "newer")
+        for started in (older, run):
+            await started.result()
 
         async def is_found() -> bool:
             try:
