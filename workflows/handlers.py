@@ -48,7 +48,6 @@ from .engine.programs import NO_CODE, program_for
 from .engine.report import starting_status
 from .engine.state import AgentState, End, RunState
 from .inputs import (
-    addressed,
     check_decision,
     check_prices,
     check_redrive,
@@ -59,6 +58,7 @@ from .inputs import (
     redrive_of,
     refuse,
     run_below,
+    split_address,
 )
 from .loop import Loop
 from .resolve import resolve, resolve_anew
@@ -99,21 +99,21 @@ class RunHandlers:
         """Give the agent a message; return the number of messages that wait to be read."""
         below = self._listener(message)
         if below is not None:
-            return int(await self._relay(below, SEND, addressed(message)[1]))
+            return int(await self._relay(below, SEND, split_address(message)[1]))
         update = workflow.current_update_info()
-        sent = MessageSent(message=message_of(addressed(message)[1]), id=update.id if update else None)
+        sent = MessageSent(message=message_of(split_address(message)[1]), id=update.id if update else None)
         self._loop.events.append(sent)
         return (self._loop.state.queued if self._loop.state else 0) + 1
 
     @send.validator
     def _check_send(self, message: Any) -> None:
-        message_of(addressed(message)[1])
+        message_of(split_address(message)[1])
         self._refuse_when_over()
         self._listener(message)
 
     def _listener(self, message: Any) -> str | None:
         """Return the run below that the message is for, or None for this one."""
-        run_id, _ = addressed(message)
+        run_id, _ = split_address(message)
         state = self._loop.state
         if state is None or run_id == state.id:
             return None

@@ -1,4 +1,8 @@
-"""What comes from outside, checked where it enters: requests, messages, decisions."""
+"""Inputs of a run, checked where they enter: requests, messages, approval decisions, redrives.
+
+An input that is wrong is refused here, before it becomes an event: an update's validator refuses it for its
+caller, and history keeps nothing of it.
+"""
 
 import json
 from collections.abc import Callable
@@ -23,15 +27,15 @@ from .engine.tree import waiting_below
 _Model = TypeVar("_Model", bound=BaseModel)
 
 MOST_USER_BYTES = 1024
-"""The user becomes a search attribute. One that the server refuses would hang the run."""
+"""Longest user. It becomes a search attribute, and one that the server refuses would hang the run."""
 
 
 def refuse(message: str) -> ApplicationError:
-    """The error a caller gets for input that is wrong."""
+    """Return the error that the caller of a wrong input gets."""
     return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)
 
 
-def _checked(what: str, make: Callable[[], _Model]) -> _Model:
+def _validate(what: str, make: Callable[[], _Model]) -> _Model:
     try:
         return make()
     except ValidationError as error:
@@ -39,8 +43,8 @@ def _checked(what: str, make: Callable[[], _Model]) -> _Model:
 
 
 def request_of(raw: Any) -> RunRequest:
-    """The run's input, however it was written."""
-    request = _checked("run request", lambda: RunRequest.model_validate(raw))
+    """Return the checked input of a run, whatever client wrote it."""
+    request = _validate("run request", lambda: RunRequest.model_validate(raw))
     _check_writable("run request", request)
     if isinstance(request.prompt, list):
         _check_parts("prompt", request.prompt)
@@ -49,15 +53,18 @@ def request_of(raw: Any) -> RunRequest:
 
 
 def session_request_of(raw: Any) -> SessionRequest:
-    """A session's input, however it was written."""
-    request = _checked("session request", lambda: SessionRequest.model_validate(raw))
+    """Return the checked input of a session, whatever client wrote it."""
+    request = _validate("session request", lambda: SessionRequest.model_validate(raw))
     _check_writable("session request", request)
     _check_user("session request", request.user)
     return request
 
 
 def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
-    """What a user's workflow asks for may be what no payload can hold: its task would fail for ever."""
+    """Check that the request can be written as JSON.
+
+    One that comes from a user's workflow may hold what no payload can; the run's tasks would fail for ever.
+    """
     try:
         json.dumps(request.to_json(), ensure_ascii=False).encode()
     except ValueError as error:
@@ -70,36 +77,37 @@ def _check_user(what: str, user: str | None) -> None:
 
 
 def said_of(raw: Any) -> Said:
-    """What `say` was given."""
-    said = _checked("message", lambda: SessionMessage.model_validate(raw))
-    text: Any = said.text if isinstance(said.text, str) else raw["text"]
-    return Said(utterance=Utterance(id=said.id, message=message_of(text)), when_busy=said.when_busy)
+    """Return the checked argument of `say`."""
+    message = _validate("message", lambda: SessionMessage.model_validate(raw))
+    text: Any = message.text if isinstance(message.text, str) else raw["text"]
+    return Said(utterance=Utterance(id=message.id, message=message_of(text)), when_busy=message.when_busy)
 
 
 def message_of(raw: Any) -> Message:
-    """What `send` was given: text, a list of parts, or {"text": "..."}."""
+    """Return the checked argument of `send`: a text, a list of parts, or {"text": "..."}."""
     content: Any = raw.get("text", raw) if isinstance(raw, dict) else raw  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     if isinstance(content, str) and content.strip():
         return Message.user(content)
     if isinstance(content, list) and content:
-        message = _checked("message", lambda: Message(role="user", parts=content))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        message = _validate("message", lambda: Message(role="user", parts=content))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
         _check_parts("message", message.parts)
         return message
     raise refuse(f'message: send a text, such as "yes, go on", not {_short(content)}')  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _check_parts(what: str, parts: list[Part]) -> None:
-    """People say words and show pictures and documents; calls and their results are not theirs to say."""
-    said = False
+    """Check that a person's message has text, images or documents, and nothing else."""
+    # Tool calls and their results are the run's own: a person must not be able to forge them.
+    has_content = False
     for part in parts:
         match part:
             case Text():
-                said = said or bool(part.text.strip())
+                has_content = has_content or bool(part.text.strip())
             case Image() | Document():
-                said = said or bool(part.data or part.blob)
+                has_content = has_content or bool(part.data or part.blob)
             case _:
                 raise refuse(f"{what}: send text, images and documents, not a {part.kind!r}")
-    if not said:
+    if not has_content:
         raise refuse(f"{what}: is empty: say something")
 
 
@@ -108,8 +116,8 @@ def _short(value: object) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
-def addressed(raw: Any) -> tuple[str | None, Any]:
-    """Which run below a message is for, and the message itself."""
+def split_address(raw: Any) -> tuple[str | None, Any]:
+    """Return the run below that a message names, or None, and the message without it."""
     if not isinstance(raw, dict) or "run_id" not in raw:
         return None, raw  # pyright: ignore[reportUnknownVariableType]
     fields = cast("dict[str, Any]", raw)
@@ -121,10 +129,10 @@ def addressed(raw: Any) -> tuple[str | None, Any]:
 
 
 def run_below(state: RunState, run_id: str) -> str:
-    """The run of that id, which must be a living one below this one.
+    """Return the id, if a run of that id goes on below this one.
 
     Raises:
-        ApplicationError: the caller's; there is none.
+        ApplicationError: for the caller; there is no such run.
 
     """
     direct = [child.run_id for child in state.tree.children]
@@ -134,40 +142,42 @@ def run_below(state: RunState, run_id: str) -> str:
 
 
 def listener(state: RunState) -> str | None:
-    """Who below is meant by a message that names nobody; None: the run itself.
+    """Return the run below that gets a message without an address, or None for the run itself.
 
     Raises:
-        ApplicationError: the caller's; it could be several, or there is nobody.
+        ApplicationError: for the caller; several runs could be meant, or none is running.
 
     """
     if state.reads_messages:
         return None
     asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
     if state.session is not None and len(asking) != 1:
-        return None  # the message gets a turn of its own
-    heard = asking or [child.run_id for child in state.tree.children]
-    if len(heard) == 1:
-        return heard[0]
-    if not heard:
+        return None  # The message gets a turn of its own.
+    # A run that asks a person something goes before runs that only work.
+    candidates = asking or [child.run_id for child in state.tree.children]
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
         raise refuse("nobody here can take a message now: no agent is running")
-    raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(heard)}')
+    raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(candidates)}')
 
 
 def held_below(state: RunState | None, decision: ApprovalDecision) -> str | None:
-    """The run below that waits for this decision; None: the run itself is meant.
+    """Return the run below that waits for this approval decision, or None for the run itself.
 
     Raises:
-        ApplicationError: the caller's; several wait under that call id.
+        ApplicationError: for the caller; several runs wait with that call id.
 
     """
     if state is None or decision.run_id == state.id:
         return None
-    below = [one for one in waiting_below(state.tree) if isinstance(one, Approval)]
+    approvals = [waiting for waiting in waiting_below(state.tree) if isinstance(waiting, Approval)]
     if decision.run_id is not None:
         return run_below(state, decision.run_id)
     if any(call.call.id == decision.call_id and call.state == "asking" for call in state.open_calls):
         return None
-    meant = [one.run_id for one in below if one.call_id == decision.call_id]
+    # Call ids are unique only within a run.
+    meant = [approval.run_id for approval in approvals if approval.call_id == decision.call_id]
     if len(meant) > 1:
         raise refuse(f"several runs wait with {decision.call_id!r}; add run_id, one of: {', '.join(meant)}")
     return meant[0] if meant else None
@@ -175,22 +185,22 @@ def held_below(state: RunState | None, decision: ApprovalDecision) -> str | None
 
 def decision_of(raw: Any) -> ApprovalDecision:
     """Return the checked argument of `resolve_approval`."""
-    return _checked("decision", lambda: ApprovalDecision.model_validate(raw))
+    return _validate("decision", lambda: ApprovalDecision.model_validate(raw))
 
 
 def redrive_of(raw: Any) -> Redrive:
-    """What `redrive` was given."""
-    redrive = _checked("redrive", lambda: Redrive.model_validate(raw or {}))
+    """Return the checked argument of `redrive`."""
+    redrive = _validate("redrive", lambda: Redrive.model_validate(raw or {}))
     if redrive.limits is not None and "timeout" in redrive.limits.model_fields_set:
         raise refuse("redrive: limits.timeout: a run's clock cannot be set anew; leave it out")
     return redrive
 
 
 def check_redrive(state: RunState | None, redrive: Redrive) -> None:
-    """Refuse to let a run go on that does not stand still.
+    """Check that the run is parked, and that the redrive fits it.
 
     Raises:
-        ApplicationError: the caller's; nothing was changed.
+        ApplicationError: for the caller; nothing was changed.
 
     """
     if not isinstance(state, AgentState):
@@ -204,10 +214,10 @@ def check_redrive(state: RunState | None, redrive: Redrive) -> None:
 
 
 def check_prices(spec: AgentSpec, *, limited: bool) -> None:
-    """Refuse a bound of the cost that nobody could keep.
+    """Check that a cost limit can be kept: the price of each model must be known.
 
     Raises:
-        ApplicationError: the caller's; nothing was changed.
+        ApplicationError: for the caller; nothing was changed.
 
     """
     unknown = [model.config.name for model in spec.models if model.price is None]
@@ -216,21 +226,24 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
 
 
 def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
-    """Refuse a decision about nothing, about something else, or one that changes nothing.
+    """Check that the approval decision is for a waiting call, as the person saw it.
 
     Raises:
-        ApplicationError: the caller's; nothing was decided.
+        ApplicationError: for the caller; the call still waits.
 
     """
     calls = state.open_calls if state else ()
-    held = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
-    call = held.get(decision.call_id)
+    waiting = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
+    call = waiting.get(decision.call_id)
     if call is None:
         below = (
-            [one.call_id for one in waiting_below(state.tree) if isinstance(one, Approval)] if state else []
+            [item.call_id for item in waiting_below(state.tree) if isinstance(item, Approval)]
+            if state
+            else []
         )
-        waiting = ", ".join([*held, *below]) or "none"
-        raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {waiting}")
+        known = ", ".join([*waiting, *below]) or "none"
+        raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {known}")
+    # The digest proves that the person approves the arguments that will be used.
     if decision.digest is not None and decision.digest != approval_digest(call.call):
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")
     if decision.arguments is not None and not decision.allow:
@@ -239,7 +252,7 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
 
 
 def _check_arguments(state: RunState | None, call: Call, decision: ApprovalDecision) -> None:
-    """A slip of the person's must not use up the approval."""
+    """Check arguments that the person changed: a mistake in them must not use up the approval."""
     tool = state.spec.tool(call.call.name) if isinstance(state, AgentState) else None
     if decision.arguments is None or tool is None:
         return

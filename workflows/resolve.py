@@ -1,4 +1,4 @@
-"""The first thing a run does: fetch its agent's spec, once, into history."""
+"""Resolution of a run's spec: the first activity of a run, whose result history keeps."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,52 +14,53 @@ from perdure.wire.spec import AgentSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput
 
 LAYOUT = 1
-"""How a run that begins now writes its history, if the worker that resolves its agent knows it too."""
-
+"""Layout in which a run that begins now writes its history, if the resolving worker knows it too."""
 
 _FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=5)
-_MAY_PASS = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
-"""Error types: no store, no parent, or no worker that answers in time. All else is what it is."""
+_TRANSIENT = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
+"""Types of transient errors: the blob store, the parent run or every worker is out of reach."""
 
 
 async def resolve(
     request: RunRequest, child: ChildInput | None = None, *, held_up: Callable[[str], None]
 ) -> ResolvedAgent:
-    """The agent as it is now; a deploy after this changes nothing for the run.
+    """Return the agent as it is now; a deploy after this changes nothing for the run.
 
-    A child gets what its parent pinned for it, whatever was deployed in between. While the spec cannot be
-    fetched or kept, for a full disk or a parent out of reach, the run waits, and `held_up` is told why.
+    A child gets what its parent pinned, whatever was deployed in between. While the spec cannot be fetched
+    or stored (a full disk, a parent out of reach) the run waits, and `held_up` is called with the reason.
 
     Raises:
-        ApplicationError: "UnknownAgent" or "InvalidRequest", as the worker said it.
+        ApplicationError: "UnknownAgent" or "InvalidRequest" of the resolving worker.
 
     """
-    asked, wait = _request_for(request, child), _FIRST_WAIT
+    resolve_request, wait = _request_for(request, child), _FIRST_WAIT
     while True:
         try:
-            return await _resolved(asked)
+            return await _run_activity(resolve_request)
         except ApplicationError as error:
-            if error.type not in _MAY_PASS:
+            if error.type not in _TRANSIENT:
                 raise
             held_up(error.message)
         except ActivityError as error:
             if not isinstance(error.cause, TimeoutError):
                 raise
             held_up("no worker has fetched the agent in time")
+        # By chance, because the runs of an outage would otherwise try again together.
         await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="try again to begin")
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
 async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
-    """The agent with which a parked run is to go on: its own or the newest, with another model if wanted.
+    """Return the agent with which a parked run goes on: its own or the newest, perhaps with another model.
 
     Raises:
-        ApplicationError: as `resolve`; also for a model that no worker has a price for, where one is needed,
-            and when the spec cannot be kept.
+        ApplicationError: as `resolve`; also for a model without a known price, where the run has a cost
+            limit, and when the spec cannot be stored.
 
     """
+    # The run itself is the parent to query, so that the spec is the pinned one on any worker.
     own = None if redrive.newest else workflow.info().workflow_id
-    return await _resolved(
+    return await _run_activity(
         ResolveRequest(
             agent=spec.name,
             as_of=workflow.now(),
@@ -72,18 +73,19 @@ async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool)
     )
 
 
-async def _resolved(asked: ResolveRequest) -> ResolvedAgent:
+async def _run_activity(request: ResolveRequest) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
-            asked,
+            request,
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
             retry_policy=RetryPolicy(maximum_attempts=10),
-            summary=f"resolve {asked.agent}",
+            summary=f"resolve {request.agent}",
         )
         return resolved
     except ActivityError as error:
+        # The activity's own error is the caller's answer, without Temporal's wrapping.
         if isinstance(error.cause, ApplicationError):
             raise ApplicationError(error.cause.message, type=error.cause.type, non_retryable=True) from None
         raise

@@ -17,7 +17,6 @@ from perdure.wire.requests import TranscriptQuery
 from perdure.workflows.engine.pages import page
 from perdure.workflows.engine.remote import remote_result
 from perdure.workflows.inputs import (
-    addressed,
     check_decision,
     decision_of,
     held_below,
@@ -27,6 +26,7 @@ from perdure.workflows.inputs import (
     run_below,
     said_of,
     session_request_of,
+    split_address,
 )
 from tests.unit.runs import answered, begun, call
 
@@ -102,7 +102,7 @@ def test_session_request_is_explained_or_serializable(raw: Any) -> None:
 @given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/a-1", "text": PARTS}, PARTS))
 def test_input_is_explained_or_a_message(raw: Any) -> None:
     """Input is rejected with an explanation, or becomes a message."""
-    for read in (said_of, addressed, message_of):
+    for read in (said_of, split_address, message_of):
         made = taken(read, delivered(raw))
         if isinstance(made, Message):
             assert made.role == "user"

@@ -96,13 +96,14 @@ class GraphScheduler:
 
 def _record_start(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
     for start in starts:
-        again = next((visit for visit in plan.retries if visit.key == start.key), None)
-        visit = again or Visit(
+        retry = next((visit for visit in plan.retries if visit.key == start.key), None)
+        visit = retry or Visit(
             node=start.node, number=start.visit, prompt=start.prompt, inputs=dict(start.inputs)
         )
         plan = replace(
-            record_visit(plan, visit) if again is None else plan,
-            retries=tuple(waiting for waiting in plan.retries if waiting != again),
+            # A retry goes on with what its first attempt consumed.
+            record_visit(plan, visit) if retry is None else plan,
+            retries=tuple(waiting for waiting in plan.retries if waiting != retry),
             running=(*plan.running, visit),
             executions=plan.executions + 1,
         )
@@ -110,6 +111,7 @@ def _record_start(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
 
 
 def _batch(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...] | Failure:
+    """Return everything that may start now, or the failure of an input builder."""
     starts: list[Start] = []
     while (waiting := _next(plan, spec)) is not None:
         visit = waiting if isinstance(waiting, Visit) else _visit(plan, spec, code, waiting)
@@ -117,6 +119,7 @@ def _batch(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ..
             return visit
         start = _start(plan, spec, visit)
         starts.append(start)
+        # Each start uses up concurrency and executions that the next one must see.
         plan = _record_start(plan, [start])
     return tuple(starts)
 
@@ -135,6 +138,7 @@ def _next(plan: GraphPlan, spec: GraphSpec) -> Visit | str | None:
         return None
     if plan.retries:
         return plan.retries[0]
+    # A node that is ready again waits for its own running visit: it never overlaps itself.
     running = [visit.node for visit in plan.running]
     return next((name for name in plan.ready if name not in running), None)
 
@@ -159,8 +163,8 @@ def _start(plan: GraphPlan, spec: GraphSpec, visit: Visit) -> Start:
     )
 
 
-def _shorter(one: timedelta | None, other: timedelta | None) -> timedelta | None:
-    return min((span for span in (one, other) if span is not None), default=None)
+def _shorter(first: timedelta | None, second: timedelta | None) -> timedelta | None:
+    return min((span for span in (first, second) if span is not None), default=None)
 
 
 def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
@@ -175,11 +179,12 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
 
 
 def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
-    node, there = spec.node(name), arrivals_at(plan, spec, name)
-    prompt = _default_prompt(plan.task, there) if node.input is None else _build_prompt(plan, code, node)
+    """Return the node's next visit, or the failure of its input builder."""
+    node, arrivals = spec.node(name), arrivals_at(plan, spec, name)
+    prompt = _default_prompt(plan.task, arrivals) if node.input is None else _build_prompt(plan, code, node)
     if isinstance(prompt, Failure):
         return prompt
-    inputs = {source: arrival.output for source, arrival in there.items()}
+    inputs = {source: arrival.output for source, arrival in arrivals.items()}
     return Visit(
         node=name,
         number=plan.visits[name] + 1,
@@ -200,8 +205,9 @@ def _build_prompt(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | lis
         prompt = _PROMPT.validate_python(builder(graph_state(plan)))
     except ValidationError:
         return Failure(kind="input", message=f"{what} must give text or a list of parts")
-    except BaseException as error:  # a SystemExit in it would end the worker
-        return Failure(kind="input", message=f"{what} raised {_said(error)}")
+    except BaseException as error:
+        # BaseException, because a SystemExit in the user's code would end the worker.
+        return Failure(kind="input", message=f"{what} raised {_describe(error)}")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         return Failure(kind="input", message=f"{what} gave nothing to ask")
     if isinstance(prompt, str) and fix_surrogates(prompt) != prompt:
@@ -211,10 +217,10 @@ def _build_prompt(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | lis
     return prompt
 
 
-def _said(error: BaseException) -> str:
-    """What an error of the user's code says, in bounded length; never an error itself."""
-    said = describe_error(error)
-    return truncate_middle(mask_secrets(fix_surrogates(f"{type(error).__name__}: {said}")), 1000)
+def _describe(error: BaseException) -> str:
+    """Return the name and message of an error of the user's code, masked and shortened. Never raises."""
+    text = f"{type(error).__name__}: {describe_error(error)}"
+    return truncate_middle(mask_secrets(fix_surrogates(text)), 1000)
 
 
 def _text(prompt: str | list[Part]) -> str:
@@ -223,11 +229,11 @@ def _text(prompt: str | list[Part]) -> str:
     return "".join(part.text for part in prompt if isinstance(part, Text))
 
 
-def _default_prompt(task: str | list[Part], there: dict[str, Arrival]) -> str | list[Part]:
-    """The task as it is; for a node that others led to, with what they gave."""
-    if not there:
+def _default_prompt(task: str | list[Part], arrivals: dict[str, Arrival]) -> str | list[Part]:
+    """Return the task, followed by the outputs of the nodes that led here, if any did."""
+    if not arrivals:
         return task
-    outputs = (f"From {source}:\n{as_text(arrival.output)}" for source, arrival in there.items())
+    outputs = (f"From {source}:\n{as_text(arrival.output)}" for source, arrival in arrivals.items())
     text = "\n\n".join([f"Original task: {_text(task)}", "Inputs from earlier nodes:", *outputs])
     if isinstance(task, str):
         return text
@@ -238,8 +244,9 @@ def _record_end(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeR
     visit = next((visit for visit in plan.running if visit.key == result.key), None)
     if visit is None:
         return plan
+    # Before the result counts: an input that could not be built must stay a failure, whatever comes.
     plan = _fail_if_unaskable(plan, spec, code)
-    plan = replace(plan, running=tuple(other for other in plan.running if other.key != visit.key))
+    plan = replace(plan, running=tuple(run for run in plan.running if run.key != visit.key))
     if not _has_failed(result):
         plan = _remember(_keep_output(plan, spec, result), spec, visit, result)
         return plan if plan.end is not None else _follow_edges(plan, spec, code, result)
@@ -274,9 +281,10 @@ def _keep_output(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphP
 
 
 def _remember(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphPlan:
-    """An answer without words is left out: no provider takes an empty message."""
+    """Return the plan with the visit in the agent's memory, where its later visits remember it."""
     answer = as_text(result.output)
     remembers = spec.node(visit.node).kind == "agent" and not spec.reset_on_revisit and has_cycle(spec)
+    # An empty answer is left out, because no provider takes an empty message.
     if not remembers or not answer.strip():
         return plan
     exchange = Exchange(prompt=visit.prompt, answer=answer)
@@ -285,7 +293,8 @@ def _remember(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult
 
 
 def _follow_edges(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
-    """The plan with what the node brought along each of its edges that was taken."""
+    """Return the plan after the node's output travelled along each edge whose condition holds."""
+    # All conditions see the same state, so that their order does not matter.
     state = graph_state(plan)
     for edge in outgoing(spec, result.node):
         taken = _is_taken(edge, code, state)
@@ -307,8 +316,9 @@ def _is_taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Fail
         )
     try:
         taken = cast("object", condition(state))
-    except BaseException as error:  # a SystemExit in it would end the worker
-        return Failure(kind="condition", message=f"{what} raised {_said(error)}")
+    except BaseException as error:
+        # BaseException, because a SystemExit in the user's code would end the worker.
+        return Failure(kind="condition", message=f"{what} raised {_describe(error)}")
     if isinstance(taken, bool):
         return taken
     return Failure(kind="condition", message=f"{what} must give True or False, not a {type(taken).__name__}")
@@ -324,6 +334,7 @@ def _over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
         return replace(plan.end, output=output, cancel_running=cancel)
     if plan.retries or plan.ready:
         return Over(stop_reason="max_node_executions", output=output) if _is_used_up(plan, spec) else None
+    # Arrivals without any output mean that a join waits for edges that nothing will take.
     stuck = bool(plan.arrivals) and not plan.outputs
     return Over(stop_reason="unmet_join" if stuck else "end_turn", output=output)
 
