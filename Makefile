@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -52,8 +52,12 @@ lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: .venv/ready           ## mypy by package name, pyright by real path
+types: mypy pyright          ## mypy by package name, pyright by real path
+
+mypy: .venv/ready
 	$(BIN)/mypy -p perdure -p tests -p proofs.chaos
+
+pyright: .venv/ready
 	$(BIN)/pyright
 
 lock: .venv/ready            ## Resolve the dependencies anew
