@@ -106,6 +106,7 @@ class Bench:
             self.process(subject, "worker", queue=queue, **more) as worker,
             self.process(subject, "driver", queue=queue) as driver,
         ):
+            # Imports, caches and connections are paid before the measurement.
             for _ in range(2):
                 await driver.ask("run", [Job(id=self.id(subject), steps=3)], 60)
             yield Running(subject, Names(**driver.names), worker, driver, queue)
@@ -118,7 +119,7 @@ class Bench:
 
         """
         pid, server = running.worker.pid, self.server.pid
-        reset_peak(pid)
+        reset_peak(pid)  # the peak of an earlier job is not this job's
         worker_cpu, server_cpu = cpu_seconds(pid), cpu_seconds(server)
         try:
             answer = await running.driver.ask("run", [job], within)

@@ -110,7 +110,7 @@ class _Part:
             for payload in done.result.payloads:
                 found = next((text for text in _candidates(payload.data) if text in self.wanted), None)
                 if found is not None:
-                    self.wanted.discard(found)
+                    self.wanted.discard(found)  # a result that is returned twice counts once
                     self.found.results += 1
 
 

@@ -90,20 +90,23 @@ class Stage:
             self.fired[f"{fault.what} {fault.target}".strip()] += 1
             if "done" not in message:  # else the part has carried the fault out itself
                 task = asyncio.create_task(self._cause(fault, part, message["worker"]))
-                self._tasks.add(task)
+                self._tasks.add(task)  # asyncio itself keeps only a weak reference
                 task.add_done_callback(self._tasks.discard)
 
     async def _cause(self, fault: Fault, part: Linked, worker: str) -> None:
         if fault.what != "kill":
+            # The call goes on at once: it must meet the outage, not wait for its end.
             await part.release(fault.id)
             async with self._outage:
                 await self._cause_outage(fault)
         elif fault.target == "server":
             async with self._outage:
+                # Killed while the call still waits, so that its answer finds no server.
                 await self.server.kill()
                 await part.release(fault.id)
                 await self.server.start()
         elif fault.target == "tools":
+            # Nothing to release: the waiting call died with the process.
             await self.tools.kill()
             await self.start_tools()
         else:
@@ -180,6 +183,7 @@ async def conduct(order: Order, subject: Subject) -> tuple[Record, dict[str, str
     """Conduct a run; return its record, and the digests of the final states."""
     async with _folder(order) as folder, _stage(order, subject, folder) as stage:
         began = time.monotonic()
+        # The caller reaches the server without a proxy: its own line is not under test.
         client = await subject.connect(stage.server.address, _where(stage))
         resuming = asyncio.create_task(_resume_while_quiet(stage, client))
         outcomes = await _play_all(stage, client)
@@ -220,7 +224,7 @@ async def _play_all(stage: Stage, client: Any) -> list[TaskOutcome]:
     done, late = await asyncio.wait(running, timeout=stage.order.within)
     for playing in late:
         playing.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
+    await asyncio.gather(*late, return_exceptions=True)  # each has ended before the verdict is asked for
     lost = [TaskOutcome(task=running[playing].id, error="did not finish in time") for playing in late]
     return lost + [_outcome_of(ended, running[ended]) for ended in done]
 
@@ -259,6 +263,7 @@ async def _folder(order: Order) -> AsyncGenerator[Path]:
 @asynccontextmanager
 async def _stage(order: Order, subject: Subject, folder: Path) -> AsyncGenerator[Stage]:
     """Start all parts; stop them when the block ends."""
+    # The stack ends the parts in reverse order: workers first, so that none sees the others go.
     async with AsyncExitStack() as stack:
         server = Server(folder)
         await server.start()
@@ -315,6 +320,7 @@ def _tools(order: Order, folder: Path) -> Linked:
 
 def _where(stage: Stage) -> Where:
     lines = stage.lines
+    # Kinds without a fault of a line go around the proxies, which have costs of their own.
     through = "temporal" if stage.order.kind in ("temporal_line", "together") else None
     temporal = lines[through].port if through else stage.server.port
     model = (

@@ -32,6 +32,7 @@ class Journal:
         complete = _read_complete_lines(path)
         for line in complete.splitlines():
             self._remember(json.loads(line))
+        # The next entry follows the last complete line; appended to half a line, it would be lost too.
         self._file = path.open("ab")
         self._file.truncate(len(complete))
 

@@ -58,7 +58,7 @@ class Server:
     async def kill(self) -> None:
         """Send `kill -9`, and wait until the process is gone."""
         if self._running is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
                 os.kill(self._running.pid, signal.SIGKILL)
         await self.stop()
 
@@ -106,6 +106,7 @@ class Linked:
         """Let the process go on after a fault."""
         assert self._process is not None
         assert self._process.stdin is not None
+        # The process may have been killed meanwhile by another fault.
         with contextlib.suppress(ConnectionError):
             self._process.stdin.write(json.dumps({"go": fault}).encode() + b"\n")
             await self._process.stdin.drain()
@@ -184,7 +185,7 @@ class Worker:
             await self._process.wait()
             if not self._killed:
                 self.deaths += 1
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.5)  # a worker that cannot start must not take the whole machine
 
     async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None

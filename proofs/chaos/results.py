@@ -51,6 +51,7 @@ def keep(folder: Path, head: Head, record: Record) -> None:
     if older is not None and record.same(older):
         record = replace(record, runs=older.runs + 1)
     stored[_key(record)] = (head, record)
+    # In a fixed order, so that a new result changes a single line of the file.
     lines = [
         json.dumps({"head": asdict(at), "record": asdict(result)})
         for at, result in sorted(stored.values(), key=lambda pair: _key(pair[1]))

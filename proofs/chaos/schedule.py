@@ -97,10 +97,11 @@ def schedule(kind: Kind, seed: int, size: Size) -> tuple[Fault, ...]:
     """Return the faults of a run, in order of their calls."""
     chance = random.Random(f"{kind} {seed}")
     unplaced = _unplaced_faults(kind, size)
-    chance.shuffle(unplaced)
+    chance.shuffle(unplaced)  # else equal faults would come in blocks
     placed: list[Fault] = []
     for where, calls in (("tool", size.effects), ("model", size.models)):
         mine = [fault for fault in unplaced if fault.where == where]
+        # Even a run of a few calls has a place for each fault.
         places = range(max(1, round(calls * _FIRST)), max(len(mine) + 2, round(calls * _LAST)))
         for fault, at in zip(mine, sorted(chance.sample(places, len(mine))), strict=True):
             drop = fault.what == "kill" and fault.target.startswith("worker") and fault.moment == "before"

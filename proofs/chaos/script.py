@@ -93,6 +93,7 @@ class _AnsweredCalls:
         answer_of_tool = _answer_of_tool(result)
         if answer_of_tool is None or arguments is None:
             self.errors += 1
+            # The effect happened and only its result is lost: a repeat would be a duplicate.
             if arguments is not None and _WAS_DONE in (result or ""):
                 self._answered.append((name, arguments))
             return

@@ -144,6 +144,7 @@ def _compare_with_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tupl
     for task in tasks:
         calls = (call for turn in task.turns for group in turn.groups for call in group)
         gold = Counter(json.dumps([call.name, call.arguments], sort_keys=True) for call in calls)
+        # By name and arguments, not by key: a duplicate under a new key must count too.
         done = Counter(judged[task.id]["done"] if task.id in judged else {})
         excess += (done - gold).total()
         missing += (gold - done).total()

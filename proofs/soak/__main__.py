@@ -111,7 +111,7 @@ async def _worker(settings: Settings, log: IO[bytes]) -> AsyncGenerator[Worker]:
         stderr=log,
     )
     try:
-        yield Worker(process, port + 1)
+        yield Worker(process, port + 1)  # the SDK's own metrics are one port above Perdure's
     finally:
         if process.returncode is None:
             process.terminate()
@@ -165,7 +165,7 @@ async def _run(minutes: float, rate: float, folder: Path, note: str) -> None:
             loading = asyncio.create_task(load(stage.client, tally, rate, over))
             await _sample_until(stage, minutes, loading)
             over.set()
-            await loading
+            await loading  # unfinished operations end before the last sample, or they would look like a leak
             await _wait_until_idle(stage)
             stage.write({"done": dict(tally.done), "skipped": tally.skipped, "errors": tally.errors})
 

@@ -105,6 +105,7 @@ def findings(samples: Sequence[Sample], processes: Sequence[str]) -> list[Findin
             points = second_half(points_of(loaded, process, bound.key))
             if not points:
                 continue
+            # Begin and end are medians of many samples: one may fall just before a garbage collection.
             tenth = max(1, len(points) // 10)
             found.append(
                 Finding(

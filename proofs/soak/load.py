@@ -143,6 +143,7 @@ async def load(client: Client, tally: Tally, rate: float, over: asyncio.Event) -
         for n, (what, operation) in enumerate(itertools.cycle(OPERATIONS.items())):
             if over.is_set():
                 break
+            # A slow machine skips operations: a growing queue of them would look like a leak.
             if len(going) < _MOST_AT_ONCE:
                 task = group.create_task(tally.run(what, operation(client, n)))
                 going.add(task)

@@ -34,6 +34,7 @@ async def _measure(on: Bench, subject: str) -> dict[str, float]:
     job = Job(id=on.id(subject), steps=STEP + 5, hold_at=STEP)
     async with on.running(subject) as first:
         queue = first.queue
+        # The second worker is started before the kill, so that the gap is not that of imports.
         async with on.process(subject, "worker", queue=queue, hold=True) as second:
             await first.driver.ask("start", [job], 60)
             await _wait_until_still(on.client, job.id)

@@ -26,6 +26,7 @@ async def startup(venvs: Path, subjects: list[str]) -> AsyncIterator[Record]:
     }
     for what, command in wanted.items():
         _time(command)  # the first start fills the bytecode cache
+        # In pairs, so that a slow moment of the machine meets both sides.
         pairs = [(_time(command), _time(base)) for _ in range(TIMES)]
         beyond = statistics.median(took - base_took for took, base_took in pairs)
         total = statistics.median(took for took, _ in pairs)

@@ -41,6 +41,7 @@ async def steps(venvs: Path, subjects: list[str], plan: Plan) -> AsyncIterator[R
                             continue
                         case = {"steps": count, "size": size}
                         least, why = dead.get((subject, size), (count + 1, ""))
+                        # A subject that failed is not tried with longer runs: each takes minutes to fail.
                         if count > least:
                             yield Record(suite="steps", subject=subject, case=case, round=turn, error=why)
                             continue

@@ -52,6 +52,7 @@ def _group_calls(before: Objects, calls: Sequence[Call]) -> list[list[Call]]:
     for call in calls:
         joined = [*groups[-1], call] if groups else [call]
         plain = [(member.name, member.arguments) for member in joined]
+        # All orders are tried, so a group is kept small.
         if groups and len(joined) <= _MOST_TOGETHER and commute(at_group, plain):
             groups[-1] = joined
         else:

@@ -33,6 +33,7 @@ class Service:
         self._faults = {int(fault["at"]): fault for fault in faults}
         self._entries = entries()
         self._objects: dict[str, Objects] = {}
+        # A replay rebuilds the objects, so a kill loses no effect that was answered.
         for entry in journal.entries:
             self._objects_of(entry.task).call(entry.name, entry.arguments)
 

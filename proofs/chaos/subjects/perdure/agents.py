@@ -55,6 +55,7 @@ def _build_tool(document: dict[str, Any]) -> Tool:
     ]
     function: Any = call
     function.__name__ = name
+    # Perdure derives a tool's schema from its signature, so the signature is built from the set's schema.
     function.__signature__ = inspect.Signature([context, *parameters])
     function.__annotations__ = {"context": ToolContext, **hints}
     decorate = tool(
