@@ -23,6 +23,7 @@ from temporalio.exceptions import (
 from perdure.limits import Limits
 from perdure.members import for_member
 from perdure.messages import Text, ToolResult, Usage
+from perdure.scheduling import Start
 from perdure.texts import first_bytes, mark_cut, mask_secrets, truncate_middle
 from perdure.wire.effects import KeepText, KeptText, NodeCall
 from perdure.wire.ids import child_key, child_run_id
@@ -44,7 +45,6 @@ from perdure.wire.tree import Amount, ChildInput, Grant, Lease, Lineage, Report
 
 from .engine.agent_calls import is_error, result_text
 from .engine.events import ChildEnded, Event
-from .engine.scheduler import Start
 from .engine.state import AgentState, Call, RunState, TeamState
 
 _FUNCTION_TIMEOUT = timedelta(minutes=10)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from perdure.graph import GraphCode
 from perdure.messages import Message, ReplyMeta, Text, ToolCall, ToolResult, Usage
+from perdure.scheduling import Start
 from perdure.wire.effects import ModelOutcome
 from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.requests import RunRequest
@@ -60,7 +61,6 @@ from perdure.workflows.engine.events import (
 from perdure.workflows.engine.program import RunningProgram
 from perdure.workflows.engine.programs import program_for
 from perdure.workflows.engine.report import report_due, status_of, waiting_of
-from perdure.workflows.engine.scheduler import Start
 from perdure.workflows.engine.session import SessionProgram
 from perdure.workflows.engine.state import AgentState, Call, End, Origin, RunState
 from perdure.workflows.engine.tree import held_by_children

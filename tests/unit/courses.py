@@ -10,11 +10,11 @@ from pydantic import TypeAdapter
 from perdure.graph import Edge, Graph, GraphCode, GraphState, Node, NodeInput
 from perdure.limits import GraphLimits
 from perdure.messages import Part
+from perdure.scheduling import Over, Start
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import GraphSpec
 from perdure.workflows.engine.graph import GraphScheduler
 from perdure.workflows.engine.joins import GraphPlan
-from perdure.workflows.engine.scheduler import Over, Start
 
 ADAPTER = TypeAdapter(GraphPlan)
 BOUND = GraphLimits(max_node_executions=50)

@@ -17,10 +17,10 @@ from perdure.agent import Agent
 from perdure.graph import Edge, Graph, GraphCode, GraphState, Node
 from perdure.limits import GraphLimits
 from perdure.messages import Image, Message, Part, Text
+from perdure.scheduling import Over
 from perdure.wire.results import Failure
 from perdure.workflows.engine.graph import MissingCode, graph_state
 from perdure.workflows.engine.joins import unmet
-from perdure.workflows.engine.scheduler import Over
 
 from .courses import Course, Play, answer, begin, ended, over, partial, startable, started, times, wired, work
 

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 
 from perdure.limits import SwarmLimits
 from perdure.messages import Image, Part, Text
+from perdure.scheduling import Over, Start
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
-from perdure.workflows.engine.scheduler import Over, Start
 from perdure.workflows.engine.swarm import SwarmPlan, SwarmScheduler
 
 PLAN = TypeAdapter(SwarmPlan)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from perdure.model import ToolChoice
+from perdure.scheduling import Start
 from perdure.wire.results import StopReason
 from perdure.wire.tree import BudgetRequest, Grant
 
-from .scheduler import Start
 from .state import Call, End
 
 

@@ -5,13 +5,13 @@ from datetime import datetime
 
 from perdure.limits import Limits
 from perdure.messages import Message, ToolResult
+from perdure.scheduling import Start
 from perdure.wire.effects import ModelFailure, ModelOutcome
 from perdure.wire.requests import ApprovalDecision, WhenBusy
 from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 
-from .scheduler import Start
 from .state import End, Utterance
 
 

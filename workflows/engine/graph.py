@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from perdure.graph import GraphCode, GraphState, as_text
 from perdure.messages import Message, Part, Text
+from perdure.scheduling import Notes, Over, Start
 from perdure.texts import describe_error, fix_surrogates, mask_secrets, truncate_middle
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
@@ -26,7 +27,6 @@ from .joins import (
     record_visit,
     unmet,
 )
-from .scheduler import Notes, Over, Start
 
 _PROMPT = TypeAdapter[str | list[Part]](str | list[Part])
 

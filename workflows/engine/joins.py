@@ -20,11 +20,10 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from perdure.messages import Part
+from perdure.scheduling import Over
 from perdure.wire.results import NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec
 from perdure.wiring import deliveries_needed
-
-from .scheduler import Over
 
 Ancestry = dict[str, int]
 

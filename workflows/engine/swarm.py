@@ -18,11 +18,10 @@ from pydantic import JsonValue, ValidationError
 
 from perdure.messages import Part, Text
 from perdure.model import canonical_json
+from perdure.scheduling import Notes, Over, Start
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
-
-from .scheduler import Notes, Over, Start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from perdure.graph import as_text
 from perdure.limits import Limits
 from perdure.messages import Message, Part, Text, size_bytes
 from perdure.model import canonical_json
+from perdure.scheduling import Notes, Over, Scheduler, Start
 from perdure.wire.ids import child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, RunStatus, StopReason
@@ -40,7 +41,6 @@ from .events import (
     Resumed,
 )
 from .family import book, command_for_children, deadline_of, ending_reason, fold_tree_event, unheard_outcome
-from .scheduler import Notes, Over, Scheduler, Start
 from .state import End, Origin, TeamState
 from .team_report import team_details, team_result, team_status
 

@@ -3,6 +3,7 @@
 import json
 from typing import Final
 
+from perdure.scheduling import Notes
 from perdure.wire.results import NodeStatus, RunResult, RunStatus, Status
 
 from .report import (
@@ -17,7 +18,6 @@ from .report import (
     turn_words,
     waiting_of,
 )
-from .scheduler import Notes
 from .state import End, TeamState
 
 MOST_NODES: Final = 200

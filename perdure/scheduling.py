@@ -1,14 +1,14 @@
-"""Scheduler: the part of a team that chooses which node runs next. Pure.
+"""Schedulers: the part of a team that chooses which node runs next, and the values that it returns. Pure.
 
-A team is a run that only directs others: a swarm, a graph, or a pattern of one's own. What all teams share (time,
-money, people, the end) stands in `team`. A scheduler knows the course alone; everything that it must remember is in
-its plan, a frozen value that history can hold.
+A team is a run that only directs others: a swarm, a graph, or a pattern of your own (see `perdure.pattern`). The
+engine keeps what all teams share: time, money, people, the end. A scheduler knows the course alone. Everything that
+it must remember is in its plan, a frozen value that history can hold.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import JsonValue
 
@@ -27,7 +27,8 @@ class Start:
     key: str
     """Unique in the run: node, visit, and attempt when it is not the first: "draft-2", "draft-2.1"."""
     node: str
-    kind: NodeKind
+    kind: NodeKind = "agent"
+    """Kind of the member. Of a pattern, the engine fills it in."""
     member: str | None = None
     """Name of the agent, swarm or graph to run; None for a function."""
     prompt: str | list[Part] = ""
@@ -66,23 +67,30 @@ class Scheduler(Protocol[Plan]):
     """Choice of the next nodes, made for one spec.
 
     Contract
-    1. All methods are pure and deterministic: no clock, no chance, no I/O.
-    2. `startable` returns nodes in the order in which they are to start; the team starts as many as it can pay for
-       and reports them with `record_start`, in the same order.
+    1. All methods are pure and deterministic: no clock, no chance, no I/O. Workflows run them, and replay them.
+    2. `startable` returns nodes in the order in which they are to start. The team starts as many of the first ones
+       as it can pay for, and reports them with `record_start`.
     3. `record_end` is called once for each started node. A result of an unknown key changes nothing.
     4. The team ends when `over` returns a value and nothing is running.
+
+    A scheduler that inherits from this class need not write `runs_alone` and `notes`.
     """
 
-    plan_type: ClassVar[Any]
-    """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
-    runs_alone: ClassVar[bool]
-    """True when at most one node runs at any time: then it may spend all that the team has."""
+    @property
+    def plan_type(self) -> Any:
+        """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
+        ...
+
+    @property
+    def runs_alone(self) -> bool:
+        """True when at most one node runs at any time: then it may spend all that the team has."""
+        return False
 
     def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Plan:
         """Return the plan of a team that has just been given its task."""
         ...
 
-    def startable(self, plan: Plan) -> tuple[Start, ...]:
+    def startable(self, plan: Plan) -> Sequence[Start]:
         """Return the nodes to start now."""
         ...
 
@@ -104,4 +112,4 @@ class Scheduler(Protocol[Plan]):
 
     def notes(self, plan: Plan) -> Notes:
         """Return remarks for status and result."""
-        ...
+        return Notes()
