@@ -75,7 +75,7 @@ class GraphScheduler:
         return _record_start(plan, starts)
 
     def record_end(self, plan: GraphPlan, result: NodeResult) -> GraphPlan:
-        """Return the plan after a node ended. A result that comes twice, or of no running node, changes nothing."""
+        """Return the plan after a node ended; a result of no running node, or a repeated one, is ignored."""
         return _record_end(plan, self.spec, self.code, result)
 
     def over(self, plan: GraphPlan) -> Over | None:
