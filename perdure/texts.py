@@ -20,7 +20,12 @@ _PATTERNS = (
     re.compile(r"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{20,}"),
     re.compile(r"(?<![A-Za-z0-9])(?:github_pat_|glpat-|hf_|npm_|pypi-)[A-Za-z0-9_-]{20,}"),
     re.compile(r"(?<![A-Za-z0-9])xox[abeprs]-[A-Za-z0-9-]{10,}"),
-    re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    # A web token after a prefix such as "key_", which is kept. The lookahead finds the token's three parts first,
+    # so that each beginning of a part is tried once.
+    re.compile(
+        r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]*+\.[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8})"
+        r"([A-Za-z0-9_-]*?)(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
+    ),
     re.compile(r"(?<=://)[^/\s:@]*:[^/\s]+(?=@)"),
     re.compile(r"(?i)(?<![A-Za-z])((?:bearer|basic)[ \t]{1,8})(?=\S*[0-9=])[A-Za-z0-9._~+/-]{8,}=*"),
     re.compile(rf"(?i)(?<![A-Za-z])((?:{_NAMES})[\"']?[ \t]{{0,8}}[=:][ \t]{{0,8}}[\"']?)[^\s\"'&,;]{{6,}}"),
