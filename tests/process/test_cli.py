@@ -138,7 +138,7 @@ def test_approval_may_change_arguments(shell: Shell, here: Here) -> None:
     until_it_is(shell, run, "waiting_approval")
     unclear = here("approve", run)
     assert unclear.code == 2
-    assert 'waiting are call-1-1: refund(order_id="1", amount=1' in unclear.err
+    assert 'these wait: call-1-1: refund(order_id="1", amount=1' in unclear.err
     wrong = here("approve", run, "call-1-9")
     assert (wrong.code, "no call 'call-1-9' waits" in wrong.err) == (2, True)
     bad = here("approve", run, "call-1-1", "--arguments", '["much"]')

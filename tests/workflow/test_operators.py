@@ -201,9 +201,9 @@ async def test_newest_run_of_name_is_found(serve: Serve) -> None:
         for started in (older, run):
             await started.result()
 
-        async def is_found() -> bool:
+        async def is_found(newest: str = run.id) -> bool:
             try:
-                return (await client.newest_run(name)).id == run.id
+                return (await client.newest_run(name)).id == newest
             except RunNotFound:
                 return False
 
