@@ -9,6 +9,7 @@ from perdure.prices import PriceTable
 from perdure.wire.spec import AgentSpec, GraphSpec, ResolvedAgent, SwarmSpec
 
 
+# A protocol and no base class: agents, swarms and graphs import this module.
 @runtime_checkable
 class Member(Protocol):
     """An Agent, Swarm or Graph."""

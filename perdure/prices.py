@@ -87,6 +87,7 @@ class Entry(BaseModel):
 
     model: str | tuple[str, ...]
     """A pattern, or several of which one must match."""
+    # An announced price can be in the table before it applies.
     effective: date
     price: Price
     batch: Price | None = Field(default=None, exclude_if=lambda v: v is None)

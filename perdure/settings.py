@@ -121,6 +121,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        # Callers pass fields by their names, the environment by those of its variables.
         populate_by_name=True,
     )
 

@@ -30,6 +30,7 @@ def tool_call_id(step: int, position: int) -> str:
 
 def child_key(agent: str, call_id: str) -> str:
     """Return the key of the run that a tool call starts: "call-3-1" of researcher is "researcher-3-1"."""
+    # Readable for people, and its reverse needs no table: watchers of a run have only the keys.
     return f"{agent}-{call_id.removeprefix('call-')}"
 
 
