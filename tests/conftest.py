@@ -1,4 +1,4 @@
-"""What tests share: one real Temporal server for the session, and a worker of their own for each."""
+"""Fixtures of all tests: a real Temporal server for the session, and a worker for each test."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ from perdure.testing import running
 from perdure.wire.attributes import AGENT_STATUS
 from perdure.workers.dev.server import DevServer
 
-_ONLY_TOLD = {"thinking", "acting"}
-"""Statuses that the search attribute does not tell apart."""
+_QUERIED_ONLY = {"thinking", "acting"}
+"""Statuses that only a query tells apart: the search attribute calls both working."""
 
 os.environ["TEMPORAL_DISABLE_CLI_UPDATE_CHECK"] = "1"
 
@@ -39,7 +39,7 @@ def server() -> Iterator[DevServer]:
 
 
 class Serve(Protocol):
-    """Starts a worker for these agents on the session's server, on a task queue of its own."""
+    """Start a worker for these agents on the session's server, on a task queue of its own."""
 
     def __call__(
         self,
@@ -65,8 +65,8 @@ def serve(settings: Settings, server: DevServer) -> Serve:
         worker: Mapping[str, Any] | None = None,
         **changed: Any,
     ) -> AsyncGenerator[Client]:
-        # The sandbox checks our own workflow code here; in the cold runs, which begin anew at every task,
-        # that would be most of the time, and they run as in production.
+        # The strict sandbox also checks our own workflow code. Cold runs load it anew at every task, which
+        # would take most of their time, so they run with the sandbox of production.
         cold = (worker or {}).get("max_cached_workflows") == 0
         mine = settings.model_copy(update={"strict_sandbox": not cold, **changed})
         async with running(
@@ -79,14 +79,14 @@ def serve(settings: Settings, server: DevServer) -> Serve:
 
 @dataclass
 class Gate:
-    """Something to wait at and for, in a tool or a script: no test sleeps."""
+    """Gate at which a tool or a script waits until the test opens it: no test sleeps."""
 
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self) -> None:
-        """Be seen here, and stay until it is opened or the call is cancelled."""
+        """Report the arrival, and wait until the gate is opened or the call is cancelled."""
         self.reached.set()
         try:
             await self.opened.wait()
@@ -95,40 +95,42 @@ class Gate:
 
 
 HANGS = 60.0
-"""Seconds after which a test takes something for hanging. Nothing is measured by it."""
+"""Seconds after which a test counts something as hanging; not a measure of anything."""
 
 
 async def until(true: Callable[[], Awaitable[bool]], *, within: float = HANGS, every: float = 0.02) -> None:
-    """Wait for a condition that only polling can see; fails loudly when it does not come."""
+    """Poll until the condition is true; raise TimeoutError when it does not become so."""
     async with asyncio.timeout(within):
         while not await true():
             await asyncio.sleep(every)
 
 
-async def until_told(true: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what only a worker can tell. One that caches nothing is not asked again and again: its
-    SDK loses a task that meets a question, now and then, and the run stands still until that times out.
+async def until_queried(true: Callable[[], Awaitable[bool]]) -> None:
+    """Poll a condition that takes a query to the worker, at a lower rate.
+
+    The SDK of a worker without a cache now and then loses a task that meets a query, and the run then stands
+    still until the task times out.
     """
     await until(true, every=0.25)
 
 
 async def until_status(client: Client, run_id: str, *wanted: str) -> None:
-    """Wait until the run has one of these statuses: as the server shows it, which asks no worker."""
+    """Wait until the run has one of these statuses; ask the server where it knows, else the worker."""
     run = client.get(run_id)
 
-    async def there() -> bool:
+    async def is_listed() -> bool:
         try:
             described = await run.describe()
         except RunNotFound:
             return False
         return described.typed_search_attributes.get(AGENT_STATUS) in wanted
 
-    async def is_told() -> bool:
+    async def is_queried() -> bool:
         return (await run.status()).status in wanted
 
-    await (until(there) if _ONLY_TOLD.isdisjoint(wanted) else until_told(is_told))
+    await (until(is_listed) if _QUERIED_ONLY.isdisjoint(wanted) else until_queried(is_queried))
 
 
 def texts(messages: Sequence[Any]) -> list[str]:
-    """The messages' texts, in order."""
+    """Return the texts of the messages, in order."""
     return [message.text for message in messages]

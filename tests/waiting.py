@@ -1,4 +1,4 @@
-"""Waiting for what only polling can see, with a deadline; for tests that are not async."""
+"""Polling with a deadline, for tests that are not async."""
 
 import time
 from collections.abc import Callable
@@ -8,16 +8,16 @@ T = TypeVar("T")
 
 
 def wait_for(look: Callable[[], T], what: str, *, within: float = 60.0, every: float = 0.02) -> T:
-    """What `look` gives, once it gives something true.
+    """Call `look` until its value is true; return the value.
 
     Raises:
-        AssertionError: it did not, in time.
+        AssertionError: the value was not true in time.
 
     """
     deadline = time.monotonic() + within
     while True:
-        seen = look()
-        if seen:
-            return seen
+        value = look()
+        if value:
+            return value
         assert time.monotonic() < deadline, f"waited {within:g} s for {what}"
         time.sleep(every)

@@ -19,7 +19,7 @@ from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import calls, fails, says
 from perdure.wire.results import Approval, RunResult
-from tests.conftest import HANGS, Gate, Serve, until, until_told
+from tests.conftest import HANGS, Gate, Serve, until, until_queried
 
 from .test_swarm_runs import (
     PICTURE,
@@ -131,7 +131,7 @@ async def test_join_needs_its_count(serve: ServeTeam, join: Any, needed: int) ->
             async def ended(key: str = f"{name}-1") -> bool:
                 return (await node_states(run))[key] == "done"
 
-            await until_told(ended)
+            await until_queried(ended)
             assert ("d-1" in await node_states(run)) == (number >= needed)
         result = await finished(run)
     assert list(works.given("d").inputs) == sorted("bca"[:needed]), "in the order of the edges"
@@ -391,7 +391,7 @@ async def test_siblings_may_finish(serve: ServeTeam) -> None:
         async def b_has_failed() -> bool:
             return (await node_states(run)).get("b-1") == "failed"
 
-        await until_told(b_has_failed)
+        await until_queried(b_has_failed)
         assert (await run.status()).status == "acting"
         gate.opened.set()
         _, result = await failed(run)
@@ -768,7 +768,7 @@ async def test_paused_graph_starts_nothing(serve: ServeTeam) -> None:
         async def a_has_ended() -> bool:
             return await node_states(run) == {"a-1": "done"}
 
-        await until_told(a_has_ended)
+        await until_queried(a_has_ended)
         assert (await run.status()).status == "paused"
         await run.resume()
         result = await finished(run)
@@ -796,7 +796,7 @@ async def test_root_separates_approvals_of_nodes(serve: ServeTeam) -> None:
         async def both_wait() -> bool:
             return len((await run.status()).waiting) == 2
 
-        await until_told(both_wait)
+        await until_queried(both_wait)
         waiting = {one.path[0]: one for one in (await run.status()).waiting if isinstance(one, Approval)}
         page = await details(run)
         assert page.count("waits for a person") == 2

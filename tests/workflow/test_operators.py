@@ -11,7 +11,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Approval
-from tests.conftest import Serve, until, until_status, until_told
+from tests.conftest import Serve, until, until_queried, until_status
 
 
 @tool(effect="write", approval=True)
@@ -39,7 +39,7 @@ async def _until_waiting(client: Client, run_id: str, count: int) -> None:
     async def all_wait() -> bool:
         return len(await client.get(run_id).waiting()) == count
 
-    await until_told(all_wait)
+    await until_queried(all_wait)
 
 
 async def test_tree_approvals_resolve_at_once(serve: Serve) -> None:

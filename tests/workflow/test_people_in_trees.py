@@ -13,7 +13,7 @@ from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import PersonTool, Tool
 from perdure.wire.results import Approval, Parked, Question, RunStatus
-from tests.conftest import Serve, until_status, until_told
+from tests.conftest import Serve, until_queried, until_status
 
 
 @pytest.fixture(params=[1000, 0], ids=["cached", "replayed"])
@@ -61,7 +61,7 @@ async def _waiting(run: Run, many: int) -> RunStatus:
     async def all_there() -> bool:
         return len((await run.status()).waiting) == many
 
-    await until_told(all_there)
+    await until_queried(all_there)
     return await run.status()
 
 

@@ -13,7 +13,7 @@ from perdure.limits import GraphLimits, SwarmLimits
 from perdure.model import ModelConfig, ModelRequest
 from perdure.swarm import Swarm
 from perdure.testing import ScriptedModel, calls, says
-from tests.conftest import HANGS, Gate, Serve, until_status, until_told
+from tests.conftest import HANGS, Gate, Serve, until_queried, until_status
 
 
 @pytest.fixture(params=[1000, pytest.param(0, marks=pytest.mark.cold)], ids=["cached", "replayed"])
@@ -181,14 +181,14 @@ async def _until_started(client: Any, run_id: str) -> None:
         except Exception:
             return False
 
-    await until_told(there)
+    await until_queried(there)
 
 
 async def _until_step(client: Any, run_id: str, step: int) -> None:
     async def there() -> bool:
         return bool((await client.get(run_id).status()).step >= step)
 
-    await until_told(there)
+    await until_queried(there)
 
 
 async def test_stop_lets_descendants_finish(serve: Serve, worker: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.results import Approval, RunResult
-from tests.conftest import HANGS, Gate, Serve, until, until_status, until_told
+from tests.conftest import HANGS, Gate, Serve, until, until_queried, until_status
 
 ServeTeam = Callable[..., AbstractAsyncContextManager[Client]]
 Answer = Line | list[Line]
@@ -540,7 +540,7 @@ async def test_paused_swarm_starts_nobody(serve: ServeTeam) -> None:
         async def a_has_ended() -> bool:
             return [node.state for node in (await run.status()).nodes] == ["done"]
 
-        await until_told(a_has_ended)
+        await until_queried(a_has_ended)
         assert (await run.status()).status == "paused"
         assert cast.order == ["a"]
         await run.resume()
@@ -693,7 +693,7 @@ async def test_later_agents_keep_first_spec(serve: ServeTeam) -> None:
         async def a_has_ended() -> bool:
             return [node.state for node in (await run.status()).nodes] == ["done"]
 
-        await until_told(a_has_ended)
+        await until_queried(a_has_ended)
     async with serve(new, models=cast.models) as client:
         again = client.get(run.id)
         await again.resume()
