@@ -37,3 +37,15 @@ def support(request: ModelRequest) -> Line:
     if "money back" in last.text:
         return calls("refund", order_id="W1", cents=4900)
     return calls("order_status", order_id="W1")
+
+
+def debate(request: ModelRequest) -> Line:
+    """The debate: speakers with a mind of their own, who are convinced by Kepler in the second round."""
+    name = request.instructions.removeprefix("You are ").partition(".")[0]
+    heard = request.messages[-1].text
+    if name.startswith("You judge"):
+        moon = heard.count("the Moon")
+        return says(f"The Moon, by {moon} to {3 - moon}." if moon > 1 else "Undecided.")
+    if name == "kepler" or "kepler: the Moon" in heard:
+        return says("the Moon")
+    return says("the motion of the Earth" if name == "galileo" else "gravity, I suppose")

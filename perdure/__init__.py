@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     )
     from perdure.fallbacks import Fallback, ToolFallback
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
-    from perdure.limits import GraphLimits, Limits, SwarmLimits
+    from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
+    from perdure.pattern import Pattern
     from perdure.policy import Policy, Rule
     from perdure.retries import ToolRetry
     from perdure.starter.client.connect import Client, connect
@@ -64,6 +65,8 @@ _HOME = {
     "NodeInput": "perdure.graph",
     "NodeResult": "perdure.wire.results",
     "NotReachable": "perdure.errors",
+    "Pattern": "perdure.pattern",
+    "PatternLimits": "perdure.limits",
     "PerdureError": "perdure.errors",
     "PerdurePlugin": "perdure.workers.plugin",
     "Policy": "perdure.policy",
@@ -118,6 +121,8 @@ __all__ = [
     "NodeInput",
     "NodeResult",
     "NotReachable",
+    "Pattern",
+    "PatternLimits",
     "PerdureError",
     "PerdurePlugin",
     "Policy",

@@ -18,7 +18,7 @@ from perdure.members import Member, collect_members
 from perdure.messages import Part, Value
 from perdure.prices import PriceTable
 from perdure.wire.results import NodeResult
-from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError, SwarmSpec
+from perdure.wire.spec import AnySpec, EdgeSpec, GraphSpec, NodeKind, NodeSpec, OnError
 from perdure.wiring import Join, Wiring, wiring_problem
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
@@ -207,7 +207,7 @@ class Graph:
         """
         # One budget bounds all nodes, so each of them needs its prices.
         limited = cost_limited or self.limits.cost_usd is not None
-        specs: list[AgentSpec | SwarmSpec | GraphSpec] = [
+        specs: list[AnySpec] = [
             member.spec(prices=prices, today=today, cost_limited=limited) for member in self.members.values()
         ]
         # Fields of the same name go over as they are; only what a spec states otherwise is named here.

@@ -86,6 +86,18 @@ class GraphLimits(Limits):
     """Wall clock of one run of a node."""
 
 
+class PatternLimits(Limits):
+    """Hard bounds of a pattern. Tokens, cost and tool calls are those of all its nodes together."""
+
+    steps: _Count | None = None
+    """Model calls of each agent run, in addition to the agent's own bound."""
+    # Nobody can prove that a scheduler of your own ends, so there is a bound unless you take it away.
+    max_node_executions: _Count | None = 100
+    """Most runs of nodes."""
+    node_timeout: _Span | None = None
+    """Wall clock of one run of a node, unless the scheduler sets another."""
+
+
 def _smaller(first: Any, second: Any) -> Any:
     return min((bound for bound in (first, second) if bound is not None), default=None)
 

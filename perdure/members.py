@@ -1,4 +1,4 @@
-"""Members: agents, swarms and graphs, each of which runs by itself or as part of another."""
+"""Members: agents, swarms, graphs and patterns, each of which runs by itself or as part of another."""
 
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from perdure.errors import DefinitionError
 from perdure.prices import PriceTable
-from perdure.wire.spec import AgentSpec, GraphSpec, ResolvedAgent, SwarmSpec
+from perdure.wire.spec import AnySpec, ResolvedAgent
 
 
 # A protocol and no base class: agents, swarms and graphs import this module.
 @runtime_checkable
 class Member(Protocol):
-    """An Agent, Swarm or Graph."""
+    """An Agent, Swarm, Graph or Pattern."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Member(Protocol):
 
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
-    ) -> AgentSpec | SwarmSpec | GraphSpec:
+    ) -> AnySpec:
         """Return it as data, with the prices of the day."""
         ...
 
@@ -53,7 +53,7 @@ def collect_members(*roots: Member) -> dict[str, Any]:
             continue
         if known is not None:
             raise DefinitionError(
-                f"two different agents, swarms or graphs are called {member.name!r}; rename one"
+                f"two different agents, swarms, graphs or patterns are called {member.name!r}; rename one"
             )
         found[member.name] = member
         queue.extend(member.members.values())

@@ -8,9 +8,10 @@ it must remember is in its plan, a frozen value that history can hold.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
 from perdure.messages import Message, Part
 from perdure.wire.results import Failure, NodeResult, StopReason
@@ -113,3 +114,13 @@ class Scheduler(Protocol[Plan]):
     def notes(self, plan: Plan) -> Notes:
         """Return remarks for status and result."""
         return Notes()
+
+
+@lru_cache(maxsize=256)
+def plan_adapter(plan_type: Any) -> TypeAdapter[Any]:
+    """Return the adapter between plans of a type and JSON.
+
+    Workers make it when they start, for patterns: in a workflow the user's module, where names of types are looked
+    up, cannot be seen.
+    """
+    return TypeAdapter(plan_type)

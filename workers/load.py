@@ -1,4 +1,4 @@
-"""Loader of agent files: imports a file or module, and collects its agents, swarms, graphs and providers.
+"""Loader of agent files: imports a file or module, and collects its agents, teams and providers.
 
     python -m perdure.workers.load FILE... [--json]      # lists the definitions, for `perdure agents`
     python -m perdure.workers.load FILE... --spec NAME   # prints a spec as JSON, for `perdure graph`
@@ -27,18 +27,19 @@ from perdure.errors import DefinitionError, PerdureError
 from perdure.graph import Graph
 from perdure.members import Member, resolve_member
 from perdure.model import Model
+from perdure.pattern import Pattern
 from perdure.swarm import Swarm
 from perdure.wire.spec import ResolvedAgent
 
 from .plugin import members_by_name
 
-_KINDS: Final = (Agent, Swarm, Graph)
+_KINDS: Final = (Agent, Swarm, Graph, Pattern)
 _EXAMPLE: Final = 'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Definitions:
-    """Definitions in agent files: agents, swarms and graphs in the order of the files, and providers."""
+    """Definitions in agent files: agents, swarms, graphs and patterns in the order of the files, and providers."""
 
     agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
@@ -63,7 +64,7 @@ def load_file(target: str) -> Definitions:
     if not agents:
         subject = f"{target} is" if name else f"{place} defines"
         raise DefinitionError(
-            f"{subject} no Agent, Swarm or Graph; write one at its top level, such as {_EXAMPLE}"
+            f"{subject} no Agent, Swarm, Graph or Pattern; write one at its top level, such as {_EXAMPLE}"
         )
     members_by_name(agents)  # raises for two of the same name
     return Definitions(agents=agents, models=_models_of(module, place))
@@ -234,7 +235,7 @@ def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
 
 
 def describe(member: Member) -> dict[str, Any]:
-    """Return the row of an agent, swarm or graph in the table of `perdure agents`."""
+    """Return the row of an agent or team in the table of `perdure agents`."""
     spec = member.spec()
     row: dict[str, Any] = {
         "name": member.name,

@@ -29,11 +29,12 @@ from perdure.errors import DefinitionError
 from perdure.graph import Graph, GraphCode
 from perdure.members import Member, collect_members
 from perdure.model import Model
+from perdure.pattern import Pattern, SchedulerFactory, scheduler_factories
 from perdure.prices import load_prices
 from perdure.settings import Settings, load_settings
 from perdure.swarm import Swarm
 from perdure.tools import Tool
-from perdure.wire.names import GRAPH_CODE
+from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
 from ..activities.content.transcripts import Transcripts
 from ..activities.genai import count_circuit_opening, watch_circuits
@@ -63,7 +64,7 @@ class PerdurePlugin(SimplePlugin):
     """Plugin that registers workflows, activities, data converter and telemetry.
 
     Args:
-        agents: agents, swarms and graphs to serve; all that they run is served too. None for a client
+        agents: agents, swarms, graphs and patterns to serve; all that they run is served too. None for a client
             that only starts runs.
         models: providers by the name before the colon; they replace built-in ones of the same name.
         settings: the environment's when None.
@@ -104,7 +105,10 @@ class PerdurePlugin(SimplePlugin):
             workflow_runner=partial(share_modules, strict=self.settings.strict_sandbox),
             workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
-            interceptors=[*interceptors(self.settings), GraphFunctions(self.graphs)],
+            interceptors=[
+                *interceptors(self.settings),
+                UserCode(self.graphs, scheduler_factories(self.members.values())),
+            ],
         )
 
     def _activities(self) -> list[Callable[..., Any]]:
@@ -211,28 +215,33 @@ def unmatched_rate_limits(
 
 
 def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:
-    """Return the agents, swarms and graphs, and all that they run, by name.
+    """Return the agents, swarms, graphs and patterns, and all that they run, by name.
 
     Raises:
         DefinitionError: two have the same name, or a value is none of these.
 
     """
     for agent in agents:
-        if not isinstance(agent, Agent | Swarm | Graph):
-            raise DefinitionError(f"{agent!r} is no Agent, Swarm or Graph")
+        if not isinstance(agent, Agent | Swarm | Graph | Pattern):
+            raise DefinitionError(f"{agent!r} is no Agent, Swarm, Graph or Pattern")
     return collect_members(*agents)
 
 
-class GraphFunctions(Interceptor):
-    """Interceptor that hands runs of graphs their functions, which the sandbox binds anew for each run."""
+class UserCode(Interceptor):
+    """Interceptor that hands runs the code that their specs name: functions of graphs, schedulers of patterns.
 
-    def __init__(self, graphs: Mapping[str, Graph]) -> None:
+    The sandbox binds it anew for each run.
+    """
+
+    def __init__(self, graphs: Mapping[str, Graph], schedulers: Mapping[str, SchedulerFactory]) -> None:
         self._graphs = graphs
+        self._schedulers = schedulers
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> None:  # noqa: A002
-        """Make the functions available to the sandbox by the graph's name."""
-        input.unsafe_extern_functions[GRAPH_CODE] = self._code
+        """Make functions available to the sandbox by the graph's name, and schedulers by the pattern's kind."""
+        input.unsafe_extern_functions[GRAPH_CODE] = self._functions
+        input.unsafe_extern_functions[SCHEDULERS] = self._schedulers.get
 
-    def _code(self, name: str) -> GraphCode | None:
+    def _functions(self, name: str) -> GraphCode | None:
         graph = self._graphs.get(name)
         return None if graph is None else graph.code()

@@ -27,8 +27,8 @@ from .converter import BlobDriver
 
 _NO_TARGET: Final = StorageDriverStoreContext(target=None)
 
-_BINDS_USER_CODE: Final = "graph_code"
-"""The only file that the sandbox imports anew for each run: it binds the functions of a user's graph."""
+_BINDS_USER_CODE: Final = "user_code"
+"""The only file that the sandbox imports anew for each run: it binds functions and schedulers of users."""
 
 
 def _modules(package: str, *excluded: str) -> tuple[str, ...]:

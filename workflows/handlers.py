@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 from perdure.graph import GraphCode
 from perdure.members import for_member
+from perdure.scheduling import Scheduler
 from perdure.wire.effects import Relay
 from perdure.wire.names import (
     GRANT,
@@ -28,7 +29,7 @@ from perdure.wire.names import (
 )
 from perdure.wire.requests import Redrive, RunRequest, TranscriptQuery
 from perdure.wire.results import RunResult, RunStatus, Status, TranscriptPage
-from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, ResolvedAgent
+from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
 from .engine.events import (
@@ -44,7 +45,7 @@ from .engine.events import (
 )
 from .engine.pages import page
 from .engine.program import Program, RunningProgram
-from .engine.programs import NO_CODE, program_for
+from .engine.programs import UserCode, program_for
 from .engine.report import starting_status
 from .engine.state import AgentState, End, RunState
 from .inputs import (
@@ -289,15 +290,23 @@ class RunHandlers:
 
 
 def bound_program(spec: AnySpec) -> Program[Any]:
-    """Return the program of a spec, with the functions of the user's code that it names."""
-    return program_for(spec, _code_of(spec))
+    """Return the program of a spec, with the user's code that it names."""
+    return program_for(spec, UserCode(functions=_functions_of, scheduler=_scheduler_of))
 
 
-def _code_of(spec: AnySpec) -> GraphCode:
-    """Bind a graph's functions. The module that does is imported here: of our files it alone is each run's own."""
-    if not isinstance(spec, GraphSpec):
-        return NO_CODE
+def _functions_of(spec: GraphSpec) -> GraphCode:
+    code: GraphCode = _user_code().functions_of(spec)
+    return code
+
+
+def _scheduler_of(spec: PatternSpec) -> Scheduler[Any]:
+    scheduler: Scheduler[Any] = _user_code().scheduler_of(spec)
+    return scheduler
+
+
+def _user_code() -> Any:
+    """Return the module that binds users' code. It is imported here: of our files it alone is each run's own."""
     with workflow.unsafe.sandbox_import_notification_policy(workflow.SandboxImportNotificationPolicy.SILENT):
-        from .graph_code import code_of
+        from . import user_code
 
-    return code_of(spec)
+    return user_code

@@ -59,6 +59,8 @@ UPDATE_PLAN: Final = "update_plan"
 
 GRAPH_CODE: Final = "perdure_graph_code"
 """Name under which a worker gives its runs the functions of a graph."""
+SCHEDULERS: Final = "perdure_schedulers"
+"""Name under which a worker gives its runs the scheduler of a pattern."""
 
 SPEC_QUERY: Final = "spec"
 """Query for the run's ResolvedAgent, with its pinned spec."""

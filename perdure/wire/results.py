@@ -124,6 +124,9 @@ class Parked(Value):
 Waiting = Approval | Question | Parked
 """Matter that waits for a person."""
 
+TEAM_KINDS: Final = ("swarm", "graph", "pattern")
+"""Kinds of runs that only direct others: their status lists every run of a node."""
+
 NodeState = Literal["running", "done", "failed", "skipped", "cancelled"]
 
 
@@ -133,7 +136,7 @@ class NodeStatus(Value):
     key: str
     """Unique within the run: the node's name and the number of the visit, such as "draft-2"."""
     node: str
-    kind: Literal["agent", "swarm", "graph", "function"] = "agent"
+    kind: Literal["agent", "swarm", "graph", "pattern", "function"] = "agent"
     state: NodeState = "running"
     run_id: str | None = None
     """Workflow id of the child; None for a function."""
@@ -216,7 +219,7 @@ class RunStatus(Value):
     """Model of the chain in use now."""
     queued: int = 0
     """Number of messages sent that the model has not seen yet."""
-    kind: Literal["agent", "swarm", "graph", "session"] = "agent"
+    kind: Literal["agent", "swarm", "graph", "pattern", "session"] = "agent"
     nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=is_empty)
     """Runs of nodes, in the order of their start. Of a swarm or graph with many: those in flight and the
     newest. Of an agent: those in flight, as the results of the rest are in its transcript."""

@@ -1,4 +1,4 @@
-"""Specs of agents, swarms and graphs: everything that shapes their behaviour, as data that history can hold.
+"""Specs of agents, swarms, graphs and patterns: everything that shapes their behaviour, as data that history can hold.
 
 An `Agent` holds functions and classes; its spec holds none. A run resolves its spec once, when it starts, and
 pins it: a deploy changes no prompt, schema, limit or price under a running agent.
@@ -11,11 +11,11 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from perdure.context import SlidingWindow
 from perdure.fallbacks import ToolFallback
-from perdure.limits import GraphLimits, Limits, SwarmLimits
+from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
 from perdure.messages import is_empty
 from perdure.model import ModelConfig, ToolDefinition, digest
 from perdure.policy import Policy
@@ -26,7 +26,7 @@ OnFailure = Literal["park", "fail", "answer"]
 ToolKind = Literal["function", "remote", "person", "agent"]
 Collect = Literal["all", "completion"]
 """Return of answers of agents called as tools: all of a step together, or each on its completion."""
-NodeKind = Literal["agent", "swarm", "graph", "function"]
+NodeKind = Literal["agent", "swarm", "graph", "pattern", "function"]
 OnError = Literal["fail", "skip"]
 
 
@@ -220,7 +220,36 @@ class GraphSpec(BaseModel):
         return next(node for node in self.nodes if node.name == name)
 
 
-AnySpec = Annotated[AgentSpec | SwarmSpec | GraphSpec, Field(discriminator="kind")]
+class PatternSpec(BaseModel):
+    """Pattern as a run keeps it. Its scheduler is code, and found by the pattern's kind."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    kind: Literal["pattern"] = "pattern"
+    name: str
+    description: str = ""
+    pattern: str
+    """Kind of the pattern, such as "debate": the name of its scheduler among workers."""
+    members: dict[str, NodeKind]
+    """Kind of each member, by name."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """Everything else that the scheduler reads."""
+    limits: PatternLimits = PatternLimits()
+    member_hashes: tuple[str, ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over all fields; it covers the members by their hashes."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def full_digest(self) -> str:
+        """The same as `hash`: a pattern has no prices of its own."""
+        return self.hash
+
+
+AnySpec = Annotated[AgentSpec | SwarmSpec | GraphSpec | PatternSpec, Field(discriminator="kind")]
 
 
 class ResolvedAgent(BaseModel):

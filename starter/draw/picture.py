@@ -1,4 +1,4 @@
-"""Pictures of graphs, swarms and agents: boxes, arrows and their live state, free of any format. Pure.
+"""Pictures of graphs, swarms, patterns and agents: boxes, arrows and their live state, free of any format. Pure.
 
 A Picture is built from a pinned spec and, when there is a run, from its status. Names come from the
 authors of the agents. They are sanitized here, once; each format escapes them as it needs.
@@ -15,7 +15,16 @@ from .. import display
 
 if TYPE_CHECKING:
     from perdure.wire.results import NodeStatus, RunStatus, Status
-    from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, NodeKind, NodeSpec, ResolvedAgent, SwarmSpec
+    from perdure.wire.spec import (
+        AgentSpec,
+        AnySpec,
+        GraphSpec,
+        NodeKind,
+        NodeSpec,
+        PatternSpec,
+        ResolvedAgent,
+        SwarmSpec,
+    )
 
 BoxState = Literal["pending", "running", "waiting", "done", "failed", "skipped", "cancelled"]
 """State of a box: that of its node's newest visit; "waiting" means for a person."""
@@ -39,6 +48,10 @@ _OF_RUN: Final[Mapping["Status", BoxState]] = {
     "completed": "done",
     "failed": "failed",
     "cancelled": "cancelled",
+}
+_NOTES: Final[Mapping[str, tuple[str, ...]]] = {
+    "swarm": ("any agent may hand off to any other",),
+    "pattern": ("its scheduler chooses who runs next",),
 }
 _NAME_LIMIT: Final = 200
 _VISIT: Final = re.compile(r"([0-9]{1,9})(?:\.[0-9]{1,9})?")
@@ -109,15 +122,21 @@ def build_picture(
             boxes, arrows = _graph_parts(spec, live)
         case "swarm":
             boxes, arrows = _swarm_parts(spec, live)
+        case "pattern":
+            boxes, arrows = _pattern_boxes(spec, live), []
         case "agent":
             boxes, arrows = _agent_parts(spec, resolved.members, live)
     return Picture(
-        title=f"{spec.kind} {one_line(spec.name)}",
+        title=f"{_kind_word(spec)} {one_line(spec.name)}",
         subtitle=_subtitle(status, run_id),
         boxes=tuple(boxes),
         arrows=tuple(arrows),
-        notes=("any agent may hand off to any other",) if spec.kind == "swarm" else (),
+        notes=_NOTES.get(spec.kind, ()),
     )
+
+
+def _kind_word(spec: "AnySpec") -> str:
+    return one_line(spec.pattern) if spec.kind == "pattern" else spec.kind
 
 
 def one_line(text: str) -> str:
@@ -205,6 +224,20 @@ def _swarm_parts(spec: "SwarmSpec", live: "_LiveState") -> tuple[list[Box], list
         for (source, target), counts in numbers.items()
     ]
     return boxes, arrows
+
+
+def _pattern_boxes(spec: "PatternSpec", live: "_LiveState") -> list[Box]:
+    # Only its scheduler knows the course, so there are no arrows. Nodes have the names of their members as a rule.
+    return [
+        Box(
+            name=one_line(name),
+            kind=kind,
+            state=live.state(name),
+            live=live.words(name),
+            spent=live.spent(name),
+        )
+        for name, kind in spec.members.items()
+    ]
 
 
 def _agent_parts(

@@ -10,7 +10,7 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionSta
 from perdure.errors import PerdureError, RunFailed, RunNotFound
 from perdure.messages import Message, ToolCall
 from perdure.wire.ids import call_id_of, child_key, child_run_id
-from perdure.wire.results import NodeState, NodeStatus, RunResult, RunStatus
+from perdure.wire.results import TEAM_KINDS, NodeState, NodeStatus, RunResult, RunStatus
 from perdure.wire.spec import AgentSpec, NodeKind, ResolvedAgent
 
 from .watched import WatchedRun
@@ -58,7 +58,7 @@ class ChildRuns:
             TimeoutError: so says `share`; as above.
 
         """
-        if status.kind in ("swarm", "graph"):
+        if status.kind in TEAM_KINDS:
             return status.nodes
         await self._read_calls(messages, share)
         closed = description.status != WorkflowExecutionStatus.RUNNING

@@ -17,7 +17,7 @@ from temporalio.client import WorkflowExecutionStatus
 from perdure.errors import PerdureError, RunFailed
 from perdure.messages import Message
 from perdure.wire.events import Event, Finished, TurnFinished
-from perdure.wire.results import Failure, NodeStatus, RunStatus, Status, TurnReply
+from perdure.wire.results import TEAM_KINDS, Failure, NodeStatus, RunStatus, Status, TurnReply
 
 from .changes import ChangeTracker
 from .children import ChildRuns
@@ -155,7 +155,7 @@ class _Answer:
 
     def track(self, tracker: ChangeTracker) -> list[Event]:
         """Return the events that the answer is reason for."""
-        if self.status.kind not in ("swarm", "graph"):
+        if self.status.kind not in TEAM_KINDS:
             tracker.set_call_runs(self.nodes)
         return [*tracker.track_messages(self.messages), *tracker.track_status(self.status, self.nodes)]
 

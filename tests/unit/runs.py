@@ -15,7 +15,7 @@ from perdure.wire.spec import AgentSpec, ModelSpec, ToolSpec
 from perdure.workflows.engine.events import ModelFailed, Replied, StepBegan
 from perdure.workflows.engine.fold import fold, initial
 from perdure.workflows.engine.program import RunningProgram
-from perdure.workflows.engine.programs import NO_CODE, program_for
+from perdure.workflows.engine.programs import UserCode, program_for
 from perdure.workflows.engine.session import SessionProgram
 from perdure.workflows.engine.state import AgentState, End, RunState
 
@@ -118,9 +118,9 @@ def assert_well_formed(messages: tuple[Message, ...]) -> None:
     assert len(ids) == len(set(ids))
 
 
-def program_of(state: RunState, code: GraphCode = NO_CODE) -> RunningProgram[Any]:
+def program_of(state: RunState, code: GraphCode | None = None) -> RunningProgram[Any]:
     """The program that runs a state."""
-    program = program_for(state.spec, code)
+    program = program_for(state.spec, UserCode(functions=lambda _: code or GraphCode()))
     return SessionProgram(program) if state.session else program
 
 

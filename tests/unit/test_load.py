@@ -61,7 +61,7 @@ def test_name_after_file_selects_it(write: Write) -> None:
     assert names(f"{file}:one") == ["one"]
     assert names(f"{file}:list_") == ["two"]
     assert refusal(f"{file}:three") == f"{file} has no 'three'"
-    assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent, Swarm or Graph; write one")
+    assert refusal(f"{file}:tool").startswith(f"{file}:tool is no Agent, Swarm, Graph or Pattern; write one")
 
 
 def test_module_is_imported_from_working_directory(write: Write) -> None:
@@ -89,7 +89,10 @@ def test_agent_in_two_files_is_one(write: Write) -> None:
 
 def test_agents_with_same_name_are_refused(write: Write) -> None:
     file, other = write(AGENT), write(AGENT, "other_of_test.py")
-    assert refusal(file, other) == "two different agents, swarms or graphs are called 'one'; rename one"
+    assert (
+        refusal(file, other)
+        == "two different agents, swarms, graphs or patterns are called 'one'; rename one"
+    )
 
 
 def test_providers_of_file_are_loaded(write: Write) -> None:
@@ -158,7 +161,7 @@ def test_corrected_file_can_be_loaded(write: Write) -> None:
 
 def test_file_without_agent_is_refused(write: Write) -> None:
     assert refusal(write("x = 1\n")) == (
-        "desk_of_test.py defines no Agent, Swarm or Graph; write one at its top level, such as "
+        "desk_of_test.py defines no Agent, Swarm, Graph or Pattern; write one at its top level, such as "
         'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
     )
 
@@ -237,7 +240,9 @@ def test_unknown_spec_lists_known_names(write: Write, capsys: pytest.CaptureFixt
 def test_members_with_same_name_are_refused(write: Write) -> None:
     file = write(TEAM)
     other = write(HEAD + 'finder = Agent(name="finder", model="scripted:x")\n', "other_of_test.py")
-    assert refusal(file, other) == ("two different agents, swarms or graphs are called 'finder'; rename one")
+    assert refusal(file, other) == (
+        "two different agents, swarms, graphs or patterns are called 'finder'; rename one"
+    )
 
 
 def test_names_of_roots_come_first(write: Write) -> None:

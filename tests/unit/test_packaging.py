@@ -59,7 +59,7 @@ def test_only_user_code_binding_is_sandboxed() -> None:
     dotted = {name.removesuffix(".py").replace("/", ".") for name in checked}
     outside = {name for name in dotted if not any(f"{name}.".startswith(f"{one}.") for one in passed)}
     helpers_of_tests = {name for name in outside if name.startswith("perdure.testing.")}
-    assert outside - helpers_of_tests == {"perdure.__main__", "perdure.workflows.graph_code"}
+    assert outside - helpers_of_tests == {"perdure.__main__", "perdure.workflows.user_code"}
 
 
 def test_strict_sandbox_passes_only_engine() -> None:

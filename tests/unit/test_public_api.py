@@ -34,6 +34,8 @@ PUBLIC = [
     "NodeInput",
     "NodeResult",
     "NotReachable",
+    "Pattern",
+    "PatternLimits",
     "PerdureError",
     "PerdurePlugin",
     "Policy",

@@ -56,7 +56,7 @@ def looking_back(window: int, unique: int) -> SwarmLimits:
         ({"agents": [WRITER, "editor"]}, "'editor' is not an Agent"),
         ({"agents": [WRITER, agent("writer")]}, "two agents are called 'writer'"),
         ({"agents": [WRITER, WRITER]}, "two agents are called 'writer'"),
-        ({"agents": [agent("desk")]}, "two different agents, swarms or graphs are called 'desk'"),
+        ({"agents": [agent("desk")]}, "two different agents, swarms, graphs or patterns are called 'desk'"),
         ({"entry": "boss"}, r"entry 'boss' is not one of its agents \(writer, editor\)"),
         ({"entry": agent("boss")}, "entry 'boss' is not one of its agents"),
         ({"entry": agent("writer", instructions="Another.")}, "entry 'writer' is not one of its agents"),

@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from pydantic import TypeAdapter
-
 from perdure.graph import as_text
 from perdure.limits import Limits
 from perdure.messages import Message, Part, Text, size_bytes
 from perdure.model import canonical_json
-from perdure.scheduling import Notes, Over, Scheduler, Start
+from perdure.scheduling import Notes, Over, Scheduler, Start, plan_adapter
 from perdure.wire.ids import child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, RunStatus, StopReason
@@ -84,7 +82,7 @@ class TeamProgram:
         """Return the carried state with its plan as a value: the state itself holds it as JSON."""
         if state.plan is None:
             return state
-        return replace(state, plan=TypeAdapter(self.scheduler.plan_type).validate_python(state.plan))
+        return replace(state, plan=plan_adapter(self.scheduler.plan_type).validate_python(state.plan))
 
     def _with_task(self, team: TeamState, task: str | list[Part]) -> TeamState:
         descriptions = {member.name: member.description for member in team.members}

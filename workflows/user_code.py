@@ -1,8 +1,8 @@
-"""Functions of a graph, bound to the workflow sandbox.
+"""Functions of graphs and schedulers of patterns, bound to the workflow sandbox.
 
-A graph's conditions and input builders are the user's code and run in the workflow. The worker hands them
-over as they are. Here each is bound again, to the modules that the sandbox gives. So a clock, a random number
-or a file in it is an error at once, and not a history that cannot be replayed.
+A graph's conditions and input builders are the user's code and run in the workflow, and so is a pattern's scheduler.
+The worker hands them over as they are. Here each is bound again, to the modules that the sandbox gives. So a clock,
+a random number or a file in it is an error at once, and not a history that cannot be replayed.
 
 The user's module is not imported again in the sandbox: what its import does, it does once, in the worker.
 Binding copies functions instead, with their globals, defaults and closures replaced.
@@ -10,6 +10,7 @@ Binding copies functions instead, with their globals, defaults and closures repl
 
 import builtins
 import contextlib
+import copy
 import functools
 import sys
 import types
@@ -19,19 +20,69 @@ from typing import Any, Final, cast
 from temporalio import workflow
 
 from perdure.graph import GraphCode
-from perdure.wire.names import GRAPH_CODE
-from perdure.wire.spec import GraphSpec
+from perdure.scheduling import Scheduler
+from perdure.wire.names import GRAPH_CODE, SCHEDULERS
+from perdure.wire.spec import GraphSpec, PatternSpec
+
+from .engine.programs import no_scheduler
 
 _STANDARD_LIBRARY: Final = frozenset(sys.stdlib_module_names)
 
 
-def code_of(spec: GraphSpec) -> GraphCode:
+def functions_of(spec: GraphSpec) -> GraphCode:
     """Return the graph's bound functions; none for a graph that this worker does not serve."""
     lookup = cast("Callable[[str], GraphCode | None] | None", workflow.extern_functions().get(GRAPH_CODE))
     code = lookup(spec.name) if lookup else None
     if code is None:
         return GraphCode()
     return GraphCode(conditions=_bind_functions(code.conditions), inputs=_bind_functions(code.inputs))
+
+
+def scheduler_of(spec: PatternSpec) -> Scheduler[Any]:
+    """Return the pattern's bound scheduler.
+
+    Raises:
+        MissingCode: this worker does not serve the pattern.
+
+    """
+    lookup = cast("Callable[[str], Any] | None", workflow.extern_functions().get(SCHEDULERS))
+    factory = lookup(spec.pattern) if lookup else None
+    if factory is None:
+        return no_scheduler(spec)
+    bound: dict[int, Any] = {}
+    return cast("Scheduler[Any]", _bind_methods(_bind(factory, bound)(spec), bound))
+
+
+def _bind_methods(value: Any, bound: dict[int, Any]) -> Any:
+    """Return a copy of the user's object whose methods and properties are bound, its inherited ones included."""
+    own: Any = type(value)
+    attributes: dict[str, Any] = {}
+    for base in reversed(own.__mro__):
+        for name, attribute in vars(base).items():
+            # An attribute that overrides a method must not be hidden by the method's bound copy.
+            attributes.pop(name, None)
+            if not name.startswith("__") and (method := _bind_attribute(attribute, bound)) is not None:
+                attributes[name] = method
+    # By its own metaclass, and without new slots, or an object of the one class could not become one of the other.
+    made = type(own)(own.__name__, (own,), {"__slots__": (), "__module__": own.__module__, **attributes})
+    result = copy.copy(value)
+    object.__setattr__(result, "__class__", made)
+    return result
+
+
+def _bind_attribute(attribute: Any, bound: dict[int, Any]) -> Any:
+    """Return the bound attribute of a class; None for a value, which needs no binding."""
+    match attribute:
+        case types.FunctionType() if not _is_foreign(attribute):
+            return _bind_function(attribute, bound)
+        case property():
+            return property(_bind(attribute.fget, bound))
+        case staticmethod():
+            return staticmethod(_bind(attribute.__func__, bound))  # pyright: ignore[reportUnknownMemberType]
+        case classmethod():
+            return classmethod(_bind(attribute.__func__, bound))  # pyright: ignore[reportUnknownMemberType]
+        case _:
+            return None
 
 
 def _bind_functions(functions: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:

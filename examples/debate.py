@@ -1,0 +1,150 @@
+"""A debate: agents answer, read each other's answers and answer again; after a few rounds a judge decides.
+
+A pattern of your own in one file: its vocabulary (`Debate`) and its scheduler (`DebateScheduler`).
+
+python examples/debate.py                               # a server, a worker and one run, in this process
+perdure graph tides --file examples/debate.py           # what it looks like
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import scripted
+
+from perdure import Agent, NodeResult, PatternLimits
+from perdure.graph import as_text
+from perdure.members import Member
+from perdure.messages import Part, Text
+from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start, by_name
+from perdure.testing import ScriptedModel, running
+
+MODEL = "anthropic:claude-sonnet-5-5" if os.environ.get("ANTHROPIC_API_KEY") else "scripted:debate"
+models = {"scripted": ScriptedModel(scripted.debate)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebatePlan:
+    """Everything that a debate remembers. A run carries it as JSON when it continues as new."""
+
+    task: str | list[Part]
+    round: int = 1
+    pending: tuple[str, ...]
+    """Speakers of this round that have not started."""
+    answers: dict[str, str]
+    """Answers of the last complete round, by speaker."""
+    replies: dict[str, str]
+    """Answers of this round so far."""
+    end: Over | None = None
+
+
+class DebateScheduler(Scheduler[DebatePlan]):
+    """Choice of who speaks. Pure: a workflow runs it, and replays it."""
+
+    plan_type = DebatePlan
+
+    def __init__(self, spec: PatternSpec) -> None:
+        self.judge = str(spec.settings["judge"])
+        self.rounds = int(str(spec.settings["rounds"]))
+        self.speakers = tuple(name for name in spec.members if name != self.judge)
+
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> DebatePlan:
+        return DebatePlan(task=task, pending=self.speakers, answers={}, replies={})
+
+    def startable(self, plan: DebatePlan) -> list[Start]:
+        if plan.end is not None:
+            return []
+        return [
+            Start(key=f"{name}-{plan.round}", node=name, prompt=self.prompt(plan, name), visit=plan.round)
+            for name in plan.pending
+        ]
+
+    def record_start(self, plan: DebatePlan, starts: Sequence[Start]) -> DebatePlan:
+        started = {start.node for start in starts}
+        return replace(plan, pending=tuple(name for name in plan.pending if name not in started))
+
+    def record_end(self, plan: DebatePlan, result: NodeResult) -> DebatePlan:
+        if result.state != "done":
+            reason = "error" if result.error else result.stop_reason or "cancelled"
+            over = Over(
+                stop_reason=reason, output=self.partial(plan), failure=result.error, cancel_running=True
+            )
+            return replace(plan, end=plan.end or over)
+        if result.node == self.judge:
+            return replace(plan, end=Over(stop_reason=result.stop_reason or "end_turn", output=result.output))
+        plan = replace(plan, replies={**plan.replies, result.node: as_text(result.output)})
+        return self.next_round(plan) if len(plan.replies) == len(self.speakers) else plan
+
+    def next_round(self, plan: DebatePlan) -> DebatePlan:
+        number = plan.round + 1
+        pending = self.speakers if number <= self.rounds else (self.judge,)
+        # In the order of the speakers, whoever was the quickest.
+        answers = {name: plan.replies[name] for name in self.speakers}
+        return replace(plan, round=number, pending=pending, answers=answers, replies={})
+
+    def over(self, plan: DebatePlan) -> Over | None:
+        return plan.end
+
+    def partial(self, plan: DebatePlan) -> dict[str, str]:
+        """Return the newest answer of each speaker: a debate that is stopped has no verdict."""
+        return {**plan.answers, **plan.replies}
+
+    def prompt(self, plan: DebatePlan, name: str) -> str | list[Part]:
+        if not plan.answers:
+            return plan.task
+        said = [f"{'You' if s == name else s}: {answer}" for s, answer in plan.answers.items()]
+        request = (
+            "Decide, and give the one answer." if name == self.judge else "Answer anew, or hold your ground."
+        )
+        text = "\n\n".join(["Answers so far:", *said, request])
+        return f"{plan.task}\n\n{text}" if isinstance(plan.task, str) else [*plan.task, Text(text=text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debate(Pattern):
+    """A debate of speakers before a judge, in a bounded number of rounds."""
+
+    pattern: ClassVar = "debate"
+    scheduler: ClassVar = DebateScheduler
+
+    speakers: Sequence[Member]
+    judge: Member
+    rounds: int = 2
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return by_name([*self.speakers, self.judge])
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        return {"judge": self.judge.name, "rounds": self.rounds}
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise self.wrong(f"rounds must be 1 or more, not {self.rounds!r}")
+        super().__post_init__()
+
+
+def speaker(name: str) -> Agent:
+    return Agent(name=name, model=MODEL, instructions=f"You are {name}. Answer in one sentence.")
+
+
+tides = Debate(
+    name="tides",
+    speakers=[speaker("galileo"), speaker("kepler"), speaker("newton")],
+    judge=Agent(name="judge", model=MODEL, instructions="You judge a debate."),
+    limits=PatternLimits(cost_usd=0.50),
+)
+
+
+async def main() -> None:
+    async with running([tides], models=models) as client:
+        result = await client.run("tides", "What makes the tides?")
+        for node in result.nodes:
+            print(f"{node.key}: {node.output}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
