@@ -13,7 +13,7 @@ from perdure.starter.client.connect import Client
 from perdure.testing import running
 from perdure.workers.dev.server import DevServer
 
-from .scenarios import AGENTS, MODELS, TEAMS, play
+from .scenarios import AGENTS, MODELS, TEAM_SESSIONS, TEAMS, play
 
 HISTORIES = Path(__file__).parent / "histories"
 
@@ -31,9 +31,9 @@ async def record(version: str) -> None:
             async with running(
                 [*AGENTS, *TEAMS], models=MODELS, address=server.address, settings=settings
             ) as client:
-                for agent in [*AGENTS, *TEAMS]:
-                    await play(client, agent.name)
-                    await _keep(client, agent.name, folder)
+                for name in [*(agent.name for agent in [*AGENTS, *TEAMS]), *TEAM_SESSIONS]:
+                    await play(client, name)
+                    await _keep(client, name, folder)
 
 
 async def _keep(client: Client, name: str, folder: Path) -> None:

@@ -327,10 +327,26 @@ async def _talk(client: Client) -> Run:
     return session.run
 
 
+TEAM_SESSIONS = {"swarm_session": "swarm", "graph_session": "graph"}
+"""Sessions with a team, by scenario."""
+
+
+async def _talk_to_team(client: Client, name: str) -> Run:
+    """A session of a team, two turns long, then closed."""
+    session = await client.session(f"replay-{name}", agent=TEAM_SESSIONS[name], user="ann")
+    for number in range(2):
+        await session.say(f"look {number}", id=f"m-{number}")
+    await session.close()
+    await session.run.result()
+    return session.run
+
+
 async def play(client: Client, name: str) -> Run:
     """Play the scenario to its end."""
     if name == "session":
         return await _talk(client)
+    if name in TEAM_SESSIONS:
+        return await _talk_to_team(client, name)
     run = await client.start(name, name, id=f"replay-{name}", user="ann")
     await _PEOPLE.get(name, _nothing)(client, run)
     await run.result()
