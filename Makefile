@@ -68,7 +68,7 @@ lock: .venv/ready            ## Resolve the dependencies anew
 prices: .venv/ready          ## Generate perdure/prices.json from the pinned genai-prices
 	$(BIN)/python -m tests.price_table
 
-record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=0.2.0
+record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=unreleased
 	$(BIN)/python -m tests.replay.record $(VERSION)
 
 clean:

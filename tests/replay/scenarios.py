@@ -24,12 +24,12 @@ from perdure import (
     ask_person,
     tool,
 )
-from perdure.errors import ModelError, RunNotFound
+from perdure.errors import InvalidRequest, ModelError, RunNotFound
 from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
-from perdure.wire.results import ENDED
+from perdure.wire.results import ENDED, RunStatus
 from tests.conftest import until, until_status
 
 
@@ -272,13 +272,29 @@ async def _approve_below(client: Client, run: Run) -> None:
     decided: set[tuple[str, str]] = set()
 
     async def over() -> bool:
-        status = await run.status()
-        for one in status.waiting:
-            if one.call_id and (one.run_id, one.call_id) not in decided:
-                decided.add((one.run_id, one.call_id))
-                plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
-                await run.handle.execute_update("resolve_approval", plain)
-        return status.status in ENDED
+        return (await _approve_new(run, decided)).status in ENDED
+
+    await until(over, within=60)
+
+
+async def _approve_new(run: Run, decided: set[tuple[str, str]]) -> RunStatus:
+    status = await run.status()
+    for one in status.waiting:
+        if one.call_id and (one.run_id, one.call_id) not in decided:
+            decided.add((one.run_id, one.call_id))
+            plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
+            await run.handle.execute_update("resolve_approval", plain)
+    return status
+
+
+async def _approve_until(client: Client, run_id: str, is_over: Callable[[], bool]) -> None:
+    """Approve all that waits anywhere below the session, until its turn is over."""
+    decided: set[tuple[str, str]] = set()
+
+    async def over() -> bool:
+        with suppress(RunNotFound, InvalidRequest):  # the session begins with its first message
+            await _approve_new(client.get(run_id), decided)
+        return is_over()
 
     await until(over, within=60)
 
@@ -335,7 +351,9 @@ async def _talk_to_team(client: Client, name: str) -> Run:
     """A session of a team, two turns long, then closed."""
     session = await client.session(f"replay-{name}", agent=TEAM_SESSIONS[name], user="ann")
     for number in range(2):
-        await session.say(f"look {number}", id=f"m-{number}")
+        saying = asyncio.ensure_future(session.say(f"look {number}", id=f"m-{number}"))
+        await _approve_until(client, session.id, saying.done)
+        await saying
     await session.close()
     await session.run.result()
     return session.run
