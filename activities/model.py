@@ -13,7 +13,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,18 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import RULES, ErrorKind, ModelError
-from perdure.messages import Message, ReplyMeta, Text, Usage, estimate_tokens, estimated_tokens
+from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, Retry
+from perdure.messages import (
+    HookRecord,
+    Message,
+    Part,
+    ReplyMeta,
+    Text,
+    ToolCall,
+    Usage,
+    estimate_tokens,
+    estimated_tokens,
+)
 from perdure.model import (
     Model,
     ModelEvent,
@@ -46,6 +57,7 @@ from .content.redact import redact
 from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, check_reply
 from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, last_progress, worker_is_ending
+from .hooks import HookFailed, HookRunner
 from .telemetry import model_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen, Ticket
@@ -69,6 +81,7 @@ class ModelCalls:
     blobs: BlobStore
     traffic: Traffic = field(default_factory=Traffic)
     progress_interval: timedelta = timedelta(milliseconds=150)
+    hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
     parked_retry: timedelta = timedelta(seconds=30)
     """Mean delay before a parked run retries after a transient failure."""
 
@@ -109,7 +122,10 @@ class ModelCalls:
         """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
         try:
             request = await self._build_request(attempt, view)
-            return await self._call_with_span(attempt, request)
+            hooked = await self._ask_before(attempt, request)
+            if isinstance(hooked, Reply):
+                return self._outcome(attempt, request, hooked)
+            return await self._call_with_span(attempt, hooked)
         except ApplicationError:
             raise
         except asyncio.CancelledError:
@@ -163,9 +179,59 @@ class ModelCalls:
                 if not _stop_was_requested():
                     raise
                 reply = attempt.partial_reply()
+            reply = await self._ask_after(attempt, request, reply)
             outcome = self._outcome(attempt, request, reply)
             span.record(outcome)
             return outcome
+
+    async def _ask_before(self, attempt: "_Attempt", request: ModelRequest) -> ModelRequest | Reply:
+        """Ask the hooks before the call; return the request to send, or the reply that ends the turn."""
+        agent = attempt.call.agent
+        if not self.hooks.has(agent, "before_model"):
+            return request
+        hooked = HookedModelCall(run=_hooked_run(attempt.call), request=request)
+        try:
+            round_ = await self.hooks.ask(agent, "before_model", hooked, _with_instructions)
+        except HookFailed as error:
+            raise ModelError("hook_failed", str(error)) from None
+        attempt.records += round_.records
+        if isinstance(round_.verdict, EndTurn):
+            return Reply(parts=(Text(text=round_.verdict.text),), stop="guardrail", usage=Usage())
+        if not round_.is_replaced:
+            return request
+        return replace(request, instructions=str(round_.replaced))
+
+    async def _ask_after(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> Reply:
+        """Ask the hooks after the call; return the reply of which the rest takes effect."""
+        agent = attempt.call.agent
+        if reply.stop == "cancelled" or not self.hooks.has(agent, "after_model"):
+            return reply
+        hooked = HookedModelCall(
+            run=_hooked_run(attempt.call),
+            request=request,
+            text="".join(part.text for part in reply.parts if isinstance(part, Text)),
+            calls=tuple(part for part in reply.parts if isinstance(part, ToolCall)),
+        )
+        try:
+            round_ = await self.hooks.ask(agent, "after_model", hooked, _with_text)
+        except HookFailed as error:
+            raise ModelError("hook_failed", str(error), usage=reply.usage) from None
+        attempt.records += round_.records
+        if round_.is_replaced:
+            reply = replace(reply, parts=_replace_text(reply.parts, str(round_.replaced)))
+        match round_.verdict:
+            case EndTurn():
+                return replace(reply, parts=(Text(text=round_.verdict.text),), stop="guardrail")
+            case Deny():
+                attempt.problem = f"Your answer was refused: {round_.verdict.reason}"
+                return replace(
+                    reply, parts=_replace_text(_blocked(reply.parts, attempt.problem), "(withheld)")
+                )
+            case Retry():
+                attempt.problem = round_.verdict.guidance
+                return replace(reply, parts=_blocked(reply.parts, attempt.problem))
+            case _:
+                return reply
 
     async def _call_guarded(self, attempt: "_Attempt", model: Model, request: ModelRequest) -> Reply:
         """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""
@@ -221,14 +287,15 @@ class ModelCalls:
             attempts=activity.info().attempt,
             request_id=reply.request_id,
             request_digest=reply.request_digest,
+            hooks=attempt.records,
         )
         message = Message(role="assistant", parts=checked.parts, meta=meta)
         self.transcripts.add_reply(call.view.length, message)
         return ModelOutcome(
             message=message,
             stop=reply.stop,
-            output=checked.output,
-            output_problem=checked.problem,
+            output=None if attempt.problem else checked.output,
+            output_problem=attempt.problem or checked.problem,
             wasted=attempt.before,
             wasted_microusd=attempt.cost_microusd(attempt.before),
         )
@@ -254,6 +321,9 @@ class _Attempt:
         self.began = time.monotonic()
         self.text = ""
         self.usage: Usage | None = None
+        self.records: list[HookRecord] = []
+        self.problem: str | None = None
+        """Guidance for the model, of a hook that does not let the reply take effect."""
 
     async def stream_reply(self, model: Model, request: ModelRequest) -> Reply:
         """Read the model's stream to its Reply, within the configured timeout.
@@ -351,6 +421,31 @@ def _add_usage(error: ApplicationError, before: Usage) -> ApplicationError:
         non_retryable=error.non_retryable,
         next_retry_delay=error.next_retry_delay,
         category=error.category,
+    )
+
+
+def _hooked_run(call: ModelInput) -> HookedRun:
+    run_id = str(activity.info().workflow_id)
+    return HookedRun(run_id=run_id, agent=call.agent, user=call.user, step=call.step)
+
+
+def _with_instructions(call: HookedModelCall, value: Any) -> HookedModelCall:
+    return replace(call, request=replace(call.request, instructions=str(value)))
+
+
+def _with_text(call: HookedModelCall, value: Any) -> HookedModelCall:
+    return replace(call, text=str(value))
+
+
+def _replace_text(parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
+    """Return the parts with one text in place of all their texts."""
+    return (Text(text=text), *(part for part in parts if not isinstance(part, Text)))
+
+
+def _blocked(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
+    """Return the parts with their tool calls refused: none of them is made."""
+    return tuple(
+        part.model_copy(update={"problem": problem}) if isinstance(part, ToolCall) else part for part in parts
     )
 
 

@@ -25,10 +25,11 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
-from perdure.messages import Text, ToolResult
+from perdure.hooks import HookedRun
+from perdure.messages import Text, ToolCall, ToolResult
 from perdure.texts import describe_error, fix_surrogates, truncate_middle
 from perdure.tools import Tool, ToolContext
-from perdure.wire.effects import Progress, ToolInput, ToolOutcome
+from perdure.wire.effects import CheckedCall, Progress, ToolInput, ToolOutcome
 from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, READ_RESULT
 
 from .content.last_results import LastResults
@@ -36,6 +37,7 @@ from .content.redact import redact
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
 from .heartbeat import Heartbeats, last_progress, worker_is_ending
+from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen
@@ -65,6 +67,7 @@ class ToolCalls:
     transcripts: Transcripts
     traffic: Traffic = field(default_factory=Traffic)
     last_results: LastResults = field(default_factory=LastResults)
+    hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -82,7 +85,10 @@ class ToolCalls:
             # Heartbeats go on until the result is stored: the tool has run by then, and a heartbeat
             # timeout while a slow store writes would make Temporal run it again.
             async with Heartbeats(progress.heartbeat, interval):
-                content, error_kind = await self._execute(call, progress)
+                checked = await self._ask_before(call, progress)
+                call = _with_arguments(call, checked)
+                refusal = _refusal(checked)
+                content, error_kind = refusal or await self._execute(call, progress)
             result = ToolResult(
                 call_id=call.call_id,
                 name=call.tool,
@@ -94,9 +100,54 @@ class ToolCalls:
                 duration_ms=round((time.monotonic() - began) * 1000),
                 attempts=activity.info().attempt,
             )
+            after = None if refusal else await self._ask_after(call, result)
+            result = _with_verdicts(result, checked, after)
             self.transcripts.add_result(result)
             span.record(result)
-            return ToolOutcome(result=result)
+            return ToolOutcome(
+                result=result,
+                arguments=checked.arguments if checked else None,
+                ask=checked.ask if checked else None,
+                end_turn=next(
+                    (found.end_turn for found in (checked, after) if found and found.end_turn), None
+                ),
+            )
+
+    async def _ask_before(self, call: ToolInput, progress: "_CallProgress") -> CheckedCall | None:
+        """Ask the hooks before the call, once for all its attempts; None when there are none to ask.
+
+        Raises:
+            ApplicationError: type "hook_failed", while the tool has attempts left.
+
+        """
+        if call.tool == READ_RESULT or call.checked or not self.hooks.has(call.agent, "before_tool"):
+            return None
+        if progress.checked is not None:
+            return progress.checked
+        tool = self._find_tool(call, progress)
+        try:
+            progress.checked = await self.hooks.check_call(_tool_call(call), "function", _hooked_run(call))
+        except HookFailed as error:
+            if activity.info().attempt < tool.retry.attempts:
+                raise ApplicationError(str(error), type=HOOK_FAILED) from None
+            return CheckedCall(call_id=call.call_id, deny=f"not run: {error}")
+        # The next attempt must find the verdict, so that no hook is asked twice.
+        activity.heartbeat(progress.heartbeat(0, 0))
+        return progress.checked
+
+    async def _ask_after(self, call: ToolInput, result: ToolResult) -> CheckedCall | None:
+        """Ask the hooks after the call; None when there are none to ask.
+
+        The tool has run: a hook that fails must not run it again, so the result is withheld instead.
+        """
+        if call.tool == READ_RESULT or not self.hooks.has(call.agent, "after_tool"):
+            return None
+        try:
+            return await self.hooks.check_result(_tool_call(call), "function", _hooked_run(call), result)
+        except HookFailed as error:
+            return CheckedCall(
+                call_id=call.call_id, deny=f"the tool has run, but its result is withheld: {error}"
+            )
 
     async def _execute(
         self, call: ToolInput, progress: "_CallProgress"
@@ -248,6 +299,9 @@ class _CallProgress:
         self.call_id = call_id
         self.note = ""
         self.may_have_effect = self._earlier_may_have_effect = _earlier_attempt_may_have_effect()
+        earlier = last_progress()
+        self.checked = earlier.checked if earlier else None
+        """Verdict of the hooks before the call."""
 
     def mark_started(self) -> None:
         """Record that the tool is being called: from now on it may have its effect."""
@@ -269,6 +323,7 @@ class _CallProgress:
             seq=seq,
             note=self.note[:window],
             may_have_effect=self.may_have_effect,
+            checked=self.checked,
         )
 
 
@@ -279,6 +334,40 @@ def _earlier_attempt_may_have_effect() -> bool:
     """
     progress, attempt = last_progress(), activity.info().attempt
     return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.may_have_effect)
+
+
+def _tool_call(call: ToolInput) -> ToolCall:
+    return ToolCall(id=call.call_id, name=call.tool, arguments=call.arguments)
+
+
+def _hooked_run(call: ToolInput) -> HookedRun:
+    run_id = str(activity.info().workflow_id)
+    return HookedRun(run_id=run_id, agent=call.agent, user=call.user, context=call.context)
+
+
+def _with_arguments(call: ToolInput, checked: CheckedCall | None) -> ToolInput:
+    if checked is None or checked.arguments is None:
+        return call
+    return call.model_copy(update={"arguments": checked.arguments})
+
+
+def _refusal(checked: CheckedCall | None) -> tuple[ResultContent, ErrorKind | None] | None:
+    """Return the content of a call that its hooks do not let through, or None."""
+    if checked is None or not (checked.deny or checked.ask or checked.end_turn):
+        return None
+    text = checked.deny or ("not run: the turn was ended" if checked.end_turn else "")
+    return ResultContent(parts=[Text(text=text)]), "tool_error"
+
+
+def _with_verdicts(result: ToolResult, before: CheckedCall | None, after: CheckedCall | None) -> ToolResult:
+    """Return the result as the hooks let the model read it, with their records."""
+    records = [record for checked in (before, after) if checked for record in checked.records]
+    if after is not None and after.text is not None:
+        result = result.model_copy(update={"content": [Text(text=after.text)], "spilled": None})
+    if after is not None and after.deny is not None:
+        withheld = {"content": [Text(text=after.deny)], "is_error": True, "spilled": None}
+        result = result.model_copy(update=withheld)
+    return result.model_copy(update={"hooks": records}) if records else result
 
 
 def tool_key(name: str) -> str:

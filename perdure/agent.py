@@ -11,6 +11,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from perdure.context import SlidingWindow
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
+from perdure.hooks import Hook, points_of
 from perdure.limits import Limits
 from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
@@ -61,6 +62,8 @@ class Agent:
     """
     fallback_message: str | None = None
     """Answer of a run that must end, by a limit, stop or failure, before its model said anything."""
+    hooks: Sequence[Hook] = ()
+    """Your code beside the run's calls, see `perdure.hooks`."""
     planning: bool = False
     """True: the model keeps a plan, which people see and which survives a cut of the conversation."""
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
@@ -75,6 +78,7 @@ class Agent:
         # The dataclass is frozen, and these fields are derived from others.
         object.__setattr__(self, "models", chain)
         object.__setattr__(self, "tools", self._check_tools())
+        object.__setattr__(self, "hooks", self._check_hooks())
         self._check_bounds()
         self.output_schema()
         collect_members(self)  # raises for two different members of one name
@@ -147,6 +151,26 @@ class Agent:
                     f"agent {self.name!r}: limits.per_tool names {name!r}, which is not one of its tools"
                 )
         return tools
+
+    def _check_hooks(self) -> tuple[Hook, ...]:
+        if not isinstance(self.hooks, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"agent {self.name!r}: hooks must be a list, not {self.hooks!r}")
+        hooks = tuple(self.hooks)
+        for hook in hooks:
+            if not isinstance(hook, Hook):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise DefinitionError(
+                    f"agent {self.name!r}: {hook!r} is no hook; make an object of a subclass of Hook"
+                )
+        late = [
+            tool.name for tool in self.tools if isinstance(tool, AgentTool) and tool.collect == "completion"
+        ]
+        # Such an answer is no result of a call, so no hook after the call would see it.
+        if late and "after_tool" in points_of(hooks):
+            raise DefinitionError(
+                f"agent {self.name!r}: a hook after tool calls cannot see the answers of {', '.join(late)}; "
+                'use collect="all"'
+            )
+        return hooks
 
     def _check_stand_in(self, tool: AnyTool, known: set[str]) -> None:
         if not isinstance(tool, Tool | RemoteTool) or tool.fallback is None or tool.fallback.tool is None:
@@ -235,6 +259,7 @@ class Agent:
             "tools": tuple(_tool_spec(tool) for tool in self.tools),
             "output_schema": self.output_schema(),
             "output_name": getattr(self.output_type, "__name__", None),
+            "hooks": points_of(tuple(self.hooks)),
         }
         return AgentSpec.model_validate({**vars(self), **stated_otherwise})
 

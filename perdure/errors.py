@@ -38,6 +38,7 @@ ErrorKind = Literal[
     "throttled",
     "too_large",
     "storage",
+    "hook_failed",
     "bug",
     "invalid_arguments",
     "tool_error",
@@ -172,6 +173,9 @@ RULES: dict[ErrorKind, Rule] = {
     ),
     "too_large": Rule("run", "something exceeds a size limit"),
     "storage": _needs_person("the blob store takes nothing: a full disk, a missing right", "run"),
+    "hook_failed": _needs_person(
+        "a hook raised an error, or gave a verdict that its point does not take", "run"
+    )._replace(retried=True),
     "bug": Rule("run", "an error that is none of the above"),
 }
 # No type checker compares a dict's keys with a Literal: a kind without a rule fails here, at import.

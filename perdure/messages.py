@@ -124,6 +124,16 @@ class ToolCall(Value):
 ResultPart = Annotated[Text | Image | Document, Field(discriminator="kind")]
 
 
+class HookRecord(Value):
+    """Record of a hook's verdict that changed something, kept with the reply or result."""
+
+    hook: str
+    point: str
+    """Point at which the hook was asked, a `perdure.hooks.HookPoint`."""
+    verdict: str
+    reason: str = Field(default="", exclude_if=is_empty)
+
+
 class ToolResult(Value):
     """Result of a tool call. An error is a result as well: text that the model can react to."""
 
@@ -140,6 +150,8 @@ class ToolResult(Value):
     """Kind of the error, as in `perdure.errors.RULES`; None when the call succeeded."""
     stand_in: str | None = Field(default=None, exclude_if=is_empty)
     """Stand-in that answered for the failed tool: another tool's name, `answer` or `remembered`."""
+    hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
+    """Verdicts of hooks about the call."""
 
     @property
     def text(self) -> str:
@@ -169,6 +181,8 @@ class ReplyMeta(Value):
     """SHA-256 of the exact request that the provider got, as canonical JSON."""
     errors: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Models of the chain that failed before this model answered, each with its error."""
+    hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
+    """Verdicts of hooks about the call."""
 
 
 class Message(Value):

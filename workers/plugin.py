@@ -38,6 +38,7 @@ from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
 from ..activities.content.transcripts import Transcripts
 from ..activities.genai import count_circuit_opening, watch_circuits
+from ..activities.hooks import HookRunner
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.providers.registry import default_models
@@ -121,12 +122,14 @@ class PerdurePlugin(SimplePlugin):
             providers=self.models,
             transcripts=self.transcripts,
         )
+        hooks = HookRunner(agents=self.agents)
         model_calls = ModelCalls(
             models=self.models,
             agents=self.agents,
             transcripts=self.transcripts,
             blobs=self.blobs,
             traffic=traffic,
+            hooks=hooks,
             progress_interval=interval,
             parked_retry=self.settings.parked_retry,
         )
@@ -136,6 +139,7 @@ class PerdurePlugin(SimplePlugin):
             executor=self._executor,
             transcripts=self.transcripts,
             traffic=traffic,
+            hooks=hooks,
             progress_interval=interval,
         )
         nodes = NodeCalls(graphs=self.graphs, blobs=self.blobs, executor=self._executor)
@@ -145,6 +149,7 @@ class PerdurePlugin(SimplePlugin):
             tool_calls.call_tool,
             nodes.call_node,
             nodes.keep_text,
+            hooks.run_hooks,
             relay,
         ]
 

@@ -33,6 +33,7 @@ from .engine.commands import (
     MoveWindow,
     OpenTurn,
     RequestBudget,
+    RunHooks,
     StartNodes,
     SwitchModel,
     Wait,
@@ -44,6 +45,7 @@ from .engine.events import (
     EndRequested,
     Event,
     GraceExpired,
+    HooksStarted,
     ModelFailed,
     ModelSwitched,
     NodesStarted,
@@ -161,6 +163,10 @@ class Loop:
                 self._pending.call_model(self._agent_state, command)
             case CallTools():
                 self._call_tools(command)
+            case RunHooks():
+                ids = tuple(call.call.id for call in command.calls)
+                self._apply(HooksStarted(point=command.point, ids=ids))
+                self._pending.run_hooks(self._agent_state, command)
             case StartNodes():
                 self._apply(NodesStarted(starts=command.starts, at=workflow.now()))
                 self._children.start_nodes(cast("TeamState", self._now), command.starts)

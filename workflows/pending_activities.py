@@ -22,6 +22,8 @@ from perdure.wire.effects import (
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
     SPEC_DIGEST_CHARS,
+    HookInput,
+    HookOutcome,
     ModelFailure,
     ModelInput,
     ModelOutcome,
@@ -37,8 +39,10 @@ from perdure.wire.names import (
     BLOB_STORE_FAILED,
     CALL_MODEL,
     CALL_TOOL,
+    HANDOFF,
     MAY_HAVE_EFFECT,
     READ_RESULT,
+    RUN_HOOKS,
     STALE_TRANSCRIPT,
     TOO_LARGE,
     TOO_LARGE_TYPES,
@@ -47,8 +51,8 @@ from perdure.wire.names import (
 from perdure.wire.spec import ModelSpec, ToolSpec
 
 from .engine.calls import approval_digest
-from .engine.commands import CallModel
-from .engine.events import CallReturned, Event, ModelFailed, Replied
+from .engine.commands import CallModel, RunHooks
+from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied
 from .engine.remote import remote_result
 from .engine.report import signature
 from .engine.state import AgentState, Call
@@ -63,6 +67,9 @@ _MODEL_SLACK = timedelta(minutes=3)
 later, for a worker that keeps none. A dead one is noticed by its heartbeat."""
 _TOOL_SLACK = timedelta(seconds=50)
 """As above: a call may wait for its turn."""
+
+_HOOKS_TIMEOUT = timedelta(minutes=2)
+_HOOK_ATTEMPTS = 3
 
 _READ = ToolSpec(
     kind="function", name=READ_RESULT, description="", input_schema={}, heartbeat=timedelta(seconds=10)
@@ -119,6 +126,18 @@ class PendingActivities:
             event = self._tool_event(handle, state, call, tool)
             self._launch(call.call.id, handle, event, partial(_tool_bug, call))
 
+    def run_hooks(self, state: AgentState, command: RunHooks) -> None:
+        """Ask hooks by an activity of their own."""
+        handle = workflow.start_activity(
+            RUN_HOOKS,
+            hook_input(state, command),
+            result_type=HookOutcome,
+            start_to_close_timeout=_HOOKS_TIMEOUT,
+            retry_policy=RetryPolicy(maximum_attempts=_HOOK_ATTEMPTS, non_retryable_error_types=[TOO_LARGE]),
+            summary=f"hooks {command.point}",
+        )
+        self._launch("hooks", handle, self._hook_event(handle, command), partial(_hook_bug, command))
+
     def cancel(self) -> None:
         """Ask every pending activity to end."""
         for handle in list(self._handles.values()):
@@ -156,6 +175,14 @@ class PendingActivities:
         except (ActivityError, asyncio.CancelledError) as error:
             return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
+    async def _hook_event(self, handle: "workflow.ActivityHandle[HookOutcome]", command: RunHooks) -> Event:
+        try:
+            return HooksAnswered(point=command.point, outcome=await handle, end=command.end)
+        except (ActivityError, asyncio.CancelledError) as error:
+            cause = error.cause if isinstance(error, ActivityError) else error
+            message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+            return HooksFailed(point=command.point, message=message, at=workflow.now())
+
     async def _tool_event(
         self, handle: "workflow.ActivityHandle[Any]", state: AgentState, call: Call, tool: ToolSpec
     ) -> Event:
@@ -165,7 +192,9 @@ class PendingActivities:
         except (ActivityError, asyncio.CancelledError) as error:
             return CallReturned(result=_error_result(call, tool, error))
         if isinstance(value, ToolOutcome):
-            return CallReturned(result=value.result)
+            return CallReturned(
+                result=value.result, arguments=value.arguments, ask=value.ask, end_turn=value.end_turn
+            )
         value = workflow.payload_converter().from_payload(value.payload)
         took = round((workflow.now() - began).total_seconds() * 1000)
         return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
@@ -195,6 +224,33 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         user=state.request.user,
         force_once=state.parking.force_once,
     )
+
+
+def hook_input(state: AgentState, command: RunHooks) -> HookInput:
+    """Return the input of an activity that asks hooks."""
+    calls = [
+        call.call.model_copy(update={"name": call.stand_in}) if call.stand_in else call.call
+        for call in command.calls
+    ]
+    first = state.messages[state.first_message] if command.point == "on_start" else None
+    return HookInput(
+        agent=state.spec.name,
+        point=command.point,
+        step=state.ledger.steps,
+        user=state.request.user,
+        context=dict(state.request.context),
+        calls=calls,
+        carriers=["handoff" if call.call.name == HANDOFF else call.kind for call in command.calls],
+        results=[call.unreviewed for call in command.calls if call.unreviewed is not None],
+        message=first,
+        output=command.end.output if command.end else None,
+        stop_reason=command.end.stop_reason if command.end else "",
+    )
+
+
+def _hook_bug(command: RunHooks, error: Exception) -> Event:
+    message = f"the hooks' answer cannot be read: {type(error).__name__}: {error}"
+    return HooksFailed(point=command.point, message=message[:1000], at=workflow.now())
 
 
 def model_summary(state: AgentState, chosen: ModelSpec) -> str:
@@ -228,6 +284,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         user=state.request.user,
         context=dict(state.request.context),
         stream=state.request.stream,
+        checked=call.checked,
     )
     return workflow.start_activity(
         CALL_TOOL,

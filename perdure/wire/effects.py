@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from perdure.messages import Message, ToolResult, Usage, Value, is_empty
+from perdure.hooks import HookPoint
+from perdure.messages import HookRecord, Message, ToolCall, ToolResult, Usage, Value, is_empty
 from perdure.model import ModelStop, ToolChoice
 
 MODEL_HEARTBEAT: Final = timedelta(seconds=5)
@@ -118,6 +119,8 @@ class ToolInput(Value):
     user: str | None = Field(default=None, exclude_if=is_empty)
     context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
+    checked: bool = Field(default=False, exclude_if=is_empty)
+    """True when the hooks before the call have been asked already."""
 
 
 class RemoteContext(Value):
@@ -135,6 +138,12 @@ class ToolOutcome(Value):
     """Outcome of a tool call: always a result for the model; a failure is a result with its text."""
 
     result: ToolResult
+    arguments: dict[str, Any] | None = Field(default=None, exclude_if=is_empty)
+    """Arguments that a hook has set in place of the model's."""
+    ask: str | None = Field(default=None, exclude_if=is_empty)
+    """Reason for which a hook wants a person to decide; the tool was not called."""
+    end_turn: str | None = Field(default=None, exclude_if=is_empty)
+    """Answer with which a hook ends the turn."""
 
 
 class Progress(Value):
@@ -155,6 +164,53 @@ class Progress(Value):
     """Usage of this attempt and those before it: it is billed even if the worker dies now."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when this attempt of a tool call, or an earlier one, may have had its effect."""
+    checked: "CheckedCall | None" = Field(default=None, exclude_if=is_empty)
+    """Verdict of the hooks before the call: the next attempt does not ask them again."""
+
+
+class CheckedCall(Value):
+    """Tool call after the hooks before it, or after it."""
+
+    call_id: str
+    arguments: dict[str, Any] | None = Field(default=None, exclude_if=is_empty)
+    """Arguments in place of the model's."""
+    deny: str | None = Field(default=None, exclude_if=is_empty)
+    """Text of the error result that the model gets instead."""
+    ask: str | None = Field(default=None, exclude_if=is_empty)
+    """Reason for which a person must decide."""
+    end_turn: str | None = Field(default=None, exclude_if=is_empty)
+    """Answer with which the turn ends."""
+    text: str | None = Field(default=None, exclude_if=is_empty)
+    """Text in place of the result's."""
+    records: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
+
+
+class HookInput(Value):
+    """Input of `run_hooks`: calls before or after they are made, or a run at its start or end."""
+
+    agent: str
+    point: HookPoint
+    step: int = 0
+    user: str | None = Field(default=None, exclude_if=is_empty)
+    context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
+    calls: list[ToolCall] = Field(default_factory=list[ToolCall], exclude_if=is_empty)
+    carriers: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """Carrier of each call: "remote", "agent" or "handoff"."""
+    results: list[ToolResult] = Field(default_factory=list[ToolResult], exclude_if=is_empty)
+    """Result of each call, after it was made."""
+    message: Message | None = Field(default=None, exclude_if=is_empty)
+    output: Any = Field(default=None, exclude_if=lambda v: v is None)
+    stop_reason: str = Field(default="", exclude_if=is_empty)
+
+
+class HookOutcome(Value):
+    """Outcome of `run_hooks`."""
+
+    calls: list[CheckedCall] = Field(default_factory=list[CheckedCall], exclude_if=is_empty)
+    end_turn: str | None = Field(default=None, exclude_if=is_empty)
+    is_replaced: bool = Field(default=False, exclude_if=is_empty)
+    output: Any = Field(default=None, exclude_if=lambda v: v is None)
+    """Output in place of the run's, when `is_replaced`."""
 
 
 class ResolveRequest(Value):

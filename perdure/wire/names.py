@@ -44,6 +44,7 @@ KEEP_TEXT: Final = "keep_text"
 RELAY: Final = "relay"
 CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
+RUN_HOOKS: Final = "run_hooks"
 
 FINAL_ANSWER: Final = "final_answer"
 """Tool by which a model gives an output of a type. The call is the output: it never runs."""

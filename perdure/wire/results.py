@@ -72,6 +72,8 @@ class Approval(Value):
     """Run whose call waits: this run, or one below it."""
     path: list[str] = Field(default_factory=list[str])
     """Keys of the runs on the way from the queried run to the one that waits."""
+    reason: str = Field(default="", exclude_if=is_empty)
+    """Reason of the hook that asks."""
 
 
 class Question(Value):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from perdure.context import SlidingWindow
 from perdure.fallbacks import ToolFallback
+from perdure.hooks import HookPoint
 from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
 from perdure.messages import is_empty
 from perdure.model import ModelConfig, ToolDefinition, digest
@@ -104,6 +105,8 @@ class AgentSpec(BaseModel):
     """True: the model gets the tool by which it keeps a plan."""
     fallback_message: str | None = Field(default=None, exclude_if=is_empty)
     """Answer of a run that must end before its model said anything."""
+    hooks: tuple[HookPoint, ...] = Field(default=(), exclude_if=is_empty)
+    """Points at which the worker's hooks are asked."""
 
     @cached_property
     def hash(self) -> str:

@@ -16,6 +16,7 @@ from .commands import Command
 from .decide import decide
 from .ends import newest_words
 from .events import Event
+from .hooks import with_hooks
 from .state import AgentState, Chain, End, Origin, Parking, Step
 
 
@@ -44,7 +45,7 @@ class AgentProgram:
 
     def decide(self, state: AgentState) -> Command:
         """Return the next command."""
-        return decide(state)
+        return with_hooks(state, decide(state))
 
     def status(self, state: AgentState) -> RunStatus:
         """Return the status."""

@@ -27,6 +27,10 @@ from .tree import Child, waiting_below
 
 _SHOWN: Final[dict[CallState, Literal["ready", "waiting", "running", "done"]]] = {
     "unpaid": "ready",
+    "unchecked": "ready",
+    "checking": "ready",
+    "unreviewed": "running",
+    "reviewing": "running",
     "ready": "ready",
     "asking": "waiting",
     "running": "running",

@@ -17,13 +17,15 @@ from typing import Any
 
 from perdure.errors import rule_for
 from perdure.fallbacks import ToolFallback
+from perdure.hooks import HookPoint
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
 from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
+from perdure.wire.effects import CheckedCall
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
-from perdure.wire.spec import ToolSpec
+from perdure.wire.spec import ToolKind, ToolSpec
 from perdure.wire.tree import Handoff, Peer
 
 from .amounts import bounds_of, least, minus
@@ -133,7 +135,7 @@ def _is_hopeless(state: AgentState, opened: OpenedStep) -> bool:
 
 
 def _open_handoff(
-    state: AgentState, call: ToolCall, now: datetime, opened: OpenedStep, *, several: bool
+    state: AgentState, call: ToolCall, now: datetime, opened: OpenedStep, *, several: bool, check: bool = True
 ) -> Call:
     """Hand over once the step's other calls have results; refuse, in words, what would lose something."""
     name = str(call.arguments.get("agent_name", ""))
@@ -144,6 +146,8 @@ def _open_handoff(
             # The limit that bars the handoff is the swarm's. This run must answer now, with what it has.
             opened.wrap_up = peer.barred
         return _error_call(call, problem, now)
+    if check and "before_tool" in state.spec.hooks:
+        return Call(call=call, kind="function", state="unchecked", since=now)
     opened.handoff = Handoff(
         agent_name=name,
         message=str(call.arguments.get("message", "")),
@@ -194,8 +198,50 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
     verdict = verdict_on(state, tool, call)
     if verdict == "deny":
         return _error_call(call, f"the policy does not allow {call.name!r} here", now)
+    if asks_hooks(state, tool.kind):
+        return Call(call=call, kind=tool.kind, state="unchecked", since=now)
     asks = verdict == "ask" or tool.kind == "person"
     return Call(call=call, kind=tool.kind, state="asking" if asks else "ready", since=now)
+
+
+def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_tool") -> bool:
+    """Return whether an activity of its own asks the hooks: functions ask them in the activity of the call."""
+    return kind in ("remote", "agent") and point in state.spec.hooks
+
+
+def apply_check(state: AgentState, call: Call, checked: CheckedCall) -> Call:
+    """Return a call after the hooks before it: ready, waiting for a person, or done with an error."""
+    if checked.arguments is not None:
+        call = replace(call, call=call.call.model_copy(update={"arguments": dict(checked.arguments)}))
+    call = replace(call, checked=True, records=(*call.records, *checked.records))
+    if checked.deny is not None or checked.end_turn is not None:
+        return _finish(call, _error_result(call.call, checked.deny or "not run: the turn was ended"))
+    tool = state.spec.tool(call.stand_in or call.call.name)
+    verdict: Verdict = "allow" if tool is None else verdict_on(state, tool, call.call)
+    if verdict == "deny":
+        return _finish(call, _error_result(call.call, f"the policy does not allow {call.call.name!r} here"))
+    if checked.ask is not None or verdict == "ask":
+        return replace(call, state="asking", ask_reason=checked.ask or "")
+    return replace(call, state="ready")
+
+
+def apply_review(call: Call, checked: CheckedCall) -> Call:
+    """Return a call after the hooks after it: done, with the result that they let through."""
+    result = call.unreviewed
+    assert result is not None, "a call is reviewed with its result"
+    if checked.text is not None:
+        result = result.model_copy(update={"content": [Text(text=checked.text)], "spilled": None})
+    if checked.deny is not None:
+        withheld = {"content": [Text(text=checked.deny)], "is_error": True, "spilled": None}
+        result = result.model_copy(update=withheld)
+    return _finish(replace(call, records=(*call.records, *checked.records), unreviewed=None), result)
+
+
+def open_checked_handoff(state: AgentState, call: Call) -> tuple[Call, Handoff | None]:
+    """Return a handoff after its hooks: done, and the handoff that takes effect with the step."""
+    opened = _counters(state)
+    done = _open_handoff(state, call.call, call.since, opened, several=False, check=False)
+    return replace(done, checked=True, records=call.records), opened.handoff
 
 
 def verdict_on(state: AgentState, tool: ToolSpec, call: ToolCall) -> Verdict:
@@ -218,8 +264,11 @@ def _resource(tool: ToolSpec, call: ToolCall) -> str | None:
 
 
 def _error_call(call: ToolCall, message: str, now: datetime) -> Call:
-    result = ToolResult(call_id=call.id, name=call.name, content=[Text(text=message)], is_error=True)
-    return Call(call=call, kind="function", state="done", since=now, result=result)
+    return Call(call=call, kind="function", state="done", since=now, result=_error_result(call, message))
+
+
+def _error_result(call: ToolCall, message: str) -> ToolResult:
+    return ToolResult(call_id=call.id, name=call.name, content=[Text(text=message)], is_error=True)
 
 
 def with_result(calls: tuple[Call, ...], result: ToolResult) -> tuple[Call, ...]:
@@ -246,7 +295,11 @@ def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
         text = f"{fallback.answer}\n(This is a default answer: {call.call.name!r} failed: {result.text})"
         changes = {"content": [Text(text=text)], "is_error": False, "stand_in": "answer"}
         return _finish(call, result.model_copy(update=changes))
-    return replace(call, state="ready", stand_in=fallback.tool, failed=result.text)
+    stand_in = state.spec.tool(fallback.tool) if fallback.tool else None
+    unchecked = stand_in is not None and asks_hooks(state, stand_in.kind)
+    return replace(
+        call, state="unchecked" if unchecked else "ready", stand_in=fallback.tool, failed=result.text
+    )
 
 
 def _fallback(state: AgentState, call: Call, kind: str) -> ToolFallback | None:
@@ -280,7 +333,9 @@ def _finish(call: Call, result: ToolResult) -> Call:
 
 
 def _note_edit(call: Call, result: ToolResult) -> ToolResult:
-    """Say in the result that a person changed the arguments: the model must know."""
+    """Say in the result what people and hooks have changed: the model, and the record, must know."""
+    if call.records:
+        result = result.model_copy(update={"hooks": [*call.records, *result.hooks]})
     if not call.edited:
         return result
     note = Text(text=f"(A person changed the arguments to {call.call.arguments!r}.)\n")

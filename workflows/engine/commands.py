@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from perdure.hooks import HookPoint
 from perdure.model import ToolChoice
 from perdure.scheduling import Start
 from perdure.wire.results import StopReason
@@ -35,6 +36,15 @@ class CallTools:
     """Start these calls, all at once."""
 
     calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHooks:
+    """Ask hooks by an activity of their own: about these calls, or about the run's start or end."""
+
+    point: HookPoint
+    calls: tuple[Call, ...] = ()
+    end: End | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +116,7 @@ class CloseTurn:
 Command = (
     CallModel
     | CallTools
+    | RunHooks
     | StartNodes
     | GrantChildren
     | RequestBudget

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from perdure.hooks import HookPoint
 from perdure.limits import Limits
 from perdure.messages import Message, ToolResult
 from perdure.scheduling import Start
-from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.effects import HookOutcome, ModelFailure, ModelOutcome
 from perdure.wire.requests import ApprovalDecision, WhenBusy
 from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
@@ -50,6 +51,38 @@ class CallReturned:
     """A tool call returned a result, or an error for the model."""
 
     result: ToolResult
+    arguments: dict[str, object] | None = None
+    """Arguments that a hook has set."""
+    ask: str | None = None
+    """Reason for which a hook wants a person to decide: the tool was not called."""
+    end_turn: str | None = None
+    """Answer with which a hook ends the turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HooksStarted:
+    """Hooks are being asked by an activity of their own."""
+
+    point: HookPoint
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HooksAnswered:
+    """Hooks answered. `end` is the end that they were asked about."""
+
+    point: HookPoint
+    outcome: HookOutcome
+    end: End | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HooksFailed:
+    """Hooks gave no verdict: what they guard does not go on."""
+
+    point: HookPoint
+    message: str
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +258,9 @@ Event = (
     | ModelFailed
     | CallsStarted
     | CallReturned
+    | HooksStarted
+    | HooksAnswered
+    | HooksFailed
     | MessageSent
     | ApprovalResolved
     | Paused

@@ -25,11 +25,11 @@ from perdure.wire.names import FINAL_ANSWER
 from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.spec import AgentSpec
 
-from . import parking, tree
+from . import hooks, parking, tree
 from .account import limits_of, spent
 from .agent_calls import late_answer, receipt
 from .budget import exhausted_limit
-from .calls import admit_paid_calls, apply_result, open_calls, with_result
+from .calls import admit_paid_calls, apply_result, asks_hooks, open_calls, with_result
 from .chain import use_base_model, use_model
 from .ends import early_end, fail
 from .events import (
@@ -44,6 +44,9 @@ from .events import (
     EndRequested,
     Event,
     GraceExpired,
+    HooksAnswered,
+    HooksFailed,
+    HooksStarted,
     IdleChecked,
     MessageSent,
     ModelFailed,
@@ -116,7 +119,13 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
         case CallsStarted():
             return _mark_running(state, event)
         case CallReturned():
-            return _close_step(_fold_result(state, event.result))
+            return _close_step(_fold_result(state, event))
+        case HooksStarted():
+            return hooks.start_hooks(state, event)
+        case HooksAnswered():
+            return _close_step(hooks.answer_hooks(state, event))
+        case HooksFailed():
+            return _close_step(hooks.fail_hooks(state, event))
         case MessageSent():
             return _fold_message(state, event)
         case ApprovalResolved():
@@ -246,8 +255,8 @@ def _apply_answer(state: AgentState, event: Replied, message: Message) -> AgentS
 def _apply_words(state: AgentState, text: str, problem: str | None) -> AgentState:
     """Return the state after a reply without calls."""
     if state.step.wrap_up is not None:
-        output = text if state.spec.output_schema is None else None
-        return replace(state, end=End(stop_reason=state.step.wrap_up, output=output))
+        allowed = state.spec.output_schema is None and problem is None
+        return replace(state, end=End(stop_reason=state.step.wrap_up, output=text if allowed else None))
     if problem is None and state.spec.output_schema is None:
         return _finish_with(state, text)
     return append(_count_repair(state), Message.user(problem or _NO_OUTPUT))
@@ -267,7 +276,9 @@ def _count_repair(state: AgentState) -> AgentState:
     """Return the state with one more attempt at a fitting output, or failed when they are used up."""
     if state.step.repairs < state.spec.output_repairs:
         return replace(state, step=replace(state.step, repairs=state.step.repairs + 1))
-    return fail(state, "malformed_reply", "the model gave no output that fits the agent's output type")
+    return fail(
+        state, "malformed_reply", "the model gave no answer that the agent's output type and hooks accept"
+    )
 
 
 def _fold_model_failure(state: AgentState, event: ModelFailed) -> AgentState:
@@ -410,8 +421,11 @@ def _fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
     state = admit_paid_calls(replace(state, tree=tree.remove_child(state.tree, event.key)))
     if event.result is None:
         return _close_step(state)
-    if any(call.call.id == event.result.call_id for call in state.step.calls if call.state == "running"):
-        return _close_step(_set_result(state, event.result))
+    call = next(
+        (c for c in state.step.calls if c.call.id == event.result.call_id and c.state == "running"), None
+    )
+    if call is not None:
+        return _close_step(_finish_call(state, call, with_result((call,), event.result)[0]))
     message = Message(role="user", parts=[*late_answer(event.key, event.result)])
     # A call that waited for the child to give something back may be refused by now.
     return _close_step(_receive(state, message))
@@ -419,22 +433,43 @@ def _fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
 
 def _receive(state: AgentState, message: Message) -> AgentState:
     inbox = replace(state.inbox, messages=(*state.inbox.messages, message))
-    return replace(state, inbox=inbox, step=replace(state.step, resting=False))
+    return replace(state, inbox=inbox, step=replace(state.step, resting=False, end_checked=False))
 
 
-def _fold_result(state: AgentState, result: ToolResult) -> AgentState:
-    """Return the state after a call returned: with its result, or ready for the tool's stand-in."""
+def _fold_result(state: AgentState, event: CallReturned) -> AgentState:
+    """Return the state after a call returned: with its result, ready for the tool's stand-in, or asking."""
+    result = event.result
     call = next((call for call in state.step.calls if call.call.id == result.call_id), None)
     if call is None or call.state != "running":
         return _set_result(state, result)
     if state.ending is not None:
         return _set_result(state, result.model_copy(update={"name": call.call.name}))
+    if event.arguments is not None:
+        changed_call = call.call.model_copy(update={"arguments": dict(event.arguments)})
+        asked = replace(call, call=changed_call)
+        state, call = _with_calls(state, tuple(asked if c is call else c for c in state.step.calls)), asked
+    if event.ask is not None:
+        held = replace(
+            call, state="asking", checked=True, ask_reason=event.ask, records=(*call.records, *result.hooks)
+        )
+        return _with_calls(state, tuple(held if c is call else c for c in state.step.calls))
+    if event.end_turn is not None:
+        state = replace(state, step=replace(state.step, ending_text=event.end_turn))
     changed = apply_result(state, call, result)
     if changed.state == "ready" and changed.stand_in is not None:
         made = state.ledger.per_tool.get(changed.stand_in, 0) + 1
         per_tool = {**state.ledger.per_tool, changed.stand_in: made}
         state = replace(state, ledger=replace(state.ledger, per_tool=per_tool))
-    return _with_calls(state, tuple(changed if other is call else other for other in state.step.calls))
+    return _finish_call(state, call, changed)
+
+
+def _finish_call(state: AgentState, call: Call, changed: Call) -> AgentState:
+    """Return the state with the changed call; hooks see the result of a call that no activity of ours made."""
+    stand_in = state.spec.tool(call.stand_in) if call.stand_in else None
+    kind = stand_in.kind if stand_in else call.kind
+    if changed.state == "done" and state.ending is None and asks_hooks(state, kind, "after_tool"):
+        changed = replace(changed, state="unreviewed", unreviewed=changed.result, result=None)
+    return _with_calls(state, tuple(changed if c is call else c for c in state.step.calls))
 
 
 def _set_result(state: AgentState, result: ToolResult) -> AgentState:
@@ -450,6 +485,8 @@ def _close_step(state: AgentState) -> AgentState:
     spilled = state.transcript.spilled or any(result.spilled for result in results)
     state = replace(_with_calls(state, ()), transcript=replace(state.transcript, spilled=spilled))
     state = append(state, Message(role="tool", parts=list(results)))
+    if state.step.ending_text is not None and state.end is None and state.ending is None:
+        return hooks.end_by_hook(state, state.step.ending_text)
     handoff = state.step.handoff
     if handoff is None or state.end is not None or state.ending is not None:
         return state
@@ -502,9 +539,10 @@ def _begin_end(state: AgentState, event: EndRequested) -> AgentState:
     """Start nothing any more. A call that was not started never will be, and gets its result."""
     if state.end is not None:
         return state
-    waiting = [call.call for call in state.step.calls if call.state in ("unpaid", "ready", "asking")]
-    for call in waiting:
+    unstarted = ("unpaid", "unchecked", "checking", "ready", "asking")
+    for call in [call.call for call in state.step.calls if call.state in unstarted]:
         state = _set_result(state, _unrun_result(call, "the run was ended"))
+    state = hooks.withhold_unreviewed(state)
     return _close_step(replace(state, ending=ending_reason(state, event.reason)))
 
 
@@ -514,6 +552,8 @@ def _give_up_pending(state: AgentState) -> AgentState:
     for call in state.step.calls:
         if call.result is None:
             state = _set_result(state, _text_result(call.call, text, is_error=True))
+    if state.step.asking_hooks is not None:
+        state = replace(state, step=replace(state.step, asking_hooks=None))
     if state.step.asking_model:  # its usage is never heard of: the sum is not the whole
         state = replace(state, step=replace(state.step, asking_model=False))
         state = book(state, Usage(estimated=True), 0)

@@ -81,6 +81,7 @@ def waiting_for(call: Call, run_id: str = "") -> Approval | Question:
         arguments=tool_call.arguments,
         digest=approval_digest(tool_call),
         since=call.since,
+        reason=call.ask_reason,
     )
 
 

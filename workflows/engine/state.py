@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal
 
+from perdure.hooks import HookPoint
 from perdure.limits import Limits
-from perdure.messages import Message, Part, ToolCall, ToolResult, Usage
+from perdure.messages import HookRecord, Message, Part, ToolCall, ToolResult, Usage
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, StopReason, TurnReply
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
@@ -27,7 +28,9 @@ from perdure.wire.tree import ChildInput, Handoff, Peer
 
 from .tree import Tree
 
-CallState = Literal["unpaid", "ready", "asking", "running", "done"]
+CallState = Literal[
+    "unpaid", "unchecked", "checking", "ready", "asking", "running", "unreviewed", "reviewing", "done"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Call:
     """A tool call of the current step.
 
     "asking": it waits for a person. "unpaid": it waits until the parent lets the run make more calls.
+    "unchecked" and "unreviewed": it waits until hooks are asked, before or after the call; "checking" and
+    "reviewing": they are being asked.
     """
 
     call: ToolCall
@@ -48,6 +53,14 @@ class Call:
     """Name of the tool that is called instead, after the call's own tool has failed."""
     failed: str = ""
     """Error text of the failed tool."""
+    checked: bool = False
+    """True once the hooks before the call have been asked."""
+    ask_reason: str = ""
+    """Reason of the hook that wants a person to decide."""
+    unreviewed: ToolResult | None = None
+    """Result that the hooks after the call have not seen yet."""
+    records: tuple[HookRecord, ...] = ()
+    """Verdicts of hooks before the call, for its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,13 @@ class Step:
     """Attempts at an output that did not fit the output type."""
     stale_retries: int = 0
     """Retries because the worker's transcript was stale."""
+    asking_hooks: HookPoint | None = None
+    """Point whose hooks are being asked by an activity of their own."""
+    start_checked: bool = False
+    end_checked: bool = False
+    """True once the hooks at the start, or at the end, of the run or turn have been asked."""
+    ending_text: str | None = None
+    """Answer with which a hook ends the turn, once all calls of the step have results."""
     overflow_cuts: int = 0
     """Cuts of the window in a row after the provider reported that the context overflows."""
 
@@ -324,12 +344,13 @@ class AgentState(RunState):
     def is_busy(self) -> bool:
         """True while anything is pending."""
         running = any(call.state == "running" for call in self.step.calls)
-        return self.step.asking_model or running or bool(self.tree.children)
+        asking = self.step.asking_model or self.step.asking_hooks is not None
+        return asking or running or bool(self.tree.children)
 
     @property
     def works_itself(self) -> bool:
         """True while a model call, or a tool call of its own, is pending."""
-        return self.step.asking_model or self.runs_tools
+        return self.step.asking_model or self.step.asking_hooks is not None or self.runs_tools
 
     @property
     def runs_tools(self) -> bool:

@@ -1,0 +1,225 @@
+"""Hooks of agents: asked beside the call, in their order, and checked.
+
+Theory of operation. `HookRunner.ask` asks every hook of an agent that overrides the point. Proceed and Replace let
+the next hook see the value; any other verdict ends the round. A hook that raises, or gives a verdict that its point
+does not take, raises HookFailed: the call is not made, or its result is withheld. So a broken guard never lets
+anything pass.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from perdure.agent import Agent
+from perdure.hooks import (
+    ALLOWED,
+    Ask,
+    Deny,
+    EndTurn,
+    Hook,
+    HookedCall,
+    HookedRun,
+    HookPoint,
+    HookRecord,
+    Proceed,
+    Replace,
+    Retry,
+    Verdict,
+)
+from perdure.messages import Text, ToolCall, ToolResult
+from perdure.texts import describe_error, truncate_middle
+from perdure.wire.effects import CheckedCall, HookInput, HookOutcome
+from perdure.wire.names import RUN_HOOKS
+
+from .content.redact import redact
+
+HOOK_FAILED = "hook_failed"
+"""Error type, and kind in `perdure.errors`."""
+
+Subject = TypeVar("Subject")
+
+
+class HookFailed(Exception):
+    """A hook raised an error, or gave a verdict that its point does not take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Verdict of an agent's hooks at one point, with the records of all that changed something."""
+
+    verdict: Verdict = field(default_factory=Proceed)
+    records: list[HookRecord] = field(default_factory=list[HookRecord])
+    replaced: Any = None
+    """Newest value that a hook has set; `is_replaced` tells whether one has."""
+    is_replaced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookRunner:
+    """Activity `run_hooks`, and the rounds that other activities ask for."""
+
+    agents: Mapping[str, Agent]
+
+    def has(self, agent: str, point: HookPoint) -> bool:
+        """Return whether any hook of the agent overrides the point."""
+        return bool(self._hooks(agent, point))
+
+    def _hooks(self, agent: str, point: HookPoint) -> list[Hook]:
+        known = self.agents.get(agent)
+        hooks: list[Hook] = list(known.hooks) if known else []
+        return [hook for hook in hooks if getattr(type(hook), point) is not getattr(Hook, point)]
+
+    async def ask(
+        self,
+        agent: str,
+        point: HookPoint,
+        subject: Subject,
+        apply: Callable[[Subject, Any], Subject],
+    ) -> Round:
+        """Ask the agent's hooks. `apply` sets a replaced value in what the next hook sees.
+
+        Raises:
+            HookFailed: the message names the hook and the point.
+
+        """
+        records: list[HookRecord] = []
+        replaced, is_replaced = None, False
+        for hook in self._hooks(agent, point):
+            verdict = await _ask_one(hook, point, subject)
+            if isinstance(verdict, Proceed):
+                continue
+            records.append(
+                HookRecord(hook=hook.name, point=point, verdict=verdict.kind, reason=_reason(verdict))
+            )
+            if not isinstance(verdict, Replace):
+                return Round(verdict=verdict, records=records, replaced=replaced, is_replaced=is_replaced)
+            replaced, is_replaced = verdict.value, True
+            subject = apply(subject, verdict.value)
+        return Round(records=records, replaced=replaced, is_replaced=is_replaced)
+
+    async def check_call(self, call: ToolCall, carrier: str, run: HookedRun) -> CheckedCall:
+        """Ask the hooks before a tool call."""
+        hooked = _hooked_call(call, carrier, run, None)
+        round_ = await self.ask(run.agent, "before_tool", hooked, _with_arguments)
+        changed = dict(round_.replaced) if round_.is_replaced else None
+        return _checked(call.id, round_, arguments=changed)
+
+    async def check_result(
+        self, call: ToolCall, carrier: str, run: HookedRun, result: ToolResult
+    ) -> CheckedCall:
+        """Ask the hooks after a tool call."""
+        hooked = _hooked_call(call, carrier, run, result)
+        round_ = await self.ask(run.agent, "after_tool", hooked, _with_result_text)
+        text = str(round_.replaced) if round_.is_replaced else None
+        return _checked(call.id, round_, text=text)
+
+    @activity.defn(name=RUN_HOOKS)
+    async def run_hooks(self, request: HookInput) -> HookOutcome:
+        """Ask the hooks about calls that no activity of ours makes, or about a run.
+
+        Raises:
+            ApplicationError: type "hook_failed", retryable; or the agent is not on this worker.
+
+        """
+        if request.agent not in self.agents:
+            # Retryable, because another worker may serve it: a deploy is under way.
+            raise ApplicationError(f"the agent {request.agent!r} is not on this worker", type=HOOK_FAILED)
+        try:
+            return await self._outcome(request)
+        except HookFailed as error:
+            raise ApplicationError(str(error), type=HOOK_FAILED) from None
+
+    async def _outcome(self, request: HookInput) -> HookOutcome:
+        run = HookedRun(
+            run_id=str(activity.info().workflow_id),
+            agent=request.agent,
+            user=request.user,
+            context=request.context,
+            step=request.step,
+            message=request.message,
+            output=request.output,
+            stop_reason=request.stop_reason,
+        )
+        if request.point in ("on_start", "on_end"):
+            round_ = await self.ask(request.agent, request.point, run, _with_output)
+            end = round_.verdict.text if isinstance(round_.verdict, EndTurn) else None
+            return HookOutcome(end_turn=end, is_replaced=round_.is_replaced, output=round_.replaced)
+        results = {result.call_id: result for result in request.results}
+        checked: list[CheckedCall] = []
+        for call, carrier in zip(request.calls, request.carriers, strict=True):
+            if request.point == "after_tool":
+                checked.append(await self.check_result(call, carrier, run, results[call.id]))
+            else:
+                checked.append(await self.check_call(call, carrier, run))
+        return HookOutcome(calls=checked)
+
+
+async def _ask_one(hook: Hook, point: HookPoint, subject: Any) -> Verdict:
+    try:
+        answer = getattr(hook, point)(subject)
+        if inspect.isawaitable(answer):
+            answer = await answer
+    except Exception as error:
+        activity.logger.exception("hook %s failed at %s", hook.name, point)
+        text = truncate_middle(redact(describe_error(error)), 1000)
+        raise HookFailed(f"hook {hook.name} failed at {point}: {type(error).__name__}: {text}") from error
+    verdict: Any = Proceed() if answer is None else answer
+    if not isinstance(verdict, Verdict):
+        raise HookFailed(f"hook {hook.name} at {point} must return a verdict or None, not {verdict!r}")
+    if verdict.kind not in ALLOWED[point]:
+        allowed = ", ".join(sorted(ALLOWED[point]))
+        raise HookFailed(f"hook {hook.name} at {point} cannot {verdict.kind!r}; it can: {allowed}")
+    if isinstance(verdict, Replace) and point == "before_tool" and not isinstance(verdict.value, dict):
+        raise HookFailed(f"hook {hook.name} at {point} must replace the arguments by an object")
+    return verdict
+
+
+def _reason(verdict: Verdict) -> str:
+    match verdict:
+        case Deny() | Ask():
+            return verdict.reason
+        case Retry():
+            return verdict.guidance
+        case _:
+            return ""
+
+
+def _checked(call_id: str, round_: Round, **changes: Any) -> CheckedCall:
+    verdict = round_.verdict
+    refusal = None
+    if isinstance(verdict, Deny):
+        refusal = f"This call was refused: {verdict.reason}"
+    elif isinstance(verdict, Retry):
+        refusal = verdict.guidance
+    return CheckedCall(
+        call_id=call_id,
+        deny=refusal,
+        ask=verdict.reason if isinstance(verdict, Ask) else None,
+        end_turn=verdict.text if isinstance(verdict, EndTurn) else None,
+        records=round_.records,
+        **changes,
+    )
+
+
+def _hooked_call(call: ToolCall, carrier: Any, run: HookedRun, result: ToolResult | None) -> HookedCall:
+    return HookedCall(
+        run=run, call_id=call.id, tool=call.name, arguments=call.arguments, carrier=carrier, result=result
+    )
+
+
+def _with_arguments(call: HookedCall, value: Any) -> HookedCall:
+    return HookedCall(**{**vars(call), "arguments": dict(value)})
+
+
+def _with_result_text(call: HookedCall, value: Any) -> HookedCall:
+    assert call.result is not None, "after a call there is a result"
+    changed = call.result.model_copy(update={"content": [Text(text=str(value))]})
+    return HookedCall(**{**vars(call), "result": changed})
+
+
+def _with_output(run: HookedRun, value: Any) -> HookedRun:
+    return HookedRun(**{**vars(run), "output": value})

@@ -1,0 +1,168 @@
+"""Hooks in a run: when an activity of their own asks them, and what their verdicts change. Pure.
+
+Rules
+1. Functions and models ask their hooks in the activity of the call. Remote tools, agents as tools and handoffs have
+   none of ours, and neither has a run's start or end: for these an activity of its own asks, before and after.
+2. A verdict arrives as an event, so it is in history. A call is checked once, whatever is retried afterwards.
+3. Hooks that give no verdict park the run: the calls that they guard are asked about again when it goes on.
+4. An agent without hooks never gets here.
+"""
+
+from dataclasses import replace
+from typing import assert_never
+
+from perdure.messages import Text, ToolResult
+from perdure.wire.effects import CheckedCall, ModelFailure
+from perdure.wire.names import HANDOFF
+
+from . import parking
+from .calls import apply_check, apply_review, open_checked_handoff
+from .commands import CallModel, Command, Finish, RunHooks, Wait
+from .events import HooksAnswered, HooksFailed, HooksStarted
+from .state import AgentState, Call, CallState, End
+
+
+def with_hooks(state: AgentState, command: Command) -> Command:
+    """Return the command, or the hooks that must be asked before it."""
+    hooks, step = state.spec.hooks, state.step
+    if not hooks:
+        return command
+    match command:
+        case CallModel() if "on_start" in hooks and not step.start_checked:
+            return _ask(state, RunHooks(point="on_start"))
+        case Finish() if "on_end" in hooks and not step.end_checked and _is_guarded(command.end):
+            return _ask(state, RunHooks(point="on_end", end=command.end))
+        case Wait() if state.parking.parked is None and not state.paused and state.ending is None:
+            return _ask_about_calls(state)
+        case _:
+            return command
+
+
+def _is_guarded(end: End) -> bool:
+    """Return whether hooks see the end: not one that gives no output."""
+    return end.stop_reason not in ("cancelled", "handoff") and end.failure is None
+
+
+def _ask(state: AgentState, command: RunHooks) -> Command:
+    waits = state.step.asking_hooks is not None or state.parking.parked is not None or state.paused
+    return Wait() if waits else command
+
+
+def _ask_about_calls(state: AgentState) -> Command:
+    if state.step.asking_hooks is not None:
+        return Wait()
+    unchecked = tuple(call for call in state.step.calls if call.state == "unchecked")
+    if unchecked:
+        return RunHooks(point="before_tool", calls=unchecked)
+    unreviewed = tuple(call for call in state.step.calls if call.state == "unreviewed")
+    return RunHooks(point="after_tool", calls=unreviewed) if unreviewed else Wait()
+
+
+def start_hooks(state: AgentState, event: HooksStarted) -> AgentState:
+    """Return the state while hooks are being asked."""
+    asked: dict[CallState, CallState] = {"unchecked": "checking", "unreviewed": "reviewing"}
+    calls = tuple(
+        replace(call, state=asked.get(call.state, call.state)) if call.call.id in event.ids else call
+        for call in state.step.calls
+    )
+    return replace(state, step=replace(state.step, calls=calls, asking_hooks=event.point))
+
+
+def answer_hooks(state: AgentState, event: HooksAnswered) -> AgentState:
+    """Return the state after hooks answered. A late answer changes nothing."""
+    if state.step.asking_hooks != event.point:
+        return state
+    state = replace(state, step=replace(state.step, asking_hooks=None))
+    match event.point:
+        case "on_start":
+            state = replace(state, step=replace(state.step, start_checked=True))
+            text = event.outcome.end_turn
+            return state if text is None else end_by_hook(state, text)
+        case "on_end":
+            return _apply_end(state, event)
+        case "before_tool":
+            for checked in event.outcome.calls:
+                state = _apply_check(state, checked)
+            return state
+        case "after_tool":
+            for checked in event.outcome.calls:
+                state = _apply_review(state, checked)
+            return state
+        case "before_model" | "after_model":
+            return state  # asked in the activity of the model call
+        case _:
+            assert_never(event.point)
+
+
+def _apply_end(state: AgentState, event: HooksAnswered) -> AgentState:
+    end = event.end
+    if end is not None and event.outcome.is_replaced:
+        end = replace(end, output=event.outcome.output)
+    # A message that came meanwhile makes the run go on; its next end is asked about again.
+    if state.inbox.messages:
+        return replace(state, end=None)
+    return replace(state, step=replace(state.step, end_checked=True), end=end)
+
+
+def end_by_hook(state: AgentState, text: str) -> AgentState:
+    """Return the state of a turn that a hook ends with this answer."""
+    output = text if state.spec.output_schema is None else None
+    return replace(state, end=End(stop_reason="guardrail", output=output))
+
+
+def _apply_check(state: AgentState, checked: CheckedCall) -> AgentState:
+    call = next((c for c in state.step.calls if c.call.id == checked.call_id and c.state == "checking"), None)
+    if call is None:
+        return state
+    changed, step = apply_check(state, call, checked), state.step
+    if call.call.name == HANDOFF and changed.state == "ready":
+        changed, handoff = open_checked_handoff(state, changed)
+        step = replace(step, handoff=handoff)
+    if checked.end_turn is not None:
+        step = replace(step, ending_text=checked.end_turn)
+    return replace(state, step=replace(step, calls=_exchange(step.calls, call, changed)))
+
+
+def _apply_review(state: AgentState, checked: CheckedCall) -> AgentState:
+    call = next(
+        (c for c in state.step.calls if c.call.id == checked.call_id and c.state == "reviewing"), None
+    )
+    if call is None:
+        return state
+    step = state.step
+    if checked.end_turn is not None:
+        step = replace(step, ending_text=checked.end_turn)
+    calls = _exchange(step.calls, call, apply_review(call, checked))
+    return replace(state, step=replace(step, calls=calls))
+
+
+def _exchange(calls: tuple[Call, ...], old: Call, new: Call) -> tuple[Call, ...]:
+    return tuple(new if call is old else call for call in calls)
+
+
+def fail_hooks(state: AgentState, event: HooksFailed) -> AgentState:
+    """Return the state after hooks gave no verdict: parked, and asked again when it goes on."""
+    if state.step.asking_hooks != event.point:
+        return state
+    again: dict[CallState, CallState] = {"checking": "unchecked", "reviewing": "unreviewed"}
+    calls = tuple(replace(call, state=again.get(call.state, call.state)) for call in state.step.calls)
+    state = replace(state, step=replace(state.step, calls=calls, asking_hooks=None))
+    if state.ending is not None:
+        return withhold_unreviewed(state)
+    return parking.fall_back_or_park(state, ModelFailure(kind="hook_failed", message=event.message), event.at)
+
+
+def withhold_unreviewed(state: AgentState) -> AgentState:
+    """Give calls whose results no hook has seen an error instead: the run ends before they could be asked."""
+    text = "The call was made, but the run ended before its result could be checked."
+    calls = tuple(
+        replace(call, state="done", unreviewed=None, result=_withheld(call, text))
+        if call.state in ("unreviewed", "reviewing")
+        else call
+        for call in state.step.calls
+    )
+    return replace(state, step=replace(state.step, calls=calls))
+
+
+def _withheld(call: Call, text: str) -> ToolResult:
+    return ToolResult(call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True)
