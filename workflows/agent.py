@@ -16,7 +16,7 @@ from .inputs import request_of
 
 @workflow.defn(name=WORKFLOW)
 class AgentWorkflow(RunHandlers):
-    """One run of an agent, a swarm or a graph."""
+    """Workflow of a run of an agent, a swarm or a graph."""
 
     @workflow.run
     async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
@@ -32,11 +32,11 @@ class AgentWorkflow(RunHandlers):
         return await self._loop.run(request)
 
     async def _begin(self, request: Any, child_json: Any) -> None:
-        asked = request_of(request)
-        self._agent = asked.agent
+        run_request = request_of(request)
+        self._agent = run_request.agent
         child = None if child_json is None else ChildInput.model_validate(child_json)
-        resolved = await self._resolve(asked, child)
+        resolved = await self._resolve(run_request, child)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members, child=child)
         program = bound_program(resolved.spec)
-        state = program.initial(asked, workflow.now(), origin)
+        state = program.initial(run_request, workflow.now(), origin)
         self._loop.begin(program, state, format_of(resolved))

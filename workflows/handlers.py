@@ -104,7 +104,7 @@ class RunHandlers:
         update = workflow.current_update_info()
         sent = MessageSent(message=message_of(split_address(message)[1]), id=update.id if update else None)
         self._loop.events.append(sent)
-        return (self._loop.state.queued if self._loop.state else 0) + 1
+        return (self._loop.state.unread_count if self._loop.state else 0) + 1
 
     @send.validator
     def _check_send(self, message: Any) -> None:

@@ -81,7 +81,7 @@ class PendingActivities:
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
-        self._has_asked = False
+        self._has_called_model = False
         self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -94,9 +94,9 @@ class PendingActivities:
         """Start the step's model call."""
         chosen = state.spec.models[state.chain.model]
         call = model_input(state, command)
-        if not self._has_asked:
+        if not self._has_called_model:
             call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
-        self._has_asked = True
+        self._has_called_model = True
         handle = workflow.start_activity(
             CALL_MODEL,
             call,
@@ -211,7 +211,9 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         step=state.ledger.steps,
         model=state.chain.model,
         view=TranscriptView(
-            pinned=state.transcript.pinned, start=state.transcript.window_start, length=len(state.messages)
+            pinned=state.transcript.pinned_messages,
+            start=state.transcript.window_start,
+            length=len(state.messages),
         ),
         new_messages=fresh if small else [],
         tail_digest=tail_digest(newest),

@@ -27,17 +27,17 @@ async def run_agent(
 ) -> RunResult:
     """Run an agent as a child workflow of the calling workflow; waits for its result.
 
-    Cancelling the caller cancels the run. The run can be watched, told things and approved like
+    Cancelling the caller cancels the run. The run can be watched, sent messages and approved like
     any other, under its own id.
 
     Raises:
-        ApplicationError: "InvalidRequest": what was asked is wrong; nothing was started.
+        ApplicationError: "InvalidRequest": the request is wrong; nothing was started.
         ChildWorkflowError: the run failed; its cause names the kind.
 
     """
     # Checked here and raised as a failure: any other error would leave the caller's task failing.
-    given = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
-    request = request_of({**given, "context": context or {}, "stream": False})
+    fields = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
+    request = request_of({**fields, "context": context or {}, "stream": False})
     # Plain JSON in and out: the caller's data converter need not know our types.
     answer: dict[str, Any] = await workflow.execute_child_workflow(
         WORKFLOW,

@@ -28,7 +28,7 @@ MOST_WAITING: Final = 5
 
 @workflow.defn(name=SESSION_WORKFLOW)
 class SessionWorkflow(RunHandlers):
-    """One session with an agent, a swarm or a graph."""
+    """Workflow of a session with an agent, a swarm or a graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class SessionWorkflow(RunHandlers):
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise
 
-    async def _open(self, asked: SessionRequest) -> None:
-        self._agent = asked.agent
-        resolved = await self._resolve(priced_request(asked), None)
+    async def _open(self, request: SessionRequest) -> None:
+        self._agent = request.agent
+        resolved = await self._resolve(priced_request(request), None)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members)
         program = SessionProgram(bound_program(resolved.spec))
-        state = program.open(asked, workflow.now(), origin)
+        state = program.open(request, workflow.now(), origin)
         self._loop.begin(program, state, format_of(resolved))
 
     @property
@@ -73,10 +73,10 @@ class SessionWorkflow(RunHandlers):
     )
     async def say(self, message: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
-        said = said_of(message)
-        message_id = said.utterance.id
+        event = said_of(message)
+        message_id = event.utterance.id
         if self._loop.state is None or reply_to(self._loop.state, message_id) is None:
-            self._loop.events.append(await self._delivered(said, message))
+            self._loop.events.append(await self._deliver_below(event, message))
         self._waiting += 1
         try:
             await workflow.wait_condition(lambda: self._is_taken(message_id))
@@ -90,21 +90,21 @@ class SessionWorkflow(RunHandlers):
 
     @say.validator
     def _check_say(self, message: Any) -> None:
-        said = said_of(message)
+        event = said_of(message)
         state = self._loop.state
-        if state is None or reply_to(state, said.utterance.id) is None:
+        if state is None or reply_to(state, event.utterance.id) is None:
             self._refuse_when_over()
 
-    async def _delivered(self, said: Said, message: Any) -> Said:
+    async def _deliver_below(self, event: Said, message: Any) -> Said:
         """Give a message that steers a team's turn to the run below that asks a person something."""
         state = self._loop.state
-        if state is None or said.when_busy != "steer" or is_pending(state, said.utterance.id):
-            return said
+        if state is None or event.when_busy != "steer" or is_pending(state, event.utterance.id):
+            return event
         below = asking_below(state)
         if below is None:
-            return said
+            return event
         await self._relay(below, SEND, {"text": message["text"]})
-        return replace(said, delivered=True)
+        return replace(event, delivered=True)
 
     def _is_taken(self, message_id: str) -> bool:
         """Return whether the state has the message: only then may its sender be sent away."""

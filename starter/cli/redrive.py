@@ -45,7 +45,7 @@ async def redrive(
             "name the runs one way: by their ids, or by --cause, --agent, --user, --older-than and --query, "
             "or by --all"
         )
-    # Parsed before the first run is touched: a wrong limit must change none of them.
+    # Parsed before the first redrive: a wrong limit must change no run.
     limits = limits_of(limit or [])
     client = await common.connect()
     if ids and dry_run:

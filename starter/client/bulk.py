@@ -40,5 +40,5 @@ async def act_on_each(
         for task in tasks:
             yield await task
     finally:
-        # A pipe that closes after the first line must not leave half of the runs untouched.
+        # A pipe that closes after the first line must not leave half of the runs unchanged.
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,7 +4,7 @@ from perdure.wire.tree import Amount
 
 from .amounts import bounds_of, spent_of
 from .state import RunState
-from .tree import left
+from .tree import remaining_amount
 
 
 def limits_of(state: RunState) -> Amount:
@@ -20,4 +20,4 @@ def spent(state: RunState) -> Amount:
 
 def room(state: RunState) -> Amount:
     """Return what is left of the limits and the lease, without what the children hold."""
-    return left(state.tree, limits_of(state), spent(state))
+    return remaining_amount(state.tree, limits_of(state), spent(state))

@@ -58,7 +58,7 @@ def agent_status(state: AgentState) -> RunStatus:
         stop_reason=state.end.stop_reason if state.end else None,
         spec_hash=state.spec.hash,
         model=state.spec.models[state.chain.model].config.name,
-        queued=state.queued,
+        queued=state.unread_count,
         kind="session" if state.session else "agent",
         turn=state.session.turn if state.session else 0,
     )

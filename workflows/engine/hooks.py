@@ -60,9 +60,9 @@ def _ask_about_calls(state: AgentState) -> Command:
 
 def start_hooks(state: AgentState, event: HooksStarted) -> AgentState:
     """Return the state while hooks are being asked."""
-    asked: dict[CallState, CallState] = {"unchecked": "checking", "unreviewed": "reviewing"}
+    next_state: dict[CallState, CallState] = {"unchecked": "checking", "unreviewed": "reviewing"}
     calls = tuple(
-        replace(call, state=asked.get(call.state, call.state)) if call.call.id in event.ids else call
+        replace(call, state=next_state.get(call.state, call.state)) if call.call.id in event.ids else call
         for call in state.step.calls
     )
     return replace(state, step=replace(state.step, calls=calls, asking_hooks=event.point))
@@ -144,8 +144,8 @@ def fail_hooks(state: AgentState, event: HooksFailed) -> AgentState:
     """Return the state after hooks gave no verdict: parked, and asked again when it goes on."""
     if state.step.asking_hooks != event.point:
         return state
-    again: dict[CallState, CallState] = {"checking": "unchecked", "reviewing": "unreviewed"}
-    calls = tuple(replace(call, state=again.get(call.state, call.state)) for call in state.step.calls)
+    waiting: dict[CallState, CallState] = {"checking": "unchecked", "reviewing": "unreviewed"}
+    calls = tuple(replace(call, state=waiting.get(call.state, call.state)) for call in state.step.calls)
     state = replace(state, step=replace(state.step, calls=calls, asking_hooks=None))
     if state.ending is not None:
         return withhold_unreviewed(state)

@@ -57,18 +57,18 @@ class PatternScheduler:
 
     def startable(self, plan: PatternPlan[Any]) -> tuple[Start, ...]:
         """Return the nodes to start now, as many as may still start."""
-        starts = [self._checked(start) for start in self.own.startable(plan.own)]
+        starts = [self._complete_start(start) for start in self.own.startable(plan.own)]
         keys = [start.key for start in starts]
         again = next((key for at, key in enumerate(keys) if key in plan.keys or key in keys[:at]), None)
         if again is not None:
-            raise self._broken(f"startable() returned the key {again!r} twice")
+            raise self._contract_error(f"startable() returned the key {again!r} twice")
         return tuple(starts[: self._may_start(plan)])
 
-    def _checked(self, start: Start) -> Start:
+    def _complete_start(self, start: Start) -> Start:
         member = start.member or start.node
         kind = self.spec.members.get(member)
         if kind is None:
-            raise self._broken(f"node {start.key!r} runs {member!r}, which is none of its members")
+            raise self._contract_error(f"node {start.key!r} runs {member!r}, which is none of its members")
         timeout = start.timeout or self.spec.limits.node_timeout
         return replace(start, member=member, kind=kind, timeout=timeout)
 
@@ -98,7 +98,7 @@ class PatternScheduler:
             return Over(stop_reason="max_node_executions", output=self.partial(plan))
         # Without this check the run would wait for ever, and nobody would see why.
         if not self.own.startable(plan.own):
-            raise self._broken("nothing runs, startable() returned nothing, and over() returned None")
+            raise self._contract_error("nothing runs, startable() returned nothing, and over() returned None")
         return None
 
     def partial(self, plan: PatternPlan[Any]) -> Any:
@@ -109,5 +109,5 @@ class PatternScheduler:
         """Return remarks for status and result."""
         return self.own.notes(plan.own)
 
-    def _broken(self, problem: str) -> BrokenContract:
+    def _contract_error(self, problem: str) -> BrokenContract:
         return BrokenContract(f"scheduler of {self.spec.pattern} {self.spec.name!r}: {problem}")

@@ -49,20 +49,26 @@ _LONG_TEXT: Final = 2048
 NO_PROMPT: Final = "(a session)"
 
 
-def run_request(asked: SessionRequest) -> RunRequest:
+def run_request(request: SessionRequest) -> RunRequest:
     """Return the request of the run inside a session."""
-    optional = {"user": asked.user, "roles": asked.roles, "context": asked.context, "limits": asked.limits}
+    optional = {
+        "user": request.user,
+        "roles": request.roles,
+        "context": request.context,
+        "limits": request.limits,
+    }
+    # Unset fields stay unset: a request is written to history as it was given.
     set_fields = {name: value for name, value in optional.items() if value}
     return RunRequest.model_validate(
-        {"agent": asked.agent, "prompt": NO_PROMPT, "stream": asked.stream, **set_fields}
+        {"agent": request.agent, "prompt": NO_PROMPT, "stream": request.stream, **set_fields}
     )
 
 
-def priced_request(asked: SessionRequest) -> RunRequest:
+def priced_request(session_request: SessionRequest) -> RunRequest:
     """Return the request with the session's limits, for the check that a bound in money has prices."""
-    request = run_request(asked)
-    bounded = asked.session_limits is not None and asked.session_limits.cost_usd is not None
-    return request.model_copy(update={"limits": asked.session_limits}) if bounded else request
+    request, limits = run_request(session_request), session_request.session_limits
+    bounded = limits is not None and limits.cost_usd is not None
+    return request.model_copy(update={"limits": limits}) if bounded else request
 
 
 def session_of(state: RunState) -> Session:
@@ -82,15 +88,15 @@ class SessionProgram:
         """Type of the state: the inner program's."""
         return self.turns.state_type
 
-    def open(self, asked: SessionRequest, now: datetime, origin: Origin) -> RunState:
+    def open(self, request: SessionRequest, now: datetime, origin: Origin) -> RunState:
         """Return the state of a session that has just been given its agent or team."""
-        state: RunState = self.turns.empty(run_request(asked), now, origin)
-        limits = Limits(steps=None).tightened_by(asked.session_limits)
+        state: RunState = self.turns.empty(run_request(request), now, origin)
+        limits = Limits(steps=None).tightened_by(request.session_limits)
         deadline = None if limits.timeout is None else now + limits.timeout
         session = Session(
             turn_limits=state.limits,
             limits=limits,
-            max_idle=asked.max_idle,
+            max_idle=request.max_idle,
             deadline_at=deadline,
             start=TurnStart(at=now),
         )
@@ -166,12 +172,12 @@ class SessionProgram:
 
     def _steer(self, state: RunState, utterance: Utterance) -> RunState:
         """Give the message to the turn: it answers the agent's question, or the model reads it at its next step."""
-        before = state.queued
+        before = state.unread_count
         steered = self._fold_turn(state, MessageSent(message=utterance.message))
         session = session_of(steered)
         if steered is state:  # a team reads nothing between its nodes: the message gets its own turn
             return _with(state, replace(session, queue=(*session.queue, utterance)))
-        if steered.queued == before:
+        if steered.unread_count == before:
             return _with(steered, replace(session, ids=(*session.ids, utterance.id)))
         return _with(steered, replace(session, unread=(*session.unread, utterance)))
 

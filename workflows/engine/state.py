@@ -104,7 +104,7 @@ class Transcript:
     """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
 
     @property
-    def pinned(self) -> int:
+    def pinned_messages(self) -> int:
         """Number of leading messages that the window keeps: the task, once the window has moved."""
         return 1 if self.window_start > 0 else 0
 
@@ -186,7 +186,7 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnStart:
-    """Snapshot of a session at the start of its turn. The turn's own counts are the difference to it."""
+    """Counts of a session at the start of its turn. What the turn itself has used is the difference to them."""
 
     at: datetime
     messages: int = 0
@@ -278,7 +278,7 @@ class RunState:
         return ()
 
     @property
-    def queued(self) -> int:
+    def unread_count(self) -> int:
         """Number of accepted messages that no model has read."""
         return len(self.session.queue) if self.session else 0
 
@@ -326,9 +326,9 @@ class AgentState(RunState):
         return self.step.calls
 
     @property
-    def queued(self) -> int:
+    def unread_count(self) -> int:
         """Number of accepted messages that no model has read."""
-        return len(self.inbox.messages) + super().queued
+        return len(self.inbox.messages) + super().unread_count
 
     @property
     def is_priced(self) -> bool:

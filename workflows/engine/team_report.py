@@ -45,7 +45,7 @@ def team_status(team: TeamState, notes: Notes) -> RunStatus:
         stop_reason=team.end.stop_reason if team.end else None,
         spec_hash=team.spec.hash,
         shared_context=notes.shared_context,
-        queued=team.queued,
+        queued=team.unread_count,
         turn=team.session.turn if team.session else 0,
     )
 

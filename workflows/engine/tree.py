@@ -108,14 +108,14 @@ def held_by_children(tree: Tree) -> Amount:
     return plus(NOTHING, *(child.lease for child in tree.children))
 
 
-def left(tree: Tree, limits: Amount, spent: Amount) -> Amount:
+def remaining_amount(tree: Tree, limits: Amount, spent: Amount) -> Amount:
     """Return the amount that the run may still spend, or lease to children."""
     return minus(least(limits, tree.lease.amount), spent, held_by_children(tree))
 
 
 def shortage(tree: Tree, limits: Amount, spent: Amount, wanted: Amount) -> tuple[Amount | None, bool]:
     """Return the missing part of the wanted amount, and whether the lender could give it."""
-    short = missing(wanted, left(tree, limits, spent))
+    short = missing(wanted, remaining_amount(tree, limits, spent))
     if short is None:
         return None, False
     own = missing(wanted, minus(limits, spent, held_by_children(tree)))
@@ -124,7 +124,7 @@ def shortage(tree: Tree, limits: Amount, spent: Amount, wanted: Amount) -> tuple
 
 def lease_for(tree: Tree, limits: Amount, spent: Amount, starting: int, *, alone: bool) -> Amount:
     """Return the lease of each of so many starting children: everything, when nobody else will need any."""
-    available = left(tree, limits, spent)
+    available = remaining_amount(tree, limits, spent)
     if starting == 1 and alone and not tree.children:
         return available
     return share(available, 2 * (starting + len(tree.children)))
@@ -214,7 +214,7 @@ def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) ->
     grants: list[tuple[str, Grant]] = []
     for child in asking:
         assert child.request is not None
-        available = left(tree, limits, spent)
+        available = remaining_amount(tree, limits, spent)
         if missing(child.request.minimum, available) is not None:
             return _answers_when_short(tree, limits, spent, child.request, tuple(grants), busy=busy)
         amount = _grant_for(tree, child.request, available)
@@ -239,7 +239,7 @@ def _answers_when_short(
 ) -> Answers:
     short, lender_could = shortage(tree, limits, spent, request.minimum)
     if short is not None and lender_could:
-        preferred = missing(request.preferred, left(tree, limits, spent)) or short
+        preferred = missing(request.preferred, remaining_amount(tree, limits, spent)) or short
         if tree.lease.is_asking:
             return Answers(grants=grants)
         return Answers(grants=grants, request=BudgetRequest(minimum=short, preferred=preferred))

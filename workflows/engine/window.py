@@ -11,7 +11,7 @@ from .state import AgentState, Transcript
 def next_window_start(state: AgentState) -> int:
     """Return where the window is to start, so that what the model sees fits the agent's context strategy."""
     window, transcript = state.spec.context, state.transcript
-    visible = transcript.pinned + len(transcript.messages) - transcript.window_start
+    visible = transcript.pinned_messages + len(transcript.messages) - transcript.window_start
     if not _is_overfull(window, visible, transcript.context_tokens):
         return transcript.window_start
     most = None if window.messages is None else max(2, int(window.messages * window.keep))
