@@ -337,6 +337,10 @@ class Client:
         ):
             yield info
 
+    # Scripts written before `parked_runs` had its name call it so.
+    parked = parked_runs
+    """Earlier name of `parked_runs`."""
+
     def act_on(self, ids: Sequence[str], action: Callable[[Run], Awaitable[None]]) -> AsyncGenerator[Outcome]:
         """Apply the action to each run, some at a time; yield an outcome for each, in the order of the ids.
 

@@ -240,6 +240,10 @@ class Run:
         decision |= {name: value for name, value in optional.items() if value is not None}
         await self.calls.update(RESOLVE_APPROVAL, decision)
 
+    # Scripts written before `resolve_approval` had its name call it so.
+    decide = resolve_approval
+    """Earlier name of `resolve_approval`."""
+
     async def resolve_approvals(
         self, *, allow: bool, by: str = "", reason: str = "", approvals: Sequence[Approval] | None = None
     ) -> list[Outcome]:
@@ -321,6 +325,10 @@ class Run:
     async def describe(self) -> WorkflowExecutionDescription:
         """Return what the server knows of the run; no worker is asked."""
         return await self.calls.describe()
+
+    # As with `decide`: a script does not break because a method has a better name.
+    described = describe
+    """Earlier name of `describe`."""
 
     async def is_stuck(self) -> bool:
         """Return whether its workflow task fails and is retried, as after an incompatible change of code."""

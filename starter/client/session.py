@@ -151,6 +151,10 @@ class Session:
         """Allow or deny a tool call that waits, as `Run.resolve_approval`."""
         await self.run.resolve_approval(call_id, allow=allow, **decision)
 
+    # Scripts written before `resolve_approval` had its name call it so.
+    decide = resolve_approval
+    """Earlier name of `resolve_approval`."""
+
     async def interrupt(self) -> None:
         """End the current turn gracefully; the session goes on."""
         await self.run.calls.signal(INTERRUPT)
