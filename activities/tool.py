@@ -265,6 +265,7 @@ class ToolCalls:
         context = _tool_context(tool, call, progress)
         try:
             arguments = tool.signature.bind(call.arguments)
+            _check_resource(tool, call)
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
         if tool.signature.context is not None:
@@ -373,6 +374,25 @@ def _with_verdicts(result: ToolResult, before: CheckedCall | None, after: Checke
 def tool_key(name: str) -> str:
     """Return the key of a tool among circuits and rate limits."""
     return f"tool:{name}"
+
+
+def _check_resource(tool: Tool, call: ToolInput) -> None:
+    """Check that the policy saw the resource as the function gets it.
+
+    It did not if a person, or another version of this worker, wrote the resource in another form.
+
+    Raises:
+        ValueError: it saw another form; the message gives the right one.
+
+    """
+    if tool.resource is None or tool.resource not in call.arguments:
+        return
+    given = call.arguments[tool.resource]
+    read = tool.signature.canonical(call.arguments, tool.resource)[tool.resource]
+    if read != given:
+        raise ValueError(
+            f"{tool.resource}: write {read!r}, not {given!r}: the policy reads it as it is written"
+        )
 
 
 def _tool_context(tool: Tool, call: ToolInput, progress: _CallProgress) -> ToolContext:

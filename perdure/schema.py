@@ -1,18 +1,31 @@
-"""JSON schemas of tools, from type hints and docstrings. Strict: nothing is guessed."""
+"""JSON schemas of tools, from type hints and docstrings, and the canonical form of arguments.
+
+Schemas are strict: nothing is guessed.
+
+Canonical arguments. A model, a person or a hook may write one value in several ways: 7, 7.0 and "7" for an
+integer. Policy, approval digest and tool must see the same value. So arguments are made canonical once, where
+they enter, and every later reader takes them as they stand.
+1. `canonical_arguments` knows only the schema. It is pure, so the engine may call it, and it serves tools in any
+   language. It converts scalars as pydantic's lax mode does.
+2. `Signature.canonical` also knows the function's types, and the changes that their validators make.
+3. Canonical arguments are canonical again: both functions leave them as they are.
+"""
 
 import inspect
 import json
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast, get_type_hints
+from urllib.parse import unquote
 
 import docstring_parser
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match  # pyright: ignore[reportUnknownVariableType]
 from jsonschema.exceptions import ValidationError as SchemaProblem
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
@@ -26,6 +39,16 @@ _NOWHERE: Registry[Any] = Registry()
 """Registry without schemas that fetches none: a schema may refer only to itself."""
 
 _OURS = ("perdure.tools", "ToolContext")
+
+_LAX: dict[str, TypeAdapter[Any]] = {
+    "integer": TypeAdapter(int),
+    "number": TypeAdapter(float),
+    "boolean": TypeAdapter(bool),
+}
+"""Conversions of scalars, in the order in which they are tried: those that a function's binding makes."""
+
+_EXACT_FLOATS = 2**53
+"""Bound below which a float without a fraction is one integer exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +68,55 @@ class Signature:
 
         """
         try:
-            # Validated as JSON, because a strict model accepts the text of a date from JSON only.
-            bound = self.model.model_validate_json(to_json(arguments))
+            bound = self._validate(arguments)
         except ValidationError as error:
             raise ValueError(explain(error)) from None
         return {str(field.alias): getattr(bound, name) for name, field in type(bound).model_fields.items()}
+
+    def _validate(self, arguments: dict[str, Any]) -> BaseModel:
+        # Validated as JSON, because a strict model accepts the text of a date from JSON only.
+        return self.model.model_validate_json(to_json(arguments))
+
+    def canonical(self, arguments: dict[str, Any], resource: str | None = None) -> dict[str, Any]:
+        """Return the arguments as JSON of the values that the function gets, with the resource's default.
+
+        A value without a stable JSON form, such as a secret, stays as it was written.
+
+        Raises:
+            ValueError: they do not fit, or the resource has no stable form, so no policy could match it.
+
+        """
+        plain = canonical_arguments(arguments, self.input_schema, resource)
+        bound = self.bind(plain)
+        dumped = self._dump(plain)
+        for name in plain:
+            if dumped[name] == plain[name]:
+                continue
+            changed = {**plain, name: dumped[name]}
+            # A validator that adds a prefix, for example, would add it again when the call runs.
+            if self._reads_as(changed, name, bound[name]):
+                plain = changed
+            elif name == resource:
+                raise ValueError(f"{resource}: {plain[name]!r} has no stable form that a policy could match")
+        return plain
+
+    def _dump(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return each of the arguments as JSON of its bound value, or as it is if that cannot be written."""
+        try:
+            bound = self._validate(arguments)
+            dumped = bound.model_dump(mode="json", by_alias=True, exclude_unset=True, warnings="none")
+            return {name: _whole_numbers(dumped[name]) for name in arguments}
+        except Exception:  # a serializer of the user's classes may raise anything
+            return arguments
+
+    def _reads_as(self, arguments: dict[str, Any], name: str, value: Any) -> bool:
+        """Check whether the arguments fit the schema, and the function would get the value."""
+        if problem_with(arguments, self.input_schema) is not None:
+            return False
+        try:
+            return bool(self.bind(arguments)[name] == value)
+        except Exception:  # a comparison of the user's classes may raise anything
+            return False
 
 
 def signature_of(function: Callable[..., Any], name: str) -> Signature:
@@ -205,3 +272,122 @@ def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
         return None
     where = ".".join(str(step) for step in cast("Iterable[object]", worst.absolute_path))
     return f"{where}: {worst.message}" if where else str(worst.message)
+
+
+def canonical_arguments(
+    arguments: dict[str, Any], schema: dict[str, Any], resource: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments in the form that a tool with this schema reads them in. Pure.
+
+    Texts become the numbers and booleans that the schema asks for, at any depth. A float without a fraction is
+    written as an integer (RFC 8785). A missing `resource` gets its default. Everything else stays as it is.
+    """
+    properties = schema.get("properties", {})
+    if resource is not None and resource not in arguments and "default" in properties.get(resource, {}):
+        arguments = {**arguments, resource: properties[resource]["default"]}
+    described = {name: _schema_of(name, schema) for name in arguments}
+    return {name: _read_argument(value, described[name], schema) for name, value in arguments.items()}
+
+
+def _read_argument(value: Any, schema: Any, root: dict[str, Any]) -> Any:
+    # Each argument by itself: nesting too deep to follow must not keep the others from their canonical form.
+    try:
+        return _whole_numbers(_read(value, schema, root))
+    except RecursionError:
+        return value
+
+
+def _read(value: Any, schema: Any, root: dict[str, Any]) -> Any:
+    """Return the value as a reader with this schema takes it; unchanged where it does not fit."""
+    if not isinstance(schema, dict):
+        return value
+    node = cast("dict[str, Any]", schema)
+    if isinstance(node.get("$ref"), str):
+        value = _read(value, _target(node["$ref"], root), root)
+    for part in node.get("allOf", ()):
+        value = _read(value, part, root)
+    for choice in ("anyOf", "oneOf"):
+        value = _read_choice(value, node.get(choice, ()), root)
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: _read(item, _schema_of(name, node), root) for name, item in fields.items()}
+    if isinstance(value, list):
+        items, first = value, node.get("prefixItems", ())
+        schemas = [*first, *[node.get("items")] * (len(items) - len(first))]
+        return [_read(item, each, root) for item, each in zip(items, schemas, strict=False)]
+    return _read_scalar(value, node.get("type"))
+
+
+def _schema_of(name: str, node: dict[str, Any]) -> Any:
+    return node.get("properties", {}).get(name, node.get("additionalProperties"))
+
+
+def _target(reference: str, root: dict[str, Any]) -> Any:
+    """Return the schema that the reference names, or None if it is not a path from the root."""
+    target: Any = root
+    if not reference.startswith("#"):
+        return None
+    for step in reference[1:].split("/")[1:]:
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        target = cast("dict[str, Any]", target).get(key) if isinstance(target, dict) else None
+    return target
+
+
+def _read_choice(value: Any, choices: Sequence[Any], root: dict[str, Any]) -> Any:
+    """Return the value as the first choice reads it that takes it as it is, else the first that can convert it."""
+    if not choices:
+        return value
+    validator = _validator(json.dumps(root))
+    for convert in (False, True):
+        for choice in choices:
+            read = _read(value, choice, root)
+            if _is_valid(read if convert else value, choice, validator):
+                return read
+    return value
+
+
+def _is_valid(value: Any, schema: Any, validator: Draft202012Validator) -> bool:
+    try:
+        return bool(validator.evolve(schema=schema).is_valid(value))
+    except (re.error, ArithmeticError, ValueError, Unresolvable):
+        return False
+
+
+def _read_scalar(value: Any, kind: Any) -> Any:
+    kinds: list[Any] = kind if isinstance(kind, list) else [kind]
+    if _kinds_of(value) & {str(each) for each in kinds}:
+        return value
+    for name, adapter in _LAX.items():
+        if name not in kinds:
+            continue
+        try:
+            read = adapter.validate_python(value)
+        except ValidationError:
+            continue
+        # "nan" is a number for pydantic, but JSON has none.
+        return value if isinstance(read, float) and not math.isfinite(read) else read
+    return value
+
+
+def _kinds_of(value: Any) -> set[str]:
+    match value:
+        case bool():
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
+        case str():
+            return {"string"}
+        case _:
+            return {"null"}
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Return the value with floats without a fraction as integers, at any depth."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS
+    return int(value) if is_whole else value

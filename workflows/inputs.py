@@ -19,7 +19,7 @@ from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, Session
 from perdure.wire.results import Approval, Question
 from perdure.wire.spec import AgentSpec
 
-from .engine.calls import approval_digest
+from .engine.calls import approval_digest, verdict_on, with_arguments
 from .engine.events import Said
 from .engine.state import AgentState, Call, RunState, Utterance
 from .engine.tree import waiting_below
@@ -253,12 +253,18 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
 
 def _check_arguments(state: RunState | None, call: Call, decision: ApprovalDecision) -> None:
     """Check arguments that the person changed: a mistake in them must not use up the approval."""
-    tool = state.spec.tool(call.call.name) if isinstance(state, AgentState) else None
-    if decision.arguments is None or tool is None:
+    if decision.arguments is None or not isinstance(state, AgentState):
         return
-    problem = problem_with(decision.arguments, tool.input_schema)
+    tool = state.spec.tool(call.call.name)
+    if tool is None:
+        return
+    edited = with_arguments(tool, call.call, decision.arguments)
+    problem = problem_with(edited.arguments, tool.input_schema)
     if problem is not None:
         raise refuse(f"the arguments do not fit {tool.name!r}: {problem}")
+    # The policy allowed, or let a person allow, other arguments.
+    if verdict_on(state, tool, edited) == "deny":
+        raise refuse(f"the policy does not allow {tool.name!r} with these arguments; the call still waits")
 
 
 def asking_below(state: RunState) -> str | None:

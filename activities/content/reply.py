@@ -1,7 +1,8 @@
 """Reply check: each tool call and each typed output of a reply is validated once, here.
 
-The result of the check is part of the activity's result, and so of history. Replay reads it and never
-validates again, so a newer validator cannot change a run's past.
+Arguments are also made canonical here, and stand so in the transcript: policy, approval digest, person and tool
+see the same values. The result of the check is part of the activity's result, and so of history. Replay reads it
+and never validates again, so a newer validator cannot change a run's past.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from perdure.agent import Agent
 from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
-from perdure.schema import problem_with
+from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates, truncate_middle
+from perdure.tools import Tool
 from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
 from perdure.wire.spec import AgentSpec
@@ -56,12 +58,12 @@ class CheckedReply:
 def check_reply(
     reply: Reply, step: int, spec: AgentSpec, tools: Sequence[ToolDefinition], agent: Agent | None
 ) -> CheckedReply:
-    """Return the reply with ids for its tool calls, and with the problems of invalid calls and outputs."""
+    """Return the reply with ids and canonical arguments for its tool calls; invalid calls carry their problem."""
     parts = _number_calls(reply, step)
-    schemas = {tool.name: tool.input_schema for tool in tools}
+    check = _CallCheck(schemas={tool.name: tool.input_schema for tool in tools}, spec=spec, agent=agent)
     if spec.output_schema is None:
-        return CheckedReply(parts=[_check_call(part, schemas) for part in parts])
-    return _check_output(parts, spec, schemas, agent, reply)
+        return CheckedReply(parts=[check.check(part) for part in parts])
+    return _check_output(parts, check, reply)
 
 
 def _number_calls(reply: Reply, step: int) -> list[Part]:
@@ -97,50 +99,71 @@ def _ensure_json(call: ToolCall) -> ToolCall:
     return call.model_copy(update={"name": fix_surrogates(call.name)})
 
 
-def _check_call(part: Part, schemas: Mapping[str, dict[str, Any]]) -> Part:
-    if not isinstance(part, ToolCall) or part.problem is not None:
-        return part
-    problem = _problem_of(part, schemas)
-    return part if problem is None else part.model_copy(update={"problem": truncate_middle(problem, 1000)})
+@dataclass(frozen=True, kw_only=True)
+class _CallCheck:
+    """Check of tool calls against the run's pinned schemas, and the functions on this worker."""
+
+    schemas: Mapping[str, dict[str, Any]]
+    spec: AgentSpec
+    agent: Agent | None
+
+    def check(self, part: Part) -> Part:
+        """Return the part; a call with canonical arguments, or with the problem of its own ones."""
+        if not isinstance(part, ToolCall) or part.problem is not None:
+            return part
+        try:
+            return part.model_copy(update={"arguments": self._canonical(part)})
+        except ValueError as error:
+            return part.model_copy(update={"problem": truncate_middle(str(error), 1000)})
+
+    def _canonical(self, call: ToolCall) -> dict[str, Any]:
+        schema = self.schemas.get(call.name)
+        if schema is None:
+            known = ", ".join(repr(name) for name in self.schemas) or "none"
+            raise ValueError(f"there is no tool {call.name!r}; the tools are {known}")
+        tool = self.spec.tool(call.name)
+        resource = tool.resource if tool else None
+        arguments = canonical_arguments(call.arguments, schema, resource)
+        problem = problem_with(arguments, schema)
+        if problem is not None:
+            raise ValueError(f"the arguments do not fit: {problem}")
+        return self._bind(call.name, arguments, schema, resource)
+
+    def _bind(
+        self, name: str, arguments: dict[str, Any], schema: dict[str, Any], resource: str | None
+    ) -> dict[str, Any]:
+        """Return the arguments as the function on this worker reads them, if it is the pinned version."""
+        known = self.agent.tools if self.agent else ()
+        tool = next((tool for tool in known if isinstance(tool, Tool) and tool.name == name), None)
+        # During a deploy, this worker may have another version: its types say nothing about the pinned schema.
+        if tool is None or tool.input_schema != schema:
+            return arguments
+        try:
+            return tool.signature.canonical(arguments, resource)
+        except ValueError as error:
+            raise ValueError(f"the arguments do not fit: {error}") from None
+        except Exception:  # A validator of the user may raise anything. The call itself will report it.
+            return arguments
 
 
-def _problem_of(call: ToolCall, schemas: Mapping[str, dict[str, Any]]) -> str | None:
-    schema = schemas.get(call.name)
-    if schema is None:
-        known = ", ".join(repr(name) for name in schemas) or "none"
-        return f"there is no tool {call.name!r}; the tools are {known}"
-    problem = problem_with(call.arguments, schema)
-    return None if problem is None else f"the arguments do not fit: {problem}"
-
-
-def _check_output(
-    parts: list[Part],
-    spec: AgentSpec,
-    schemas: Mapping[str, dict[str, Any]],
-    agent: Agent | None,
-    reply: Reply,
-) -> CheckedReply:
+def _check_output(parts: list[Part], check: _CallCheck, reply: Reply) -> CheckedReply:
     calls = [part for part in parts if isinstance(part, ToolCall)]
     finals = [call for call in calls if call.name == FINAL_ANSWER]
     if finals:
-        return _output_from_calls(parts, finals, schemas, spec, agent)
+        return _output_from_calls(parts, finals, check)
     if calls or reply.stop not in ("end_turn", "stop_sequence"):
-        return CheckedReply(parts=[_check_call(part, schemas) for part in parts])
-    return _output_from_text(parts, spec, agent)
+        return CheckedReply(parts=[check.check(part) for part in parts])
+    return _output_from_text(parts, check.spec, check.agent)
 
 
-def _output_from_calls(
-    parts: list[Part],
-    finals: list[ToolCall],
-    schemas: Mapping[str, dict[str, Any]],
-    spec: AgentSpec,
-    agent: Agent | None,
-) -> CheckedReply:
+def _output_from_calls(parts: list[Part], finals: list[ToolCall], check: _CallCheck) -> CheckedReply:
     """Return the first valid final answer as the output: a model may answer twice in one reply."""
     output, problems = None, dict[str, str]()
     for call in finals:
         value, problem = (
-            (None, call.problem) if call.problem else _validate_output(call.arguments, spec, agent)
+            (None, call.problem)
+            if call.problem
+            else _validate_output(call.arguments, check.spec, check.agent)
         )
         if problem is not None:
             problems[call.id] = problem
@@ -151,7 +174,7 @@ def _output_from_calls(
         if isinstance(part, ToolCall) and part.name == FINAL_ANSWER:
             marked.append(part.model_copy(update={"problem": problems.get(part.id)}))
         else:
-            marked.append(_check_call(part, schemas))
+            marked.append(check.check(part))
     return CheckedReply(parts=marked, output=output)
 
 

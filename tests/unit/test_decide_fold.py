@@ -55,7 +55,6 @@ from .runs import (
     failed,
     reply,
     result,
-    tool_spec,
 )
 
 TYPED = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -514,25 +513,6 @@ def test_a_late_overflow_does_not_hide_that_the_run_was_stopped() -> None:
     state = fold(asked(begun()), EndRequested(reason="stopped"))
     state = fold(state, reply(state, stop="context_overflow"))
     assert decide(state) == Finish(end=End(stop_reason="stopped", output=""))
-
-
-def test_the_policy_sees_the_default_that_the_function_will_get() -> None:
-    schema = {"type": "object", "properties": {"path": {"type": "string", "default": "/etc/passwd"}}}
-    read = tool_spec("read", input_schema=schema, resource="path")
-    policy = Policy(rules=(Rule(verdict="deny", resource="/etc/*"), Rule(verdict="allow")))
-    state = answered(begun(tools=(read,), policy=policy), call("read"))
-    assert "does not allow" in state.messages[-1].text
-    state = answered(begun(tools=(read,), policy=policy), call("read", path="/home"))
-    assert isinstance(decide(state), CallTools)
-
-
-def test_the_policy_is_not_fooled_by_how_a_number_is_written() -> None:
-    schema = {"type": "object", "properties": {"account": {"type": "integer"}}}
-    read = tool_spec("read", input_schema=schema, resource="account")
-    policy = Policy(rules=(Rule(verdict="deny", resource="7"), Rule(verdict="allow")))
-    for written in (7, 7.0):
-        state = answered(begun(tools=(read,), policy=policy), call("read", account=written))
-        assert "does not allow" in state.messages[-1].text
 
 
 def test_edited_arguments_are_what_runs_and_the_model_is_told() -> None:

@@ -1,8 +1,9 @@
 """Approvals: a call is held until a person decides, and is exactly the call they saw."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import StringConstraints
 
 from perdure import Agent, InvalidRequest, Policy, Rule, RunEnded, tool
 from perdure.messages import Message
@@ -101,6 +102,36 @@ async def test_invalid_edited_arguments_are_rejected(serve: Serve) -> None:
         await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": 7})
         await run.result()
     assert REFUNDS == [("W1", 7)]
+
+
+async def test_policy_judges_edited_arguments(serve: Serve) -> None:
+    """An edit that the policy denies is refused to the person, and the call still waits."""
+    policy = Policy(rules=(Rule(verdict="deny", resource="W9*"), Rule(verdict="allow")))
+    async with serve(agent(policy=policy), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        with pytest.raises(InvalidRequest, match="the policy does not allow 'refund'"):
+            await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "W9", "cents": 7})
+        await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "W1", "cents": "7"})
+        await run.result()
+    assert REFUNDS == [("W1", 7)]
+
+
+async def test_edit_in_another_spelling_is_refused(serve: Serve) -> None:
+    """A worker refuses a resource that the policy saw in another spelling than the function reads."""
+
+    @tool(name="refund", effect="write", approval=True, resource="order_id")
+    async def shouted(order_id: Annotated[str, StringConstraints(to_upper=True)], cents: int) -> str:
+        """Pay money back."""
+        REFUNDS.append((order_id, cents))
+        return "refunded"
+
+    policy = Policy(rules=(Rule(verdict="deny", resource="W9*"), Rule(verdict="allow")))
+    clerk = Agent(name="a", model="scripted:x", tools=[look, shouted], policy=policy)
+    async with serve(clerk, models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "w9", "cents": 7})
+        assert "write 'W9', not 'w9'" in str((await run.result()).output)
+    assert REFUNDS == []
 
 
 @pytest.mark.parametrize(

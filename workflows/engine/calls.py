@@ -22,6 +22,7 @@ from perdure.messages import Text, ToolCall, ToolResult
 from perdure.model import digest
 from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
+from perdure.schema import canonical_arguments
 from perdure.wire.effects import CheckedCall
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
@@ -212,7 +213,8 @@ def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_too
 def apply_check(state: AgentState, call: Call, checked: CheckedCall) -> Call:
     """Return a call after the hooks before it: ready, waiting for a person, or done with an error."""
     if checked.arguments is not None:
-        call = replace(call, call=call.call.model_copy(update={"arguments": dict(checked.arguments)}))
+        tool = state.spec.tool(call.call.name)
+        call = replace(call, call=with_arguments(tool, call.call, dict(checked.arguments)))
     call = replace(call, checked=True, records=(*call.records, *checked.records))
     if checked.deny is not None or checked.end_turn is not None:
         return _finish(call, _error_result(call.call, checked.deny or "not run: the turn was ended"))
@@ -253,14 +255,15 @@ def verdict_on(state: AgentState, tool: ToolSpec, call: ToolCall) -> Verdict:
 
 
 def _resource(tool: ToolSpec, call: ToolCall) -> str | None:
-    """Return the resource that the call works on, as its function will see it: a missing one is the default."""
-    if tool.resource is None:
-        return None
-    properties: dict[str, Any] = tool.input_schema.get("properties", {})
-    default = properties.get(tool.resource, {}).get("default", "")
-    value = call.arguments.get(tool.resource, default)
-    is_integer = isinstance(value, float) and value.is_integer()  # JSON's 7.0 is the integer 7
-    return str(int(value)) if is_integer else str(value)
+    """Return the resource that the call works on, from its canonical arguments."""
+    return None if tool.resource is None else str(call.arguments.get(tool.resource, ""))
+
+
+def with_arguments(tool: ToolSpec | None, call: ToolCall, arguments: dict[str, Any]) -> ToolCall:
+    """Return the call with other arguments, in the form that the tool reads."""
+    if tool is not None:
+        arguments = canonical_arguments(arguments, tool.input_schema, tool.resource)
+    return call.model_copy(update={"arguments": arguments})
 
 
 def _error_call(call: ToolCall, message: str, now: datetime) -> Call:
@@ -311,7 +314,11 @@ def _fallback(state: AgentState, call: Call, kind: str) -> ToolFallback | None:
     if tool is not None and tool.effect == "write" and kind == "tool_timeout":
         return None  # it may have had its effect: a stand-in must not repeat it
     stand_in = state.spec.tool(fallback.tool)
-    allowed = stand_in is not None and verdict_on(state, stand_in, call.call) == "allow"
+    if stand_in is None:
+        return None
+    # The stand-in may name another parameter as its resource, with a default of its own.
+    as_stand_in = with_arguments(stand_in, call.call, call.call.arguments)
+    allowed = verdict_on(state, stand_in, as_stand_in) == "allow"
     bound = state.limits.per_tool.get(fallback.tool)
     used_up = bound is not None and state.ledger.per_tool.get(fallback.tool, 0) >= bound
     return fallback if allowed and not used_up else None

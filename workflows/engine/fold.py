@@ -29,7 +29,7 @@ from . import hooks, parking, tree
 from .account import limits_of, spent
 from .agent_calls import late_answer, receipt
 from .budget import exhausted_limit
-from .calls import admit_paid_calls, apply_result, asks_hooks, open_calls, with_result
+from .calls import admit_paid_calls, apply_result, asks_hooks, open_calls, with_arguments, with_result
 from .chain import use_base_model, use_model
 from .ends import early_end, fail
 from .events import (
@@ -445,8 +445,8 @@ def _fold_result(state: AgentState, event: CallReturned) -> AgentState:
     if state.ending is not None:
         return _set_result(state, result.model_copy(update={"name": call.call.name}))
     if event.arguments is not None:
-        changed_call = call.call.model_copy(update={"arguments": dict(event.arguments)})
-        asked = replace(call, call=changed_call)
+        tool = state.spec.tool(call.call.name)
+        asked = replace(call, call=with_arguments(tool, call.call, dict(event.arguments)))
         state, call = _with_calls(state, tuple(asked if c is call else c for c in state.step.calls)), asked
     if event.ask is not None:
         held = replace(
@@ -527,7 +527,7 @@ def _resolve_approval(state: AgentState, decision: ApprovalDecision) -> AgentSta
         return _set_result(state, _text_result(held.call, f"This call was refused{by}{why}", is_error=True))
     call = held.call
     if decision.arguments is not None:
-        call = call.model_copy(update={"arguments": dict(decision.arguments)})
+        call = with_arguments(state.spec.tool(call.name), call, decision.arguments)
     allowed = replace(held, call=call, state="ready", edited=decision.arguments is not None)
     return _with_calls(state, tuple(allowed if c is held else c for c in state.step.calls))
 
