@@ -38,7 +38,8 @@ from perdure.workflows.engine.events import (
     StepBegan,
     WindowMoved,
 )
-from perdure.workflows.engine.fold import MOST_STALE_RETRIES, fold
+from perdure.workflows.engine.fold import fold
+from perdure.workflows.engine.reply import MOST_STALE_RETRIES
 from perdure.workflows.engine.report import status_of
 from perdure.workflows.engine.state import AgentState, End, Step
 from perdure.workflows.engine.tree import GRACE

@@ -36,3 +36,9 @@ def fail(state: AgentState, kind: str, message: str, *, answers: bool = False) -
     answers = answers and state.spec.on_failure == "answer"
     end = replace(early_end(state, "error"), failure=failure_of(state, kind, message), answers=answers)
     return replace(state, end=end)
+
+
+def end_by_hook(state: AgentState, text: str) -> AgentState:
+    """Return the state of a turn that a hook ends with this answer."""
+    output = text if state.spec.output_schema is None else None
+    return replace(state, end=End(stop_reason="guardrail", output=output))

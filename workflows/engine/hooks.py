@@ -18,6 +18,7 @@ from perdure.wire.names import HANDOFF
 from . import parking
 from .calls import apply_check, apply_review, open_checked_handoff
 from .commands import CallModel, Command, Finish, RunHooks, Wait
+from .ends import end_by_hook
 from .events import HooksAnswered, HooksFailed, HooksStarted
 from .state import AgentState, Call, CallState, End
 
@@ -102,12 +103,6 @@ def _apply_end(state: AgentState, event: HooksAnswered) -> AgentState:
     if state.inbox.messages:
         return replace(state, end=None)
     return replace(state, step=replace(state.step, end_checked=True), end=end)
-
-
-def end_by_hook(state: AgentState, text: str) -> AgentState:
-    """Return the state of a turn that a hook ends with this answer."""
-    output = text if state.spec.output_schema is None else None
-    return replace(state, end=End(stop_reason="guardrail", output=output))
 
 
 def _apply_check(state: AgentState, checked: CheckedCall) -> AgentState:

@@ -1,0 +1,234 @@
+"""Model call of a step: its start, its reply and its failure, as changes of the state. Pure.
+
+Rules
+1. A reply is booked before anything else: it costs, whatever it says.
+2. A call that gave no reply is repeated as the same step: the limit of steps counts it once.
+3. A reply with calls that can run opens them. Any other reply ends the run, or leads to one more step.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, assert_never
+
+from perdure.messages import (
+    Message,
+    ToolCall,
+    Usage,
+    estimated_tokens,
+)
+from perdure.wire.effects import ModelFailure
+from perdure.wire.names import FINAL_ANSWER
+
+from . import parking
+from .budget import exhausted_limit
+from .calls import open_calls
+from .chain import use_base_model
+from .ends import early_end, fail
+from .events import (
+    ModelFailed,
+    Replied,
+    StepBegan,
+)
+from .family import book
+from .state import AgentState, End
+from .step import answer_calls, append, close_step
+from .window import half_window_start
+
+MOST_INVALID_STEPS = 5
+"""Steps in a row without one call that can be carried out: the model does not understand its tools."""
+MOST_STALE_RETRIES = 5
+"""Retries in a row because the worker's transcript was stale."""
+MOST_OVERFLOW_CUTS = 8
+"""Cuts of the window in a row after overflows. Each halves it, so more would not help."""
+_NO_OUTPUT = f"Your answer has no output of the type asked for: give it by calling {FINAL_ANSWER!r}."
+
+
+def begin_step(state: AgentState, event: StepBegan) -> AgentState:
+    """Return the state while the model is asked. It reads the inbox in this call."""
+    unread = state.inbox.messages
+    state = append(replace(state, inbox=replace(state.inbox, messages=())), *unread)
+    steps = state.ledger.steps if state.step.redo else state.ledger.steps + 1
+    step = replace(state.step, redo=False, asking_model=True, clamped_by=event.clamped_by)
+    return replace(state, step=step, ledger=replace(state.ledger, steps=steps))
+
+
+def fold_reply(state: AgentState, event: Replied) -> AgentState:
+    """Return the state after the model answered: booked, recorded, and changed as the stop reason asks for."""
+    outcome = event.outcome
+    meta = outcome.message.meta
+    assert meta is not None, "the model activity always records how a reply came to be"
+    state = book(state, outcome.wasted, outcome.wasted_microusd)
+    state = book(state, meta.usage, meta.cost_microusd)
+    state = replace(state, step=replace(state.step, asking_model=False, stale_retries=0))
+    # A reply that overflowed is not kept: the same step is asked for again, with less to read.
+    if outcome.stop == "context_overflow":
+        return _cut_window(state) if state.ending is None else _redo_step(state)
+    message = outcome.message
+    # Only the engine knows which models failed before this one; the activity saw one model.
+    if state.chain.tried:
+        named = meta.model_copy(update={"errors": list(state.chain.tried)})
+        message = message.model_copy(update={"meta": named})
+    state = _record_reply(state, message, meta.usage)
+    if state.ending is not None or outcome.stop == "cancelled":
+        return answer_calls(state, message, "the run was ended")
+    return _apply_stop(state, event, message)
+
+
+def _record_reply(state: AgentState, message: Message, usage: Usage) -> AgentState:
+    """Return the state with the reply in its transcript, and every trouble of the call forgotten."""
+    transcript = replace(state.transcript, messages=(*state.transcript.messages, message))
+    # A reply that cost nothing (a cancelled one) says nothing about the context either.
+    if usage.total_tokens:
+        transcript = replace(transcript, context_tokens=usage.total_tokens)
+    state = replace(
+        state,
+        transcript=transcript,
+        step=replace(state.step, overflow_cuts=0),
+        chain=replace(state.chain, tried=()),
+        parking=replace(state.parking, auto_retries=0, outage=None, force_once=False),
+    )
+    return use_base_model(state)
+
+
+def _apply_stop(state: AgentState, event: Replied, message: Message) -> AgentState:
+    stop = event.outcome.stop
+    match stop:
+        case "refusal" | "guardrail":
+            text = message.text if state.spec.output_schema is None else None
+            state = answer_calls(state, message, f"the model's answer was stopped ({stop})")
+            return replace(state, end=End(stop_reason=stop, output=text))
+        case "max_tokens":
+            state = answer_calls(state, message, "the answer was cut by its length")
+            return replace(state, end=early_end(state, state.step.clamped_by or "max_tokens"))
+        case "pause_turn" if not message.tool_calls:
+            return state  # the provider wants to be asked again, with what it has said so far
+        case "end_turn" | "stop_sequence" | "tool_calls" | "pause_turn":
+            return _apply_answer(state, event, message)
+        case "context_overflow" | "cancelled":
+            return state  # folded by the caller
+        case _:
+            assert_never(stop)
+
+
+def _apply_answer(state: AgentState, event: Replied, message: Message) -> AgentState:
+    outcome = event.outcome
+    if outcome.output is not None:
+        state = answer_calls(state, message, "the final answer was given")
+        return _finish_with(state, outcome.output)
+    if not message.tool_calls:
+        return _apply_words(state, message.text, outcome.output_problem)
+    # The last call of a run offers no tools. A model that calls some all the same gets no further call.
+    reason = state.step.wrap_up
+    if reason is not None:
+        state = answer_calls(state, message, reason)
+        return replace(state, end=early_end(state, reason))
+    return close_step(_open_step(state, message.tool_calls, event.at))
+
+
+def _apply_words(state: AgentState, text: str, problem: str | None) -> AgentState:
+    """Return the state after a reply without calls."""
+    if state.step.wrap_up is not None:
+        allowed = state.spec.output_schema is None and problem is None
+        return replace(state, end=End(stop_reason=state.step.wrap_up, output=text if allowed else None))
+    if problem is None and state.spec.output_schema is None:
+        return _finish_with(state, text)
+    return append(_count_repair(state), Message.user(problem or _NO_OUTPUT))
+
+
+def _finish_with(state: AgentState, output: Any) -> AgentState:
+    # The model has not seen a message that came while it was finishing. But an answer is not given up for a
+    # call that no limit allows.
+    if state.inbox.messages and exhausted_limit(state) is None:
+        return state
+    # Answers of children that still run would be lost with the run: they wake the model again.
+    if state.tree.children and state.step.wrap_up is None:
+        return replace(state, step=replace(state.step, resting=True))
+    return replace(state, end=End(stop_reason=state.step.wrap_up or "end_turn", output=output))
+
+
+def _count_repair(state: AgentState) -> AgentState:
+    """Return the state with one more attempt at a fitting output, or failed when they are used up."""
+    if state.step.repairs < state.spec.output_repairs:
+        return replace(state, step=replace(state.step, repairs=state.step.repairs + 1))
+    return fail(
+        state, "malformed_reply", "the model gave no answer that the agent's output type and hooks accept"
+    )
+
+
+def _open_step(state: AgentState, calls: list[ToolCall], now: datetime) -> AgentState:
+    opened = open_calls(state, calls, now)
+    invalid = state.step.invalid_steps + 1 if all(call.problem for call in calls) else 0
+    step = replace(
+        state.step,
+        calls=tuple(opened.calls),
+        wrap_up=opened.wrap_up,
+        invalid_steps=invalid,
+        handoff=opened.handoff,
+    )
+    ledger = replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool)
+    state = replace(state, step=step, ledger=ledger)
+    if opened.plan is not None:
+        planned_at = len(state.messages) - 1
+        state = replace(state, transcript=replace(state.transcript, plan=opened.plan, planned_at=planned_at))
+    # A final answer that does not fit the type is an invalid call too, with a bound of its own.
+    if any(call.problem and call.name == FINAL_ANSWER for call in calls):
+        state = _count_repair(state)
+    if invalid >= MOST_INVALID_STEPS:
+        return fail(state, "malformed_reply", f"{invalid} steps in a row made no call that can be run")
+    return state
+
+
+def fold_model_failure(state: AgentState, event: ModelFailed) -> AgentState:
+    """Return the state after a failed call: another try, another model, parked, or failed."""
+    state = _redo_step(_book_failure(state, event.failure))
+    state = replace(state, step=replace(state.step, asking_model=False))
+    if state.ending is not None:
+        return state
+    match event.failure.kind:
+        case "stale":
+            return _retry_stale(state, event.failure)
+        case "context_overflow":
+            return _cut_window(state)
+        case _:
+            return parking.fall_back_or_park(state, event.failure, event.at)
+
+
+def _book_failure(state: AgentState, failure: ModelFailure) -> AgentState:
+    # Without a price the sum becomes unknown, unless the attempts have used no tokens at all.
+    priced = state.spec.models[state.chain.model].price is not None or not failure.wasted.total_tokens
+    return book(state, failure.wasted, failure.wasted_microusd if priced else None)
+
+
+def _retry_stale(state: AgentState, failure: ModelFailure) -> AgentState:
+    # The run may have answered the worker's query from an older state. Several in a row mean a bug of ours.
+    retries = state.step.stale_retries + 1
+    state = replace(state, step=replace(state.step, stale_retries=retries))
+    return state if retries < MOST_STALE_RETRIES else fail(state, "bug", failure.message)
+
+
+def _redo_step(state: AgentState) -> AgentState:
+    return replace(state, step=replace(state.step, redo=True))
+
+
+def move_window(state: AgentState, start: int) -> AgentState:
+    """Return the state with the window at this start, and its tokens estimated anew."""
+    transcript = state.transcript
+    # From 1: the first message, the task, stays visible.
+    dropped = transcript.messages[max(transcript.window_start, 1) : start]
+    left_out = sum(estimated_tokens(message) for message in dropped)
+    # The provider's count covers everything; ours is rough. The estimate must never fall to nothing.
+    remaining = max(transcript.context_tokens - left_out, transcript.context_tokens // 10)
+    return replace(state, transcript=replace(transcript, window_start=start, context_tokens=remaining))
+
+
+def _cut_window(state: AgentState) -> AgentState:
+    """Return the state after the provider found the context too long: a larger model, half the window, or the end."""
+    state = _redo_step(state)
+    larger = parking.with_next_model(state, "context_overflow", "the conversation does not fit")
+    if larger is not None:
+        return larger
+    start = half_window_start(state.transcript)
+    if start > state.transcript.window_start and state.step.overflow_cuts < MOST_OVERFLOW_CUTS:
+        state = move_window(state, start)
+        return replace(state, step=replace(state.step, overflow_cuts=state.step.overflow_cuts + 1))
+    return replace(state, end=early_end(state, "context_overflow"))

@@ -1,0 +1,90 @@
+"""Step of an agent: its messages in the transcript, its calls, and the results that close it. Pure.
+
+Rules
+1. Every call of a reply gets exactly one result, also a call that is never run.
+2. The tool message is written once, when the last result is there, in the order of the calls.
+"""
+
+from dataclasses import replace
+
+from perdure.messages import (
+    Message,
+    Text,
+    ToolCall,
+    ToolResult,
+    estimated_tokens,
+)
+from perdure.wire.names import FINAL_ANSWER
+
+from .calls import with_result
+from .ends import end_by_hook
+from .state import AgentState, Call, End
+
+
+def append(state: AgentState, *messages: Message) -> AgentState:
+    """Return the state with these messages at the end of its transcript."""
+    new_tokens = sum(estimated_tokens(message) for message in messages)
+    transcript = replace(
+        state.transcript,
+        messages=state.transcript.messages + messages,
+        context_tokens=state.transcript.context_tokens + new_tokens,
+    )
+    return replace(state, transcript=transcript)
+
+
+def with_calls(state: AgentState, calls: tuple[Call, ...]) -> AgentState:
+    """Return the state with these calls in its step."""
+    return replace(state, step=replace(state.step, calls=calls))
+
+
+def exchange_call(state: AgentState, old: Call, new: Call) -> AgentState:
+    """Return the state with the new call in the place of the old one."""
+    return with_calls(state, tuple(new if call is old else call for call in state.step.calls))
+
+
+def set_result(state: AgentState, result: ToolResult) -> AgentState:
+    """Return the state with the result of a call, unless the call has one already."""
+    return with_calls(state, with_result(state.step.calls, result))
+
+
+def receive(state: AgentState, message: Message) -> AgentState:
+    """Return the state with the message in its inbox. It wakes a run that rests."""
+    inbox = replace(state.inbox, messages=(*state.inbox.messages, message))
+    return replace(state, inbox=inbox, step=replace(state.step, resting=False, end_checked=False))
+
+
+def close_step(state: AgentState) -> AgentState:
+    """Write the step's tool message once every call has its result."""
+    calls = state.step.calls
+    results = [call.result for call in calls if call.result is not None]
+    if not calls or len(results) < len(calls):
+        return state
+    # Once a result was cut, the model is offered the tool that reads on, for the rest of the run.
+    spilled = state.transcript.spilled or any(result.spilled for result in results)
+    state = replace(with_calls(state, ()), transcript=replace(state.transcript, spilled=spilled))
+    state = append(state, Message(role="tool", parts=list(results)))
+    if state.step.ending_text is not None and state.end is None and state.ending is None:
+        return end_by_hook(state, state.step.ending_text)
+    handoff = state.step.handoff
+    if handoff is None or state.end is not None or state.ending is not None:
+        return state
+    return replace(state, end=End(stop_reason="handoff", output=handoff.model_dump(mode="json")))
+
+
+def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:
+    """Give every call a result, even one that is never run: a transcript must stay well-formed."""
+    if not message.tool_calls:
+        return state
+    return append(state, Message(role="tool", parts=[unrun_result(call, why) for call in message.tool_calls]))
+
+
+def unrun_result(call: ToolCall, why: str) -> ToolResult:
+    """Return the result of a call that is never run: the reason, or the receipt of a final answer."""
+    if call.name == FINAL_ANSWER and call.problem is None:
+        return text_result(call, "accepted: this is the final answer", is_error=False)
+    return text_result(call, f"not run: {why}", is_error=True)
+
+
+def text_result(call: ToolCall, text: str, *, is_error: bool) -> ToolResult:
+    """Return a result of one text."""
+    return ToolResult(call_id=call.id, name=call.name, content=[Text(text=text)], is_error=is_error)
