@@ -288,7 +288,8 @@ class Loop:
         self.renewal.is_renewing = True
         try:
             await self._children.flush()
-            await workflow.wait_condition(workflow.all_handlers_finished)
+            # A handler may itself wait until its event is folded: waiting for both would never end.
+            await workflow.wait_condition(lambda: bool(self.events) or workflow.all_handlers_finished())
         except asyncio.CancelledError:
             self.events.append(EndRequested(reason="cancelled"))
         finally:

@@ -33,6 +33,8 @@ class SessionWorkflow(RunHandlers):
     def __init__(self) -> None:
         super().__init__()
         self._waiting = 0
+        self._arriving = set[str]()
+        """Ids of messages that no event has brought into the state yet."""
         self._refused: ApplicationError | None = None
 
     @workflow.run
@@ -75,11 +77,9 @@ class SessionWorkflow(RunHandlers):
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
         event = said_of(message)
         message_id = event.utterance.id
-        if self._loop.state is None or reply_to(self._loop.state, message_id) is None:
-            self._loop.events.append(await self._deliver_below(event, message))
+        await self._take_in(event, message)
         self._waiting += 1
         try:
-            await workflow.wait_condition(lambda: self._is_taken(message_id))
             if self._waiting <= MOST_WAITING and self._refused is None:
                 await workflow.wait_condition(
                     lambda: self._loop.renewal.is_renewing or self._is_answered(message_id)
@@ -95,15 +95,32 @@ class SessionWorkflow(RunHandlers):
         if state is None or reply_to(state, event.utterance.id) is None:
             self._refuse_when_over()
 
+    async def _take_in(self, event: Said, message: Any) -> None:
+        """Bring the message into the state: once, however often it is said meanwhile."""
+        message_id = event.utterance.id
+        while message_id in self._arriving:
+            await workflow.wait_condition(lambda: message_id not in self._arriving)
+        if self._is_taken(message_id):
+            return
+        self._arriving.add(message_id)
+        try:
+            self._loop.events.append(await self._deliver_below(event, message))
+            await workflow.wait_condition(lambda: self._is_taken(message_id))
+        finally:
+            self._arriving.discard(message_id)
+
     async def _deliver_below(self, event: Said, message: Any) -> Said:
         """Give a message that steers a team's turn to the run below that asks a person something."""
         state = self._loop.state
-        if state is None or event.when_busy != "steer" or is_pending(state, event.utterance.id):
+        if state is None or event.when_busy != "steer":
             return event
         below = asking_below(state)
         if below is None:
             return event
-        await self._relay(below, SEND, {"text": message["text"]})
+        try:
+            await self._relay(below, SEND, {"text": message["text"]})
+        except ApplicationError:  # the run below has ended meanwhile: the message gets a turn of its own
+            return event
         return replace(event, delivered=True)
 
     def _is_taken(self, message_id: str) -> bool:

@@ -222,6 +222,8 @@ class RunStatus(Value):
     queued: int = 0
     """Number of messages sent that the model has not seen yet."""
     kind: Literal["agent", "swarm", "graph", "pattern", "session"] = "agent"
+    spec_kind: Literal["agent", "swarm", "graph", "pattern"] = "agent"
+    """Kind of what works: in a session, of its agent, swarm or graph."""
     nodes: list[NodeStatus] = Field(default_factory=list[NodeStatus], exclude_if=is_empty)
     """Runs of nodes, in the order of their start. Of a swarm or graph with many: those in flight and the
     newest. Of an agent: those in flight, as the results of the rest are in its transcript."""

@@ -129,11 +129,11 @@ class Session:
         """Send a message as `say` does, and yield the session's events until the turn's TurnFinished."""
         message = _message(text, id, when_busy)
         # Read before the message is handed over: its own turn must not count as known.
-        known = 0 if self._opening else (await self.status()).messages
+        known = None if self._opening else await self.status()
         accepted = await self._hand_over(message)
         reply = asyncio.create_task(self._wait_for_reply(accepted, message))
         try:
-            async for event in watch_turn(self.run, reply, after_message=known):
+            async for event in watch_turn(self.run, reply, known=known):
                 yield event
         finally:
             reply.cancel()

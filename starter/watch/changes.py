@@ -73,6 +73,8 @@ class ChangeTracker:
 
     messages: int = 0
     """Messages of the transcript reported, or skipped by the watcher's wish."""
+    is_team: bool = False
+    """True of a swarm's, a graph's or their session's watcher."""
     last_step: int = 0
     """Newest step whose answer is in the transcript."""
     status: Status | None = None
@@ -157,6 +159,8 @@ class ChangeTracker:
             self.messages += 1
 
     def _answer(self, message: Message) -> Iterator[Event]:
+        if message.meta is None and not self.is_team:
+            return  # an answer of an earlier run or turn, which the parent gave the run to read
         step = message.meta.step if message.meta else 0
         attempt = message.meta.attempts if message.meta else 1
         self.last_step = max(self.last_step, step)

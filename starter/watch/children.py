@@ -58,7 +58,7 @@ class ChildRuns:
             TimeoutError: so says `share`; as above.
 
         """
-        if status.kind in TEAM_KINDS:
+        if status.spec_kind in TEAM_KINDS:
             return status.nodes
         await self._read_calls(messages, share)
         closed = description.status != WorkflowExecutionStatus.RUNNING

@@ -83,15 +83,18 @@ async def watch(
 
 
 async def watch_turn(
-    run: WatchedRun, reply: "asyncio.Future[TurnReply]", *, after_message: int
+    run: WatchedRun, reply: "asyncio.Future[TurnReply]", *, known: RunStatus | None
 ) -> AsyncIterator[Event]:
-    """Yield every event of a session from message `after_message` on, until the reply is there.
+    """Yield every event of a session after that status, until the reply is there. None: all events.
 
     Raises:
         PerdureError: whatever the reply raises.
 
     """
-    watcher = _Watcher(run, after_message, WatchGroup())
+    watcher = _Watcher(run, known.messages if known else 0, WatchGroup())
+    # The status of a team's session lists the nodes of its last turn until the next begins.
+    ended = [node for node in (known.nodes if known else []) if node.state != "running"]
+    watcher.tracker.nodes.update({node.key: node for node in ended})
     # The last poll begins after the reply is there. So all events of the turn come before TurnFinished.
     while True:
         done = reply.done()
@@ -155,7 +158,8 @@ class _Answer:
 
     def track(self, tracker: ChangeTracker) -> list[Event]:
         """Return the events that the answer is reason for."""
-        if self.status.kind not in TEAM_KINDS:
+        tracker.is_team = self.status.spec_kind in TEAM_KINDS
+        if not tracker.is_team:
             tracker.set_call_runs(self.nodes)
         return [*tracker.track_messages(self.messages), *tracker.track_status(self.status, self.nodes)]
 

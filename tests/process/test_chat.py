@@ -14,7 +14,7 @@ from .shell import Shell
 AGENTS = '''
 import asyncio
 
-from perdure import Agent, tool
+from perdure import Agent, Swarm, tool
 from perdure.testing import ScriptedModel, calls, fails, says
 
 
@@ -39,7 +39,24 @@ async def script(request):
 
 
 clerk = Agent(name="clerk", model="clerk:x", tools=[refund], on_failure="fail")
-models = {"clerk": ScriptedModel(script)}
+
+
+def desk_script(request):
+    if request.config.model == "front" and request.messages[-1].role == "user":
+        return calls("refund", order_id="W1") if "refund" in request.messages[-1].text else hand_over()
+    if request.config.model == "front":
+        return hand_over()
+    known = [message.text for message in request.messages if message.text.startswith("Message")]
+    return says(f"Message {len(known) + 1} at the desk")
+
+
+def hand_over():
+    return calls("handoff_to_agent", agent_name="back", message="your turn")
+
+
+front = Agent(name="front", model="desk:front", tools=[refund])
+desk = Swarm(name="desk", agents=[front, Agent(name="back", model="desk:back")])
+models = {"clerk": ScriptedModel(script), "desk": ScriptedModel(desk_script)}
 '''
 
 
@@ -50,7 +67,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterat
     variables = {"PERDURE_ADDRESS": server.address, "PERDURE_TASK_QUEUE": f"chat-{time.time_ns()}"}
     made = Shell(folder, variables)
     made.write("desk.py", AGENTS)
-    made.start("worker", "desk.py").says("ready: clerk")
+    made.start("worker", "desk.py").says("ready:")
     yield made
     made.close()
 
@@ -100,6 +117,26 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
         terminal.types("/quit\n")
         assert terminal.ends() == 0
     assert "Traceback" not in terminal.said
+
+
+def test_chat_with_swarm(shell: Shell) -> None:
+    """A chat with a swarm shows each answer once, and takes approvals of the agents below."""
+    with shell.terminal("chat", "desk", "--session", "with-swarm") as terminal:
+        terminal.says("you>")
+        terminal.types("hello\n")
+        terminal.says("Message 1 at the desk")
+        terminal.says("you>")
+        terminal.types("refund W1\n")
+        terminal.says("approve")
+        terminal.types("y\n")
+        terminal.says("Message 2 at the desk")
+        terminal.says("you>")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+    assert "Traceback" not in terminal.said
+    assert terminal.said.count("Message 2 at the desk") == 1
+    piped = shell.perdure("chat", "--session", "with-swarm", stdin="and now?\n")
+    assert piped.out == "Message 3 at the desk\n", piped.err
 
 
 def test_ctrl_c_ends_turn_not_chat(shell: Shell) -> None:

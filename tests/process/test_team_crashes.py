@@ -4,11 +4,12 @@ import asyncio
 import os
 import random
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from perdure import connect
+from perdure import NotReachable, Session, TurnReply, connect
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
@@ -89,6 +90,52 @@ async def test_teams_survive_random_kills(workers: Crew, settings: Settings, see
         assert result.tool_calls == EFFECTS[kind]["charge"]
     attempts = [count for counts in tried.values() for (what, _), count in counts.items() if what != "model"]
     assert max(attempts) > 1, "the kills did hit effects at work"
+
+
+async def _say_until_accepted(session: Session, text: str) -> TurnReply:
+    """Say it again under the same id while no worker is there to take it, as a caller would."""
+    while True:
+        with suppress(NotReachable):
+            return await session.say(text, id=text)
+
+
+@pytest.mark.parametrize("kind", ["swarm", "graph"])
+async def test_team_session_survives_kills_in_turn(workers: Crew, settings: Settings, kind: str) -> None:
+    """A session of a team loses nothing and repeats nothing when its worker is killed in mid-turn."""
+    client = await connect(settings=settings)
+    session = await client.session(f"outliving-{kind}", agent=kind, user="ann")
+    texts = [f"job {n}" for n in range(3)]
+    replies: list[TurnReply] = []
+    keys: list[str] = []
+
+    async def converse() -> None:
+        for text in texts:
+            replies.append(await _say_until_accepted(session, text))
+            keys.extend(node.key for node in (await session.status()).nodes)
+
+    charges = EFFECTS[kind]["charge"]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(converse())
+        for turn in (0, 1):
+
+            async def in_mid_turn(turn: int = turn) -> bool:
+                return len(set(workers.happened("charge"))) > charges * turn + 1
+
+            await until(in_mid_turn)
+            workers.kill()
+            workers.start()
+    again = await session.say(texts[0], id=texts[0])
+    transcript = await session.transcript()
+    assert again == replies[0]
+    assert [(reply.turn, reply.stop_reason) for reply in replies] == [(n, "end_turn") for n in (1, 2, 3)]
+    effects = Counter(what for _, what in workers.effects())
+    assert effects == {what: 3 * count for what, count in EFFECTS[kind].items()}
+    tried = {(what, key) for what, _, key in workers.happened() if what != "model"}
+    assert len(tried) == effects.total(), "each effect under one key"
+    assert {reply.tool_calls for reply in replies} == {charges}
+    assert {reply.steps for reply in replies} == {CALLS_OF_SWARM if kind == "swarm" else CALLS_OF_GRAPH}
+    assert len(set(keys)) == len(keys) == 3 * (len(SWARM) if kind == "swarm" else GRAPH.total())
+    assert [message.text for message in transcript if message.role == "user"] == texts
 
 
 @pytest.mark.parametrize("kind", ["Swarm", "Graph"])

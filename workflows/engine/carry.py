@@ -5,7 +5,7 @@ the same bytes each time, and a content-addressed store keeps them once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,7 +14,7 @@ from perdure.messages import Message, size_bytes
 from perdure.wire.spec import AnySpec, ResolvedAgent
 
 from .program import RunningProgram
-from .state import AgentState, RunState
+from .state import RunState
 
 CHUNK_BYTES = 256 * 1024
 
@@ -45,9 +45,7 @@ def _adapter(state_type: Any) -> "TypeAdapter[Any]":
 
 def pack(program: RunningProgram[Any], state: RunState, written: HistoryFormat) -> list[Any]:
     """Return the run's further arguments, all plain JSON: the state, then the transcript's chunks."""
-    messages: tuple[Message, ...] = ()
-    if isinstance(state, AgentState):
-        messages, state = state.messages, with_messages(state, ())
+    messages, state = state.messages, state.with_messages(())
     carried = {
         "version": 1,
         "search_attributes": written.search_attributes,
@@ -68,18 +66,12 @@ def unpack(
 ) -> tuple[RunState, HistoryFormat]:
     """Return the arguments of `pack`."""
     state = _adapter(program.state_type).validate_python(carried["state"])
-    if isinstance(state, AgentState):
-        chunk = _adapter(list[Message])
-        state = with_messages(state, tuple(m for part in parts for m in chunk.validate_python(part)))
+    chunk = _adapter(list[Message])
+    state = state.with_messages(tuple(m for part in parts for m in chunk.validate_python(part)))
     written = HistoryFormat(
         search_attributes=bool(carried["search_attributes"]), layout=carried.get("layout", 1)
     )
     return program.restore(state), written
-
-
-def with_messages(state: AgentState, messages: tuple[Message, ...]) -> AgentState:
-    """Return the state with these messages in its transcript."""
-    return replace(state, transcript=replace(state.transcript, messages=messages))
 
 
 def chunks(messages: Sequence[Message]) -> list[list[Message]]:

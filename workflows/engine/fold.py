@@ -72,7 +72,8 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
     """Return the state of a run that has just been given its agent."""
     origin = origin or Origin()
     history = origin.child.history if origin.child else []
-    return append(empty_state(request, spec, now, origin), *history, Message.user(request.prompt))
+    state = append(empty_state(request, spec, now, origin), *history, Message.user(request.prompt))
+    return replace(state, transcript=replace(state.transcript, own_start=len(history)))
 
 
 def empty_state(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin) -> AgentState:

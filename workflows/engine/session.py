@@ -333,7 +333,11 @@ def turn_limits(state: RunState) -> Limits:
         cost_usd=None if limits.cost_usd is None else limits.cost_usd + ledger.cost_microusd / 1_000_000,
         timeout=limits.timeout,
     )
-    return of_turn.tightened_by(session.limits)
+    bounds = session.limits
+    if bounds.steps is not None and not state.counts_steps:
+        # A team's bound of steps holds for each run below: what the session has left is the most that one may use.
+        bounds = bounds.model_copy(update={"steps": max(1, bounds.steps - ledger.steps)})
+    return of_turn.tightened_by(bounds)
 
 
 def _add(bound: int | None, used: int) -> int | None:

@@ -14,9 +14,9 @@ Theory of operation
 7. A turn of a session replaces the parts `step`, `chain` and `parking`; it keeps the others.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from perdure.hooks import HookPoint
 from perdure.limits import Limits
@@ -93,6 +93,8 @@ class Transcript:
     """Messages of a run, and the part of them that the model sees."""
 
     messages: tuple[Message, ...] = ()
+    own_start: int = 0
+    """Index of the first message that is the run's own: its parent gave it those before."""
     window_start: int = 0
     """Index of the first message in the window."""
     context_tokens: int = 0
@@ -272,6 +274,11 @@ class RunState:
         """The transcript, as the transcript query shows it."""
         return ()
 
+    def with_messages(self, messages: tuple[Message, ...]) -> Self:
+        """Return the state with these messages in place of its own. Continue-as-new carries them apart."""
+        assert not messages, "a run without a transcript has no messages"
+        return self
+
     @property
     def open_calls(self) -> tuple[Call, ...]:
         """Tool calls of the current step."""
@@ -320,6 +327,10 @@ class AgentState(RunState):
         """The transcript."""
         return self.transcript.messages
 
+    def with_messages(self, messages: tuple[Message, ...]) -> Self:
+        """Return the state with these messages in its transcript."""
+        return replace(self, transcript=replace(self.transcript, messages=messages))
+
     @property
     def open_calls(self) -> tuple[Call, ...]:
         """Tool calls of the current step."""
@@ -338,7 +349,7 @@ class AgentState(RunState):
     @property
     def first_message(self) -> int:
         """Index of the message with which the run, or the current turn, began."""
-        return self.session.start.messages if self.session else 0
+        return self.session.start.messages if self.session else self.transcript.own_start
 
     @property
     def is_busy(self) -> bool:
@@ -380,7 +391,7 @@ class TeamState(RunState):
     member_of: dict[str, str] = field(default_factory=dict[str, str])
     """Name of the agent, swarm or graph that a node ran, by node."""
     conversation: tuple[Message, ...] = ()
-    """Messages and answers of a session's earlier turns, the newest within a bound."""
+    """Messages and answers of a session. A node is given the newest of them."""
 
     counts_steps: ClassVar[bool] = False
     reads_messages: ClassVar[bool] = False
@@ -389,6 +400,10 @@ class TeamState(RunState):
     def messages(self) -> tuple[Message, ...]:
         """The conversation of a session. The transcripts of a team's work are those of its nodes' runs."""
         return self.conversation
+
+    def with_messages(self, messages: tuple[Message, ...]) -> Self:
+        """Return the state with these messages as its conversation."""
+        return replace(self, conversation=messages)
 
     @property
     def is_busy(self) -> bool:

@@ -45,7 +45,7 @@ from .team_report import team_details, team_result, team_status
 MOST_STARTED_BYTES: Final = 1024 * 1024
 """Most bytes of prompts and inputs in one workflow task: the server ends a run that sends it more."""
 MOST_REMEMBERED_BYTES: Final = 64 * 1024
-"""Most bytes of a session's earlier turns that go with a team's next task."""
+"""Most bytes of a session's earlier turns that a node is given with its task."""
 _LEAST_ROOM = Amount(cost_microusd=1, input_tokens=1, output_tokens=1, total_tokens=1)
 """With less than this left, no node is worth starting."""
 
@@ -92,7 +92,7 @@ class TeamProgram:
 
     def begin_turn(self, state: TeamState, message: Message) -> TeamState:
         """Return the state with the message as the team's next task."""
-        state = replace(state, running=(), results=(), conversation=_newest((*state.conversation, message)))
+        state = replace(state, running=(), results=(), conversation=(*state.conversation, message))
         text_only = len(message.parts) == 1 and isinstance(message.parts[0], Text)
         return self._with_task(state, message.text if text_only else list(message.parts))
 
@@ -102,7 +102,7 @@ class TeamProgram:
         conversation = state.conversation
         if answer.strip():
             reply = Message(role="assistant", parts=[Text(text=answer)])
-            conversation = _newest((*conversation, reply))
+            conversation = (*conversation, reply)
         state = replace(state, conversation=conversation, ending=None, end=None)
         return replace(state, tree=replace(state.tree, children=()))
 
@@ -212,7 +212,8 @@ class TeamProgram:
 
     def startable(self, team: TeamState) -> tuple[Start, ...]:
         """Return the nodes to start now, with keys that are unique in the run."""
-        history = team.conversation[:-1] if team.session else ()
+        # The newest message of the conversation is the task itself.
+        history = _newest(team.conversation[:-1]) if team.session else ()
         return tuple(
             replace(start, key=_run_key(team, start.key), history=(*history, *start.history))
             for start in self.scheduler.startable(team.plan)

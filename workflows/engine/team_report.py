@@ -32,6 +32,7 @@ def team_status(team: TeamState, notes: Notes) -> RunStatus:
     return RunStatus(
         agent=team.spec.name,
         kind="session" if team.session else team.spec.kind,
+        spec_kind=team.spec.kind,
         status=status,
         doing=_doing(team, status),
         step=team.ledger.steps,
