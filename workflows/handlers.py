@@ -265,7 +265,7 @@ class RunHandlers:
 
     @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
     def transcript(self, want: Any = None) -> TranscriptPage:
-        """Return messages from `start` on. A swarm or graph has none: its nodes' runs have."""
+        """Return messages from `start` on. A team has them only in a session: its work is in the runs of its nodes."""
         return page(self._ready().messages, TranscriptQuery.model_validate(want or {}))
 
     @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
