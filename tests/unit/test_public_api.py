@@ -101,6 +101,14 @@ def test_every_name_for_tests_is_there() -> None:
     assert all(getattr(perdure.testing, name) is not None for name in perdure.testing.__all__)
 
 
+def test_earlier_method_names_still_work() -> None:
+    """Scripts that were written before a method got its better name go on working."""
+    run, session, client = perdure.Run, perdure.Session, perdure.Client
+    assert (run.decide, run.described) == (run.resolve_approval, run.describe)
+    assert session.decide == session.resolve_approval
+    assert client.parked == client.parked_runs
+
+
 def test_missing_name_is_named() -> None:
     with pytest.raises(AttributeError, match="module 'perdure' has no attribute 'Agnet'"):
         perdure.Agnet  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue, reportUnusedExpression]
