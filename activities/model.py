@@ -105,7 +105,7 @@ class ModelCalls:
         # from the run or from a store, and a stop request must arrive meanwhile.
         async with Heartbeats(progress, self.progress_interval if call.stream else _QUIET_BEAT):
             try:
-                spec = await self.transcripts.get_spec(call.spec_digest)
+                spec = await self.transcripts.get_spec(call.spec)
                 view = await self.transcripts.get_view(call)
             except ApplicationError as error:
                 raise _add_usage(error, before) from None

@@ -207,7 +207,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
     return ModelInput(
         agent=state.spec.name,
-        spec_digest=state.spec.full_digest[:SPEC_DIGEST_CHARS],
+        spec=state.spec.full_digest[:SPEC_DIGEST_CHARS],
         step=state.ledger.steps,
         model=state.chain.model,
         view=TranscriptView(
@@ -215,8 +215,8 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
             start=state.transcript.window_start,
             length=len(state.messages),
         ),
-        new_messages=fresh if small else [],
-        tail_digest=tail_digest(newest),
+        newest=fresh if small else [],
+        tail=tail_digest(newest),
         max_tokens=command.allowance.max_tokens,
         tool_choice=command.tool_choice,
         note=command.note,

@@ -7,7 +7,7 @@ it made the calls before. The rest it queries from the run, page by page. Querie
 1. A transcript only grows at its end, so a cached beginning never becomes wrong. A run that continued as
    new, or was reset, has another run id and so another entry.
 2. The end can be wrong. A worker that was given up for dead may have cached a reply, or a tool result, that
-   the run did not take. `ModelInput.tail_digest` proves the end; where it differs, the entry is filled anew.
+   the run did not take. `ModelInput.tail` proves the end; where it differs, the entry is filled anew.
 3. The cache is bounded in bytes and may drop an entry at any time. An entry that is being filled lives as
    long as the call that fills it.
 """
@@ -103,7 +103,7 @@ class Transcripts:
         entry = self._get_entry(_key(), call.view.start)
         await self._complete(entry, call)
         messages = _messages_in_view(entry, call)
-        if call.tail_digest is not None and tail_digest(tail_of(messages)) != call.tail_digest:
+        if call.tail is not None and tail_digest(tail_of(messages)) != call.tail:
             # The cached end is of an attempt that the run did not take: see rule 2 above.
             self._drop(entry.key)
             entry = self._get_entry(entry.key, call.view.start)
@@ -121,11 +121,11 @@ class Transcripts:
         entry.reader = activity.info().task_token
         # What is cached beyond the call's length never became part of the transcript.
         self._truncate(entry, call.view.length)
-        base = call.view.length - len(call.new_messages)
+        base = call.view.length - len(call.newest)
         self._add_tool_message(entry, call)
         await self._fill(entry, base)
         # A retried attempt finds some of the new messages in the cache already.
-        self._add(entry, call.new_messages[max(entry.end - base, 0) :])
+        self._add(entry, call.newest[max(entry.end - base, 0) :])
 
     async def get_spec(self, digest: str) -> AgentSpec:
         """Return the pinned spec with that digest, queried from the run at most once a worker."""
@@ -176,7 +176,7 @@ class Transcripts:
         last = entry.messages[-1] if entry.messages else None
         results, entry.results = entry.results, {}
         self._grow(entry, -sum(size_bytes(result) for result in results.values()))
-        if call.new_messages or last is None or not last.tool_calls or entry.end + 1 != call.view.length:
+        if call.newest or last is None or not last.tool_calls or entry.end + 1 != call.view.length:
             return
         if all(tool_call.id in results for tool_call in last.tool_calls):
             parts = [results[tool_call.id] for tool_call in last.tool_calls]

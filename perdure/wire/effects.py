@@ -37,17 +37,17 @@ class ModelInput(Value):
     """Input of a model call. Its size does not grow with the run: it names the transcript."""
 
     agent: str
-    spec_digest: str
+    spec: str
     """Beginning of the spec's `full_digest`. A worker that does not know that spec asks the run for it."""
     step: int
     model: int = Field(default=0, exclude_if=is_empty)
     """Index into the spec's models."""
     view: TranscriptView
-    new_messages: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
+    newest: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
     """Newest messages of the view, if they are small. The worker queries the run for the rest."""
     # A worker may remember the answer of an attempt that the run never accepted, and it builds tool messages
     # from results that it remembers. The digest proves both, or the worker queries the run.
-    tail_digest: str | None = Field(default=None, exclude_if=is_empty)
+    tail: str | None = Field(default=None, exclude_if=is_empty)
     """`tail_digest` of the messages from the model's last answer on."""
     previous_run_id: str | None = Field(default=None, exclude_if=is_empty)
     """Run id before a continue-as-new, in the first call after it: its cached transcript is still valid."""

@@ -31,6 +31,11 @@ NodeKind = Literal["agent", "swarm", "graph", "pattern", "function"]
 OnError = Literal["fail", "skip"]
 
 
+def is_none(value: Any) -> bool:
+    """Check whether a field is unset: it is left out of the JSON, for every run writes its spec once."""
+    return value is None
+
+
 class ToolSpec(BaseModel):
     """Tool without its function."""
 
@@ -42,13 +47,13 @@ class ToolSpec(BaseModel):
     input_schema: dict[str, Any]
     effect: Literal["read", "write"] = "read"
     approval: bool = False
-    resource: str | None = None
+    resource: str | None = Field(default=None, exclude_if=is_none)
     timeout: timedelta = timedelta(minutes=1)
-    heartbeat: timedelta | None = None
+    heartbeat: timedelta | None = Field(default=None, exclude_if=is_none)
     retry: ToolRetry = ToolRetry()
-    concurrency: int | None = None
-    task_queue: str | None = None
-    activity: str | None = None
+    concurrency: int | None = Field(default=None, exclude_if=is_none)
+    task_queue: str | None = Field(default=None, exclude_if=is_none)
+    activity: str | None = Field(default=None, exclude_if=is_none)
     agent: str | None = Field(default=None, exclude_if=is_empty)
     """Of kind "agent": name of the member of the run that answers the call."""
     agent_hash: str | None = Field(default=None, exclude_if=is_empty)
@@ -93,10 +98,10 @@ class AgentSpec(BaseModel):
     """Chain of models: the agent's model, then its fallbacks."""
     tools: tuple[ToolSpec, ...] = ()
     limits: Limits = Limits()
-    policy: Policy | None = None
+    policy: Policy | None = Field(default=None, exclude_if=is_none)
     context: SlidingWindow = SlidingWindow()
-    output_schema: dict[str, Any] | None = None
-    output_name: str | None = None
+    output_schema: dict[str, Any] | None = Field(default=None, exclude_if=is_none)
+    output_name: str | None = Field(default=None, exclude_if=is_none)
     output_repairs: int = 2
     tool_concurrency: int = 8
     result_preview_bytes: int = 16_384

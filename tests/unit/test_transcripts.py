@@ -113,11 +113,11 @@ def want(
 ) -> ModelInput:
     return ModelInput(
         agent="a",
-        spec_digest="h",
+        spec="h",
         step=1,
         view=TranscriptView(pinned=pinned, start=start, length=length),
-        new_messages=list(fresh),
-        tail_digest=tail,
+        newest=list(fresh),
+        tail=tail,
         max_tokens=10,
     )
 

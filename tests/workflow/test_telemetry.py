@@ -42,7 +42,7 @@ LOGGED: list[dict[str, Any]] = []
 
 def _want(step: int) -> ModelInput:
     return ModelInput(
-        agent="support", spec_digest="", step=step, view=TranscriptView(length=1), max_tokens=100
+        agent="support", spec="", step=step, view=TranscriptView(length=1), max_tokens=100
     )
 
 
