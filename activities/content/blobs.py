@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import tempfile
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
+
+from cachetools import LRUCache
 
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError
@@ -36,24 +37,17 @@ class BlobCache:
     """Cache of the blobs used last, bounded by their bytes."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._capacity = capacity_bytes
-        self._size = 0
-        self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._blobs: LRUCache[str, bytes] = LRUCache(capacity_bytes, getsizeof=len)
 
     def get(self, name: str) -> bytes | None:
         """Return the blob's bytes, or None if they are not in the cache."""
-        if name in self._blobs:
-            self._blobs.move_to_end(name)
         return self._blobs.get(name)
 
     def keep(self, name: str, data: bytes) -> None:
         """Add the blob; a blob that alone exceeds the bound is not kept."""
-        if name in self._blobs or len(data) > self._capacity:
-            return
-        self._blobs[name] = data
-        self._size += len(data)
-        while self._size > self._capacity:
-            self._size -= len(self._blobs.popitem(last=False)[1])
+        # The cache refuses a value larger than itself with an exception.
+        if len(data) <= self._blobs.maxsize:
+            self._blobs[name] = data
 
 
 async def with_retries(

@@ -1,10 +1,11 @@
 """Last results of tools: what a failing tool may be replaced by, where its `ToolFallback` allows that."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
+
+from cachetools import LRUCache
 
 from perdure.messages import ResultPart, Text
 from perdure.model import digest
@@ -37,19 +38,15 @@ class LastResults:
     """Last results of this process, by agent, tool, arguments, user and context; in memory only."""
 
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    _results: "OrderedDict[str, tuple[float, ResultContent]]" = field(
-        default_factory=OrderedDict[str, tuple[float, ResultContent]], repr=False
+    _results: "LRUCache[str, tuple[float, ResultContent]]" = field(
+        default_factory=lambda: LRUCache(_CAPACITY), repr=False
     )
 
     def add(self, tool: Tool, call: ToolInput, content: ResultContent) -> None:
         """Keep the result, if the tool's fallback uses last results."""
         if tool.fallback is None or tool.fallback.remembered is None:
             return
-        key = _key(call)
-        self._results[key] = (self.clock(), content)
-        self._results.move_to_end(key)
-        if len(self._results) > _CAPACITY:
-            self._results.popitem(last=False)
+        self._results[_key(call)] = (self.clock(), content)
 
     def find(self, tool: Tool, call: ToolInput) -> LastResult | None:
         """Return the last result of the same call, or None if there is none that is young enough."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from cachetools import LRUCache
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError
@@ -86,8 +87,9 @@ class Transcripts:
         self.capacity_bytes = capacity_bytes
         self.queries = 0
         """Number of queries sent to runs, which are the cache's misses; for tests."""
+        # Not an LRUCache: entries grow after they are added, and it would not see that.
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
-        self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
+        self._specs: LRUCache[str, AgentSpec] = LRUCache(_SPEC_CAPACITY)
         self._pending_specs: dict[str, asyncio.Future[AgentSpec]] = {}
         self._bytes = 0
 
@@ -141,7 +143,7 @@ class Transcripts:
             if not known.full_digest.startswith(digest):
                 # The run was redriven meanwhile with another spec, which this digest does not name.
                 return known
-        self._cache_spec(digest, known)
+        self._specs[digest] = known
         return known
 
     async def _query_spec(self) -> AgentSpec:
@@ -149,13 +151,7 @@ class Transcripts:
 
     def add_spec(self, spec: AgentSpec) -> None:
         """Cache a spec that was resolved here, for the model calls of its runs."""
-        self._cache_spec(spec.full_digest[:SPEC_DIGEST_CHARS], spec)
-
-    def _cache_spec(self, digest: str, spec: AgentSpec) -> None:
-        self._specs[digest] = spec
-        self._specs.move_to_end(digest)
-        if len(self._specs) > _SPEC_CAPACITY:
-            self._specs.popitem(last=False)
+        self._specs[spec.full_digest[:SPEC_DIGEST_CHARS]] = spec
 
     def add_reply(self, length: int, message: Message) -> None:
         """Cache the reply that becomes message `length`, so that the next step needs no query for it."""
