@@ -74,6 +74,6 @@ def test_tests_that_are_named_exist(page: Path) -> None:
 
 
 def test_lines_fit_the_screen(page: Path) -> None:
-    if WRITTEN_BY_COMMANDS & {page.name, page.parent.name}:
-        pytest.skip("written by a command")
-    assert not [line for line in prose_lines(page) if len(line) > MOST_COLUMNS and line[0] != "|"]
+    by_command = WRITTEN_BY_COMMANDS & {page.name, page.parent.name}  # their tables are as wide as they are
+    long_lines = [line for line in prose_lines(page) if len(line) > MOST_COLUMNS and line[0] != "|"]
+    assert by_command or not long_lines
