@@ -41,9 +41,7 @@ LOGGED: list[dict[str, Any]] = []
 
 
 def _want(step: int) -> ModelInput:
-    return ModelInput(
-        agent="support", spec="", step=step, view=TranscriptView(length=1), max_tokens=100
-    )
+    return ModelInput(agent="support", spec="", step=step, view=TranscriptView(length=1), max_tokens=100)
 
 
 def _outcome(step: int) -> ModelOutcome:
