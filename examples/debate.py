@@ -56,8 +56,9 @@ class DebateScheduler(Scheduler[DebatePlan]):
     def startable(self, plan: DebatePlan) -> list[Start]:
         if plan.end is not None:
             return []
+        visit = 1 if self.judge in plan.pending else plan.round
         return [
-            Start(key=f"{name}-{plan.round}", node=name, prompt=self.prompt(plan, name), visit=plan.round)
+            Start(key=f"{name}-{visit}", node=name, prompt=self.prompt(plan, name), visit=visit)
             for name in plan.pending
         ]
 
@@ -141,9 +142,7 @@ tides = Debate(
 
 async def main() -> None:
     async with running([tides], models=models) as client:
-        result = await client.run("tides", "What makes the tides?")
-        for node in result.nodes:
-            print(f"{node.key}: {node.output}")
+        print((await client.run("tides", "What makes the tides?")).output)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,11 +58,25 @@ async def test_readme_code_runs(serve: Serve, settings: Settings, monkeypatch: p
 
 async def test_members_of_teams_page_are_served(serve: Serve) -> None:
     space = run_blocks("docs/teams.md")
-    members = [space[name] for name in ("editor", "research", "review")]
+    members = [space[name] for name in ("editor", "research", "review", "polish")]
     for member in members:
         assert resolve_member(member).spec.name == member.name
     async with serve(*members) as client:
         assert client.task_queue
+
+
+async def test_pattern_of_teams_page_runs(serve: Serve) -> None:
+    """The scheduler of the page runs: in the sandbox, and with two laps."""
+    space = run_blocks("docs/teams.md")
+    editors = [Agent(name=name, model=f"scripted:{name}") for name in ("grammar", "tone")]
+    polish = replace(space["polish"], editors=editors)
+    models = {
+        "scripted": ScriptedModel(lambda asked: says(asked.messages[0].text[-1] + asked.config.model[0]))
+    }
+    async with serve(polish, models=models) as client:
+        result = await client.run("polish", "x")
+    assert [node.key for node in result.nodes] == ["grammar-1", "tone-2", "grammar-3", "tone-4"]
+    assert result.output == "gt"
 
 
 async def test_guide_code_runs(serve: Serve) -> None:
