@@ -74,16 +74,19 @@ class DebateScheduler(Scheduler[DebatePlan]):
             )
             return replace(plan, end=plan.end or over)
         if result.node == self.judge:
-            return replace(plan, end=Over(stop_reason=result.stop_reason or "end_turn", output=result.output))
-        plan = replace(plan, replies={**plan.replies, result.node: as_text(result.output)})
+            # A limit may leave the judge without a word; then the answers are the best that there is.
+            output = result.output or self.partial(plan)
+            return replace(plan, end=Over(stop_reason=result.stop_reason or "end_turn", output=output))
+        reply = as_text(result.output) or plan.answers.get(result.node, "")
+        plan = replace(plan, replies={**plan.replies, result.node: reply})
         return self.next_round(plan) if len(plan.replies) == len(self.speakers) else plan
 
     def next_round(self, plan: DebatePlan) -> DebatePlan:
-        number = plan.round + 1
-        pending = self.speakers if number <= self.rounds else (self.judge,)
         # In the order of the speakers, whoever was the quickest.
         answers = {name: plan.replies[name] for name in self.speakers}
-        return replace(plan, round=number, pending=pending, answers=answers, replies={})
+        over = plan.round == self.rounds or answers == plan.answers  # nobody changes their mind any more
+        pending = (self.judge,) if over else self.speakers
+        return replace(plan, round=plan.round + 1, pending=pending, answers=answers, replies={})
 
     def over(self, plan: DebatePlan) -> Over | None:
         return plan.end
@@ -128,13 +131,10 @@ class Debate(Pattern):
         super().__post_init__()
 
 
-def speaker(name: str) -> Agent:
-    return Agent(name=name, model=MODEL, instructions=f"You are {name}. Answer in one sentence.")
-
-
+NAMES = ("galileo", "kepler", "newton")
 tides = Debate(
     name="tides",
-    speakers=[speaker("galileo"), speaker("kepler"), speaker("newton")],
+    speakers=[Agent(name=name, model=MODEL, instructions=f"You are {name}. Be brief.") for name in NAMES],
     judge=Agent(name="judge", model=MODEL, instructions="You judge a debate."),
     limits=PatternLimits(cost_usd=0.50),
 )

@@ -1,4 +1,4 @@
-"""A swarm and a graph for tests that kill their worker: tools and functions write into the ledger."""
+"""A swarm, a graph and a debate for tests that kill their worker: tools and functions write into the ledger."""
 
 import asyncio
 import sqlite3
@@ -13,6 +13,7 @@ from perdure.model import ModelRequest
 from perdure.swarm import Swarm
 from perdure.testing import ScriptedModel, calls, says
 from perdure.tools import as_tool
+from tests.debates import load_debate
 
 from . import crew
 from .crew import note
@@ -70,8 +71,12 @@ _PARTS: dict[str, list[Any]] = {
     "check": [calls("charge"), says("all checked")],
     "draft": [calls("charge"), says("a draft")],
     "review": [says("reviewed")],
+    "pro": [calls("charge"), says("yes")],
+    "con": [calls("charge"), says("no")],
+    "verdict": [calls("charge"), says("maybe")],
 }
 CALLS_OF_SWARM = sum(len(_PARTS[name]) for name in ("plan", "do", "check"))
+CALLS_OF_DEBATE = 2 * sum(len(_PARTS[name]) for name in ("pro", "con")) + len(_PARTS["verdict"])
 CALLS_OF_GRAPH = CALLS_OF_SWARM + 2 * (len(_PARTS["draft"]) + len(_PARTS["review"]))
 
 
@@ -122,3 +127,10 @@ door = Agent(name="door", model="scripted:door", tools=[as_tool(swarm), as_tool(
 """Nobody runs it: whom an agent may call is served with it."""
 
 models = {"scripted": ScriptedModel(_answer)}
+
+debate = load_debate().Debate(
+    name="debate",
+    description="Talks it over.",
+    speakers=[_agent("pro", charge), _agent("con", charge)],
+    judge=_agent("verdict", charge),
+)

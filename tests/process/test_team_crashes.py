@@ -1,4 +1,4 @@
-"""`kill -9` of the worker under swarms and graphs: each ends right, and nothing is done twice."""
+"""`kill -9` of the worker under swarms, graphs and a debate: each ends right, and nothing is done twice."""
 
 import asyncio
 import os
@@ -18,13 +18,19 @@ from perdure.workers.load import load_file
 from tests.conftest import until
 
 from .conftest import Crew
-from .teams import CALLS_OF_GRAPH, CALLS_OF_SWARM
+from .teams import CALLS_OF_DEBATE, CALLS_OF_GRAPH, CALLS_OF_SWARM
 
 CREW = "tests.process.teams"
 SWARM = [("plan-1", "handoff"), ("do-1", "handoff"), ("check-1", "end_turn")]
 GRAPH = Counter({f"{name}-{visit}": 1 for name in ("draft", "book", "bill", "review") for visit in (1, 2)})
 GRAPH.update(["team-1", "ship-1"])
-EFFECTS = {"swarm": Counter(charge=3), "graph": Counter(charge=5, book=2, bill=2, ship=1)}
+DEBATE = Counter(["pro-1", "pro-2", "con-1", "con-2", "verdict-1"])
+MODEL_CALLS = {"swarm": CALLS_OF_SWARM, "graph": CALLS_OF_GRAPH, "debate": CALLS_OF_DEBATE}
+EFFECTS = {
+    "debate": Counter(charge=5),
+    "swarm": Counter(charge=3),
+    "graph": Counter(charge=5, book=2, bill=2, ship=1),
+}
 
 
 async def _steps(client: Client, run_id: str, result: RunResult) -> list[int]:
@@ -46,6 +52,9 @@ def _check_shape(kind: str, result: RunResult) -> None:
         assert [(node.key, node.stop_reason) for node in result.nodes] == SWARM
         assert result.output == "all checked"
         assert result.shared_context == {"plan": {"saw": "do"}, "do": {"saw": "check"}}
+    elif kind == "debate":
+        assert Counter(node.key for node in result.nodes) == DEBATE
+        assert result.output == "maybe"
     else:
         assert Counter(node.key for node in result.nodes) == GRAPH
         assert result.nodes[-1].node == "ship"
@@ -56,13 +65,13 @@ def _check_shape(kind: str, result: RunResult) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("TEAM_SEEDS", "4711").split()])
 async def test_teams_survive_random_kills(workers: Crew, settings: Settings, seed: int) -> None:
-    """Swarms and graphs survive kills at random moments."""
+    """Swarms, graphs and debates survive kills at random moments."""
     # Strands B1-17: a crash inside a node of a graph or swarm loses that node.
     moments = random.Random(seed)
     client = await connect(settings=settings)
     runs: list[tuple[str, str, Run]] = []
-    for number in range(16):
-        kind = ("swarm", "graph")[number % 2]
+    for number in range(18):
+        kind = ("swarm", "graph", "debate")[number % 3]
         runs.append((kind, f"user-{number}", await client.start(kind, "go", user=f"user-{number}")))
     for _ in range(3):
         target = len(workers.happened()) + moments.randint(15, 60)
@@ -84,7 +93,7 @@ async def test_teams_survive_random_kills(workers: Crew, settings: Settings, see
         keys = Counter(what for what, _ in tried[user] if what != "model")
         assert effects == keys == EFFECTS[kind], f"each effect under one key, of seed {seed}: {run.id}"
         tokens = await _steps(client, run.id, result)
-        assert len(tokens) == result.steps == (CALLS_OF_SWARM if kind == "swarm" else CALLS_OF_GRAPH)
+        assert len(tokens) == result.steps == MODEL_CALLS[kind]
         assert result.usage.total_tokens == sum(node.usage.total_tokens for node in result.nodes)
         assert result.usage.total_tokens >= sum(tokens), "and what was wasted by calls that were cut"
         assert result.tool_calls == EFFECTS[kind]["charge"]

@@ -98,6 +98,17 @@ def test_rounds_are_bounded(rounds: int) -> None:
     assert len(log) == 2 * rounds + 1
 
 
+def test_debate_ends_when_nobody_changes_their_mind() -> None:
+    scheduler = scheduler_of(debate_of("a", "b", rounds=9))
+    plan = scheduler.begin("why?", {})
+    for _ in range(2):
+        starts = scheduler.startable(plan)
+        plan = scheduler.record_start(plan, starts)
+        for start in starts:
+            plan = scheduler.record_end(plan, ended(start, "because"))
+    assert [start.key for start in scheduler.startable(plan)] == ["judge-1"]
+
+
 def test_partial_has_newest_answers() -> None:
     scheduler = scheduler_of(debate_of("a", "b"))
     plan = scheduler.begin("why?", {})

@@ -101,7 +101,11 @@ async def test_node_executions_end_pattern(serve: ServeTeam) -> None:
 )
 async def test_budgets_are_shared(serve: ServeTeam, limits: dict[str, Any], reason: str) -> None:
     """All members spend from one budget, and the newest answers remain when it is used up."""
-    cast = cast_of(**{name: says(f"{name} says at length {'and on ' * 60}") for name in "ab"})
+
+    def part(request: ModelRequest) -> Answer:
+        return says((f"{len(cast.asked)} " + "and on " * 60)[: 3 * request.max_tokens])
+
+    cast = cast_of(a=part, b=part)
     async with serve(talk("a", "b", rounds=20, **limits), models=cast.models) as client:
         result = await client.run("talk", "why?")
     assert result.stop_reason == reason
@@ -109,7 +113,7 @@ async def test_budgets_are_shared(serve: ServeTeam, limits: dict[str, Any], reas
     assert result.cost_microusd is not None
     assert 0 < result.cost_microusd <= limits.get("cost_usd", 1) * 1_000_000
     assert result.usage == sum_of(result)
-    assert set(result.output) == {"a", "b"}
+    assert set(result.output) == {"a", "b"}, result
 
 
 async def test_node_timeout_bounds_each_run(serve: ServeTeam) -> None:
@@ -297,7 +301,9 @@ class Clocked(Scheduler[Seen]):
         return Seen()
 
     def startable(self, plan: Seen) -> list[Start]:
-        return [] if plan.running else [Start(key=f"{self.node}-{self.number()}", node=self.node)]
+        return (
+            [] if plan.running else [Start(key=f"{self.node}-{self.number()}", node=self.node, prompt="go")]
+        )
 
     def number(self) -> int:
         return round(time.time())
@@ -346,4 +352,4 @@ async def test_impure_scheduler_is_stuck_until_corrected(serve: Serve) -> None:
     async with serve(AloneCorrected(name="alone", runs=agent("a")), models=cast.models) as client:
         async with asyncio.timeout(HANGS):
             result = await client.get(run.id).result()
-    assert (result.output, [node.key for node in result.nodes]) == ("done", ["a-1"])
+    assert (result.output, [node.key for node in result.nodes]) == ("done", ["a-1"]), result.nodes
