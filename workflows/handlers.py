@@ -47,7 +47,7 @@ from .engine.pages import page
 from .engine.program import Program, RunningProgram
 from .engine.programs import UserCode, program_for
 from .engine.report import starting_status
-from .engine.state import AgentState, End, RunState
+from .engine.state import End, RunState
 from .inputs import (
     check_decision,
     check_prices,
@@ -182,20 +182,20 @@ class RunHandlers:
         if not wanted.newest and wanted.model is None:
             self._loop.events.append(Redriven(limits=wanted.limits))
             return
-        assert isinstance(state, AgentState), "the validator lets only parked agents through"
         timer = self._loop.retry_timer
         try:
             with timer.hold():
-                self._loop.events.append(await self._redriven(state, wanted))
+                self._loop.events.append(await self._changed_agent(state, wanted))
         finally:
             if not timer.is_on_hold:
                 self._loop.events.append(RetryDue(at=workflow.now()))  # the retry may have come due meanwhile
 
-    async def _redriven(self, state: AgentState, wanted: Redrive) -> Redriven:
+    async def _changed_agent(self, state: RunState, wanted: Redrive) -> Redriven:
         """Fetch the agent with which the run is to go on."""
         limited = state.limits.cost_usd is not None or state.tree.lease.amount.cost_microusd is not None
         limited = limited or (wanted.limits is not None and wanted.limits.cost_usd is not None)
         resolved = await resolve_anew(state.spec, wanted, cost_limited=limited)
+        # Not the run's own kind, but what the worker serves under that name by now.
         if not isinstance(resolved.spec, AgentSpec):
             raise refuse(f"redrive: {state.spec.name!r} is a {resolved.spec.kind} by now: only agents go on")
         check_prices(resolved.spec, limited=limited)

@@ -203,14 +203,14 @@ def check_redrive(state: RunState | None, redrive: Redrive) -> None:
         ApplicationError: for the caller; nothing was changed.
 
     """
-    if not isinstance(state, AgentState):
+    if state is None or not state.can_be_redriven:
         raise refuse("redrive: a swarm or graph is not parked itself; redrive the run below it that is")
     if state.parking.parked is None:
         raise refuse("redrive: the run is not parked")
     if state.session is not None and redrive.limits is not None:
         raise refuse("redrive: limits: those of a session's turn cannot be changed; leave them out")
     if redrive.limits is not None and redrive.model is None and not redrive.newest:
-        check_prices(state.spec, limited=redrive.limits.cost_usd is not None)
+        check_prices(cast("AgentSpec", state.spec), limited=redrive.limits.cost_usd is not None)
 
 
 def check_prices(spec: AgentSpec, *, limited: bool) -> None:
@@ -248,15 +248,14 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")
     if decision.arguments is not None and not decision.allow:
         raise refuse("arguments can be changed only when the call is allowed")
-    _check_arguments(state, call, decision)
+    # Only an agent's run has calls of its own, so the waiting call is proof of its kind.
+    _check_arguments(cast("AgentState", state), call, decision)
 
 
-def _check_arguments(state: RunState | None, call: Call, decision: ApprovalDecision) -> None:
+def _check_arguments(state: AgentState, call: Call, decision: ApprovalDecision) -> None:
     """Check arguments that the person changed: a mistake in them must not use up the approval."""
-    if decision.arguments is None or not isinstance(state, AgentState):
-        return
     tool = state.spec.tool(call.call.name)
-    if tool is None:
+    if decision.arguments is None or tool is None:
         return
     edited = with_arguments(tool, call.call, decision.arguments)
     problem = problem_with(edited.arguments, tool.input_schema)

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT
 from perdure.wire.requests import Redrive, RunRequest
-from perdure.wire.spec import AgentSpec, ResolvedAgent
+from perdure.wire.spec import AnySpec, ResolvedAgent
 from perdure.wire.tree import ChildInput
 
 LAYOUT = 1
@@ -50,7 +50,7 @@ async def resolve(
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
-async def resolve_anew(spec: AgentSpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
+async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
     """Return the agent with which a parked run goes on: its own or the newest, perhaps with another model.
 
     Raises:

@@ -37,7 +37,7 @@ _adapters: dict[Any, "TypeAdapter[Any]"] = {}
 
 
 def _adapter(state_type: Any) -> "TypeAdapter[Any]":
-    # Made on first use: few runs get this far.
+    # Built on first use: few runs continue as new, and building one takes milliseconds.
     if state_type not in _adapters:
         _adapters[state_type] = TypeAdapter(state_type)
     return _adapters[state_type]
@@ -76,13 +76,14 @@ def unpack(
 
 def chunks(messages: Sequence[Message]) -> list[list[Message]]:
     """Return the messages in order, in pieces of about `CHUNK_BYTES`; a longer message stands alone."""
-    made: list[list[Message]] = []
+    pieces: list[list[Message]] = []
+    # Filled from the start, never balanced: only so are all pieces but the last the same bytes each time.
     room = 0
     for message in messages:
         size = size_bytes(message)
         if size > room:
-            made.append([])
+            pieces.append([])
             room = CHUNK_BYTES
-        made[-1].append(message)
+        pieces[-1].append(message)
         room -= size
-    return made
+    return pieces

@@ -268,6 +268,8 @@ class RunState:
     """True when `limits.steps` bounds the run's own model calls, False when it bounds each run below."""
     reads_messages: ClassVar[bool] = True
     """True when a model of the run itself reads its messages."""
+    can_be_redriven: ClassVar[bool] = True
+    """True when the run itself may be parked, because it calls models."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -395,6 +397,7 @@ class TeamState(RunState):
 
     counts_steps: ClassVar[bool] = False
     reads_messages: ClassVar[bool] = False
+    can_be_redriven: ClassVar[bool] = False
 
     @property
     def messages(self) -> tuple[Message, ...]:
