@@ -25,6 +25,7 @@ class AgentWorkflow(RunHandlers):
         `request` is a RunRequest as JSON. The further arguments are ours: the ChildInput of a run that another
         started, or the state of a run that continued as new.
         """
+        # A child's input and a carried state share the argument: a root's run has a single one in history.
         if carried is not None and "state" in carried:
             self._loop.restore(bound_program(spec_in(carried)), carried, chunks)
         else:

@@ -134,6 +134,7 @@ class ChildRuns:
 
     def _send_queued(self, key: str) -> None:
         """Send the queued signals one after the other; to a child, once it has started."""
+        # A signal to a child that has not started would fail, and be lost.
         if key in self._sending or (key != _PARENT and key not in self._handles):
             return
 
@@ -163,6 +164,7 @@ class ChildRuns:
                 event: Event = await body
             except Exception as error:  # an end that nobody hears of would leave the run waiting
                 event = ChildEnded(key=key, outcome=_bug(key, error), at=workflow.now())
+            # Abandoned, or replaced by a child of the same key in another turn.
             if self._tasks.get(key) is not task:
                 return
             for known in (self._tasks, self._handles, self._outgoing):
@@ -193,8 +195,11 @@ class ChildRuns:
                 # A run of this id belongs to an earlier execution of the parent: nobody waits for it any more.
                 id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
                 result_type=RunResult,
+                # A child whose parent was terminated must not go on spending.
                 parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+                # The child reports what it has used before it ends, so its end is waited for.
                 cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+                # A failed run is a result for the model or the graph. Its activities have had their retries.
                 retry_policy=RetryPolicy(maximum_attempts=1),
                 static_summary=summary_of(start),
             )
@@ -227,6 +232,7 @@ def request_for(state: RunState, start: Start) -> RunRequest:
 
 def _limits_for_child(state: RunState) -> Limits | None:
     """Return a team's bounds of each single run. What the runs share is leased."""
+    # An agent's child has limits of its own spec; the lease bounds what it shares with its parent.
     if state.counts_steps:
         return None
     own: dict[str, Any] = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
@@ -248,6 +254,7 @@ def input_for(state: RunState, start: Start, now: datetime, execution_id: str) -
         spec_digest=resolved.spec.full_digest if resolved else "",
         as_of=above.as_of if above else state.started_at,
     )
+    # An absolute time, because the child may start late: its queue must not lengthen the deadline.
     own = None if start.timeout is None else now + start.timeout
     deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
     return ChildInput(

@@ -43,6 +43,7 @@ class Display:
 
     def show(self, program: RunningProgram[Any], state: RunState) -> None:
         """Show the state as it is now."""
+        # Details cost no event: the UI reads them by a query.
         workflow.set_current_details(program.details(state))
         # Between two retries of an outage nothing has changed for people, and each change is an event.
         if not self._sets_attributes or _is_between_retries(state):
@@ -77,6 +78,7 @@ class Display:
         if cost is not None and (state.is_priced or cost > 0):
             self._has_cost = True
             return [AGENT_COST_USD.value_set(cost / 1_000_000)]
+        # Unset only what was set: each change of an attribute is an event.
         becomes_unknown = self._has_cost and state.ledger.cost_unknown
         self._has_cost = self._has_cost and not becomes_unknown
         return [AGENT_COST_USD.value_unset()] if becomes_unknown else []

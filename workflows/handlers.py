@@ -153,6 +153,7 @@ class RunHandlers:
     def _check_resolve_approval(self, decision: Any) -> None:
         resolved = decision_of(decision)
         self._refuse_when_over()
+        # Two approval decisions may arrive in one workflow task, before either is folded.
         earlier = [
             event.decision.call_id for event in self._loop.events if isinstance(event, ApprovalResolved)
         ]
@@ -182,6 +183,7 @@ class RunHandlers:
         if not wanted.newest and wanted.model is None:
             self._loop.events.append(Redriven(limits=wanted.limits))
             return
+        # Fetching the agent takes time, in which the retry timer must not let the old one go on.
         timer = self._loop.retry_timer
         try:
             with timer.hold():
@@ -199,6 +201,7 @@ class RunHandlers:
         if not isinstance(resolved.spec, AgentSpec):
             raise refuse(f"redrive: {state.spec.name!r} is a {resolved.spec.kind} by now: only agents go on")
         check_prices(resolved.spec, limited=limited)
+        # The state may have changed while the agent was fetched.
         if self._ready().parking.parked is None:
             raise refuse("redrive: the run went on meanwhile; nothing was changed")
         members = resolved.members if wanted.newest else state.members
@@ -237,6 +240,7 @@ class RunHandlers:
     @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
     def child_report(self, report: Report) -> None:
         """Take in a child's report."""
+        # A child of an earlier execution under this id reports to a parent that has ended.
         if report.parent_execution_id == workflow.info().first_execution_run_id:
             self._loop.events.append(ChildReported(report=report))
 

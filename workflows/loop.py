@@ -128,6 +128,7 @@ class Loop:
             self._fold_events()
             command = self._program.decide(self._now)
             match command:
+                # Asked before the command is carried out: the new execution decides it again.
                 case _ if self.renewal.may_renew(command, self._now):
                     await self._renew_or_drain(display, request)
                 case Wait():
@@ -159,6 +160,7 @@ class Loop:
     def _carry_out(self, command: Command) -> None:  # noqa: C901 - one case a command
         match command:
             case CallModel():
+                # Folded first, because the call's input is made of the state after it.
                 self._apply(StepBegan(clamped_by=command.allowance.limited_by))
                 self._pending.call_model(self._agent_state, command)
             case CallTools():

@@ -94,6 +94,7 @@ class PendingActivities:
         """Start the step's model call."""
         chosen = state.spec.models[state.chain.model]
         call = model_input(state, command)
+        # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
             call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
         self._has_called_model = True
@@ -106,6 +107,7 @@ class PendingActivities:
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(seconds=1),
                 maximum_interval=timedelta(minutes=1),
+                # Few: a provider's own trouble is retried inside the activity, and then by parking.
                 maximum_attempts=MODEL_ATTEMPTS,
                 non_retryable_error_types=[TOO_LARGE],
             ),
@@ -120,6 +122,7 @@ class PendingActivities:
         for call in calls:
             if call.stand_in is not None:
                 call = replace(call, call=call.call.model_copy(update={"name": call.stand_in}))  # noqa: PLW2901
+            # `read_result` is ours and in no spec.
             tool = state.spec.tool(call.call.name) or _READ
             start = _start_remote if tool.kind == "remote" else _start_function
             handle = start(state, call, tool)
@@ -133,6 +136,7 @@ class PendingActivities:
             hook_input(state, command),
             result_type=HookOutcome,
             start_to_close_timeout=_HOOKS_TIMEOUT,
+            # Hooks are the user's code and may have effects: few attempts, then the run parks.
             retry_policy=RetryPolicy(maximum_attempts=_HOOK_ATTEMPTS, non_retryable_error_types=[TOO_LARGE]),
             summary=f"hooks {command.point}",
         )
@@ -159,8 +163,10 @@ class PendingActivities:
         async def report() -> None:
             try:
                 event = await outcome
+            # Raised in a task of its own: no workflow task would fail, and nobody would notice.
             except Exception as error:  # an answer that nobody can read must not leave the run waiting
                 event = bug(error)
+            # Not so after `abandon`: the turn that started it is over.
             if self._handles.get(key) is handle:
                 del self._handles[key]
                 self._report(event)
@@ -202,6 +208,7 @@ class PendingActivities:
 
 def model_input(state: AgentState, command: CallModel) -> ModelInput:
     """Return the input of the next model call: where to look, and the newest messages if they are small."""
+    # The digest covers what the worker cannot know by itself: its last answer may not have counted.
     newest = tail_of(state.messages, state.transcript.window_start)
     fresh = [message for message in newest if message.role != "assistant"]
     small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
@@ -293,6 +300,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         call_input,
         result_type=ToolOutcome,
         task_queue=tool.task_queue,
+        # The worker keeps the tool's own timeout; this one is for a worker that keeps none.
         start_to_close_timeout=tool.timeout + _TOOL_SLACK,
         heartbeat_timeout=tool.heartbeat,
         retry_policy=_retry(tool.retry),

@@ -23,6 +23,7 @@ class Renewal:
     def may_renew(self, command: Command, state: RunState) -> bool:
         """Return whether to continue as new before the command."""
         info = workflow.info()
+        # Only before these commands: then all calls of a step have ended.
         if isinstance(command, CallModel | StartNodes):
             return info.is_continue_as_new_suggested()
         session = state.session

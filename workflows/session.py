@@ -51,6 +51,7 @@ class SessionWorkflow(RunHandlers):
         try:
             await self._open(session_request_of(request))
         except ApplicationError as error:
+            # Senders that wait get the reason first; a closed workflow could only say that it is closed.
             self._refused = error
             self._early_status = "failed"
             await workflow.wait_condition(workflow.all_handlers_finished)
@@ -80,6 +81,7 @@ class SessionWorkflow(RunHandlers):
         await self._take_in(event, message)
         self._waiting += 1
         try:
+            # More senders than that get `done: false` at once, and poll.
             if self._waiting <= MOST_WAITING and self._refused is None:
                 await workflow.wait_condition(
                     lambda: self._loop.renewal.is_renewing or self._is_answered(message_id)
@@ -114,6 +116,7 @@ class SessionWorkflow(RunHandlers):
         state = self._loop.state
         if state is None or event.when_busy != "steer":
             return event
+        # With several askers, or none, the message becomes a turn of its own.
         below = asking_below(state)
         if below is None:
             return event
@@ -130,6 +133,7 @@ class SessionWorkflow(RunHandlers):
         return is_pending(self._loop.state, message_id) or self._is_answered(message_id)
 
     def _is_answered(self, message_id: str) -> bool:
+        # A closing session still answers the messages of its open turn.
         over = self._session.closing is not None and not self._session.is_open
         return over or reply_to(self._ready(), message_id) is not None
 

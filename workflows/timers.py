@@ -42,6 +42,7 @@ class RetryTimer:
             return
         parked = state.parking.parked
         due = parked.resumes_at if parked else None
+        # The loop asks after each event. A timer that is set anew each time would cost two events.
         if due == self._due:
             return
         self.cancel()
@@ -76,6 +77,7 @@ class RunClocks:
         if session is None:
             self._tasks = [asyncio.create_task(self._run_deadline())]
             return
+        # A session that has continued as new in the middle of a turn needs that turn's timer again.
         self.start_turn()
         self._tasks = [asyncio.create_task(self._session_deadline()), asyncio.create_task(self._idle_clock())]
 
@@ -104,6 +106,7 @@ class RunClocks:
         if state.deadline_at is None:
             return
         await sleep_until(state.deadline_at, "deadline of the run")
+        # The reason of the level that set the time: a node's timeout is no deadline of the run.
         from_above = state.tree.deadline_at == state.deadline_at
         reason = state.tree.deadline_reason if from_above else "deadline"
         self._report(EndRequested(reason=reason))

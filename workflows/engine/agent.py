@@ -46,6 +46,7 @@ class AgentProgram:
 
     def decide(self, state: AgentState) -> Command:
         """Return the next command."""
+        # Around `decide`, which therefore need not know of hooks.
         return with_hooks(state, decide(state))
 
     def status(self, state: AgentState) -> RunStatus:

@@ -26,6 +26,7 @@ def result_text(outcome: RunResult) -> str:
         why = f"{outcome.agent} failed: {outcome.error.kind}: {outcome.error.message}"
         return f"{why}\nUntil then it had: {text}" if text else why
     if outcome.stop_reason == "end_turn":
+        # Some providers refuse an empty result, and the model could not tell it from a mistake.
         return text or "done"
     return f"{text}\n[it ended early: {outcome.stop_reason}]".lstrip()
 

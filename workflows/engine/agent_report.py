@@ -26,6 +26,7 @@ from .state import AgentState, Call, CallState, End
 from .tree import Child, waiting_below
 
 _SHOWN: Final[dict[CallState, Literal["ready", "waiting", "running", "done"]]] = {
+    # The wire has four states. Why a call is not running yet concerns the engine alone.
     "unpaid": "ready",
     "unchecked": "ready",
     "checking": "ready",
@@ -83,10 +84,12 @@ def agent_result(state: AgentState, end: End) -> RunResult:
 
 def left_undone(state: AgentState, end: End) -> list[str]:
     """Return what a run that ended early did not do: calls that were not made, and the rest of its plan."""
+    # The model chose these ends itself, so nothing was left undone.
     if end.stop_reason in ("end_turn", "handoff"):
         return []
     messages = state.messages[state.first_message :]
     made = {call.id: call for message in messages for call in message.tool_calls}
+    # Only the last step's failures count: the model has seen earlier ones, and went on.
     newest = next((message for message in reversed(messages) if message.role == "tool"), None)
     failed = [result for result in newest.tool_results if result.is_error] if newest else []
     calls = [
@@ -105,6 +108,7 @@ def agent_details(state: AgentState) -> str:
     model = state.spec.models[state.chain.model].config.name
     ledger = state.ledger
     counts = f"step {ledger.steps}, {ledger.tool_calls} tool calls, {spent_words(state)}"
+    # Rewritten after each change and read by people in the UI, so it stays short.
     lines = [
         f"**{status}** · {_doing(state, status)}",
         "",
@@ -144,6 +148,7 @@ def _parked_words(words: str, failure: Failure) -> str:
 
 
 def _child_status(state: AgentState, child: Child) -> NodeStatus:
+    # A redrive may have removed the member: its kind is unknown then.
     kinds: dict[str, NodeKind] = {member.name: member.kind for member in state.members}
     kind = kinds.get(child.name, "agent")
     return NodeStatus(key=child.key, node=child.name, kind=kind, run_id=child.run_id)

@@ -91,12 +91,14 @@ def missing(wanted: Amount, available: Amount) -> Amount | None:
 
 def share(amount: Amount, parts: int) -> Amount:
     """Return one of `parts` equal parts, rounded down."""
+    # Rounded down, so that the parts never add up to more than the amount.
     values = {name: bound // max(parts, 1) for name in FIELDS if (bound := of(amount, name)) is not None}
     return Amount(**values)
 
 
 def between(low: Amount, preferred: Amount, high: Amount) -> Amount:
     """Return the preferred amount, at most `high` and at least `low`; only fields that it bounds."""
+    # Only fields that are short are asked for. None, for the others, adds nothing to a lease.
     values = {
         name: max(of(low, name) or 0, _smaller(want, of(high, name)) or 0)
         for name in FIELDS

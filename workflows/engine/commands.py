@@ -113,6 +113,7 @@ class CloseTurn:
     end: End
 
 
+# A new command needs a case in `Loop._carry_out`; mypy finds the place by `assert_never`.
 Command = (
     CallModel
     | CallTools

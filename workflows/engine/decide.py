@@ -31,11 +31,14 @@ _LAST_CALL = (
 
 def decide(state: AgentState) -> Command:
     """Return the next command. While something is pending, it is `Wait`, `CancelPending` or something beside it."""
+    # Children that still run have leases: they report what they used before the run ends.
     if state.end is not None:
         return CancelPending() if state.tree.children else Finish(end=state.end)
+    # Asked again once nothing is pending or the grace is over: then the run ends.
     if state.ending is not None:
         return CancelPending() if state.is_busy else Finish(end=early_end(state, state.ending))
     pending = pending_amount(state)
+    # Children first, even in a paused run: a child that waits for budget cannot finish what it has begun.
     return command_for_children(state, busy=state.works_itself, pending=pending) or _own_command(state)
 
 
@@ -55,6 +58,7 @@ def _command_for_calls(state: AgentState) -> Command:
         return CallTools(calls=ready)
     unpaid = sum(call.state == "unpaid" for call in state.step.calls)
     single = Amount(tool_calls=1)
+    # One request at a time: the answer changes how much is missing.
     if unpaid and not state.tree.lease.is_asking and _lender_could_give(state, single):
         return RequestBudget(request=BudgetRequest(minimum=single, preferred=Amount(tool_calls=unpaid)))
     return Wait()
@@ -75,6 +79,7 @@ def _command_for_model(state: AgentState) -> Command:
     if request is not None:
         return RequestBudget(request=request)
     limit = exhausted_limit(state)
+    # A cheaper model helps only against the budget in money.
     cheaper = cheaper_model(state) if limit == "cost_budget" else None
     if cheaper is not None:
         return SwitchModel(model=cheaper)

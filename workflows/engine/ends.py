@@ -21,6 +21,7 @@ def early_end(state: AgentState, reason: StopReason) -> End:
 
 def newest_words(messages: tuple[Message, ...]) -> str:
     """Return the newest text of the model, or an empty string."""
+    # The newest message may consist of tool calls alone; then an earlier one holds the words.
     texts = (message.text for message in reversed(messages) if message.role == "assistant")
     return next((text for text in texts if text.strip()), "")
 

@@ -250,8 +250,12 @@ class IdleChecked:
     at: datetime
 
 
+# Groups by who folds them: `session`, `family`, and for the rest the program.
 SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
 TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed
+# The order has no meaning. A new event needs a case in `fold`; mypy finds it by `assert_never`.
+# Events are not stored: after a continue-as-new only the state goes on, so their fields may change freely.
+# History holds the activity results and messages that they are made of.
 Event = (
     StepBegan
     | Replied

@@ -59,10 +59,12 @@ def command_for_children(state: RunState, *, busy: bool, pending: Amount | None 
     """
     if all(child.request is None for child in state.tree.children):
         return None
+    # A pending model call may still spend its reservation, so children cannot have that part.
     used = spent(state) if pending is None else plus(spent(state), pending)
     answers = tree.answer_requests(state.tree, limits_of(state), used, busy=busy)
     if answers.grants:
         return GrantChildren(grants=answers.grants)
+    # Grants first: what can be met at once must not wait for the lender.
     return None if answers.request is None else RequestBudget(request=answers.request)
 
 
@@ -78,6 +80,7 @@ def book(
     ledger = state.ledger
     return replace(
         state,
+        # An unknown cost adds nothing, and marks the sum: people see "unknown", never a sum that is too low.
         ledger=replace(
             ledger,
             usage=ledger.usage + usage,

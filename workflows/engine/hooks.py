@@ -41,6 +41,7 @@ def with_hooks(state: AgentState, command: Command) -> Command:
 
 def _is_guarded(end: End) -> bool:
     """Return whether hooks see the end: not one that gives no output."""
+    # A cancelled run must end now. After a handoff the successor's end is the one to check.
     return end.stop_reason not in ("cancelled", "handoff") and end.failure is None
 
 
@@ -52,6 +53,7 @@ def _ask(state: AgentState, command: RunHooks) -> Command:
 def _ask_about_calls(state: AgentState) -> Command:
     if state.step.asking_hooks is not None:
         return Wait()
+    # Checks before reviews: a checked call can run while results wait.
     unchecked = tuple(call for call in state.step.calls if call.state == "unchecked")
     if unchecked:
         return RunHooks(point="before_tool", calls=unchecked)
@@ -97,6 +99,7 @@ def answer_hooks(state: AgentState, event: HooksAnswered) -> AgentState:
 
 def _apply_end(state: AgentState, event: HooksAnswered) -> AgentState:
     end = event.end
+    # None is a legal output, so a flag tells whether the hooks have replaced it.
     if end is not None and event.outcome.is_replaced:
         end = replace(end, output=event.outcome.output)
     # A message that came meanwhile makes the run go on; its next end is asked about again.

@@ -104,6 +104,7 @@ def outgoing(spec: GraphSpec, name: str) -> list[EdgeSpec]:
 
 def has_cycle(spec: GraphSpec) -> bool:
     """Check whether any node may be visited twice."""
+    # The sorter raises on a cycle when it prepares; its order is not used.
     sorter = TopologicalSorter[str]()
     for edge in spec.edges:
         sorter.add(edge.target, edge.source)
@@ -116,6 +117,7 @@ def has_cycle(spec: GraphSpec) -> bool:
 
 def add_arrival(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphPlan:
     """Return the plan after the output of the source's latest visit travelled along the edge."""
+    # Read when the edge is followed, before the source can be visited again.
     target, ancestry = edge.target, plan.ancestry[edge.source]
     if not _counts(plan, spec, target, ancestry):
         return replace(plan, late={**plan.late, target: plan.late.get(target, 0) + 1})

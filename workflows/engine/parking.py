@@ -34,11 +34,13 @@ def fall_back_or_park(state: AgentState, failure: ModelFailure, at: datetime | N
     rule = rule_for(failure.kind)
     if not (rule.parks and state.spec.on_failure == "park"):
         return fail(state, failure.kind, failure.message, answers=rule.parks)
+    # A parked run that retries in vain is still in the same outage.
     since = state.parking.outage.since if state.parking.outage else at
     parked = failure_of(state, failure.kind, failure.message).model_copy(
         update={"since": since, "resumes_at": _retry_at(state, failure, at)}
     )
     outage = parked if parked.resumes_at else None
+    # The forced retry is used up, whatever it has found.
     parking = replace(state.parking, parked=parked, outage=outage, force_once=False)
     return replace(state, parking=parking)
 
@@ -70,6 +72,7 @@ def _retry_at(state: AgentState, failure: ModelFailure, at: datetime | None) -> 
 def resume(state: AgentState) -> AgentState:
     """Return the state after a person resumed the run."""
     parked = state.parking.parked
+    # Where no circuit can be open, there is nothing to pass.
     forced = parked is not None and (
         parked.resumes_at is not None or rule_for(parked.kind).counts_for_circuit
     )
@@ -106,11 +109,13 @@ def redrive(state: AgentState, event: Redriven) -> AgentState:
     """Return the state as another agent, or with other limits. The transcript and the ledger stay."""
     if state.parking.parked is None:
         return state
+    # A redrive does not end a pause: another person may have asked for it.
     paused = state.paused
     if event.limits is not None:
         state = replace(state, new_limits=(state.new_limits or Limits()).replaced_by(event.limits))
     limits = state.limits
     if event.spec is not None:
+        # The request's limits are the caller's, so they hold for the new agent as well.
         limits = event.spec.limits.tightened_by(state.request.limits)
         state = replace(state, spec=event.spec, members=event.members)
     if state.session is None:

@@ -84,6 +84,7 @@ class PatternScheduler:
 
     def record_end(self, plan: PatternPlan[Any], result: NodeResult) -> PatternPlan[Any]:
         """Return the plan after a node ended. A result of no running node changes nothing."""
+        # Checked here, so that no scheduler of a user's can be called with a result twice.
         if result.key not in plan.running:
             return plan
         running = tuple(key for key in plan.running if key != result.key)

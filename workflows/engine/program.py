@@ -16,6 +16,7 @@ from .commands import Command
 from .events import Event
 from .state import End, Origin, RunState
 
+# Invariant: a program reads and returns its own kind of state, and never that of another.
 S = TypeVar("S", bound=RunState)
 
 

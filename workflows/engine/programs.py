@@ -40,6 +40,7 @@ class UserCode:
 NO_CODE: Final = UserCode()
 
 
+# The key of the registry is the spec's discriminator, so each cast below is true.
 def _agent(spec: AnySpec, code: UserCode) -> Program[Any]:
     return AgentProgram(cast("AgentSpec", spec))
 
@@ -58,6 +59,7 @@ def _pattern(spec: AnySpec, code: UserCode) -> Program[Any]:
     return TeamProgram(spec, PatternScheduler(pattern, code.scheduler(pattern)))
 
 
+# The one place that knows all kinds. A new kind of spec is a line here, and `AnySpec` in the wire.
 _BY_KIND: Final[dict[str, Callable[[AnySpec, UserCode], Program[Any]]]] = {
     "agent": _agent,
     "swarm": _swarm,

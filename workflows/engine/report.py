@@ -104,6 +104,7 @@ def report_due(state: RunState, request: BudgetRequest | None) -> tuple[Report |
         # The parent hears of an outage once, and again when it is over: not of every retry.
         waiting.append(Parked(failure=parked, run_id=state.id))
     ids = tuple(_id_of(entry) for entry in waiting)
+    # A report that says nothing new is not sent: each is a signal, with events on both sides.
     is_new = request is not None
     if request is None and lease.is_asking:
         request = lease.request  # it stands until it is answered

@@ -111,6 +111,7 @@ class SessionProgram:
         """Return the next command."""
         session = session_of(state)
         if session.is_open:
+            # The inner program knows nothing of sessions: its end is the turn's.
             command = self.turns.decide(state)
             return CloseTurn(end=command.end) if isinstance(command, Finish) else command
         if session.closing is not None:
@@ -163,6 +164,7 @@ class SessionProgram:
         if _is_known(state, event.utterance.id):
             return state
         session = session_of(state)
+        # The run below has the message; here it only needs an id that the reply will answer.
         if event.delivered and session.is_open:
             return _with(state, replace(session, ids=(*session.ids, event.utterance.id)))
         steers = event.when_busy == "steer" and session.is_open
@@ -195,6 +197,7 @@ class SessionProgram:
         if session.is_open or not session.queue:
             return state
         first, *rest = session.queue
+        # The time that messages wait in the queue is not the turn's.
         own = None if session.turn_limits.timeout is None else at + session.turn_limits.timeout
         deadline = min((due for due in (own, session.deadline_at) if due is not None), default=None)
         start = TurnStart(at=at, messages=len(state.messages), ledger=state.ledger)
@@ -214,6 +217,7 @@ class SessionProgram:
         session = session_of(state)
         if not session.is_open:
             return state
+        # Before the inner program forgets the turn: the reply is made of its parts.
         answered = self._answered_turn(state, event.end)
         closing = session.closing or self._used_up(state, event.end)
         state = self.turns.end_turn(state, event.end)
@@ -222,6 +226,7 @@ class SessionProgram:
             is_open=False,
             ids=(),
             unread=(),
+            # Unread messages were meant for this turn, so they are answered before the queue.
             queue=(*session.unread, *session.queue),
             answered=_newest_answers((*session.answered, answered)),
             start=replace(session.start, at=event.at),
@@ -245,6 +250,7 @@ class SessionProgram:
             cost_microusd=None if cost_of(state) is None else now.cost_microusd - before.cost_microusd,
             messages=len(state.messages),
         )
+        # The state is carried at each continue-as-new, so long texts are kept once, in the transcript.
         if len(text) <= _LONG_TEXT or at is None:
             return AnsweredTurn(ids=session.ids, reply=reply)
         output = "" if end.output == text else end.output
@@ -256,6 +262,7 @@ class SessionProgram:
         limits, ledger = session_of(state).limits, state.ledger
         if limits.steps is not None and ledger.steps >= limits.steps:
             return "max_steps"
+        # Without calls left a session can still answer; it ends only when a turn was cut short by that.
         out_of_calls = limits.tool_calls is not None and ledger.tool_calls >= limits.tool_calls
         if out_of_calls and end.stop_reason == "max_tool_calls":
             return "max_tool_calls"

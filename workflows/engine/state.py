@@ -28,6 +28,8 @@ from perdure.wire.tree import ChildInput, Handoff, Peer
 
 from .tree import Tree
 
+# unpaid -> unchecked -> checking -> ready or asking -> running -> unreviewed -> reviewing -> done.
+# Without hooks, budget or approval a call begins as ready. A call that cannot run begins as done.
 CallState = Literal[
     "unpaid", "unchecked", "checking", "ready", "asking", "running", "unreviewed", "reviewing", "done"
 ]
@@ -78,6 +80,7 @@ class End:
 class Ledger:
     """Sums over the life of a run, its ended children included. They never decrease."""
 
+    # Integers, never floats: no order of additions may change a sum.
     usage: Usage = Usage()
     cost_microusd: int = 0
     cost_unknown: bool = False
@@ -116,6 +119,7 @@ class Step:
     """The current step."""
 
     asking_model: bool = False
+    # Counters such as `invalid_steps` outlive a step. They begin anew with a turn.
     redo: bool = False
     """True when the model call gave no reply: the next one is the same step."""
     calls: tuple[Call, ...] = ()
@@ -152,6 +156,7 @@ class Chain:
     """Index of the model in use."""
     base_model: int = 0
     """Index of the model that the next step begins with."""
+    # For the record in the reply's meta, so that people see why a fallback answered.
     tried: tuple[str, ...] = ()
     """Models of this step that failed, each with its error."""
 
@@ -174,6 +179,7 @@ class Inbox:
     """Messages that the model has not read yet."""
 
     messages: tuple[Message, ...] = ()
+    # Bounded by `MOST_SEEN_IDS`: a message that comes again comes soon.
     seen_ids: tuple[str, ...] = ()
     """Update ids of the newest messages. Temporal forgets them when a run continues as new."""
 
@@ -223,6 +229,7 @@ class Session:
     unread: tuple[Utterance, ...] = ()
     """Messages that steer the turn, once the model reads them."""
     queue: tuple[Utterance, ...] = ()
+    # Bounded by number and by bytes in `session`.
     answered: tuple[AnsweredTurn, ...] = ()
     unnamed: int = 0
     """Number of messages that came without an id of their own."""
@@ -255,6 +262,7 @@ class RunState:
     """Workflow id of the run. The ids of its children begin with it."""
     members: tuple[AnySpec, ...] = ()
     """Specs of everything that the run may start, directly or through others."""
+    # The parts. Each is replaced as a whole, so an event that concerns one part cannot change another.
     tree: Tree = Tree()  # noqa: RUF009 - a frozen value
     ledger: Ledger = Ledger()
     parking: Parking = Parking()
@@ -264,6 +272,7 @@ class RunState:
     end: End | None = None
     session: Session | None = None
 
+    # Differences between kinds of programs, as values: nothing asks for the kind itself.
     counts_steps: ClassVar[bool] = True
     """True when `limits.steps` bounds the run's own model calls, False when it bounds each run below."""
     reads_messages: ClassVar[bool] = True
@@ -356,6 +365,7 @@ class AgentState(RunState):
     @property
     def is_busy(self) -> bool:
         """True while anything is pending."""
+        # Children that were called and answer later count too: they must not lose their parent.
         running = any(call.state == "running" for call in self.step.calls)
         asking = self.step.asking_model or self.step.asking_hooks is not None
         return asking or running or bool(self.tree.children)
@@ -386,6 +396,7 @@ class TeamState(RunState):
     """State of a swarm, a graph, or a pattern of one's own."""
 
     task: str | list[Part] = ""
+    # Any, because the scheduler alone knows its type. Continue-as-new restores it by `plan_type`.
     plan: Any = None
     """Memory of the scheduler; None in a session before its first turn."""
     running: tuple[NodeStatus, ...] = ()

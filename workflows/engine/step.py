@@ -56,6 +56,7 @@ def receive(state: AgentState, message: Message) -> AgentState:
 def close_step(state: AgentState) -> AgentState:
     """Write the step's tool message once every call has its result."""
     calls = state.step.calls
+    # In the order of the calls, not of their ends: the transcript does not depend on which call was faster.
     results = [call.result for call in calls if call.result is not None]
     if not calls or len(results) < len(calls):
         return state

@@ -186,6 +186,7 @@ class TeamProgram:
             return CancelPending() if state.is_busy else Finish(end=state.end)
         if state.ending is not None:
             return CancelPending() if state.is_busy else Finish(end=self.early_end(state, state.ending))
+        # Before budgets: a team that is over needs no more of them.
         over = self.scheduler.over(state.plan)
         if over is not None:
             return self._finish(state, over)
@@ -206,6 +207,7 @@ class TeamProgram:
             return Wait()
         starts = _within_one_task(team, startable)
         command = StartNodes(starts=starts, more=len(starts) < len(startable))
+        # Functions of a graph call no model, so they cost nothing that a limit counts.
         if all(start.kind == "function" for start in starts):
             return command
         return self._if_affordable(team, command)

@@ -31,6 +31,7 @@ def team_status(team: TeamState, notes: Notes) -> RunStatus:
     status = status_of(team)
     return RunStatus(
         agent=team.spec.name,
+        # Lists and watchers treat every session alike, whatever runs inside.
         kind="session" if team.session else team.spec.kind,
         spec_kind=team.spec.kind,
         status=status,
@@ -63,6 +64,7 @@ def team_result(team: TeamState, end: End, notes: Notes) -> RunResult:
         cost_microusd=cost_of(team),
         spec_hash=team.spec.hash,
         error=end.failure,
+        # All of them, with outputs. The status has fewer, because it is read often.
         nodes=list(team.results),
         shared_context=notes.shared_context,
         unmet=notes.unmet,
@@ -79,6 +81,7 @@ def team_details(team: TeamState, notes: Notes) -> str:
         "",
         f"- {turn_words(team)}{counts}",
         f"- {team.spec.kind} `{team.spec.name}`, spec `{team.spec.hash[:12]}`",
+        # First, because it is the only part that asks somebody to act.
         *people_below(team),
         "",
         "| run | state | steps | cost |",
@@ -96,6 +99,7 @@ def team_details(team: TeamState, notes: Notes) -> str:
 
 def _nodes_of(team: TeamState) -> list[NodeStatus]:
     """Return runs of nodes without their outputs, in order of their start; of many, the newest."""
+    # Outputs may be large, and a status is a query's answer with a bound on its bytes.
     plain = [NodeStatus(**node.model_dump(exclude={"output"})) for node in team.results[-MOST_NODES:]]
     return sorted([*plain, *team.running], key=_start_time)
 

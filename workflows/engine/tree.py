@@ -98,6 +98,7 @@ def tree_of(child_input: ChildInput | None) -> Tree:
         lease=lease,
         deadline_at=child_input.deadline_at,
         deadline_reason=child_input.deadline_reason,
+        # Each level waits less than the one above, so last values reach the root in time.
         grace=max(child_input.grace - _GRACE_STEP, _SHORTEST_GRACE),
         peers=child_input.peers,
     )
@@ -118,6 +119,7 @@ def shortage(tree: Tree, limits: Amount, spent: Amount, wanted: Amount) -> tuple
     short = missing(wanted, remaining_amount(tree, limits, spent))
     if short is None:
         return None, False
+    # The lender cannot help where the run's own limits are too small.
     own = missing(wanted, minus(limits, spent, held_by_children(tree)))
     return short, own is None and not tree.lease.refused
 
@@ -127,6 +129,7 @@ def lease_for(tree: Tree, limits: Amount, spent: Amount, starting: int, *, alone
     available = remaining_amount(tree, limits, spent)
     if starting == 1 and alone and not tree.children:
         return available
+    # Half stays here, for those that turn out to need more.
     return share(available, 2 * (starting + len(tree.children)))
 
 
@@ -148,6 +151,7 @@ def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     """
     if outcome.stop_reason == "cancelled" and child.final is not None:
         return child.final
+    # A run that Temporal ended could not report. An upper bound is the only safe booking.
     lost = outcome.error is not None and outcome.error.kind in ("Terminated", "TimedOut")
     if not lost and not (outcome.stop_reason == "cancelled" and outcome.usage.estimated):
         return outcome
@@ -179,6 +183,7 @@ def apply_report(tree: Tree, report: Report) -> Tree:
     child = tree.child(report.key)
     if child is None:
         return tree
+    # What a child gives back is free at once. The rest stays its own until it ends.
     lease = child.lease if report.returned is None else minus(child.lease, report.returned)
     changed = replace(
         child,
@@ -214,6 +219,7 @@ def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) ->
     grants: list[tuple[str, Grant]] = []
     for child in asking:
         assert child.request is not None
+        # Asked anew for each child: the grant before has made it less.
         available = remaining_amount(tree, limits, spent)
         if missing(child.request.minimum, available) is not None:
             return _answers_when_short(tree, limits, spent, child.request, tuple(grants), busy=busy)
@@ -243,6 +249,7 @@ def _answers_when_short(
         if tree.lease.is_asking:
             return Answers(grants=grants)
         return Answers(grants=grants, request=BudgetRequest(minimum=short, preferred=preferred))
+    # A child that asks, or only waits for people, gives nothing back by itself.
     others_may_return = any(
         sibling.request is None and not sibling.idle and is_something(sibling.lease)
         for sibling in tree.children
@@ -250,6 +257,7 @@ def _answers_when_short(
     if grants or others_may_return or busy:
         return Answers(grants=grants)
     asking = (sibling for sibling in tree.children if sibling.request is not None)
+    # The newest request, so that earlier ones are served. The end of the refused run frees its lease.
     newest = max(asking, key=lambda sibling: sibling.asked_at)
     return Answers(grants=((newest.key, Grant()),))
 
@@ -294,6 +302,7 @@ def idle_lease(tree: Tree, limits: Amount, spent: Amount) -> Amount | None:
     lease = tree.lease
     if lease.lender is None or lease.is_asking or working or not is_bounded(lease.amount):
         return None
+    # The run's own limits do not matter here: only a lease can be given back.
     spare = minus(lease.amount, spent, held_by_children(tree))
     return spare if is_something(spare) else None
 

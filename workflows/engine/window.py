@@ -51,6 +51,7 @@ def slide(messages: Sequence[Message], start: int, *, most: int | None, tokens: 
 
 def _first_opening(messages: Sequence[Message], index: int) -> int:
     """Return the nearest message from `index` on that may open a window, else the last one that may."""
+    # A tool message without the call before it is refused by every provider.
     for candidate in range(index, len(messages)):
         if messages[candidate].role != "tool":
             return candidate
