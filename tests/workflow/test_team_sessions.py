@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from perdure import (
     InvalidRequest,
@@ -30,7 +31,7 @@ from perdure.testing import calls, fails, running, says
 from perdure.wire.events import MessageFinished, NodeFinished, NodeStarted, TurnFinished
 from perdure.wire.results import Approval, Question
 from perdure.workers.dev.server import DevServer
-from tests.conftest import Gate, Serve, until, until_queried
+from tests.conftest import HANGS, Gate, Serve, until, until_queried
 from tests.workflow.test_history import history_sizes
 from tests.workflow.test_swarm_runs import Cast, ServeTeam, agent, team, to
 
@@ -433,3 +434,55 @@ async def test_team_session_survives_continue_as_new(
     assert len(transcript) == 2 * turns
     assert sum(reply.steps for reply in replies) == status.step == 2 * turns + 1
     assert sum(reply.cost_microusd or 0 for reply in replies) == status.cost_microusd
+
+
+class HeldRelay(Interceptor):
+    """Holds what a relay returns until the gate is open."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        gate = self._gate
+
+        class Held(ActivityInboundInterceptor):
+            async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+                result = await super().execute_activity(input)
+                if input.fn.__name__ == "relay":
+                    await gate.wait()
+                return result
+
+        return Held(next)
+
+
+async def test_continue_as_new_waits_for_relay_only(settings: Settings) -> None:
+    """A sender waits until its message is in the state; a run that continues as new must not wait for both."""
+    gate = Gate()
+    cast = Cast(
+        {"front": lambda request: asks(request) if request.step == 1 else to("back"), "back": says("ok")}
+    )
+    swarm = team(agent("front", tools=[ask_person]), "back")
+    config = {"limit.historyCount.suggestContinueAsNew": "12"}
+    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as impatient:
+        mine = settings.model_copy(update={"address": impatient.address})
+        worker: dict[str, Any] = {"interceptors": [HeldRelay(gate)]}
+        async with running(
+            [swarm], models=cast.models, address=impatient.address, settings=mine, worker=worker
+        ) as client:
+            session = await client.session("team-relayed", agent="team")
+            saying = asyncio.create_task(session.say("go"))
+            await waiting(session, Question)
+            answering = asyncio.create_task(session.say("this", when_busy="steer"))
+            await client.get("team-relayed/front-1").result()
+
+            async def is_moving_on() -> bool:
+                return (await session.status()).nodes[0].state != "running"
+
+            await until(is_moving_on)
+            assert gate.reached.is_set()
+            gate.opened.set()
+            async with asyncio.timeout(HANGS):
+                replies = await asyncio.gather(saying, answering)
+            sizes = await history_sizes(client, "team-relayed")
+    assert len(sizes) > 1
+    assert [(reply.turn, reply.text) for reply in replies] == [(1, "ok")] * 2
