@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -212,7 +213,7 @@ async def test_pattern_is_watched_inside_others(serve: ServeTeam) -> None:
 async def test_session_of_pattern_remembers_turns(serve: ServeTeam) -> None:
     cast = cast_of("a", "b")
     async with serve(talk("a", "b", rounds=1), models=cast.models) as client:
-        session = await client.session("debate-1", agent="talk")
+        session = await client.session(f"debate-{uuid.uuid4().hex[:8]}", agent="talk")
         first = await session.say("why?")
         second = await session.say("and then?")
         status = await session.status()
