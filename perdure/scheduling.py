@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -77,15 +77,10 @@ class Scheduler(Protocol[Plan]):
     A scheduler that inherits from this class need not write `runs_alone` and `notes`.
     """
 
-    @property
-    def plan_type(self) -> Any:
-        """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
-        ...
-
-    @property
-    def runs_alone(self) -> bool:
-        """True when at most one node runs at any time: then it may spend all that the team has."""
-        return False
+    plan_type: ClassVar[Any]
+    """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
+    runs_alone: ClassVar[bool] = False
+    """True when at most one node runs at any time: then it may spend all that the team has."""
 
     def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Plan:
         """Return the plan of a team that has just been given its task."""

@@ -55,7 +55,7 @@ def scheduler_of(spec: PatternSpec) -> Scheduler[Any]:
 
 def _bind_methods(value: Any, bound: dict[int, Any]) -> Any:
     """Return a copy of the user's object whose methods and properties are bound, its inherited ones included."""
-    own: Any = type(value)
+    own = cast("type[Any]", type(value))
     attributes: dict[str, Any] = {}
     for base in reversed(own.__mro__):
         for name, attribute in vars(base).items():
@@ -63,8 +63,9 @@ def _bind_methods(value: Any, bound: dict[int, Any]) -> Any:
             attributes.pop(name, None)
             if not name.startswith("__") and (method := _bind_attribute(attribute, bound)) is not None:
                 attributes[name] = method
-    # By its own metaclass, and without new slots, or an object of the one class could not become one of the other.
-    made = type(own)(own.__name__, (own,), {"__slots__": (), "__module__": own.__module__, **attributes})
+    # Without new slots, or an object of the one class could not become one of the other.
+    space = {"__slots__": (), "__module__": own.__module__, **attributes}
+    made = types.new_class(own.__name__, (own,), exec_body=lambda names: names.update(space))
     result = copy.copy(value)
     object.__setattr__(result, "__class__", made)
     return result

@@ -56,7 +56,10 @@ def rounds_of(request: ModelRequest) -> int:
 
 
 def speaks(name: str) -> Any:
-    return lambda request: says(f"{name}{rounds_of(request)}")
+    def part(request: ModelRequest) -> Answer:
+        return says(f"{name}{rounds_of(request)}")
+
+    return part
 
 
 def cast_of(*names: str, **parts: Any) -> Cast:

@@ -9,7 +9,7 @@ Rules
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from perdure.messages import Part
 from perdure.scheduling import Notes, Over, Scheduler, Start
@@ -35,20 +35,12 @@ class PatternPlan(Generic[P]):
 
 @dataclass(frozen=True)
 class PatternScheduler:
-    """Scheduler of one pattern, around the user's own."""
+    """Scheduler of one pattern, around the user's own. It is made by `bounded`."""
 
     spec: PatternSpec
     own: Scheduler[Any]
-
-    @property
-    def plan_type(self) -> Any:
-        """Type of the plan, with the user's in it."""
-        return PatternPlan[self.own.plan_type]  # type: ignore[name-defined]
-
-    @property
-    def runs_alone(self) -> bool:
-        """True when at most one node runs at any time."""
-        return self.own.runs_alone
+    plan_type: ClassVar[Any]
+    runs_alone: ClassVar[bool]
 
     def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> PatternPlan[Any]:
         """Return the plan of a team that has just been given its task."""
@@ -112,3 +104,14 @@ class PatternScheduler:
 
     def _contract_error(self, problem: str) -> BrokenContract:
         return BrokenContract(f"scheduler of {self.spec.pattern} {self.spec.name!r}: {problem}")
+
+
+def bounded(spec: PatternSpec, own: Scheduler[Any]) -> PatternScheduler:
+    """Return the user's scheduler within the rules above."""
+
+    # A class of its own, because the type of a plan belongs to the class of its scheduler.
+    class Bounded(PatternScheduler):
+        plan_type: ClassVar[Any] = PatternPlan[own.plan_type]  # type: ignore[name-defined]
+        runs_alone: ClassVar[bool] = own.runs_alone
+
+    return Bounded(spec, own)
