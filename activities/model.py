@@ -54,7 +54,8 @@ from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .content.redact import redact
-from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, check_reply
+from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
+from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, last_progress, worker_is_ending
 from .hooks import HookFailed, HookRunner
@@ -112,7 +113,7 @@ class ModelCalls:
             attempt = _Attempt(
                 call=call,
                 spec=spec,
-                model=spec.models[call.model],
+                model=_model_for(spec, call),
                 before=before,
                 parked_retry=self.parked_retry,
             )
@@ -121,6 +122,10 @@ class ModelCalls:
     async def _run(self, attempt: "_Attempt", view: ModelView) -> ModelOutcome:
         """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
         try:
+            if attempt.call.summarize:
+                config = attempt.model.config
+                request = summary_request(attempt.spec, config, attempt.call, view)
+                return await self._call_with_span(attempt, request)
             request = await self._build_request(attempt, view)
             hooked = await self._ask_before(attempt, request)
             if isinstance(hooked, Reply):
@@ -149,7 +154,7 @@ class ModelCalls:
         return ModelRequest(
             config=attempt.model.config,
             instructions=instructions,
-            messages=view.messages,
+            messages=with_summary(call, view.messages),
             tools=_tool_definitions(spec, call),
             tool_choice=call.tool_choice,
             max_tokens=call.max_tokens,
@@ -204,7 +209,9 @@ class ModelCalls:
     async def _ask_after(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> Reply:
         """Ask the hooks after the call; return the reply of which the rest takes effect."""
         agent = attempt.call.agent
-        if reply.stop == "cancelled" or not self.hooks.has(agent, "after_model"):
+        # A summary is no answer: it takes no effect, and shows nothing that the model has not seen.
+        skipped = reply.stop == "cancelled" or bool(attempt.call.summarize)
+        if skipped or not self.hooks.has(agent, "after_model"):
             return reply
         hooked = HookedModelCall(
             run=_hooked_run(attempt.call),
@@ -276,7 +283,12 @@ class ModelCalls:
     def _outcome(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> ModelOutcome:
         """Return the checked reply as the activity's result, and remember it for the next step."""
         call, model = attempt.call, attempt.model
-        checked = check_reply(reply, call.step, attempt.spec, request.tools, self.agents.get(call.agent))
+        if call.summarize:
+            text = "".join(part.text for part in reply.parts if isinstance(part, Text))
+            checked = CheckedReply(parts=[Text(text=shorten_summary(fix_surrogates(text)))])
+        else:
+            agent = self.agents.get(call.agent)
+            checked = check_reply(reply, call.step, attempt.spec, request.tools, agent)
         meta = ReplyMeta(
             step=call.step,
             model=model.config.name,
@@ -290,7 +302,8 @@ class ModelCalls:
             hooks=attempt.records,
         )
         message = Message(role="assistant", parts=checked.parts, meta=meta)
-        self.transcripts.add_reply(call.view.length, message)
+        if not call.summarize:
+            self.transcripts.add_reply(call.view.length, message)
         return ModelOutcome(
             message=message,
             stop=reply.stop,
@@ -379,6 +392,8 @@ class _Attempt:
 
     def can_fall_back(self, kind: ErrorKind) -> bool:
         """Check whether a later model of the chain takes over on an error of this kind."""
+        if self.call.summarize:
+            return True  # plain sliding takes over, so the call does not wait out an outage
         later = self.spec.models[self.call.model + 1 :]
         return any(RULES[kind].falls_back if model.on is None else kind in model.on for model in later)
 
@@ -407,6 +422,11 @@ class _Attempt:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+def _model_for(spec: AgentSpec, call: ModelInput) -> ModelSpec:
+    model = spec.models[call.model]
+    return spec.summary_model or model if call.summarize else model
 
 
 def _add_usage(error: ApplicationError, before: Usage) -> ApplicationError:

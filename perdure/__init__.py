@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.agent import Agent
     from perdure.blobs import BlobStore
-    from perdure.context import SlidingWindow
+    from perdure.context import SlidingWindow, Summary
     from perdure.errors import (
         DefinitionError,
         FatalToolError,
@@ -83,6 +83,7 @@ _HOME = {
     "RunStatus": "perdure.wire.results",
     "Session": "perdure.starter.client.session",
     "SlidingWindow": "perdure.context",
+    "Summary": "perdure.context",
     "Swarm": "perdure.swarm",
     "SwarmLimits": "perdure.limits",
     "Tool": "perdure.tools",
@@ -139,6 +140,7 @@ __all__ = [
     "RunStatus",
     "Session",
     "SlidingWindow",
+    "Summary",
     "Swarm",
     "SwarmLimits",
     "Tool",

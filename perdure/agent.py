@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import PydanticUserError, TypeAdapter
 
-from perdure.context import SlidingWindow
+from perdure.context import ContextStrategy, SlidingWindow, Summary
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
 from perdure.hooks import Hook, points_of
@@ -45,7 +45,8 @@ class Agent:
     limits: Limits = Limits()
     policy: Policy | None = None
     """Rules for tool calls. None: every call is allowed; with `approval=True`, after a person allows it."""
-    context: SlidingWindow = SlidingWindow()
+    context: ContextStrategy = SlidingWindow()
+    """Choice of what the model sees of a long transcript."""
     output_type: Any = None
     """Pydantic model, dataclass or TypedDict that the run's output, as JSON, fits. None: plain text."""
     output_repairs: int = 2
@@ -68,6 +69,8 @@ class Agent:
     """True: the model keeps a plan, which people see and which survives a cut of the conversation."""
     models: tuple[ModelConfig, ...] = field(init=False, repr=False)
     """The chain: `model`, then the models of `fallbacks`."""
+    summary_model: ModelConfig | None = field(init=False, repr=False)
+    """Model of `context=Summary(model=...)`."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -77,11 +80,18 @@ class Agent:
         chain = tuple(self._model_config(_model_of(link)) for link in (self.model, *self.fallbacks))
         # The dataclass is frozen, and these fields are derived from others.
         object.__setattr__(self, "models", chain)
+        named = self.context.model if isinstance(self.context, Summary) else None
+        object.__setattr__(self, "summary_model", self._model_config(named) if named else None)
         object.__setattr__(self, "tools", self._check_tools())
         object.__setattr__(self, "hooks", self._check_hooks())
         self._check_bounds()
         self.output_schema()
         collect_members(self)  # raises for two different members of one name
+
+    @property
+    def all_models(self) -> tuple[ModelConfig, ...]:
+        """Every model that its runs may call."""
+        return self.models if self.summary_model is None else (*self.models, self.summary_model)
 
     @property
     def members(self) -> dict[str, Member]:
@@ -251,8 +261,10 @@ class Agent:
             _model_spec(config, link, table.find(config.name, day))
             for config, link in zip(self.models, (self.model, *self.fallbacks), strict=True)
         )
+        summary = self.summary_model
+        summary_spec = summary and ModelSpec(config=summary, price=table.find(summary.name, day))
         if cost_limited or self.limits.cost_usd is not None:
-            self._check_prices(models)
+            self._check_prices([*models, summary_spec] if summary_spec else models)
         # Fields of the same name go over as they are; only what a spec states otherwise is named here.
         stated_otherwise = {
             "models": models,
@@ -260,6 +272,7 @@ class Agent:
             "output_schema": self.output_schema(),
             "output_name": getattr(self.output_type, "__name__", None),
             "hooks": points_of(tuple(self.hooks)),
+            "summary_model": summary_spec,
         }
         return AgentSpec.model_validate({**vars(self), **stated_otherwise})
 

@@ -5,16 +5,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class SlidingWindow(BaseModel):
-    """Window of the first message, which is the task, and the newest messages within both bounds.
-
-    A passed bound cuts the window to `keep` of the bound. Each cut invalidates the provider's prompt cache,
-    so cuts should be rare. A tool call is never separated from its result.
-    """
+class _Bounds(BaseModel):
+    """Bounds of what the model sees, and what a cut leaves of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["sliding_window"] = "sliding_window"
     # At least a task, a call, its result and an answer.
     messages: Annotated[int, Field(ge=4)] | None = None
     """Most messages that the model sees; None is no bound."""
@@ -22,3 +17,31 @@ class SlidingWindow(BaseModel):
     """Most tokens that the model sees, by the provider's last count; None is no bound."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of a passed bound that a cut leaves."""
+
+
+class SlidingWindow(_Bounds):
+    """Window of the first message, which is the task, and the newest messages within both bounds.
+
+    A passed bound cuts the window to `keep` of the bound. Each cut invalidates the provider's prompt cache,
+    so cuts should be rare. A tool call is never separated from its result.
+    """
+
+    kind: Literal["sliding_window"] = "sliding_window"
+
+
+class Summary(_Bounds):
+    """Window as `SlidingWindow`, whose left-out messages a model summarizes before each cut.
+
+    The model sees the summary behind the task from then on. The next summary covers the earlier one. The summary
+    costs a model call, which limits bound and the result counts. Without room for it, or when the call fails, the
+    window slides without it.
+    """
+
+    kind: Literal["summary"] = "summary"
+    model: Annotated[str, Field(pattern=r"^[^:\s]+:\S+$")] | None = None
+    """Model that writes the summary, as "provider:model"; None is the model in use."""
+    instructions: str = ""
+    """Further instructions for that model, such as what must not be lost."""
+
+
+ContextStrategy = Annotated[SlidingWindow | Summary, Field(discriminator="kind")]

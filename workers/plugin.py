@@ -214,7 +214,7 @@ def unmatched_rate_limits(
     """Return the keys of rate limits that limit no call of these agents, perhaps because of a typo."""
     known = set(providers)
     for agent in agents:
-        known.update(config.name for config in agent.models)
+        known.update(config.name for config in agent.all_models)
         known.update(tool_key(tool.name) for tool in agent.tools if isinstance(tool, Tool))
     return sorted(set(limits) - known)
 

@@ -217,7 +217,7 @@ def check_models(agents: Sequence[Agent], models: Mapping[str, Model]) -> list[s
     """
     warnings: list[str] = []
     for agent in agents:
-        for config in agent.models:
+        for config in agent.all_models:
             model = models.get(config.provider)
             if model is None:
                 known = ", ".join(sorted(models))

@@ -220,7 +220,8 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
         ApplicationError: for the caller; nothing was changed.
 
     """
-    unknown = [model.config.name for model in spec.models if model.price is None]
+    models = [*spec.models, *([spec.summary_model] if spec.summary_model else [])]
+    unknown = [model.config.name for model in models if model.price is None]
     if limited and unknown:
         raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 

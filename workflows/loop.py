@@ -35,6 +35,7 @@ from .engine.commands import (
     RequestBudget,
     RunHooks,
     StartNodes,
+    Summarize,
     SwitchModel,
     Wait,
 )
@@ -52,6 +53,7 @@ from .engine.events import (
     Paused,
     Resumed,
     StepBegan,
+    SummaryBegan,
     TurnBegan,
     TurnEnded,
     WindowMoved,
@@ -181,6 +183,9 @@ class Loop:
                 self._apply(BudgetRequested(request=command.request))
             case MoveWindow():
                 self._apply(WindowMoved(start=command.start))
+            case Summarize():
+                self._apply(SummaryBegan(stop=command.stop))
+                self._pending.summarize(self._agent_state, command)
             case SwitchModel():
                 self._apply(ModelSwitched(model=command.model))
             case OpenTurn():

@@ -51,8 +51,8 @@ from perdure.wire.names import (
 from perdure.wire.spec import ModelSpec, ToolSpec
 
 from .engine.calls import approval_digest
-from .engine.commands import CallModel, RunHooks
-from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied
+from .engine.commands import CallModel, RunHooks, Summarize
+from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied, Summarized
 from .engine.remote import remote_result
 from .engine.report import signature
 from .engine.state import AgentState, Call
@@ -68,6 +68,8 @@ later, for a worker that keeps none. A dead one is noticed by its heartbeat."""
 _TOOL_SLACK = timedelta(seconds=50)
 """As above: a call may wait for its turn."""
 
+_SUMMARY_ATTEMPTS = 2
+"""A summary that fails costs little: the window slides without it. So the step must not wait for it long."""
 _HOOKS_TIMEOUT = timedelta(minutes=2)
 _HOOK_ATTEMPTS = 3
 
@@ -93,12 +95,27 @@ class PendingActivities:
     def call_model(self, state: AgentState, command: CallModel) -> None:
         """Start the step's model call."""
         chosen = state.spec.models[state.chain.model]
-        call = model_input(state, command)
+        handle = self._start_model(
+            model_input(state, command), chosen, MODEL_ATTEMPTS, model_summary(state, chosen)
+        )
+        self._launch("model", handle, self._model_event(handle, chosen), _model_bug)
+
+    def summarize(self, state: AgentState, command: Summarize) -> None:
+        """Start the model call that summarizes what leaves the window."""
+        chosen = state.spec.summary_model or state.spec.models[state.chain.model]
+        call = summary_input(state, command)
+        line = f"summary before step {state.ledger.steps + 1} · {chosen.config.name}"
+        handle = self._start_model(call, chosen, _SUMMARY_ATTEMPTS, line)
+        self._launch("model", handle, self._summary_event(handle, chosen), _summary_bug)
+
+    def _start_model(
+        self, call: ModelInput, chosen: ModelSpec, attempts: int, summary: str
+    ) -> "workflow.ActivityHandle[ModelOutcome]":
         # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
             call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
         self._has_called_model = True
-        handle = workflow.start_activity(
+        return workflow.start_activity(
             CALL_MODEL,
             call,
             result_type=ModelOutcome,
@@ -108,14 +125,13 @@ class PendingActivities:
                 initial_interval=timedelta(seconds=1),
                 maximum_interval=timedelta(minutes=1),
                 # Few: a provider's own trouble is retried inside the activity, and then by parking.
-                maximum_attempts=MODEL_ATTEMPTS,
+                maximum_attempts=attempts,
                 non_retryable_error_types=[TOO_LARGE],
             ),
             # A stop must bring back the text so far, and its cost.
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=model_summary(state, chosen),
+            summary=summary,
         )
-        self._launch("model", handle, self._model_event(handle, chosen), _model_bug)
 
     def call_tools(self, state: AgentState, calls: Sequence[Call]) -> None:
         """Start these calls."""
@@ -181,6 +197,14 @@ class PendingActivities:
         except (ActivityError, asyncio.CancelledError) as error:
             return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
+    async def _summary_event(
+        self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec
+    ) -> Event:
+        try:
+            return Summarized(outcome=await handle)
+        except (ActivityError, asyncio.CancelledError) as error:
+            return Summarized(failure=model_failure(error, chosen.price))
+
     async def _hook_event(self, handle: "workflow.ActivityHandle[HookOutcome]", command: RunHooks) -> Event:
         try:
             return HooksAnswered(point=command.point, outcome=await handle, end=command.end)
@@ -232,7 +256,15 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         stream=state.request.stream,
         user=state.request.user,
         force_once=state.parking.force_once,
+        summary=state.transcript.summary,
     )
+
+
+def summary_input(state: AgentState, command: Summarize) -> ModelInput:
+    """Return the input of the call that summarizes: that of a step, with the index where the summary ends."""
+    call = model_input(state, CallModel(allowance=command.allowance))
+    # Its text is for the model, so watchers do not stream it.
+    return call.model_copy(update={"summarize": command.stop, "stream": False, "force_once": False})
 
 
 def hook_input(state: AgentState, command: RunHooks) -> HookInput:
@@ -388,6 +420,11 @@ def _last_reported(error: TimeoutError) -> Usage:
 def _model_bug(error: Exception) -> Event:
     message = f"the model call's answer cannot be read: {type(error).__name__}: {error}"
     return ModelFailed(failure=ModelFailure(kind="bug", message=message[:1000]))
+
+
+def _summary_bug(error: Exception) -> Event:
+    message = f"the summary cannot be read: {type(error).__name__}: {error}"
+    return Summarized(failure=ModelFailure(kind="bug", message=message[:1000]))
 
 
 def _tool_bug(call: Call, error: Exception) -> Event:

@@ -63,6 +63,10 @@ class ModelInput(Value):
     user: str | None = Field(default=None, exclude_if=is_empty)
     force_once: bool = Field(default=False, exclude_if=is_empty)
     """Forced retry: a person resumed the parked run, so the call passes an open circuit."""
+    summary: str = Field(default="", exclude_if=is_empty)
+    """Summary of the messages between the pinned ones and `view.start`."""
+    summarize: int = Field(default=0, exclude_if=is_empty)
+    """Index before which the call summarizes the view's messages, instead of answering; 0: it answers."""
 
 
 def tail_of(messages: Sequence[Message], start: int = 0) -> list[Message]:

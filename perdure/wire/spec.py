@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from perdure.context import SlidingWindow
+from perdure.context import ContextStrategy, SlidingWindow
 from perdure.fallbacks import ToolFallback
 from perdure.hooks import HookPoint
 from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
@@ -99,7 +99,7 @@ class AgentSpec(BaseModel):
     tools: tuple[ToolSpec, ...] = ()
     limits: Limits = Limits()
     policy: Policy | None = Field(default=None, exclude_if=is_none)
-    context: SlidingWindow = SlidingWindow()
+    context: ContextStrategy = SlidingWindow()
     output_schema: dict[str, Any] | None = Field(default=None, exclude_if=is_none)
     output_name: str | None = Field(default=None, exclude_if=is_none)
     output_repairs: int = 2
@@ -112,11 +112,17 @@ class AgentSpec(BaseModel):
     """Answer of a run that must end before its model said anything."""
     hooks: tuple[HookPoint, ...] = Field(default=(), exclude_if=is_empty)
     """Points at which the worker's hooks are asked."""
+    summary_model: ModelSpec | None = Field(default=None, exclude_if=is_none)
+    """Model that writes summaries for the context strategy; None: the model in use."""
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over all fields except prices, which shape no behaviour."""
-        return digest(self.model_dump(mode="json", exclude={"models": {"__all__": {"price"}}}))
+        return digest(
+            self.model_dump(
+                mode="json", exclude={"models": {"__all__": {"price"}}, "summary_model": {"price"}}
+            )
+        )
 
     @cached_property
     def full_digest(self) -> str:

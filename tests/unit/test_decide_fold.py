@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from perdure.context import SlidingWindow
+from perdure.context import SlidingWindow, Summary
 from perdure.errors import RULES
 from perdure.limits import Limits
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, Usage, estimated_tokens
@@ -21,7 +21,15 @@ from perdure.wire.results import ENDED, Status, StopReason
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine.budget import next_input_tokens
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
-from perdure.workflows.engine.commands import CallModel, CallTools, CancelPending, Finish, MoveWindow, Wait
+from perdure.workflows.engine.commands import (
+    CallModel,
+    CallTools,
+    CancelPending,
+    Finish,
+    MoveWindow,
+    Summarize,
+    Wait,
+)
 from perdure.workflows.engine.decide import decide
 from perdure.workflows.engine.events import (
     ApprovalResolved,
@@ -36,6 +44,8 @@ from perdure.workflows.engine.events import (
     Replied,
     Resumed,
     StepBegan,
+    Summarized,
+    SummaryBegan,
     WindowMoved,
 )
 from perdure.workflows.engine.fold import fold
@@ -60,7 +70,7 @@ from .runs import (
 
 TYPED = {"type": "object", "properties": {"city": {"type": "string"}}}
 CHEAP = ModelSpec(config=ModelConfig(name="scripted:y", max_tokens=300), price=PRICE)
-COMMANDS = CallModel | CallTools | MoveWindow | CancelPending | Wait | Finish
+COMMANDS = CallModel | CallTools | MoveWindow | Summarize | CancelPending | Wait | Finish
 
 LIMITS = st.builds(
     Limits,
@@ -73,7 +83,10 @@ LIMITS = st.builds(
     cost_usd=st.none() | st.floats(0.0005, 0.05),
 )
 WINDOWS = st.builds(
-    SlidingWindow, messages=st.none() | st.integers(4, 10), tokens=st.none() | st.integers(256, 2000)
+    lambda strategy, messages, tokens: strategy(messages=messages, tokens=tokens),
+    st.sampled_from([SlidingWindow, Summary]),
+    st.none() | st.integers(4, 10),
+    st.none() | st.integers(256, 2000),
 )
 POLICIES = st.sampled_from(
     [
@@ -109,7 +122,13 @@ class Run(RuleBasedStateMachine):
         on_failure=st.sampled_from(["park", "fail"]),
     )
     def start(  # noqa: PLR0917 - Hypothesis fills them in
-        self, limits: Limits, window: SlidingWindow, policy: Any, typed: bool, models: int, on_failure: str
+        self,
+        limits: Limits,
+        window: SlidingWindow | Summary,
+        policy: Any,
+        typed: bool,
+        models: int,
+        on_failure: str,
     ) -> None:
         self.state = begun(
             limits=limits,
@@ -159,6 +178,13 @@ class Run(RuleBasedStateMachine):
                     assert command.start > self.state.transcript.window_start
                     self.fold(WindowMoved(start=command.start))
                     assert self.state.messages[self.state.transcript.window_start].role != "tool"
+                case Summarize():
+                    assert command.stop > self.state.transcript.window_start
+                    assert command.allowance.max_tokens > 0
+                    self.fold(SummaryBegan(stop=command.stop))
+                    assert decide(self.state) == Wait()
+                    self.fold(Summarized(failure=ModelFailure(kind="overloaded", message="no")))
+                    assert self.state.transcript.window_start == command.stop
                 case CancelPending():
                     assert self.state.is_busy
                     if not self.recalled:

@@ -52,6 +52,7 @@ PUBLIC = [
     "RunStatus",
     "Session",
     "SlidingWindow",
+    "Summary",
     "Swarm",
     "SwarmLimits",
     "Tool",

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from perdure import Agent, Limits, SlidingWindow, tool
+from perdure import Agent, Limits, SlidingWindow, Summary, tool
+from perdure.messages import Message
 from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
-from perdure.testing import Line, ScriptedModel, calls, says
+from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, until_status
 
@@ -197,3 +198,44 @@ async def test_long_run_has_small_histories(
     assert len(transcript) == 2 * LONG + 2
     assert all(message.text == RESULT for message in transcript if message.role == "tool")
     assert [m.meta.step for m in transcript if m.meta] == list(range(1, LONG + 2))
+
+
+async def test_summary_takes_the_place_of_old_messages(serve: Serve) -> None:
+    """A model summarizes what leaves the window; the next calls see the summary behind the task."""
+    shown: list[tuple[Message, ...]] = []
+    asked: list[str] = []
+
+    def script(request: ModelRequest) -> Line:
+        if not request.tools:
+            asked.append(request.messages[0].text)
+            return says(f"summary {len(asked)}")
+        shown.append(request.messages)
+        return says("done") if request.step > 20 else calls("work", n=request.step)
+
+    summarizing = agent(context=Summary(messages=10, tokens=None, instructions="Keep the numbers."))
+    async with serve(summarizing, models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("a", "the task")
+        result = await run.result()
+        transcript = await run.transcript()
+    assert (result.stop_reason, result.steps, len(transcript)) == ("end_turn", 21, 42)
+    assert len(asked) > 1
+    assert f"<earlier_summary>\nsummary {len(asked) - 1}\n" in asked[-1]
+    assert shown[-1][0].text == "the task"
+    assert shown[-1][1].text.endswith(f"summary {len(asked)}")
+    assert not any("summary" in message.text for message in transcript)
+    used = sum(message.meta.usage.total_tokens for message in transcript if message.meta)
+    assert result.usage.total_tokens > used, "summaries are counted too"
+
+
+async def test_lost_summary_does_not_stop_the_run(serve: Serve) -> None:
+    """When the summary fails, the window slides without it."""
+
+    def script(request: ModelRequest) -> Line:
+        if not request.tools:
+            return fails("authentication", "no key")
+        return says("done") if request.step > 12 else calls("work", n=request.step)
+
+    summarizing = agent(context=Summary(messages=10, tokens=None))
+    async with serve(summarizing, models={"scripted": ScriptedModel(script)}) as client:
+        result = await client.run("a", "the task")
+    assert (result.stop_reason, result.steps) == ("end_turn", 13)

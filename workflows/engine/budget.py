@@ -1,5 +1,6 @@
 """Limits as arithmetic: which limit is reached, and how much the next model call may spend."""
 
+from dataclasses import replace
 from typing import Final
 
 from perdure.messages import estimated_tokens
@@ -9,7 +10,7 @@ from perdure.wire.tree import Amount, BudgetRequest
 from .account import limits_of, room, spent
 from .amounts import FIELDS, NOTHING, REASONS, least, minus, missing, of
 from .commands import Allowance
-from .state import AgentState
+from .state import AgentState, Chain
 from .tree import shortage
 
 LEAST_REPLY_TOKENS: Final = 16
@@ -88,7 +89,18 @@ def pending_amount(state: AgentState) -> Amount:
 
     Its input may be less than what is reserved, and its answer shorter. The rest is free once it has answered.
     """
-    return call_amount(state, _configured_tokens(state)) if state.step.asking_model else NOTHING
+    if not state.step.asking_model:
+        return NOTHING
+    asked = as_summarizer(state) if state.step.summarizing else state
+    return call_amount(asked, _configured_tokens(asked))
+
+
+def as_summarizer(state: AgentState) -> AgentState:
+    """Return the state with the model that writes summaries in use, for the arithmetic of its call."""
+    model = state.spec.summary_model
+    if model is None:
+        return state
+    return replace(state, spec=state.spec.model_copy(update={"models": (model,)}), chain=Chain())
 
 
 def _configured_tokens(state: AgentState) -> int:

@@ -78,6 +78,14 @@ class MoveWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summarize:
+    """Let a model summarize the messages before `stop`, then move the window there."""
+
+    stop: int
+    allowance: Allowance
+
+
+@dataclass(frozen=True, kw_only=True)
 class SwitchModel:
     """Go on with a model that the money left pays for."""
 
@@ -122,6 +130,7 @@ Command = (
     | GrantChildren
     | RequestBudget
     | MoveWindow
+    | Summarize
     | SwitchModel
     | CancelPending
     | Wait

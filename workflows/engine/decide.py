@@ -20,8 +20,9 @@ from .commands import (
 from .ends import early_end
 from .family import command_for_children
 from .state import AgentState, Call
+from .summary import command_for_summary
 from .tree import shortage
-from .window import next_window_start
+from .window import Keep, MoveTo, SummarizeTo, plan_window
 
 _LAST_CALL = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
@@ -69,10 +70,17 @@ def _lender_could_give(state: AgentState, amount: Amount) -> bool:
 
 
 def _command_for_model(state: AgentState) -> Command:
-    start = next_window_start(state)
     # The window moves first, so that budgets reserve what will be read, and no more.
-    if start > state.transcript.window_start:
-        return MoveWindow(start=start)
+    match plan_window(state):
+        case MoveTo(start=start):
+            return MoveWindow(start=start)
+        case SummarizeTo() as plan:
+            return command_for_summary(state, plan)
+        case Keep():
+            return _command_for_step(state)
+
+
+def _command_for_step(state: AgentState) -> Command:
     if state.tree.lease.is_asking or waits_for_children(state):
         return Wait()
     request = budget_request(state)

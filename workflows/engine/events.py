@@ -153,6 +153,21 @@ class WindowMoved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SummaryBegan:
+    """A model is asked to summarize the messages before `stop`."""
+
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summarized:
+    """The summary was written; or, with `failure` set, it was not."""
+
+    outcome: ModelOutcome | None = None
+    failure: ModelFailure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChildEnded:
     """A child run ended. `result` is for the model, when a tool call had started the child."""
 
@@ -274,6 +289,8 @@ Event = (
     | EndRequested
     | GraceExpired
     | WindowMoved
+    | SummaryBegan
+    | Summarized
     | ModelSwitched
     | NodesStarted
     | ChildEnded

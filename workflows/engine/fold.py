@@ -53,16 +53,20 @@ from .events import (
     RetryDue,
     Said,
     StepBegan,
+    Summarized,
+    SummaryBegan,
     TurnBegan,
     TurnEnded,
     TurnInterrupted,
     WindowMoved,
 )
 from .family import book, deadline_of, ending_reason, fold_tree_event, unheard_outcome
-from .reply import begin_step, fold_model_failure, fold_reply, move_window
+from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
 from .state import AgentState, Origin, Transcript
 from .step import append, close_step, exchange_call, receive, set_result, text_result, unrun_result
+from .summary import begin_summary, fold_summary
+from .window import move_window
 
 MOST_SEEN_IDS = 256
 """Message ids that are remembered, against a message that comes twice."""
@@ -136,6 +140,10 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
             return _give_up_pending(state)
         case WindowMoved():
             return move_window(state, event.start)
+        case SummaryBegan():
+            return begin_summary(state, event)
+        case Summarized():
+            return fold_summary(state, event)
         case ModelSwitched():
             return use_model(state, event.model)
         case ChildEnded():
@@ -217,7 +225,7 @@ def _give_up_pending(state: AgentState) -> AgentState:
     if state.step.asking_hooks is not None:
         state = replace(state, step=replace(state.step, asking_hooks=None))
     if state.step.asking_model:  # its usage is never heard of: the sum is not the whole
-        state = replace(state, step=replace(state.step, asking_model=False))
+        state = replace(state, step=replace(state.step, asking_model=False, summarizing=0))
         state = book(state, Usage(estimated=True), 0)
     return close_step(give_up_children(state))
 

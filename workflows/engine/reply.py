@@ -14,7 +14,6 @@ from perdure.messages import (
     Message,
     ToolCall,
     Usage,
-    estimated_tokens,
 )
 from perdure.wire.effects import ModelFailure
 from perdure.wire.names import FINAL_ANSWER
@@ -32,7 +31,7 @@ from .events import (
 from .family import book
 from .state import AgentState, End
 from .step import answer_calls, append, close_step
-from .window import half_window_start
+from .window import half_window_start, move_window
 
 MOST_INVALID_STEPS = 5
 """Steps in a row without one call that can be carried out: the model does not understand its tools."""
@@ -208,17 +207,6 @@ def _retry_stale(state: AgentState, failure: ModelFailure) -> AgentState:
 
 def _redo_step(state: AgentState) -> AgentState:
     return replace(state, step=replace(state.step, redo=True))
-
-
-def move_window(state: AgentState, start: int) -> AgentState:
-    """Return the state with the window at this start, and its tokens estimated anew."""
-    transcript = state.transcript
-    # From 1: the first message, the task, stays visible.
-    dropped = transcript.messages[max(transcript.window_start, 1) : start]
-    left_out = sum(estimated_tokens(message) for message in dropped)
-    # The provider's count covers everything; ours is rough. The estimate must never fall to nothing.
-    remaining = max(transcript.context_tokens - left_out, transcript.context_tokens // 10)
-    return replace(state, transcript=replace(transcript, window_start=start, context_tokens=remaining))
 
 
 def _cut_window(state: AgentState) -> AgentState:

@@ -105,6 +105,8 @@ class Transcript:
     spilled: bool = False
     """True once a result was cut: then the model gets the tool that reads the rest."""
     plan: tuple[PlanItem, ...] = ()
+    summary: str = ""
+    """Summary of the messages that have left the window, if the context strategy writes one."""
     planned_at: int = 0
     """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
 
@@ -144,6 +146,8 @@ class Step:
     """True once the hooks at the start, or at the end, of the run or turn have been asked."""
     ending_text: str | None = None
     """Answer with which a hook ends the turn, once all calls of the step have results."""
+    summarizing: int = 0
+    """Index before which messages are being summarized; 0: the model call, if any, is the step's."""
     overflow_cuts: int = 0
     """Cuts of the window in a row after the provider reported that the context overflows."""
 

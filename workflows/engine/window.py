@@ -1,22 +1,78 @@
-"""Sliding window: the messages that the model sees, never a tool call without its result. Pure."""
+"""Context strategies: the messages that the model sees, never a tool call without its result. Pure.
 
-from collections.abc import Sequence
+A strategy is a function from the state to a plan, registered by the kind of its settings. A plan that needs an
+effect, such as a summary, names it; `decide` asks for it, and falls back to plain sliding where limits forbid it.
+"""
 
-from perdure.context import SlidingWindow
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from perdure.context import SlidingWindow, Summary
 from perdure.messages import Message, estimated_tokens
 
 from .state import AgentState, Transcript
 
 
-def next_window_start(state: AgentState) -> int:
-    """Return where the window is to start, so that what the model sees fits the agent's context strategy."""
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """The window stays as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveTo:
+    """The window moves to `start`."""
+
+    start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarizeTo:
+    """A model summarizes the messages from `start` to `stop`, then the window moves to `stop`."""
+
+    start: int
+    stop: int
+
+
+Plan = Keep | MoveTo | SummarizeTo
+
+
+def plan_window(state: AgentState) -> Plan:
+    """Return what the agent's context strategy does before the next model call."""
+    return _PLANS[state.spec.context.kind](state)
+
+
+def _plan_slide(state: AgentState) -> Keep | MoveTo:
+    """Return where the window is to start, so that what the model sees fits both bounds."""
     window, transcript = state.spec.context, state.transcript
     visible = transcript.pinned_messages + len(transcript.messages) - transcript.window_start
     if not _is_overfull(window, visible, transcript.context_tokens):
-        return transcript.window_start
+        return Keep()
     most = None if window.messages is None else max(2, int(window.messages * window.keep))
     tokens = None if window.tokens is None else int(window.tokens * window.keep)
-    return slide(transcript.messages, transcript.window_start, most=most, tokens=tokens)
+    start = slide(transcript.messages, transcript.window_start, most=most, tokens=tokens)
+    return MoveTo(start=start) if start > transcript.window_start else Keep()
+
+
+def _plan_summary(state: AgentState) -> Plan:
+    plan = _plan_slide(state)
+    start = max(state.transcript.window_start, 1)  # the task stays visible, so no summary covers it
+    if isinstance(plan, Keep) or plan.start <= start:
+        return plan
+    return SummarizeTo(start=start, stop=plan.start)
+
+
+_PLANS: dict[str, Callable[[AgentState], Plan]] = {"sliding_window": _plan_slide, "summary": _plan_summary}
+"""Strategies by their kind. A new one is a class in `perdure.context` and a line here."""
+
+
+def move_window(state: AgentState, start: int) -> AgentState:
+    """Return the state with the window's new start, and less context by what has left it."""
+    transcript = state.transcript
+    dropped = transcript.messages[max(transcript.window_start, 1) : start]
+    left_out = sum(estimated_tokens(message) for message in dropped)
+    # The provider's count covers everything; ours is rough. The estimate must never fall to nothing.
+    remaining = max(transcript.context_tokens - left_out, transcript.context_tokens // 10)
+    return replace(state, transcript=replace(transcript, window_start=start, context_tokens=remaining))
 
 
 def half_window_start(transcript: Transcript) -> int:
@@ -25,7 +81,7 @@ def half_window_start(transcript: Transcript) -> int:
     return slide(transcript.messages, transcript.window_start, most=max(2, visible // 2), tokens=None)
 
 
-def _is_overfull(window: SlidingWindow, visible: int, tokens: int) -> bool:
+def _is_overfull(window: SlidingWindow | Summary, visible: int, tokens: int) -> bool:
     too_many = window.messages is not None and visible > window.messages
     too_long = window.tokens is not None and tokens > window.tokens
     return too_many or too_long

@@ -1,0 +1,73 @@
+"""Summaries of messages that leave the window: when one may be written, and what follows from it. Pure.
+
+Rules
+1. A summary is a model call beside the steps: `asking_model` is set, and `summarizing` says up to where.
+2. Its cost is booked as any call's. It is written only if every limit and the lease have room for it.
+3. Whatever becomes of it, the window then moves. Without a new summary the earlier one stays.
+"""
+
+from dataclasses import replace
+
+from perdure.messages import estimate_tokens
+
+from .budget import allowance, as_summarizer, exhausted_limit
+from .commands import MoveWindow, Summarize
+from .events import Summarized, SummaryBegan
+from .family import book
+from .state import AgentState
+from .window import SummarizeTo, move_window
+
+
+def command_for_summary(state: AgentState, plan: SummarizeTo) -> Summarize | MoveWindow:
+    """Return the command that carries out the plan: plain sliding where limits leave no room for a summary."""
+    summarizer = as_summarizer(state)
+    if state.step.wrap_up is not None or exhausted_limit(summarizer) is not None:
+        return MoveWindow(start=plan.stop)
+    return Summarize(stop=plan.stop, allowance=allowance(summarizer))
+
+
+def begin_summary(state: AgentState, event: SummaryBegan) -> AgentState:
+    """Return the state while a model writes the summary."""
+    return replace(state, step=replace(state.step, asking_model=True, summarizing=event.stop))
+
+
+def fold_summary(state: AgentState, event: Summarized) -> AgentState:
+    """Return the state after the summary: its cost booked, the window moved, the new summary in its place."""
+    stop = state.step.summarizing
+    if not stop:
+        return state  # it was given up meanwhile
+    state = _book(state, event)
+    state = replace(state, step=replace(state.step, asking_model=False, summarizing=0))
+    if state.ending is not None:
+        return state
+    state = move_window(state, stop)
+    text = _text(event)
+    if not text:
+        return state
+    transcript = state.transcript
+    grown = _tokens(text) - _tokens(transcript.summary)
+    tokens = max(transcript.context_tokens + grown, 1)
+    return replace(state, transcript=replace(transcript, summary=text, context_tokens=tokens))
+
+
+def _book(state: AgentState, event: Summarized) -> AgentState:
+    if event.outcome is not None and event.outcome.message.meta is not None:
+        meta = event.outcome.message.meta
+        state = book(state, event.outcome.wasted, event.outcome.wasted_microusd)
+        return book(state, meta.usage, meta.cost_microusd)
+    if event.failure is None:
+        return state
+    priced = as_summarizer(state).is_priced or not event.failure.wasted.total_tokens
+    return book(state, event.failure.wasted, event.failure.wasted_microusd if priced else None)
+
+
+def _text(event: Summarized) -> str:
+    """Return the summary, or nothing if the model refused or was stopped."""
+    outcome = event.outcome
+    if outcome is None or outcome.stop not in ("end_turn", "stop_sequence"):
+        return ""
+    return outcome.message.text.strip()
+
+
+def _tokens(text: str) -> int:
+    return estimate_tokens(len(text.encode()))
