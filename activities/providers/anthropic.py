@@ -220,7 +220,8 @@ def _usage(counted: dict[str, Any], before: Usage) -> Usage:
 
     written = count("cache_creation_input_tokens", before.all_cache_write_tokens)
     # The part of `written` that is kept for an hour has a price of its own.
-    for_an_hour = (counted.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
+    by_span: dict[str, Any] = counted.get("cache_creation") or {}
+    for_an_hour: int | None = by_span.get("ephemeral_1h_input_tokens")
     written_1h = before.cache_write_1h_tokens if for_an_hour is None else min(for_an_hour, written)
     return Usage(
         input_tokens=count("input_tokens", before.input_tokens),

@@ -303,7 +303,7 @@ def _extend_block(index: int, delta: dict[str, Any], draft: ReplyDraft) -> Itera
 def _usage(counted: dict[str, Any]) -> Usage:
     written = counted.get("cacheWriteInputTokens", 0)
     # The part of `written` that is kept for an hour has a price of its own.
-    details = counted.get("cacheDetails") or []
+    details: list[dict[str, Any]] = counted.get("cacheDetails") or []
     written_1h = min(sum(part["inputTokens"] for part in details if part["ttl"] == "1h"), written)
     return Usage(
         input_tokens=counted.get("inputTokens", 0),
