@@ -8,7 +8,7 @@ anything pass.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from temporalio import activity
@@ -212,14 +212,14 @@ def _hooked_call(call: ToolCall, carrier: Any, run: HookedRun, result: ToolResul
 
 
 def _with_arguments(call: HookedCall, value: Any) -> HookedCall:
-    return HookedCall(**{**vars(call), "arguments": dict(value)})
+    return replace(call, arguments=dict(value))
 
 
 def _with_result_text(call: HookedCall, value: Any) -> HookedCall:
     assert call.result is not None, "after a call there is a result"
     changed = call.result.model_copy(update={"content": [Text(text=str(value))]})
-    return HookedCall(**{**vars(call), "result": changed})
+    return replace(call, result=changed)
 
 
 def _with_output(run: HookedRun, value: Any) -> HookedRun:
-    return HookedRun(**{**vars(run), "output": value})
+    return replace(run, output=value)
