@@ -55,7 +55,7 @@ def scheduler_of(spec: PatternSpec) -> Scheduler[Any]:
 
 def _bind_methods(value: Any, bound: dict[int, Any]) -> Any:
     """Return a copy of the user's object whose methods and properties are bound, its inherited ones included."""
-    own: Any = type(value)
+    own: type[Any] = value.__class__
     attributes: dict[str, Any] = {}
     for base in reversed(own.__mro__):
         for name, attribute in vars(base).items():

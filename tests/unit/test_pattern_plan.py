@@ -41,7 +41,7 @@ def debate_of(*names: str, rounds: int = 2, **limits: Any) -> Any:
 
 def scheduler_of(pattern: Any) -> PatternScheduler:
     spec = pattern.spec()
-    return bounded(spec, type(pattern).scheduler(spec))
+    return bounded(spec, pattern.scheduler(spec))
 
 
 def ended(start: Start, output: Any = "yes", **changed: Any) -> NodeResult:
