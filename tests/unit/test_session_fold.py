@@ -228,11 +228,11 @@ def test_a_session_is_carried_over_whole() -> None:
     assert unpack(program_of(state), carried, chunks) == (state, HistoryFormat())
 
 
-Deed = tuple[str, int]
+Action = tuple[str, int]
 
 OFTEN = ["say", "steer", "words", "words", "interrupt", "work", "start", "return"]
 SELDOM = ["again", "ask", "empty", "fail", "allow", "pause", "resume", "grace", "time out", "carry", "noise"]
-deeds = st.lists(
+actions = st.lists(
     st.tuples(
         st.sampled_from([*OFTEN, *OFTEN, *OFTEN, *SELDOM]),
         st.integers(min_value=0, max_value=5),
@@ -250,16 +250,16 @@ class Play:
         self.said: list[str] = []
         self.replies: dict[str, TurnReply] = {}
 
-    def do(self, deed: Deed) -> None:
-        self.state = self._after(deed)
+    def do(self, action: Action) -> None:
+        self.state = self._after(action)
         self.state = go(self.state)
         command = decide(self.state)
         if isinstance(command, CallModel):
             self.state = fold(self.state, StepBegan())
         self.check()
 
-    def _after(self, deed: Deed) -> AgentState:  # noqa: C901 - one case a deed
-        state, (what, n) = self.state, deed
+    def _after(self, action: Action) -> AgentState:  # noqa: C901 - one case a action
+        state, (what, n) = self.state, action
         command = decide(state)
         match what:
             case "say" | "steer":
@@ -324,22 +324,22 @@ class Play:
             assert_well_formed(self.state.messages)
 
 
-@given(deeds)
-def test_no_message_is_lost_or_answered_twice_whatever_happens(course: list[Deed]) -> None:
+@given(actions)
+def test_no_message_is_lost_or_answered_twice_whatever_happens(course: list[Action]) -> None:
     play = Play()
-    for deed in course:
-        play.do(deed)
+    for action in course:
+        play.do(action)
     spoken = [message for message in play.state.messages if message.role == "user"]
     answers = session_of(play.state).answered
     assert [one.reply.turn for one in answers] == list(range(1, len(answers) + 1))
     assert len(spoken) <= len(play.said)
 
 
-@given(deeds)
-def test_every_message_is_answered_once_the_trouble_is_over(course: list[Deed]) -> None:
+@given(actions)
+def test_every_message_is_answered_once_the_trouble_is_over(course: list[Action]) -> None:
     play = Play()
-    for deed in course:
-        play.do(deed)
+    for action in course:
+        play.do(action)
     for _ in range(1000):
         if not any(is_pending(play.state, message_id) for message_id in play.said):
             break
@@ -349,11 +349,11 @@ def test_every_message_is_answered_once_the_trouble_is_over(course: list[Deed]) 
     assert_well_formed(play.state.messages)
 
 
-@given(deeds, st.sampled_from(["stopped", "cancelled", "deadline"]))
-def test_a_session_that_is_told_to_end_ends(course: list[Deed], reason: Any) -> None:
+@given(actions, st.sampled_from(["stopped", "cancelled", "deadline"]))
+def test_a_session_that_must_end_ends(course: list[Action], reason: Any) -> None:
     play = Play()
-    for deed in course:
-        play.do(deed)
+    for action in course:
+        play.do(action)
     play.state = fold(play.state, EndRequested(reason=reason))
     for _ in range(20):
         if isinstance(decide(play.state), Finish):

@@ -216,7 +216,7 @@ class BudgetGranted:
 
 @dataclass(frozen=True, kw_only=True)
 class ParentInformed:
-    """The parent was told who waits for people, and was given back what is not needed meanwhile."""
+    """A report went to the parent: who waits for people, and the amount that is given back meanwhile."""
 
     waiting: tuple[str, ...]
     returned: Amount | None = None

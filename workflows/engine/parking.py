@@ -5,7 +5,7 @@ Rules
 2. A transient cause sets `resumes_at`: the retry timer wakes the run. Else it waits for a person.
 3. Each retry doubles the wait, up to a bound. A call blocked by our circuit does not increase the wait: nobody
    was asked, so nothing was learnt.
-4. A person who resumes a run may know that the cause is gone: its next call passes an open circuit once.
+4. A person who resumes a run may know that the cause has passed: its next call passes an open circuit once.
 """
 
 from dataclasses import replace

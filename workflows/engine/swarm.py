@@ -150,7 +150,7 @@ def _hand_over(plan: SwarmPlan, spec: SwarmSpec, output: Any) -> SwarmPlan:
 
 
 def _fail(plan: SwarmPlan, message: str) -> SwarmPlan:
-    """Return the plan of a swarm that ends by a bug: each run is told which agents it may hand off to."""
+    """Return the plan of a swarm that ends by a bug: each run gets the agents that it may hand off to."""
     failure = Failure(kind="bug", message=message)
     return replace(plan, end=Over(stop_reason="error", output=plan.newest, failure=failure))
 

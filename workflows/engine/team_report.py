@@ -72,7 +72,7 @@ def team_result(team: TeamState, end: End, notes: Notes) -> RunResult:
 
 
 def team_details(team: TeamState, notes: Notes) -> str:
-    """Return the team's page in the Temporal UI: what runs, what has run, what the agents told each other."""
+    """Return the team's page in the Temporal UI: running and ended nodes, and the shared context."""
     status = status_of(team)
     ledger = team.ledger
     counts = f"{ledger.steps} steps, {ledger.tool_calls} tool calls, {spent_words(team)}"
