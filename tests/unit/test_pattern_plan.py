@@ -18,7 +18,7 @@ from perdure.tools import as_tool
 from perdure.wire.spec import AnySpec
 from perdure.workers.plugin import members_by_name
 from perdure.workflows.engine.graph import MissingCode
-from perdure.workflows.engine.pattern import BrokenContract, PatternPlan, PatternScheduler, bounded
+from perdure.workflows.engine.pattern import BrokenContract, PatternPlan, PatternScheduler, bounded_scheduler
 from perdure.workflows.engine.programs import program_for
 from tests.debates import load_debate
 
@@ -41,7 +41,7 @@ def debate_of(*names: str, rounds: int = 2, **limits: Any) -> Any:
 
 def scheduler_of(pattern: Any) -> PatternScheduler:
     spec = pattern.spec()
-    return bounded(spec, pattern.scheduler(spec))
+    return bounded_scheduler(spec, pattern.scheduler(spec))
 
 
 def ended(start: Start, output: Any = "yes", **changed: Any) -> NodeResult:
@@ -269,7 +269,7 @@ class Planner(Scheduler[Plan]):
 
 def planned(*starts: Start, **limits: Any) -> tuple[PatternScheduler, PatternPlan[Any]]:
     spec = Other(name="x", limits=PatternLimits(**limits)).spec()
-    scheduler = bounded(spec, Planner(spec, starts))
+    scheduler = bounded_scheduler(spec, Planner(spec, starts))
     return scheduler, scheduler.begin("go", {})
 
 

@@ -91,8 +91,8 @@ def pending_amount(state: AgentState) -> Amount:
     """
     if not state.step.asking_model:
         return NOTHING
-    asked = as_summarizer(state) if state.step.summarizing else state
-    return call_amount(asked, _configured_tokens(asked))
+    caller = as_summarizer(state) if state.step.summarizing else state
+    return call_amount(caller, _configured_tokens(caller))
 
 
 def as_summarizer(state: AgentState) -> AgentState:

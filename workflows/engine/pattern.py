@@ -35,7 +35,7 @@ class PatternPlan(Generic[P]):
 
 @dataclass(frozen=True)
 class PatternScheduler:
-    """Scheduler of one pattern, around the user's own. It is made by `bounded`."""
+    """Scheduler of one pattern, around the user's own. It is made by `bounded_scheduler`."""
 
     spec: PatternSpec
     own: Scheduler[Any]
@@ -106,7 +106,7 @@ class PatternScheduler:
         return BrokenContract(f"scheduler of {self.spec.pattern} {self.spec.name!r}: {problem}")
 
 
-def bounded(spec: PatternSpec, own: Scheduler[Any]) -> PatternScheduler:
+def bounded_scheduler(spec: PatternSpec, own: Scheduler[Any]) -> PatternScheduler:
     """Return the user's scheduler within the rules above."""
 
     # A class of its own, because the type of a plan belongs to the class of its scheduler.

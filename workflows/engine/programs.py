@@ -10,7 +10,7 @@ from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, SwarmS
 
 from .agent import AgentProgram
 from .graph import GraphScheduler, MissingCode
-from .pattern import bounded
+from .pattern import bounded_scheduler
 from .program import Program
 from .swarm import SwarmScheduler
 from .team import TeamProgram
@@ -56,7 +56,7 @@ def _graph(spec: AnySpec, code: UserCode) -> Program[Any]:
 
 def _pattern(spec: AnySpec, code: UserCode) -> Program[Any]:
     pattern = cast("PatternSpec", spec)
-    return TeamProgram(spec, bounded(pattern, code.scheduler(pattern)))
+    return TeamProgram(spec, bounded_scheduler(pattern, code.scheduler(pattern)))
 
 
 # The one place that knows all kinds. A new kind of spec is a line here, and `AnySpec` in the wire.
