@@ -6,9 +6,11 @@ does not take, raises HookFailed: the call is not made, or its result is withhel
 anything pass.
 """
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from temporalio import activity
@@ -32,10 +34,17 @@ from perdure.hooks import (
 )
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.texts import describe_error, truncate_middle
-from perdure.wire.effects import CheckedCall, HookInput, HookOutcome
+from perdure.wire.effects import CheckedCall, HookInput, HookOutcome, Progress
 from perdure.wire.names import RUN_HOOKS
 
 from .content.redact import redact
+from .heartbeat import Heartbeats, worker_is_ending
+
+_LONGEST_ROUND = timedelta(minutes=1)
+"""Time of one round of hooks. It is less than an activity has left for them, so that no tool runs twice for it."""
+
+_BEAT = timedelta(seconds=1)
+"""Heartbeat interval. A round that is shorter sends none."""
 
 HOOK_FAILED = "hook_failed"
 """Error type, and kind in `perdure.errors`."""
@@ -64,6 +73,10 @@ class HookRunner:
 
     agents: Mapping[str, Agent]
 
+    def knows(self, agent: str) -> bool:
+        """Return whether the agent is on this worker, with its hooks."""
+        return agent in self.agents
+
     def has(self, agent: str, point: HookPoint) -> bool:
         """Return whether any hook of the agent overrides the point."""
         return bool(self._hooks(agent, point))
@@ -86,6 +99,19 @@ class HookRunner:
             HookFailed: the message names the hook and the point.
 
         """
+        try:
+            async with asyncio.timeout(_LONGEST_ROUND.total_seconds()):
+                return await self._ask(agent, point, subject, apply)
+        except TimeoutError:
+            raise HookFailed(f"the hooks at {point} gave no verdict within {_LONGEST_ROUND}") from None
+
+    async def _ask(
+        self,
+        agent: str,
+        point: HookPoint,
+        subject: Subject,
+        apply: Callable[[Subject, Any], Subject],
+    ) -> Round:
         records: list[HookRecord] = []
         replaced, is_replaced = None, False
         for hook in self._hooks(agent, point):
@@ -129,9 +155,18 @@ class HookRunner:
             # Retryable, because another worker may serve it: a deploy is under way.
             raise ApplicationError(f"the agent {request.agent!r} is not on this worker", type=HOOK_FAILED)
         try:
-            return await self._outcome(request)
+            # Heartbeats let the server notice that the worker died, and end hooks of a run that was stopped.
+            async with Heartbeats(_hook_progress, _BEAT):
+                return await self._outcome(request)
         except HookFailed as error:
             raise ApplicationError(str(error), type=HOOK_FAILED) from None
+        except asyncio.CancelledError:
+            if not worker_is_ending():
+                raise
+            # A failure and not a cancellation: another worker asks them.
+            raise ApplicationError(
+                "the worker was stopped while hooks were asked", type=HOOK_FAILED
+            ) from None
 
     async def _outcome(self, request: HookInput) -> HookOutcome:
         run = HookedRun(
@@ -156,6 +191,10 @@ class HookRunner:
             else:
                 checked.append(await self.check_call(call, carrier, run))
         return HookOutcome(calls=checked)
+
+
+def _hook_progress(seq: int, window: int) -> Progress:
+    return Progress(call="hooks", attempt=activity.info().attempt, seq=seq)
 
 
 async def _ask_one(hook: Hook, point: HookPoint, subject: Any) -> Verdict:

@@ -23,7 +23,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import RULES, ErrorKind, ModelError
-from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, Retry
+from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, HookPoint, Retry
 from perdure.messages import (
     HookRecord,
     Message,
@@ -192,7 +192,7 @@ class ModelCalls:
     async def _ask_before(self, attempt: "_Attempt", request: ModelRequest) -> ModelRequest | Reply:
         """Ask the hooks before the call; return the request to send, or the reply that ends the turn."""
         agent = attempt.call.agent
-        if not self.hooks.has(agent, "before_model"):
+        if not self._has_hooks(attempt, "before_model"):
             return request
         hooked = HookedModelCall(run=_hooked_run(attempt.call), request=request)
         try:
@@ -210,7 +210,7 @@ class ModelCalls:
         """Ask the hooks after the call; return the reply of which the rest takes effect."""
         agent = attempt.call.agent
         # A summary is no answer: it takes no effect, and shows nothing that the model has not seen.
-        skipped = reply.stop == "cancelled" or bool(attempt.call.summarize)
+        skipped = reply.stop in ("cancelled", "context_overflow") or bool(attempt.call.summarize)
         if skipped or not self.hooks.has(agent, "after_model"):
             return reply
         hooked = HookedModelCall(
@@ -231,14 +231,25 @@ class ModelCalls:
                 return replace(reply, parts=(Text(text=round_.verdict.text),), stop="guardrail")
             case Deny():
                 attempt.problem = f"Your answer was refused: {round_.verdict.reason}"
-                return replace(
-                    reply, parts=_replace_text(_blocked(reply.parts, attempt.problem), "(withheld)")
-                )
+                reply = replace(reply, parts=_replace_text(reply.parts, "(withheld)"))
             case Retry():
                 attempt.problem = round_.verdict.guidance
-                return replace(reply, parts=_blocked(reply.parts, attempt.problem))
             case _:
                 return reply
+        # A reply that takes no effect ends nothing, whatever it stopped for: the model tries again.
+        return replace(reply, parts=_blocked(reply.parts, attempt.problem), stop="end_turn")
+
+    def _has_hooks(self, attempt: "_Attempt", point: HookPoint) -> bool:
+        """Return whether there are hooks to ask.
+
+        Raises:
+            ModelError: "hook_failed": the agent has hooks, but is not on this worker. Another may have it.
+
+        """
+        agent = attempt.call.agent
+        if not self.hooks.knows(agent) and {"before_model", "after_model"} & set(attempt.spec.hooks):
+            raise ModelError("hook_failed", f"the hooks of agent {agent!r} are not on this worker")
+        return self.hooks.has(agent, point)
 
     async def _call_guarded(self, attempt: "_Attempt", model: Model, request: ModelRequest) -> Reply:
         """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""

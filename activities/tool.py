@@ -82,27 +82,28 @@ class ToolCalls:
         progress = _CallProgress(call.call_id)
         interval = max(self.progress_interval if call.stream else _QUIET_BEAT, _SHORTEST_BEAT)
         with tool_span(call) as span:
-            # Heartbeats go on until the result is stored: the tool has run by then, and a heartbeat
-            # timeout while a slow store writes would make Temporal run it again.
+            # Heartbeats go on until the result is stored and the hooks have seen it: the tool has run by then,
+            # and a heartbeat timeout while a slow store writes would make Temporal run it again.
             async with Heartbeats(progress.heartbeat, interval):
                 checked = await self._ask_before(call, progress)
                 call = _with_arguments(call, checked)
                 refusal = _refusal(checked)
                 content, error_kind = refusal or await self._execute(call, progress)
-            result = ToolResult(
-                call_id=call.call_id,
-                name=call.tool,
-                content=content.parts,
-                is_error=error_kind is not None,
-                error_kind=error_kind,
-                spilled=content.spilled,
-                stand_in=content.stand_in,
-                duration_ms=round((time.monotonic() - began) * 1000),
-                attempts=activity.info().attempt,
-            )
-            after = None if refusal else await self._ask_after(call, result)
+                result = ToolResult(
+                    call_id=call.call_id,
+                    name=call.tool,
+                    content=content.parts,
+                    is_error=refusal is not None or error_kind is not None,
+                    error_kind=error_kind,
+                    spilled=content.spilled,
+                    stand_in=content.stand_in,
+                    duration_ms=round((time.monotonic() - began) * 1000),
+                    attempts=activity.info().attempt,
+                )
+                after = None if refusal else await self._ask_after(call, result, progress)
             result = _with_verdicts(result, checked, after)
-            self.transcripts.add_result(result)
+            if checked is None or checked.ask is None:  # else the call waits for a person, and has no result
+                self.transcripts.add_result(result)
             span.record(result)
             return ToolOutcome(
                 result=result,
@@ -131,11 +132,15 @@ class ToolCalls:
             if activity.info().attempt < tool.retry.attempts:
                 raise ApplicationError(str(error), type=HOOK_FAILED) from None
             return CheckedCall(call_id=call.call_id, deny=f"not run: {error}")
+        except asyncio.CancelledError as error:
+            raise _interruption(error, progress) from None
         # The next attempt must find the verdict, so that no hook is asked twice.
         activity.heartbeat(progress.heartbeat(0, 0))
         return progress.checked
 
-    async def _ask_after(self, call: ToolInput, result: ToolResult) -> CheckedCall | None:
+    async def _ask_after(
+        self, call: ToolInput, result: ToolResult, progress: "_CallProgress"
+    ) -> CheckedCall | None:
         """Ask the hooks after the call; None when there are none to ask.
 
         The tool has run: a hook that fails must not run it again, so the result is withheld instead.
@@ -148,6 +153,8 @@ class ToolCalls:
             return CheckedCall(
                 call_id=call.call_id, deny=f"the tool has run, but its result is withheld: {error}"
             )
+        except asyncio.CancelledError as error:
+            raise _interruption(error, progress) from None
 
     async def _execute(
         self, call: ToolInput, progress: "_CallProgress"
@@ -357,7 +364,8 @@ def _refusal(checked: CheckedCall | None) -> tuple[ResultContent, ErrorKind | No
     if checked is None or not (checked.deny or checked.ask or checked.end_turn):
         return None
     text = checked.deny or ("not run: the turn was ended" if checked.end_turn else "")
-    return ResultContent(parts=[Text(text=text)]), "tool_error"
+    # Without a kind: the tool did not fail, so no stand-in may do what the hooks refused.
+    return ResultContent(parts=[Text(text=text)]), None
 
 
 def _with_verdicts(result: ToolResult, before: CheckedCall | None, after: CheckedCall | None) -> ToolResult:
@@ -366,7 +374,13 @@ def _with_verdicts(result: ToolResult, before: CheckedCall | None, after: Checke
     if after is not None and after.text is not None:
         result = result.model_copy(update={"content": [Text(text=after.text)], "spilled": None})
     if after is not None and after.deny is not None:
-        withheld = {"content": [Text(text=after.deny)], "is_error": True, "spilled": None}
+        # Without a kind, as above: a stand-in would do again what the tool has done.
+        withheld = {
+            "content": [Text(text=after.deny)],
+            "is_error": True,
+            "error_kind": None,
+            "spilled": None,
+        }
         result = result.model_copy(update=withheld)
     return result.model_copy(update={"hooks": records}) if records else result
 

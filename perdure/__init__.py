@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from perdure.fallbacks import Fallback, ToolFallback
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
+    from perdure.hooks import Hook
     from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
@@ -55,6 +56,7 @@ _HOME = {
     "Graph": "perdure.graph",
     "GraphLimits": "perdure.limits",
     "GraphState": "perdure.graph",
+    "Hook": "perdure.hooks",
     "Image": "perdure.messages",
     "InvalidRequest": "perdure.errors",
     "Limits": "perdure.limits",
@@ -112,6 +114,7 @@ __all__ = [
     "Graph",
     "GraphLimits",
     "GraphState",
+    "Hook",
     "Image",
     "InvalidRequest",
     "Limits",

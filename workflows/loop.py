@@ -169,7 +169,7 @@ class Loop:
                 self._call_tools(command)
             case RunHooks():
                 ids = tuple(call.call.id for call in command.calls)
-                self._apply(HooksStarted(point=command.point, ids=ids))
+                self._apply(HooksStarted(point=command.point, ids=ids, end=command.end))
                 self._pending.run_hooks(self._agent_state, command)
             case StartNodes():
                 self._apply(NodesStarted(starts=command.starts, at=workflow.now()))

@@ -71,6 +71,7 @@ _TOOL_SLACK = timedelta(seconds=50)
 _SUMMARY_ATTEMPTS = 2
 """A summary that fails costs little: the window slides without it. So the step must not wait for it long."""
 _HOOKS_TIMEOUT = timedelta(minutes=2)
+"""Time for all rounds of hooks of an activity: a round has a minute."""
 _HOOK_ATTEMPTS = 3
 
 _READ = ToolSpec(
@@ -96,7 +97,11 @@ class PendingActivities:
         """Start the step's model call."""
         chosen = state.spec.models[state.chain.model]
         handle = self._start_model(
-            model_input(state, command), chosen, MODEL_ATTEMPTS, model_summary(state, chosen)
+            model_input(state, command),
+            chosen,
+            MODEL_ATTEMPTS,
+            model_summary(state, chosen),
+            time_for_hooks=_time_for_hooks(state),
         )
         self._launch("model", handle, self._model_event(handle, chosen), _model_bug)
 
@@ -109,7 +114,13 @@ class PendingActivities:
         self._launch("model", handle, self._summary_event(handle, chosen), _summary_bug)
 
     def _start_model(
-        self, call: ModelInput, chosen: ModelSpec, attempts: int, summary: str
+        self,
+        call: ModelInput,
+        chosen: ModelSpec,
+        attempts: int,
+        summary: str,
+        *,
+        time_for_hooks: timedelta = timedelta(),
     ) -> "workflow.ActivityHandle[ModelOutcome]":
         # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
@@ -119,7 +130,7 @@ class PendingActivities:
             CALL_MODEL,
             call,
             result_type=ModelOutcome,
-            start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK,
+            start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK + time_for_hooks,
             heartbeat_timeout=MODEL_HEARTBEAT,
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(seconds=1),
@@ -153,6 +164,9 @@ class PendingActivities:
             result_type=HookOutcome,
             start_to_close_timeout=_HOOKS_TIMEOUT,
             # Hooks are the user's code and may have effects: few attempts, then the run parks.
+            # A run that is to end does not wait longer for its hooks than for anything else.
+            schedule_to_close_timeout=state.tree.grace if state.ending is not None else None,
+            heartbeat_timeout=MODEL_HEARTBEAT,
             retry_policy=RetryPolicy(maximum_attempts=_HOOK_ATTEMPTS, non_retryable_error_types=[TOO_LARGE]),
             summary=f"hooks {command.point}",
         )
@@ -207,7 +221,7 @@ class PendingActivities:
 
     async def _hook_event(self, handle: "workflow.ActivityHandle[HookOutcome]", command: RunHooks) -> Event:
         try:
-            return HooksAnswered(point=command.point, outcome=await handle, end=command.end)
+            return HooksAnswered(point=command.point, outcome=await handle)
         except (ActivityError, asyncio.CancelledError) as error:
             cause = error.cause if isinstance(error, ActivityError) else error
             message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
@@ -289,6 +303,11 @@ def hook_input(state: AgentState, command: RunHooks) -> HookInput:
     )
 
 
+def _time_for_hooks(state: AgentState) -> timedelta:
+    """Return the time that a call's activity has for the hooks before and after it."""
+    return _HOOKS_TIMEOUT if state.spec.hooks else timedelta()
+
+
 def _hook_bug(command: RunHooks, error: Exception) -> Event:
     message = f"the hooks' answer cannot be read: {type(error).__name__}: {error}"
     return HooksFailed(point=command.point, message=message[:1000], at=workflow.now())
@@ -333,7 +352,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         result_type=ToolOutcome,
         task_queue=tool.task_queue,
         # The worker keeps the tool's own timeout; this one is for a worker that keeps none.
-        start_to_close_timeout=tool.timeout + _TOOL_SLACK,
+        start_to_close_timeout=tool.timeout + _TOOL_SLACK + _time_for_hooks(state),
         heartbeat_timeout=tool.heartbeat,
         retry_policy=_retry(tool.retry),
         summary=signature(call.call),

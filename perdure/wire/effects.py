@@ -199,7 +199,7 @@ class HookInput(Value):
     context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
     calls: list[ToolCall] = Field(default_factory=list[ToolCall], exclude_if=is_empty)
     carriers: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Carrier of each call: "remote", "agent" or "handoff"."""
+    """Carrier of each call: "function", "remote", "agent" or "handoff"."""
     results: list[ToolResult] = Field(default_factory=list[ToolResult], exclude_if=is_empty)
     """Result of each call, after it was made."""
     message: Message | None = Field(default=None, exclude_if=is_empty)

@@ -1,15 +1,16 @@
 """No event comes too early or too late: whatever a run is doing, folding it makes a state that can go on."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.errors import RULES
+from perdure.hooks import HookPoint
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
-from perdure.wire.effects import ModelFailure
+from perdure.wire.effects import CheckedCall, HookOutcome, ModelFailure
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import RunResult
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
@@ -23,6 +24,9 @@ from perdure.workflows.engine.events import (
     EndRequested,
     Event,
     GraceExpired,
+    HooksAnswered,
+    HooksFailed,
+    HooksStarted,
     IdleChecked,
     MessageSent,
     ModelFailed,
@@ -61,11 +65,32 @@ outcomes = st.builds(
     usage=st.builds(Usage, input_tokens=st.integers(0, 50), estimated=st.booleans()),
     cost_microusd=st.none() | st.integers(0, 99),
 )
+POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
+points: st.SearchStrategy[HookPoint] = st.sampled_from(POINTS)
+checked_calls = st.builds(
+    CheckedCall,
+    call_id=st.sampled_from(CALL_IDS),
+    deny=st.sampled_from([None, "no"]),
+    ask=st.sampled_from([None, "why"]),
+    end_turn=st.sampled_from([None, "enough"]),
+    text=st.sampled_from([None, "other"]),
+    arguments=st.sampled_from([None, {"n": 1}]),
+)
+hook_outcomes = st.builds(
+    HookOutcome,
+    calls=st.lists(checked_calls, max_size=2),
+    end_turn=st.sampled_from([None, "enough"]),
+    is_replaced=st.booleans(),
+)
 REASONS: Any = st.sampled_from(["stopped", "cancelled", "deadline", "node_timeout"])
 STOPS: Any = ["end_turn", "tool_calls", "max_tokens", "context_overflow", "refusal", "cancelled"]
 events: st.SearchStrategy[Any] = st.one_of(
     st.builds(
-        CallReturned, result=st.sampled_from(CALL_IDS).map(lambda one: result(one, is_error=one > "call-2"))
+        CallReturned,
+        result=st.sampled_from(CALL_IDS).map(lambda id_: result(id_, is_error=id_ > "call-2")),
+        arguments=st.sampled_from([None, {"n": 1}]),
+        ask=st.sampled_from([None, "why"]),
+        end_turn=st.sampled_from([None, "enough"]),
     ),
     st.builds(
         ModelFailed,
@@ -80,7 +105,7 @@ events: st.SearchStrategy[Any] = st.one_of(
     st.builds(RetryDue, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
     st.builds(
         Redriven,
-        spec=st.none() | st.just(spec_of(instructions="Go on.")),
+        spec=st.none() | st.sampled_from([spec_of(instructions="Go on."), spec_of(hooks=POINTS)]),
         limits=st.none() | st.builds(Limits, steps=st.integers(1, 9), tool_calls=st.integers(0, 9)),
     ),
     st.sampled_from(STOPS),
@@ -104,6 +129,15 @@ events: st.SearchStrategy[Any] = st.one_of(
         at=st.just(NOW),
         result=st.none() | st.sampled_from(CALL_IDS).map(result),
     ),
+    st.builds(
+        HooksStarted,
+        point=points,
+        ids=st.lists(st.sampled_from(CALL_IDS), max_size=2).map(tuple),
+        end=st.none()
+        | st.sampled_from([End(stop_reason="end_turn", output="x"), End(stop_reason="max_steps")]),
+    ),
+    st.builds(HooksAnswered, point=points, outcome=hook_outcomes),
+    st.builds(HooksFailed, point=points, message=st.just("no"), at=st.just(NOW)),
     st.builds(ChildReported, report=reports),
     st.builds(BudgetGranted, grant=st.builds(Grant, amount=amounts)),
 )

@@ -24,6 +24,7 @@ PUBLIC = [
     "Graph",
     "GraphLimits",
     "GraphState",
+    "Hook",
     "Image",
     "InvalidRequest",
     "Limits",

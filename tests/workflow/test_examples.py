@@ -13,11 +13,12 @@ import pytest
 from perdure import Agent, connect
 from perdure.settings import Settings
 from perdure.testing import ScriptedModel, running, says
-from tests.conftest import Serve
+from perdure.wire.results import Approval
+from tests.conftest import Serve, until_status
 from tests.unit.providers.server import Answer, stub_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT = ("research_swarm", "review_graph", "support_session")
+SHORT = ("guarded_desk", "research_swarm", "review_graph", "support_session")
 
 
 @pytest.fixture
@@ -81,6 +82,25 @@ async def test_support_session_resolves_refund(
     assert said[1] == "I looked: 4900 cents are on their way back."
     assert (status.status, status.turn) == ("idle", 2)
     assert sum(message.role == "user" for message in transcript) == 2
+
+
+async def test_guarded_desk_asks_masks_and_refuses(
+    serve: Serve, example: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guarded desk masks card numbers, ends spam at once, and has a large refund decided by a person."""
+    desk = example("guarded_desk")
+    async with serve(desk.desk, models=desk.models) as client:
+        await desk.main(client)
+        run = await client.start("desk", "I want my money back.")
+        await until_status(client, run.id, "waiting_approval")
+        [approval] = (await run.status()).waiting
+        assert isinstance(approval, Approval)
+        assert approval.reason == "more than 10 dollars"
+        await run.resolve_approval(approval.call_id, allow=True, by="lee")
+        assert (await run.result()).output == "I looked: 4900 cents are on their way back."
+    masked, spam = capsys.readouterr().out.splitlines()
+    assert masked == "I looked: delivered on Monday, paid with **** 1111."
+    assert spam == "We do not answer this."
 
 
 async def test_http_provider_answers_run(serve: Serve, example: Any) -> None:

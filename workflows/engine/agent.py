@@ -83,6 +83,9 @@ class AgentProgram:
 
     def newest_words(self, state: AgentState, end: End) -> tuple[str, int | None]:
         """Return the newest text of the model in this turn, and its message."""
+        # Hooks have set or checked the output, and nothing else of the turn may be given as its text.
+        if "on_end" in state.spec.hooks or (state.spec.hooks and end.stop_reason == "guardrail"):
+            return (end.output, None) if isinstance(end.output, str) else ("", None)
         text = newest_words(state.messages[state.first_message :])
         if not text:
             return "", None

@@ -149,10 +149,11 @@ def _open_handoff(
         return _error_call(call, problem, now)
     if check and "before_tool" in state.spec.hooks:
         return Call(call=call, kind="function", state="unchecked", since=now)
+    context = call.arguments.get("context")
     opened.handoff = Handoff(
         agent_name=name,
         message=str(call.arguments.get("message", "")),
-        context=dict(call.arguments.get("context") or {}),
+        context=dict(context) if isinstance(context, dict) else {},  # a hook or a person may have set it
     )
     return _done_call(call, f"handed over to {name!r}", now)
 
@@ -199,10 +200,19 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
     verdict = verdict_on(state, tool, call)
     if verdict == "deny":
         return _error_call(call, f"the policy does not allow {call.name!r} here", now)
-    if asks_hooks(state, tool.kind):
+    if asks_hooks(state, tool.kind) or _asks_hooks_first(state, tool, verdict):
         return Call(call=call, kind=tool.kind, state="unchecked", since=now)
     asks = verdict == "ask" or tool.kind == "person"
     return Call(call=call, kind=tool.kind, state="asking" if asks else "ready", since=now)
+
+
+def _asks_hooks_first(state: AgentState, tool: ToolSpec, verdict: Verdict) -> bool:
+    """Return whether the hooks of a function must be asked before its activity.
+
+    A hook may change the arguments. A person must see, and the policy must judge, the arguments that will run.
+    """
+    judged = verdict == "ask" or (state.spec.policy is not None and tool.resource is not None)
+    return tool.kind == "function" and judged and "before_tool" in state.spec.hooks
 
 
 def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_tool") -> bool:
@@ -236,14 +246,17 @@ def apply_review(call: Call, checked: CheckedCall) -> Call:
     if checked.deny is not None:
         withheld = {"content": [Text(text=checked.deny)], "is_error": True, "spilled": None}
         result = result.model_copy(update=withheld)
-    return _finish(replace(call, records=(*call.records, *checked.records), unreviewed=None), result)
+    # The records of the hooks before the call, and the note on an edit, stand in the result since it came.
+    result = result.model_copy(update={"hooks": [*result.hooks, *checked.records]})
+    return replace(call, state="done", unreviewed=None, result=result)
 
 
 def open_checked_handoff(state: AgentState, call: Call) -> tuple[Call, Handoff | None]:
     """Return a handoff after its hooks: done, and the handoff that takes effect with the step."""
     opened = _counters(state)
     done = _open_handoff(state, call.call, call.since, opened, several=False, check=False)
-    return replace(done, checked=True, records=call.records), opened.handoff
+    assert done.result is not None, "a handoff gets its result at once"
+    return _finish(replace(call, state="done"), done.result), opened.handoff
 
 
 def verdict_on(state: AgentState, tool: ToolSpec, call: ToolCall) -> Verdict:
@@ -300,8 +313,14 @@ def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
         return _finish(call, result.model_copy(update=changes))
     stand_in = state.spec.tool(fallback.tool) if fallback.tool else None
     unchecked = stand_in is not None and asks_hooks(state, stand_in.kind)
+    # The hooks have seen the failed tool's call, not the stand-in's: they are asked about this one too.
     return replace(
-        call, state="unchecked" if unchecked else "ready", stand_in=fallback.tool, failed=result.text
+        call,
+        state="unchecked" if unchecked else "ready",
+        stand_in=fallback.tool,
+        failed=result.text,
+        checked=False,
+        records=(*call.records, *result.hooks),
     )
 
 

@@ -34,7 +34,7 @@ def decide(state: AgentState) -> Command:
     """Return the next command. While something is pending, it is `Wait`, `CancelPending` or something beside it."""
     # Children that still run have leases: they report what they used before the run ends.
     if state.end is not None:
-        return CancelPending() if state.tree.children else Finish(end=state.end)
+        return CancelPending() if state.tree.children or state.runs_tools else Finish(end=state.end)
     # Asked again once nothing is pending or the grace is over: then the run ends.
     if state.ending is not None:
         return CancelPending() if state.is_busy else Finish(end=early_end(state, state.ending))

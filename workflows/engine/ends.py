@@ -19,11 +19,27 @@ def early_end(state: AgentState, reason: StopReason) -> End:
     return End(stop_reason=reason, output=words or state.spec.fallback_message or "")
 
 
+def without_words(state: AgentState, end: End) -> End:
+    """Return the end with the agent's own words for this case instead of the model's."""
+    has_type = state.spec.output_schema is not None
+    return replace(end, output=None if has_type else state.spec.fallback_message or "")
+
+
 def newest_words(messages: tuple[Message, ...]) -> str:
     """Return the newest text of the model, or an empty string."""
     # The newest message may consist of tool calls alone; then an earlier one holds the words.
-    texts = (message.text for message in reversed(messages) if message.role == "assistant")
+    texts = (
+        message.text
+        for message in reversed(messages)
+        if message.role == "assistant" and not _is_refused(message)
+    )
     return next((text for text in texts if text.strip()), "")
+
+
+def _is_refused(message: Message) -> bool:
+    """Return whether a hook has refused the reply. Its text must not come back as a run's last words."""
+    records = message.meta.hooks if message.meta else []
+    return any(record.point == "after_model" and record.verdict in ("deny", "retry") for record in records)
 
 
 def failure_of(state: AgentState, kind: str, message: str) -> Failure:

@@ -65,15 +65,17 @@ class HooksStarted:
 
     point: HookPoint
     ids: tuple[str, ...] = ()
+    """Calls that they are asked about."""
+    end: End | None = None
+    """End that they are asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HooksAnswered:
-    """Hooks answered. `end` is the end that they were asked about."""
+    """Hooks answered."""
 
     point: HookPoint
     outcome: HookOutcome
-    end: End | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from perdure.messages import (
 from perdure.model import canonical_json
 from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
+from perdure.wire.names import HANDOFF
 from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.spec import AgentSpec
 
@@ -175,9 +176,12 @@ def _fold_message(state: AgentState, event: MessageSent) -> AgentState:
     if question is not None:
         return close_step(set_result(state, _answer_to(question.call, event.message)))
     state = receive(state, event.message)
-    finished = state.end is not None and state.end.stop_reason == "end_turn"
+    end = state.end or state.step.proposed_end
+    finished = end is not None and end.stop_reason == "end_turn"
+    if not finished or exhausted_limit(state) is not None:
+        return state
     # A message that arrives while the run ends well makes it go on, so that a model reads it.
-    return replace(state, end=None) if finished and exhausted_limit(state) is None else state
+    return replace(state, end=None, step=replace(state.step, end_checked=False, proposed_end=None))
 
 
 def _answer_to(question: ToolCall, message: Message) -> ToolResult:
@@ -199,6 +203,8 @@ def _resolve_approval(state: AgentState, decision: ApprovalDecision) -> AgentSta
     if decision.arguments is not None:
         call = with_arguments(state.spec.tool(call.name), call, decision.arguments)
     allowed = replace(waiting, call=call, state="ready", edited=decision.arguments is not None)
+    if call.name == HANDOFF:
+        return hooks.take_handoff(state, waiting, allowed)
     return exchange_call(state, waiting, allowed)
 
 
@@ -213,6 +219,8 @@ def _begin_end(state: AgentState, event: EndRequested) -> AgentState:
     for call in [call.call for call in state.step.calls if call.state in unstarted]:
         state = set_result(state, unrun_result(call, "the run was ended"))
     state = hooks.withhold_unreviewed(state)
+    # The hooks at the end are asked about the new end instead.
+    state = replace(state, step=replace(state.step, proposed_end=None))
     return close_step(replace(state, ending=ending_reason(state, event.reason)))
 
 
@@ -222,8 +230,7 @@ def _give_up_pending(state: AgentState) -> AgentState:
     for call in state.step.calls:
         if call.result is None:
             state = set_result(state, text_result(call.call, text, is_error=True))
-    if state.step.asking_hooks is not None:
-        state = replace(state, step=replace(state.step, asking_hooks=None))
+    state = replace(state, step=replace(state.step, asking_hooks=None))
     if state.step.asking_model:  # its usage is never heard of: the sum is not the whole
         state = replace(state, step=replace(state.step, asking_model=False, summarizing=0))
         state = book(state, Usage(estimated=True), 0)

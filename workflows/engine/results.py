@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from perdure.messages import (
-    Message,
-)
+from perdure.messages import Message, ToolResult
 from perdure.wire.ids import child_key, child_run_id
 
 from . import tree
@@ -17,8 +15,9 @@ from .events import (
     ChildEnded,
 )
 from .family import book
+from .hooks import withhold_unreviewed
 from .state import AgentState, Call
-from .step import close_step, exchange_call, receive, set_result, text_result, with_calls
+from .step import close_step, exchange_call, receive, set_result, text_result, unrun_result, with_calls
 
 
 def mark_running(state: AgentState, event: CallsStarted) -> AgentState:
@@ -79,8 +78,8 @@ def fold_result(state: AgentState, event: CallReturned) -> AgentState:
     if call is None or call.state != "running":
         return set_result(state, result)
     # A run that ends starts no stand-in and asks nobody.
-    if state.ending is not None:
-        return set_result(state, result.model_copy(update={"name": call.call.name}))
+    if state.ending is not None or state.end is not None:
+        return _finish_call(state, call, with_result((call,), _late_result(call, event))[0])
     if event.arguments is not None:
         tool = state.spec.tool(call.call.name)
         changed = replace(call, call=with_arguments(tool, call.call, dict(event.arguments)))
@@ -91,7 +90,9 @@ def fold_result(state: AgentState, event: CallReturned) -> AgentState:
         asking = replace(call, state="asking", checked=True, ask_reason=event.ask, records=records)
         return exchange_call(state, call, asking)
     if event.end_turn is not None:
+        # The turn ends, so no stand-in is called.
         state = replace(state, step=replace(state.step, ending_text=event.end_turn))
+        return _finish_call(state, call, with_result((call,), result)[0])
     changed = apply_result(state, call, result)
     if changed.state == "ready" and changed.stand_in is not None:
         # A stand-in counts against its own limit per tool, but is no further call of the model.
@@ -105,6 +106,16 @@ def _finish_call(state: AgentState, call: Call, changed: Call) -> AgentState:
     """Return the state with the changed call; hooks see the result of a call that no activity of ours made."""
     stand_in = state.spec.tool(call.stand_in) if call.stand_in else None
     kind = stand_in.kind if stand_in else call.kind
-    if changed.state == "done" and state.ending is None and asks_hooks(state, kind, "after_tool"):
+    if changed.state == "done" and asks_hooks(state, kind, "after_tool"):
         changed = replace(changed, state="unreviewed", unreviewed=changed.result, result=None)
-    return exchange_call(state, call, changed)
+    state = exchange_call(state, call, changed)
+    # A run that ends asks no more. The next turn of a session must not read what no hook has seen.
+    is_over = state.ending is not None or state.end is not None
+    return withhold_unreviewed(state) if is_over else state
+
+
+def _late_result(call: Call, event: CallReturned) -> ToolResult:
+    """Return the result of a call that returned while the run ends: no person is asked any more."""
+    if event.ask is not None:
+        return unrun_result(call.call, "the run was ended")
+    return event.result.model_copy(update={"name": call.call.name})

@@ -144,6 +144,8 @@ class Step:
     start_checked: bool = False
     end_checked: bool = False
     """True once the hooks at the start, or at the end, of the run or turn have been asked."""
+    proposed_end: End | None = None
+    """End that the hooks have not let through yet. The run takes messages and commands meanwhile."""
     ending_text: str | None = None
     """Answer with which a hook ends the turn, once all calls of the step have results."""
     summarizing: int = 0

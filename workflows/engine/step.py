@@ -50,7 +50,7 @@ def set_result(state: AgentState, result: ToolResult) -> AgentState:
 def receive(state: AgentState, message: Message) -> AgentState:
     """Return the state with the message in its inbox. It wakes a run that rests."""
     inbox = replace(state.inbox, messages=(*state.inbox.messages, message))
-    return replace(state, inbox=inbox, step=replace(state.step, resting=False, end_checked=False))
+    return replace(state, inbox=inbox, step=replace(state.step, resting=False))
 
 
 def close_step(state: AgentState) -> AgentState:
