@@ -401,11 +401,11 @@ def _check_resource(tool: Tool, call: ToolInput) -> None:
     """
     if tool.resource is None or tool.resource not in call.arguments:
         return
-    given = call.arguments[tool.resource]
+    written = call.arguments[tool.resource]
     read = tool.signature.canonical(call.arguments, tool.resource)[tool.resource]
-    if read != given:
+    if read != written:
         raise ValueError(
-            f"{tool.resource}: write {read!r}, not {given!r}: the policy reads it as it is written"
+            f"{tool.resource}: write {read!r}, not {written!r}: the policy reads it as it is written"
         )
 
 

@@ -312,7 +312,7 @@ def _read(value: Any, schema: Any, root: dict[str, Any]) -> Any:
         fields = cast("dict[str, Any]", value)
         return {name: _read(item, _schema_of(name, node), root) for name, item in fields.items()}
     if isinstance(value, list):
-        items, first = value, node.get("prefixItems", ())
+        items, first = list[Any](value), node.get("prefixItems", ())  # pyright: ignore[reportUnknownArgumentType]
         schemas = [*first, *[node.get("items")] * (len(items) - len(first))]
         return [_read(item, each, root) for item, each in zip(items, schemas, strict=False)]
     return _read_scalar(value, node.get("type"))
@@ -354,7 +354,7 @@ def _is_valid(value: Any, schema: Any, validator: Draft202012Validator) -> bool:
 
 
 def _read_scalar(value: Any, kind: Any) -> Any:
-    kinds: list[Any] = kind if isinstance(kind, list) else [kind]
+    kinds = list[Any](kind) if isinstance(kind, list) else [kind]  # pyright: ignore[reportUnknownArgumentType]
     if _kinds_of(value) & {str(each) for each in kinds}:
         return value
     for name, adapter in _LAX.items():
@@ -388,6 +388,6 @@ def _whole_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _whole_numbers(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
+        return [_whole_numbers(item) for item in list[Any](value)]  # pyright: ignore[reportUnknownArgumentType]
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_FLOATS
     return int(value) if is_whole else value

@@ -33,7 +33,7 @@ _MARK = (
 def summary_request(spec: AgentSpec, config: ModelConfig, call: ModelInput, view: ModelView) -> ModelRequest:
     """Return the request that asks a model to summarize what leaves the window."""
     further = spec.context.instructions if isinstance(spec.context, Summary) else ""
-    text = _rendered(_leaving_messages(call, view))
+    text = _render(_leaving_messages(call, view))
     earlier = f"<earlier_summary>\n{call.summary}\n</earlier_summary>\n" if call.summary else ""
     return ModelRequest(
         config=config,
@@ -68,12 +68,12 @@ def _leaving_messages(call: ModelInput, view: ModelView) -> Sequence[Message]:
     return view.messages[first:stop]
 
 
-def _rendered(messages: Sequence[Message]) -> str:
-    lines = (f"{message.role}: {_part(part)}" for message in messages for part in message.parts)
+def _render(messages: Sequence[Message]) -> str:
+    lines = (f"{message.role}: {_render_part(part)}" for message in messages for part in message.parts)
     return "\n".join(line for line in lines if not line.endswith(": "))
 
 
-def _part(part: Part) -> str:
+def _render_part(part: Part) -> str:
     match part:
         case Text():
             text = part.text
