@@ -8,7 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from perdure import Agent, Limits, ToolContext, tool
+from perdure import Agent, Hook, Limits, ToolContext, tool
+from perdure.hooks import HookedCall
 from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, says
 
@@ -107,6 +108,27 @@ def _long(request: ModelRequest) -> Line:
     return says(ANSWER)
 
 
+class Noting(Hook):
+    """Hook that writes down each question."""
+
+    async def before_tool(self, call: HookedCall) -> None:
+        note("hook", call.run.run_id, call.call_id)
+
+
+@tool(effect="write")
+async def charge_slowly(context: ToolContext) -> str:
+    """Charge; the first attempt takes five minutes."""
+    said = take_effect(context, "charge_slowly")
+    if context.attempt == 1:
+        await asyncio.sleep(300)
+    return said
+
+
+def _charge_once(request: ModelRequest) -> Line:
+    return calls("charge_slowly") if request.step == 1 else says(request.messages[-1].text)
+
+
+guarded = Agent(name="guarded", model="charge:x", tools=[charge_slowly], hooks=[Noting()])
 worker_of_many = Agent(name="many", model="scripted:work", tools=[charge, refund, look])
 hanging = Agent(name="hanging", model="hang:x", limits=Limits(timeout=timedelta(minutes=10)))
 clerk = Agent(name="clerk", model="talk:x", tools=[charge, look])
@@ -114,6 +136,7 @@ talker = Agent(name="talker", model="long:x")
 
 models = {
     "scripted": ScriptedModel(_work),
+    "charge": ScriptedModel(_charge_once),
     "hang": ScriptedModel(_hang),
     "talk": ScriptedModel(_talk),
     "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=300),

@@ -197,3 +197,20 @@ async def test_watchers_survive_kill_in_answer(workers: Crew, settings: Settings
     described = await run.describe()
     info = described.raw_description.workflow_execution_info
     assert info.history_size_bytes + info.external_payload_size_bytes < 2 * len(ANSWER) + 10_000
+
+
+async def test_killed_call_asks_its_hooks_once(workers: Crew, settings: Settings) -> None:
+    """A verdict outlives the worker that was killed in the middle of the call."""
+    client = await connect(settings=settings)
+    run = await client.start("guarded", "go")
+
+    async def is_at_work() -> bool:
+        return bool(workers.happened("charge_slowly"))
+
+    await until(is_at_work)
+    await asyncio.sleep(1)  # the heartbeat with the verdict is on its way
+    workers.kill()
+    workers.start()
+    assert (await run.result()).output == "had been done already"
+    assert len(workers.happened("charge_slowly")) == 2
+    assert len(workers.happened("hook")) == 1
