@@ -277,5 +277,5 @@ class ResolvedAgent(BaseModel):
     search_attributes: bool = Field(default=True, exclude_if=lambda v: v is True)
     """False: the run sets no search attributes, because the server lets nobody register them."""
     layout: int = 1
-    """Layout of the run's history: 1 as version 0.1.0; 2 sets search attributes less often. The value of the
-    request comes back here, so that history holds it and every worker replays the same layout."""
+    """Layout of the run's history. 1 is the only layout yet; the number is the means for later changes. The value
+    of the request comes back here, so that history holds it and every worker replays the same layout."""
