@@ -132,7 +132,7 @@ class HookRunner:
         hooked = _hooked_call(call, carrier, run, None)
         round_ = await self.ask(run.agent, "before_tool", hooked, _with_arguments)
         changed = dict(round_.replaced) if round_.is_replaced else None
-        return _checked(call.id, round_, arguments=changed)
+        return _checked_call(call.id, round_, arguments=changed)
 
     async def check_result(
         self, call: ToolCall, carrier: str, run: HookedRun, result: ToolResult
@@ -141,7 +141,7 @@ class HookRunner:
         hooked = _hooked_call(call, carrier, run, result)
         round_ = await self.ask(run.agent, "after_tool", hooked, _with_result_text)
         text = str(round_.replaced) if round_.is_replaced else None
-        return _checked(call.id, round_, text=text)
+        return _checked_call(call.id, round_, text=text)
 
     @activity.defn(name=RUN_HOOKS)
     async def run_hooks(self, request: HookInput) -> HookOutcome:
@@ -227,7 +227,7 @@ def _reason(verdict: Verdict) -> str:
             return ""
 
 
-def _checked(call_id: str, round_: Round, **changes: Any) -> CheckedCall:
+def _checked_call(call_id: str, round_: Round, **changes: Any) -> CheckedCall:
     verdict = round_.verdict
     refusal = None
     if isinstance(verdict, Deny):

@@ -10,63 +10,51 @@ failure, adds it up. Every exception leaves as an ApplicationError whose type is
 """
 
 import asyncio
-import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
-from perdure.errors import RULES, ErrorKind, ModelError
+from perdure.errors import ErrorKind, ModelError
 from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, HookPoint, Retry
 from perdure.messages import (
-    HookRecord,
     Message,
     Part,
     ReplyMeta,
     Text,
     ToolCall,
     Usage,
-    estimate_tokens,
     estimated_tokens,
 )
 from perdure.model import (
     Model,
-    ModelEvent,
     ModelRequest,
     Reply,
-    TextDelta,
-    ThinkingDelta,
     ToolDefinition,
-    UsageSoFar,
 )
 from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import fix_surrogates
 from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress
-from perdure.wire.ids import model_call_id
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
-from .content.redact import redact
+from .attempt import ModelAttempt, progress_of, usage_of_earlier_attempts
 from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
-from .heartbeat import Heartbeats, last_progress, worker_is_ending
+from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HookFailed, HookRunner
 from .telemetry import model_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen, Ticket
 from .traffic.rates import Throttled
-
-LONGEST_RETRY_AFTER = timedelta(minutes=10)
-"""Longest delay of a provider that the activity's own retries wait for. Beyond it the call fails at once, and
-the run falls back to another model or parks."""
 
 _QUIET_BEAT = timedelta(seconds=1)
 """Heartbeat interval of a call whose text nobody streams."""
@@ -94,12 +82,12 @@ class ModelCalls:
             ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
 
         """
-        before = _usage_of_earlier_attempts()
-        attempt: _Attempt | None = None
+        before = usage_of_earlier_attempts()
+        attempt: ModelAttempt | None = None
 
         def progress(seq: int, window: int) -> Progress:
             if attempt is None:
-                return _progress(call, seq, spent=before)
+                return progress_of(call, seq, spent=before)
             return attempt.progress(seq, window)
 
         # Heartbeats begin before the request is built: its messages and blobs may have to be fetched
@@ -110,7 +98,7 @@ class ModelCalls:
                 view = await self.transcripts.get_view(call)
             except ApplicationError as error:
                 raise _add_usage(error, before) from None
-            attempt = _Attempt(
+            attempt = ModelAttempt(
                 call=call,
                 spec=spec,
                 model=_model_for(spec, call),
@@ -119,7 +107,7 @@ class ModelCalls:
             )
             return await self._run(attempt, view)
 
-    async def _run(self, attempt: "_Attempt", view: ModelView) -> ModelOutcome:
+    async def _run(self, attempt: ModelAttempt, view: ModelView) -> ModelOutcome:
         """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
         try:
             if attempt.call.summarize:
@@ -146,7 +134,7 @@ class ModelCalls:
             activity.logger.exception("model call failed with an unexpected exception")
             raise attempt.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
 
-    async def _build_request(self, attempt: "_Attempt", view: ModelView) -> ModelRequest:
+    async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec
         instructions = spec.instructions
         if call.note:
@@ -170,7 +158,7 @@ class ModelCalls:
             why = f"{type(error).__name__}: {error}"
             raise ModelError("storage", f"a picture or document cannot be read ({why})") from None
 
-    async def _call_with_span(self, attempt: "_Attempt", request: ModelRequest) -> ModelOutcome:
+    async def _call_with_span(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
         """Call the model within its span; a call that a person stopped gives its partial text."""
         model = self.models.get(request.config.provider)
         if model is None:
@@ -189,7 +177,7 @@ class ModelCalls:
             span.record(outcome)
             return outcome
 
-    async def _ask_before(self, attempt: "_Attempt", request: ModelRequest) -> ModelRequest | Reply:
+    async def _ask_before(self, attempt: ModelAttempt, request: ModelRequest) -> ModelRequest | Reply:
         """Ask the hooks before the call; return the request to send, or the reply that ends the turn."""
         agent = attempt.call.agent
         if not self._has_hooks(attempt, "before_model"):
@@ -206,7 +194,7 @@ class ModelCalls:
             return request
         return replace(request, instructions=str(round_.replaced))
 
-    async def _ask_after(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> Reply:
+    async def _ask_after(self, attempt: ModelAttempt, request: ModelRequest, reply: Reply) -> Reply:
         """Ask the hooks after the call; return the reply of which the rest takes effect."""
         agent = attempt.call.agent
         # A summary is no answer: it takes no effect, and shows nothing that the model has not seen.
@@ -237,9 +225,9 @@ class ModelCalls:
             case _:
                 return reply
         # A reply that takes no effect ends nothing, whatever it stopped for: the model tries again.
-        return replace(reply, parts=_blocked(reply.parts, attempt.problem), stop="end_turn")
+        return replace(reply, parts=_with_problem(reply.parts, attempt.problem), stop="end_turn")
 
-    def _has_hooks(self, attempt: "_Attempt", point: HookPoint) -> bool:
+    def _has_hooks(self, attempt: ModelAttempt, point: HookPoint) -> bool:
         """Return whether there are hooks to ask.
 
         Raises:
@@ -251,7 +239,7 @@ class ModelCalls:
             raise ModelError("hook_failed", f"the hooks of agent {agent!r} are not on this worker")
         return self.hooks.has(agent, point)
 
-    async def _call_guarded(self, attempt: "_Attempt", model: Model, request: ModelRequest) -> Reply:
+    async def _call_guarded(self, attempt: ModelAttempt, model: Model, request: ModelRequest) -> Reply:
         """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""
         circuits = self.traffic.circuits
         limits = (request.config.provider, request.config.name)
@@ -271,7 +259,7 @@ class ModelCalls:
         await self.traffic.rates.count_tokens(limits, reply.usage.output_tokens)
         return reply
 
-    async def _admit(self, attempt: "_Attempt", request: ModelRequest, limits: tuple[str, ...]) -> Ticket:
+    async def _admit(self, attempt: ModelAttempt, request: ModelRequest, limits: tuple[str, ...]) -> Ticket:
         """Wait until circuit and rate limits admit the call; a refusal becomes a ModelError."""
         is_last_model = not attempt.can_fall_back("circuit_open")
         # Only the first attempt is forced, and only where no other model could answer. A second one
@@ -291,7 +279,7 @@ class ModelCalls:
         except Throttled as refusal:
             raise ModelError("throttled", str(refusal), retry_after=refusal.retry_after) from None
 
-    def _outcome(self, attempt: "_Attempt", request: ModelRequest, reply: Reply) -> ModelOutcome:
+    def _outcome(self, attempt: ModelAttempt, request: ModelRequest, reply: Reply) -> ModelOutcome:
         """Return the checked reply as the activity's result, and remember it for the next step."""
         call, model = attempt.call, attempt.model
         if call.summarize:
@@ -322,116 +310,6 @@ class ModelCalls:
             output_problem=attempt.problem or checked.problem,
             wasted=attempt.before,
             wasted_microusd=attempt.cost_microusd(attempt.before),
-        )
-
-
-class _Attempt:
-    """Attempt of a model call: the text and usage read so far, and the usage of earlier attempts."""
-
-    def __init__(
-        self,
-        *,
-        call: ModelInput,
-        spec: AgentSpec,
-        model: ModelSpec,
-        before: Usage,
-        parked_retry: timedelta,
-    ) -> None:
-        self.call = call
-        self.spec = spec
-        self.model = model
-        self.before = before
-        self.parked_retry = parked_retry
-        self.began = time.monotonic()
-        self.text = ""
-        self.usage: Usage | None = None
-        self.records: list[HookRecord] = []
-        self.problem: str | None = None
-        """Guidance for the model, of a hook that does not let the reply take effect."""
-
-    async def stream_reply(self, model: Model, request: ModelRequest) -> Reply:
-        """Read the model's stream to its Reply, within the configured timeout.
-
-        Raises:
-            ModelError: the provider's own; "timeout"; "stream_cut" when the stream ends without a Reply.
-
-        """
-        try:
-            async with asyncio.timeout(request.config.timeout.total_seconds()):
-                return await self._read_stream(model.stream(request))
-        except TimeoutError:
-            raise ModelError("timeout", f"no complete answer within {request.config.timeout}") from None
-
-    async def _read_stream(self, events: AsyncIterator[ModelEvent]) -> Reply:
-        try:
-            async for event in events:
-                match event:
-                    case TextDelta():
-                        self.text += fix_surrogates(event.text)
-                    case UsageSoFar():
-                        self.usage = event.usage
-                    case Reply():
-                        return event
-                    case ThinkingDelta():
-                        pass
-        finally:
-            await _close(events)
-        # Text without a Reply is no answer: without the provider's own end mark it may be cut anywhere.
-        raise ModelError("stream_cut", "the answer stopped before its end")
-
-    def progress(self, seq: int, window: int) -> Progress:
-        """Return the heartbeat for watchers: the last `window` characters of the text, and the usage."""
-        offset = max(len(self.text) - window, 0)
-        text = self.text[offset:] if self.call.stream else ""
-        return _progress(self.call, seq, offset=offset, text=text, spent=self.before + self.estimated_usage())
-
-    def estimated_usage(self) -> Usage:
-        """Return the usage of this attempt so far, output estimated: providers bill for cut calls too."""
-        if self.usage is None:
-            return Usage()
-        output = max(self.usage.output_tokens, estimate_tokens(len(self.text.encode())))
-        return self.usage.model_copy(update={"output_tokens": output, "estimated": True})
-
-    def partial_reply(self) -> Reply:
-        """Return the text read so far as a reply whose stop is "cancelled"."""
-        parts = (Text(text=self.text),) if self.text else ()
-        return Reply(parts=parts, stop="cancelled", usage=self.estimated_usage())
-
-    def cost_microusd(self, usage: Usage) -> int:
-        """Return the cost of the usage at the model's pinned price; 0 where the price is unknown."""
-        return self.model.price.cost_microusd(usage) if self.model.price else 0
-
-    def can_fall_back(self, kind: ErrorKind) -> bool:
-        """Check whether a later model of the chain takes over on an error of this kind."""
-        if self.call.summarize:
-            return True  # plain sliding takes over, so the call does not wait out an outage
-        later = self.spec.models[self.call.model + 1 :]
-        return any(RULES[kind].falls_back if model.on is None else kind in model.on for model in later)
-
-    def failure(self, error: ModelError) -> ApplicationError:
-        """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""
-        spent = self.before + (error.usage or self.estimated_usage())
-        activity.heartbeat(_progress(self.call, 0, spent=spent))
-        message = truncate_middle(redact(str(error)))
-        failure = ModelFailure(
-            kind=error.kind,
-            message=message,
-            wasted=spent,
-            wasted_microusd=self.cost_microusd(spent),
-            retry_in=_auto_retry_delay(error, self.parked_retry),
-        )
-        activity.logger.warning("model call failed: %s: %s", error.kind, message)
-        too_long = error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER
-        return ApplicationError(
-            message,
-            failure,
-            type=error.kind,
-            non_retryable=too_long or not RULES[error.kind].retried,
-            # The line above says it already. Temporal would log a traceback too, which only a bug needs.
-            category=ApplicationErrorCategory.UNSPECIFIED
-            if error.kind == "bug"
-            else ApplicationErrorCategory.BENIGN,
-            next_retry_delay=None if too_long else error.retry_after,
         )
 
 
@@ -473,54 +351,20 @@ def _replace_text(parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
     return (Text(text=text), *(part for part in parts if not isinstance(part, Text)))
 
 
-def _blocked(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
+def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
     """Return the parts with their tool calls refused: none of them is made."""
     return tuple(
         part.model_copy(update={"problem": problem}) if isinstance(part, ToolCall) else part for part in parts
     )
 
 
-def _progress(call: ModelInput, seq: int, **fields: Any) -> Progress:
-    return Progress(call=model_call_id(call.step), attempt=activity.info().attempt, seq=seq, **fields)
-
-
 def _input_tokens(request: ModelRequest) -> int:
     return sum(estimated_tokens(message) for message in request.messages)
-
-
-def _auto_retry_delay(error: ModelError, parked_retry: timedelta) -> timedelta | None:
-    """Return the delay after which a parked run retries, or None if the error is not transient.
-
-    Never shorter than the provider's own delay. Spread by chance, so that parked runs do not return together.
-    """
-    if not RULES[error.kind].transient:
-        return None
-    chance = random.random()  # noqa: S311 - no secret
-    if error.kind == "circuit_open" and error.retry_after is not None:
-        # By then this worker's circuit admits a probe. Another worker's may admit the call sooner.
-        return max(error.retry_after, parked_retry / 2) * (1 + chance / 2)
-    if error.retry_after is not None:
-        return max(error.retry_after, parked_retry) * (1 + chance)
-    return parked_retry * (0.5 + chance)
-
-
-async def _close(events: AsyncIterator[ModelEvent]) -> None:
-    """Close the provider's connection; an error in closing never replaces the reply."""
-    if isinstance(events, AsyncGenerator):
-        try:
-            await events.aclose()
-        except Exception:
-            activity.logger.warning("a model's stream could not be closed", exc_info=True)
 
 
 def _stop_was_requested() -> bool:
     details = activity.cancellation_details()
     return details is not None and details.cancel_requested
-
-
-def _usage_of_earlier_attempts() -> Usage:
-    progress = last_progress()
-    return progress.spent if progress else Usage()
 
 
 def _tool_definitions(spec: AgentSpec, call: ModelInput) -> tuple[ToolDefinition, ...]:
