@@ -163,10 +163,10 @@ class PendingActivities:
             hook_input(state, command),
             result_type=HookOutcome,
             start_to_close_timeout=_HOOKS_TIMEOUT,
-            # Hooks are the user's code and may have effects: few attempts, then the run parks.
             # A run that is to end does not wait longer for its hooks than for anything else.
             schedule_to_close_timeout=state.tree.grace if state.ending is not None else None,
             heartbeat_timeout=MODEL_HEARTBEAT,
+            # Hooks are the user's code and may have effects: few attempts, then the run parks.
             retry_policy=RetryPolicy(maximum_attempts=_HOOK_ATTEMPTS, non_retryable_error_types=[TOO_LARGE]),
             summary=f"hooks {command.point}",
         )

@@ -62,7 +62,7 @@ class Lease(Value):
     """Amount that a run and all below it may spend until it asks again."""
 
     lender: str
-    """Workflow id that budget requests go to: the parent's, or one day that of a user's budget."""
+    """Workflow id of the lender: today always the parent. Requests go to `lineage.parent`, not to this id."""
     amount: Amount = Amount()
 
 

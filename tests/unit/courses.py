@@ -61,7 +61,7 @@ def answer(start: Start, output: Any = None, **changed: Any) -> NodeResult:
 
 
 class Play:
-    """Plays the shell: starts what can start, and ends what it is told to."""
+    """Plays the loop: starts what can start, and ends what it is told to."""
 
     def __init__(self, graph: Graph, task: str | list[Part] = "the task") -> None:
         self.spec, self.code = graph.spec(), graph.code()

@@ -111,7 +111,7 @@ FAILURES = st.sampled_from([*RULES, "stale", "stale", "cancelled", "a kind of to
 
 
 class Run(RuleBasedStateMachine):
-    """Plays the shell: carries out what `decide` says, and lets anything happen in between."""
+    """Plays the loop: carries out what `decide` says, and lets anything happen in between."""
 
     @initialize(
         limits=LIMITS,

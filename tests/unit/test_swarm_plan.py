@@ -463,7 +463,7 @@ def reread(plan: SwarmPlan) -> SwarmPlan:
 
 
 def result_of(move: Move, start: Start) -> NodeResult:
-    """What a run gives in which the agent makes that move, as the shell would report it."""
+    """What a run gives in which the agent makes that move, as the loop would report it."""
     said = f"said in {start.key}"
     match move.does:
         case "hand" if start.peers:

@@ -1,4 +1,4 @@
-"""Agent: the program of one agent's loop. Its rules stand in `state`, `decide` and `fold`. Pure."""
+"""Agent: the program of one agent's loop. Its rules stand in `state`, `decide` and `fold`."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -46,7 +46,7 @@ class AgentProgram:
 
     def decide(self, state: AgentState) -> Command:
         """Return the next command."""
-        # Around `decide`, which therefore need not know of hooks.
+        # `decide` returns `Wait` for calls that hooks hold; `with_hooks` turns that into a question.
         return with_hooks(state, decide(state))
 
     def status(self, state: AgentState) -> RunStatus:

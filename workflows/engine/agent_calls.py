@@ -1,4 +1,4 @@
-"""Agents called as tools: keys of their runs, and their answers in words for the model. Pure."""
+"""Agents called as tools: keys of their runs, and their answers in words for the model."""
 
 from collections.abc import Sequence
 

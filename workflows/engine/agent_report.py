@@ -1,4 +1,4 @@
-"""Reports of an agent's run: status, result, page in the Temporal UI. Pure."""
+"""Reports of an agent's run: status, result, page in the Temporal UI."""
 
 from typing import Final, Literal
 

@@ -1,4 +1,4 @@
-"""Arithmetic of amounts, field by field. Pure.
+"""Arithmetic of amounts, field by field.
 
 None is "no bound": it stays None whatever is added or taken away.
 """

@@ -1,4 +1,4 @@
-"""Limits as arithmetic: which limit is reached, and how much the next model call may spend."""
+"""Limits of an agent as arithmetic: which limit is reached, and how much the next model call may spend."""
 
 from dataclasses import replace
 from typing import Final

@@ -1,12 +1,14 @@
-"""Tool calls of a step: which may run, which wait for a person, which get their result at once. Pure.
+"""Tool calls of a step: which may run, which wait for a person, which get their result at once.
 
 Rules
 1. Every call of the model's reply gets exactly one result, in the transcript's order. A call that cannot run
    gets an error result at once, in words for the model.
-2. A call is checked in this order: limits, payment by the run's lender, arguments, tool, policy, approval.
+2. A call is checked in this order: limits, payment by the run's lender, arguments, tool, policy, hooks, approval.
+   After hooks that changed the arguments, the policy judges them again.
    So a person is asked only about calls that could run.
 3. A call that the run cannot pay yet is `unpaid`. It is checked again once the lender has answered.
-4. Handoffs and updates of the plan run nothing: they get their result at once, and no limit counts them.
+4. Handoffs and updates of the plan run nothing: they get their result at once, and no limit counts them. Only
+   hooks before a handoff, and a person whom they ask, delay its result.
 5. A result is final. A later one for the same call changes nothing.
 """
 
@@ -80,6 +82,7 @@ def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedS
     opened.per_tool[call.name] = opened.per_tool.get(call.name, 0) + 1
     if not _is_paid(state, opened):
         opened.unpaid += 1
+        # The kind is a placeholder: the tool is looked up once the call is paid.
         return Call(call=call, kind="function", state="unpaid", since=now)
     opened.tool_calls += 1
     return _check_call(state, call, now)
@@ -216,7 +219,10 @@ def _asks_hooks_first(state: AgentState, tool: ToolSpec, verdict: Verdict) -> bo
 
 
 def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_tool") -> bool:
-    """Return whether an activity of its own asks the hooks: functions ask them in the activity of the call."""
+    """Return whether `run_hooks` asks the hooks, because no activity of Perdure makes the call.
+
+    See `_asks_hooks_first` for the functions that it asks about too.
+    """
     return kind in ("remote", "agent") and point in state.spec.hooks
 
 

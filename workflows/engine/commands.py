@@ -1,4 +1,4 @@
-"""Commands: everything that `decide` can ask the shell to do."""
+"""Commands: everything that `decide` can ask the loop to do."""
 
 from dataclasses import dataclass
 
@@ -121,7 +121,8 @@ class CloseTurn:
     end: End
 
 
-# A new command needs a case in `Loop._carry_out`; mypy finds the place by `assert_never`.
+# A new command needs a case in `Loop._carry_out`; mypy finds the place by `assert_never`. It does not check
+# `with_hooks`, `Renewal.may_renew` and the session's `decide`, which pass on commands that they do not name.
 Command = (
     CallModel
     | CallTools

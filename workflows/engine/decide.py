@@ -1,4 +1,4 @@
-"""`decide` of an agent: the next command of its run. Pure; the rules stand in `state`."""
+"""`decide` of an agent: the next command of its run. Teams decide in `team`; the rules stand in `state`."""
 
 from perdure.planning import plan_reminder
 from perdure.wire.tree import Amount, BudgetRequest

@@ -270,7 +270,8 @@ class IdleChecked:
 # Groups by who folds them: `session`, `family`, and for the rest the program.
 SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
 TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed
-# The order has no meaning. A new event needs a case in `fold`; mypy finds it by `assert_never`.
+# The order has no meaning. A new event needs a case in the agent's `fold`; mypy finds it by `assert_never`, as it does
+# for a `TreeEvent` in `family`. The folds of `team` and `session` end in `case _`: mypy does not check them.
 # Events are not stored: after a continue-as-new only the state goes on, so their fields may change freely.
 # History holds the activity results and messages that they are made of.
 Event = (

@@ -1,4 +1,4 @@
-"""`fold` of an agent: the next state of its run after an event. Pure and total; the rules stand in `state`."""
+"""`fold` of an agent: the next state of its run after an event. Teams fold in `team`; the rules stand in `state`."""
 
 from dataclasses import replace
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Scheduler of a graph: which nodes run next, and when it is over. Pure; the rules stand in `joins`."""
+"""Scheduler of a graph: which nodes run next, and when it is over. The rules stand in `joins`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

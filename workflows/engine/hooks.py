@@ -1,11 +1,12 @@
-"""Hooks in a run: when an activity of their own asks them, and what their verdicts change. Pure.
+"""Hooks in a run: when an activity of their own asks them, and what their verdicts change.
 
 Rules
-1. Functions and models ask their hooks in the activity of the call. Remote tools, agents as tools and handoffs have
-   none of ours, and neither has a run's start or end: for these an activity of its own asks, before and after.
+1. Functions and models ask their hooks in the activity of the call. Where no activity of Perdure makes the call, the
+   activity `run_hooks` asks: for remote tools, agents as tools, handoffs, and a run's start and end. It also asks
+   first for a function whose arguments a person or the policy must judge.
 2. A verdict arrives as an event, so it is in history. A call is checked once, whatever is retried afterwards.
 3. Hooks that give no verdict park the run: the calls that they guard are asked about again when it goes on.
-4. An agent without hooks never gets here.
+4. For an agent without hooks every function here changes nothing.
 """
 
 from dataclasses import replace

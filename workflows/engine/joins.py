@@ -1,4 +1,4 @@
-"""Plan of a graph's run, and its joins: when a node has enough arrivals to start. Pure.
+"""Plan of a graph's run, and its joins: when a node has enough arrivals to start.
 
 Theory of operation
 1. A visit is a run of a node, its retries included. A node never overlaps itself.

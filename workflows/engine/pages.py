@@ -1,4 +1,4 @@
-"""Pages of a transcript, bounded by bytes. Pure."""
+"""Pages of a transcript, bounded by bytes."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Parking: a run stands still while a cause lasts, and goes on by itself, by a person, or changed. Pure.
+"""Parking: a run stands still while a cause lasts, and goes on by itself, by a person, or changed.
 
 Rules
 1. A failure that parks leads to the next model of the chain first; only without one the run is parked.

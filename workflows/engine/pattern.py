@@ -1,4 +1,4 @@
-"""Scheduler of a pattern: the user's own, with the rules that hold for every pattern. Pure.
+"""Scheduler of a pattern: the user's own, with the rules that hold for every pattern.
 
 Rules
 1. Nodes run members. The engine knows the kind of each, and bounds each run by `limits.node_timeout`.

@@ -1,6 +1,6 @@
 """Program: what a run executes. An agent, a session, a swarm and a graph are programs; so is a pattern of one's own.
 
-The shell in `workflows/loop.py` runs any of them: it carries out what `decide` returns and folds what happens.
+The loop in `workflows/loop.py` runs any of them: it carries out what `decide` returns and folds what happens.
 `programs` holds the registry by kind.
 """
 
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=RunState)
 
 
 class RunningProgram(Protocol[S]):
-    """The part of a program that the shell uses while a run goes on. All of it is pure."""
+    """The part of a program that the loop uses while a run goes on. All of it is pure."""
 
     @property
     def state_type(self) -> type[S]:

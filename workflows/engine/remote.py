@@ -1,4 +1,4 @@
-"""Results of remote tools: JSON from an activity in any language, as content for the model. Pure."""
+"""Results of remote tools: JSON from an activity in any language, as content for the model."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Model call of a step: its start, its reply and its failure, as changes of the state. Pure.
+"""Model call of a step: its start, its reply and its failure, as changes of the state.
 
 Rules
 1. A reply is booked before anything else: it costs, whatever it says.

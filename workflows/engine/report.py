@@ -1,4 +1,4 @@
-"""Reports of a run that do not depend on its program: status, people to wait for, report to the parent. Pure."""
+"""Reports of a run that do not depend on its program: status, people to wait for, report to the parent."""
 
 from collections.abc import Mapping
 from typing import Final

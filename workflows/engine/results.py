@@ -1,4 +1,4 @@
-"""Progress of a step's calls: their start, their results, and the ends of child runs. Pure."""
+"""Progress of a step's calls: their start, their results, and the ends of child runs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Session: turns of a conversation around any program. Pure.
+"""Session: turns of a conversation around any program.
 
 Rules
 1. One turn at a time. It begins with the first message of the queue. Where a run would end, the turn ends, and its
@@ -81,16 +81,16 @@ def session_of(state: RunState) -> Session:
 class SessionProgram:
     """Program of a session: the turns of this file around the program of its agent or team."""
 
-    turns: Program[Any]
+    inner: Program[Any]
 
     @property
     def state_type(self) -> type[RunState]:
         """Type of the state: the inner program's."""
-        return self.turns.state_type
+        return self.inner.state_type
 
     def open(self, request: SessionRequest, now: datetime, origin: Origin) -> RunState:
         """Return the state of a session that has just been given its agent or team."""
-        state: RunState = self.turns.empty(run_request(request), now, origin)
+        state: RunState = self.inner.empty(run_request(request), now, origin)
         limits = Limits(steps=None).tightened_by(request.session_limits)
         deadline = None if limits.timeout is None else now + limits.timeout
         session = Session(
@@ -104,7 +104,7 @@ class SessionProgram:
 
     def restore(self, state: Any) -> RunState:
         """Return the carried state, as the inner program restores it."""
-        restored: RunState = self.turns.restore(state)
+        restored: RunState = self.inner.restore(state)
         return restored
 
     def decide(self, state: RunState) -> Command:
@@ -112,7 +112,7 @@ class SessionProgram:
         session = session_of(state)
         if session.is_open:
             # The inner program knows nothing of sessions: its end is the turn's.
-            command = self.turns.decide(state)
+            command = self.inner.decide(state)
             return CloseTurn(end=command.end) if isinstance(command, Finish) else command
         if session.closing is not None:
             return Finish(end=End(stop_reason=session.closing, output=_newest_output(state)))
@@ -141,22 +141,22 @@ class SessionProgram:
                 return self._fold_turn(state, event)
 
     def _fold_turn(self, state: RunState, event: Event) -> RunState:
-        changed: RunState = self.turns.fold(state, event)
+        changed: RunState = self.inner.fold(state, event)
         return changed
 
     def status(self, state: RunState) -> RunStatus:
         """Return the status."""
-        status: RunStatus = self.turns.status(state)
+        status: RunStatus = self.inner.status(state)
         return status
 
     def result(self, state: RunState, end: End) -> RunResult:
         """Return the result."""
-        result: RunResult = self.turns.result(state, end)
+        result: RunResult = self.inner.result(state, end)
         return result
 
     def details(self, state: RunState) -> str:
         """Return the page in the Temporal UI."""
-        return self.turns.details(state)
+        return self.inner.details(state)
 
     # -- messages
 
@@ -210,7 +210,7 @@ class SessionProgram:
             start=start,
         )
         state = replace(state, session=session, limits=turn_limits(state), deadline_at=deadline)
-        begun: RunState = self.turns.begin_turn(state, first.message)
+        begun: RunState = self.inner.begin_turn(state, first.message)
         return begun
 
     def _end_turn(self, state: RunState, event: TurnEnded) -> RunState:
@@ -220,7 +220,7 @@ class SessionProgram:
         # Before the inner program forgets the turn: the reply is made of its parts.
         answered = self._answered_turn(state, event.end)
         closing = session.closing or self._used_up(state, event.end)
-        state = self.turns.end_turn(state, event.end)
+        state = self.inner.end_turn(state, event.end)
         session = replace(
             session,
             is_open=False,
@@ -237,7 +237,7 @@ class SessionProgram:
     def _answered_turn(self, state: RunState, end: End) -> AnsweredTurn:
         session = session_of(state)
         now, before = state.ledger, session.start.ledger
-        text, at = self.turns.newest_words(state, end)
+        text, at = self.inner.newest_words(state, end)
         reply = TurnReply(
             turn=session.turn,
             output=end.output,
@@ -266,7 +266,7 @@ class SessionProgram:
         out_of_calls = limits.tool_calls is not None and ledger.tool_calls >= limits.tool_calls
         if out_of_calls and end.stop_reason == "max_tool_calls":
             return "max_tool_calls"
-        return short_of(missing(self.turns.least_turn(state), minus(bounds_of(limits), spent(state))))
+        return short_of(missing(self.inner.least_turn(state), minus(bounds_of(limits), spent(state))))
 
     def _interrupt(self, state: RunState, event: TurnInterrupted) -> RunState:
         session = session_of(state)

@@ -1,13 +1,15 @@
 """State of a run: frozen values, grouped by what replaces them together.
 
 Theory of operation
-1. `decide(state)` returns the next command and never carries it out. `fold(state, event)` is the only way the
-   state changes. Both are pure, total and free of clocks: time arrives inside events.
+1. `decide(state)` returns the next command and never carries it out. `fold(state, event)` changes the state, and
+   nothing else does but rule 4. Both are pure and free of clocks: time arrives inside events. Both are total, but for
+   `MissingCode` and `BrokenContract`, which the user's code causes.
 2. A step is one model call and the tool calls that its reply asks for. Either the model is being asked or the
    step's calls are open, never both.
 3. Messages only grow at their end. A tool message is written once, when every call of its step has a result.
    So the transcript is well-formed whenever a model is asked.
-4. `fold` writes the end of a run into `end`; `decide` then only reports it.
+4. `fold` writes an end that a reply or a failure makes into `end`. `decide` makes the end itself when a limit or a
+   request ends the run. `Finish` carries either, and the loop writes it into `end`.
 5. The state holds everything needed to go on. Continue-as-new carries it and nothing else.
 6. The ledger counts the run and those of its children that have ended. Each child is counted once, at its end,
    and so reaches the root.
@@ -28,7 +30,7 @@ from perdure.wire.tree import ChildInput, Handoff, Peer
 
 from .tree import Tree
 
-# unpaid -> unchecked -> checking -> ready or asking -> running -> unreviewed -> reviewing -> done.
+# See `Call` for the transitions.
 # Without hooks, budget or approval a call begins as ready. A call that cannot run begins as done.
 CallState = Literal[
     "unpaid", "unchecked", "checking", "ready", "asking", "running", "unreviewed", "reviewing", "done"
@@ -39,9 +41,17 @@ CallState = Literal[
 class Call:
     """A tool call of the current step.
 
-    "asking": it waits for a person. "unpaid": it waits until the parent lets the run make more calls.
-    "unchecked" and "unreviewed": it waits until hooks are asked, before or after the call; "checking" and
-    "reviewing": they are being asked.
+    Each state, its meaning, and the states that may follow. Any may also become "done".
+
+        unpaid      waits until the lender lets the run make more calls   unchecked, ready, asking
+        unchecked   waits until the hooks before the call are asked       checking
+        checking    these hooks are being asked                           ready, asking, unchecked
+        asking      waits for a person                                    ready
+        ready       may start                                             running
+        running     its activity or child run is pending                  unreviewed, ready (stand-in), asking (hook)
+        unreviewed  waits until the hooks after the call are asked        reviewing
+        reviewing   these hooks are being asked                           unreviewed
+        done        has its result
     """
 
     call: ToolCall
@@ -203,6 +213,7 @@ class TurnStart:
     """Counts of a session at the start of its turn. What the turn itself has used is the difference to them."""
 
     at: datetime
+    """Start of the turn. Between two turns it is the end of the last one, from which idle time counts."""
     messages: int = 0
     ledger: Ledger = Ledger()
 
@@ -273,6 +284,9 @@ class RunState:
     ledger: Ledger = Ledger()
     parking: Parking = Parking()
     paused: bool = False
+    # Five fields concern an end. `ending`: requested from outside, pending work is being cancelled. `end`: made.
+    # `Step.proposed_end`: made, but hooks must let it through. `Step.ending_text`: a hook's answer, which becomes
+    # the end once the step is over. `Session.closing`: the session, not only its turn, is to end.
     ending: StopReason | None = None
     """Set when the end was requested from outside; pending work is being cancelled."""
     end: End | None = None

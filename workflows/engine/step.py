@@ -1,4 +1,4 @@
-"""Step of an agent: its messages in the transcript, its calls, and the results that close it. Pure.
+"""Step of an agent: its messages in the transcript, its calls, and the results that close it.
 
 Rules
 1. Every call of a reply gets exactly one result, also a call that is never run.

@@ -1,4 +1,4 @@
-"""Summaries of messages that leave the window: when one may be written, and what follows from it. Pure.
+"""Summaries of messages that leave the window: when one may be written, and what follows from it.
 
 Rules
 1. A summary is a model call beside the steps: `asking_model` is set, and `summarizing` says up to where.

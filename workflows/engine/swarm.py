@@ -1,4 +1,4 @@
-"""Scheduler of a swarm: which agent has the task, and its prompt. Pure.
+"""Scheduler of a swarm: which agent has the task, and its prompt.
 
 Theory of operation
 1. One agent has the task at any time. Its run is either to be started (`running` is None) or pending.

@@ -1,4 +1,4 @@
-"""Team: a run that only directs others, as a swarm, a graph or a pattern of one's own does. Pure.
+"""Team: a run that only directs others, as a swarm, a graph or a pattern of one's own does.
 
 The scheduler chooses which node runs and says when the team is over. What all teams share stands here: time,
 money, people, the end. In a session each turn gives the team a new task; the conversation so far goes with it.

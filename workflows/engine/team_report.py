@@ -1,4 +1,4 @@
-"""Reports of a team's run: status, result, page in the Temporal UI. Pure."""
+"""Reports of a team's run: status, result, page in the Temporal UI."""
 
 import json
 from typing import Final

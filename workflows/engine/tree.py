@@ -8,6 +8,13 @@ Rules
    the newest request is refused, one at a time: the refused run ends, and what it held is free.
 4. A run asks its lender when its lease, and not its own limits, stops it. Today the lender is always the parent;
    a budget of a user or a month would be the lender of a root.
+
+Files about money and trees
+- `amounts`: arithmetic of amounts. It knows no state.
+- `tree` (this file): leases and requests of one run and its children. It knows amounts, and no state.
+- `account`: limits and spending of any run's state, as amounts.
+- `budget`: limits of an agent's model calls.
+- `family`: events and commands about parent and children, the same for all programs.
 """
 
 from dataclasses import dataclass, field, replace
@@ -48,7 +55,10 @@ class LeaseState:
     """Amount that the run and all below it may spend until it asks again."""
 
     lender: str | None = None
-    """Workflow id that budget requests go to; None: nothing was lent, only the limits bound the run."""
+    """Workflow id of the lender; None: nothing was lent, only the limits bound the run.
+
+    Today it is always the parent: requests travel in reports to `lineage.parent`, and nothing uses this as an address.
+    """
     amount: Amount = Amount()
     request: BudgetRequest | None = None
     """Newest request to the lender. Until it is answered, each report says it again."""
@@ -211,7 +221,7 @@ class Answers:
 
 
 def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) -> Answers:
-    """Answer the children's budget requests, oldest first.
+    """Answer the children's budget requests, oldest first by the newest report of each child.
 
     `busy`: the run itself may still give something back.
     """

@@ -1,4 +1,4 @@
-"""Context strategies: the messages that the model sees, never a tool call without its result. Pure.
+"""Context strategies: the messages that the model sees, never a tool call without its result.
 
 A strategy is a function from the state to a plan, registered by the kind of its settings. A plan that needs an
 effect, such as a summary, names it; `decide` asks for it, and falls back to plain sliding where limits forbid it.
@@ -62,7 +62,11 @@ def _plan_summary(state: AgentState) -> Plan:
 
 
 _PLANS: dict[str, Callable[[AgentState], Plan]] = {"sliding_window": _plan_slide, "summary": _plan_summary}
-"""Strategies by their kind. A new one is a class in `perdure.context` and a line here."""
+"""Strategies by their kind.
+
+A new one is a class in `perdure.context`, a member of the union `ContextStrategy`, and a line here. With an effect of
+its own it also needs a plan, a command, an event, and their cases in `decide`, `fold` and the loop.
+"""
 
 
 def move_window(state: AgentState, start: int) -> AgentState:
