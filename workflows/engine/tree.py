@@ -42,7 +42,7 @@ class Child:
     lease: Amount = Amount()
     request: BudgetRequest | None = None
     """Its pending budget request."""
-    asked_at: int = 0
+    report_number: int = 0
     """Order of its newest report, as a number that grows."""
     waiting: tuple[Waiting, ...] = ()
     idle: bool = False
@@ -201,7 +201,7 @@ def apply_report(tree: Tree, report: Report) -> Tree:
         idle=report.idle,
         lease=lease,
         request=report.request,
-        asked_at=tree.reports + 1,
+        report_number=tree.reports + 1,
         final=report.final or child.final,
     )
     return replace(_with_child(tree, changed), reports=tree.reports + 1)
@@ -225,7 +225,9 @@ def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) ->
 
     `busy`: the run itself may still give something back.
     """
-    asking = sorted((child for child in tree.children if child.request is not None), key=lambda c: c.asked_at)
+    asking = sorted(
+        (child for child in tree.children if child.request is not None), key=lambda c: c.report_number
+    )
     grants: list[tuple[str, Grant]] = []
     for child in asking:
         assert child.request is not None
@@ -268,7 +270,7 @@ def _answers_when_short(
         return Answers(grants=grants)
     asking = (sibling for sibling in tree.children if sibling.request is not None)
     # The newest request, so that earlier ones are served. The end of the refused run frees its lease.
-    newest = max(asking, key=lambda sibling: sibling.asked_at)
+    newest = max(asking, key=lambda sibling: sibling.report_number)
     return Answers(grants=((newest.key, Grant()),))
 
 
