@@ -43,6 +43,9 @@ from .session import Opening, Session
 
 _WORKER_POLL_SECONDS: Final = 0.2
 
+_MOST_SIDE_BY_SIDE: Final = 100
+"""Runs of one agent among which the newest is looked for."""
+
 
 class Client:
     """Starts runs and finds them again. Made by `connect`."""
@@ -259,9 +262,12 @@ class Client:
             RunNotFound: there is none.
 
         """
-        async for info in self.list(agent=agent, most=1):
-            return self.get(info.id)
-        raise RunNotFound(f"there is no run of {agent!r}")
+        # The server lists the open runs first, then the others by their end: of two that ran side by side,
+        # the older one may come first.
+        listed = [info async for info in self.list(agent=agent, most=_MOST_SIDE_BY_SIDE)]
+        if not listed:
+            raise RunNotFound(f"there is no run of {agent!r}")
+        return self.get(max(listed, key=lambda info: info.started_at).id)
 
     async def open_sessions(
         self, *, agent: str | None = None, user: str | None = None, most: int = 100
