@@ -122,9 +122,8 @@ def test_wrong_value_is_a_problem(kind: str, wrong: Any) -> None:
 
 def test_validators_shape_the_resource() -> None:
     """The policy sees what the function's validators make of a text."""
-    order = Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)]
 
-    async def take(account: order) -> str:
+    async def take(account: Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)]) -> str:
         """Take."""
         return ""
 

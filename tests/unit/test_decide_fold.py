@@ -82,8 +82,14 @@ LIMITS = st.builds(
     total_tokens=st.none() | st.integers(500, 20_000),
     cost_usd=st.none() | st.floats(0.0005, 0.05),
 )
-WINDOWS = st.builds(
-    lambda strategy, messages, tokens: strategy(messages=messages, tokens=tokens),
+
+
+def _strategy(kind: type[SlidingWindow] | type[Summary], messages: int | None, tokens: int | None) -> Any:
+    return kind(messages=messages, tokens=tokens)
+
+
+WINDOWS: st.SearchStrategy[Any] = st.builds(
+    _strategy,
     st.sampled_from([SlidingWindow, Summary]),
     st.none() | st.integers(4, 10),
     st.none() | st.integers(256, 2000),

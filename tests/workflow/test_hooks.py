@@ -28,7 +28,18 @@ from perdure import (
     ToolRetry,
     tool,
 )
-from perdure.hooks import Ask, Deny, EndTurn, HookedCall, HookedRun, HookRecord, Proceed, Replace, Retry
+from perdure.hooks import (
+    Ask,
+    Deny,
+    EndTurn,
+    HookedCall,
+    HookedRun,
+    HookRecord,
+    Proceed,
+    Replace,
+    Retry,
+    Verdict,
+)
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
@@ -57,7 +68,7 @@ class Asked:
             async def give(_: Any, subject: Any) -> Any:
                 self.seen.append((point, subject))
                 if isinstance(verdict, list):
-                    verdicts: list[Any] = verdict
+                    verdicts: list[Any] = verdict  # pyright: ignore[reportUnknownVariableType]
                     return verdicts[min(self.count(point), len(verdicts)) - 1]
                 found = verdict(subject) if callable(verdict) else verdict
                 return await found if asyncio.iscoroutine(found) else found
@@ -350,9 +361,21 @@ async def test_refused_replies_make_no_calls(serve: Serve, asked: Asked) -> None
     assert not DID
 
 
+def _no_to_all(_: Any) -> Verdict:
+    return Retry(guidance="no")
+
+
+def _shout(run: HookedRun) -> Verdict:
+    return Replace(value=f"{run.output}!")
+
+
+def _full_stop(run: HookedRun) -> Verdict:
+    return Replace(value=f"{run.output}.")
+
+
 async def test_refused_reply_is_not_the_last_word(serve: Serve, asked: Asked) -> None:
     """The text of a refused reply does not come back when the run ends early."""
-    hook = asked.hook(after_model=lambda _: Retry(guidance="no"))
+    hook = asked.hook(after_model=_no_to_all)
     agent = Agent(name="a", model="scripted:x", hooks=[hook], on_failure="answer", limits=Limits(steps=2))
     models = {"scripted": ScriptedModel(lambda _: says("secret"))}
     async with serve(agent, models=models) as client:
@@ -370,7 +393,7 @@ async def test_refused_reply_is_not_the_last_word(serve: Serve, asked: Asked) ->
 @pytest.mark.parametrize("session", [False, True], ids=["run", "session"])
 async def test_start_and_end(serve: Serve, asked: Asked, session: bool) -> None:
     """Hooks see the message at the start and the output at the end, once a run or turn."""
-    hook = asked.hook(on_start=None, on_end=lambda run: Replace(value=f"{run.output}!"))
+    hook = asked.hook(on_start=None, on_end=_shout)
     agent = Agent(name="a", model="scripted:x", hooks=[hook])
     async with serve(agent, models={"scripted": ScriptedModel(lambda _: says("hi"))}) as client:
         stop, output, _ = await _play(client, Row(None, "", {}), session=session)
@@ -384,7 +407,7 @@ async def test_start_and_end(serve: Serve, asked: Asked, session: bool) -> None:
 
 async def test_end_at_start(serve: Serve, asked: Asked) -> None:
     """A hook at the start can end the run before any model call; the hooks at the end see its answer."""
-    hook = asked.hook(on_start=EndTurn(text="closed"), on_end=lambda run: Replace(value=f"{run.output}."))
+    hook = asked.hook(on_start=EndTurn(text="closed"), on_end=_full_stop)
     agent = Agent(name="a", model="scripted:x", hooks=[hook])
     model = ScriptedModel([])
     async with serve(agent, models={"scripted": model}) as client:
@@ -535,8 +558,15 @@ def _raise(_: Any) -> None:
     raise Broken("sorry")
 
 
-BAD = [_raise, lambda _: "yes", lambda _: Ask(reason="x")]
-NOT_OF_TOOLS = [_raise, lambda _: 7, lambda _: Replace(value="no object")]
+def _give(value: Any) -> Callable[[Any], Any]:
+    def give(_: Any) -> Any:
+        return value
+
+    return give
+
+
+BAD = [_raise, _give("yes"), _give(Ask(reason="x"))]
+NOT_OF_TOOLS = [_raise, _give(7), _give(Replace(value="no object"))]
 
 
 @pytest.mark.parametrize("bad", range(3))
@@ -559,7 +589,11 @@ async def test_failing_hook_parks(
     carrier, point = place
     mended = False
     wrong = (NOT_OF_TOOLS if point == "before_tool" else BAD)[bad]
-    hook = asked.hook(**{point: lambda subject: None if mended else wrong(subject)})
+
+    def verdict(subject: Any) -> Any:
+        return None if mended else wrong(subject)
+
+    hook = asked.hook(**{point: verdict})
     async with carried(carrier, serve, settings, hook) as client:
         run = await client.start("a", "go")
         await until_status(client, run.id, "parked")

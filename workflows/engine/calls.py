@@ -15,7 +15,7 @@ Rules
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from perdure.errors import rule_for
 from perdure.fallbacks import ToolFallback
@@ -152,11 +152,12 @@ def _open_handoff(
         return _error_call(call, problem, now)
     if check and "before_tool" in state.spec.hooks:
         return Call(call=call, kind="function", state="unchecked", since=now)
-    context = call.arguments.get("context")
+    context: Any = call.arguments.get("context")
     opened.handoff = Handoff(
         agent_name=name,
         message=str(call.arguments.get("message", "")),
-        context=dict(context) if isinstance(context, dict) else {},  # a hook or a person may have set it
+        # A hook or a person may have set something else.
+        context=cast("dict[str, Any]", context) if isinstance(context, dict) else {},
     )
     return _done_call(call, f"handed over to {name!r}", now)
 
