@@ -143,12 +143,24 @@ def _compare_with_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tupl
     excess = missing = 0
     for task in tasks:
         calls = (call for turn in task.turns for group in turn.groups for call in group)
-        gold = Counter(json.dumps([call.name, call.arguments], sort_keys=True) for call in calls)
+        gold = Counter(_spelled(json.dumps([call.name, call.arguments])) for call in calls)
         # By name and arguments, not by key: a duplicate under a new key must count too.
-        done = Counter(judged[task.id]["done"] if task.id in judged else {})
+        done = Counter[str]()
+        for call, times in (judged[task.id]["done"] if task.id in judged else {}).items():
+            done[_spelled(call)] += times
         excess += (done - gold).total()
         missing += (gold - done).total()
     return excess, missing
+
+
+def _spelled(call: str) -> str:
+    """Return a call's JSON in one spelling: 5.0 is 5, because some subjects make arguments canonical."""
+    return json.dumps(json.loads(call, parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _longest_stall(judged: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> float:
