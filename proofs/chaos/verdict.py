@@ -146,7 +146,8 @@ def _compare_with_gold(tasks: Iterable[Task], judged: Mapping[str, Any]) -> tupl
         gold = Counter(_spelled(json.dumps([call.name, call.arguments])) for call in calls)
         # By name and arguments, not by key: a duplicate under a new key must count too.
         done = Counter[str]()
-        for call, times in (judged[task.id]["done"] if task.id in judged else {}).items():
+        counted: Mapping[str, int] = judged[task.id]["done"] if task.id in judged else {}
+        for call, times in counted.items():
             done[_spelled(call)] += times
         excess += (done - gold).total()
         missing += (gold - done).total()
