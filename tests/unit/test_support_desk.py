@@ -28,15 +28,16 @@ ORDER, TOTAL_CENTS = "W6081887", 26_750
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[Definitions]:
     """The agent file, as a worker loads it."""
-    known = set(sys.modules)
+    neighbours = ("agent", "scripted", "seed", "shop")
     with pytest.MonkeyPatch.context() as patch:
+        for name in neighbours:  # the other examples have a `scripted` too
+            patch.delitem(sys.modules, name, raising=False)
         patch.delenv("ANTHROPIC_API_KEY", raising=False)
         patch.setenv("SUPPORT_DESK_PACE", "0")
         patch.setattr(sys, "path", [*sys.path])
         yield load_file(str(AGENT_FILE))
-        for name in ("agent", "scripted", "seed", "shop"):
-            if name not in known:
-                sys.modules.pop(name, None)
+        for name in neighbours:
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture
