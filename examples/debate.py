@@ -26,7 +26,7 @@ models = {"scripted": ScriptedModel(scripted.debate)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebatePlan:
+class DebateProgress:
     """Everything that a debate remembers. A run carries it as JSON when it continues as new."""
 
     task: str | list[Part]
@@ -40,70 +40,71 @@ class DebatePlan:
     end: Over | None = None
 
 
-class DebateScheduler(Scheduler[DebatePlan]):
+class DebateScheduler(Scheduler[DebateProgress]):
     """Choice of who speaks. Pure: a workflow runs it, and replays it."""
 
-    plan_type = DebatePlan
+    progress_type = DebateProgress
 
     def __init__(self, spec: PatternSpec) -> None:
         self.judge = str(spec.settings["judge"])
         self.rounds = int(str(spec.settings["rounds"]))
         self.speakers = tuple(name for name in spec.members if name != self.judge)
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> DebatePlan:
-        return DebatePlan(task=task, pending=self.speakers, answers={}, replies={})
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> DebateProgress:
+        return DebateProgress(task=task, pending=self.speakers, answers={}, replies={})
 
-    def startable(self, plan: DebatePlan) -> list[Start]:
-        if plan.end is not None:
+    def startable(self, progress: DebateProgress) -> list[Start]:
+        if progress.end is not None:
             return []
-        visit = 1 if self.judge in plan.pending else plan.round
+        visit = 1 if self.judge in progress.pending else progress.round
         return [
-            Start(key=f"{name}-{visit}", node=name, prompt=self.prompt(plan, name), visit=visit)
-            for name in plan.pending
+            Start(key=f"{name}-{visit}", node=name, prompt=self.prompt(progress, name), visit=visit)
+            for name in progress.pending
         ]
 
-    def record_start(self, plan: DebatePlan, starts: Sequence[Start]) -> DebatePlan:
+    def record_start(self, progress: DebateProgress, starts: Sequence[Start]) -> DebateProgress:
         started = {start.node for start in starts}
-        return replace(plan, pending=tuple(name for name in plan.pending if name not in started))
+        return replace(progress, pending=tuple(name for name in progress.pending if name not in started))
 
-    def record_end(self, plan: DebatePlan, result: NodeResult) -> DebatePlan:
+    def record_end(self, progress: DebateProgress, result: NodeResult) -> DebateProgress:
         if result.state != "done":
             reason = "error" if result.error else result.stop_reason or "cancelled"
-            over = Over(
-                stop_reason=reason, output=self.partial(plan), failure=result.error, cancel_running=True
-            )
-            return replace(plan, end=plan.end or over)
+            best = self.partial(progress)
+            over = Over(stop_reason=reason, output=best, failure=result.error, cancel_running=True)
+            return replace(progress, end=progress.end or over)
         if result.node == self.judge:
             # A limit may leave the judge without a word; then the answers are the best that there is.
-            output = result.output or self.partial(plan)
-            return replace(plan, end=Over(stop_reason=result.stop_reason or "end_turn", output=output))
-        reply = as_text(result.output) or plan.answers.get(result.node, "")
-        plan = replace(plan, replies={**plan.replies, result.node: reply})
-        return self.next_round(plan) if len(plan.replies) == len(self.speakers) else plan
+            output = result.output or self.partial(progress)
+            return replace(progress, end=Over(stop_reason=result.stop_reason or "end_turn", output=output))
+        reply = as_text(result.output) or progress.answers.get(result.node, "")
+        progress = replace(progress, replies={**progress.replies, result.node: reply})
+        return self.next_round(progress) if len(progress.replies) == len(self.speakers) else progress
 
-    def next_round(self, plan: DebatePlan) -> DebatePlan:
+    def next_round(self, progress: DebateProgress) -> DebateProgress:
         # In the order of the speakers, whoever was the quickest.
-        answers = {name: plan.replies[name] for name in self.speakers}
-        over = plan.round == self.rounds or answers == plan.answers  # nobody changes their mind any more
+        answers = {name: progress.replies[name] for name in self.speakers}
+        # It is over after the last round, or when nobody changed their mind.
+        over = progress.round == self.rounds or answers == progress.answers
         pending = (self.judge,) if over else self.speakers
-        return replace(plan, round=plan.round + 1, pending=pending, answers=answers, replies={})
+        return replace(progress, round=progress.round + 1, pending=pending, answers=answers, replies={})
 
-    def over(self, plan: DebatePlan) -> Over | None:
-        return plan.end
+    def over(self, progress: DebateProgress) -> Over | None:
+        return progress.end
 
-    def partial(self, plan: DebatePlan) -> dict[str, str]:
+    def partial(self, progress: DebateProgress) -> dict[str, str]:
         """Return the newest answer of each speaker: a debate that is stopped has no verdict."""
-        return {**plan.answers, **plan.replies}
+        return {**progress.answers, **progress.replies}
 
-    def prompt(self, plan: DebatePlan, name: str) -> str | list[Part]:
-        if not plan.answers:
-            return plan.task
-        said = [f"{'You' if s == name else s}: {answer}" for s, answer in plan.answers.items()]
-        request = (
-            "Decide, and give the one answer." if name == self.judge else "Answer anew, or hold your ground."
-        )
+    def prompt(self, progress: DebateProgress, name: str) -> str | list[Part]:
+        if not progress.answers:
+            return progress.task
+        said = [f"{'You' if s == name else s}: {answer}" for s, answer in progress.answers.items()]
+        judges = name == self.judge
+        request = "Decide, and give the one answer." if judges else "Answer anew, or hold your ground."
         text = "\n\n".join(["Answers so far:", *said, request])
-        return f"{plan.task}\n\n{text}" if isinstance(plan.task, str) else [*plan.task, Text(text=text)]
+        if isinstance(progress.task, str):
+            return f"{progress.task}\n\n{text}"
+        return [*progress.task, Text(text=text)]
 
 
 @dataclass(frozen=True, kw_only=True)

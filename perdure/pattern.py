@@ -17,7 +17,7 @@ from perdure.errors import DefinitionError
 from perdure.limits import PatternLimits, explain
 from perdure.members import Member, collect_members
 from perdure.prices import PriceTable
-from perdure.scheduling import Notes, Over, Scheduler, Start, plan_adapter
+from perdure.scheduling import Notes, Over, Scheduler, Start, progress_adapter
 from perdure.wire.spec import PatternSpec
 
 __all__ = [
@@ -95,9 +95,11 @@ class Pattern(ABC):
         """Make the scheduler once, so that its errors appear where the pattern is defined, and not in a run."""
         made = type(self).scheduler(self.spec())
         try:
-            plan_adapter(made.plan_type)
+            progress_adapter(made.progress_type)
         except Exception as error:
-            raise self.wrong(f"its plan_type {made.plan_type!r} cannot be kept as JSON: {error}") from error
+            raise self.wrong(
+                f"its progress_type {made.progress_type!r} cannot be kept as JSON: {error}"
+            ) from error
 
     def wrong(self, why: str) -> DefinitionError:
         """Return an error in the definition, for checks of your own."""

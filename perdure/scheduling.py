@@ -2,7 +2,7 @@
 
 A team is a run that only directs others: a swarm, a graph, or a pattern of your own (see `perdure.pattern`). The
 engine keeps what all teams share: time, money, people, the end. A scheduler knows the course alone. Everything that
-it must remember is in its plan, a frozen value that history can hold.
+it must remember is in its progress, a frozen value that history can hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import NodeKind
 from perdure.wire.tree import Peer
 
-Plan = TypeVar("Plan")
+Progress = TypeVar("Progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Notes:
     """Nodes that never ran, and why."""
 
 
-class Scheduler(Protocol[Plan]):
+class Scheduler(Protocol[Progress]):
     """Choice of the next nodes, made for one spec.
 
     Contract
@@ -77,45 +77,45 @@ class Scheduler(Protocol[Plan]):
     A scheduler that inherits from this class need not write `runs_alone` and `notes`.
     """
 
-    plan_type: ClassVar[Any]
-    """Type of the plan, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
+    progress_type: ClassVar[Any]
+    """Type of the progress, a frozen dataclass or pydantic model: continue-as-new carries it as JSON."""
     runs_alone: ClassVar[bool] = False
     """True when at most one node runs at any time: then it may spend all that the team has."""
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Plan:
-        """Return the plan of a team that has just been given its task."""
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Progress:
+        """Return the progress of a team that has just been given its task."""
         ...
 
-    def startable(self, plan: Plan) -> Sequence[Start]:
+    def startable(self, progress: Progress) -> Sequence[Start]:
         """Return the nodes to start now."""
         ...
 
-    def record_start(self, plan: Plan, starts: Sequence[Start]) -> Plan:
-        """Return the plan once these nodes are running."""
+    def record_start(self, progress: Progress, starts: Sequence[Start]) -> Progress:
+        """Return the progress once these nodes are running."""
         ...
 
-    def record_end(self, plan: Plan, result: NodeResult) -> Plan:
-        """Return the plan after a node ended."""
+    def record_end(self, progress: Progress, result: NodeResult) -> Progress:
+        """Return the progress after a node ended."""
         ...
 
-    def over(self, plan: Plan) -> Over | None:
+    def over(self, progress: Progress) -> Over | None:
         """Return the end, or None while the team goes on."""
         ...
 
-    def partial(self, plan: Plan) -> Any:
+    def partial(self, progress: Progress) -> Any:
         """Return the best output so far, for a team that is ended from outside."""
         ...
 
-    def notes(self, plan: Plan) -> Notes:
+    def notes(self, progress: Progress) -> Notes:
         """Return remarks for status and result."""
         return Notes()
 
 
 @lru_cache(maxsize=256)
-def plan_adapter(plan_type: Any) -> TypeAdapter[Any]:
+def progress_adapter(progress_type: Any) -> TypeAdapter[Any]:
     """Return the adapter between plans of a type and JSON.
 
     Workers make it when they start, for patterns: in a workflow the user's module, where names of types are looked
     up, cannot be seen.
     """
-    return TypeAdapter(plan_type)
+    return TypeAdapter(progress_type)

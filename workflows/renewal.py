@@ -31,7 +31,7 @@ class Renewal:
             return False
         if self._moves_to_new_version(session):
             return True
-        is_idle = isinstance(command, Wait) and not session.is_open and not session.queue
+        is_idle = isinstance(command, Wait) and not session.turn_is_open and not session.queue
         long = info.is_continue_as_new_suggested() or info.get_current_history_length() > IDLE_EVENTS
         return is_idle and long
 
@@ -46,6 +46,6 @@ class Renewal:
         Not before this execution has waited once: a session that stays where it is in spite of all, because a
         person has pinned it by hand, must not continue as new for ever.
         """
-        if session.is_open or not self.has_waited:
+        if session.turn_is_open or not self.has_waited:
             return False
         return workflow.info().is_target_worker_deployment_version_changed()

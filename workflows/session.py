@@ -134,7 +134,7 @@ class SessionWorkflow(RunHandlers):
 
     def _is_answered(self, message_id: str) -> bool:
         # A closing session still answers the messages of its open turn.
-        over = self._session.closing is not None and not self._session.is_open
+        over = self._session.closing is not None and not self._session.turn_is_open
         return over or reply_to(self._ready(), message_id) is not None
 
     def _reply_or_raise(self, message_id: str) -> TurnReply:

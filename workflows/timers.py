@@ -90,7 +90,7 @@ class RunClocks:
     def start_turn(self) -> None:
         """Set the deadline of the turn that is open, if it has one."""
         session = self._current().session
-        if session is None or not session.is_open or session.turn_limits.timeout is None:
+        if session is None or not session.turn_is_open or session.turn_limits.timeout is None:
             return
         due = session.start.at + session.turn_limits.timeout
         self._turn = asyncio.create_task(self._turn_deadline(session.turn, due))

@@ -147,7 +147,7 @@ class Shell:
                 return self._renewed()
             case Wait() if self.renews and isinstance(self.state, AgentState) and self.state.session:
                 session = self.state.session
-                if session.is_open or session.queue:
+                if session.turn_is_open or session.queue:
                     return self._waits()
                 return self._renewed()
             case Wait():

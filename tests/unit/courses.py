@@ -14,34 +14,34 @@ from perdure.scheduling import Over, Start
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import GraphSpec
 from perdure.workflows.engine.graph import GraphScheduler
-from perdure.workflows.engine.joins import GraphPlan
+from perdure.workflows.engine.joins import GraphProgress
 
-ADAPTER = TypeAdapter(GraphPlan)
+ADAPTER = TypeAdapter(GraphProgress)
 BOUND = GraphLimits(max_node_executions=50)
 
 
-def begin(spec: GraphSpec, task: str | list[Part]) -> GraphPlan:
+def begin(spec: GraphSpec, task: str | list[Part]) -> GraphProgress:
     return GraphScheduler(spec).begin(task, {})
 
 
-def startable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...]:
-    return GraphScheduler(spec, code).startable(plan)
+def startable(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...]:
+    return GraphScheduler(spec, code).startable(progress)
 
 
-def started(plan: GraphPlan, spec: GraphSpec, starts: Sequence[Start]) -> GraphPlan:
-    return GraphScheduler(spec).record_start(plan, starts)
+def started(progress: GraphProgress, spec: GraphSpec, starts: Sequence[Start]) -> GraphProgress:
+    return GraphScheduler(spec).record_start(progress, starts)
 
 
-def ended(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
-    return GraphScheduler(spec, code).record_end(plan, result)
+def ended(progress: GraphProgress, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphProgress:
+    return GraphScheduler(spec, code).record_end(progress, result)
 
 
-def over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
-    return GraphScheduler(spec, code).over(plan)
+def over(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> Over | None:
+    return GraphScheduler(spec, code).over(progress)
 
 
-def partial(plan: GraphPlan, spec: GraphSpec) -> Any:
-    return GraphScheduler(spec).partial(plan)
+def partial(progress: GraphProgress, spec: GraphSpec) -> Any:
+    return GraphScheduler(spec).partial(progress)
 
 
 def work(given: NodeInput) -> str:
@@ -65,7 +65,7 @@ class Play:
 
     def __init__(self, graph: Graph, task: str | list[Part] = "the task") -> None:
         self.spec, self.code = graph.spec(), graph.code()
-        self.plan = begin(self.spec, task)
+        self.progress = begin(self.spec, task)
         self.running: dict[str, Start] = {}
         self.starts: dict[str, Start] = {}
         self.order: list[str] = []
@@ -73,11 +73,11 @@ class Play:
 
     def go(self) -> list[str]:
         """Start what can be started; the keys of it."""
-        before = repr(self.plan)
-        starts = startable(self.plan, self.spec, self.code)
-        after = started(self.plan, self.spec, starts)
-        assert repr(self.plan) == before, "a plan is never changed, only followed by another"
-        self.plan = after
+        before = repr(self.progress)
+        starts = startable(self.progress, self.spec, self.code)
+        after = started(self.progress, self.spec, starts)
+        assert repr(self.progress) == before, "a progress is never changed, only followed by another"
+        self.progress = after
         assert startable(after, self.spec, self.code) == (), "all that can start starts at once"
         fresh = {start.key: start for start in starts}
         assert len(fresh) == len(starts)
@@ -89,10 +89,10 @@ class Play:
 
     def end(self, key: str, output: Any = None, **changed: Any) -> list[str]:
         """One run ends; the keys of what starts then."""
-        before = repr(self.plan)
-        after = ended(self.plan, self.spec, self.code, answer(self.running.pop(key), output, **changed))
-        assert repr(self.plan) == before
-        self.plan = after
+        before = repr(self.progress)
+        after = ended(self.progress, self.spec, self.code, answer(self.running.pop(key), output, **changed))
+        assert repr(self.progress) == before
+        self.progress = after
         return self.go()
 
     def fail(self, key: str, message: str = "no", **changed: Any) -> list[str]:
@@ -101,7 +101,7 @@ class Play:
 
     @property
     def over(self) -> Over | None:
-        return over(self.plan, self.spec, self.code)
+        return over(self.progress, self.spec, self.code)
 
     @property
     def reason(self) -> StopReason | None:
@@ -190,20 +190,20 @@ class Course:
             if found is not None and (not play.running or not found.cancel_running):
                 break
             if step == self.written_at:
-                play.plan = ADAPTER.validate_json(ADAPTER.dump_json(play.plan))
+                play.progress = ADAPTER.validate_json(ADAPTER.dump_json(play.progress))
             key = self.random.choice(list(play.running))
             fresh = self.end(key)
             self.check(fresh)
         assert not play.running, "what is over has nothing in flight"
         assert play.over is not None
-        assert startable(play.plan, self.spec, self.code) == ()
+        assert startable(play.progress, self.spec, self.code) == ()
         return play.order
 
     def end(self, key: str) -> list[str]:
         start = self.play.running[key]
         if self.random.random() < 0.1:
             return self.play.fail(key)
-        if self.play.plan.end is None:
+        if self.play.progress.end is None:
             for edge in self.spec.edges:
                 if edge.source == start.node and decided(self.seed, edge.source, edge.target, start.visit):
                     self.oracle.bring(edge.source, edge.target)
@@ -219,7 +219,7 @@ class Course:
         nodes = [start.node for start in play.running.values()]
         assert len(nodes) == len(set(nodes)), "no node overlaps itself"
         room = len(play.running) < self.spec.concurrency and len(play.order) < self.oracle.most
-        if room and play.plan.end is None:
+        if room and play.progress.end is None:
             waiting = [node.name for node in self.spec.nodes if self.oracle.met(node.name)]
             assert set(waiting) <= set(nodes), "a node starts as soon as its join is met"
 

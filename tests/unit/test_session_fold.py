@@ -145,7 +145,7 @@ def test_a_question_is_answered_by_what_steers() -> None:
 
 def test_send_begins_a_turn_when_idle_and_steers_one_that_goes_on() -> None:
     state = go(fold(opened(), MessageSent(message=Message.user("hello"))))
-    assert session_of(state).is_open
+    assert session_of(state).turn_is_open
     state = fold(state, MessageSent(message=Message.user("more"), id="u1"))
     assert [message.text for message in state.inbox.messages] == ["more"]
 
@@ -362,4 +362,4 @@ def test_a_session_that_must_end_ends(course: list[Action], reason: Any) -> None
     ending = decide(play.state)
     assert isinstance(ending, Finish)
     assert ending.end.stop_reason == reason
-    assert not session_of(play.state).is_open
+    assert not session_of(play.state).turn_is_open

@@ -295,7 +295,7 @@ class Seen:
 class Clocked(Scheduler[Seen]):
     """Asks the clock in a helper method."""
 
-    plan_type = Seen
+    progress_type = Seen
     runs_alone = True
 
     def __init__(self, spec: PatternSpec) -> None:
@@ -304,24 +304,26 @@ class Clocked(Scheduler[Seen]):
     def begin(self, task: str | list[MessagePart], descriptions: Mapping[str, str]) -> Seen:
         return Seen()
 
-    def startable(self, plan: Seen) -> list[Start]:
+    def startable(self, progress: Seen) -> list[Start]:
         return (
-            [] if plan.running else [Start(key=f"{self.node}-{self.number()}", node=self.node, prompt="go")]
+            []
+            if progress.running
+            else [Start(key=f"{self.node}-{self.number()}", node=self.node, prompt="go")]
         )
 
     def number(self) -> int:
         return round(time.time())
 
-    def record_start(self, plan: Seen, starts: Sequence[Start]) -> Seen:
+    def record_start(self, progress: Seen, starts: Sequence[Start]) -> Seen:
         return Seen(running=True)
 
-    def record_end(self, plan: Seen, result: NodeResult) -> Seen:
+    def record_end(self, progress: Seen, result: NodeResult) -> Seen:
         return Seen(running=True, end=Over(stop_reason="end_turn", output=result.output))
 
-    def over(self, plan: Seen) -> Over | None:
-        return plan.end
+    def over(self, progress: Seen) -> Over | None:
+        return progress.end
 
-    def partial(self, plan: Seen) -> Any:
+    def partial(self, progress: Seen) -> Any:
         return None
 
 

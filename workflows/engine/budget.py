@@ -46,7 +46,7 @@ def budget_request(state: AgentState) -> BudgetRequest | None:
         return BudgetRequest(minimum=short, preferred=preferred) if lender_could else None
     scant, lender_could = shortage(state.tree, limits_of(state), spent(state), full)
     # After a short grant only the minimum is asked for: a request that is met in part would repeat each step.
-    if scant is None or not lender_could or state.tree.lease.parent_is_short:
+    if scant is None or not lender_could or state.tree.lease.lender_is_short:
         return None
     return BudgetRequest(minimum=Amount(), preferred=missing(ahead, room(state)) or scant)
 

@@ -22,7 +22,7 @@ from .family import command_for_children
 from .state import AgentState, Call
 from .summary import command_for_summary
 from .tree import shortage
-from .window import Keep, MoveTo, SummarizeTo, plan_window
+from .window import Keep, MoveTo, SummarizeTo, choose_window
 
 _LAST_CALL = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
@@ -71,11 +71,11 @@ def _lender_could_give(state: AgentState, amount: Amount) -> bool:
 
 def _command_for_model(state: AgentState) -> Command:
     # The window moves first, so that budgets reserve what will be read, and no more.
-    match plan_window(state):
+    match choose_window(state):
         case MoveTo(start=start):
             return MoveWindow(start=start)
-        case SummarizeTo() as plan:
-            return command_for_summary(state, plan)
+        case SummarizeTo() as move:
+            return command_for_summary(state, move)
         case Keep():
             return _command_for_step(state)
 

@@ -18,7 +18,7 @@ from perdure.wire.spec import EdgeSpec, GraphSpec, NodeSpec
 from .joins import (
     Arrival,
     Exchange,
-    GraphPlan,
+    GraphProgress,
     Visit,
     add_arrival,
     arrivals_at,
@@ -38,12 +38,12 @@ class MissingCode(LookupError):
     """
 
 
-def graph_state(plan: GraphPlan) -> GraphState:
+def graph_state(progress: GraphProgress) -> GraphState:
     """Return the state that conditions and input builders see."""
     return GraphState(
-        task=_text(plan.task),
-        results=MappingProxyType(plan.results),
-        visits=MappingProxyType(plan.visits),
+        task=_text(progress.task),
+        results=MappingProxyType(progress.results),
+        visits=MappingProxyType(progress.visits),
     )
 
 
@@ -53,102 +53,102 @@ class GraphScheduler:
 
     spec: GraphSpec
     code: GraphCode = GraphCode()  # noqa: RUF009 - a frozen value
-    plan_type: ClassVar[Any] = GraphPlan
+    progress_type: ClassVar[Any] = GraphProgress
     runs_alone: ClassVar[bool] = False
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> GraphPlan:
-        """Return the plan of a run that has just been given its task."""
-        return GraphPlan(
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> GraphProgress:
+        """Return the progress of a run that has just been given its task."""
+        return GraphProgress(
             task=task, visits={node.name: 0 for node in self.spec.nodes}, ready=self.spec.entries
         )
 
-    def startable(self, plan: GraphPlan) -> tuple[Start, ...]:
+    def startable(self, progress: GraphProgress) -> tuple[Start, ...]:
         """Return retries first, then nodes in the order in which their joins were met.
 
         Nothing, when an input builder fails; then `over` says so.
         """
-        starts = _batch(plan, self.spec, self.code)
+        starts = _batch(progress, self.spec, self.code)
         return () if isinstance(starts, Failure) else starts
 
-    def record_start(self, plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
-        """Return the plan once these nodes are running."""
-        return _record_start(plan, starts)
+    def record_start(self, progress: GraphProgress, starts: Sequence[Start]) -> GraphProgress:
+        """Return the progress once these nodes are running."""
+        return _record_start(progress, starts)
 
-    def record_end(self, plan: GraphPlan, result: NodeResult) -> GraphPlan:
-        """Return the plan after a node ended; a result of no running node, or a repeated one, is ignored."""
-        return _record_end(plan, self.spec, self.code, result)
+    def record_end(self, progress: GraphProgress, result: NodeResult) -> GraphProgress:
+        """Return the progress after a node ended; a result of no running node, or a repeated one, is ignored."""
+        return _record_end(progress, self.spec, self.code, result)
 
-    def over(self, plan: GraphPlan) -> Over | None:
+    def over(self, progress: GraphProgress) -> Over | None:
         """Return the end, or None while something runs or can start.
 
         With siblings to be cancelled a failed graph is over at once, whatever still runs.
         """
-        return _over(plan, self.spec, self.code)
+        return _over(progress, self.spec, self.code)
 
-    def partial(self, plan: GraphPlan) -> Any:
+    def partial(self, progress: GraphProgress) -> Any:
         """Return the outputs of the nodes that lead nowhere, or the newest output."""
-        return _partial(plan, self.spec)
+        return _partial(progress, self.spec)
 
-    def notes(self, plan: GraphPlan) -> Notes:
+    def notes(self, progress: GraphProgress) -> Notes:
         """Return the nodes that never ran, and why."""
-        return Notes(unmet=unmet(plan, self.spec))
+        return Notes(unmet=unmet(progress, self.spec))
 
 
-def _record_start(plan: GraphPlan, starts: Sequence[Start]) -> GraphPlan:
+def _record_start(progress: GraphProgress, starts: Sequence[Start]) -> GraphProgress:
     for start in starts:
-        retry = next((visit for visit in plan.retries if visit.key == start.key), None)
+        retry = next((visit for visit in progress.retries if visit.key == start.key), None)
         visit = retry or Visit(
             node=start.node, number=start.visit, prompt=start.prompt, inputs=dict(start.inputs)
         )
-        plan = replace(
+        progress = replace(
             # A retry goes on with what its first attempt consumed.
-            record_visit(plan, visit) if retry is None else plan,
-            retries=tuple(waiting for waiting in plan.retries if waiting != retry),
-            running=(*plan.running, visit),
-            executions=plan.executions + 1,
+            record_visit(progress, visit) if retry is None else progress,
+            retries=tuple(waiting for waiting in progress.retries if waiting != retry),
+            running=(*progress.running, visit),
+            executions=progress.executions + 1,
         )
-    return plan
+    return progress
 
 
-def _batch(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...] | Failure:
+def _batch(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> tuple[Start, ...] | Failure:
     """Return everything that may start now, or the failure of an input builder."""
     starts: list[Start] = []
-    while (waiting := _next(plan, spec)) is not None:
-        visit = waiting if isinstance(waiting, Visit) else _visit(plan, spec, code, waiting)
+    while (waiting := _next(progress, spec)) is not None:
+        visit = waiting if isinstance(waiting, Visit) else _visit(progress, spec, code, waiting)
         if isinstance(visit, Failure):
             return visit
-        start = _start(plan, spec, visit)
+        start = _start(progress, spec, visit)
         starts.append(start)
         # Each start uses up concurrency and executions that the next one must see.
-        plan = _record_start(plan, [start])
+        progress = _record_start(progress, [start])
     return tuple(starts)
 
 
-def _fail_if_unaskable(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> GraphPlan:
-    """Return the plan, failed when the input of a node to start cannot be built."""
-    starts = _batch(plan, spec, code)
+def _fail_if_unaskable(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> GraphProgress:
+    """Return the progress, failed when the input of a node to start cannot be built."""
+    starts = _batch(progress, spec, code)
     if isinstance(starts, Failure):
-        return replace(plan, end=Over(stop_reason="error", failure=starts))
-    return plan
+        return replace(progress, end=Over(stop_reason="error", failure=starts))
+    return progress
 
 
-def _next(plan: GraphPlan, spec: GraphSpec) -> Visit | str | None:
+def _next(progress: GraphProgress, spec: GraphSpec) -> Visit | str | None:
     """Return a visit to retry, or else a node to visit, or None when nothing may start now."""
-    if plan.end is not None or len(plan.running) >= spec.concurrency or _is_used_up(plan, spec):
+    if progress.end is not None or len(progress.running) >= spec.concurrency or _is_used_up(progress, spec):
         return None
-    if plan.retries:
-        return plan.retries[0]
+    if progress.retries:
+        return progress.retries[0]
     # A node that is ready again waits for its own running visit: it never overlaps itself.
-    running = [visit.node for visit in plan.running]
-    return next((name for name in plan.ready if name not in running), None)
+    running = [visit.node for visit in progress.running]
+    return next((name for name in progress.ready if name not in running), None)
 
 
-def _is_used_up(plan: GraphPlan, spec: GraphSpec) -> bool:
+def _is_used_up(progress: GraphProgress, spec: GraphSpec) -> bool:
     most = spec.limits.max_node_executions
-    return most is not None and plan.executions >= most
+    return most is not None and progress.executions >= most
 
 
-def _start(plan: GraphPlan, spec: GraphSpec, visit: Visit) -> Start:
+def _start(progress: GraphProgress, spec: GraphSpec, visit: Visit) -> Start:
     node = spec.node(visit.node)
     return Start(
         key=visit.key,
@@ -157,7 +157,7 @@ def _start(plan: GraphPlan, spec: GraphSpec, visit: Visit) -> Start:
         member=node.member,
         prompt=visit.prompt,
         timeout=_shorter(node.timeout, spec.limits.node_timeout),
-        history=_history(plan.memory.get(node.name, ())),
+        history=_history(progress.memory.get(node.name, ())),
         visit=visit.number,
         inputs=visit.inputs,
     )
@@ -178,22 +178,26 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
     )
 
 
-def _visit(plan: GraphPlan, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
+def _visit(progress: GraphProgress, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
     """Return the node's next visit, or the failure of its input builder."""
-    node, arrivals = spec.node(name), arrivals_at(plan, spec, name)
-    prompt = _default_prompt(plan.task, arrivals) if node.input is None else _build_prompt(plan, code, node)
+    node, arrivals = spec.node(name), arrivals_at(progress, spec, name)
+    prompt = (
+        _default_prompt(progress.task, arrivals)
+        if node.input is None
+        else _build_prompt(progress, code, node)
+    )
     if isinstance(prompt, Failure):
         return prompt
     inputs = {source: arrival.output for source, arrival in arrivals.items()}
     return Visit(
         node=name,
-        number=plan.visits[name] + 1,
+        number=progress.visits[name] + 1,
         prompt=prompt,
         inputs=inputs if node.kind == "function" else {},
     )
 
 
-def _build_prompt(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | list[Part] | Failure:
+def _build_prompt(progress: GraphProgress, code: GraphCode, node: NodeSpec) -> str | list[Part] | Failure:
     """Return the prompt of the node's own input builder, or the failure."""
     what = f"the input {node.input!r} of node {node.name!r}"
     builder = code.inputs.get(node.name)
@@ -202,7 +206,7 @@ def _build_prompt(plan: GraphPlan, code: GraphCode, node: NodeSpec) -> str | lis
             f"{what} is not in the graph's code here: serve the run with the code it began with"
         )
     try:
-        prompt = _PROMPT.validate_python(builder(graph_state(plan)))
+        prompt = _PROMPT.validate_python(builder(graph_state(progress)))
     except ValidationError:
         return Failure(kind="input", message=f"{what} must give text or a list of parts")
     except BaseException as error:
@@ -240,24 +244,26 @@ def _default_prompt(task: str | list[Part], arrivals: dict[str, Arrival]) -> str
     return [*(part for part in task if not isinstance(part, Text)), Text(text=text)]
 
 
-def _record_end(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
-    visit = next((visit for visit in plan.running if visit.key == result.key), None)
+def _record_end(
+    progress: GraphProgress, spec: GraphSpec, code: GraphCode, result: NodeResult
+) -> GraphProgress:
+    visit = next((visit for visit in progress.running if visit.key == result.key), None)
     if visit is None:
-        return plan
+        return progress
     # Before the result counts: an input that could not be built must stay a failure, whatever comes.
-    plan = _fail_if_unaskable(plan, spec, code)
-    plan = replace(plan, running=tuple(run for run in plan.running if run.key != visit.key))
+    progress = _fail_if_unaskable(progress, spec, code)
+    progress = replace(progress, running=tuple(run for run in progress.running if run.key != visit.key))
     if not _has_failed(result):
-        plan = _remember(_keep_output(plan, spec, result), spec, visit, result)
-        return plan if plan.end is not None else _follow_edges(plan, spec, code, result)
+        progress = _remember(_keep_output(progress, spec, result), spec, visit, result)
+        return progress if progress.end is not None else _follow_edges(progress, spec, code, result)
     node = spec.node(visit.node)
-    if plan.end is None and visit.attempt < node.retries:
-        return replace(plan, retries=(*plan.retries, replace(visit, attempt=visit.attempt + 1)))
-    if plan.end is None and node.on_error == "skip":
+    if progress.end is None and visit.attempt < node.retries:
+        return replace(progress, retries=(*progress.retries, replace(visit, attempt=visit.attempt + 1)))
+    if progress.end is None and node.on_error == "skip":
         skipped = result.model_copy(update={"state": "skipped"})
-        return replace(plan, results={**plan.results, node.name: skipped})
-    plan = replace(plan, results={**plan.results, node.name: result})
-    return plan if plan.end is not None else replace(plan, end=_failure_of(result))
+        return replace(progress, results={**progress.results, node.name: skipped})
+    progress = replace(progress, results={**progress.results, node.name: result})
+    return progress if progress.end is not None else replace(progress, end=_failure_of(result))
 
 
 def _has_failed(result: NodeResult) -> bool:
@@ -272,37 +278,39 @@ def _failure_of(result: NodeResult) -> Over:
     return Over(stop_reason="error", failure=failure)
 
 
-def _keep_output(plan: GraphPlan, spec: GraphSpec, result: NodeResult) -> GraphPlan:
-    results = {**plan.results, result.node: result}
-    outputs = plan.outputs
+def _keep_output(progress: GraphProgress, spec: GraphSpec, result: NodeResult) -> GraphProgress:
+    results = {**progress.results, result.node: result}
+    outputs = progress.outputs
     if not outgoing(spec, result.node):
         outputs = {**outputs, result.node: result.output}
-    return replace(plan, results=results, outputs=outputs, latest=result.output)
+    return replace(progress, results=results, outputs=outputs, latest=result.output)
 
 
-def _remember(plan: GraphPlan, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphPlan:
-    """Return the plan with the visit in the agent's memory, where its later visits remember it."""
+def _remember(progress: GraphProgress, spec: GraphSpec, visit: Visit, result: NodeResult) -> GraphProgress:
+    """Return the progress with the visit in the agent's memory, where its later visits remember it."""
     answer = as_text(result.output)
     remembers = spec.node(visit.node).kind == "agent" and not spec.reset_on_revisit and has_cycle(spec)
     # An empty answer is left out, because no provider takes an empty message.
     if not remembers or not answer.strip():
-        return plan
+        return progress
     exchange = Exchange(prompt=visit.prompt, answer=answer)
-    earlier = plan.memory.get(visit.node, ())
-    return replace(plan, memory={**plan.memory, visit.node: (*earlier, exchange)})
+    earlier = progress.memory.get(visit.node, ())
+    return replace(progress, memory={**progress.memory, visit.node: (*earlier, exchange)})
 
 
-def _follow_edges(plan: GraphPlan, spec: GraphSpec, code: GraphCode, result: NodeResult) -> GraphPlan:
-    """Return the plan after the node's output travelled along each edge whose condition holds."""
+def _follow_edges(
+    progress: GraphProgress, spec: GraphSpec, code: GraphCode, result: NodeResult
+) -> GraphProgress:
+    """Return the progress after the node's output travelled along each edge whose condition holds."""
     # All conditions see the same state, so that their order does not matter.
-    state = graph_state(plan)
+    state = graph_state(progress)
     for edge in outgoing(spec, result.node):
         taken = _is_taken(edge, code, state)
         if isinstance(taken, Failure):
-            return replace(plan, end=Over(stop_reason="error", failure=taken))
+            return replace(progress, end=Over(stop_reason="error", failure=taken))
         if taken:
-            plan = add_arrival(plan, spec, edge, result.output)
-    return plan
+            progress = add_arrival(progress, spec, edge, result.output)
+    return progress
 
 
 def _is_taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Failure:
@@ -324,27 +332,27 @@ def _is_taken(edge: EdgeSpec, code: GraphCode, state: GraphState) -> bool | Fail
     return Failure(kind="condition", message=f"{what} must give True or False, not a {type(taken).__name__}")
 
 
-def _over(plan: GraphPlan, spec: GraphSpec, code: GraphCode) -> Over | None:
-    plan = _fail_if_unaskable(plan, spec, code)
-    cancel = plan.end is not None and spec.siblings == "cancel"
-    if plan.running and not cancel:
+def _over(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> Over | None:
+    progress = _fail_if_unaskable(progress, spec, code)
+    cancel = progress.end is not None and spec.siblings == "cancel"
+    if progress.running and not cancel:
         return None
-    output = _partial(plan, spec)
-    if plan.end is not None:
-        return replace(plan.end, output=output, cancel_running=cancel)
-    if plan.retries or plan.ready:
-        return Over(stop_reason="max_node_executions", output=output) if _is_used_up(plan, spec) else None
+    output = _partial(progress, spec)
+    if progress.end is not None:
+        return replace(progress.end, output=output, cancel_running=cancel)
+    if progress.retries or progress.ready:
+        return Over(stop_reason="max_node_executions", output=output) if _is_used_up(progress, spec) else None
     # Arrivals without any output mean that a join waits for edges that nothing will take.
-    stuck = bool(plan.arrivals) and not plan.outputs
+    stuck = bool(progress.arrivals) and not progress.outputs
     return Over(stop_reason="unmet_join" if stuck else "end_turn", output=output)
 
 
-def _partial(plan: GraphPlan, spec: GraphSpec) -> Any:
-    names = [node.name for node in spec.nodes if node.name in plan.outputs]
+def _partial(progress: GraphProgress, spec: GraphSpec) -> Any:
+    names = [node.name for node in spec.nodes if node.name in progress.outputs]
     match names:
         case []:
-            return plan.latest
+            return progress.latest
         case [name]:
-            return plan.outputs[name]
+            return progress.outputs[name]
         case _:
-            return {name: plan.outputs[name] for name in names}
+            return {name: progress.outputs[name] for name in names}

@@ -1,4 +1,4 @@
-"""Plan of a graph's run, and its joins: when a node has enough arrivals to start.
+"""Progress of a graph's run, and its joins: when a node has enough arrivals to start.
 
 Theory of operation
 1. A visit is a run of a node, its retries included. A node never overlaps itself.
@@ -11,7 +11,7 @@ Theory of operation
    node of a graph without cycles runs twice, and a vote that nobody waited for is no vote of the next
    round.
 5. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
-6. The plan holds everything needed to go on, beside the spec and the code. Order comes from the spec's
+6. The progress holds everything needed to go on, beside the spec and the code. Order comes from the spec's
    tuples and from the order in which nodes end, never from a hash: replay must repeat it.
 """
 
@@ -61,7 +61,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphPlan:
+class GraphProgress:
     """State of a graph's run: see rule 6 above."""
 
     task: str | list[Part]
@@ -115,77 +115,81 @@ def has_cycle(spec: GraphSpec) -> bool:
     return False
 
 
-def add_arrival(plan: GraphPlan, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphPlan:
-    """Return the plan after the output of the source's latest visit travelled along the edge."""
+def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphProgress:
+    """Return the progress after the output of the source's latest visit travelled along the edge."""
     # Read when the edge is followed, before the source can be visited again.
-    target, ancestry = edge.target, plan.ancestry[edge.source]
-    if not _counts(plan, spec, target, ancestry):
-        return replace(plan, late={**plan.late, target: plan.late.get(target, 0) + 1})
-    arrivals = {**plan.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
-    plan = replace(plan, arrivals={**plan.arrivals, target: arrivals})
+    target, ancestry = edge.target, progress.ancestry[edge.source]
+    if not _counts(progress, spec, target, ancestry):
+        return replace(progress, late={**progress.late, target: progress.late.get(target, 0) + 1})
+    arrivals = {**progress.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
+    progress = replace(progress, arrivals={**progress.arrivals, target: arrivals})
     needed = deliveries_needed(spec.node(target).join, len(incoming(spec, target)))
-    if target in plan.ready or len(arrivals) < needed:
-        return plan
-    return replace(plan, ready=(*plan.ready, target))
+    if target in progress.ready or len(arrivals) < needed:
+        return progress
+    return replace(progress, ready=(*progress.ready, target))
 
 
-def _counts(plan: GraphPlan, spec: GraphSpec, target: str, ancestry: Ancestry) -> bool:
+def _counts(progress: GraphProgress, spec: GraphSpec, target: str, ancestry: Ancestry) -> bool:
     """Check whether an arrival with this ancestry counts at the target: rule 4 above."""
-    visits = plan.visits[target]
+    visits = progress.visits[target]
     if visits == 0:
         # An entry that has not started yet will: its first visit waits for no arrival.
         return target not in spec.entries
     if ancestry.get(target, 0) == visits:
         return True
-    last = plan.ancestry[target]
+    last = progress.ancestry[target]
     return any(visit > last[name] for name, visit in ancestry.items() if name in last)
 
 
-def arrivals_at(plan: GraphPlan, spec: GraphSpec, name: str) -> dict[str, Arrival]:
+def arrivals_at(progress: GraphProgress, spec: GraphSpec, name: str) -> dict[str, Arrival]:
     """Return the arrivals that the node's next visit would consume, in the order of its edges."""
-    arrivals = plan.arrivals.get(name, {})
+    arrivals = progress.arrivals.get(name, {})
     return {edge.source: arrivals[edge.source] for edge in incoming(spec, name) if edge.source in arrivals}
 
 
-def record_visit(plan: GraphPlan, visit: Visit) -> GraphPlan:
-    """Return the plan after the visit's first attempt started and consumed its node's arrivals."""
-    arrivals = dict(plan.arrivals)
+def record_visit(progress: GraphProgress, visit: Visit) -> GraphProgress:
+    """Return the progress after the visit's first attempt started and consumed its node's arrivals."""
+    arrivals = dict(progress.arrivals)
     ancestry: Ancestry = {}
     for arrival in arrivals.pop(visit.node, {}).values():
         for name, number in arrival.ancestry.items():
             ancestry[name] = max(number, ancestry.get(name, 0))
     ancestry[visit.node] = visit.number
     return replace(
-        plan,
-        ready=tuple(name for name in plan.ready if name != visit.node),
+        progress,
+        ready=tuple(name for name in progress.ready if name != visit.node),
         arrivals=arrivals,
-        visits={**plan.visits, visit.node: visit.number},
-        ancestry={**plan.ancestry, visit.node: ancestry},
+        visits={**progress.visits, visit.node: visit.number},
+        ancestry={**progress.ancestry, visit.node: ancestry},
     )
 
 
-def unmet(plan: GraphPlan, spec: GraphSpec) -> dict[str, str]:
+def unmet(progress: GraphProgress, spec: GraphSpec) -> dict[str, str]:
     """Return the nodes that never ran, each with the reason."""
     return {
-        node.name: _why_unmet(plan, spec, node.name) for node in spec.nodes if plan.visits[node.name] == 0
+        node.name: _why_unmet(progress, spec, node.name)
+        for node in spec.nodes
+        if progress.visits[node.name] == 0
     }
 
 
-def _why_unmet(plan: GraphPlan, spec: GraphSpec, name: str) -> str:
-    if name in plan.ready:
+def _why_unmet(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
+    if name in progress.ready:
         return "it could have run, but the graph ended first"
-    arrivals = arrivals_at(plan, spec, name)
+    arrivals = arrivals_at(progress, spec, name)
     sources = [edge.source for edge in incoming(spec, name)]
     missing = [source for source in sources if source not in arrivals]
     if not arrivals:
-        skipped = [source for source in missing if _was_skipped(plan, source)]
+        skipped = [source for source in missing if _was_skipped(progress, source)]
         why = f": {', '.join(skipped)} skipped" if skipped else ""
         return f"no edge to it was taken{why}"
-    nothing = ", ".join(f"{source} (skipped)" if _was_skipped(plan, source) else source for source in missing)
+    nothing = ", ".join(
+        f"{source} (skipped)" if _was_skipped(progress, source) else source for source in missing
+    )
     needed = deliveries_needed(spec.node(name).join, len(sources))
     return f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}"
 
 
-def _was_skipped(plan: GraphPlan, name: str) -> bool:
-    result = plan.results.get(name)
+def _was_skipped(progress: GraphProgress, name: str) -> bool:
+    result = progress.results.get(name)
     return result is not None and result.state == "skipped"

@@ -24,8 +24,8 @@ class BrokenContract(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatternPlan(Generic[P]):
-    """Plan of the user's scheduler, and what the rules above must remember."""
+class PatternProgress(Generic[P]):
+    """Progress of the user's scheduler, and what the rules above must remember."""
 
     own: P
     keys: tuple[str, ...] = ()
@@ -39,22 +39,22 @@ class PatternScheduler:
 
     spec: PatternSpec
     own: Scheduler[Any]
-    plan_type: ClassVar[Any]
+    progress_type: ClassVar[Any]
     runs_alone: ClassVar[bool]
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> PatternPlan[Any]:
-        """Return the plan of a team that has just been given its task."""
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> PatternProgress[Any]:
+        """Return the progress of a team that has just been given its task."""
         known = {name: descriptions.get(name, "") for name in self.spec.members}
-        return PatternPlan(own=self.own.begin(task, known))
+        return PatternProgress(own=self.own.begin(task, known))
 
-    def startable(self, plan: PatternPlan[Any]) -> tuple[Start, ...]:
+    def startable(self, progress: PatternProgress[Any]) -> tuple[Start, ...]:
         """Return the nodes to start now, as many as may still start."""
-        starts = [self._complete_start(start) for start in self.own.startable(plan.own)]
+        starts = [self._complete_start(start) for start in self.own.startable(progress.own)]
         keys = [start.key for start in starts]
-        again = next((key for at, key in enumerate(keys) if key in plan.keys or key in keys[:at]), None)
+        again = next((key for at, key in enumerate(keys) if key in progress.keys or key in keys[:at]), None)
         if again is not None:
             raise self._contract_error(f"startable() returned the key {again!r} twice")
-        return tuple(starts[: self._may_start(plan)])
+        return tuple(starts[: self._may_start(progress)])
 
     def _complete_start(self, start: Start) -> Start:
         member = start.member or start.node
@@ -64,43 +64,43 @@ class PatternScheduler:
         timeout = start.timeout or self.spec.limits.node_timeout
         return replace(start, member=member, kind=kind, timeout=timeout)
 
-    def _may_start(self, plan: PatternPlan[Any]) -> int | None:
+    def _may_start(self, progress: PatternProgress[Any]) -> int | None:
         most = self.spec.limits.max_node_executions
-        return None if most is None else max(most - len(plan.keys), 0)
+        return None if most is None else max(most - len(progress.keys), 0)
 
-    def record_start(self, plan: PatternPlan[Any], starts: Sequence[Start]) -> PatternPlan[Any]:
-        """Return the plan once these nodes are running."""
+    def record_start(self, progress: PatternProgress[Any], starts: Sequence[Start]) -> PatternProgress[Any]:
+        """Return the progress once these nodes are running."""
         keys = tuple(start.key for start in starts)
-        own = self.own.record_start(plan.own, starts)
-        return PatternPlan(own=own, keys=(*plan.keys, *keys), running=(*plan.running, *keys))
+        own = self.own.record_start(progress.own, starts)
+        return PatternProgress(own=own, keys=(*progress.keys, *keys), running=(*progress.running, *keys))
 
-    def record_end(self, plan: PatternPlan[Any], result: NodeResult) -> PatternPlan[Any]:
-        """Return the plan after a node ended. A result of no running node changes nothing."""
+    def record_end(self, progress: PatternProgress[Any], result: NodeResult) -> PatternProgress[Any]:
+        """Return the progress after a node ended. A result of no running node changes nothing."""
         # Checked here, so that no scheduler of a user's can be called with a result twice.
-        if result.key not in plan.running:
-            return plan
-        running = tuple(key for key in plan.running if key != result.key)
-        return replace(plan, own=self.own.record_end(plan.own, result), running=running)
+        if result.key not in progress.running:
+            return progress
+        running = tuple(key for key in progress.running if key != result.key)
+        return replace(progress, own=self.own.record_end(progress.own, result), running=running)
 
-    def over(self, plan: PatternPlan[Any]) -> Over | None:
+    def over(self, progress: PatternProgress[Any]) -> Over | None:
         """Return the end, or None while a node runs or can start."""
-        over = self.own.over(plan.own)
-        if over is not None or plan.running:
+        over = self.own.over(progress.own)
+        if over is not None or progress.running:
             return over
-        if self._may_start(plan) == 0:
-            return Over(stop_reason="max_node_executions", output=self.partial(plan))
+        if self._may_start(progress) == 0:
+            return Over(stop_reason="max_node_executions", output=self.partial(progress))
         # Without this check the run would wait for ever, and nobody would see why.
-        if not self.own.startable(plan.own):
+        if not self.own.startable(progress.own):
             raise self._contract_error("nothing runs, startable() returned nothing, and over() returned None")
         return None
 
-    def partial(self, plan: PatternPlan[Any]) -> Any:
+    def partial(self, progress: PatternProgress[Any]) -> Any:
         """Return the best output so far."""
-        return self.own.partial(plan.own)
+        return self.own.partial(progress.own)
 
-    def notes(self, plan: PatternPlan[Any]) -> Notes:
+    def notes(self, progress: PatternProgress[Any]) -> Notes:
         """Return remarks for status and result."""
-        return self.own.notes(plan.own)
+        return self.own.notes(progress.own)
 
     def _contract_error(self, problem: str) -> BrokenContract:
         return BrokenContract(f"scheduler of {self.spec.pattern} {self.spec.name!r}: {problem}")
@@ -109,9 +109,9 @@ class PatternScheduler:
 def bounded_scheduler(spec: PatternSpec, own: Scheduler[Any]) -> PatternScheduler:
     """Return the user's scheduler within the rules above."""
 
-    # A class of its own, because the type of a plan belongs to the class of its scheduler.
+    # A class of its own, because the type of a progress belongs to the class of its scheduler.
     class Bounded(PatternScheduler):
-        plan_type: ClassVar[Any] = PatternPlan[own.plan_type]  # type: ignore[name-defined]
+        progress_type: ClassVar[Any] = PatternProgress[own.progress_type]  # type: ignore[name-defined]
         runs_alone: ClassVar[bool] = own.runs_alone
 
     return Bounded(spec, own)

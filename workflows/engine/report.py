@@ -51,7 +51,7 @@ def status_of(state: RunState) -> Status:
     kinds = [waiting.kind for waiting in waiting_of(state)]
     if kinds:
         return next(status for kind, status in _BY_KIND.items() if kind in kinds)
-    if state.session is not None and not state.session.is_open:
+    if state.session is not None and not state.session.turn_is_open:
         return "idle"
     return state.activity
 

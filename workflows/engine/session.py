@@ -110,7 +110,7 @@ class SessionProgram:
     def decide(self, state: RunState) -> Command:
         """Return the next command."""
         session = session_of(state)
-        if session.is_open:
+        if session.turn_is_open:
             # The inner program knows nothing of sessions: its end is the turn's.
             command = self.inner.decide(state)
             return CloseTurn(end=command.end) if isinstance(command, Finish) else command
@@ -165,9 +165,9 @@ class SessionProgram:
             return state
         session = session_of(state)
         # The run below has the message; here it only needs an id that the reply will answer.
-        if event.delivered and session.is_open:
+        if event.delivered and session.turn_is_open:
             return _with(state, replace(session, ids=(*session.ids, event.utterance.id)))
-        steers = event.when_busy == "steer" and session.is_open
+        steers = event.when_busy == "steer" and session.turn_is_open
         if not steers or state.ending is not None or session.closing is not None:
             return _with(state, replace(session, queue=(*session.queue, event.utterance)))
         return self._steer(state, event.utterance)
@@ -194,7 +194,7 @@ class SessionProgram:
 
     def _begin_turn(self, state: RunState, at: datetime) -> RunState:
         session = session_of(state)
-        if session.is_open or not session.queue:
+        if session.turn_is_open or not session.queue:
             return state
         first, *rest = session.queue
         # The time that messages wait in the queue is not the turn's.
@@ -204,7 +204,7 @@ class SessionProgram:
         session = replace(
             session,
             turn=session.turn + 1,
-            is_open=True,
+            turn_is_open=True,
             ids=(first.id,),
             queue=tuple(rest),
             start=start,
@@ -215,7 +215,7 @@ class SessionProgram:
 
     def _end_turn(self, state: RunState, event: TurnEnded) -> RunState:
         session = session_of(state)
-        if not session.is_open:
+        if not session.turn_is_open:
             return state
         # Before the inner program forgets the turn: the reply is made of its parts.
         answered = self._answered_turn(state, event.end)
@@ -223,7 +223,7 @@ class SessionProgram:
         state = self.inner.end_turn(state, event.end)
         session = replace(
             session,
-            is_open=False,
+            turn_is_open=False,
             ids=(),
             unread=(),
             # Unread messages were meant for this turn, so they are answered before the queue.
@@ -270,7 +270,7 @@ class SessionProgram:
 
     def _interrupt(self, state: RunState, event: TurnInterrupted) -> RunState:
         session = session_of(state)
-        if not session.is_open or event.turn not in (None, session.turn):
+        if not session.turn_is_open or event.turn not in (None, session.turn):
             return state
         return self._fold_turn(state, EndRequested(reason=event.reason))
 
@@ -278,7 +278,7 @@ class SessionProgram:
         session = session_of(state)
         reason = "cancelled" if event.reason == "cancelled" else session.closing or event.reason
         state = _with(state, replace(session, closing=reason))
-        return self._fold_turn(state, event) if session.is_open else state
+        return self._fold_turn(state, event) if session.turn_is_open else state
 
 
 def _with(state: RunState, session: Session) -> RunState:
@@ -388,6 +388,6 @@ def _close_when_idle(state: RunState, at: datetime) -> RunState:
 def idle_at(state: RunState) -> datetime | None:
     """Return when the session closes if nobody says anything, or None while something goes on."""
     session = session_of(state)
-    if session.max_idle is None or session.is_open or session.queue or session.closing is not None:
+    if session.max_idle is None or session.turn_is_open or session.queue or session.closing is not None:
         return None
     return session.start.at + session.max_idle

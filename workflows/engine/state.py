@@ -239,7 +239,7 @@ class Session:
     deadline_at: datetime | None
     start: TurnStart
     turn: int = 0
-    is_open: bool = False
+    turn_is_open: bool = False
     """True while a turn goes on."""
     ids: tuple[str, ...] = ()
     """Ids of the messages that the turn answers."""
@@ -416,8 +416,8 @@ class TeamState(RunState):
     """State of a swarm, a graph, or a pattern of one's own."""
 
     task: str | list[Part] = ""
-    # Any, because the scheduler alone knows its type. Continue-as-new restores it by `plan_type`.
-    plan: Any = None
+    # Any, because the scheduler alone knows its type. Continue-as-new restores it by `progress_type`.
+    progress: Any = None
     """Memory of the scheduler; None in a session before its first turn."""
     running: tuple[NodeStatus, ...] = ()
     results: tuple[NodeResult, ...] = ()

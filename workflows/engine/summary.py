@@ -18,12 +18,12 @@ from .state import AgentState
 from .window import SummarizeTo, move_window
 
 
-def command_for_summary(state: AgentState, plan: SummarizeTo) -> Summarize | MoveWindow:
-    """Return the command that carries out the plan: plain sliding where limits leave no room for a summary."""
+def command_for_summary(state: AgentState, move: SummarizeTo) -> Summarize | MoveWindow:
+    """Return the command that carries out the move: plain sliding where limits leave no room for a summary."""
     summarizer = as_summarizer(state)
     if state.step.wrap_up is not None or exhausted_limit(summarizer) is not None:
-        return MoveWindow(start=plan.stop)
-    return Summarize(stop=plan.stop, allowance=allowance(summarizer))
+        return MoveWindow(start=move.stop)
+    return Summarize(stop=move.stop, allowance=allowance(summarizer))
 
 
 def begin_summary(state: AgentState, event: SummaryBegan) -> AgentState:

@@ -7,7 +7,7 @@ Theory of operation
 3. What bars a handoff is decided once, when the run that might make it starts: its peers say so.
    The same rule is asked again when the handoff arrives, so no result can pass a limit.
 4. A run counts when it has started, a handoff when it has arrived. A count never goes down.
-5. Everything needed to go on is in the plan, save the spec, which the run pins anyway.
+5. Everything needed to go on is in the progress, save the spec, which the run pins anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from perdure.wire.tree import Handoff, Peer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwarmPlan:
+class SwarmProgress:
     """Everything that a swarm remembers of its course. See the rules above."""
 
     task: str | list[Part]
@@ -54,128 +54,137 @@ class SwarmScheduler:
     """Scheduler of one swarm."""
 
     spec: SwarmSpec
-    plan_type: ClassVar[Any] = SwarmPlan
+    progress_type: ClassVar[Any] = SwarmProgress
     runs_alone: ClassVar[bool] = True
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> SwarmPlan:
-        """Return the plan of a swarm that has just been given its task."""
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> SwarmProgress:
+        """Return the progress of a swarm that has just been given its task."""
         known = {name: descriptions.get(name, "") for name in self.spec.agents}
-        return SwarmPlan(task=task, descriptions=known, turn=self.spec.entry)
+        return SwarmProgress(task=task, descriptions=known, turn=self.spec.entry)
 
-    def startable(self, plan: SwarmPlan) -> tuple[Start, ...]:
+    def startable(self, progress: SwarmProgress) -> tuple[Start, ...]:
         """Return the run to start now, if there is one."""
-        if plan.end is not None or plan.running is not None:
+        if progress.end is not None or progress.running is not None:
             return ()
-        peers = _peers(plan, self.spec)
+        peers = _peers(progress, self.spec)
         start = Start(
-            key=f"{plan.turn}-{plan.visits.count(plan.turn) + 1}",
-            node=plan.turn,
+            key=f"{progress.turn}-{progress.visits.count(progress.turn) + 1}",
+            node=progress.turn,
             kind="agent",
-            member=plan.turn,
-            prompt=_prompt(plan, peers),
+            member=progress.turn,
+            prompt=_prompt(progress, peers),
             timeout=self.spec.limits.node_timeout,
             peers=peers,
         )
         return (start,)
 
-    def record_start(self, plan: SwarmPlan, starts: Sequence[Start]) -> SwarmPlan:
-        """Return the plan once these runs are pending."""
+    def record_start(self, progress: SwarmProgress, starts: Sequence[Start]) -> SwarmProgress:
+        """Return the progress once these runs are pending."""
         for start in starts:
-            plan = replace(plan, running=start.key, turn=start.node, visits=(*plan.visits, start.node))
-        return plan
+            progress = replace(
+                progress, running=start.key, turn=start.node, visits=(*progress.visits, start.node)
+            )
+        return progress
 
-    def record_end(self, plan: SwarmPlan, result: NodeResult) -> SwarmPlan:
-        """Return the plan after a run ended. A result that the swarm does not wait for changes nothing."""
-        if plan.running is None or result.key != plan.running:
-            return plan
-        plan = replace(plan, running=None)
+    def record_end(self, progress: SwarmProgress, result: NodeResult) -> SwarmProgress:
+        """Return the progress after a run ended. A result that the swarm does not wait for changes nothing."""
+        if progress.running is None or result.key != progress.running:
+            return progress
+        progress = replace(progress, running=None)
         # A run that failed after it had asked for a handoff hands nothing over.
         if result.stop_reason == "handoff" and result.state not in ("failed", "cancelled"):
-            return _hand_over(plan, self.spec, result.output)
-        plan = _keep_output(plan, result.output)
-        return replace(plan, end=_end_of(plan, result))
+            return _hand_over(progress, self.spec, result.output)
+        progress = _keep_output(progress, result.output)
+        return replace(progress, end=_end_of(progress, result))
 
-    def over(self, plan: SwarmPlan) -> Over | None:
+    def over(self, progress: SwarmProgress) -> Over | None:
         """Return the end, or None while the swarm goes on."""
-        return plan.end
+        return progress.end
 
-    def partial(self, plan: SwarmPlan) -> Any:
+    def partial(self, progress: SwarmProgress) -> Any:
         """Return the newest answer or handoff message; an empty text when there is none."""
-        return plan.newest
+        return progress.newest
 
-    def notes(self, plan: SwarmPlan) -> Notes:
+    def notes(self, progress: SwarmProgress) -> Notes:
         """Return the shared context."""
-        return Notes(shared_context=dict(plan.shared_context))
+        return Notes(shared_context=dict(progress.shared_context))
 
 
-def _keep_output(plan: SwarmPlan, output: Any) -> SwarmPlan:
+def _keep_output(progress: SwarmProgress, output: Any) -> SwarmProgress:
     empty = output is None or (isinstance(output, str) and not output.strip())
-    return plan if empty else replace(plan, newest=output)
+    return progress if empty else replace(progress, newest=output)
 
 
-def _end_of(plan: SwarmPlan, result: NodeResult) -> Over:
+def _end_of(progress: SwarmProgress, result: NodeResult) -> Over:
     """Return the end that a run brings which did not hand off."""
     if result.state == "failed":
         error = result.error or Failure(kind="bug", message="it failed and does not say why")
-        named = error.model_copy(update={"message": f"agent {plan.turn!r}: {error.message}"})
-        return Over(stop_reason="error", output=plan.newest, failure=named)
+        named = error.model_copy(update={"message": f"agent {progress.turn!r}: {error.message}"})
+        return Over(stop_reason="error", output=progress.newest, failure=named)
     reason = result.stop_reason or "end_turn"
     if result.state == "cancelled" and reason in ("end_turn", "handoff"):
         reason = "cancelled"
     # An answer is an answer, even an empty one; what a limit cut short may have nothing to show.
-    return Over(stop_reason=reason, output=result.output if reason == "end_turn" else plan.newest)
+    return Over(stop_reason=reason, output=result.output if reason == "end_turn" else progress.newest)
 
 
-def _hand_over(plan: SwarmPlan, spec: SwarmSpec, output: Any) -> SwarmPlan:
+def _hand_over(progress: SwarmProgress, spec: SwarmSpec, output: Any) -> SwarmProgress:
     try:
         handoff = Handoff.model_validate(output)
     except ValidationError:
-        return _fail(plan, f"agent {plan.turn!r} handed off without saying to whom")
-    plan = _keep_output(plan, handoff.message)
+        return _fail(progress, f"agent {progress.turn!r} handed off without saying to whom")
+    progress = _keep_output(progress, handoff.message)
     target = handoff.agent_name
-    if target == plan.turn or target not in spec.agents:
-        return _fail(plan, f"agent {plan.turn!r} handed off to {target!r}, which is no other agent of it")
+    if target == progress.turn or target not in spec.agents:
+        return _fail(
+            progress, f"agent {progress.turn!r} handed off to {target!r}, which is no other agent of it"
+        )
     # Rule 3: asked again, so that no result can pass a limit.
-    barred = _bar_on(plan, spec, plan.visits, target)
+    barred = _bar_on(progress, spec, progress.visits, target)
     if barred is not None:
-        return replace(plan, end=Over(stop_reason=barred, output=plan.newest))
+        return replace(progress, end=Over(stop_reason=barred, output=progress.newest))
     return replace(
-        plan,
+        progress,
         turn=target,
-        sender=plan.turn,
+        sender=progress.turn,
         message=handoff.message,
-        handoffs=plan.handoffs + 1,
-        shared_context=_with_shared(plan, handoff),
+        handoffs=progress.handoffs + 1,
+        shared_context=_with_shared(progress, handoff),
     )
 
 
-def _fail(plan: SwarmPlan, message: str) -> SwarmPlan:
-    """Return the plan of a swarm that ends by a bug: each run gets the agents that it may hand off to."""
+def _fail(progress: SwarmProgress, message: str) -> SwarmProgress:
+    """Return the progress of a swarm that ends by a bug: each run gets the agents that it may hand off to."""
     failure = Failure(kind="bug", message=message)
-    return replace(plan, end=Over(stop_reason="error", output=plan.newest, failure=failure))
+    return replace(progress, end=Over(stop_reason="error", output=progress.newest, failure=failure))
 
 
-def _with_shared(plan: SwarmPlan, handoff: Handoff) -> dict[str, dict[str, JsonValue]]:
+def _with_shared(progress: SwarmProgress, handoff: Handoff) -> dict[str, dict[str, JsonValue]]:
     if not handoff.context:
-        return plan.shared_context
+        return progress.shared_context
     values = cast("dict[str, JsonValue]", handoff.context)  # it has come as JSON
-    return {**plan.shared_context, plan.turn: {**plan.shared_context.get(plan.turn, {}), **values}}
+    return {
+        **progress.shared_context,
+        progress.turn: {**progress.shared_context.get(progress.turn, {}), **values},
+    }
 
 
-def _peers(plan: SwarmPlan, spec: SwarmSpec) -> tuple[Peer, ...]:
+def _peers(progress: SwarmProgress, spec: SwarmSpec) -> tuple[Peer, ...]:
     """Return the agents that the starting run may hand off to, each with what bars it."""
-    visits = (*plan.visits, plan.turn)
+    visits = (*progress.visits, progress.turn)
     return tuple(
-        Peer(name=name, description=plan.descriptions[name], barred=_bar_on(plan, spec, visits, name))
+        Peer(name=name, description=progress.descriptions[name], barred=_bar_on(progress, spec, visits, name))
         for name in spec.agents
-        if name != plan.turn
+        if name != progress.turn
     )
 
 
-def _bar_on(plan: SwarmPlan, spec: SwarmSpec, visits: tuple[str, ...], target: str) -> StopReason | None:
+def _bar_on(
+    progress: SwarmProgress, spec: SwarmSpec, visits: tuple[str, ...], target: str
+) -> StopReason | None:
     """Return the limit that a handoff from the last of `visits` to `target` would pass, or None."""
     limits = spec.limits
-    if plan.handoffs >= limits.max_handoffs:
+    if progress.handoffs >= limits.max_handoffs:
         return "max_handoffs"
     if len(visits) >= limits.max_iterations:
         return "max_iterations"
@@ -187,27 +196,27 @@ def _bar_on(plan: SwarmPlan, spec: SwarmSpec, visits: tuple[str, ...], target: s
     return None
 
 
-def _prompt(plan: SwarmPlan, peers: tuple[Peer, ...]) -> str | list[Part]:
+def _prompt(progress: SwarmProgress, peers: tuple[Peer, ...]) -> str | list[Part]:
     """Return the agent's prompt, in the order that users of Strands know. Without peers it is the bare task."""
     if not peers:
-        return plan.task
-    text = "\n\n".join([*_context_blocks(plan), _handoff_help(peers)])
-    if isinstance(plan.task, str):
+        return progress.task
+    text = "\n\n".join([*_context_blocks(progress), _handoff_help(peers)])
+    if isinstance(progress.task, str):
         return text
     # Pictures and documents come first; the task's own text is in `text` already.
-    attachments = [part for part in plan.task if not isinstance(part, Text)]
+    attachments = [part for part in progress.task if not isinstance(part, Text)]
     return [*attachments, Text(text=text)] if attachments else text
 
 
-def _context_blocks(plan: SwarmPlan) -> list[str]:
-    blocks = [f"User Request: {_task_text(plan.task)}"]
-    if plan.sender is not None:
-        blocks.insert(0, f"Handoff Message from {plan.sender}: {plan.message}")
-    if plan.visits:
-        blocks.append(f"Previous agents who worked on this: {' → '.join(plan.visits)}")
-    if plan.shared_context:
+def _context_blocks(progress: SwarmProgress) -> list[str]:
+    blocks = [f"User Request: {_task_text(progress.task)}"]
+    if progress.sender is not None:
+        blocks.insert(0, f"Handoff Message from {progress.sender}: {progress.message}")
+    if progress.visits:
+        blocks.append(f"Previous agents who worked on this: {' → '.join(progress.visits)}")
+    if progress.shared_context:
         known = [
-            f"• {name}: {canonical_json(values).decode()}" for name, values in plan.shared_context.items()
+            f"• {name}: {canonical_json(values).decode()}" for name, values in progress.shared_context.items()
         ]
         blocks.append("\n".join(["Shared knowledge from previous agents:", *known]))
     return blocks

@@ -13,7 +13,7 @@ from perdure.graph import as_text
 from perdure.limits import Limits
 from perdure.messages import Message, Part, Text, size_bytes
 from perdure.model import canonical_json
-from perdure.scheduling import Notes, Over, Scheduler, Start, plan_adapter
+from perdure.scheduling import Notes, Over, Scheduler, Start, progress_adapter
 from perdure.wire.ids import child_run_id
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import NodeResult, NodeState, NodeStatus, RunResult, RunStatus, StopReason
@@ -79,14 +79,16 @@ class TeamProgram:
         )
 
     def restore(self, state: TeamState) -> TeamState:
-        """Return the carried state with its plan as a value: the state itself holds it as JSON."""
-        if state.plan is None:
+        """Return the carried state with its progress as a value: the state itself holds it as JSON."""
+        if state.progress is None:
             return state
-        return replace(state, plan=plan_adapter(self.scheduler.plan_type).validate_python(state.plan))
+        return replace(
+            state, progress=progress_adapter(self.scheduler.progress_type).validate_python(state.progress)
+        )
 
     def _with_task(self, team: TeamState, task: str | list[Part]) -> TeamState:
         descriptions = {member.name: member.description for member in team.members}
-        return replace(team, task=task, plan=self.scheduler.begin(task, descriptions))
+        return replace(team, task=task, progress=self.scheduler.begin(task, descriptions))
 
     # -- turns of a session
 
@@ -151,8 +153,8 @@ class TeamProgram:
                 child = tree.Child(key=start.key, name=start.member, run_id=run_id, lease=lease)
                 member_of = {**team.member_of, start.node: start.member}
                 team = replace(team, tree=tree.add_child(team.tree, child), member_of=member_of)
-        starts = [replace(start, key=_plan_key(team, start.key)) for start in event.starts]
-        return replace(team, plan=self.scheduler.record_start(team.plan, starts))
+        starts = [replace(start, key=_scheduler_key(team, start.key)) for start in event.starts]
+        return replace(team, progress=self.scheduler.record_start(team.progress, starts))
 
     def _fold_child_end(self, team: TeamState, event: ChildEnded) -> TeamState:
         node = next((node for node in team.running if node.key == event.key), None)
@@ -164,8 +166,8 @@ class TeamProgram:
         return self._record_end(_book_result(team, result), result)
 
     def _record_end(self, team: TeamState, result: NodeResult) -> TeamState:
-        planned = result.model_copy(update={"key": _plan_key(team, result.key)})
-        return replace(team, plan=self.scheduler.record_end(team.plan, planned))
+        planned = result.model_copy(update={"key": _scheduler_key(team, result.key)})
+        return replace(team, progress=self.scheduler.record_end(team.progress, planned))
 
     def _give_up_running(self, team: TeamState) -> TeamState:
         """Go on without nodes that did not answer. Their usage is booked as an estimate."""
@@ -187,7 +189,7 @@ class TeamProgram:
         if state.ending is not None:
             return CancelPending() if state.is_busy else Finish(end=self.early_end(state, state.ending))
         # Before budgets: a team that is over needs no more of them.
-        over = self.scheduler.over(state.plan)
+        over = self.scheduler.over(state.progress)
         if over is not None:
             return self._finish(state, over)
         return command_for_children(state, busy=False) or self._next_nodes(state)
@@ -218,7 +220,7 @@ class TeamProgram:
         history = _newest(team.conversation[:-1]) if team.session else ()
         return tuple(
             replace(start, key=_run_key(team, start.key), history=(*history, *start.history))
-            for start in self.scheduler.startable(team.plan)
+            for start in self.scheduler.startable(team.progress)
         )
 
     def _if_affordable(self, team: TeamState, command: StartNodes) -> Command:
@@ -238,7 +240,7 @@ class TeamProgram:
         newest = team.results[-1].output if team.results else None
         if self.scheduler.runs_alone and isinstance(newest, str) and newest:
             return End(stop_reason=reason, output=newest)
-        return End(stop_reason=reason, output=self.scheduler.partial(team.plan))
+        return End(stop_reason=reason, output=self.scheduler.partial(team.progress))
 
     # -- what it reports
 
@@ -255,7 +257,7 @@ class TeamProgram:
         return team_details(state, self._notes(state))
 
     def _notes(self, team: TeamState) -> Notes:
-        return Notes() if team.plan is None else self.scheduler.notes(team.plan)
+        return Notes() if team.progress is None else self.scheduler.notes(team.progress)
 
 
 def _run_key(team: TeamState, key: str) -> str:
@@ -264,7 +266,7 @@ def _run_key(team: TeamState, key: str) -> str:
     return key if turn <= 1 else f"turn{turn}.{key}"
 
 
-def _plan_key(team: TeamState, key: str) -> str:
+def _scheduler_key(team: TeamState, key: str) -> str:
     """Return the key that the scheduler knows: the reverse of `_run_key`."""
     turn = team.session.turn if team.session else 1
     return key if turn <= 1 else key.removeprefix(f"turn{turn}.")

@@ -63,7 +63,7 @@ class LeaseState:
     request: BudgetRequest | None = None
     """Newest request to the lender. Until it is answered, each report says it again."""
     is_asking: bool = False
-    parent_is_short: bool = False
+    lender_is_short: bool = False
     """True after the lender gave less than was preferred: then only the minimum is asked for."""
     refused: bool = False
     """True when the lender has no more."""
@@ -295,7 +295,7 @@ def apply_grant(tree: Tree, grant: Grant) -> Tree:
         return replace(tree, lease=replace(lease, is_asking=False, refused=True))
     less = lease.request is not None and missing(lease.request.preferred, grant.amount) is not None
     amount = plus(lease.amount, grant.amount)
-    changed = replace(lease, is_asking=False, parent_is_short=lease.parent_is_short or less, amount=amount)
+    changed = replace(lease, is_asking=False, lender_is_short=lease.lender_is_short or less, amount=amount)
     return replace(tree, lease=changed)
 
 
@@ -325,4 +325,4 @@ def mark_reported(tree: Tree, waiting: tuple[str, ...], returned: Amount | None)
     if returned is None:
         return tree
     amount = minus(tree.lease.amount, returned)
-    return replace(tree, lease=replace(tree.lease, amount=amount, parent_is_short=False, refused=False))
+    return replace(tree, lease=replace(tree.lease, amount=amount, lender_is_short=False, refused=False))

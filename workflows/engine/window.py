@@ -1,6 +1,6 @@
 """Context strategies: the messages that the model sees, never a tool call without its result.
 
-A strategy is a function from the state to a plan, registered by the kind of its settings. A plan that needs an
+A strategy is a function from the state to a move, registered by the kind of its settings. A move that needs an
 effect, such as a summary, names it; `decide` asks for it, and falls back to plain sliding where limits forbid it.
 """
 
@@ -33,15 +33,15 @@ class SummarizeTo:
     stop: int
 
 
-Plan = Keep | MoveTo | SummarizeTo
+WindowMove = Keep | MoveTo | SummarizeTo
 
 
-def plan_window(state: AgentState) -> Plan:
+def choose_window(state: AgentState) -> WindowMove:
     """Return what the agent's context strategy does before the next model call."""
-    return _PLANS[state.spec.context.kind](state)
+    return _STRATEGIES[state.spec.context.kind](state)
 
 
-def _plan_slide(state: AgentState) -> Keep | MoveTo:
+def _choose_slide(state: AgentState) -> Keep | MoveTo:
     """Return where the window is to start, so that what the model sees fits both bounds."""
     window, transcript = state.spec.context, state.transcript
     visible = transcript.pinned_messages + len(transcript.messages) - transcript.window_start
@@ -53,19 +53,22 @@ def _plan_slide(state: AgentState) -> Keep | MoveTo:
     return MoveTo(start=start) if start > transcript.window_start else Keep()
 
 
-def _plan_summary(state: AgentState) -> Plan:
-    plan = _plan_slide(state)
+def _choose_summary(state: AgentState) -> WindowMove:
+    move = _choose_slide(state)
     start = max(state.transcript.window_start, 1)  # the task stays visible, so no summary covers it
-    if isinstance(plan, Keep) or plan.start <= start:
-        return plan
-    return SummarizeTo(start=start, stop=plan.start)
+    if isinstance(move, Keep) or move.start <= start:
+        return move
+    return SummarizeTo(start=start, stop=move.start)
 
 
-_PLANS: dict[str, Callable[[AgentState], Plan]] = {"sliding_window": _plan_slide, "summary": _plan_summary}
+_STRATEGIES: dict[str, Callable[[AgentState], WindowMove]] = {
+    "sliding_window": _choose_slide,
+    "summary": _choose_summary,
+}
 """Strategies by their kind.
 
 A new one is a class in `perdure.context`, a member of the union `ContextStrategy`, and a line here. With an effect of
-its own it also needs a plan, a command, an event, and their cases in `decide`, `fold` and the loop.
+its own it also needs a move, a command, an event, and their cases in `decide`, `fold` and the loop.
 """
 
 

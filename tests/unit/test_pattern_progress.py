@@ -12,13 +12,18 @@ from perdure.limits import PatternLimits
 from perdure.members import Member, collect_members, resolve_member
 from perdure.messages import Part, Usage
 from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start, by_name, scheduler_factories
-from perdure.scheduling import plan_adapter
+from perdure.scheduling import progress_adapter
 from perdure.starter.draw.picture import build_picture
 from perdure.tools import as_tool
 from perdure.wire.spec import AnySpec
 from perdure.workers.plugin import members_by_name
 from perdure.workflows.engine.graph import MissingCode
-from perdure.workflows.engine.pattern import BrokenContract, PatternPlan, PatternScheduler, bounded_scheduler
+from perdure.workflows.engine.pattern import (
+    BrokenContract,
+    PatternProgress,
+    PatternScheduler,
+    bounded_scheduler,
+)
 from perdure.workflows.engine.programs import program_for
 from tests.debates import load_debate
 
@@ -50,27 +55,27 @@ def ended(start: Start, output: Any = "yes", **changed: Any) -> NodeResult:
 
 
 def play(scheduler: PatternScheduler, *, carried: bool) -> list[tuple[str, str]]:
-    """Return key and prompt of all nodes; `carried`: the plan passes through JSON between any two events."""
-    adapter = plan_adapter(scheduler.plan_type)
+    """Return key and prompt of all nodes; `carried`: the progress passes through JSON between any two events."""
+    adapter = progress_adapter(scheduler.progress_type)
 
-    def carry(plan: PatternPlan[Any]) -> PatternPlan[Any]:
+    def carry(progress: PatternProgress[Any]) -> PatternProgress[Any]:
         if not carried:
-            return plan
+            return progress
         # As continue-as-new carries it: without its type, which only the scheduler knows.
-        text = json.dumps(plan_adapter(Any).dump_python(plan, mode="json"))
-        restored: PatternPlan[Any] = adapter.validate_python(json.loads(text))
-        assert restored == plan
+        text = json.dumps(progress_adapter(Any).dump_python(progress, mode="json"))
+        restored: PatternProgress[Any] = adapter.validate_python(json.loads(text))
+        assert restored == progress
         return restored
 
-    plan, log, running = scheduler.begin("why?", {}), list[tuple[str, str]](), list[Start]()
-    while scheduler.over(plan) is None:
-        starts = scheduler.startable(plan)
-        assert starts == scheduler.startable(plan), "the same plan gives the same starts"
+    progress, log, running = scheduler.begin("why?", {}), list[tuple[str, str]](), list[Start]()
+    while scheduler.over(progress) is None:
+        starts = scheduler.startable(progress)
+        assert starts == scheduler.startable(progress), "the same progress gives the same starts"
         log += [(start.key, str(start.prompt)) for start in starts]
-        plan = carry(scheduler.record_start(plan, starts))
+        progress = carry(scheduler.record_start(progress, starts))
         running += starts
         # The newest ends first: the order of the ends must not change what is said.
-        plan = carry(scheduler.record_end(plan, ended(last := running.pop(), f"{last.key} says")))
+        progress = carry(scheduler.record_end(progress, ended(last := running.pop(), f"{last.key} says")))
     return log
 
 
@@ -78,7 +83,7 @@ def play(scheduler: PatternScheduler, *, carried: bool) -> list[tuple[str, str]]
 
 
 def test_debate_plan_survives_json() -> None:
-    """A plan that was carried as JSON leads to the same nodes and prompts."""
+    """A progress that was carried as JSON leads to the same nodes and prompts."""
     scheduler = scheduler_of(debate_of("a", "b", "c", rounds=3))
     log = play(scheduler, carried=True)
     assert log == play(scheduler, carried=False)
@@ -100,33 +105,33 @@ def test_rounds_are_bounded(rounds: int) -> None:
 
 def test_debate_ends_when_nobody_changes_their_mind() -> None:
     scheduler = scheduler_of(debate_of("a", "b", rounds=9))
-    plan = scheduler.begin("why?", {})
+    progress = scheduler.begin("why?", {})
     for _ in range(2):
-        starts = scheduler.startable(plan)
-        plan = scheduler.record_start(plan, starts)
+        starts = scheduler.startable(progress)
+        progress = scheduler.record_start(progress, starts)
         for start in starts:
-            plan = scheduler.record_end(plan, ended(start, "because"))
-    assert [start.key for start in scheduler.startable(plan)] == ["judge-1"]
+            progress = scheduler.record_end(progress, ended(start, "because"))
+    assert [start.key for start in scheduler.startable(progress)] == ["judge-1"]
 
 
 def test_partial_has_newest_answers() -> None:
     scheduler = scheduler_of(debate_of("a", "b"))
-    plan = scheduler.begin("why?", {})
-    a, b = scheduler.startable(plan)
-    plan = scheduler.record_start(plan, (a, b))
-    assert scheduler.partial(plan) == {}
-    plan = scheduler.record_end(plan, ended(a, "first"))
-    assert scheduler.partial(plan) == {"a": "first"}
-    plan = scheduler.record_end(plan, ended(b, "second"))
-    again, _ = starts = scheduler.startable(plan)
-    plan = scheduler.record_end(scheduler.record_start(plan, starts), ended(again, "third"))
-    assert scheduler.partial(plan) == {"a": "third", "b": "second"}
+    progress = scheduler.begin("why?", {})
+    a, b = scheduler.startable(progress)
+    progress = scheduler.record_start(progress, (a, b))
+    assert scheduler.partial(progress) == {}
+    progress = scheduler.record_end(progress, ended(a, "first"))
+    assert scheduler.partial(progress) == {"a": "first"}
+    progress = scheduler.record_end(progress, ended(b, "second"))
+    again, _ = starts = scheduler.startable(progress)
+    progress = scheduler.record_end(scheduler.record_start(progress, starts), ended(again, "third"))
+    assert scheduler.partial(progress) == {"a": "third", "b": "second"}
 
 
 def test_results_of_unknown_keys_change_nothing() -> None:
     scheduler = scheduler_of(debate_of("a", "b"))
-    plan = scheduler.begin("why?", {})
-    assert scheduler.record_end(plan, ended(Start(key="x-1", node="x"))) == plan
+    progress = scheduler.begin("why?", {})
+    assert scheduler.record_end(progress, ended(Start(key="x-1", node="x"))) == progress
 
 
 # -- the spec
@@ -136,7 +141,7 @@ def test_spec_pins_settings_and_members() -> None:
     spec: PatternSpec = debate_of("a", "b", rounds=3).spec()
     assert (spec.kind, spec.pattern, spec.settings) == ("pattern", "debate", {"judge": "judge", "rounds": 3})
     assert spec.members == {"a": "agent", "b": "agent", "judge": "agent"}
-    back: Any = plan_adapter(AnySpec).validate_json(spec.model_dump_json())
+    back: Any = progress_adapter(AnySpec).validate_json(spec.model_dump_json())
     assert back == spec
     assert back.hash == spec.hash
     assert debate_of("a", "b", rounds=2).spec().hash != spec.hash
@@ -192,7 +197,7 @@ class Schedulerless(Other):
 
 
 class Unkept(Other):
-    scheduler: ClassVar = type("Planless", (debate.DebateScheduler,), {"plan_type": object()})
+    scheduler: ClassVar = type("Planless", (debate.DebateScheduler,), {"progress_type": object()})
 
 
 @pytest.mark.parametrize(
@@ -236,78 +241,78 @@ def test_missing_scheduler_is_missing_code() -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Progress:
     starts: tuple[Start, ...] = ()
 
 
 @dataclass
-class Planner(Scheduler[Plan]):
+class Planner(Scheduler[Progress]):
     """Starts what it was given, again and again."""
 
     spec: PatternSpec
-    plan_type = Plan
+    progress_type = Progress
     starts: tuple[Start, ...] = ()
 
-    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Plan:
-        return Plan(starts=self.starts)
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Progress:
+        return Progress(starts=self.starts)
 
-    def startable(self, plan: Plan) -> Sequence[Start]:
-        return plan.starts
+    def startable(self, progress: Progress) -> Sequence[Start]:
+        return progress.starts
 
-    def record_start(self, plan: Plan, starts: Sequence[Start]) -> Plan:
-        return plan
+    def record_start(self, progress: Progress, starts: Sequence[Start]) -> Progress:
+        return progress
 
-    def record_end(self, plan: Plan, result: NodeResult) -> Plan:
-        return plan
+    def record_end(self, progress: Progress, result: NodeResult) -> Progress:
+        return progress
 
-    def over(self, plan: Plan) -> Over | None:
+    def over(self, progress: Progress) -> Over | None:
         return None
 
-    def partial(self, plan: Plan) -> str:
+    def partial(self, progress: Progress) -> str:
         return "so far"
 
 
-def planned(*starts: Start, **limits: Any) -> tuple[PatternScheduler, PatternPlan[Any]]:
+def planned(*starts: Start, **limits: Any) -> tuple[PatternScheduler, PatternProgress[Any]]:
     spec = Other(name="x", limits=PatternLimits(**limits)).spec()
     scheduler = bounded_scheduler(spec, Planner(spec, starts))
     return scheduler, scheduler.begin("go", {})
 
 
 def test_members_bounds_and_kinds_are_filled_in() -> None:
-    scheduler, plan = planned(Start(key="judge-1", node="judge"), node_timeout="PT2M")
-    start = scheduler.startable(plan)[0]
+    scheduler, progress = planned(Start(key="judge-1", node="judge"), node_timeout="PT2M")
+    start = scheduler.startable(progress)[0]
     assert (start.member, start.kind, str(start.timeout)) == ("judge", "agent", "0:02:00")
 
 
 def test_unknown_member_breaks_contract() -> None:
-    scheduler, plan = planned(Start(key="who-1", node="who"))
+    scheduler, progress = planned(Start(key="who-1", node="who"))
     with pytest.raises(
         BrokenContract, match="scheduler of other 'x': node 'who-1' runs 'who', which is none of its"
     ):
-        scheduler.startable(plan)
+        scheduler.startable(progress)
 
 
 def test_repeated_key_breaks_contract() -> None:
     start = Start(key="judge-1", node="judge")
-    scheduler, plan = planned(start)
-    plan = scheduler.record_start(plan, [start])
+    scheduler, progress = planned(start)
+    progress = scheduler.record_start(progress, [start])
     with pytest.raises(BrokenContract, match=r"startable\(\) returned the key 'judge-1' twice"):
-        scheduler.startable(plan)
+        scheduler.startable(progress)
 
 
 def test_waiting_for_nothing_breaks_contract() -> None:
-    scheduler, plan = planned()
+    scheduler, progress = planned()
     with pytest.raises(BrokenContract, match="nothing runs"):
-        scheduler.over(plan)
+        scheduler.over(progress)
 
 
 def test_node_executions_are_bounded() -> None:
     starts = [Start(key=f"judge-{n}", node="judge") for n in (1, 2, 3)]
-    scheduler, plan = planned(*starts, max_node_executions=2)
-    first = scheduler.startable(plan)
+    scheduler, progress = planned(*starts, max_node_executions=2)
+    first = scheduler.startable(progress)
     assert [start.key for start in first] == ["judge-1", "judge-2"]
-    plan = scheduler.record_start(plan, first)
-    assert scheduler.over(plan) is None, "two are running"
+    progress = scheduler.record_start(progress, first)
+    assert scheduler.over(progress) is None, "two are running"
     for start in first:
-        plan = scheduler.record_end(plan, ended(start))
-    assert scheduler.over(plan) == Over(stop_reason="max_node_executions", output="so far")
+        progress = scheduler.record_end(progress, ended(start))
+    assert scheduler.over(progress) == Over(stop_reason="max_node_executions", output="so far")

@@ -52,7 +52,7 @@ def test_any_join_runs_with_the_first_and_the_rest_is_late() -> None:
     assert play.end("c-1") == ["d-1"]
     assert play.end("b-1") == []
     assert play.end("d-1") == []
-    assert play.plan.late == {"d": 1}
+    assert play.progress.late == {"d": 1}
     assert play.reason == "end_turn"
 
 
@@ -88,7 +88,7 @@ def test_a_late_vote_does_not_count_in_the_next_round() -> None:
     play.end("c-1")
     assert play.end("x-1") == ["a-2"]
     assert play.end("d-1") == []
-    assert play.plan.late == {"x": 1}
+    assert play.progress.late == {"x": 1}
     assert play.end("a-2") == ["b-2", "c-2", "d-2"]
     assert play.end("b-2") == []
     assert play.end("d-2") == ["x-2"]
@@ -151,7 +151,7 @@ def test_conditions_see_what_has_run_and_only_taken_edges_bring_something() -> N
     assert play.end("a-1", "long enough") == ["c-1"]
     play.end("c-1")
     assert play.over == Over(stop_reason="end_turn", output="c-1")
-    assert unmet(play.plan, play.spec) == {"b": "no edge to it was taken"}
+    assert unmet(play.progress, play.spec) == {"b": "no edge to it was taken"}
 
 
 # -- bounds
@@ -171,7 +171,7 @@ def test_max_node_executions_is_exact_inside_a_batch() -> None:
     assert play.reason is None
     assert play.end("a-1") == []
     assert play.over == Over(stop_reason="max_node_executions", output={"a": "a-1", "b": "b-1"})
-    assert unmet(play.plan, play.spec)["c"] == "it could have run, but the graph ended first"
+    assert unmet(play.progress, play.spec)["c"] == "it could have run, but the graph ended first"
 
 
 def test_a_limit_that_is_just_enough_is_no_limit() -> None:
@@ -210,7 +210,7 @@ def test_a_failed_run_is_tried_again_with_the_same_input_before_what_is_ready() 
     assert play.starts["b-1.2"].prompt == play.starts["b-1"].prompt
     assert play.starts["b-1.2"].visit == 1
     assert play.end("b-1.2") == ["c-1"]
-    assert play.plan.visits["b"] == 1
+    assert play.progress.visits["b"] == 1
 
 
 def test_a_failure_is_the_end_and_names_the_node() -> None:
@@ -242,7 +242,7 @@ def test_a_skipped_node_leads_nowhere() -> None:
     play = Play(wired("abcd", "ab", "ac", "bd", "cd", nodes={"b": skip, "d": Node(work, join="any")}))
     play.end("a-1")
     assert play.fail("b-1") == []
-    assert play.plan.results["b"].state == "skipped"
+    assert play.progress.results["b"].state == "skipped"
     assert play.end("c-1") == ["d-1"]
     play.end("d-1")
     assert play.reason == "end_turn"
@@ -264,7 +264,7 @@ def test_a_result_that_comes_twice_or_from_nowhere_changes_nothing() -> None:
     first = answer(play.running["a-1"])
     play.end("a-1")
     for result in (first, first.model_copy(update={"key": "x-1"})):
-        assert ended(play.plan, play.spec, play.code, result) == play.plan
+        assert ended(play.progress, play.spec, play.code, result) == play.progress
 
 
 def boom(_state: GraphState) -> Any:
@@ -337,11 +337,11 @@ def test_code_that_a_deploy_took_away_fails_the_task_and_never_the_graph() -> No
     spec, code = graph.spec(), graph.code()
     with pytest.raises(MissingCode, match="the input 'input' of node 'a' is not in the graph's code here"):
         over(begin(spec, "t"), spec, GraphCode())
-    plan = begin(spec, "t")
-    starts = startable(plan, spec, code)
+    progress = begin(spec, "t")
+    starts = startable(progress, spec, code)
     halved = GraphCode(inputs=code.inputs)
     with pytest.raises(MissingCode, match="edge 'a' -> 'b'"):
-        ended(started(plan, spec, starts), spec, halved, answer(starts[0]))
+        ended(started(progress, spec, starts), spec, halved, answer(starts[0]))
 
 
 # -- the end
@@ -352,7 +352,7 @@ def test_joins_that_were_not_met_are_the_reason_when_nothing_came_out() -> None:
     play.end("a-1")
     play.end("b-1")
     assert play.over == Over(stop_reason="unmet_join", output="b-1")
-    assert unmet(play.plan, play.spec) == {
+    assert unmet(play.progress, play.spec) == {
         "c": "no edge to it was taken",
         "d": "1 of 2 edges arrived: b; nothing from c",
     }
@@ -363,7 +363,7 @@ def test_why_a_node_never_ran_names_what_was_skipped() -> None:
     play.end("a-1")
     play.end("b-1")
     play.fail("c-1")
-    assert unmet(play.plan, play.spec) == {
+    assert unmet(play.progress, play.spec) == {
         "d": "1 of 2 edges arrived: b; nothing from c (skipped)",
         "e": "no edge to it was taken: c skipped",
     }
@@ -380,11 +380,11 @@ def test_a_join_that_was_not_met_is_no_matter_when_something_came_out() -> None:
 
 def test_the_output_is_that_of_the_nodes_that_lead_nowhere() -> None:
     play = Play(wired("abc", "ab", "ac"))
-    assert partial(play.plan, play.spec) is None
+    assert partial(play.progress, play.spec) is None
     play.end("a-1")
-    assert partial(play.plan, play.spec) == "a-1"
+    assert partial(play.progress, play.spec) == "a-1"
     play.end("c-1")
-    assert partial(play.plan, play.spec) == "c-1"
+    assert partial(play.progress, play.spec) == "c-1"
     play.end("b-1")
     found = play.over
     assert found is not None
@@ -458,12 +458,12 @@ def test_an_agent_that_is_reset_or_visited_once_carries_no_memory() -> None:
     assert play.starts["a-2"].history == ()
     once = Play(wired("a", nodes={"a": Agent(name="writer", model="scripted:x")}))
     once.end("a-1")
-    assert once.plan.memory == {}
+    assert once.progress.memory == {}
 
 
 def test_a_state_cannot_be_changed_by_those_who_are_shown_it() -> None:
     play = Play(wired("a"))
-    state: Any = graph_state(play.plan)
+    state: Any = graph_state(play.progress)
     with pytest.raises(TypeError):
         state.visits["a"] = 9
 

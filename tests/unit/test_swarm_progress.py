@@ -16,37 +16,37 @@ from perdure.scheduling import Over, Start
 from perdure.wire.results import Failure, NodeResult
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
-from perdure.workflows.engine.swarm import SwarmPlan, SwarmScheduler
+from perdure.workflows.engine.swarm import SwarmProgress, SwarmScheduler
 
-PLAN = TypeAdapter(SwarmPlan)
+PLAN = TypeAdapter(SwarmProgress)
 SAYS = {"a": "Finds.", "b": "", "c": "Writes."}
 
 
 SPEC_OF_NO_MATTER = SwarmSpec(name="s", agents=("a",), entry="a")
 
 
-def begin(spec: SwarmSpec, descriptions: Mapping[str, str], task: str | list[Part]) -> SwarmPlan:
+def begin(spec: SwarmSpec, descriptions: Mapping[str, str], task: str | list[Part]) -> SwarmProgress:
     return SwarmScheduler(spec).begin(task, descriptions)
 
 
-def startable(plan: SwarmPlan, spec: SwarmSpec) -> tuple[Start, ...]:
-    return SwarmScheduler(spec).startable(plan)
+def startable(progress: SwarmProgress, spec: SwarmSpec) -> tuple[Start, ...]:
+    return SwarmScheduler(spec).startable(progress)
 
 
-def started(plan: SwarmPlan, starts: Sequence[Start]) -> SwarmPlan:
-    return SwarmScheduler(SPEC_OF_NO_MATTER).record_start(plan, starts)
+def started(progress: SwarmProgress, starts: Sequence[Start]) -> SwarmProgress:
+    return SwarmScheduler(SPEC_OF_NO_MATTER).record_start(progress, starts)
 
 
-def ended(plan: SwarmPlan, spec: SwarmSpec, result: NodeResult) -> SwarmPlan:
-    return SwarmScheduler(spec).record_end(plan, result)
+def ended(progress: SwarmProgress, spec: SwarmSpec, result: NodeResult) -> SwarmProgress:
+    return SwarmScheduler(spec).record_end(progress, result)
 
 
-def over(plan: SwarmPlan, spec: SwarmSpec) -> Over | None:
-    return SwarmScheduler(spec).over(plan)
+def over(progress: SwarmProgress, spec: SwarmSpec) -> Over | None:
+    return SwarmScheduler(spec).over(progress)
 
 
-def partial(plan: SwarmPlan) -> Any:
-    return SwarmScheduler(SPEC_OF_NO_MATTER).partial(plan)
+def partial(progress: SwarmProgress) -> Any:
+    return SwarmScheduler(SPEC_OF_NO_MATTER).partial(progress)
 
 
 def spec_of(agents: Sequence[str] = ("a", "b", "c"), **limits: Any) -> SwarmSpec:
@@ -57,12 +57,12 @@ def looking_back(window: int, unique: int) -> SwarmSpec:
     return spec_of(repetitive_handoff_detection_window=window, repetitive_handoff_min_unique_agents=unique)
 
 
-def fresh(spec: SwarmSpec, task: str | list[Part] = "the task") -> SwarmPlan:
+def fresh(spec: SwarmSpec, task: str | list[Part] = "the task") -> SwarmProgress:
     return begin(spec, SAYS, task)
 
 
-def next_start(plan: SwarmPlan, spec: SwarmSpec) -> Start:
-    (start,) = startable(plan, spec)
+def next_start(progress: SwarmProgress, spec: SwarmSpec) -> Start:
+    (start,) = startable(progress, spec)
     return start
 
 
@@ -70,35 +70,35 @@ def given_back(start: Start, **result: Any) -> NodeResult:
     return NodeResult.model_validate({"key": start.key, "node": start.node, "state": "done", **result})
 
 
-def finished(plan: SwarmPlan, spec: SwarmSpec, **result: Any) -> SwarmPlan:
-    """The plan after one whole run of the agent whose turn it is."""
-    start = next_start(plan, spec)
-    return ended(started(plan, [start]), spec, given_back(start, **result))
+def finished(progress: SwarmProgress, spec: SwarmSpec, **result: Any) -> SwarmProgress:
+    """The progress after one whole run of the agent whose turn it is."""
+    start = next_start(progress, spec)
+    return ended(started(progress, [start]), spec, given_back(start, **result))
 
 
 def handed(
-    plan: SwarmPlan, spec: SwarmSpec, to: str, message: str = "go on", context: Any = None
-) -> SwarmPlan:
-    """The plan after a run that hands off."""
+    progress: SwarmProgress, spec: SwarmSpec, to: str, message: str = "go on", context: Any = None
+) -> SwarmProgress:
+    """The progress after a run that hands off."""
     handoff = Handoff(agent_name=to, message=message, context=context or {})
-    return finished(plan, spec, stop_reason="handoff", output=handoff.model_dump(mode="json"))
+    return finished(progress, spec, stop_reason="handoff", output=handoff.model_dump(mode="json"))
 
 
-def passed_on(spec: SwarmSpec, *names: str) -> SwarmPlan:
-    plan = fresh(spec)
+def passed_on(spec: SwarmSpec, *names: str) -> SwarmProgress:
+    progress = fresh(spec)
     for name in names:
-        plan = handed(plan, spec, name)
-    return plan
+        progress = handed(progress, spec, name)
+    return progress
 
 
-def prompt(plan: SwarmPlan, spec: SwarmSpec) -> str:
-    said = next_start(plan, spec).prompt
+def prompt(progress: SwarmProgress, spec: SwarmSpec) -> str:
+    said = next_start(progress, spec).prompt
     assert isinstance(said, str)
     return said
 
 
-def bars(plan: SwarmPlan, spec: SwarmSpec) -> dict[str, str | None]:
-    return {peer.name: peer.barred for peer in next_start(plan, spec).peers}
+def bars(progress: SwarmProgress, spec: SwarmSpec) -> dict[str, str | None]:
+    return {peer.name: peer.barred for peer in next_start(progress, spec).peers}
 
 
 # Whose turn it is.
@@ -114,37 +114,37 @@ def test_the_entry_agent_runs_first_with_the_time_of_one_run() -> None:
 
 def test_nothing_starts_while_an_agent_runs() -> None:
     spec = spec_of()
-    plan = fresh(spec)
-    plan = started(plan, startable(plan, spec))
-    assert startable(plan, spec) == ()
-    assert over(plan, spec) is None
+    progress = fresh(spec)
+    progress = started(progress, startable(progress, spec))
+    assert startable(progress, spec) == ()
+    assert over(progress, spec) is None
 
 
 def test_a_handoff_gives_the_turn_to_the_agent_it_names() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "c")
-    assert over(plan, spec) is None
-    assert next_start(plan, spec).node == "c"
+    progress = handed(fresh(spec), spec, "c")
+    assert over(progress, spec) is None
+    assert next_start(progress, spec).node == "c"
 
 
 def test_a_key_counts_the_visits_of_its_own_agent() -> None:
     spec = spec_of()
-    plan, keys = fresh(spec), list[str]()
+    progress, keys = fresh(spec), list[str]()
     for name in ("b", "a", "c", "a"):
-        keys.append(next_start(plan, spec).key)
-        plan = handed(plan, spec, name)
-    assert [*keys, next_start(plan, spec).key] == ["a-1", "b-1", "a-2", "c-1", "a-3"]
+        keys.append(next_start(progress, spec).key)
+        progress = handed(progress, spec, name)
+    assert [*keys, next_start(progress, spec).key] == ["a-1", "b-1", "a-2", "c-1", "a-3"]
 
 
 def test_a_result_nobody_waits_for_changes_nothing() -> None:
     spec = spec_of()
-    plan = fresh(spec)
+    progress = fresh(spec)
     late = NodeResult(key="b-1", node="b", state="done", stop_reason="end_turn", output="late")
-    assert ended(plan, spec, late) == plan
-    plan = started(plan, startable(plan, spec))
-    assert ended(plan, spec, late) == plan
-    plan = ended(plan, spec, late.model_copy(update={"key": "a-1"}))
-    assert ended(plan, spec, late.model_copy(update={"key": "a-1", "output": "again"})) == plan
+    assert ended(progress, spec, late) == progress
+    progress = started(progress, startable(progress, spec))
+    assert ended(progress, spec, late) == progress
+    progress = ended(progress, spec, late.model_copy(update={"key": "a-1"}))
+    assert ended(progress, spec, late.model_copy(update={"key": "a-1", "output": "again"})) == progress
 
 
 # What it is told.
@@ -165,9 +165,9 @@ def test_the_first_agent_is_told_the_request_and_who_else_there_is() -> None:
 
 def test_a_later_agent_is_told_what_was_said_done_and_found_in_that_order() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b", context={"z": 1, "city": "Köln"})
-    plan = handed(plan, spec, "c", message="write it", context={"ok": True})
-    assert prompt(plan, spec).split("\n\n")[:-1] == [
+    progress = handed(fresh(spec), spec, "b", context={"z": 1, "city": "Köln"})
+    progress = handed(progress, spec, "c", message="write it", context={"ok": True})
+    assert prompt(progress, spec).split("\n\n")[:-1] == [
         "Handoff Message from b: write it",
         "User Request: the task",
         "Previous agents who worked on this: a → b",
@@ -187,14 +187,14 @@ def test_an_agent_without_others_gets_the_bare_task_and_no_peers() -> None:
 def test_what_is_not_text_in_the_task_is_shown_to_every_agent() -> None:
     spec = spec_of()
     image = Image(data="QQ==")
-    plan = fresh(spec, [Text(text="what"), image, Text(text="is this?")])
+    progress = fresh(spec, [Text(text="what"), image, Text(text="is this?")])
     for expected in ("User Request: what\nis this?", "Handoff Message from a: go on"):
-        said = next_start(plan, spec).prompt
+        said = next_start(progress, spec).prompt
         assert isinstance(said, list)
         assert said[0] == image
         assert isinstance(said[1], Text)
         assert said[1].text.startswith(expected)
-        plan = handed(plan, spec, "b")
+        progress = handed(progress, spec, "b")
 
 
 def test_a_task_of_pictures_only_is_pointed_to() -> None:
@@ -207,8 +207,8 @@ def test_a_task_of_pictures_only_is_pointed_to() -> None:
 
 def test_peers_are_all_the_others_in_order_with_what_they_are_good_for() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b")
-    assert next_start(plan, spec).peers == (
+    progress = handed(fresh(spec), spec, "b")
+    assert next_start(progress, spec).peers == (
         Peer(name="a", description="Finds."),
         Peer(name="c", description="Writes."),
     )
@@ -223,10 +223,10 @@ def test_an_agent_is_not_told_of_others_when_it_cannot_hand_off() -> None:
 
 def test_an_agent_is_told_only_of_those_it_can_hand_off_to() -> None:
     spec = looking_back(3, 3)
-    plan = passed_on(spec, "b")
-    assert bars(plan, spec) == {"a": "repetitive_handoff", "c": None}
-    assert "Agent name: c." in prompt(plan, spec)
-    assert "Agent name: a." not in prompt(plan, spec)
+    progress = passed_on(spec, "b")
+    assert bars(progress, spec) == {"a": "repetitive_handoff", "c": None}
+    assert "Agent name: c." in prompt(progress, spec)
+    assert "Agent name: a." not in prompt(progress, spec)
 
 
 # Limits.
@@ -235,10 +235,10 @@ def test_an_agent_is_told_only_of_those_it_can_hand_off_to() -> None:
 def test_max_handoffs_of_one_allows_one_handoff() -> None:
     spec = spec_of(max_handoffs=1)
     assert bars(fresh(spec), spec) == {"b": None, "c": None}
-    plan = handed(fresh(spec), spec, "b")
-    assert bars(plan, spec) == {"a": "max_handoffs", "c": "max_handoffs"}
-    plan = finished(plan, spec, stop_reason="end_turn", output="done")
-    assert over(plan, spec) == Over(stop_reason="end_turn", output="done")
+    progress = handed(fresh(spec), spec, "b")
+    assert bars(progress, spec) == {"a": "max_handoffs", "c": "max_handoffs"}
+    progress = finished(progress, spec, stop_reason="end_turn", output="done")
+    assert over(progress, spec) == Over(stop_reason="end_turn", output="done")
 
 
 def test_max_handoffs_of_none_allows_no_handoff() -> None:
@@ -249,8 +249,8 @@ def test_max_handoffs_of_none_allows_no_handoff() -> None:
 def test_max_iterations_counts_the_first_run_too() -> None:
     spec = spec_of(max_iterations=2)
     assert bars(fresh(spec), spec) == {"b": None, "c": None}
-    plan = handed(fresh(spec), spec, "b")
-    assert bars(plan, spec) == {"a": "max_iterations", "c": "max_iterations"}
+    progress = handed(fresh(spec), spec, "b")
+    assert bars(progress, spec) == {"a": "max_iterations", "c": "max_iterations"}
     assert bars(fresh(spec_of(max_iterations=1)), spec_of(max_iterations=1))["b"] == "max_iterations"
 
 
@@ -272,8 +272,8 @@ def test_repetition_is_seen_with_the_run_that_would_complete_the_window() -> Non
 
 def test_what_lies_before_the_window_does_not_count() -> None:
     spec = looking_back(3, 3)
-    plan = passed_on(spec, "b", "c")
-    assert bars(plan, spec) == {"a": None, "b": "repetitive_handoff"}
+    progress = passed_on(spec, "b", "c")
+    assert bars(progress, spec) == {"a": None, "b": "repetitive_handoff"}
 
 
 def test_without_a_window_agents_may_go_to_and_fro() -> None:
@@ -283,10 +283,10 @@ def test_without_a_window_agents_may_go_to_and_fro() -> None:
 
 def test_the_last_word_after_a_barred_handoff_is_the_answer_with_the_limit_as_reason() -> None:
     spec = spec_of(max_handoffs=1)
-    plan = passed_on(spec, "b")
-    plan = finished(plan, spec, stop_reason="max_handoffs", output="as far as I got")
-    assert over(plan, spec) == Over(stop_reason="max_handoffs", output="as far as I got")
-    assert plan.handoffs == 1
+    progress = passed_on(spec, "b")
+    progress = finished(progress, spec, stop_reason="max_handoffs", output="as far as I got")
+    assert over(progress, spec) == Over(stop_reason="max_handoffs", output="as far as I got")
+    assert progress.handoffs == 1
 
 
 # Shared context.
@@ -294,17 +294,17 @@ def test_the_last_word_after_a_barred_handoff_is_the_answer_with_the_limit_as_re
 
 def test_what_an_agent_shares_twice_is_merged_and_the_last_word_counts() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b", context={"x": 1, "y": {"deep": 1}})
-    plan = handed(plan, spec, "a", context={"x": 0})
-    plan = handed(plan, spec, "b", context={"y": {"other": 2}, "z": None})
-    assert plan.shared_context == {"a": {"x": 1, "y": {"other": 2}, "z": None}, "b": {"x": 0}}
+    progress = handed(fresh(spec), spec, "b", context={"x": 1, "y": {"deep": 1}})
+    progress = handed(progress, spec, "a", context={"x": 0})
+    progress = handed(progress, spec, "b", context={"y": {"other": 2}, "z": None})
+    assert progress.shared_context == {"a": {"x": 1, "y": {"other": 2}, "z": None}, "b": {"x": 0}}
 
 
 def test_an_agent_that_shares_nothing_is_not_listed() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b")
-    assert plan.shared_context == {}
-    assert "Shared knowledge" not in prompt(plan, spec)
+    progress = handed(fresh(spec), spec, "b")
+    assert progress.shared_context == {}
+    assert "Shared knowledge" not in prompt(progress, spec)
 
 
 def test_shared_context_belongs_to_one_run() -> None:
@@ -323,9 +323,9 @@ def test_shared_context_belongs_to_one_run() -> None:
 @pytest.mark.parametrize("output", ["the answer", "", None, {"city": "Bonn"}])
 def test_an_answer_ends_the_swarm_and_is_its_output(output: Any) -> None:
     spec = spec_of()
-    plan = finished(passed_on(spec, "b"), spec, stop_reason="end_turn", output=output)
-    assert over(plan, spec) == Over(stop_reason="end_turn", output=output)
-    assert startable(plan, spec) == ()
+    progress = finished(passed_on(spec, "b"), spec, stop_reason="end_turn", output=output)
+    assert over(progress, spec) == Over(stop_reason="end_turn", output=output)
+    assert startable(progress, spec) == ()
 
 
 @pytest.mark.parametrize(
@@ -333,25 +333,25 @@ def test_an_answer_ends_the_swarm_and_is_its_output(output: Any) -> None:
 )
 def test_an_agent_that_ends_early_ends_the_swarm_with_its_reason_and_words(reason: Any) -> None:
     spec = spec_of()
-    plan = finished(fresh(spec), spec, stop_reason=reason, output="so far")
-    assert over(plan, spec) == Over(stop_reason=reason, output="so far")
+    progress = finished(fresh(spec), spec, stop_reason=reason, output="so far")
+    assert over(progress, spec) == Over(stop_reason=reason, output="so far")
 
 
 @pytest.mark.parametrize("nothing", [None, "", " \n"])
 def test_an_early_end_without_words_keeps_what_was_handed_on(nothing: Any) -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b", message="I found it in Bonn")
-    plan = finished(plan, spec, stop_reason="node_timeout", output=nothing)
-    assert over(plan, spec) == Over(stop_reason="node_timeout", output="I found it in Bonn")
+    progress = handed(fresh(spec), spec, "b", message="I found it in Bonn")
+    progress = finished(progress, spec, stop_reason="node_timeout", output=nothing)
+    assert over(progress, spec) == Over(stop_reason="node_timeout", output="I found it in Bonn")
 
 
 def test_an_agent_that_fails_fails_the_swarm_which_names_it() -> None:
     spec = spec_of()
-    plan = handed(fresh(spec), spec, "b", message="found")
+    progress = handed(fresh(spec), spec, "b", message="found")
     error = Failure(kind="authentication", message="no key", model="scripted:x", step=2)
-    plan = finished(plan, spec, state="failed", stop_reason="error", error=error)
+    progress = finished(progress, spec, state="failed", stop_reason="error", error=error)
     named = error.model_copy(update={"message": "agent 'b': no key"})
-    assert over(plan, spec) == Over(stop_reason="error", output="found", failure=named)
+    assert over(progress, spec) == Over(stop_reason="error", output="found", failure=named)
 
 
 def test_a_failure_that_does_not_explain_itself_is_still_a_failure() -> None:
@@ -365,8 +365,8 @@ def test_a_failure_that_does_not_explain_itself_is_still_a_failure() -> None:
 @pytest.mark.parametrize("reason", [None, "handoff", "cancelled"])
 def test_an_agent_that_is_cancelled_hands_off_to_nobody(reason: Any) -> None:
     spec = spec_of()
-    plan = finished(fresh(spec), spec, state="cancelled", stop_reason=reason, output="half")
-    assert over(plan, spec) == Over(stop_reason="cancelled", output="half")
+    progress = finished(fresh(spec), spec, state="cancelled", stop_reason=reason, output="half")
+    assert over(progress, spec) == Over(stop_reason="cancelled", output="half")
 
 
 def test_a_run_that_just_ends_has_answered() -> None:
@@ -395,21 +395,21 @@ def test_a_handoff_to_nowhere_ends_the_swarm_as_failed(output: Any, why: str) ->
 
 def test_a_handoff_past_a_limit_ends_the_swarm_with_that_limit() -> None:
     spec = spec_of(max_handoffs=1)
-    plan = handed(passed_on(spec, "b"), spec, "c", message="too far", context={"x": 1})
-    assert over(plan, spec) == Over(stop_reason="max_handoffs", output="too far")
-    assert (plan.handoffs, plan.visits, plan.shared_context) == (1, ("a", "b"), {})
+    progress = handed(passed_on(spec, "b"), spec, "c", message="too far", context={"x": 1})
+    assert over(progress, spec) == Over(stop_reason="max_handoffs", output="too far")
+    assert (progress.handoffs, progress.visits, progress.shared_context) == (1, ("a", "b"), {})
 
 
 def test_what_is_best_so_far_is_what_was_last_handed_on_or_answered() -> None:
     spec = spec_of()
-    plan = fresh(spec)
-    assert partial(plan) == ""
-    plan = handed(plan, spec, "b", message="first")
-    assert partial(plan) == "first"
-    plan = handed(plan, spec, "c", message=" ")
-    assert partial(plan) == "first"
-    assert partial(started(plan, startable(plan, spec))) == "first"
-    assert partial(finished(plan, spec, stop_reason="max_steps", output="second")) == "second"
+    progress = fresh(spec)
+    assert partial(progress) == ""
+    progress = handed(progress, spec, "b", message="first")
+    assert partial(progress) == "first"
+    progress = handed(progress, spec, "c", message=" ")
+    assert partial(progress) == "first"
+    assert partial(started(progress, startable(progress, spec))) == "first"
+    assert partial(finished(progress, spec, stop_reason="max_steps", output="second")) == "second"
 
 
 # Whatever the agents do.
@@ -456,9 +456,9 @@ SPECS = st.builds(random_spec, st.integers(1, 5), st.integers(0, 12), st.integer
 TASKS: st.SearchStrategy[Any] = st.text(min_size=1) | st.just([Text(text="see"), Image(data="QQ==")])
 
 
-def reread(plan: SwarmPlan) -> SwarmPlan:
-    again = PLAN.validate_json(PLAN.dump_json(plan))
-    assert again == plan
+def reread(progress: SwarmProgress) -> SwarmProgress:
+    again = PLAN.validate_json(PLAN.dump_json(progress))
+    assert again == progress
     return again
 
 
@@ -487,37 +487,37 @@ def result_of(move: Move, start: Start) -> NodeResult:
 
 def play(
     spec: SwarmSpec, task: Any, moves: Sequence[Move], *, carried: bool
-) -> tuple[SwarmPlan, list[Start], int]:
-    """A whole swarm: its last plan, what it started, and how many handoffs were followed."""
-    plan, starts, followed = fresh(spec, task), list[Start](), 0
+) -> tuple[SwarmProgress, list[Start], int]:
+    """A whole swarm: its last progress, what it started, and how many handoffs were followed."""
+    progress, starts, followed = fresh(spec, task), list[Start](), 0
     script = iter(moves)
-    while over(plan, spec) is None:
+    while over(progress, spec) is None:
         move = next(script, Move("answer", 0, False, {}, False))
-        (start,) = startable(plan, spec)
+        (start,) = startable(progress, spec)
         again = carried and move.reread
-        plan = started(reread(plan) if again else plan, [start])
-        assert startable(plan, spec) == ()
+        progress = started(reread(progress) if again else progress, [start])
+        assert startable(progress, spec) == ()
         starts.append(start)
         result = result_of(move, start)
-        plan = ended(reread(plan) if again else plan, spec, result)
+        progress = ended(reread(progress) if again else progress, spec, result)
         allowed = {peer.name for peer in start.peers if peer.barred is None}
-        if result.stop_reason == "handoff" and over(plan, spec) is None:
+        if result.stop_reason == "handoff" and over(progress, spec) is None:
             followed += 1
-            assert plan.turn in allowed, "nobody runs to whom nothing may be handed"
-            assert plan.turn == result.output["agent_name"]
+            assert progress.turn in allowed, "nobody runs to whom nothing may be handed"
+            assert progress.turn == result.output["agent_name"]
         elif result.stop_reason == "handoff" and move.does == "hand":
             assert result.output["agent_name"] not in allowed, "a handoff that is allowed is followed"
-    return plan, starts, followed
+    return progress, starts, followed
 
 
 @given(SPECS, TASKS, MOVES)
 def test_no_script_passes_a_limit_and_every_end_has_a_reason(
     spec: SwarmSpec, task: Any, moves: list[Move]
 ) -> None:
-    plan, starts, followed = play(spec, task, moves, carried=False)
+    progress, starts, followed = play(spec, task, moves, carried=False)
     visits, limits = tuple(start.node for start in starts), spec.limits
-    assert plan.visits == visits
-    assert followed == plan.handoffs == len(visits) - 1
+    assert progress.visits == visits
+    assert followed == progress.handoffs == len(visits) - 1
     assert followed <= limits.max_handoffs
     assert len(visits) <= limits.max_iterations
     assert len({start.key for start in starts}) == len(starts)
@@ -525,36 +525,36 @@ def test_no_script_passes_a_limit_and_every_end_has_a_reason(
     for end in range(max(window, 1), len(visits) + 1):
         latest = visits[end - window : end]
         assert len({*latest}) >= limits.repetitive_handoff_min_unique_agents
-    end_of_it = over(plan, spec)
+    end_of_it = over(progress, spec)
     assert end_of_it is not None
     assert end_of_it.stop_reason != "handoff"
     assert (end_of_it.failure is not None) == (end_of_it.stop_reason == "error")
-    assert startable(plan, spec) == ()
+    assert startable(progress, spec) == ()
 
 
 @given(SPECS, TASKS, MOVES)
 def test_continuing_as_new_at_any_moment_changes_nothing(
     spec: SwarmSpec, task: Any, moves: list[Move]
 ) -> None:
-    plan, starts, _ = play(spec, task, moves, carried=False)
+    progress, starts, _ = play(spec, task, moves, carried=False)
     again, same, _ = play(spec, task, moves, carried=True)
-    assert again == plan
+    assert again == progress
     assert same == starts
-    assert reread(plan) == plan
+    assert reread(progress) == progress
 
 
 @given(SPECS, MOVES)
 def test_a_plan_is_never_changed_only_followed_by_another(spec: SwarmSpec, moves: list[Move]) -> None:
-    plan = fresh(spec)
+    progress = fresh(spec)
     for move in moves:
-        written = repr(plan)
-        starts = startable(plan, spec)
+        written = repr(progress)
+        starts = startable(progress, spec)
         if not starts:
             break
-        running = started(plan, starts)
-        assert repr(plan) == written
+        running = started(progress, starts)
+        assert repr(progress) == written
         written = repr(running)
-        plan = ended(running, spec, result_of(move, starts[0]))
+        progress = ended(running, spec, result_of(move, starts[0]))
         assert repr(running) == written
-        assert len(plan.visits) == len(running.visits)
-        assert plan.handoffs - running.handoffs in {0, 1}
+        assert len(progress.visits) == len(running.visits)
+        assert progress.handoffs - running.handoffs in {0, 1}
