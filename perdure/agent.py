@@ -17,6 +17,7 @@ from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
 from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped_prices
+from perdure.stable_schema import StableSchema
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
@@ -230,7 +231,7 @@ class Agent:
         if adapter is None:
             return None
         try:
-            schema = adapter.json_schema()
+            schema = adapter.json_schema(schema_generator=StableSchema)
         except (PydanticUserError, NameError) as error:
             raise self._output_type_error(error) from None
         # The schema of a recursive type is a reference. Providers require an object at the top.

@@ -8,10 +8,10 @@ the provider's own terminal mark. A stream that ends without a `Reply` was cut, 
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -64,6 +64,13 @@ class ModelConfig(BaseModel):
         if not (provider and colon and model):
             raise ValueError('write the model as "provider:model", such as "anthropic:claude-sonnet-5-5"')
         return name
+
+    @field_validator("stop_sequences", mode="before")
+    @classmethod
+    def _order_set(cls, sequences: Any) -> Any:
+        # The order of a set differs from process to process, and the digest of a spec must not.
+        is_set = isinstance(sequences, set | frozenset)
+        return sorted(cast("Iterable[Any]", sequences), key=str) if is_set else sequences
 
     @model_validator(mode="after")
     def _leaves_room_to_answer(self) -> "ModelConfig":

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 Verdict = Literal["allow", "deny", "ask"]
 
@@ -37,6 +37,14 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: tuple[Rule, ...] = ()
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _refuse_set(cls, rules: Any) -> Any:
+        # The first match wins, and the order of a set differs from process to process.
+        if isinstance(rules, set | frozenset):
+            raise ValueError("rules are a list: the first match wins, and a set has no order")
+        return rules
 
     def verdict(self, tool: str, roles: Sequence[str] = (), resource: str | None = None) -> Verdict:
         """Return the verdict of the first rule that applies; "deny" without one."""

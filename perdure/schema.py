@@ -34,6 +34,7 @@ from referencing.exceptions import Unresolvable
 
 from perdure.errors import DefinitionError
 from perdure.limits import explain
+from perdure.stable_schema import StableSchema
 
 _NOWHERE: Registry[Any] = Registry()
 """Registry without schemas that fetches none: a schema may refer only to itself."""
@@ -146,10 +147,9 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
             continue
         fields[parameter.name] = _field(parameter, hint, described.get(parameter.name), name)
     model = _model(name, fields)
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(schema_generator=StableSchema)
     # The title would repeat the tool's name in every request.
     schema.pop("title", None)
-    _sort_defaults(schema, function)
     return Signature(description=description, input_schema=schema, model=model, context=context)
 
 
@@ -158,14 +158,6 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
         return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, SyntaxError, AttributeError) as error:
         raise DefinitionError(f"tool {name!r}: a type hint cannot be resolved: {error}") from None
-
-
-def _sort_defaults(schema: dict[str, Any], function: Callable[..., Any]) -> None:
-    """Sort defaults that are sets in the schema."""
-    # A set's order differs from process to process; the schema, and with it the spec's digest, must not.
-    for parameter in inspect.signature(function).parameters.values():
-        if isinstance(parameter.default, set | frozenset):
-            schema["properties"][parameter.name]["default"].sort(key=repr)
 
 
 def _check_kind(parameter: inspect.Parameter, tool: str) -> None:

@@ -1,5 +1,7 @@
 """Registration of search attributes: a run that sets one which the server does not know is stuck."""
 
+from collections.abc import Mapping
+
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
@@ -14,21 +16,53 @@ _TYPES = {
     "Double": IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE,
     "Datetime": IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
 }
+_NAMES: dict[int, str] = {
+    **{value: name for name, value in _TYPES.items()},
+    IndexedValueType.INDEXED_VALUE_TYPE_TEXT: "Text",
+    IndexedValueType.INDEXED_VALUE_TYPE_BOOL: "Bool",
+    IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST: "KeywordList",
+}
+"""Name of each type, as `temporal operator search-attribute create` takes it."""
 
 
 async def missing_search_attributes(client: Client) -> list[str]:
-    """Return the names of our search attributes that the namespace does not have."""
+    """Return the names of our search attributes that the namespace does not have.
+
+    Raises:
+        DefinitionError: the namespace has one of them with another type.
+
+    """
     request = ListSearchAttributesRequest(namespace=client.namespace)
-    registered = await client.operator_service.list_search_attributes(request)
-    return [name for name in SEARCH_ATTRIBUTES if name not in registered.custom_attributes]
+    registered = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    wrong = {
+        name: registered[name]
+        for name, kind in SEARCH_ATTRIBUTES.items()
+        if name in registered and registered[name] != _TYPES[kind]
+    }
+    if wrong:
+        raise DefinitionError(_explain_types(client.namespace, wrong))
+    return [name for name in SEARCH_ATTRIBUTES if name not in registered]
+
+
+def _explain_types(namespace: str, wrong: Mapping[str, int]) -> str:
+    found = ", ".join(
+        f"{name} is {_NAMES.get(kind, 'of another type')} and must be {SEARCH_ATTRIBUTES[name]}"
+        for name, kind in sorted(wrong.items())
+    )
+    # The type of an attribute cannot be changed. Where somebody else uses it, it must stay.
+    return (
+        f"the namespace {namespace!r} has search attributes of other types: {found}. No run could set them. Use "
+        "another namespace, or set PERDURE_SEARCH_ATTRIBUTES=false; if nobody uses them, an administrator can "
+        "remove them with `temporal operator search-attribute remove`"
+    )
 
 
 async def register_search_attributes(client: Client) -> None:
     """Register our search attributes that the namespace does not have.
 
     Raises:
-        DefinitionError: the server refuses; the message has the command for an administrator, and the
-            setting that switches search attributes off.
+        DefinitionError: the server refuses, or has one with another type; the message says what an
+            administrator can do, and names the setting that switches search attributes off.
 
     """
     try:
@@ -40,7 +74,9 @@ async def register_search_attributes(client: Client) -> None:
             )
     except RPCError as error:
         if error.status == RPCStatusCode.ALREADY_EXISTS:
-            return  # another worker, started at the same time, has registered them
+            # Another worker or person, at the same time, has registered them: with which types?
+            await missing_search_attributes(client)
+            return
         required = ", ".join(f"{name} ({kind})" for name, kind in SEARCH_ATTRIBUTES.items())
         raise DefinitionError(
             f"the search attributes cannot be registered ({error.message}); let an administrator create "

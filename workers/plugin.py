@@ -175,7 +175,13 @@ class PerdurePlugin(SimplePlugin):
                 key,
             )
         if self.settings.search_attributes:
-            await register_search_attributes(worker.client)
+            try:
+                await register_search_attributes(worker.client)
+            except BaseException:
+                # Nothing was started. The SDK marks a worker that fails its own validation in the same way;
+                # without that, `async with Worker(...)` would wait for ever for the end of its shutdown.
+                worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
+                raise
         try:
             await super().run_worker(worker, next)
         finally:

@@ -163,7 +163,10 @@ async def _check_attributes(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         text = "switched off (PERDURE_SEARCH_ATTRIBUTES): `perdure list` cannot filter"
         return Finding(name="search attributes", verdict="warn", text=text)
-    missing = await missing_search_attributes(temporal)
+    try:
+        missing = await missing_search_attributes(temporal)
+    except DefinitionError as error:
+        return Finding(name="search attributes", verdict="fail", text=str(error))
     if missing:
         text = f"not registered yet: {', '.join(missing)}; the next worker that starts registers them"
         return Finding(name="search attributes", verdict="warn", text=text)
