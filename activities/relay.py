@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.wire.effects import Relay
-from perdure.wire.names import INVALID_REQUEST, LOST_UPDATE, RELAY
+from perdure.wire.names import INVALID_REQUEST, LOST_UPDATE, NO_ROOM, RELAY
 
 _RPC_TIMEOUT = timedelta(seconds=8)
 
@@ -22,7 +22,8 @@ async def relay(request: Relay) -> Any:
     """Send the update to its run, once over all attempts, and return its result.
 
     Raises:
-        ApplicationError: "InvalidRequest" if the run refuses the update or has ended.
+        ApplicationError: "InvalidRequest" if the run refuses the update or has ended, "NoRoom" if it takes no
+            messages now.
 
     """
     info = activity.info()
@@ -42,7 +43,9 @@ async def relay(request: Relay) -> Any:
             # Retryable: the server lost the update before any worker saw it.
             raise ApplicationError(cause.message, type=LOST_UPDATE) from None
         message = cause.message if isinstance(cause, ApplicationError) else str(cause)
-        raise ApplicationError(message, type=INVALID_REQUEST, non_retryable=True) from None
+        is_full = isinstance(cause, ApplicationError) and cause.type == NO_ROOM
+        kind = NO_ROOM if is_full else INVALID_REQUEST
+        raise ApplicationError(message, type=kind, non_retryable=True) from None
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             message = f"run {request.run_id!r} is over"

@@ -252,7 +252,7 @@ class NotReachable(PerdureError):
 
 
 class ServerBusy(NotReachable):
-    """The server rejected the request because of its load. Workers may be reachable all the same."""
+    """The server, or the run itself, has no room for the request now. The same request may succeed later."""
 
 
 class RunNotFound(PerdureError):

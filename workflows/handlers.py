@@ -13,6 +13,7 @@ from perdure.scheduling import Scheduler
 from perdure.wire.effects import Relay
 from perdure.wire.names import (
     GRANT,
+    NO_ROOM,
     PAUSE,
     REDRIVE,
     RELAY,
@@ -56,12 +57,14 @@ from .inputs import (
     held_below,
     listener,
     message_of,
+    no_room,
     redrive_of,
     refuse,
     run_below,
     split_address,
 )
 from .loop import Loop
+from .renewal import MOST_RELAYED
 from .resolve import resolve, resolve_anew
 
 _RELAYED_WITHIN = timedelta(seconds=10)
@@ -75,6 +78,9 @@ class RunHandlers:
         self._agent = ""
         self._early_status: Status = "thinking"
         self._held_up = ""
+        self._relaying = 0
+        """Messages on their way to runs below: each keeps an update open."""
+        self._redriving = False
 
     # -- the beginning
 
@@ -98,9 +104,10 @@ class RunHandlers:
     )
     async def send(self, message: Any) -> int:
         """Give the agent a message; return the number of messages that wait to be read."""
+        self._loop.renewal.updates += 1
         below = self._listener(message)
         if below is not None:
-            return int(await self._relay(below, SEND, split_address(message)[1]))
+            return int(await self._relay_message(below, split_address(message)[1]))
         update = workflow.current_update_info()
         sent = MessageSent(message=message_of(split_address(message)[1]), id=update.id if update else None)
         self._loop.events.append(sent)
@@ -110,7 +117,24 @@ class RunHandlers:
     def _check_send(self, message: Any) -> None:
         message_of(split_address(message)[1])
         self._refuse_when_over()
-        self._listener(message)
+        self._refuse_without_room(self._listener(message))
+
+    def _refuse_without_room(self, below: str | None) -> None:
+        """Refuse a message whose room is kept for decisions: see the rules of `renewal`."""
+        if self._loop.renewal.is_short_of_room(self._loop.state):
+            way = f"; the run below takes it directly: {below}" if below else ""
+            raise no_room(f"the run takes no more messages until its pending calls have ended{way}")
+        if below is not None and self._relaying >= MOST_RELAYED:
+            raise no_room(
+                f"{self._relaying} messages are on their way to runs below; send it again in a moment"
+            )
+
+    async def _relay_message(self, run_id: str, message: Any) -> Any:
+        self._relaying += 1
+        try:
+            return await self._relay(run_id, SEND, message)
+        finally:
+            self._relaying -= 1
 
     def _listener(self, message: Any) -> str | None:
         """Return the run below that the message is for, or None for this one."""
@@ -133,7 +157,9 @@ class RunHandlers:
             )
         except ActivityError as error:
             cause = error.cause
-            raise refuse(cause.message if isinstance(cause, ApplicationError) else str(cause)) from None
+            message = cause.message if isinstance(cause, ApplicationError) else str(cause)
+            is_full = isinstance(cause, ApplicationError) and cause.type == NO_ROOM
+            raise no_room(message) if is_full else refuse(message) from None
 
     @workflow.update(
         name=RESOLVE_APPROVAL,
@@ -141,6 +167,7 @@ class RunHandlers:
     )
     async def resolve_approval(self, decision: Any) -> None:
         """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
+        self._loop.renewal.updates += 1
         resolved = decision_of(decision)
         below = held_below(self._loop.state, resolved)
         if below is not None:
@@ -179,16 +206,18 @@ class RunHandlers:
     )
     async def redrive(self, how: Any = None) -> None:
         """Go on from where the run was parked, with what is to be changed."""
+        self._loop.renewal.updates += 1
         wanted, state = redrive_of(how), self._ready()
         if not wanted.newest and wanted.model is None:
             self._loop.events.append(Redriven(limits=wanted.limits))
             return
         # Fetching the agent takes time, in which the retry timer must not let the old one go on.
-        timer = self._loop.retry_timer
+        timer, self._redriving = self._loop.retry_timer, True
         try:
             with timer.hold():
                 self._loop.events.append(await self._changed_agent(state, wanted))
         finally:
+            self._redriving = False
             if not timer.is_on_hold:
                 self._loop.events.append(RetryDue(at=workflow.now()))  # the retry may have come due meanwhile
 
@@ -212,6 +241,9 @@ class RunHandlers:
         wanted = redrive_of(how)
         self._refuse_when_over()
         check_redrive(self._loop.state, wanted)
+        # It keeps its update open while the agent is fetched.
+        if self._redriving:
+            raise refuse("redrive: another redrive is under way; look at the run again")
 
     # -- signals
 

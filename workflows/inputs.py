@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.schema import problem_with
-from perdure.wire.names import INVALID_REQUEST
+from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
 from perdure.wire.results import Approval, Question
 from perdure.wire.spec import AgentSpec
@@ -33,6 +33,11 @@ MOST_USER_BYTES = 1024
 def refuse(message: str) -> ApplicationError:
     """Return the error that the caller of a wrong input gets."""
     return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)
+
+
+def no_room(message: str) -> ApplicationError:
+    """Return the error that the sender of a message gets whose room is kept for decisions. It may send it again."""
+    return ApplicationError(message, type=NO_ROOM, non_retryable=True)
 
 
 def _validate(what: str, make: Callable[[], _Model]) -> _Model:
@@ -151,8 +156,9 @@ def listener(state: RunState) -> str | None:
     if state.reads_messages:
         return None
     asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
-    if state.session is not None and len(asking) != 1:
-        return None  # The message gets a turn of its own.
+    # In a session any other message gets a turn of its own.
+    if state.session is not None:
+        return asking[0] if len(asking) == 1 else None
     # A run that asks a person something goes before runs that only work.
     candidates = asking or [child.run_id for child in state.tree.children]
     if len(candidates) == 1:
@@ -265,11 +271,3 @@ def _check_arguments(state: AgentState, call: Call, decision: ApprovalDecision) 
     # The policy allowed, or let a person allow, other arguments.
     if verdict_on(state, tool, edited) == "deny":
         raise refuse(f"the policy does not allow {tool.name!r} with these arguments; the call still waits")
-
-
-def asking_below(state: RunState) -> str | None:
-    """Return the run below a team that asks a person something, if it is the only one."""
-    if state.reads_messages:
-        return None
-    asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
-    return asking[0] if len(asking) == 1 else None

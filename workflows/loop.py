@@ -231,7 +231,10 @@ class Loop:
     async def _wait_for_event(self) -> None:
         self._woken = False
         try:
-            await workflow.wait_condition(lambda: bool(self.events) or self._woken)
+            await workflow.wait_condition(
+                # The server may come to suggest it without any event of ours, such as by answers given twice.
+                lambda: bool(self.events) or self._woken or self.renewal.is_due_while_waiting(self._now)
+            )
         except asyncio.CancelledError:
             # Not swallowed: the run cancels what is pending and then ends as cancelled.
             self.events.append(EndRequested(reason="cancelled"))
@@ -291,7 +294,7 @@ class Loop:
         await self._wait_for_event()
 
     async def _continue_as_new(self, request: Any) -> None:
-        """Continue as new with the whole state: nothing is pending between two steps."""
+        """Continue as new with the whole state: nothing is pending."""
         self.renewal.is_renewing = True
         try:
             await self._children.flush()

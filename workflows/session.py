@@ -6,12 +6,12 @@ message id.
 """
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from perdure.wire.names import INTERRUPT, REPLY, SAY, SEND, SESSION_OVER, SESSION_WORKFLOW
+from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
 from perdure.wire.requests import SessionRequest
 from perdure.wire.results import RunResult, TurnReply
 
@@ -20,10 +20,8 @@ from .engine.events import Said, TurnInterrupted
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session
 from .handlers import RunHandlers, bound_program
-from .inputs import asking_below, said_of, session_request_of
-
-MOST_WAITING: Final = 5
-"""Messages whose senders are kept waiting. The server allows ten updates at a time, and others must get in."""
+from .inputs import listener, no_room, said_of, session_request_of
+from .renewal import MOST_REPEATING, MOST_WAITING
 
 
 @workflow.defn(name=SESSION_WORKFLOW)
@@ -35,6 +33,8 @@ class SessionWorkflow(RunHandlers):
         self._waiting = 0
         self._arriving = set[str]()
         """Ids of messages that no event has brought into the state yet."""
+        self._repeating = 0
+        """Senders of a message that is arriving already."""
         self._refused: ApplicationError | None = None
 
     @workflow.run
@@ -76,6 +76,7 @@ class SessionWorkflow(RunHandlers):
     )
     async def say(self, message: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
+        self._loop.renewal.updates += 1
         event = said_of(message)
         message_id = event.utterance.id
         await self._take_in(event, message)
@@ -96,12 +97,19 @@ class SessionWorkflow(RunHandlers):
         state = self._loop.state
         if state is None or reply_to(state, event.utterance.id) is None:
             self._refuse_when_over()
+        self._refuse_without_room(self._asking_below(event))
+        if event.utterance.id in self._arriving and self._repeating >= MOST_REPEATING:
+            raise no_room("the same message is arriving already; ask for its reply by the query `reply`")
 
     async def _take_in(self, event: Said, message: Any) -> None:
         """Bring the message into the state: once, however often it is said meanwhile."""
         message_id = event.utterance.id
-        while message_id in self._arriving:
-            await workflow.wait_condition(lambda: message_id not in self._arriving)
+        self._repeating += 1
+        try:
+            while message_id in self._arriving:
+                await workflow.wait_condition(lambda: message_id not in self._arriving)
+        finally:
+            self._repeating -= 1
         if self._is_taken(message_id):
             return
         self._arriving.add(message_id)
@@ -113,18 +121,19 @@ class SessionWorkflow(RunHandlers):
 
     async def _deliver_below(self, event: Said, message: Any) -> Said:
         """Give a message that steers a team's turn to the run below that asks a person something."""
-        state = self._loop.state
-        if state is None or event.when_busy != "steer":
-            return event
-        # With several askers, or none, the message becomes a turn of its own.
-        below = asking_below(state)
+        below = self._asking_below(event)
         if below is None:
             return event
         try:
-            await self._relay(below, SEND, {"text": message["text"]})
+            await self._relay_message(below, {"text": message["text"]})
         except ApplicationError:  # the run below has ended meanwhile: the message gets a turn of its own
             return event
         return replace(event, delivered=True)
+
+    def _asking_below(self, event: Said) -> str | None:
+        """Return the run below whose question the message answers. With several, or none, it gets its own turn."""
+        state = self._loop.state
+        return None if state is None or event.when_busy != "steer" else listener(state)
 
     def _is_taken(self, message_id: str) -> bool:
         """Return whether the state has the message: only then may its sender be sent away."""

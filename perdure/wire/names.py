@@ -31,6 +31,8 @@ INTERRUPT: Final = "interrupt"
 # Error types with which a run or a request fails, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"
 INVALID_REQUEST: Final = "InvalidRequest"
+NO_ROOM: Final = "NoRoom"
+"""Error type: the run takes no messages now, because the rest of its room is kept for decisions."""
 SESSION_OVER: Final = "SessionOver"
 """Error type: the session ended before it read the message."""
 LOST_UPDATE: Final = "UnprocessedUpdate"

@@ -18,7 +18,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.errors import InvalidRequest, NotReachable
+from perdure.errors import InvalidRequest, NotReachable, ServerBusy
 
 from .errors import is_lost_update, is_server_busy, no_answer_message, refusal_error, run_error
 
@@ -84,12 +84,17 @@ class RunCalls:
             InvalidRequest: the run refused the update; nothing was changed.
             NotReachable: no worker answers.
             RunEnded: the run has ended.
+            ServerBusy: the run has no room for the update now; nothing was changed.
 
         """
         for pause in (*_UPDATE_AGAIN_AFTER, None):
             try:
                 async with self.translate_errors():
                     return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
+            except ServerBusy:
+                # Few updates of a run are open at a time, and most of them not for long.
+                if pause is None:
+                    raise
             except WorkflowUpdateFailedError as error:
                 if not is_lost_update(error):
                     raise refusal_error(error) from None

@@ -19,13 +19,15 @@ from perdure.errors import (
     RunNotFound,
     ServerBusy,
 )
-from perdure.wire.names import LOST_UPDATE, SESSION_OVER
+from perdure.wire.names import LOST_UPDATE, NO_ROOM, SESSION_OVER
 from perdure.wire.results import RunResult
 
 # Texts of the server for a run that has ended, or ended under the call.
 _ENDED: Final = ("already completed", "aborted by closing workflow")
 # Texts of the SDK for a connection that broke under a call. Their status means nothing.
 _BROKEN: Final = ("transport error", "h2 protocol error")
+# Text of the server for a run that takes no more updates until it has continued as new.
+_NO_ROOM: Final = "limit on the total number of distinct updates"
 # Text for a message that is too large. It has the status of a busy server, but trying again never helps.
 _TOO_LARGE: Final = "larger than max"
 
@@ -62,6 +64,8 @@ def run_error(error: RPCError, run_id: str, namespace: str, within: float) -> Pe
         return NotReachable(no_answer_message(run_id, within))
     if (unreachable := unreachable_error(error)) is not None:
         return unreachable
+    if _NO_ROOM in error.message:
+        return ServerBusy(f"run {run_id!r} takes no more requests until its pending calls have ended")
     if "no poller" in error.message:
         return NotReachable(no_answer_message(run_id, within))
     if "Workflow Task in failed state" in error.message:
@@ -116,5 +120,10 @@ def refusal_error(error: WorkflowUpdateFailedError) -> PerdureError:
     """Return the error for an update that the run refused, or that failed in it."""
     cause = error.cause
     message = cause.message if isinstance(cause, ApplicationError) else str(cause)
-    session_over = isinstance(cause, ApplicationError) and cause.type == SESSION_OVER
-    return RunEnded(message) if session_over else InvalidRequest(message)
+    match cause.type if isinstance(cause, ApplicationError) else None:
+        case type_ if type_ == SESSION_OVER:
+            return RunEnded(message)
+        case type_ if type_ == NO_ROOM:
+            return ServerBusy(message)
+        case _:
+            return InvalidRequest(message)

@@ -24,7 +24,7 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.errors import NotReachable, PerdureError, RunEnded, RunNotFound
+from perdure.errors import NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
 from perdure.messages import Message, Part
 from perdure.wire.events import Event
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW
@@ -169,6 +169,7 @@ class Session:
 
     async def _hand_over(self, message: dict[str, Any]) -> _Accepted:
         """Hand over the message until the session accepts it; then it is durable."""
+        reason = "it has too much to do"
         for attempt in range(_TRIES):
             try:
                 async with self._slots:
@@ -176,6 +177,8 @@ class Session:
             except RPCError as error:
                 if error.status != RPCStatusCode.RESOURCE_EXHAUSTED:
                     raise
+            except ServerBusy as error:
+                reason = str(error)
             except RunEnded:
                 # A session that continues as new refuses messages for a moment, as one that has ended does.
                 if not await self._is_open():
@@ -184,7 +187,9 @@ class Session:
                 self._opening = None
                 return accepted
             await asyncio.sleep(min(_FIRST_PAUSE * 1.3**attempt, _LONGEST_PAUSE))
-        raise NotReachable(f"session {self.id!r} has too much to do; say it again, under the same id")
+        raise ServerBusy(
+            f"session {self.id!r} did not take the message: {reason}; say it again, under the same id"
+        )
 
     async def _try_update(self, message: dict[str, Any]) -> _Accepted:
         try:
@@ -265,9 +270,11 @@ class Session:
             async with self.run.calls.translate_errors():
                 return await accepted.result()
         except WorkflowUpdateFailedError as error:
-            if is_lost_update(error):
-                return None  # the query says that the message is unknown, and it is handed over again
-            raise refusal_error(error) from None
+            refusal = refusal_error(error)
+            if not is_lost_update(error) and not isinstance(refusal, ServerBusy):
+                raise refusal from None
+            await asyncio.sleep(_FIRST_PAUSE)
+            return None  # the query says that the message is unknown, and it is handed over again
         except (RunEnded, NotReachable, WorkflowUpdateRPCTimeoutOrCancelledError):
             _raise_if_cancelled()
             return None  # the session still has the message

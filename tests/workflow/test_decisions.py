@@ -1,0 +1,221 @@
+"""Decisions of people: there is room for them in any run, whatever else was sent to it."""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from perdure import Agent, Edge, Graph, RemoteTool, Swarm, tool
+from perdure.errors import RunNotFound, ServerBusy
+from perdure.members import Member
+from perdure.model import ModelRequest
+from perdure.settings import Settings
+from perdure.starter.client.connect import Client
+from perdure.starter.client.run import Run
+from perdure.testing import ScriptedModel, calls, running, says
+from perdure.wire.results import Approval
+from perdure.workers.dev.server import DevServer
+from tests.conftest import until_queried
+
+MOST_UPDATES = 30
+MESSAGES = 40
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[DevServer]:
+    """A server that allows thirty updates a run, not two thousand."""
+    config = {"history.maxTotalUpdates": str(MOST_UPDATES)}
+    with asyncio.Runner() as runner:
+        starting = DevServer.start(db=None, ui_port=False, dynamic_config=config)
+        started = runner.run(starting.__aenter__())
+        try:
+            yield started
+        finally:
+            runner.run(starting.__aexit__(None, None, None))
+
+
+@tool(effect="write", approval=True)
+async def pay(cents: int) -> str:
+    """Pay."""
+    return f"paid {cents}"
+
+
+away = RemoteTool(
+    name="away",
+    description="Asks another house.",
+    input_schema={"type": "object", "properties": {}},
+    task_queue=f"nobody-{uuid.uuid4().hex[:8]}",
+    effect="read",
+)
+asked_away = RemoteTool(
+    name="asked_away",
+    description="Asks another house, if a person allows it.",
+    input_schema={"type": "object", "properties": {}},
+    task_queue=f"nobody-{uuid.uuid4().hex[:8]}",
+    effect="write",
+    approval=True,
+)
+
+
+def _script(request: ModelRequest) -> Any:
+    if request.messages[-1].role == "user" and not any(m.role == "tool" for m in request.messages):
+        names = {tool.name for tool in request.tools}
+        return [calls("pay", cents=5), *(calls(name) for name in ("away", "asked_away") if name in names)]
+    return says("Done.")
+
+
+def _clerk(name: str, *more: RemoteTool) -> Agent:
+    return Agent(name=name, model="scripted:x", tools=[pay, *more])
+
+
+AGENTS: list[Member] = [
+    _clerk("clerk"),
+    _clerk("remote", away),
+    _clerk("asked", asked_away),
+    Swarm(name="swarm", agents=[_clerk("one"), _clerk("two")]),
+    Graph(
+        name="graph",
+        nodes={"pays": _clerk("payer"), "ends": _clerk("ender")},
+        edges=[Edge("pays", "ends")],
+        entry="pays",
+    ),
+]
+
+
+@dataclass
+class Flood:
+    """Messages to a run: how many it took, and the words with which it refused the rest."""
+
+    taken: int = 0
+    refused: list[str] = field(default_factory=list[str])
+
+    async def send(self, run: Run, count: int = MESSAGES) -> None:
+        for number in range(count):
+            try:
+                await run.send(f"Note {number}")
+                self.taken += 1
+            except ServerBusy as error:
+                self.refused.append(str(error))
+
+
+async def _approvals(run: Run, count: int = 1) -> list[Approval]:
+    async def there() -> bool:
+        try:
+            return len((await run.status()).waiting) == count
+        except RunNotFound:  # a session begins with its first message
+            return False
+
+    await until_queried(there)
+    return [item for item in (await run.status()).waiting if isinstance(item, Approval)]
+
+
+async def _decide(run: Run, approval: Approval) -> None:
+    below = approval.run_id if approval.path else None
+    await run.resolve_approval(approval.call_id, allow=True, by="lee", digest=approval.digest, run_id=below)
+
+
+async def _run_that_waits(client: Client) -> None:
+    """It continues as new while it waits, so that it takes every message."""
+    run, flood = await client.start("clerk", "Pay."), Flood()
+    [approval] = await _approvals(run)
+    await flood.send(run)
+    assert await _approvals(run) == [approval], "the same call waits under the same id and digest"
+    await _decide(run, approval)
+    assert (await run.result()).stop_reason == "end_turn"
+    assert (flood.taken, flood.refused) == (MESSAGES, [])
+
+
+async def _paused_run(client: Client) -> None:
+    run, flood = await client.start("clerk", "Pay."), Flood()
+    [approval] = await _approvals(run)
+    await run.pause()
+    await flood.send(run)
+    await _decide(run, approval)
+    await run.resume()
+    assert (await run.result()).stop_reason == "end_turn"
+    assert flood.refused == []
+
+
+async def _session_in_a_turn(client: Client) -> None:
+    """Senders that wait for replies, and senders that do not."""
+    session, flood = await client.session(f"s-{uuid.uuid4().hex[:6]}", agent="clerk"), Flood()
+    first = asyncio.create_task(session.say("Pay."))
+    [approval] = await _approvals(session.run)
+    later = [asyncio.create_task(session.say(f"m{n}")) for n in range(8)]
+    await flood.send(session.run)
+    assert await _approvals(session.run) == [approval]
+    await session.resolve_approval(approval.call_id, allow=True, digest=approval.digest)
+    replies = await asyncio.gather(first, *later)
+    assert {reply.stop_reason for reply in replies} == {"end_turn"}
+    assert flood.refused == []
+
+
+async def _remote_call_that_waits_for_a_person(client: Client) -> None:
+    run, flood = await client.start("asked", "Pay."), Flood()
+    before = await _approvals(run, 2)
+    await flood.send(run)
+    assert await _approvals(run, 2) == before
+    outcomes = await run.resolve_approvals(allow=False, by="lee", approvals=before)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert (await run.result()).stop_reason == "end_turn"
+    assert flood.refused == []
+
+
+async def _remote_call_under_way(client: Client) -> None:
+    """A pending call cannot be carried over, so messages are refused before the room is used up."""
+    run, flood = await client.start("remote", "Pay."), Flood()
+    [approval] = await _approvals(run)
+    await flood.send(run)
+    await _decide(run, approval)
+    await run.stop()
+    assert (await run.result()).stop_reason == "stopped"
+    assert flood.taken < MOST_UPDATES
+    assert "takes no more messages until its pending calls have ended" in flood.refused[0]
+
+
+async def _team(client: Client, name: str) -> None:
+    """Children belong to their parent's execution, so the team refuses messages and keeps room for decisions."""
+    run, flood = await client.start(name, "Pay."), Flood()
+    [approval] = await _approvals(run)
+    await flood.send(run)
+    assert flood.taken < MOST_UPDATES
+    assert f"the run below takes it directly: {approval.run_id}" in flood.refused[0]
+    direct = Flood()
+    await direct.send(run.get(approval.run_id))
+    assert direct.refused == [], "the run that waits continues as new by itself"
+    assert await _approvals(run) == [approval]
+    await _decide(run, approval)
+    if name == "graph":
+        await _decide(run, (await _approvals(run))[0])
+    assert (await run.result()).stop_reason == "end_turn"
+
+
+async def _session_of_a_team(client: Client) -> None:
+    session, flood = await client.session(f"t-{uuid.uuid4().hex[:6]}", agent="swarm"), Flood()
+    first = asyncio.create_task(session.say("Pay."))
+    [approval] = await _approvals(session.run)
+    await flood.send(session.run)
+    assert flood.refused
+    await _decide(session.run, approval)
+    assert (await first).stop_reason == "end_turn"
+    await session.close()
+
+
+async def test_room_for_decisions_is_reserved(narrow: DevServer, settings: Settings) -> None:
+    """Whatever was sent to a run before, a decision is taken, and the run ends."""
+    mine = settings.model_copy(update={"address": narrow.address})
+    scripted = {"scripted": ScriptedModel(_script)}
+    async with running(AGENTS, models=scripted, address=narrow.address, settings=mine) as client:
+        await asyncio.gather(
+            _run_that_waits(client),
+            _paused_run(client),
+            _session_in_a_turn(client),
+            _remote_call_that_waits_for_a_person(client),
+            _remote_call_under_way(client),
+            _team(client, "swarm"),
+            _team(client, "graph"),
+            _session_of_a_team(client),
+        )
