@@ -3,7 +3,7 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +57,17 @@ def settings(tmp_path: Path, server: DevServer) -> Settings:
 
 
 @pytest.fixture
-def serve(settings: Settings, server: DevServer) -> Serve:
+def strict_sandbox() -> bool:
+    """Whether the sandbox checks our own workflow files too. It costs 40 ms a run, half of a short one.
+
+    All recorded histories replay under it (tests/replay), and the modules that override this fixture reach the
+    handlers that no history holds.
+    """
+    return False
+
+
+@pytest.fixture
+def serve(settings: Settings, server: DevServer, strict_sandbox: bool) -> Serve:
     @asynccontextmanager
     async def start(
         *agents: Member,
@@ -65,10 +75,7 @@ def serve(settings: Settings, server: DevServer) -> Serve:
         worker: Mapping[str, Any] | None = None,
         **changed: Any,
     ) -> AsyncGenerator[Client]:
-        # The strict sandbox also checks our own workflow code. Cold runs load it anew at every task, which
-        # would take most of their time, so they run with the sandbox of production.
-        cold = (worker or {}).get("max_cached_workflows") == 0
-        mine = settings.model_copy(update={"strict_sandbox": not cold, **changed})
+        mine = settings.model_copy(update={"strict_sandbox": strict_sandbox, **changed})
         async with running(
             agents, models=models, address=server.address, settings=mine, worker=worker
         ) as client:
@@ -114,7 +121,7 @@ async def until_queried(true: Callable[[], Awaitable[bool]]) -> None:
     await until(true, every=0.25)
 
 
-async def until_status(client: Client, run_id: str, *wanted: str) -> None:
+async def until_status(client: Client, run_id: str, *wanted: str, every: float = 0.02) -> None:
     """Wait until the run has one of these statuses; ask the server where it knows, else the worker."""
     run = client.get(run_id)
 
@@ -128,7 +135,19 @@ async def until_status(client: Client, run_id: str, *wanted: str) -> None:
     async def is_queried() -> bool:
         return (await run.status()).status in wanted
 
-    await (until(is_listed) if _QUERIED_ONLY.isdisjoint(wanted) else until_queried(is_queried))
+    await (until(is_listed, every=every) if _QUERIED_ONLY.isdisjoint(wanted) else until_queried(is_queried))
+
+
+async def check_rows(checks: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Check the rows of a table together, on one worker, and report every row that fails, by its name."""
+    outcomes = await asyncio.gather(*checks.values(), return_exceptions=True)
+    failures: list[BaseException] = []
+    for name, outcome in zip(checks, outcomes, strict=True):
+        if outcome is not None:
+            outcome.add_note(f"row {name}")
+            failures.append(outcome)
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {len(checks)} rows fail", failures)
 
 
 def texts(messages: Sequence[Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import asyncio
 import collections
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -47,7 +47,7 @@ from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, running, says
 from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
-from tests.conftest import Gate, Serve, until, until_status
+from tests.conftest import Gate, Serve, check_rows, until, until_status
 
 PROCEED = Proceed()
 
@@ -114,22 +114,32 @@ def help_out(request: ModelRequest) -> Line:
 
 
 def one_call(name: str) -> Callable[[ModelRequest], Line]:
-    """Return a script: one call, and then the newest text that the model sees."""
+    """Return a script: one call with the run's message, and then the newest text that the model sees."""
 
     def script(request: ModelRequest) -> Line:
-        return calls(name, input="a") if request.step == 1 else says(request.messages[-1].text)
+        text = request.messages[-1].text
+        return calls(name, input=text) if request.step == 1 else says(text)
 
     return script
 
 
 TOOL_OF = {"function": "work", "remote": "far", "agent": "helper"}
+"""Tool of each carrier, which is also the name of the model that calls it."""
 
 
 @asynccontextmanager
 async def carried(
-    carrier: str, serve: Serve, settings: Settings, *hooks: Hook, cold: bool = False, **changed: Any
+    serve: Serve,
+    settings: Settings,
+    agents: Mapping[str, tuple[str, Hook]],
+    *,
+    cold: bool = False,
+    **changed: Any,
 ) -> AsyncGenerator[Client]:
-    """Serve an agent that makes one call by the carrier."""
+    """Serve agents by name, each of which makes one call by its carrier and has one hook.
+
+    The rows of a table share the worker: each is an agent of its own, or a run with a message of its own.
+    """
     queue = f"far-{uuid.uuid4().hex}"
     schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
     helper = Agent(name="helper", model="helper:x", description="Helps.")
@@ -138,13 +148,15 @@ async def carried(
         "remote": RemoteTool(name="far", description="Works.", input_schema=schema, task_queue=queue),
         "agent": helper.as_tool(),
     }
-    script = one_call(TOOL_OF[carrier])
-    models = {"scripted": ScriptedModel(script), "helper": ScriptedModel(help_out)}
-    agent = Agent(name="a", model="scripted:x", tools=[tools[carrier]], hooks=hooks, **changed)
+    models = {carrier: ScriptedModel(one_call(name)) for carrier, name in TOOL_OF.items()}
+    served = [
+        Agent(name=name, model=f"{carrier}:x", tools=[tools[carrier]], hooks=[hook], **changed)
+        for name, (carrier, hook) in agents.items()
+    ]
     worker = {"worker": {"max_cached_workflows": 0}} if cold else {}
     elsewhere = await TemporalClient.connect(settings.address)
     async with (
-        serve(agent, models=models, **worker) as client,
+        serve(*served, models={**models, "helper": ScriptedModel(help_out)}, **worker) as client,
         Worker(elsewhere, task_queue=queue, activities=[far]),
     ):
         yield client
@@ -175,8 +187,10 @@ class Row:
 
     verdict: Any
     sees: str
-    """Text that the model sees as the call's result; of an ended turn its answer."""
-    did: dict[str, int]
+    """Text that the model sees as the call's result; of an ended turn its answer. {} is the run's message."""
+    did: int
+    """Number of times that the call's work is done."""
+    input: str = "{}"
     allow: bool | None = None
     stop: str = "end_turn"
     kind: str = ""
@@ -184,24 +198,27 @@ class Row:
 
 
 BEFORE = [
-    Row(None, "did a", {"a": 1}),
-    Row(PROCEED, "did a", {"a": 1}),
-    Row(Replace(value={"input": "b"}), "did b", {"b": 1}, kind="replace"),
-    Row(Deny(reason="never"), "This call was refused: never", {}, kind="deny"),
-    Row(Retry(guidance="use less"), "use less", {}, kind="retry"),
-    Row(Ask(reason="odd"), "did a", {"a": 1}, allow=True, kind="ask"),
-    Row(Ask(reason="odd"), "This call was refused by lee.", {}, allow=False, kind="ask"),
-    Row(EndTurn(text="enough"), "enough", {}, stop="guardrail", kind="end_turn"),
+    Row(None, "did {}", 1),
+    Row(PROCEED, "did {}", 1),
+    Row(Replace(value={"input": "b"}), "did b", 1, input="b", kind="replace"),
+    Row(Deny(reason="never"), "This call was refused: never", 0, kind="deny"),
+    Row(Retry(guidance="use less"), "use less", 0, kind="retry"),
+    Row(Ask(reason="odd"), "did {}", 1, allow=True, kind="ask"),
+    Row(Ask(reason="odd"), "This call was refused by lee.", 0, allow=False, kind="ask"),
+    Row(EndTurn(text="enough"), "enough", 0, stop="guardrail", kind="end_turn"),
 ]
 AFTER = [
-    Row(None, "did a", {"a": 1}),
-    Row(Replace(value="nothing to see"), "nothing to see", {"a": 1}, kind="replace"),
-    Row(Deny(reason="secret"), "This call was refused: secret", {"a": 1}, kind="deny"),
-    Row(Retry(guidance="again"), "again", {"a": 1}, kind="retry"),
-    Row(EndTurn(text="enough"), "enough", {"a": 1}, stop="guardrail", kind="end_turn"),
+    Row(None, "did {}", 1),
+    Row(Replace(value="nothing to see"), "nothing to see", 1, kind="replace"),
+    Row(Deny(reason="secret"), "This call was refused: secret", 1, kind="deny"),
+    Row(Retry(guidance="again"), "again", 1, kind="retry"),
+    Row(EndTurn(text="enough"), "enough", 1, stop="guardrail", kind="end_turn"),
 ]
-ROWS = [("before_tool", row) for row in BEFORE] + [("after_tool", row) for row in AFTER]
-IDS = [f"{point}-{row.kind or 'none'}{'' if row.allow is None else row.allow}" for point, row in ROWS]
+ROWS = {
+    f"{point}-{place}-{row.kind or 'none'}": (point, row)
+    for point, rows in (("before_tool", BEFORE), ("after_tool", AFTER))
+    for place, row in enumerate(rows)
+}
 
 
 @pytest.mark.parametrize(
@@ -214,40 +231,48 @@ IDS = [f"{point}-{row.kind or 'none'}{'' if row.allow is None else row.allow}" f
         ("agent", "cold"),
     ],
 )
-@pytest.mark.parametrize("row", ROWS, ids=IDS)
-async def test_verdicts_about_calls(
-    serve: Serve, settings: Settings, carrier: str, place: str, row: tuple[str, Row]
-) -> None:
+async def test_verdicts_about_calls(serve: Serve, settings: Settings, carrier: str, place: str) -> None:
     """A verdict changes what runs and what the model sees, is recorded, and its hook is asked once."""
-    asked = Asked()
-    point, wanted = row
-    hook = asked.hook(**{point: wanted.verdict})
-    async with carried(carrier, serve, settings, hook, cold=place == "cold") as client:
-        stop, output, transcript = await _play(client, wanted, session=place == "session")
-    assert (output, stop) == (wanted.sees, wanted.stop)
-    assert dict(DID) == wanted.did
+    asked = {name: Asked() for name in ROWS}
+    agents = {
+        name: (carrier, asked[name].hook(**{point: row.verdict})) for name, (point, row) in ROWS.items()
+    }
+    async with carried(serve, settings, agents, cold=place == "cold") as client:
+        session = place == "session"
+        await check_rows(
+            {name: _check_verdict(client, name, carrier, asked[name], session=session) for name in ROWS}
+        )
+
+
+async def _check_verdict(client: Client, name: str, carrier: str, asked: Asked, *, session: bool) -> None:
+    point, row = ROWS[name]
+    stop, output, transcript = await _play(client, row, agent=name, message=name, session=session)
+    assert (output, stop) == (row.sees.format(name), row.stop)
+    assert DID[row.input.format(name)] == row.did
     [result] = next(message for message in transcript if message.role == "tool").tool_results
-    reason = getattr(wanted.verdict, "reason", getattr(wanted.verdict, "guidance", ""))
-    record = HookRecord(hook="Guard", point=point, verdict=wanted.kind, reason=reason)
-    assert result.hooks == ([record] if wanted.kind else [])
-    assert [name for name, _ in asked.seen] == [point]
+    reason = getattr(row.verdict, "reason", getattr(row.verdict, "guidance", ""))
+    record = HookRecord(hook="Guard", point=point, verdict=row.kind, reason=reason)
+    assert result.hooks == ([record] if row.kind else [])
+    assert [point for point, _ in asked.seen] == [point]
     [(_, subject)] = asked.seen
     assert isinstance(subject, HookedCall)
     assert (subject.carrier, subject.tool, subject.call_id) == (carrier, TOOL_OF[carrier], "call-1-1")
-    assert dict(subject.arguments) == {"input": "a"}
+    assert dict(subject.arguments) == {"input": name}
     assert (subject.result is not None) == (point == "after_tool")
 
 
-async def _play(client: Client, row: Row, *, session: bool) -> tuple[str | None, Any, list[Any]]:
+async def _play(
+    client: Client, row: Row, *, agent: str = "a", message: str = "go", session: bool
+) -> tuple[str | None, Any, list[Any]]:
     if session:
-        talk = await client.session(f"s-{uuid.uuid4().hex[:8]}", agent="a")
-        turn = asyncio.create_task(talk.say("go"))
+        talk = await client.session(f"s-{uuid.uuid4().hex[:8]}", agent=agent)
+        turn = asyncio.create_task(talk.say(message))
         if row.allow is not None:
             await until_status(client, talk.id, "waiting_approval")
             assert (await resolve(client.get(talk.id), allow=row.allow)).reason == "odd"
         reply = await turn
         return reply.stop_reason, reply.text, await talk.transcript()
-    run = await client.start("a", "go")
+    run = await client.start(agent, message)
     if row.allow is not None:
         assert (await resolve(run, allow=row.allow)).reason == "odd"
     result = await run.result()
@@ -340,7 +365,7 @@ async def test_verdicts_about_models(
 
     agent = Agent(name="a", model="scripted:x", instructions="Help.", hooks=[asked.hook(**{point: verdicts})])
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
-        found, given, transcript = await _play(client, Row(None, "", {}), session=session)
+        found, given, transcript = await _play(client, Row(None, "", 0), session=session)
     assert (given, found, len(requests)) == (output, stop, models)
     replies = [message for message in transcript if message.role == "assistant"]
     recorded = [[record.verdict for record in reply.meta.hooks] for reply in replies]
@@ -396,7 +421,7 @@ async def test_start_and_end(serve: Serve, asked: Asked, session: bool) -> None:
     hook = asked.hook(on_start=None, on_end=_shout)
     agent = Agent(name="a", model="scripted:x", hooks=[hook])
     async with serve(agent, models={"scripted": ScriptedModel(lambda _: says("hi"))}) as client:
-        stop, output, _ = await _play(client, Row(None, "", {}), session=session)
+        stop, output, _ = await _play(client, Row(None, "", 0), session=session)
     assert (stop, output) == ("end_turn", "hi!")
     assert [point for point, _ in asked.seen] == ["on_start", "on_end"]
     start, end = (subject for _, subject in asked.seen)
@@ -458,7 +483,7 @@ async def test_later_hooks_see_earlier_values(serve: Serve, asked: Asked) -> Non
     agent = Agent(name="a", model="scripted:x", tools=[work], hooks=hooks)
     async with serve(agent, models={"scripted": ScriptedModel(one_call("work"))}) as client:
         run = await client.start("a", "go")
-        assert (await run.result()).output == "did abc"
+        assert (await run.result()).output == "did gobc"
         [result] = (await run.transcript())[2].tool_results
     assert [record.hook for record in result.hooks] == ["First", "Second"]
 
@@ -468,7 +493,7 @@ async def test_records_before_and_after_stand_once(
     serve: Serve, settings: Settings, asked: Asked, carrier: str
 ) -> None:
     hook = asked.hook(before_tool=Replace(value={"input": "b"}), after_tool=Replace(value="shown"))
-    async with carried(carrier, serve, settings, hook) as client:
+    async with carried(serve, settings, {"a": (carrier, hook)}) as client:
         run = await client.start("a", "go")
         assert (await run.result()).output == "shown"
         [result] = (await run.transcript())[2].tool_results
@@ -569,44 +594,48 @@ BAD = [_raise, _give("yes"), _give(Ask(reason="x"))]
 NOT_OF_TOOLS = [_raise, _give(7), _give(Replace(value="no object"))]
 
 
-@pytest.mark.parametrize("bad", range(3))
-@pytest.mark.parametrize(
-    "place",
-    [
-        ("remote", "before_tool"),
-        ("remote", "after_tool"),
-        ("agent", "before_tool"),
-        ("function", "before_model"),
-        ("function", "after_model"),
-        ("function", "on_start"),
-        ("function", "on_end"),
-    ],
-)
-async def test_failing_hook_parks(
-    serve: Serve, settings: Settings, asked: Asked, place: tuple[str, str], bad: int
-) -> None:
+PLACES = [
+    ("remote", "before_tool"),
+    ("remote", "after_tool"),
+    ("agent", "before_tool"),
+    ("function", "before_model"),
+    ("function", "after_model"),
+    ("function", "on_start"),
+    ("function", "on_end"),
+]
+FAILING = {f"{carrier}-{point}-{bad}": (carrier, point, bad) for carrier, point in PLACES for bad in range(3)}
+
+
+async def test_failing_hook_parks(serve: Serve, settings: Settings) -> None:
     """A hook that raises, or gives no verdict of its point, parks the run; resumed, it is asked again."""
-    carrier, point = place
-    mended = False
-    wrong = (NOT_OF_TOOLS if point == "before_tool" else BAD)[bad]
+    mended: set[str] = set()
 
-    def verdict(subject: Any) -> Any:
-        return None if mended else wrong(subject)
+    def hook(name: str, point: str, bad: int) -> Hook:
+        wrong = (NOT_OF_TOOLS if point == "before_tool" else BAD)[bad]
+        return Asked().hook(**{point: lambda subject: None if name in mended else wrong(subject)})
 
-    hook = asked.hook(**{point: verdict})
-    async with carried(carrier, serve, settings, hook) as client:
-        run = await client.start("a", "go")
-        await until_status(client, run.id, "parked")
+    agents = {name: (carrier, hook(name, point, bad)) for name, (carrier, point, bad) in FAILING.items()}
+
+    async def check(name: str, point: str) -> None:
+        run = await client.start(name, name)
+        await until_parked(client, run)
         failure = (await run.status()).failure
         assert failure is not None
         assert failure.kind == "hook_failed"
         assert point in failure.message
-        expected = {"a": 1} if point in ("after_tool", "on_end") else {}
-        assert dict(DID) == expected
-        mended = True
+        assert DID[name] == (point in ("after_tool", "on_end"))
+        mended.add(name)
         await run.resume()
-        assert (await run.result()).output == "did a"
-    assert dict(DID) == {"a": 1}
+        assert (await run.result()).output == f"did {name}"
+        assert DID[name] == 1
+
+    async with carried(serve, settings, agents) as client:
+        await check_rows({name: check(name, point) for name, (_, point, _) in FAILING.items()})
+
+
+async def until_parked(client: Client, run: Run) -> None:
+    """Wait until the run is parked: a failing hook is tried again for half a minute, so ask rarely."""
+    await until_status(client, run.id, "parked", every=0.25)
 
 
 @pytest.mark.parametrize("point", ["before_tool", "after_tool"])
@@ -614,64 +643,75 @@ async def test_failing_hook_refuses_function(
     serve: Serve, settings: Settings, asked: Asked, point: str
 ) -> None:
     """A function is not called, or its result is withheld, when its hook fails; the model reads why."""
-    hook = asked.hook(**{point: _raise})
-    async with carried("function", serve, settings, hook) as client:
+    async with carried(serve, settings, {"a": ("function", asked.hook(**{point: _raise}))}) as client:
         result = await client.run("a", "go")
     assert f"hook Guard failed at {point}: Broken: sorry" in result.output
-    assert dict(DID) == ({"a": 1} if point == "after_tool" else {})
+    assert DID["go"] == (point == "after_tool")
 
 
-@pytest.mark.parametrize("point", ["before_tool", "after_tool", "before_model", "on_start", "on_end"])
-async def test_failing_hook_fails_run(serve: Serve, settings: Settings, asked: Asked, point: str) -> None:
+POINTS = ("before_tool", "after_tool", "before_model", "on_start", "on_end")
+
+
+async def test_failing_hook_fails_run(serve: Serve, settings: Settings) -> None:
     """With on_failure="fail" the run fails, and gives nothing that no hook has seen."""
-    hook = asked.hook(**{point: _raise})
-    async with carried("remote", serve, settings, hook, on_failure="fail") as client:
+    agents = {point: ("remote", Asked().hook(**{point: _raise})) for point in POINTS}
+
+    async def check(point: str) -> None:
         with pytest.raises(RunFailed) as failed:
-            await client.run("a", "go")
-    assert failed.value.kind == "hook_failed"
-    if point == "on_end":
-        assert failed.value.result is not None
-        assert failed.value.result.output == ""
+            await client.run(point, "go")
+        assert failed.value.kind == "hook_failed"
+        if point == "on_end":
+            assert failed.value.result is not None
+            assert failed.value.result.output == ""
+
+    async with carried(serve, settings, agents, on_failure="fail") as client:
+        await check_rows({point: check(point) for point in POINTS})
 
 
 # -- stop and cancel
 
 
-@pytest.mark.parametrize("how", ["stop", "cancel"])
-@pytest.mark.parametrize("point", ["on_start", "before_tool", "after_tool", "on_end"])
-async def test_stop_while_hooks_are_asked(
-    serve: Serve, settings: Settings, asked: Asked, point: str, how: str
-) -> None:
+async def test_stop_while_hooks_are_asked(serve: Serve, settings: Settings) -> None:
     """A run that is stopped or cancelled while hooks hang ends within the grace, without unseen words."""
-    gate = Gate()
+    rows = [(point, how) for point in POINTS if point != "before_model" for how in ("stop", "cancel")]
+    gates = {f"{point}-{how}": Gate() for point, how in rows}
 
-    async def hang(_: Any) -> None:
-        await gate.wait()
+    def hook(gate: Gate, point: str) -> Hook:
+        async def hang(_: Any) -> None:
+            await gate.wait()
 
-    async with carried("remote", serve, settings, asked.hook(**{point: hang})) as client:
-        run = await client.start("a", "go")
-        await gate.reached.wait()
+        return Asked().hook(**{point: hang})
+
+    async def check(name: str, how: str) -> None:
+        run = await client.start(name, "go")
+        await gates[name].reached.wait()
         await (run.stop() if how == "stop" else run.cancel())
         async with asyncio.timeout(45):
             result = await run.result()
-        gate.opened.set()
-    assert result.stop_reason == ("stopped" if how == "stop" else "cancelled")
-    assert "did" not in str(result.output)
+        gates[name].opened.set()
+        assert result.stop_reason == ("stopped" if how == "stop" else "cancelled")
+        assert "did" not in str(result.output)
+
+    agents = {f"{point}-{how}": ("remote", hook(gates[f"{point}-{how}"], point)) for point, how in rows}
+    async with carried(serve, settings, agents) as client:
+        await check_rows({f"{point}-{how}": check(f"{point}-{how}", how) for point, how in rows})
 
 
-@pytest.mark.parametrize("point", ["on_start", "before_tool", "after_tool", "before_model", "on_end"])
-async def test_parked_by_hooks_can_be_stopped(
-    serve: Serve, settings: Settings, asked: Asked, point: str
-) -> None:
+async def test_parked_by_hooks_can_be_stopped(serve: Serve, settings: Settings) -> None:
     """A run that a broken hook has parked can be stopped, and gives no words that no hook has seen."""
-    async with carried("remote", serve, settings, asked.hook(**{point: _raise})) as client:
-        run = await client.start("a", "go")
-        await until_status(client, run.id, "parked")
+    agents = {point: ("remote", Asked().hook(**{point: _raise})) for point in POINTS}
+
+    async def check(point: str) -> None:
+        run = await client.start(point, "go")
+        await until_parked(client, run)
         await run.stop()
         async with asyncio.timeout(45):
             result = await run.result()
-    assert result.stop_reason == "stopped"
-    assert "did" not in str(result.output)
+        assert result.stop_reason == "stopped"
+        assert "did" not in str(result.output)
+
+    async with carried(serve, settings, agents) as client:
+        await check_rows({point: check(point) for point in POINTS})
 
 
 async def test_stopped_words_are_seen_by_hooks(serve: Serve, asked: Asked) -> None:

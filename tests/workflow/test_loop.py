@@ -29,6 +29,12 @@ from perdure.wire.results import RunResult
 from tests.conftest import Gate, Serve, texts, until, until_status
 
 
+@pytest.fixture
+def strict_sandbox() -> bool:
+    """These tests take a run through all its ends, each under the sandbox that checks our own files too."""
+    return True
+
+
 @tool
 async def order_status(order_id: str) -> str:
     """Where an order is now.

@@ -14,6 +14,12 @@ from perdure.wire.results import Approval
 from tests.conftest import Serve, until, until_queried, until_status
 
 
+@pytest.fixture
+def strict_sandbox() -> bool:
+    """These tests reach every handler: queries, which no history holds, too."""
+    return True
+
+
 @tool(effect="write", approval=True)
 async def pay(cents: int) -> str:
     """Pay."""
