@@ -4,15 +4,10 @@ A graph function's result goes to the next nodes, and not to a model. So a failu
 while a tool's failure becomes text: see `tool`.
 """
 
-import asyncio
-import contextvars
-import functools
-import inspect
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,13 +20,15 @@ from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
 from perdure.texts import describe_error, truncate_middle
-from perdure.wire.effects import KeepText, KeptText, NodeCall, Progress
+from perdure.wire.effects import FUNCTION_ATTEMPTS, KeepText, KeptText, NodeCall, Progress
 from perdure.wire.names import CALL_NODE, KEEP_TEXT
+from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
 from .content.redact import redact
 from .content.results import to_content
-from .heartbeat import Heartbeats
-from .traffic.transient_errors import is_transient
+from .functions import call_function
+from .heartbeat import Heartbeats, last_progress
+from .traffic.transient_errors import is_transient, may_have_taken_effect
 
 _HEARTBEAT_INTERVAL = timedelta(seconds=1)
 _LONGEST_DETAIL = 1000
@@ -54,18 +51,24 @@ class NodeCalls:
             ApplicationError: retryable for transient errors, see `traffic.transient_errors`.
 
         """
-        function = self._find_function(call)
-        node_input = NodeInput.model_validate({**call.input, "idempotency_key": _idempotency_key(call)})
+        earlier = last_progress()
+        failures = earlier.failures if earlier else 0
+        attempt = call.earlier_attempts + activity.info().attempt
+        node_input = NodeInput.model_validate({**call.input, "attempt": attempt})
 
         def progress(seq: int, window: int) -> Progress:
-            return Progress(call=call.key, attempt=activity.info().attempt, seq=seq)
+            return Progress(call=call.key, attempt=activity.info().attempt, seq=seq, failures=failures)
 
         try:
+            function = self._find_function(call)
             async with Heartbeats(progress, _HEARTBEAT_INTERVAL):
-                value = await self._invoke(function, node_input)
+                value = await call_function(function, self.executor, node_input)
             return _to_json(value)
         except Exception as error:
-            raise _failure(error) from None
+            # An attempt whose worker died is no failure of the function, so the failures are counted here.
+            failures += 1
+            activity.heartbeat(progress(0, 0))
+            raise _failure(error, last=failures >= FUNCTION_ATTEMPTS) from None
 
     def _find_function(self, call: NodeCall) -> Any:
         graph = self.graphs.get(call.graph)
@@ -76,14 +79,6 @@ class NodeCalls:
                 f"the function {call.node!r} of graph {call.graph!r} is not on this worker"
             )
         return function
-
-    async def _invoke(self, function: Any, node_input: NodeInput) -> Any:
-        """Call the function: on the event loop if it is async, else in a thread with this context."""
-        if inspect.iscoroutinefunction(function):
-            return await function(node_input)
-        run = functools.partial(contextvars.copy_context().run, function, node_input)
-        value = await asyncio.get_running_loop().run_in_executor(self.executor, run)
-        return await value if asyncio.iscoroutine(value) else value
 
     @activity.defn(name=KEEP_TEXT)
     async def keep_text(self, request: KeepText) -> KeptText:
@@ -110,22 +105,19 @@ def _to_json(value: Any) -> Any:
         ) from None
 
 
-def _idempotency_key(call: NodeCall) -> str:
-    """Return the key of the node's visit: the same for each of its attempts, and for no other visit."""
-    info = activity.info()
-    parts = [info.namespace, str(info.workflow_id), str(info.workflow_run_id), call.node, call.key]
-    digest = sha256("\0".join(parts).encode()).hexdigest()
-    return f"perdure-{digest[:32]}"
-
-
-def _failure(error: Exception) -> ApplicationError:
-    """Return the function's error for Temporal, secrets masked; retryable if it is transient."""
+def _failure(error: Exception, *, last: bool) -> ApplicationError:
+    """Return the function's error for Temporal, secrets masked; retryable if it is transient and not the last."""
     if isinstance(error, ApplicationError):
-        return error
+        if not last or error.non_retryable:
+            return error
+        return ApplicationError(error.message, *error.details, type=error.type, non_retryable=True)
     kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
+    message = f"{type(error).__name__}: {describe_error(error)}"
+    if is_transient(error) and may_have_taken_effect(error):
+        message = join_sentences(message, MAY_HAVE_TAKEN_EFFECT)
     return ApplicationError(
-        truncate_middle(redact(f"{type(error).__name__}: {describe_error(error)}")),
+        truncate_middle(redact(message)),
         type=kind,
-        non_retryable=not is_transient(error),
+        non_retryable=last or not is_transient(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,
     )

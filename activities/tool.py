@@ -5,13 +5,12 @@ and the tool's timeout surround the user's function, and heartbeats run until th
 A transient failure is raised, so that Temporal retries within the tool's `ToolRetry`. Every other failure
 becomes an error result that the model reads.
 
-A write whose result is lost may have had its effect. `_CallProgress` tracks that, and passes it from attempt
-to attempt in the heartbeat, so that no fallback repeats an effect.
+`_CallProgress` passes two facts from attempt to attempt in the heartbeat. A write whose result is lost may have
+had its effect: no fallback repeats it. And the failures so far: Temporal counts attempts, and an attempt whose
+worker died is no failure of the tool.
 """
 
 import asyncio
-import contextvars
-import functools
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -29,13 +28,15 @@ from perdure.hooks import HookedRun
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.texts import describe_error, fix_surrogates, truncate_middle
 from perdure.tools import Tool, ToolContext
-from perdure.wire.effects import CheckedCall, Progress, ToolInput, ToolOutcome
-from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, READ_RESULT
+from perdure.wire.effects import CheckedCall, Progress, ToolInput, ToolOutcome, most_attempts
+from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, NOT_CALLED, READ_RESULT
+from perdure.wire.uncertain import mark_uncertain
 
 from .content.last_results import LastResults
 from .content.redact import redact
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
+from .functions import call_function
 from .heartbeat import Heartbeats, last_progress, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
@@ -100,6 +101,8 @@ class ToolCalls:
                     duration_ms=round((time.monotonic() - began) * 1000),
                     attempts=activity.info().attempt,
                 )
+                if content.may_have_effect:
+                    result = mark_uncertain(result)
                 after = None if refusal else await self._ask_after(call, result, progress)
             result = _with_verdicts(result, checked, after)
             if checked is None or checked.ask is None:  # else the call waits for a person, and has no result
@@ -125,11 +128,13 @@ class ToolCalls:
             return None
         if progress.checked is not None:
             return progress.checked
-        tool = self._find_tool(call, progress)
+        self._find_tool(call, progress)
         try:
             progress.checked = await self.hooks.check_call(_tool_call(call), "function", _hooked_run(call))
         except HookFailed as error:
-            if activity.info().attempt < tool.retry.attempts:
+            progress.failures += 1
+            if progress.failures < call.attempts:
+                activity.heartbeat(progress.heartbeat(0, 0))
                 raise ApplicationError(str(error), type=HOOK_FAILED) from None
             return CheckedCall(call_id=call.call_id, deny=f"not run: {error}")
         except asyncio.CancelledError as error:
@@ -166,13 +171,13 @@ class ToolCalls:
         try:
             value = await self._admit_and_run(tool, call, progress)
         except ArgumentsRefused as error:
-            return _error_content(error, name=""), "invalid_arguments"
+            return _failure_content(call, progress, error, name=""), "invalid_arguments"
         except FatalToolError as error:
             progress.mark_failed(error)
-            return self._fall_back(tool, call, progress, _error_content(error, name=""), "tool_error")
+            return self._fall_back(tool, call, _failure_content(call, progress, error, name=""), "tool_error")
         except (CircuitOpen, Throttled) as error:
             kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
-            return self._fall_back(tool, call, progress, _error_content(error, name=""), kind)
+            return self._fall_back(tool, call, _failure_content(call, progress, error, name=""), kind)
         except BaseException as error:
             if not _is_from_tool(error):
                 raise _interruption(error, progress) from None
@@ -180,13 +185,13 @@ class ToolCalls:
         else:
             return await self._store(tool, call, progress, value), None
         progress.mark_failed(failure)
-        retry = _retry_error(failure, tool.retry.attempts)
+        retry = _retry_error(failure, call, progress)
         if retry is not None:
             # The next attempt must know whether this one may have had its effect.
             activity.heartbeat(progress.heartbeat(0, 0))
             raise retry
         kind = "tool_timeout" if is_timeout(failure) else "tool_error"
-        return self._fall_back(tool, call, progress, _error_content(failure), kind)
+        return self._fall_back(tool, call, _failure_content(call, progress, failure), kind)
 
     async def _store(
         self, tool: Tool, call: ToolInput, progress: "_CallProgress", value: Any
@@ -203,17 +208,12 @@ class ToolCalls:
         return content
 
     def _fall_back(
-        self, tool: Tool, call: ToolInput, progress: "_CallProgress", failure: ResultContent, kind: ErrorKind
+        self, tool: Tool, call: ToolInput, failure: ResultContent, kind: ErrorKind
     ) -> tuple[ResultContent, ErrorKind | None]:
         """Return the last result of the same call, if the tool allows that; else the failure."""
         last = self.last_results.find(tool, call)
         if last is not None:
             return last.stand_in_for(tool.name, failure), None
-        if tool.effect == "write" and progress.may_have_effect:
-            # "tool_timeout", whatever the last attempt's error was: it is the kind on which no
-            # fallback may repeat the write.
-            warning = Text(text="It may or may not have taken effect.")
-            return ResultContent(parts=[*failure.parts, warning]), "tool_timeout"
         return failure, kind
 
     async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
@@ -255,10 +255,12 @@ class ToolCalls:
         if isinstance(tool, Tool):
             return tool
         # Retryable, because another worker may have the tool: a deploy is under way.
+        progress.failures += 1
         activity.heartbeat(progress.heartbeat(0, 0))
         raise ApplicationError(
             f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
-            type=MAY_HAVE_EFFECT if progress.may_have_effect else None,
+            type=MAY_HAVE_EFFECT if progress.may_have_effect else NOT_CALLED,
+            non_retryable=progress.failures >= call.attempts,
         )
 
     async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
@@ -281,7 +283,7 @@ class ToolCalls:
         progress.mark_started()
         try:
             async with timeout:
-                return await self._invoke(tool, arguments)
+                return await call_function(tool.function, self.executor, **arguments)
         except TimeoutError as error:
             # Only our own timeout is renamed. One that the tool raised keeps its message.
             if timeout.expired():
@@ -291,17 +293,9 @@ class ToolCalls:
             # A thread cannot be stopped. A tool that watches this event can stop itself.
             context.cancelled.set()
 
-    async def _invoke(self, tool: Tool, arguments: dict[str, Any]) -> Any:
-        """Call the function: on the event loop if it is async, else in a thread with this context."""
-        if tool.is_async:
-            return await tool.function(**arguments)
-        function = functools.partial(contextvars.copy_context().run, tool.function, **arguments)
-        value = await asyncio.get_running_loop().run_in_executor(self.executor, function)
-        return await value if asyncio.iscoroutine(value) else value
-
 
 class _CallProgress:
-    """Progress note that a tool writes from any thread, and whether the call may have had its effect."""
+    """Progress note that a tool writes from any thread, and the facts that pass from attempt to attempt."""
 
     def __init__(self, call_id: str) -> None:
         self.call_id = call_id
@@ -310,6 +304,8 @@ class _CallProgress:
         earlier = last_progress()
         self.checked = earlier.checked if earlier else None
         """Verdict of the hooks before the call."""
+        self.failures = earlier.failures if earlier else 0
+        """Attempts that have failed, without those whose worker died or was stopped."""
 
     def mark_started(self) -> None:
         """Record that the tool is being called: from now on it may have its effect."""
@@ -317,6 +313,7 @@ class _CallProgress:
 
     def mark_failed(self, error: BaseException) -> None:
         """Record the error, which may prove that this attempt had no effect."""
+        self.failures += 1
         self.may_have_effect = self._earlier_may_have_effect or may_have_taken_effect(error)
 
     def report(self, note: str) -> None:
@@ -331,6 +328,7 @@ class _CallProgress:
             seq=seq,
             note=self.note[:window],
             may_have_effect=self.may_have_effect,
+            failures=self.failures,
             checked=self.checked,
         )
 
@@ -415,7 +413,7 @@ def _tool_context(tool: Tool, call: ToolInput, progress: _CallProgress) -> ToolC
         run_id=str(info.workflow_id),
         call_id=call.call_id,
         idempotency_key=call.idempotency_key,
-        attempt=info.attempt,
+        attempt=call.earlier_attempts + info.attempt,
         # From now, and not from the activity's start: the call may have waited for admission.
         deadline=datetime.now(UTC) + tool.timeout,
         agent=call.agent,
@@ -446,15 +444,18 @@ def _interruption(error: BaseException, progress: _CallProgress) -> BaseExceptio
         )
     else:
         message = "The worker was stopped before the tool was called."
-    kind = MAY_HAVE_EFFECT if progress.may_have_effect else None
+    kind = MAY_HAVE_EFFECT if progress.may_have_effect else NOT_CALLED
     return ApplicationError(message, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 
-def _retry_error(error: BaseException, attempts: int) -> ApplicationError | None:
+def _retry_error(error: BaseException, call: ToolInput, progress: _CallProgress) -> ApplicationError | None:
     """Return the error that makes Temporal retry, or None if no attempt is left or a retry would not help."""
     # A tool that raises a retryable ApplicationError asks for the retry by Temporal's own means.
     is_requested = isinstance(error, ApplicationError) and not error.non_retryable
-    if activity.info().attempt >= attempts or not (is_requested or is_transient(error)):
+    most = most_attempts(call.attempts, repeatable=not call.writes)
+    if progress.failures >= call.attempts or activity.info().attempt >= most:
+        return None
+    if not (is_requested or is_transient(error)):
         return None
     delay = None
     if isinstance(error, RetryableToolError):
@@ -464,10 +465,15 @@ def _retry_error(error: BaseException, attempts: int) -> ApplicationError | None
     return ApplicationError(_error_text(error), type=type(error).__name__, next_retry_delay=delay)
 
 
-def _error_content(error: BaseException, *, name: str | None = None) -> ResultContent:
-    attempt = activity.info().attempt
-    suffix = f" (after {attempt} attempts)" if attempt > 1 else ""
-    return ResultContent(parts=[Text(text=f"{_error_text(error, name=name)}{suffix}")])
+def _failure_content(
+    call: ToolInput, progress: _CallProgress, error: BaseException, *, name: str | None = None
+) -> ResultContent:
+    """Return the error as content, with the fact that the call may have had its effect."""
+    suffix = f" (after {progress.failures} attempts)" if progress.failures > 1 else ""
+    return ResultContent(
+        parts=[Text(text=f"{_error_text(error, name=name)}{suffix}")],
+        may_have_effect=call.writes and progress.may_have_effect,
+    )
 
 
 def _error_text(error: BaseException, *, name: str | None = None) -> str:

@@ -79,7 +79,7 @@ _ATTEMPTS = "one of the call's 6 attempts"
 _TOOL_ATTEMPTS = "one of the tool's attempts (`ToolRetry`)"
 _PARKED_WITH_RETRY = "the run is parked, and when it tries again"
 _PARKED_UNTIL_RESUMED = "the run is parked until it is resumed"
-_ERROR_RESULT = "the error, as the result of its call"
+_TOOL_ERROR_RESULT = "the error; of a write that may have taken effect, that too"
 _NOT_SENT = "of a model call nothing, as it was not sent; a tool call counts"
 _TOOL_NOT_SENT = "of a tool: that it was not called, and why, unless a fallback answers"
 _IN_TRANSCRIPT = "the failed call, in the transcript"
@@ -158,17 +158,17 @@ RULES: dict[ErrorKind, Rule] = {
         stands_in=True,
         counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
-        model_sees=_ERROR_RESULT,
+        model_sees=_TOOL_ERROR_RESULT,
         person_sees=_IN_TRANSCRIPT,
     ),
     "tool_timeout": Rule(
         "tool",
-        "the tool did not answer in time, or its worker died",
+        "the tool did not answer in time, or no worker kept its call alive",
         retried=True,
         stands_in=True,
         counts_for_circuit=True,
         counts=_TOOL_ATTEMPTS,
-        model_sees="the error; of a write, that it may or may not have taken effect",
+        model_sees=_TOOL_ERROR_RESULT,
         person_sees=_IN_TRANSCRIPT,
     ),
     "too_large": Rule("run", "something exceeds a size limit"),
@@ -198,8 +198,8 @@ Each error is classified once, where it enters.
   seconds.
 - *Circuit*: the failure counts towards opening the circuit of that model or tool.
 - *Falls back*: once the attempts are used up, the next model of the chain is tried (*model*), or the tool's
-  `ToolFallback` answers (*tool*). No other tool is called in place of a write after `tool_timeout`: the write
-  may have taken effect.
+  `ToolFallback` answers (*tool*). No other tool is called in place of a write that may have taken effect: then
+  any attempt timed out, lost its connection or its worker, or ended in an error that Perdure does not know.
 - *Parks*: with `on_failure="park"` (the default) the run stops at that step and keeps what it has. "retries":
   it tries again by itself, after some 30 seconds, then after twice as long each time, up to some four
   minutes. After `circuit_open` it tries again when its worker allows the next call.
@@ -304,7 +304,10 @@ class ToolError(PerdureError):
 
 
 class RetryableToolError(ToolError):
-    """The tool failed, and another attempt may succeed; `after` delays that attempt."""
+    """The tool failed without an effect, and another attempt may succeed; `after` delays that attempt.
+
+    Raised because of a lost connection or a timeout, it says no more about the effect than they do.
+    """
 
     def __init__(self, message: str, *, after: timedelta | None = None) -> None:
         super().__init__(message)
@@ -312,7 +315,10 @@ class RetryableToolError(ToolError):
 
 
 class FatalToolError(ToolError):
-    """The tool failed, and no attempt can succeed; the model gets the message as an error result."""
+    """The tool failed without an effect, and no attempt can succeed; the model gets the message as an error result.
+
+    Raised because of a lost connection or a timeout, it says no more about the effect than they do.
+    """
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class NodeInput(Value):
     """Number of this visit of the node, from 1."""
     idempotency_key: str = ""
     """Key that all attempts of this visit share, and no other visit has."""
+    attempt: int = 1
+    """Number of the attempt, from 1. Above 1, an earlier attempt may have had its effect."""
     user: str | None = None
     context: dict[str, Any] = Field(default_factory=dict[str, Any])
 

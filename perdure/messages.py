@@ -152,6 +152,8 @@ class ToolResult(Value):
     """Stand-in that answered for the failed tool: another tool's name, `answer` or `remembered`."""
     hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
     """Verdicts of hooks about the call."""
+    may_have_effect: bool = Field(default=False, exclude_if=is_empty)
+    """True when a write failed and may have had its effect all the same: see `perdure.wire.uncertain`."""
 
     @property
     def text(self) -> str:

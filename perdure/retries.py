@@ -11,7 +11,8 @@ class ToolRetry:
     """Retries of a failed tool call; each delay is `backoff` times the one before."""
 
     attempts: int = 3
-    """Calls in all, the first included."""
+    """Attempts that may fail, the first included. One whose worker died or was stopped is counted apart, except that
+    a write with a single attempt is never repeated."""
     initial_interval: timedelta = timedelta(seconds=1)
     backoff: float = 2.0
     maximum_interval: timedelta = timedelta(seconds=30)

@@ -37,10 +37,19 @@ class Start:
     history: tuple[Message, ...] = ()
     """Messages before the prompt."""
     visit: int = 1
+    retry_of: str = ""
+    """Key of the first attempt, when the node is run again: its calls get the idempotency keys of that attempt."""
+    attempt: int = 1
+    """Number of the attempt, from 1."""
     peers: tuple[Peer, ...] = ()
     """Agents that the node may hand off to."""
     inputs: dict[str, object] = field(default_factory=dict[str, object])
     """For a function: outputs of the nodes that led to it, by name."""
+
+    @property
+    def act(self) -> str:
+        """Logical name of what is done: the key of the first attempt."""
+        return self.retry_of or self.key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class ToolContext:
     run_id: str
     call_id: str
     idempotency_key: str
-    """Key that all attempts of this call share, whatever crashed in between, and no other call has."""
+    """Key that all attempts of this call share, whatever crashed, was retried or reset, and no other call has."""
     attempt: int
     """Number of the attempt, from 1. Above 1, an earlier attempt may have had its effect."""
     deadline: datetime
@@ -95,8 +95,8 @@ class RemoteTool:
     """Tool that is a Temporal activity, in any language, on a task queue of its own.
 
     The activity's type is `activity`, or `name`. It gets two JSON arguments: the call's arguments, and
-    `{"run_id", "call_id", "idempotency_key", "agent", "user", "context"}`. It returns JSON; the model gets a
-    string as it is. With `heartbeat` set, an activity that runs longer must send heartbeats.
+    `{"run_id", "call_id", "idempotency_key", "earlier_attempts", "agent", "user", "context"}`. It returns JSON;
+    the model gets a string as it is. With `heartbeat` set, an activity that runs longer must send heartbeats.
     """
 
     name: str

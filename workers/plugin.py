@@ -43,6 +43,7 @@ from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.providers.registry import default_models
 from ..activities.relay import relay
+from ..activities.remote import count_attempts
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic.admission import Traffic
@@ -151,6 +152,7 @@ class PerdurePlugin(SimplePlugin):
             nodes.keep_text,
             hooks.run_hooks,
             relay,
+            count_attempts,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,7 +26,7 @@ from perdure.members import for_member
 from perdure.messages import Text, ToolResult, Usage
 from perdure.scheduling import Start
 from perdure.texts import first_bytes, mark_cut, mask_secrets, truncate_middle
-from perdure.wire.effects import KeepText, KeptText, NodeCall
+from perdure.wire.effects import FUNCTION_ATTEMPTS, KeepText, KeptText, NodeCall, most_attempts
 from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.names import (
     CALL_NODE,
@@ -36,21 +37,24 @@ from perdure.wire.names import (
     RESUME,
     STOP,
     TOO_LARGE_TYPES,
+    WORKER_SHUTDOWN,
     WORKFLOW,
 )
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, RunResult, StopReason
 from perdure.wire.spec import ResolvedAgent
 from perdure.wire.tree import Amount, ChildInput, Grant, Lease, Lineage, Report
+from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_uncertain
 
-from .engine.agent_calls import is_error, result_text
+from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.events import ChildEnded, Event
 from .engine.state import AgentState, Call, RunState, TeamState
+from .identity import earlier_attempts, function_key, identity_below
 
 _FUNCTION_TIMEOUT = timedelta(minutes=10)
 _FUNCTION_HEARTBEAT = timedelta(seconds=10)
-_FUNCTION_ATTEMPTS = 3
 _FINAL_REPORT_WITHIN = timedelta(seconds=1)
+_CALLS_BELOW = "Tool calls that it had made may or may not have taken effect."
 _PARENT = "/"
 """In the place of a child's key."""
 
@@ -189,7 +193,7 @@ class ChildRuns:
                 WORKFLOW,
                 args=[
                     request_for(state, start).to_json(),
-                    input_for(state, start, workflow.now(), workflow.info().first_execution_run_id),
+                    input_for(state, start, workflow.now(), _place_below(state, start)),
                 ],
                 id=child_run_id(state.id, start.key),
                 # A run of this id belongs to an earlier execution of the parent: nobody waits for it any more.
@@ -240,7 +244,24 @@ def _limits_for_child(state: RunState) -> Limits | None:
     return Limits.model_validate(tighter) if tighter else None
 
 
-def input_for(state: RunState, start: Start, now: datetime, execution_id: str) -> ChildInput:
+@dataclass(frozen=True, kw_only=True)
+class PlaceBelow:
+    """Part of a child's lineage that Temporal knows, and not the state."""
+
+    parent_execution_id: str
+    identity: str
+    earlier_attempts: int = 0
+
+
+def _place_below(state: RunState, start: Start) -> PlaceBelow:
+    return PlaceBelow(
+        parent_execution_id=workflow.info().first_execution_run_id,
+        identity=identity_below(state, start),
+        earlier_attempts=earlier_attempts(state) + start.attempt - 1,
+    )
+
+
+def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -> ChildInput:
     """Return the input of a child: its lineage, its lease and its deadline."""
     assert start.member is not None, "only functions have none"
     child, above = state.tree.child(start.key), state.tree.lineage
@@ -248,11 +269,13 @@ def input_for(state: RunState, start: Start, now: datetime, execution_id: str) -
     resolved = for_member(members, start.member)
     lineage = Lineage(
         parent=state.id,
-        parent_execution_id=execution_id,
+        parent_execution_id=place.parent_execution_id,
         key=start.key,
         path=[*state.tree.path, start.key],
         spec_digest=resolved.spec.full_digest if resolved else "",
         as_of=above.as_of if above else state.started_at,
+        identity=place.identity,
+        earlier_attempts=place.earlier_attempts,
     )
     # An absolute time, because the child may start late: its queue must not lengthen the deadline.
     own = None if start.timeout is None else now + start.timeout
@@ -313,13 +336,14 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
 async def _tool_result(state: AgentState, call: Call, outcome: RunResult) -> ToolResult:
     """Return the answer for the model. A text that is too long is kept aside, and can be read on."""
     kept = await _keep_text(result_text(outcome), state.spec.result_preview_bytes)
-    return ToolResult(
+    result = ToolResult(
         call_id=call.call.id,
         name=call.call.name,
         content=[Text(text=kept.shown)],
         is_error=is_error(outcome),
         spilled=kept.spilled,
     )
+    return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
 
 
 async def _keep_text(text: str, most: int) -> KeptText:
@@ -348,19 +372,28 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
         "prompt": start.prompt,
         "node": start.node,
         "visit": start.visit,
+        "idempotency_key": function_key(team, start),
         "user": team.request.user,
         "context": dict(team.request.context),
     }
     try:
         output: Any = await workflow.execute_activity(
             CALL_NODE,
-            NodeCall(graph=team.spec.name, node=start.node, key=start.key, input=node_input),
+            NodeCall(
+                graph=team.spec.name,
+                node=start.node,
+                key=start.key,
+                input=node_input,
+                earlier_attempts=earlier_attempts(team) + start.attempt - 1,
+            ),
             result_type=object,
             start_to_close_timeout=start.timeout or _FUNCTION_TIMEOUT,
             schedule_to_close_timeout=start.timeout,  # of the visit, its retries included
             heartbeat_timeout=_FUNCTION_HEARTBEAT,
             retry_policy=RetryPolicy(
-                maximum_attempts=_FUNCTION_ATTEMPTS, non_retryable_error_types=list(TOO_LARGE_TYPES)
+                # The activity counts the failures itself.
+                maximum_attempts=most_attempts(FUNCTION_ATTEMPTS),
+                non_retryable_error_types=list(TOO_LARGE_TYPES),
             ),
             summary=f"{start.node}()",
         )
@@ -377,6 +410,8 @@ def _function_failed(start: Start, error: BaseException) -> RunResult:
         return RunResult(agent=start.node, stop_reason="node_timeout", cost_microusd=0)
     kind = (cause.type if isinstance(cause, ApplicationError) else None) or "function"
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
+    if isinstance(cause, TimeoutError) or kind == WORKER_SHUTDOWN:
+        message = join_sentences(message, MAY_HAVE_TAKEN_EFFECT)
     failure = Failure(kind=kind, message=truncate_middle(mask_secrets(message)))
     return RunResult(agent=start.node, stop_reason="error", error=failure, cost_microusd=0)
 

@@ -61,6 +61,7 @@ from .engine.events import (
 from .engine.program import RunningProgram
 from .engine.report import report_due
 from .engine.state import AgentState, End, RunState, TeamState
+from .identity import resets
 from .outcome import return_or_raise
 from .pending_activities import PendingActivities
 from .renewal import Renewal
@@ -306,8 +307,9 @@ class Loop:
             self.renewal.is_renewing = False
         if self.events:
             return
+        carried = replace(self._now, resets=resets(self._now))
         workflow.continue_as_new(
-            args=[request, *pack(self._program, self._now, self._written)],
+            args=[request, *pack(self._program, carried, self._written)],
             initial_versioning_behavior=self.renewal.versioning(self._now),
         )
 

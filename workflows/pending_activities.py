@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,10 +13,8 @@ from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
 
-from perdure.messages import Text, ToolCall, ToolResult, Usage, size_bytes
+from perdure.messages import Usage, size_bytes
 from perdure.prices import Price
-from perdure.retries import ToolRetry
-from perdure.texts import mask_secrets, truncate_middle
 from perdure.wire.effects import (
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
@@ -32,6 +29,7 @@ from perdure.wire.effects import (
     ToolInput,
     ToolOutcome,
     TranscriptView,
+    most_attempts,
     tail_digest,
     tail_of,
 )
@@ -40,7 +38,6 @@ from perdure.wire.names import (
     CALL_MODEL,
     CALL_TOOL,
     HANDOFF,
-    MAY_HAVE_EFFECT,
     READ_RESULT,
     RUN_HOOKS,
     STALE_TRANSCRIPT,
@@ -50,12 +47,13 @@ from perdure.wire.names import (
 )
 from perdure.wire.spec import ModelSpec, ToolSpec
 
-from .engine.calls import approval_digest
 from .engine.commands import CallModel, RunHooks, Summarize
 from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied, Summarized
 from .engine.remote import remote_result
 from .engine.report import signature
 from .engine.state import AgentState, Call
+from .failed_calls import failed_result, unreadable_result
+from .identity import call_key, earlier_attempts
 
 FRESH_BYTES = 512
 """Most bytes of new messages that go with a model call. They are in history already, as the results of
@@ -154,7 +152,7 @@ class PendingActivities:
             start = _start_remote if tool.kind == "remote" else _start_function
             handle = start(state, call, tool)
             event = self._tool_event(handle, state, call, tool)
-            self._launch(call.call.id, handle, event, partial(_tool_bug, call))
+            self._launch(call.call.id, handle, event, partial(unreadable_result, call, tool))
 
     def run_hooks(self, state: AgentState, command: RunHooks) -> None:
         """Ask hooks by an activity of their own."""
@@ -234,7 +232,7 @@ class PendingActivities:
         try:
             value = await handle
         except (ActivityError, asyncio.CancelledError) as error:
-            return CallReturned(result=_error_result(call, tool, error))
+            return CallReturned(result=await failed_result(call, tool, error, began))
         if isinstance(value, ToolOutcome):
             return CallReturned(
                 result=value.result, arguments=value.arguments, ask=value.ask, end_turn=value.end_turn
@@ -323,12 +321,16 @@ def _thousands(count: int) -> str:
     return str(count) if count < 1000 else f"{count / 1000:.1f}k"
 
 
-def _retry(retry: ToolRetry) -> RetryPolicy:
+def _retry(tool: ToolSpec) -> RetryPolicy:
+    retry, attempts = tool.retry, tool.retry.attempts
+    if tool.kind != "remote":
+        # The activity counts the failures itself. Of a remote tool's, Temporal alone can count the attempts.
+        attempts = most_attempts(attempts, repeatable=tool.effect == "read")
     return RetryPolicy(
         initial_interval=retry.initial_interval,
         backoff_coefficient=retry.backoff,
         maximum_interval=retry.maximum_interval,
-        maximum_attempts=retry.attempts,
+        maximum_attempts=attempts,
         non_retryable_error_types=[TOO_LARGE],
     )
 
@@ -339,12 +341,15 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         tool=call.call.name,
         call_id=call.call.id,
         arguments=call.call.arguments,
-        idempotency_key=idempotency_key(call.call),
+        idempotency_key=call_key(state, call.call),
         preview_bytes=state.spec.result_preview_bytes,
         user=state.request.user,
         context=dict(state.request.context),
         stream=state.request.stream,
         checked=call.checked,
+        writes=tool.effect == "write",
+        attempts=tool.retry.attempts,
+        earlier_attempts=earlier_attempts(state),
     )
     return workflow.start_activity(
         CALL_TOOL,
@@ -354,7 +359,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         # The worker keeps the tool's own timeout; this one is for a worker that keeps none.
         start_to_close_timeout=tool.timeout + _TOOL_SLACK + _time_for_hooks(state),
         heartbeat_timeout=tool.heartbeat,
-        retry_policy=_retry(tool.retry),
+        retry_policy=_retry(tool),
         summary=signature(call.call),
     )
 
@@ -363,10 +368,11 @@ def _start_remote(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.Ac
     context = RemoteContext(
         run_id=workflow.info().workflow_id,
         call_id=call.call.id,
-        idempotency_key=idempotency_key(call.call),
+        idempotency_key=call_key(state, call.call),
         agent=state.spec.name,
         user=state.request.user,
         context=dict(state.request.context),
+        earlier_attempts=earlier_attempts(state),
     )
     return workflow.start_activity(
         tool.activity or tool.name,
@@ -375,20 +381,9 @@ def _start_remote(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.Ac
         task_queue=tool.task_queue,
         start_to_close_timeout=tool.timeout,
         heartbeat_timeout=tool.heartbeat,
-        retry_policy=_retry(tool.retry),
+        retry_policy=_retry(tool),
         summary=signature(call.call),
     )
-
-
-def idempotency_key(call: ToolCall) -> str:
-    """Return a key that is unique to the call, and the same for every attempt, crash and continue-as-new.
-
-    The call's contents are part of it: after a reset, a step's number may stand for another call.
-    """
-    info = workflow.info()
-    run = f"{info.namespace}\0{info.workflow_id}\0{info.first_execution_run_id}"
-    identity = f"{run}\0{call.id}\0{approval_digest(call)}"
-    return f"perdure-{sha256(identity.encode()).hexdigest()[:32]}"
 
 
 def model_failure(error: BaseException, price: Price | None = None) -> ModelFailure:
@@ -444,34 +439,3 @@ def _model_bug(error: Exception) -> Event:
 def _summary_bug(error: Exception) -> Event:
     message = f"the summary cannot be read: {type(error).__name__}: {error}"
     return Summarized(failure=ModelFailure(kind="bug", message=message[:1000]))
-
-
-def _tool_bug(call: Call, error: Exception) -> Event:
-    text = f"The tool's answer cannot be read: {type(error).__name__}. It may have taken effect."
-    return CallReturned(
-        result=ToolResult(call_id=call.call.id, name=call.call.name, content=[Text(text=text)], is_error=True)
-    )
-
-
-def _error_result(call: Call, tool: ToolSpec, error: BaseException) -> ToolResult:
-    cause = error.cause if isinstance(error, ActivityError) else error
-    kind = "tool_error"
-    if isinstance(cause, TimeoutError):
-        kind = "tool_timeout"
-        text = f"The tool did not answer in time, in {tool.retry.attempts} attempts."
-        if tool.effect == "write":
-            text += " It may or may not have taken effect."
-    elif isinstance(cause, ApplicationError) and cause.type == BLOB_STORE_FAILED:
-        # The tool had returned: only its answer could not be written down.
-        text = f"The tool has done its work, but its result could not be kept: {cause.message}"
-    elif isinstance(cause, ApplicationError):
-        text = cause.message
-        kind = "tool_timeout" if cause.type in (MAY_HAVE_EFFECT, WORKER_SHUTDOWN) else kind
-    elif is_cancelled_exception(error):
-        text = "The run was ended while this call was under way; it may or may not have taken effect."
-    else:
-        text = str(cause or error)
-    content = Text(text=truncate_middle(mask_secrets(text)))
-    return ToolResult(
-        call_id=call.call.id, name=call.call.name, content=[content], is_error=True, error_kind=kind
-    )

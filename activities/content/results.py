@@ -26,6 +26,8 @@ class ResultContent:
     """Blob of the complete text, if the text was cut."""
     stand_in: str | None = None
     """Substitute that answered for a failed tool: see `ToolResult.stand_in`."""
+    may_have_effect: bool = False
+    """True for the error of a write that may have had its effect."""
 
 
 async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> ResultContent:

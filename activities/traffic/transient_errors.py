@@ -1,12 +1,37 @@
-"""Transient errors of tools and graph functions: those after which another attempt may succeed."""
+"""Errors of tools and graph functions: which are worth another attempt, and which say that nothing happened.
 
-from typing import Final
+Rules
+1. A lost connection and a timeout are transient. Any other error is the answer of the tool or of its service.
+2. An unknown error may have come after the effect. Only a known one says that there was none: the other side
+   was not reached, or it refused the request, or the tool says so itself.
+3. An error that wraps others is what they are.
+"""
 
-from perdure.errors import RetryableToolError
+import errno
+import http.client
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from temporalio.exceptions import ApplicationError
+
+from perdure.errors import RetryableToolError, ToolError
 
 from ..providers.registry import BUILT_IN
 
-_BUILT_IN: Final = (ConnectionError, TimeoutError, RetryableToolError)
+_BUILT_IN: Final = (
+    ConnectionError,
+    TimeoutError,
+    RetryableToolError,
+    socket.gaierror,
+    socket.herror,
+    http.client.BadStatusLine,
+    http.client.IncompleteRead,
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    ssl.SSLSyscallError,
+)
 _LIBRARIES: Final = frozenset(
     {
         "aiohttp.ClientConnectionError",
@@ -22,6 +47,7 @@ _LIBRARIES: Final = frozenset(
         "requests.ChunkedEncodingError",
         "requests.ConnectionError",
         "requests.Timeout",
+        "urllib.ContentTooShortError",
         "urllib3.MaxRetryError",
         "urllib3.ProtocolError",
         "urllib3.TimeoutError",
@@ -44,21 +70,58 @@ _TIMEOUTS: Final = frozenset(
         *(name for provider in BUILT_IN.values() for name in provider.timeout_errors),
     }
 )
-_NOTHING_SENT: Final = frozenset(
+_NOT_REACHED: Final = frozenset(
     {
         "aiohttp.ClientConnectorError",
+        "aiohttp.ConnectionTimeoutError",
+        "aiohttp.InvalidURL",
         "botocore.ConnectTimeoutError",
         "botocore.EndpointConnectionError",
-        "builtins.ConnectionRefusedError",
+        "botocore.NoCredentialsError",
+        "botocore.ParamValidationError",
         "httpx.ConnectError",
         "httpx.ConnectTimeout",
+        "httpx.PoolTimeout",
+        "httpx.UnsupportedProtocol",
         "httpx2.ConnectError",
         "httpx2.ConnectTimeout",
+        "httpx2.PoolTimeout",
+        "httpx2.UnsupportedProtocol",
+        "requests.ConnectTimeout",
+        "requests.InvalidSchema",
+        "requests.InvalidURL",
+        "requests.MissingSchema",
         "urllib3.ConnectTimeoutError",
         "urllib3.NewConnectionError",
     }
 )
-"""Errors before anything was sent: the call cannot have had an effect."""
+"""Errors of libraries before anything was sent."""
+
+_NOT_REACHED_BUILT_IN: Final = (
+    ConnectionRefusedError,
+    socket.gaierror,
+    socket.herror,
+    http.client.InvalidURL,
+    # The handshake fails before the request is sent.
+    ssl.SSLCertVerificationError,
+)
+_UNREACHABLE: Final = frozenset({errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH})
+"""Numbers of errors for which Python has no class of its own: there is no way to the host."""
+
+_STATUS_OF: Final[dict[str, Callable[[Any], object]]] = {
+    "aiohttp.ClientResponseError": lambda error: error.status,
+    "anthropic.APIStatusError": lambda error: error.status_code,
+    "botocore.ClientError": lambda error: error.response["ResponseMetadata"]["HTTPStatusCode"],
+    "httpx.HTTPStatusError": lambda error: error.response.status_code,
+    "httpx2.HTTPStatusError": lambda error: error.response.status_code,
+    "openai.APIStatusError": lambda error: error.status_code,
+    "requests.HTTPError": lambda error: error.response.status_code,
+    "urllib.HTTPError": lambda error: error.code,
+}
+"""HTTP status of an answer that a library raises as an error."""
+
+_UNDECIDED_STATUS: Final = frozenset({408, 409, 425, 499})
+"""Client errors that do not refuse the request: it was late, or an earlier one with its key is under way."""
 
 _LONGEST_CHAIN: Final = 6
 """Causes that are followed; it also ends a chain that is a circle."""
@@ -66,35 +129,80 @@ _LONGEST_CHAIN: Final = 6
 
 def is_transient(error: BaseException) -> bool:
     """Check whether another attempt may succeed; any other error of a tool or function is its answer."""
+    return _is_transient(error, _LONGEST_CHAIN)
+
+
+def _is_transient(error: BaseException, depth: int) -> bool:
     # Not OSError as a whole: a missing file or a full disk stays so.
-    return isinstance(error, _BUILT_IN) or _is_one_of(error, _LIBRARIES)
+    if isinstance(error, _BUILT_IN) or _is_unreachable(error) or _is_one_of(error, _LIBRARIES):
+        return True
+    wrapped = _wrapped_alone(error) if depth else ()
+    return bool(wrapped) and all(_is_transient(each, depth - 1) for each in wrapped)
 
 
 def is_timeout(error: BaseException) -> bool:
     """Check whether the error is a timeout."""
-    return isinstance(error, TimeoutError) or _is_one_of(error, _TIMEOUTS)
+    if isinstance(error, TimeoutError) or _is_one_of(error, _TIMEOUTS):
+        return True
+    return any(isinstance(each, TimeoutError) for each in _wrapped_alone(error))
 
 
 def may_have_taken_effect(error: BaseException) -> bool:
-    """Check whether a call that ended in this error may have had its effect.
-
-    It may when the connection was lost after the request was sent. Every error that is not transient is an
-    answer of the service or of the tool: the effect did not happen.
-    """
-    if isinstance(error, RetryableToolError) or not is_transient(error):
-        return False
-    return not _was_never_sent(error, _LONGEST_CHAIN)
+    """Check whether a call that ended in this error may have had its effect: rule 2 above."""
+    return not _had_no_effect(error, _LONGEST_CHAIN)
 
 
-def _was_never_sent(error: object, depth: int) -> bool:
-    """Check the error and the errors it wraps, because libraries hide how far a call came."""
+def _had_no_effect(error: object, depth: int) -> bool:
     if not isinstance(error, BaseException) or not depth:
         return False
-    if _is_one_of(error, _NOTHING_SENT):
+    if isinstance(error, ToolError | ApplicationError):
+        return _says_no_effect(error, depth)
+    if isinstance(error, _NOT_REACHED_BUILT_IN) or _is_unreachable(error) or _is_one_of(error, _NOT_REACHED):
         return True
+    if _is_refusal(error):
+        return True
+    if isinstance(error, BaseExceptionGroup):
+        return all(_had_no_effect(each, depth - 1) for each in _wrapped_alone(error))
+    # Libraries hide how far a call came in the errors that they wrap.
     # Not __context__: an earlier error that the tool handled is not the cause of this one.
     wrapped = (error.__cause__, getattr(error, "reason", None), *error.args)
-    return any(_was_never_sent(cause, depth - 1) for cause in wrapped)
+    return any(_had_no_effect(cause, depth - 1) for cause in wrapped)
+
+
+def _says_no_effect(error: BaseException, depth: int) -> bool:
+    """Check an error by which the tool itself says that it failed.
+
+    Its word counts, unless it only passes on a lost connection or a timeout: then nobody knows.
+    """
+    handled = None if error.__suppress_context__ else error.__context__
+    cause = error.__cause__ or handled
+    return cause is None or not is_transient(cause) or _had_no_effect(cause, depth - 1)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Check whether the other side answered that it does not do what it was asked."""
+    for kind in type(error).__mro__:
+        status_of = _STATUS_OF.get(_name(kind))
+        if status_of is not None:
+            try:
+                status = status_of(error)
+            except (AttributeError, KeyError, TypeError):
+                return False
+            return isinstance(status, int) and 400 <= status < 500 and status not in _UNDECIDED_STATUS
+    return False
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _UNREACHABLE
+
+
+def _wrapped_alone(error: BaseException) -> tuple[BaseException, ...]:
+    """Return the errors of which this one is only the wrapping: `URLError`, and groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.exceptions  # pyright: ignore[reportUnknownVariableType]
+    # Its class says nothing, and an answer (HTTPError) derives from it, whose reason is text.
+    reason = getattr(error, "reason", None) if _is_one_of(error, frozenset({"urllib.URLError"})) else None
+    return (reason,) if isinstance(reason, BaseException) else ()
 
 
 def _is_one_of(error: BaseException, names: frozenset[str]) -> bool:

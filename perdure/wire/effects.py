@@ -21,6 +21,13 @@ MODEL_ATTEMPTS: Final = 6
 SPEC_DIGEST_CHARS: Final = 16
 """Length of the spec digest in a model call: enough to tell apart the specs that one worker knows."""
 
+WORKER_DEATHS: Final = 10
+"""Deaths of workers that a call of a tool, or of a graph's function, outlives. Bounded, because a call may be what
+kills them."""
+
+FUNCTION_ATTEMPTS: Final = 3
+"""Attempts of a graph's function that may fail with a transient error, the first included."""
+
 PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""
 
@@ -111,6 +118,12 @@ class ModelFailure(Value):
     """Delay before a transient failure is worth a retry, jittered: parked runs must not retry together."""
 
 
+def most_attempts(failures: int, *, repeatable: bool = True) -> int:
+    """Return the attempts for Temporal of a call that may fail so often: deaths of workers are counted apart."""
+    # The only attempt of a call that must not be repeated ends with its worker.
+    return failures + WORKER_DEATHS if repeatable or failures > 1 else 1
+
+
 class ToolInput(Value):
     """Input of a tool call."""
 
@@ -125,6 +138,12 @@ class ToolInput(Value):
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)
     checked: bool = Field(default=False, exclude_if=is_empty)
     """True when the hooks before the call have been asked already."""
+    writes: bool = Field(default=False, exclude_if=is_empty)
+    """True when the effect of the tool, as the run has pinned it, is `write`."""
+    attempts: int = Field(default=3, exclude_if=lambda v: v == 3)
+    """Attempts that may fail, as the run has pinned them: `ToolRetry.attempts`."""
+    earlier_attempts: int = Field(default=0, exclude_if=is_empty)
+    """Attempts before the activity's first one: see `perdure.wire.identity`."""
 
 
 class RemoteContext(Value):
@@ -136,6 +155,8 @@ class RemoteContext(Value):
     agent: str
     user: str | None = None
     context: dict[str, Any] = Field(default_factory=dict[str, Any])
+    earlier_attempts: int = 0
+    """Attempts before the activity's first one: see `perdure.wire.identity`."""
 
 
 class ToolOutcome(Value):
@@ -168,6 +189,8 @@ class Progress(Value):
     """Usage of this attempt and those before it: it is billed even if the worker dies now."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when this attempt of a tool call, or an earlier one, may have had its effect."""
+    failures: int = Field(default=0, exclude_if=is_empty)
+    """Attempts that have failed so far. An attempt whose worker died or was stopped is none of them."""
     checked: "CheckedCall | None" = Field(default=None, exclude_if=is_empty)
     """Verdict of the hooks before the call: the next attempt does not ask them again."""
 
@@ -243,6 +266,8 @@ class NodeCall(Value):
     key: str
     input: dict[str, Any]
     """A `perdure.graph.NodeInput`."""
+    earlier_attempts: int = Field(default=0, exclude_if=is_empty)
+    """Attempts before the activity's first one: see `perdure.wire.identity`."""
 
 
 class KeepText(Value):

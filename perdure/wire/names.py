@@ -47,6 +47,7 @@ RELAY: Final = "relay"
 CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 RUN_HOOKS: Final = "run_hooks"
+COUNT_ATTEMPTS: Final = "count_attempts"
 
 FINAL_ANSWER: Final = "final_answer"
 """Tool by which a model gives an output of a type. The call is the output: it never runs."""
@@ -81,6 +82,8 @@ BLOB_STORE_FAILED: Final = "BlobStoreFailed"
 
 MAY_HAVE_EFFECT: Final = "MayHaveEffect"
 """Error type: the call was cut short and may have had its effect. Another worker may make it again."""
+NOT_CALLED: Final = "NotCalled"
+"""Error type: the tool was not called. Another worker may call it."""
 WORKER_SHUTDOWN: Final = "WorkerShutdown"
 """Error type of the SDK: the worker's shutdown cut the call short."""
 

@@ -56,6 +56,10 @@ class Lineage(Value):
     """`full_digest` of the spec that the parent pinned for the child."""
     as_of: datetime
     """Time at which the root was resolved: prices are those of that day."""
+    identity: str = ""
+    """Identity of the child, from which its idempotency keys are made: see `perdure.wire.identity`."""
+    earlier_attempts: int = Field(default=0, exclude_if=is_empty)
+    """Attempts of the child's calls that came before it: in earlier attempts of its node, or before a reset."""
 
 
 class Lease(Value):

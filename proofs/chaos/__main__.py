@@ -27,7 +27,7 @@ from .verdict import Record
 
 PEERS_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if not kind.startswith("disk"))
 """Kinds of fault for the peers, which keep nothing in files."""
-_QUICK_TASKS = 30
+_QUICK_TASKS = 20
 
 
 def main() -> None:
@@ -121,10 +121,14 @@ async def _conduct_or_report(order: Order, chosen: Subject) -> tuple[Record, dic
 
 
 async def _quick(seed: int) -> int:
-    """Play some tasks without faults, then under faults of each kind; return 1 if a promise was broken."""
+    """Play some tasks without faults, under killed workers, and under faults of each kind together.
+
+    The killed workers have the product's defaults. Return 1 if a promise was broken.
+    """
     python, file, catalogue = environments.bfcl_environment()
     expected, holds = None, True
-    for kind in ("none", "together"):
+    kinds: tuple[Kind, ...] = ("none", "workers", "together")
+    for kind in kinds:
         order = _order(kind, seed, catalogue, _QUICK_TASKS, file=file, python=python)
         record, digests = await conduct(replace(order, expected=expected, within=150.0), subject("perdure"))
         expected = expected or digests

@@ -327,6 +327,7 @@ def _where(stage: Stage) -> Where:
         lines["provider"].port if stage.order.kind in ("provider_line", "together") else stage.provider.port
     )
     return Where(
+        kind=stage.order.kind,
         temporal=f"127.0.0.1:{temporal}",
         provider=f"http://127.0.0.1:{model}/v1",
         tools=f"http://127.0.0.1:{stage.tools.port}",

@@ -52,7 +52,7 @@ _TAIL = """\
 
 ```sh
 make chaos          # all tasks under each kind of fault
-make chaos-quick    # 30 tasks, faults of several kinds together: less than three minutes
+make chaos-quick    # 20 tasks, killed workers, then several kinds together: less than three minutes
 python -m proofs.chaos run workers --seed 7 --tasks 60
 python -m proofs.chaos run --subjects strands pydantic_ai
 python -m proofs.chaos report
@@ -83,11 +83,13 @@ python -m proofs.chaos report
 
 ## Settings other than the defaults
 
-Perdure: a tool has 60 attempts (default 3), as an idempotent tool may; its timeout is 5 s (default one
-minute), a model call's is 10 s (default ten minutes). Both answer in milliseconds here, and a stalled
-call lasts until its timeout. Peers: the same timeouts, a heartbeat timeout of 5 s for Strands' model
-calls, and an idempotency key made of the run's and the activity's id, as Temporal's docs advise, because
-neither peer has a key of its own. Their retries are their defaults.
+Perdure runs with its defaults, with two exceptions. Where the tools themselves fail (`tools`, `duplicates`,
+`together`), a tool has 60 attempts, as an idempotent tool may, and a timeout of 5 s. The defaults are 3 attempts,
+which are over before a killed process is back, and one minute. Where model calls stall (`provider`,
+`provider_line`, `together`), their timeout is 10 s (default ten minutes): a stalled call lasts until its timeout.
+Peers: a tool's timeout is 5 s and a model call's 10 s in each kind, a heartbeat timeout of 5 s for Strands' model
+calls, and an idempotency key made of the run's and the activity's id, as Temporal's docs advise, because neither
+peer has a key of its own. Their retries are their defaults.
 """
 
 

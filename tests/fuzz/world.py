@@ -20,7 +20,7 @@ from perdure.wire.requests import RunRequest
 from perdure.wire.results import ENDED, Failure, RunResult, Status
 from perdure.wire.spec import ResolvedAgent
 from perdure.wire.tree import Amount, ChildInput, Report
-from perdure.workflows.child_runs import input_for, request_for
+from perdure.workflows.child_runs import PlaceBelow, input_for, request_for
 from perdure.workflows.engine.account import limits_of, spent
 from perdure.workflows.engine.agent_calls import is_error, result_text
 from perdure.workflows.engine.amounts import FIELDS, least, of
@@ -232,7 +232,9 @@ class Shell:
             self._start(start)
 
     def _start(self, start: Start) -> None:
-        branch = input_for(self.state, start, self.world.now(), "family")
+        branch = input_for(
+            self.state, start, self.world.now(), PlaceBelow(parent_execution_id="family", identity=start.key)
+        )
         self.flying[start.key] = "child"
         self.children[start.key] = self.world.born(self, start, request_for(self.state, start), branch)
 

@@ -124,12 +124,31 @@ async def charge_slowly(context: ToolContext) -> str:
     return said
 
 
+async def _outlive(context: ToolContext) -> str:
+    """Look; each of the first three attempts takes five minutes."""
+    note("outlive", context.run_id, context.idempotency_key)
+    if context.attempt <= 3:
+        await asyncio.sleep(300)
+    return f"seen at attempt {context.attempt}"
+
+
+def _outlive_once(request: ModelRequest) -> Line:
+    last = request.messages[-1]
+    return says(last.text) if last.role == "tool" else calls(request.tools[0].name)
+
+
+outlive = tool(name="outlive")(_outlive)
+outlive_quickly = tool(name="outlive_quickly", heartbeat=timedelta(seconds=1))(_outlive)
+
+
 def _charge_once(request: ModelRequest) -> Line:
     return calls("charge_slowly") if request.step == 1 else says(request.messages[-1].text)
 
 
 guarded = Agent(name="guarded", model="charge:x", tools=[charge_slowly], hooks=[Noting()])
 worker_of_many = Agent(name="many", model="scripted:work", tools=[charge, refund, look])
+patient = Agent(name="patient", model="outlive:x", tools=[outlive])
+impatient = Agent(name="impatient", model="outlive:x", tools=[outlive_quickly])
 hanging = Agent(name="hanging", model="hang:x", limits=Limits(timeout=timedelta(minutes=10)))
 clerk = Agent(name="clerk", model="talk:x", tools=[charge, look])
 talker = Agent(name="talker", model="long:x")
@@ -138,6 +157,7 @@ models = {
     "scripted": ScriptedModel(_work),
     "charge": ScriptedModel(_charge_once),
     "hang": ScriptedModel(_hang),
+    "outlive": ScriptedModel(_outlive_once),
     "talk": ScriptedModel(_talk),
     "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=300),
 }

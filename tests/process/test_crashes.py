@@ -65,6 +65,26 @@ async def test_runs_survive_random_kills(workers: Crew, settings: Settings) -> N
     assert max(asked.values()) > 1, "and some hit models"
 
 
+@pytest.mark.parametrize("agent", ["impatient", pytest.param("patient", marks=pytest.mark.cold)])
+async def test_read_outlives_its_attempts_in_deaths(workers: Crew, settings: Settings, agent: str) -> None:
+    """Three kills leave a read its three attempts: a death of a worker is none of them.
+
+    The tool of `patient` has the product's defaults, with ten seconds until a death is noticed.
+    """
+    client = await connect(settings=settings)
+    run = await client.start(agent, "go")
+    for killed in range(3):
+
+        async def at_work(killed: int = killed) -> bool:
+            return len(workers.happened("outlive")) > killed
+
+        await until(at_work, within=120)
+        workers.kill()
+        workers.start()
+    assert (await run.result()).output == "seen at attempt 4"
+    assert len({key for _, _, key in workers.happened("outlive")}) == 1
+
+
 @pytest.mark.parametrize("moment", ["model", "tool", "approval"])
 async def test_run_continues_wherever_worker_died(workers: Crew, settings: Settings, moment: str) -> None:
     """A run continues on a new worker, wherever the old worker died."""

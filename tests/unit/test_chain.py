@@ -181,14 +181,17 @@ def test_a_parked_run_goes_on_as_another_agent_and_keeps_what_was_said_and_spent
     assert fold(after, Redriven(spec=spec_of())) == after, "what is not parked is not redriven"
 
 
-def failing(fallback: ToolFallback | None, kind: str = "tool_error", effect: str = "read") -> AgentState:
+def failing(
+    fallback: ToolFallback | None, kind: str = "tool_error", effect: str = "read", **more: Any
+) -> AgentState:
     tools = (tool_spec("work", fallback=fallback, effect=effect), tool_spec("other"))
     state = asked(begun(tools=tools))
     state = fold(state, reply(state, call("work", n=1)))
     [waiting] = state.step.calls
     state = fold(state, CallsStarted(ids=(waiting.call.id,)))
     said: list[ResultPart] = [Text(text="it broke")]
-    result = ToolResult(call_id=waiting.call.id, name="work", content=said, is_error=True, error_kind=kind)
+    failed_with: dict[str, Any] = {"is_error": True, "error_kind": kind, **more}
+    result = ToolResult(call_id=waiting.call.id, name="work", content=said, **failed_with)
     return fold(state, CallReturned(result=result))
 
 
@@ -211,6 +214,8 @@ def test_a_write_that_may_have_taken_effect_is_not_done_again_by_another() -> No
     [given] = failing(fallback, "tool_timeout", effect="write").messages[-1].tool_results
     assert given.is_error
     assert failing(fallback, "tool_error", effect="write").step.calls, "it said itself that it failed"
+    [given] = failing(fallback, "tool_error", effect="write", may_have_effect=True).messages[-1].tool_results
+    assert given.is_error
 
 
 def test_when_the_other_tool_fails_too_the_model_hears_of_both() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, ToolRetry, tool
 from perdure.activities.content.blobs import FileBlobs
-from perdure.errors import DefinitionError, RetryableToolError
+from perdure.errors import DefinitionError, FatalToolError, RetryableToolError
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
@@ -207,9 +207,10 @@ async def test_failed_tool_gets_a_stand_in(serve: Serve) -> None:
     ("errors", "stood_in"),
     [
         ([ConnectionRefusedError("nobody there")] * 2, True),
-        ([ConnectionRefusedError("nobody there"), ValueError("no")], True),
+        ([ConnectionRefusedError("nobody there"), FatalToolError("no")], True),
+        ([ConnectionRefusedError("nobody there"), ValueError("what was that?")], False),
         ([TimeoutError("silence"), ConnectionRefusedError("nobody there")], False),
-        ([ConnectionResetError("cut"), ValueError("no")], False),
+        ([ConnectionResetError("cut"), FatalToolError("no")], False),
         ([ConnectionRefusedError("nobody there"), httpx2.ReadTimeout("silence")], False),
     ],
 )

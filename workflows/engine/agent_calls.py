@@ -31,6 +31,15 @@ def result_text(outcome: RunResult) -> str:
     return f"{text}\n[it ended early: {outcome.stop_reason}]".lstrip()
 
 
+def may_have_effect(outcome: RunResult) -> bool:
+    """Return whether a child that ended in an error may have had effects by then."""
+    if not is_error(outcome):
+        return False
+    # A child that was cut off says nothing about its calls. Functions of a graph count as no calls.
+    was_cut_off = outcome.usage.estimated and not outcome.steps
+    return bool(outcome.tool_calls) or was_cut_off or any(node.kind == "function" for node in outcome.nodes)
+
+
 def is_error(outcome: RunResult) -> bool:
     """Return whether a child's end is an error to its caller."""
     if outcome.answered:

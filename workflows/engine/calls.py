@@ -310,7 +310,7 @@ def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
     if call.stand_in is not None:
         return _finish(call, _stand_in_result(call, result))
     kind = result.error_kind or ""
-    fallback = _fallback(state, call, kind) if result.is_error else None
+    fallback = _fallback(state, call, result) if result.is_error else None
     # Wrong arguments, for example, are for the model to correct; a stand-in would get them as well.
     if fallback is None or not rule_for(kind).stands_in:
         return _finish(call, result)
@@ -331,14 +331,14 @@ def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
     )
 
 
-def _fallback(state: AgentState, call: Call, kind: str) -> ToolFallback | None:
+def _fallback(state: AgentState, call: Call, result: ToolResult) -> ToolFallback | None:
     """Return the stand-in for the call's tool, if policy and limits let it answer."""
-    tool = state.spec.tool(call.call.name)
+    tool, kind = state.spec.tool(call.call.name), result.error_kind
     fallback = tool.fallback if tool else None
     if fallback is None or fallback.tool is None:
         return fallback if fallback and fallback.answer is not None else None
-    if tool is not None and tool.effect == "write" and kind == "tool_timeout":
-        return None  # it may have had its effect: a stand-in must not repeat it
+    if result.may_have_effect or (tool is not None and tool.effect == "write" and kind == "tool_timeout"):
+        return None  # a stand-in must not repeat it
     stand_in = state.spec.tool(fallback.tool)
     if stand_in is None:
         return None

@@ -21,6 +21,7 @@ from perdure.swarm import HANDOFF_TOOL
 from perdure.wire.names import HANDOFF
 from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.spec import AgentSpec
+from perdure.wire.uncertain import mark_uncertain
 
 from . import hooks, parking, tree
 from .budget import exhausted_limit
@@ -229,7 +230,9 @@ def _give_up_pending(state: AgentState) -> AgentState:
     text = "The run was ended while this call was under way; it may or may not have taken effect."
     for call in state.step.calls:
         if call.result is None:
-            state = set_result(state, text_result(call.call, text, is_error=True))
+            tool, result = state.spec.tool(call.call.name), text_result(call.call, text, is_error=True)
+            writes = tool is not None and tool.effect == "write"
+            state = set_result(state, mark_uncertain(result) if writes else result)
     state = replace(state, step=replace(state.step, asking_hooks=None))
     if state.step.asking_model:  # its usage is never heard of: the sum is not the whole
         state = replace(state, step=replace(state.step, asking_model=False, summarizing=0))

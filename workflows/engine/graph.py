@@ -159,6 +159,8 @@ def _start(progress: GraphProgress, spec: GraphSpec, visit: Visit) -> Start:
         timeout=_shorter(node.timeout, spec.limits.node_timeout),
         history=_history(progress.memory.get(node.name, ())),
         visit=visit.number,
+        retry_of=visit.first_key if visit.attempt else "",
+        attempt=visit.attempt + 1,
         inputs=visit.inputs,
     )
 

@@ -49,7 +49,12 @@ class Visit:
     @property
     def key(self) -> str:
         """Key of this attempt, unique in the run: "node-2", or "node-2.1" for its first retry."""
-        return f"{self.node}-{self.number}" + (f".{self.attempt}" if self.attempt else "")
+        return self.first_key + (f".{self.attempt}" if self.attempt else "")
+
+    @property
+    def first_key(self) -> str:
+        """Key of the first attempt."""
+        return f"{self.node}-{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)

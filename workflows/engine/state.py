@@ -284,6 +284,8 @@ class RunState:
     ledger: Ledger = Ledger()
     parking: Parking = Parking()
     paused: bool = False
+    resets: int = 0
+    """Resets of the run before it last continued as new."""
     # Five fields concern an end. `ending`: requested from outside, pending work is being cancelled. `end`: made.
     # `Step.proposed_end`: made, but hooks must let it through. `Step.ending_text`: a hook's answer, which becomes
     # the end once the step is over. `Session.closing`: the session, not only its turn, is to end.

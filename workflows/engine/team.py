@@ -219,7 +219,12 @@ class TeamProgram:
         # The newest message of the conversation is the task itself.
         history = _newest(team.conversation[:-1]) if team.session else ()
         return tuple(
-            replace(start, key=_run_key(team, start.key), history=(*history, *start.history))
+            replace(
+                start,
+                key=_run_key(team, start.key),
+                retry_of=_run_key(team, start.retry_of) if start.retry_of else "",
+                history=(*history, *start.history),
+            )
             for start in self.scheduler.startable(team.progress)
         )
 

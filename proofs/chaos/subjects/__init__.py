@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..catalogue import Task
+from ..schedule import Kind
 
 QUEUE = "chaos"
 MODEL_TIMEOUT_SECONDS = 10
 """Timeout of a model call. The provider answers in milliseconds; a stalled call ends after this."""
 TOOL_TIMEOUT_SECONDS = 5
 """Timeout of an attempt of a tool's call."""
+ABOUT_TOOLS: tuple[Kind, ...] = ("tools", "duplicates", "together")
+"""Kinds in which the tools themselves are away for longer than the product's default attempts, or late."""
+ABOUT_MODELS: tuple[Kind, ...] = ("provider", "provider_line", "together")
+"""Kinds in which model calls stall: with the default of ten minutes a run would only last longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Addresses of the parts of a run, as a worker reaches them."""
+    """Addresses of the parts of a run, as a worker reaches them, and the kind of its faults."""
+
+    kind: Kind
 
     temporal: str
     """`host:port`, through the proxy."""

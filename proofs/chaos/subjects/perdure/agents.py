@@ -15,13 +15,28 @@ from perdure.model import ModelConfig
 from perdure.retries import ToolRetry
 from perdure.tools import Tool
 from proofs.chaos.catalogue import PLAIN, agent_name, load
-from proofs.chaos.subjects import MODEL_TIMEOUT_SECONDS, TOOL_TIMEOUT_SECONDS
+from proofs.chaos.subjects import ABOUT_MODELS, ABOUT_TOOLS, MODEL_TIMEOUT_SECONDS, TOOL_TIMEOUT_SECONDS
 
 _HTTP = httpx2.AsyncClient(
     base_url=os.environ["CHAOS_TOOLS"],
     timeout=TOOL_TIMEOUT_SECONDS + 60.0,  # longer than Perdure's own timeout, which is under test
     headers={"X-Worker": os.environ["CHAOS_WORKER"]},
 )
+
+
+_KIND = os.environ["CHAOS_KIND"]
+# The product's defaults, but where the fault itself lasts longer than they allow.
+_TOOL_SETTINGS: dict[str, Any] = {}
+if _KIND in ABOUT_TOOLS:
+    _TOOL_SETTINGS = {
+        "timeout": timedelta(seconds=TOOL_TIMEOUT_SECONDS),
+        "retry": ToolRetry(
+            attempts=60, initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=2)
+        ),
+    }
+_MODEL_SETTINGS: dict[str, Any] = {}
+if _KIND in ABOUT_MODELS:
+    _MODEL_SETTINGS = {"timeout": timedelta(seconds=MODEL_TIMEOUT_SECONDS)}
 
 
 def _build_tool(document: dict[str, Any]) -> Tool:
@@ -58,15 +73,7 @@ def _build_tool(document: dict[str, Any]) -> Tool:
     # Perdure derives a tool's schema from its signature, so the signature is built from the set's schema.
     function.__signature__ = inspect.Signature([context, *parameters])
     function.__annotations__ = {"context": ToolContext, **hints}
-    decorate = tool(
-        name=name,
-        description=document["description"],
-        effect="write",
-        timeout=timedelta(seconds=TOOL_TIMEOUT_SECONDS),
-        retry=ToolRetry(
-            attempts=60, initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=2)
-        ),
-    )
+    decorate = tool(name=name, description=document["description"], effect="write", **_TOOL_SETTINGS)
     function.__doc__ = document["description"]
     return decorate(function)
 
@@ -93,7 +100,7 @@ def _hint(schema: dict[str, Any]) -> Any:
 def _agent(name: str, documents: list[dict[str, Any]]) -> Agent:
     return Agent(
         name=name,
-        model=ModelConfig(name="openai:scripted", timeout=timedelta(seconds=MODEL_TIMEOUT_SECONDS)),
+        model=ModelConfig(name="openai:scripted", **_MODEL_SETTINGS),
         instructions="You do what you are asked to, with your tools.",
         tools=[_build_tool(document) for document in documents],
         limits=Limits(steps=None),

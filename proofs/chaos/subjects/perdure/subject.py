@@ -37,6 +37,7 @@ class Perdure:
         """See `Subject`."""
         return {
             **base_environment(where, worker),
+            "CHAOS_KIND": where.kind,
             "PERDURE_ADDRESS": where.temporal,
             "PERDURE_TASK_QUEUE": QUEUE,
             "PERDURE_HOME": str(where.folder),

@@ -1,0 +1,132 @@
+"""Attempts of a tool's call: failures of the tool and deaths of its workers are counted apart."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from perdure import Agent, FatalToolError, RetryableToolError, tool
+from perdure.activities.content.blobs import FileBlobs
+from perdure.activities.content.transcripts import Transcripts
+from perdure.activities.node import NodeCalls
+from perdure.activities.tool import ToolCalls
+from perdure.graph import Graph, NodeInput
+from perdure.wire.effects import FUNCTION_ATTEMPTS, NodeCall, Progress, ToolInput, most_attempts
+
+
+@dataclass
+class Attempt:
+    """One attempt of a call, as a worker gets it, and the heartbeats that it sends."""
+
+    number: int
+    earlier: Progress | None = None
+    heartbeats: list[Progress] = field(default_factory=list[Progress])
+
+    async def run(self, function: Any, argument: Any) -> Any:
+        """Run the activity as this attempt."""
+        environment = ActivityEnvironment()
+        details = [self.earlier.model_dump(mode="json")] if self.earlier else []
+        environment.info = replace(environment.info, attempt=self.number, heartbeat_details=details)
+        environment.on_heartbeat = self.heartbeats.append
+        return await environment.run(function, argument)
+
+
+def _tool_calls(tmp_path: Any, error: Exception) -> ToolCalls:
+    @tool(effect="write")
+    async def pay() -> str:
+        """Pay."""
+        raise error
+
+    agent = Agent(name="a", model="scripted:x", tools=[pay])
+    blobs = FileBlobs(tmp_path)
+    return ToolCalls(
+        agents={"a": agent}, blobs=blobs, executor=ThreadPoolExecutor(1), transcripts=Transcripts()
+    )
+
+
+def _input(**changed: Any) -> ToolInput:
+    fields: dict[str, Any] = {"agent": "a", "tool": "pay", "call_id": "call-1-1", "arguments": {}}
+    return ToolInput(**{**fields, "idempotency_key": "k", "writes": True, **changed})
+
+
+def _earlier(attempt: int, failures: int, *, may_have_effect: bool = False) -> Progress:
+    return Progress(call="x", attempt=attempt, seq=1, failures=failures, may_have_effect=may_have_effect)
+
+
+async def test_deaths_leave_the_tools_attempts(tmp_path: Any) -> None:
+    """After three deaths the first failure is the first: it is retried twice more."""
+    tools = _tool_calls(tmp_path, ConnectionRefusedError("nobody there"))
+    earlier = _earlier(3, 0)
+    for number, failures in ((4, 1), (5, 2)):
+        attempt = Attempt(number, earlier)
+        with pytest.raises(ApplicationError, match="nobody there") as failed:
+            await attempt.run(tools.call_tool, _input())
+        assert not failed.value.non_retryable
+        earlier = attempt.heartbeats[-1]
+        assert earlier.failures == failures
+    outcome = await Attempt(6, earlier).run(tools.call_tool, _input())
+    assert outcome.result.text == "ConnectionRefusedError: nobody there (after 3 attempts)"
+    assert outcome.result.attempts == 6
+    assert not outcome.result.may_have_effect
+
+
+@pytest.mark.parametrize(
+    ("error", "earlier", "uncertain"),
+    [
+        (FatalToolError("declined"), None, False),
+        (FatalToolError("declined"), _earlier(1, 1, may_have_effect=True), True),
+        (FatalToolError("declined"), _earlier(1, 1), False),
+        # The attempt before this one died before its first heartbeat.
+        (FatalToolError("declined"), _earlier(0, 0), True),
+        (KeyError("id"), None, True),
+        (RetryableToolError("busy"), None, False),
+    ],
+)
+async def test_write_tells_that_it_may_have_happened(
+    tmp_path: Any, error: Exception, earlier: Progress | None, uncertain: bool
+) -> None:
+    """The fact comes from any attempt, whatever the last error is, and the model reads it."""
+    tools = _tool_calls(tmp_path, error)
+    outcome = await Attempt(2 if earlier else 1, earlier).run(tools.call_tool, _input(attempts=1))
+    assert outcome.result.may_have_effect is uncertain
+    assert outcome.result.text.endswith(". It may or may not have taken effect.") is uncertain
+    read = await Attempt(2 if earlier else 1, earlier).run(tools.call_tool, _input(attempts=1, writes=False))
+    assert not read.result.may_have_effect
+
+
+async def test_missing_tool_is_a_failure(tmp_path: Any) -> None:
+    """A tool that no worker has is looked for as often as it may fail, and no more."""
+    tools = replace(_tool_calls(tmp_path, ValueError()), agents={})
+    with pytest.raises(ApplicationError) as first:
+        await Attempt(1).run(tools.call_tool, _input())
+    with pytest.raises(ApplicationError) as last:
+        await Attempt(9, _earlier(8, 2)).run(tools.call_tool, _input())
+    assert (first.value.non_retryable, last.value.non_retryable) == (False, True)
+
+
+async def test_deaths_leave_a_functions_attempts(tmp_path: Any) -> None:
+    def stamp(job: NodeInput) -> str:
+        raise ConnectionResetError(f"attempt {job.attempt}")
+
+    graph = Graph(name="g", nodes={"stamp": stamp}, entry="stamp")
+    nodes = NodeCalls(graphs={"g": graph}, blobs=FileBlobs(tmp_path), executor=ThreadPoolExecutor(1))
+    call = NodeCall(
+        graph="g", node="stamp", key="stamp-1.1", input={"task": "t", "node": "stamp"}, earlier_attempts=1
+    )
+    earlier = _earlier(3, 0)
+    for number in range(4, 4 + FUNCTION_ATTEMPTS):
+        attempt = Attempt(number, earlier)
+        with pytest.raises(ApplicationError, match=f"attempt {number + 1}. It may or may not") as failed:
+            await attempt.run(nodes.call_node, call)
+        earlier = attempt.heartbeats[-1]
+        assert failed.value.non_retryable is (earlier.failures == FUNCTION_ATTEMPTS)
+
+
+@pytest.mark.parametrize(
+    ("failures", "repeatable", "most"), [(3, True, 13), (1, True, 11), (3, False, 13), (1, False, 1)]
+)
+def test_only_attempt_of_a_write_is_not_repeated(failures: int, repeatable: bool, most: int) -> None:
+    assert most_attempts(failures, repeatable=repeatable) == most
