@@ -51,6 +51,11 @@ class Start:
         """Logical name of what is done: the key of the first attempt."""
         return self.retry_of or self.key
 
+    @property
+    def earlier_attempts(self) -> int:
+        """Number of attempts before this one."""
+        return max(self.attempt - 1, 1 if self.retry_of else 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Over:

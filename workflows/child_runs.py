@@ -257,7 +257,7 @@ def _place_below(state: RunState, start: Start) -> PlaceBelow:
     return PlaceBelow(
         parent_execution_id=workflow.info().first_execution_run_id,
         identity=identity_below(state, start),
-        earlier_attempts=earlier_attempts(state) + start.attempt - 1,
+        earlier_attempts=earlier_attempts(state) + start.earlier_attempts,
     )
 
 
@@ -384,7 +384,7 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
                 node=start.node,
                 key=start.key,
                 input=node_input,
-                earlier_attempts=earlier_attempts(team) + start.attempt - 1,
+                earlier_attempts=earlier_attempts(team) + start.earlier_attempts,
             ),
             result_type=object,
             start_to_close_timeout=start.timeout or _FUNCTION_TIMEOUT,

@@ -13,8 +13,9 @@ from .engine.state import RunState
 
 def identity_of(state: RunState) -> str:
     """Return the identity of the run."""
-    if state.tree.lineage is not None:
-        return state.tree.lineage.identity
+    lineage = state.tree.lineage
+    if lineage is not None and lineage.identity:
+        return lineage.identity
     info = workflow.info()
     return root_identity(info.namespace, info.workflow_id, info.first_execution_run_id)
 

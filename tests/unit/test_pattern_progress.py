@@ -300,6 +300,16 @@ def test_repeated_key_breaks_contract() -> None:
         scheduler.startable(progress)
 
 
+def test_retry_of_unknown_start_breaks_contract() -> None:
+    """A retry has the identity of the start that it names, so that start must have been made."""
+    scheduler, progress = planned(Start(key="judge-1.1", node="judge", retry_of="judge-1"))
+    with pytest.raises(BrokenContract, match=r"startable\(\) retries 'judge-1', which has not started"):
+        scheduler.startable(progress)
+    progress = scheduler.record_start(progress, [Start(key="judge-1", node="judge")])
+    [retry] = scheduler.startable(progress)
+    assert (retry.act, retry.earlier_attempts) == ("judge-1", 1)
+
+
 def test_waiting_for_nothing_breaks_contract() -> None:
     scheduler, progress = planned()
     with pytest.raises(BrokenContract, match="nothing runs"):

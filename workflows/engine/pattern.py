@@ -54,6 +54,9 @@ class PatternScheduler:
         again = next((key for at, key in enumerate(keys) if key in progress.keys or key in keys[:at]), None)
         if again is not None:
             raise self._contract_error(f"startable() returned the key {again!r} twice")
+        again = next((start.retry_of for start in starts if start.retry_of not in ("", *progress.keys)), None)
+        if again is not None:
+            raise self._contract_error(f"startable() retries {again!r}, which has not started")
         return tuple(starts[: self._may_start(progress)])
 
     def _complete_start(self, start: Start) -> Start:
