@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import random
+import signal
 import time
 
 import pytest
@@ -83,6 +84,25 @@ async def test_read_outlives_its_attempts_in_deaths(workers: Crew, settings: Set
         workers.start()
     assert (await run.result()).output == "seen at attempt 4"
     assert len({key for _, _, key in workers.happened("outlive")}) == 1
+
+
+@pytest.mark.cold
+async def test_second_worker_takes_over_under_one_key(workers: Crew, settings: Settings) -> None:
+    """A worker that stands still, and goes on once another has made its call, has done nothing twice."""
+    client = await connect(settings=settings)
+    run = await client.start("guarded", "go")
+
+    async def charged() -> bool:
+        return bool(workers.happened("charge_slowly"))
+
+    await until(charged)
+    first = workers.processes[-1]
+    first.send_signal(signal.SIGSTOP)
+    workers.start()
+    assert (await run.result()).output == "had been done already"
+    first.send_signal(signal.SIGCONT)
+    assert len({key for _, _, key in workers.happened("charge_slowly")}) == 1
+    assert len(workers.effects()) == 1
 
 
 @pytest.mark.parametrize("moment", ["model", "tool", "approval"])
