@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,8 @@ from perdure.testing import running
 from perdure.wire.attributes import AGENT_STATUS
 from perdure.workers.dev.server import DevServer
 
+from .waiting import next_poll
+
 _QUERIED_ONLY = {"thinking", "acting"}
 """Statuses that only a query tells apart: the search attribute calls both working."""
 
@@ -29,8 +32,18 @@ os.environ["TEMPORAL_DISABLE_CLI_UPDATE_CHECK"] = "1"
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
     """The embedded server, in memory, for all tests of the session."""
+    yield from _server({})
+
+
+@pytest.fixture(scope="session")
+def impatient() -> Iterator[DevServer]:
+    """A server that wants runs to continue as new after sixty events, for all tests of the session."""
+    yield from _server({"limit.historyCount.suggestContinueAsNew": "60"})
+
+
+def _server(config: Mapping[str, str]) -> Iterator[DevServer]:
     with asyncio.Runner() as runner:
-        starting = DevServer.start(db=None, ui_port=False)
+        starting = DevServer.start(db=None, ui_port=False, dynamic_config=config)
         started = runner.run(starting.__aenter__())
         try:
             yield started
@@ -106,10 +119,14 @@ HANGS = 60.0
 
 
 async def until(true: Callable[[], Awaitable[bool]], *, within: float = HANGS, every: float = 0.02) -> None:
-    """Poll until the condition is true; raise TimeoutError when it does not become so."""
+    """Poll until the condition is true; raise TimeoutError when it does not become so.
+
+    The longer it takes, the rarer the polls: many conditions take a query to the worker, which then does little else.
+    """
+    start = time.monotonic()
     async with asyncio.timeout(within):
         while not await true():
-            await asyncio.sleep(every)
+            await asyncio.sleep(next_poll(time.monotonic() - start, every))
 
 
 async def until_queried(true: Callable[[], Awaitable[bool]]) -> None:

@@ -7,7 +7,6 @@ B1-17 in `tests/process/test_team_crashes`; limits of a tree (B2-21) in `test_sh
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
@@ -306,14 +305,6 @@ async def test_root_resolves_approval_below(serve: ServeTeam, kind: Kind) -> Non
 
 
 # -- continue-as-new
-
-
-@pytest.fixture
-async def impatient() -> AsyncIterator[DevServer]:
-    """A server that wants runs to continue as new after sixty events."""
-    config = {"limit.historyCount.suggestContinueAsNew": "60"}
-    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-        yield server
 
 
 async def _histories(client: Client, run: Run) -> int:

@@ -2,10 +2,7 @@
 
 import collections
 import os
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from perdure import Agent, Limits, SlidingWindow, Summary, tool
 from perdure.messages import Message
@@ -104,14 +101,6 @@ async def test_messages_arrive_without_cache(serve: Serve) -> None:
     ) as client:
         await client.run("a", "go")
     assert seen == [1 + 2 * step for step in range(11)]
-
-
-@pytest.fixture
-async def impatient() -> AsyncIterator[DevServer]:
-    """A server that wants runs to continue as new after a hundred events."""
-    config = {"limit.historyCount.suggestContinueAsNew": "100"}
-    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-        yield server
 
 
 async def test_continue_as_new_carries_everything(impatient: DevServer, serve: Serve, settings: Any) -> None:

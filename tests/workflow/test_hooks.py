@@ -739,7 +739,9 @@ async def test_stopped_words_are_seen_by_hooks(serve: Serve, asked: Asked) -> No
 # -- continue-as-new
 
 
-async def test_continue_as_new_asks_no_hook_again(settings: Settings, asked: Asked) -> None:
+async def test_continue_as_new_asks_no_hook_again(
+    impatient: DevServer, settings: Settings, asked: Asked
+) -> None:
     """A run that continues as new several times asks each hook once for each call."""
     hook = asked.hook(on_start=None, before_tool=PROCEED, after_tool=PROCEED, before_model=None, on_end=None)
 
@@ -747,14 +749,12 @@ async def test_continue_as_new_asks_no_hook_again(settings: Settings, asked: Ask
         return says("done") if request.step > 30 else calls("work", input=str(request.step))
 
     agent = Agent(name="a", model="scripted:x", tools=[work], hooks=[hook])
-    config = {"limit.historyCount.suggestContinueAsNew": "100"}
-    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-        mine = settings.model_copy(update={"address": server.address})
-        models = {"scripted": ScriptedModel(script)}
-        async with running([agent], models=models, address=server.address, settings=mine) as client:
-            run = await client.start("a", "go")
-            assert (await run.result()).output == "done"
-            described = await run.describe()
+    mine = settings.model_copy(update={"address": impatient.address})
+    models = {"scripted": ScriptedModel(script)}
+    async with running([agent], models=models, address=impatient.address, settings=mine) as client:
+        run = await client.start("a", "go")
+        assert (await run.result()).output == "done"
+        described = await run.describe()
     extended = described.raw_description.workflow_extended_info
     assert extended is not None
     assert extended.original_start_time is not None

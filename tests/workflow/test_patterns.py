@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -229,14 +229,6 @@ async def test_session_of_pattern_remembers_turns(serve: ServeTeam) -> None:
 
 
 # -- deploys and durability
-
-
-@pytest.fixture
-async def impatient() -> AsyncIterator[DevServer]:
-    """A server that wants runs to continue as new after sixty events."""
-    config = {"limit.historyCount.suggestContinueAsNew": "60"}
-    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-        yield server
 
 
 async def test_pattern_keeps_all_over_continue_as_new(impatient: DevServer, settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -378,14 +377,6 @@ async def test_end_of_session_of_team(serve: ServeTeam, how: str) -> None:
 # -- continue-as-new
 
 
-@pytest.fixture
-async def impatient() -> AsyncIterator[DevServer]:
-    """A server that wants runs to continue as new after sixty events."""
-    config = {"limit.historyCount.suggestContinueAsNew": "60"}
-    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
-        yield server
-
-
 @pytest.mark.parametrize("cached", [1000, 0], ids=["warm", "cold"])
 async def test_team_session_survives_continue_as_new(
     impatient: DevServer, settings: Settings, cached: int
@@ -411,7 +402,7 @@ async def test_team_session_survives_continue_as_new(
     async with running(
         [swarm], models=cast.models, address=impatient.address, settings=mine, worker=worker
     ) as client:
-        session = await client.session("team-renewed", agent="team")
+        session = await client.session(f"team-renewed-{cached}", agent="team")
         for n in range(turns):
             saying = asyncio.create_task(session.say(f"turn {n}.", id=f"id-{n}"))
             if n == 2:
@@ -423,7 +414,7 @@ async def test_team_session_survives_continue_as_new(
         answer = await session.say("?", id="answer")
         status = await session.status()
         transcript = await session.transcript()
-        sizes = await history_sizes(client, "team-renewed")
+        sizes = await history_sizes(client, session.id)
     assert len(sizes) > 2
     assert again == replies
     assert answer.turn == 3
