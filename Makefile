@@ -7,9 +7,9 @@ BIN := .venv/bin
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
+# Four at a time, whatever the machine: tests on a server wait two thirds of their time.
 test: .venv/ready            ## The tests, against the real server; `test-cold` and `stress` are the long ones
-	$(BIN)/pytest -q -m "not cold" -n 2 --dist worksteal tests/unit tests/fuzz tests/replay tests/workflow
-	$(BIN)/pytest -q -m "not cold" -n 2 --dist loadfile tests/process
+	$(BIN)/pytest -q -m "not cold" -n 4 --dist worksteal tests/unit tests/fuzz tests/replay tests/workflow tests/process
 
 test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay
 	$(BIN)/pytest -q -m cold
@@ -17,9 +17,10 @@ test-cold: .venv/ready       ## Teams and sessions once more, with nothing cache
 test-quick: .venv/ready      ## The unit tests only
 	$(BIN)/pytest -q tests/unit
 
-stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; a run of 3,000 steps (20 minutes)
+stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; 3,000 steps, 1,000 turns (20 minutes)
 	FAMILY_RUNS=20 FAMILY_CHILDREN=100 $(BIN)/pytest -q tests/process/test_shared_budget.py
-	LONG_STEPS=3000 $(BIN)/pytest -q tests/workflow/test_history.py
+	LONG_STEPS=3000 LONG_TURNS=1000 $(BIN)/pytest -q tests/workflow/test_history.py \
+		tests/workflow/test_sessions.py::test_long_session_has_small_histories
 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
