@@ -36,10 +36,12 @@ def is_none(value: Any) -> bool:
     return value is None
 
 
-class ToolSpec(BaseModel):
-    """Tool without its function."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class ToolSpec(_Frozen):
+    """Tool without its function."""
 
     kind: ToolKind
     name: str
@@ -69,10 +71,8 @@ class ToolSpec(BaseModel):
         return ToolDefinition(name=self.name, description=self.description, input_schema=self.input_schema)
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(_Frozen):
     """Model of the chain, with its price when the run started (None: unknown)."""
-
-    model_config = ConfigDict(frozen=True)
 
     config: ModelConfig
     # Pinned with the run: a new price table must not change what a budget has already allowed.
@@ -83,16 +83,29 @@ class ModelSpec(BaseModel):
     least_cost_left_microusd: int | None = Field(default=None, exclude_if=is_empty)
 
 
-class AgentSpec(BaseModel):
-    """Agent as a run keeps it."""
-
-    model_config = ConfigDict(frozen=True)
+class _MemberSpec(_Frozen):
+    """Fields of every spec that a run can be made from."""
 
     version: Literal[1] = 1
-    kind: Literal["agent"] = "agent"
     name: str
     description: str = Field(default="", exclude_if=is_empty)
-    """Purpose of the agent, for other agents."""
+    """Purpose, for other agents."""
+
+    @cached_property
+    def full_digest(self) -> str:
+        """SHA-256 over all fields, prices too: the key under which workers keep specs of runs."""
+        return digest(self.model_dump(mode="json"))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the fields that shape behaviour."""
+        return self.full_digest
+
+
+class AgentSpec(_MemberSpec):
+    """Agent as a run keeps it."""
+
+    kind: Literal["agent"] = "agent"
     instructions: str
     models: tuple[ModelSpec, ...]
     """Chain of models: the agent's model, then its fallbacks."""
@@ -124,47 +137,30 @@ class AgentSpec(BaseModel):
             )
         )
 
-    @cached_property
-    def full_digest(self) -> str:
-        """SHA-256 over all fields, prices too: the key under which workers keep specs of runs."""
-        return digest(self.model_dump(mode="json"))
-
     def tool(self, name: str) -> ToolSpec | None:
         """Return the tool of that name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
-class SwarmSpec(BaseModel):
+class _TeamSpec(_MemberSpec):
+    """Fields of every spec whose members are run by it; its hash covers them by theirs."""
+
+    # A changed member makes this another team, though its own fields are the same.
+    member_hashes: tuple[str, ...] = ()
+
+
+class SwarmSpec(_TeamSpec):
     """Swarm as a run keeps it. Its agents are members of the run, by name."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
     kind: Literal["swarm"] = "swarm"
-    name: str
-    description: str = ""
     agents: tuple[str, ...]
     """Names of its agents, in the order in which they were given."""
     entry: str
     limits: SwarmLimits = SwarmLimits()
-    # A changed member makes this another swarm, though its own fields are the same.
-    member_hashes: tuple[str, ...] = ()
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over all fields; it covers the members by their hashes."""
-        return digest(self.model_dump(mode="json"))
-
-    @property
-    def full_digest(self) -> str:
-        """The same as `hash`: a swarm has no prices of its own."""
-        return self.hash
 
 
-class NodeSpec(BaseModel):
+class NodeSpec(_Frozen):
     """Node of a graph without its functions."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     kind: NodeKind
@@ -182,10 +178,8 @@ class NodeSpec(BaseModel):
     description: str = ""
 
 
-class EdgeSpec(BaseModel):
+class EdgeSpec(_Frozen):
     """Edge of a graph without its function."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     target: str
@@ -193,15 +187,10 @@ class EdgeSpec(BaseModel):
     """Name of the condition; None: the edge always delivers."""
 
 
-class GraphSpec(BaseModel):
+class GraphSpec(_TeamSpec):
     """Graph as a run keeps it. Its nodes run members of the run, by name."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
     kind: Literal["graph"] = "graph"
-    name: str
-    description: str = ""
     nodes: tuple[NodeSpec, ...]
     edges: tuple[EdgeSpec, ...] = ()
     entries: tuple[str, ...]
@@ -212,17 +201,6 @@ class GraphSpec(BaseModel):
     """False: an agent that is visited again keeps the messages of its earlier visits."""
     siblings: Literal["cancel", "finish"] = "cancel"
     """Treatment of nodes in flight when another node fails the graph."""
-    member_hashes: tuple[str, ...] = ()
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over all fields; it covers the members by their hashes."""
-        return digest(self.model_dump(mode="json"))
-
-    @property
-    def full_digest(self) -> str:
-        """The same as `hash`: a graph has no prices of its own."""
-        return self.hash
 
     def node(self, name: str) -> NodeSpec:
         """Return the node of that name.
@@ -234,15 +212,10 @@ class GraphSpec(BaseModel):
         return next(node for node in self.nodes if node.name == name)
 
 
-class PatternSpec(BaseModel):
+class PatternSpec(_TeamSpec):
     """Pattern as a run keeps it. Its scheduler is code, and found by the pattern's kind."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
     kind: Literal["pattern"] = "pattern"
-    name: str
-    description: str = ""
     pattern: str
     """Kind of the pattern, such as "debate": the name of its scheduler among workers."""
     members: dict[str, NodeKind]
@@ -250,26 +223,13 @@ class PatternSpec(BaseModel):
     settings: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Everything else that the scheduler reads."""
     limits: PatternLimits = PatternLimits()
-    member_hashes: tuple[str, ...] = ()
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 over all fields; it covers the members by their hashes."""
-        return digest(self.model_dump(mode="json"))
-
-    @property
-    def full_digest(self) -> str:
-        """The same as `hash`: a pattern has no prices of its own."""
-        return self.hash
 
 
 AnySpec = Annotated[AgentSpec | SwarmSpec | GraphSpec | PatternSpec, Field(discriminator="kind")]
 
 
-class ResolvedAgent(BaseModel):
+class ResolvedAgent(_Frozen):
     """Result of resolving a run: its spec, the specs of its members, and settings of its worker."""
-
-    model_config = ConfigDict(frozen=True)
 
     spec: AnySpec = Field(repr=False)
     members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=is_empty)
