@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.activities.providers.anthropic import AnthropicModel
     from perdure.activities.providers.bedrock import BedrockModel
+    from perdure.activities.providers.http import HttpModel
     from perdure.activities.providers.openai import OpenAIModel
     from perdure.errors import DefinitionError, ErrorKind, ModelError
     from perdure.messages import (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         put_results_after_calls,
         put_results_first,
         sendable_parts,
+        sendable_text,
         tools_to_list,
         unsupported_media_error,
     )
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
     "perdure.activities.providers.bedrock": ("BedrockModel",),
+    "perdure.activities.providers.http": ("HttpModel",),
     "perdure.activities.providers.openai": ("OpenAIModel",),
     "perdure.errors": ("DefinitionError", "ErrorKind", "ModelError"),
     "perdure.messages": (
@@ -75,8 +78,8 @@ _EXPORTS = {
     ),
     "perdure.providers.conversation": (
         *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "estimate_input_tokens", "merge_turns"),
-        *("put_results_after_calls", "put_results_first", "sendable_parts", "tools_to_list"),
-        "unsupported_media_error",
+        *("put_results_after_calls", "put_results_first", "sendable_parts", "sendable_text"),
+        *("tools_to_list", "unsupported_media_error"),
     ),
     "perdure.providers.deadline": ("CallDeadline",),
     "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
@@ -94,6 +97,7 @@ __all__ = [
     "DefinitionError",
     "Document",
     "ErrorKind",
+    "HttpModel",
     "Image",
     "Message",
     "Model",
@@ -132,6 +136,7 @@ __all__ = [
     "read_options",
     "reject_setting",
     "sendable_parts",
+    "sendable_text",
     "tools_to_list",
     "unsupported_media_error",
 ]

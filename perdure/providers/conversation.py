@@ -52,6 +52,20 @@ def sendable_parts(message: Message, config: ModelConfig) -> list[Part]:
     return [part for part in message.parts if fits(part)]
 
 
+def sendable_text(message: Message, config: ModelConfig) -> str:
+    """Return the text of the message, for a provider that reads nothing else; `EMPTY_TEXT` if there is none.
+
+    Raises:
+        ModelError: kind "bad_request" for an image or a document, which must not vanish unnoticed.
+
+    """
+    parts = sendable_parts(message, config)
+    for part in parts:
+        if isinstance(part, Image | Document):
+            raise unsupported_media_error(part, config.provider)
+    return "".join(part.text for part in parts if isinstance(part, Text)) or EMPTY_TEXT
+
+
 def put_results_after_calls(messages: Iterable[Message]) -> list[Message]:
     """Return the messages with tool results directly behind the assistant's message that made the calls.
 

@@ -5,6 +5,7 @@ the provider's stop reason, usage and terminal mark. In the end it asks the draf
 error. Every error carries what the call has cost by then, because a cut call is paid for too.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -132,6 +133,23 @@ class ReplyDraft:
                 return (ThinkingDelta(text=piece),)
             case _:
                 return ()
+
+    def add_call(self, name: str, arguments: Mapping[str, Any], call_id: str = "") -> None:
+        """Add a tool call that came whole, behind the blocks so far."""
+        block = self.block(f"call {len(self.blocks)}", "tool_call")
+        block.id, block.name = call_id, name
+        self.append(block, json.dumps(arguments))
+
+    @property
+    def has_calls(self) -> bool:
+        """True when the reply calls a tool."""
+        return any(block.kind == "tool_call" for block in self.blocks.values())
+
+    def finish(self, stop: str, usage: Usage | None) -> None:
+        """Note the provider's terminal mark: its stop reason, and its count of the whole reply if it sent one."""
+        self.stop, self.complete = stop, True
+        if usage is not None:
+            self.count(usage, final=True)
 
     def count(self, usage: Usage, *, final: bool) -> None:
         """Note the provider's count of tokens; `final` when it counts the whole reply.

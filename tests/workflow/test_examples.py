@@ -113,10 +113,10 @@ async def test_http_provider_answers_run(serve: Serve, example: Any) -> None:
     own = example("http_provider")
     async with stub_server() as server:
         server.script(Answer(status=503, headers={"retry-after": "0"}), Answer(chunks=lines))
-        model = own.HttpModel(server.url)
+        model = own.OllamaModel(server.url)
         async with serve(own.clerk, models={"own": model}) as client:
             result = await client.run("clerk", "Where is the tea?")
-        await model._client.aclose()
+        await model.aclose()
     assert result.output == "Aisle 4."
     assert (result.usage.input_tokens, result.usage.output_tokens) == (11, 7)
     assert len(server.requests) == 2, "Temporal tried the refused call again"

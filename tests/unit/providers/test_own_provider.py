@@ -15,7 +15,7 @@ import pytest
 
 import perdure.providers
 from perdure.errors import DefinitionError, ModelError
-from perdure.messages import Message, Text, Thinking, ToolCall, ToolResult, Usage
+from perdure.messages import Image, Message, Text, Thinking, ToolCall, ToolResult, Usage
 from perdure.model import (
     Model,
     ModelConfig,
@@ -46,9 +46,9 @@ def _load() -> Any:
 
 @pytest.fixture
 async def model(server: Stub) -> AsyncIterator[Any]:
-    own = _load().HttpModel(server.url)
+    own = _load().OllamaModel(server.url)
     yield own
-    await own._client.aclose()
+    await own.aclose()
 
 
 def _request(**fields: Any) -> ModelRequest:
@@ -139,10 +139,10 @@ async def test_options_are_honoured(server: Stub) -> None:
     server.script(_answer(_line(done=True)))
     options: dict[str, Any] = {"base_url": server.url, "extra_body": {"keep_alive": "5m"}}
     config = ModelConfig(name="own:m", options=options)
-    own = _load().HttpModel("http://127.0.0.1:1")
+    own = _load().OllamaModel("http://127.0.0.1:1")
     await _ask(own, _request(config=config))
     assert server.requests[0].body["keep_alive"] == "5m"
-    await own._client.aclose()
+    await own.aclose()
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,27 @@ async def test_error_in_answer_carries_cost(server: Stub, model: Any, answer: An
     assert error.usage.estimated
 
 
+async def test_server_sent_events_are_read(server: Stub, model: Any) -> None:
+    """Frames, comments, blank lines and the mark behind the last event carry no data."""
+    events = (
+        b": hello\n\nevent: piece\ndata: " + _line(content="Aisle 4.") + b"\nid: 2\ndata: " + _line(done=True)
+    )
+    server.script(_answer(events, b"\ndata: [DONE]\n\n"))
+    reply = (await _ask(model))[-1]
+    assert isinstance(reply, Reply)
+    assert reply.parts == (Text(text="Aisle 4."),)
+
+
+async def test_picture_is_refused(model: Any) -> None:
+    """A picture that the provider cannot see does not vanish unnoticed."""
+    picture = Message(role="user", parts=[Image(data="aaaa", media_type="image/png")])
+    with pytest.raises(ModelError, match="does not read images") as refused:
+        await _ask(model, _request(messages=(picture,)))
+    assert refused.value.kind == "bad_request"
+
+
 async def test_missing_server_is_connection_error() -> None:
-    assert (await _error(_load().HttpModel("http://127.0.0.1:1"))).kind == "connection"
+    assert (await _error(_load().OllamaModel("http://127.0.0.1:1"))).kind == "connection"
 
 
 @pytest.mark.parametrize("limit", [{"timeout": timedelta(seconds=1)}, {"read_timeout": timedelta(seconds=1)}])
@@ -184,8 +203,9 @@ async def test_closing_the_stream_closes_the_connection(server: Stub, model: Any
 
 def test_unknown_settings_are_refused(model: Any) -> None:
     model.check(ModelConfig(name="own:m", options={"base_url": "http://localhost"}))
-    with pytest.raises(DefinitionError, match="effort"):
-        model.check(ModelConfig(name="own:m", effort="low"))
+    for setting in ({"effort": "low"}, {"temperature": 0.0}, {"stop_sequences": ("x",)}, {"thinking": "off"}):
+        with pytest.raises(DefinitionError, match=next(iter(setting))):
+            model.check(ModelConfig.model_validate({"name": "own:m", **setting}))
     with pytest.raises(DefinitionError, match="'wings'"):
         model.check(ModelConfig(name="own:m", options={"wings": 2}))
 

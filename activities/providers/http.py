@@ -1,0 +1,132 @@
+"""Base of adapters over plain HTTP: a request in JSON, and its answer as a stream of JSON objects.
+
+A subclass says where to call, writes the request, and folds each object of the answer into the draft. Options, time
+limits, refusals and broken connections are the same for all of them, and stand here.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, ClassVar
+
+import httpx2
+
+from perdure.errors import ErrorKind, ModelError
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
+from perdure.providers import (
+    CallDeadline,
+    ProviderOptions,
+    ReplyDraft,
+    is_context_overflow,
+    kind_of_status,
+    parse_retry_after,
+    read_options,
+    reject_setting,
+)
+
+_OTHER_FIELDS = ("event:", "id:", "retry:", ":")
+"""Beginnings of the lines of server-sent events that carry no data."""
+
+
+class HttpModel(ABC):
+    """Base of a model provider over plain HTTP; docs/providers.md shows a subclass.
+
+    The provider answers a POST with a JSON object a line, or with server-sent events that carry one each.
+    """
+
+    path: ClassVar[str]
+    """Path of a call, behind the base URL."""
+    stops: ClassVar[Mapping[str, ModelStop]]
+    """Translation of the provider's stop reasons; one that is not in it is a bug of the adapter."""
+    options: ClassVar[type[ProviderOptions]] = ProviderOptions
+    """Type of `ModelConfig.options`."""
+    unsupported: ClassVar[tuple[str, ...]] = ()
+    """Settings of `ModelConfig` that the provider does not take: they are refused and not ignored."""
+
+    def __init__(self, base_url: str, headers: Mapping[str, str] | None = None) -> None:
+        self._base_url = base_url
+        self._client = httpx2.AsyncClient(headers=dict(headers or {}))
+
+    @abstractmethod
+    def build_body(self, request: ModelRequest) -> dict[str, Any]:
+        """Return the request in the provider's format."""
+
+    @abstractmethod
+    def fold(self, piece: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+        """Fold an object of the answer into the draft, and return the events to yield for it at once."""
+
+    def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
+        """Return the error kind of an answer that is not 200; override where the provider says more."""
+        return "context_overflow" if is_context_overflow(text) else kind_of_status(status)
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse unknown options, and settings that the provider does not take."""
+        read_options(self.options, config)
+        for setting in self.unsupported:
+            if getattr(config, setting) != ModelConfig.model_fields[setting].default:
+                reject_setting(config, setting, "leave it out")
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        """Stream one call, without retries."""
+        options = read_options(self.options, request.config)
+        body = self.build_body(request) | options.extra_body
+        draft = ReplyDraft(request, digest(body))
+        deadline = CallDeadline(request.config)
+        # `read` bounds the silence between two bytes.
+        timeout = httpx2.Timeout(5.0, read=request.config.longest_silence)
+        url = f"{options.base_url or self._base_url}{self.path}"
+        sent = self._client.build_request("POST", url, json=body, timeout=timeout)
+        answer: httpx2.Response | None = None
+        try:
+            answer = await deadline.wait_for(self._client.send(sent, stream=True))
+            if answer.status_code != 200:
+                raise await self._read_refusal(answer, draft, deadline)
+            draft.open(answer.headers.get("x-request-id"))
+            lines = answer.aiter_lines()
+            while (line := await deadline.wait_for(anext(lines, None))) is not None:
+                if data := _data_of(line):
+                    for event in self.fold(json.loads(data), draft):
+                        yield event
+            if not draft.complete:
+                raise draft.cut_error()
+            yield draft.reply(self.stops)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise _classify(error, draft) from error
+        finally:
+            if answer is not None:
+                await answer.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept open for the next call."""
+        await self._client.aclose()
+
+    async def _read_refusal(
+        self, answer: httpx2.Response, draft: ReplyDraft, deadline: CallDeadline
+    ) -> ModelError:
+        await deadline.wait_for(answer.aread())
+        kind = self.kind_of_refusal(answer.status_code, answer.text)
+        message = f"{answer.status_code}: {answer.text}"
+        return draft.error(kind, message, parse_retry_after(answer.headers))
+
+
+def _data_of(line: str) -> str:
+    """Return the JSON of a line; empty for a blank line, and for what only frames server-sent events."""
+    if line.startswith(_OTHER_FIELDS):
+        return ""
+    data = line.removeprefix("data:").strip()
+    # The customary mark behind the last event: no JSON.
+    return "" if data == "[DONE]" else data
+
+
+def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
+    match error:
+        case TimeoutError() | httpx2.TimeoutException():
+            return draft.timeout_error()
+        case httpx2.TransportError():
+            return draft.connection_error(error)
+        case httpx2.DecodingError():
+            return draft.unreadable_error(error)
+        case _:
+            return draft.unforeseen_error(error)
