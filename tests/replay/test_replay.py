@@ -172,7 +172,11 @@ def test_they_replay_under_another_hash_seed(seed: str, tmp_path: Path) -> None:
 
 async def test_altered_answer_is_noticed_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of all histories together is worth something too."""
-    monkeypatch.setattr(sys.modules[__name__], "recorded", lambda _: [["something else"]])
+
+    def otherwise(_: WorkflowHistory) -> list[Any]:
+        return [["something else"]]
+
+    monkeypatch.setattr(sys.modules[__name__], "recorded", otherwise)
     assert len(await changed_histories(tmp_path, HISTORIES[:3])) == 3
 
 

@@ -612,7 +612,11 @@ async def test_failing_hook_parks(serve: Serve, settings: Settings) -> None:
 
     def hook(name: str, point: str, bad: int) -> Hook:
         wrong = (NOT_OF_TOOLS if point == "before_tool" else BAD)[bad]
-        return Asked().hook(**{point: lambda subject: None if name in mended else wrong(subject)})
+
+        def verdict(subject: Any) -> Any:
+            return None if name in mended else wrong(subject)
+
+        return Asked().hook(**{point: verdict})
 
     agents = {name: (carrier, hook(name, point, bad)) for name, (carrier, point, bad) in FAILING.items()}
 
