@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.agent import Agent
-    from perdure.blobs import BlobStore
+    from perdure.blobs import BlobStore, DatedBlobStore, StoredBlob
     from perdure.context import SlidingWindow, Summary
     from perdure.errors import (
         DefinitionError,
@@ -48,6 +48,7 @@ _HOME = {
     "AgentTool": "perdure.tools",
     "BlobStore": "perdure.blobs",
     "Client": "perdure.starter.client.connect",
+    "DatedBlobStore": "perdure.blobs",
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
     "Edge": "perdure.graph",
@@ -85,6 +86,7 @@ _HOME = {
     "RunStatus": "perdure.wire.results",
     "Session": "perdure.starter.client.session",
     "SlidingWindow": "perdure.context",
+    "StoredBlob": "perdure.blobs",
     "Summary": "perdure.context",
     "Swarm": "perdure.swarm",
     "SwarmLimits": "perdure.limits",
@@ -106,6 +108,7 @@ __all__ = [
     "AgentTool",
     "BlobStore",
     "Client",
+    "DatedBlobStore",
     "DefinitionError",
     "Document",
     "Edge",
@@ -143,6 +146,7 @@ __all__ = [
     "RunStatus",
     "Session",
     "SlidingWindow",
+    "StoredBlob",
     "Summary",
     "Swarm",
     "SwarmLimits",

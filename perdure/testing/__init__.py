@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from perdure.model import Model
     from perdure.settings import Settings
     from perdure.starter.client.connect import Client
-    from perdure.testing.blob_stores import BLOB_STORE_CHECKS, check_blob_store
+    from perdure.testing.blob_stores import (
+        BLOB_STORE_CHECKS,
+        DATED_BLOB_STORE_CHECKS,
+        check_blob_store,
+    )
 
 _HOME = {
     "BLOB_STORE_CHECKS": "perdure.testing.blob_stores",
+    "DATED_BLOB_STORE_CHECKS": "perdure.testing.blob_stores",
     "Line": "perdure.activities.providers.scripted",
     "ScriptedModel": "perdure.activities.providers.scripted",
     "calls": "perdure.activities.providers.scripted",
@@ -35,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "BLOB_STORE_CHECKS",
+    "DATED_BLOB_STORE_CHECKS",
     "Line",
     "ScriptedModel",
     "calls",

@@ -9,9 +9,10 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from perdure.blobs import BlobStore
+from perdure.blobs import BlobStore, DatedBlobStore
 
 OpenStore = Callable[[], BlobStore]
 BlobStoreCheck = Callable[[OpenStore], Awaitable[None]]
@@ -21,14 +22,15 @@ _MALFORMED_NAMES: Final = ("", "0" * 63, "A" * 64, "0" * 64 + "\n", "../../etc/p
 
 
 async def check_blob_store(open_store: OpenStore) -> None:
-    """Run all checks, one after the other.
+    """Run all checks, one after the other; those of `DatedBlobStore` too, if the store is one.
 
     Raises:
         AssertionError: the store breaks the contract; the message says how.
         Exception: the store's own error, where the contract wants none.
 
     """
-    for check in BLOB_STORE_CHECKS:
+    dated = DATED_BLOB_STORE_CHECKS if isinstance(open_store(), DatedBlobStore) else ()
+    for check in (*BLOB_STORE_CHECKS, *dated):
         await check(open_store)
 
 
@@ -90,6 +92,55 @@ async def check_concurrent_puts(open_store: OpenStore) -> None:
     _expect(list(read) == blobs, "writers at the same time damaged each other's blobs")
 
 
+async def check_list_has_every_blob(open_store: OpenStore) -> None:
+    """Check that the list has what was stored, with its size and the time at which it was stored."""
+    blobs = [os.urandom(size) for size in (0, 10, 5000)]
+    began = datetime.now(UTC)
+    names = [await open_store().put(data) for data in blobs]
+    listed = {blob.name: blob async for blob in _dated(open_store).list_blobs()}
+    for name, data in zip(names, blobs, strict=True):
+        _expect(name in listed, f"list_blobs() has no {name}, which was stored")
+        found = listed[name]
+        _expect(found.size_bytes == len(data), f"the list says {found.size_bytes} bytes, not {len(data)}")
+        # An empty blob may be there from before. Clocks of stores may differ a little.
+        late = abs(found.stored_at - began) if data else timedelta()
+        _expect(late < timedelta(minutes=5), f"the list says {found.stored_at}; it was stored at {began}")
+
+
+async def check_young_blob_stays(open_store: OpenStore) -> None:
+    """Check that a blob that is younger than the date is not deleted."""
+    data = os.urandom(100)
+    name = await open_store().put(data)
+    deleted = await _dated(open_store).delete(name, before=datetime.now(UTC) - timedelta(hours=1))
+    _expect(not deleted, "delete() says that it deleted a blob younger than `before`")
+    _expect(await open_store().get(name) == data, "delete() damaged a blob younger than `before`")
+
+
+async def check_old_blob_is_deleted(open_store: OpenStore) -> None:
+    """Check that a blob that is older than the date is deleted, once, and can be stored again."""
+    data = os.urandom(100)
+    name = await open_store().put(data)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    _expect(await _dated(open_store).delete(name, before=later), "delete() deleted nothing")
+    await _expect_key_error(open_store(), name)
+    _expect(not await _dated(open_store).delete(name, before=later), "delete() deleted a blob twice")
+    await open_store().put(data)
+    _expect(await open_store().get(name) == data, "a blob stored after its deletion did not come back")
+
+
+async def check_renew_needs_a_blob(open_store: OpenStore) -> None:
+    """Check that renewing keeps a blob as it is, and that renewing none is a `KeyError`."""
+    data = os.urandom(100)
+    name = await open_store().put(data)
+    await _dated(open_store).renew(name)
+    _expect(await open_store().get(name) == data, "renew() changed the blob")
+    try:
+        await _dated(open_store).renew(_name(os.urandom(10)))
+    except KeyError:
+        return
+    raise AssertionError("renew() of a blob that is not there raised no KeyError")
+
+
 BLOB_STORE_CHECKS: Final[tuple[BlobStoreCheck, ...]] = (
     check_content_comes_back,
     check_empty_blob,
@@ -100,6 +151,21 @@ BLOB_STORE_CHECKS: Final[tuple[BlobStoreCheck, ...]] = (
     check_concurrent_puts,
 )
 """Every check of the contract, to parametrize a test with."""
+
+DATED_BLOB_STORE_CHECKS: Final[tuple[BlobStoreCheck, ...]] = (
+    check_list_has_every_blob,
+    check_young_blob_stays,
+    check_old_blob_is_deleted,
+    check_renew_needs_a_blob,
+)
+"""Every further check of `DatedBlobStore`."""
+
+
+def _dated(open_store: OpenStore) -> DatedBlobStore:
+    store = open_store()
+    _expect(isinstance(store, DatedBlobStore), f"{store!r} has no list_blobs, renew and delete")
+    assert isinstance(store, DatedBlobStore)
+    return store
 
 
 def _name(data: bytes) -> str:

@@ -63,6 +63,25 @@ async def test_runs_survive_server_restart(tmp_path: Path) -> None:
         assert description.workflow_type == "Waits"
 
 
+@pytest.mark.parametrize("existing", [False, True])
+async def test_database_is_its_owners_alone(tmp_path: Path, existing: bool) -> None:
+    """Other users can read neither the database nor its companions, whatever the umask is and whoever made them."""
+    home = tmp_path / "home"
+    if existing:
+        home.mkdir()
+        (home / "temporal.db").touch(0o666)
+        (home / "server.log").touch(0o666)
+    before = os.umask(0)
+    try:
+        async with DevServer.start(home / "temporal.db", ui_port=False, log_file=home / "server.log"):
+            modes = {path.name: path.stat().st_mode & 0o777 for path in home.iterdir()}
+    finally:
+        os.umask(before)
+    assert {"temporal.db", "temporal.db-wal", "temporal.db.lock", "server.log"} <= modes.keys()
+    assert set(modes.values()) == {0o600}
+    assert existing or home.stat().st_mode & 0o777 == 0o700
+
+
 async def test_database_has_one_server(tmp_path: Path) -> None:
     db = tmp_path / "temporal.db"
     async with DevServer.start(db, ui_port=False):

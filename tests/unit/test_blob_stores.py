@@ -5,15 +5,17 @@ import hashlib
 import importlib.util
 import re
 import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from perdure import BlobStore
+from perdure import BlobStore, DatedBlobStore, StoredBlob
 from perdure.activities.content.blobs import FileBlobs, open_store
 from perdure.errors import DefinitionError
-from perdure.testing import BLOB_STORE_CHECKS, check_blob_store
+from perdure.testing import BLOB_STORE_CHECKS, DATED_BLOB_STORE_CHECKS, check_blob_store
 from perdure.testing.blob_stores import BlobStoreCheck
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,9 @@ def sqlite_blobs(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-each_check = pytest.mark.parametrize("check", BLOB_STORE_CHECKS, ids=lambda check: check.__name__)
+each_check = pytest.mark.parametrize(
+    "check", [*BLOB_STORE_CHECKS, *DATED_BLOB_STORE_CHECKS], ids=lambda check: check.__name__
+)
 
 
 @each_check
@@ -44,7 +48,7 @@ async def test_the_folder_keeps_the_contract(check: BlobStoreCheck, tmp_path: Pa
 async def test_the_example_keeps_the_contract(
     check: BlobStoreCheck, tmp_path: Path, sqlite_blobs: Any
 ) -> None:
-    await check(lambda: sqlite_blobs.SqliteBlobs(tmp_path / "blobs.db"))
+    await check(lambda: sqlite_blobs.DatedSqliteBlobs(tmp_path / "blobs.db"))
 
 
 class MemoryBlobs:
@@ -126,6 +130,7 @@ class OneWriter(MemoryBlobs):
 async def test_a_right_store_passes() -> None:
     blobs: dict[str, bytes] = {}
     assert isinstance(MemoryBlobs(blobs), BlobStore)
+    assert not isinstance(MemoryBlobs(blobs), DatedBlobStore)
     await check_blob_store(lambda: MemoryBlobs(blobs))
 
 
@@ -146,6 +151,61 @@ async def test_a_right_store_passes() -> None:
 async def test_a_wrong_store_is_found_out(broken: type[MemoryBlobs]) -> None:
     blobs: dict[str, bytes] = {}
     with pytest.raises((AssertionError, KeyError, FileExistsError)):
+        await check_blob_store(lambda: broken(blobs))
+
+
+class DatedMemory(MemoryBlobs):
+    """A right store with dates, whose parts the tests below spoil."""
+
+    dates: ClassVar[dict[str, datetime]] = {}
+
+    async def put(self, data: bytes) -> str:
+        name = await super().put(data)
+        self.dates[name] = datetime.now(UTC)
+        return name
+
+    async def list_blobs(self) -> AsyncIterator[StoredBlob]:
+        for name, data in self.blobs.items():
+            yield StoredBlob(name=name, size_bytes=len(data), stored_at=self.dates[name])
+
+    async def renew(self, name: str) -> None:
+        await self.put(self.blobs[name])
+
+    async def delete(self, name: str, *, before: datetime) -> bool:
+        return self.dates[name] < before and self.blobs.pop(name, None) is not None
+
+
+class ListsNothing(DatedMemory):
+    async def list_blobs(self) -> AsyncIterator[StoredBlob]:
+        for blob in list[StoredBlob]():
+            yield blob
+
+
+class DeletesAnything(DatedMemory):
+    async def delete(self, name: str, *, before: datetime) -> bool:
+        return self.blobs.pop(name, None) is not None
+
+
+class DeletesNothing(DatedMemory):
+    async def delete(self, name: str, *, before: datetime) -> bool:
+        return self.dates[name] < before
+
+
+class RenewsNothing(DatedMemory):
+    async def renew(self, name: str) -> None:
+        pass
+
+
+async def test_a_right_dated_store_passes() -> None:
+    blobs: dict[str, bytes] = {}
+    assert isinstance(DatedMemory(blobs), DatedBlobStore)
+    await check_blob_store(lambda: DatedMemory(blobs))
+
+
+@pytest.mark.parametrize("broken", [ListsNothing, DeletesAnything, DeletesNothing, RenewsNothing])
+async def test_a_wrong_dated_store_is_found_out(broken: type[MemoryBlobs]) -> None:
+    blobs: dict[str, bytes] = {}
+    with pytest.raises(AssertionError):
         await check_blob_store(lambda: broken(blobs))
 
 
@@ -176,5 +236,5 @@ def test_function_without_store_is_rejected(
 
 def test_page_shows_example_verbatim() -> None:
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blob_stores.md").read_text(), re.DOTALL)
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert all(block in EXAMPLE.read_text() for block in shown)

@@ -1,7 +1,9 @@
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,63 @@ async def test_incomplete_file_is_replaced(tmp_path: Path) -> None:
     assert file.read_bytes() == b"whole content"
 
 
+@pytest.mark.parametrize("damage", [b"", b"whole", b"\0" * 13, b"whole c0ntent", b"whole content and more"])
+async def test_storing_again_repairs_a_blob(tmp_path: Path, damage: bytes) -> None:
+    """A put of the same content makes a damaged file whole, whatever became of it."""
+    name = await FileBlobs(tmp_path).put(b"whole content")
+    (file,) = _files(tmp_path)
+    file.write_bytes(damage)
+    assert await FileBlobs(tmp_path).put(b"whole content") == name
+    assert await FileBlobs(tmp_path).get(name) == b"whole content"
+
+
+@pytest.mark.parametrize(("age", "renewed"), [(timedelta(hours=23), False), (timedelta(hours=25), True)])
+@pytest.mark.parametrize("by", ["put", "renew"])
+async def test_old_blobs_in_use_get_a_new_date(
+    tmp_path: Path, age: timedelta, renewed: bool, by: str
+) -> None:
+    """Storing and renewing give a blob a new date, at most once a day."""
+    store = FileBlobs(tmp_path)
+    name = await store.put(b"carried along")
+    (file,) = _files(tmp_path)
+    before = _set_age(file, age)
+    await (store.put(b"carried along") if by == "put" else store.renew(name))
+    assert (file.stat().st_mtime > before + 60) is renewed
+
+
+async def test_blob_stored_since_it_was_listed_stays(tmp_path: Path) -> None:
+    """A collector deletes by the date at the time of the deletion, not by the one that it was told."""
+    store = FileBlobs(tmp_path)
+    name = await store.put(b"stored again")
+    (file,) = _files(tmp_path)
+    _set_age(file, timedelta(days=40))
+    (listed,) = [blob async for blob in store.list_blobs()]
+    await store.put(b"stored again")
+    assert not await store.delete(name, before=listed.stored_at + timedelta(days=1))
+    assert await FileBlobs(tmp_path).get(name) == b"stored again"
+
+
+async def test_storing_and_deleting_lose_nothing(tmp_path: Path) -> None:
+    """Whoever stores an old blob while it is being deleted can read it afterwards."""
+    blobs = [b"%d" % number for number in range(60)]
+    names = [await FileBlobs(tmp_path).put(data) for data in blobs]
+    for file in _files(tmp_path):
+        _set_age(file, timedelta(days=40))
+    writer, collector = FileBlobs(tmp_path), FileBlobs(tmp_path)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    await asyncio.gather(
+        *(writer.put(data) for data in blobs),
+        *(collector.delete(name, before=yesterday) for name in names),
+    )
+    assert [await FileBlobs(tmp_path).get(name) for name in names] == blobs
+
+
+def _set_age(file: Path, age: timedelta) -> float:
+    date = time.time() - age.total_seconds()
+    os.utime(file, (date, date))
+    return date
+
+
 async def test_missing_blob_is_a_key_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=str(tmp_path)):
         await FileBlobs(tmp_path).get("0" * 64)
@@ -75,8 +134,11 @@ async def test_damaged_blob_is_an_error(tmp_path: Path) -> None:
     name = await FileBlobs(tmp_path).put(b"content")
     (file,) = _files(tmp_path)
     file.write_bytes(b"c0ntent")
-    with pytest.raises(OSError, match="damaged"):
+    with pytest.raises(OSError, match="damaged") as raised:
         await FileBlobs(tmp_path).get(name)
+    assert name in str(raised.value)
+    assert str(file) in str(raised.value)
+    assert "store the same content again" in str(raised.value)
 
 
 async def test_cached_blobs_need_no_disk(tmp_path: Path) -> None:
@@ -92,10 +154,18 @@ async def test_cached_blobs_need_no_disk(tmp_path: Path) -> None:
         await forgetful.get(name)
 
 
-async def test_files_are_readable_by_owner_only(tmp_path: Path) -> None:
-    await FileBlobs(tmp_path / "blobs").put(b"private")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
+async def test_files_are_readable_by_owner_only(tmp_path: Path, umask: int) -> None:
+    """Files and all folders that the store makes are their owner's alone, whatever the umask is."""
+    before = os.umask(umask)
+    try:
+        await FileBlobs(tmp_path / "home" / "blobs").put(b"private")
+    finally:
+        os.umask(before)
     (file,) = _files(tmp_path)
-    assert file.stat().st_mode & 0o077 == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    made = [path for path in file.parents if path.is_relative_to(tmp_path / "home")]
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700] * 3
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(0, 100))

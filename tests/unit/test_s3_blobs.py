@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Generator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
 import pytest
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from perdure.activities.content.blobs import S3Blobs, blob_name
-from perdure.testing import BLOB_STORE_CHECKS
+from perdure.testing import BLOB_STORE_CHECKS, DATED_BLOB_STORE_CHECKS
 from perdure.testing.blob_stores import BlobStoreCheck
 
 
@@ -35,6 +37,12 @@ def s3(endpoint: str) -> Generator[Any]:
     client.close()
 
 
+def set_age(bucket: str, key: str, age: timedelta) -> None:
+    """Make the object that old, in moto's memory: S3 lets nobody choose a date."""
+    stored: Any = s3_backends["123456789012"]["aws"].get_object(bucket, key)
+    stored.last_modified = datetime.now(UTC).replace(tzinfo=None) - age
+
+
 def _store(endpoint: str, *, bucket: str = "perdure", prefix: str = "blobs") -> S3Blobs:
     return S3Blobs(bucket, prefix, endpoint, "us-east-1")
 
@@ -47,7 +55,9 @@ async def test_prefix_holds_the_blobs(s3: Any, endpoint: str) -> None:
     assert await _store(endpoint).get(name) == data
 
 
-@pytest.mark.parametrize("check", BLOB_STORE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*BLOB_STORE_CHECKS, *DATED_BLOB_STORE_CHECKS], ids=lambda check: check.__name__
+)
 async def test_s3_keeps_the_contract(s3: Any, endpoint: str, check: BlobStoreCheck) -> None:
     await check(lambda: _store(endpoint, prefix="contract"))
 
@@ -74,6 +84,39 @@ async def test_damaged_object_is_an_error(s3: Any, endpoint: str) -> None:
     s3.put_object(Bucket="perdure", Key=f"blobs/{name}", Body=b"c0ntent")
     with pytest.raises(OSError, match="damaged"):
         await _store(endpoint).get(name)
+
+
+@pytest.mark.parametrize("damage", [b"", b"conten", b"c0ntent", b"\0" * 7])
+async def test_storing_again_repairs_an_object(s3: Any, endpoint: str, damage: bytes) -> None:
+    name = await _store(endpoint).put(b"content")
+    s3.put_object(Bucket="perdure", Key=f"blobs/{name}", Body=damage)
+    await _store(endpoint).put(b"content")
+    assert await _store(endpoint).get(name) == b"content"
+
+
+@pytest.mark.parametrize(("age", "renewed"), [(timedelta(hours=23), False), (timedelta(hours=25), True)])
+@pytest.mark.parametrize("by", ["put", "renew"])
+async def test_old_objects_in_use_get_a_new_date(
+    s3: Any, endpoint: str, age: timedelta, renewed: bool, by: str
+) -> None:
+    """Storing and renewing give an object a new date, at most once a day."""
+    data = os.urandom(100)
+    name = await _store(endpoint).put(data)
+    set_age("perdure", f"blobs/{name}", age)
+    store = _store(endpoint)
+    await (store.put(data) if by == "put" else store.renew(name))
+    found = s3.head_object(Bucket="perdure", Key=f"blobs/{name}")
+    assert (datetime.now(UTC) - found["LastModified"] < timedelta(minutes=5)) is renewed
+    assert await _store(endpoint).get(name) == data
+
+
+async def test_other_objects_are_not_listed(s3: Any, endpoint: str) -> None:
+    """What lies beside the blobs is not the store's, and no collector sees it."""
+    for key in ("listed/notes.txt", f"listed/{'0' * 63}", f"listed/sub/{'0' * 64}", "0" * 64):
+        s3.put_object(Bucket="perdure", Key=key, Body=b"theirs")
+    name = await _store(endpoint, prefix="listed").put(b"ours")
+    listed = [blob.name async for blob in _store(endpoint, prefix="listed").list_blobs()]
+    assert listed == [name]
 
 
 async def test_prefix_may_be_empty(s3: Any, endpoint: str) -> None:

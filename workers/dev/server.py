@@ -21,6 +21,8 @@ from temporalio.service import RPCError
 from perdure.errors import DefinitionError
 from perdure.wire.attributes import SEARCH_ATTRIBUTES
 
+from ...activities.content.file_blobs import make_private_folder
+
 # The stock dev server has one history shard and production limits for each shard: 20 queue polls
 # a second, timers up to a second late. Measured with these: an activity 10 ms instead of 52 ms,
 # a sleep of 1 ms 18 ms instead of 1008 ms. One partition makes priority and fairness exact.
@@ -39,15 +41,18 @@ _PRAGMAS: Final = ("journal_mode=WAL", "synchronous=NORMAL")
 
 # A small program that asks Linux to kill it when this process dies, even by `kill -9`, and then becomes
 # the server by exec. Not a preexec_fn: running Python between fork and exec of a process with threads
-# may deadlock, and Python 3.12 and later warn about it.
+# may deadlock, and Python 3.12 and later warn about it. Its umask keeps the server's files, which hold every
+# conversation, from other users.
 _TIED_TO_PARENT: Final = """
 import ctypes, os, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
     if os.getppid() != int(sys.argv[1]): sys.exit("the parent is gone")
+os.umask(0o077)
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
+_PRIVATE: Final = 0o600
 _ATTEMPTS: Final = 5
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
@@ -150,13 +155,25 @@ def _lock_database(db: Path | None) -> Generator[None]:
     if db is None:
         yield
         return
-    db.parent.mkdir(parents=True, exist_ok=True)
-    with db.with_name(f"{db.name}.lock").open("w") as lock:
+    make_private_folder(db.parent)
+    with open(db.with_name(f"{db.name}.lock"), "w", opener=_open_private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DefinitionError(f"{str(db)!r} is in use by another embedded server") from None
+        # SQLite gives what it keeps beside the database the database's own mode.
+        for file in (db, db.with_name(f"{db.name}-wal"), db.with_name(f"{db.name}-shm")):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                file.chmod(_PRIVATE)
         yield  # closing unlocks, and so does dying
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open a file for `open`; for its owner alone, whatever the umask is and whoever made it."""
+    handle = os.open(path, flags, _PRIVATE)
+    with contextlib.suppress(PermissionError):  # another user's file that we may write
+        os.fchmod(handle, _PRIVATE)
+    return handle
 
 
 def find_binary() -> str:
@@ -222,8 +239,8 @@ def _open_log(path: Path | None) -> IO[bytes]:
     """Open the server's log; without a path, a temporary file that only explains a failed start."""
     if path is None:
         return tempfile.TemporaryFile()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab+")
+    make_private_folder(path.parent)
+    return open(path, "ab+", opener=_open_private)
 
 
 def _last_line(log: IO[bytes]) -> str:
