@@ -7,6 +7,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,14 +30,16 @@ from perdure.model import (
     ThinkingDelta,
     UsageSoFar,
 )
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import fix_surrogates
 from perdure.wire.effects import ModelFailure, ModelInput, Progress
 from perdure.wire.ids import model_call_id
 from perdure.wire.spec import AgentSpec, ModelSpec
 
-from .content.redact import redact
+from .content.redact import mask_own, mask_stream, redact_error
 from .heartbeat import last_progress
 
+_LONGEST_MESSAGE = 700
+"""Characters of a failure's message in history."""
 LONGEST_RETRY_AFTER = timedelta(minutes=10)
 """Longest delay of a provider that the activity's own retries wait for. Beyond it the call fails at once, and
 the run falls back to another model or parks."""
@@ -88,7 +91,7 @@ class ModelAttempt:
                     case UsageSoFar():
                         self.usage = event.usage
                     case Reply():
-                        return event
+                        return _mask_reply(event)
                     case ThinkingDelta():
                         pass
         finally:
@@ -98,8 +101,9 @@ class ModelAttempt:
 
     def progress(self, seq: int, window: int) -> Progress:
         """Return the heartbeat for watchers: the last `window` characters of the text, and the usage."""
-        offset = max(len(self.text) - window, 0)
-        text = self.text[offset:] if self.call.stream else ""
+        shown = mask_stream(self.text) if self.call.stream else ""
+        offset = max(len(shown) - window, 0)
+        text = shown[offset:]
         return progress_of(
             self.call, seq, offset=offset, text=text, spent=self.before + self.estimated_usage()
         )
@@ -113,7 +117,7 @@ class ModelAttempt:
 
     def partial_reply(self) -> Reply:
         """Return the text read so far as a reply whose stop is "cancelled"."""
-        parts = (Text(text=self.text),) if self.text else ()
+        parts = (Text(text=mask_own(self.text)),) if self.text else ()
         return Reply(parts=parts, stop="cancelled", usage=self.estimated_usage())
 
     def cost_microusd(self, usage: Usage) -> int:
@@ -131,7 +135,7 @@ class ModelAttempt:
         """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""
         spent = self.before + (error.usage or self.estimated_usage())
         activity.heartbeat(progress_of(self.call, 0, spent=spent))
-        message = truncate_middle(redact(str(error)))
+        message = redact_error(error, _LONGEST_MESSAGE)
         failure = ModelFailure(
             kind=error.kind,
             message=message,
@@ -152,6 +156,16 @@ class ModelAttempt:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else error.retry_after,
         )
+
+
+def _mask_reply(reply: Reply) -> Reply:
+    """Return the reply with this process's own secrets masked in its texts, as in its stream."""
+    # Reasoning stays as it is: the provider has signed it. Arguments too: the tool is to see what the model wrote.
+    parts = (
+        part.model_copy(update={"text": mask_own(part.text)}) if isinstance(part, Text) else part
+        for part in reply.parts
+    )
+    return replace(reply, parts=tuple(parts))
 
 
 def progress_of(call: ModelInput, seq: int, **fields: Any) -> Progress:

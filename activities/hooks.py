@@ -8,6 +8,7 @@ anything pass.
 
 import asyncio
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -33,11 +34,10 @@ from perdure.hooks import (
     Verdict,
 )
 from perdure.messages import Text, ToolCall, ToolResult
-from perdure.texts import describe_error, truncate_middle
 from perdure.wire.effects import CheckedCall, HookInput, HookOutcome, Progress
 from perdure.wire.names import RUN_HOOKS
 
-from .content.redact import redact
+from .content.redact import mask_value, redact, redact_and_cut, redact_error
 from .heartbeat import Heartbeats, worker_is_ending
 
 _LONGEST_ROUND = timedelta(minutes=1)
@@ -202,19 +202,31 @@ async def _ask_one(hook: Hook, point: HookPoint, subject: Any) -> Verdict:
         answer = getattr(hook, point)(subject)
         if inspect.isawaitable(answer):
             answer = await answer
-    except Exception as error:
-        activity.logger.exception("hook %s failed at %s", hook.name, point)
-        text = truncate_middle(redact(describe_error(error)), 1000)
-        raise HookFailed(f"hook {hook.name} failed at {point}: {type(error).__name__}: {text}") from error
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # `sys.exit` in a hook is its failure, and not the worker's end
+        # As text: the log of a user's own process masks nothing.
+        trace = redact("".join(traceback.format_exception(error)))
+        activity.logger.error("hook %s failed at %s\n%s", hook.name, point, trace)
+        text = redact_error(error, 1000)
+        raise HookFailed(f"hook {hook.name} failed at {point}: {type(error).__name__}: {text}") from None
     verdict: Any = Proceed() if answer is None else answer
     if not isinstance(verdict, Verdict):
-        raise HookFailed(f"hook {hook.name} at {point} must return a verdict or None, not {verdict!r}")
+        shown = redact_and_cut(repr(verdict), 1000)
+        raise HookFailed(f"hook {hook.name} at {point} must return a verdict or None, not {shown}")
     if verdict.kind not in ALLOWED[point]:
         allowed = ", ".join(sorted(ALLOWED[point]))
         raise HookFailed(f"hook {hook.name} at {point} cannot {verdict.kind!r}; it can: {allowed}")
     if isinstance(verdict, Replace) and point == "before_tool" and not isinstance(verdict.value, dict):
         raise HookFailed(f"hook {hook.name} at {point} must replace the arguments by an object")
-    return verdict
+    return _mask_verdict(verdict, point)
+
+
+def _mask_verdict(verdict: Verdict, point: HookPoint) -> Verdict:
+    """Return the verdict with this process's own secrets masked in what goes to the run."""
+    if isinstance(verdict, Replace) and point in ("before_model", "before_tool"):
+        return verdict  # instructions and arguments take effect as the hook wrote them
+    return verdict.model_copy(update=mask_value(verdict.model_dump(exclude={"kind"})))
 
 
 def _reason(verdict: Verdict) -> str:

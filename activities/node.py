@@ -4,6 +4,7 @@ A graph function's result goes to the next nodes, and not to a model. So a failu
 while a tool's failure becomes text: see `tool`.
 """
 
+import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from perdure.blobs import BlobStore
 from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
-from perdure.texts import describe_error, truncate_middle
+from perdure.texts import describe_error
 from perdure.wire.effects import FUNCTION_ATTEMPTS, KeepText, KeptText, NodeCall, Progress
 from perdure.wire.names import CALL_NODE, KEEP_TEXT
 from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
-from .content.redact import redact
+from .content.redact import mask_value, redact_and_cut
 from .content.results import to_content
 from .functions import call_function
 from .heartbeat import Heartbeats, last_progress
@@ -64,7 +65,9 @@ class NodeCalls:
             async with Heartbeats(progress, _HEARTBEAT_INTERVAL):
                 value = await call_function(function, self.executor, node_input)
             return _to_json(value)
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # `sys.exit` in a function is its failure, and not the worker's end
             # An attempt whose worker died is no failure of the function, so the failures are counted here.
             failures += 1
             activity.heartbeat(progress(0, 0))
@@ -95,9 +98,9 @@ def _to_json(value: Any) -> Any:
     retryably, because the function has run.
     """
     try:
-        return from_json(to_json(value))
+        return mask_value(from_json(to_json(value)))
     except Exception as error:
-        detail = truncate_middle(redact(f"{type(error).__name__}: {error}"), _LONGEST_DETAIL)
+        detail = redact_and_cut(f"{type(error).__name__}: {describe_error(error)}", _LONGEST_DETAIL)
         raise ApplicationError(
             f"the function has run, but its value, a {type(value).__name__}, is not JSON: {detail}",
             type="function",
@@ -105,7 +108,7 @@ def _to_json(value: Any) -> Any:
         ) from None
 
 
-def _failure(error: Exception, *, last: bool) -> ApplicationError:
+def _failure(error: BaseException, *, last: bool) -> ApplicationError:
     """Return the function's error for Temporal, secrets masked; retryable if it is transient and not the last."""
     if isinstance(error, ApplicationError):
         if not last or error.non_retryable:
@@ -116,7 +119,7 @@ def _failure(error: Exception, *, last: bool) -> ApplicationError:
     if is_transient(error) and may_have_taken_effect(error):
         message = join_sentences(message, MAY_HAVE_TAKEN_EFFECT)
     return ApplicationError(
-        truncate_middle(redact(message)),
+        redact_and_cut(message),
         type=kind,
         non_retryable=last or not is_transient(error),
         next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,

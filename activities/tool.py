@@ -26,14 +26,14 @@ from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.hooks import HookedRun
 from perdure.messages import Text, ToolCall, ToolResult
-from perdure.texts import describe_error, fix_surrogates, truncate_middle
+from perdure.texts import describe_error
 from perdure.tools import Tool, ToolContext
 from perdure.wire.effects import CheckedCall, Progress, ToolInput, ToolOutcome, most_attempts
 from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, NOT_CALLED, READ_RESULT
 from perdure.wire.uncertain import mark_uncertain
 
 from .content.last_results import LastResults
-from .content.redact import redact
+from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
 from .functions import call_function
@@ -318,7 +318,7 @@ class _CallProgress:
 
     def report(self, note: str) -> None:
         """Set the progress note: `ToolContext.report`."""
-        self.note = truncate_middle(fix_surrogates(str(note)), _LONGEST_NOTE)
+        self.note = redact_and_cut(str(note), _LONGEST_NOTE)
 
     def heartbeat(self, seq: int, window: int) -> Progress:
         """Return the heartbeat with sequence number `seq`, its note at most `window` characters."""
@@ -424,10 +424,11 @@ def _tool_context(tool: Tool, call: ToolInput, progress: _CallProgress) -> ToolC
 
 
 def _is_from_tool(error: BaseException) -> bool:
-    """Check whether the tool itself failed; otherwise the call was cancelled, or the process ends."""
-    if isinstance(error, asyncio.CancelledError):
-        return not activity.is_cancelled()
-    return not isinstance(error, SystemExit | KeyboardInterrupt)
+    """Check whether the tool itself failed; otherwise the call was cancelled.
+
+    A tool that ends the process (`sys.exit`) has failed: it is not the worker's end, nor another attempt's start.
+    """
+    return not (isinstance(error, asyncio.CancelledError) and activity.is_cancelled())
 
 
 def _interruption(error: BaseException, progress: _CallProgress) -> BaseException:
@@ -484,4 +485,4 @@ def _error_text(error: BaseException, *, name: str | None = None) -> str:
     stands_alone = isinstance(error, RetryableToolError | ApplicationError)
     kind = ("" if stands_alone else type(error).__name__) if name is None else name
     message = describe_error(error)
-    return truncate_middle(redact(f"{kind}: {message}" if kind else message))
+    return redact_and_cut(f"{kind}: {message}" if kind else message)

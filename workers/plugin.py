@@ -36,11 +36,13 @@ from perdure.swarm import Swarm
 from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
+from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
 from ..activities.genai import count_circuit_opening, watch_circuits
 from ..activities.hooks import HookRunner
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
+from ..activities.outgoing import OutgoingGuard
 from ..activities.providers.registry import default_models
 from ..activities.relay import relay
 from ..activities.remote import count_attempts
@@ -86,6 +88,7 @@ class PerdurePlugin(SimplePlugin):
         blobs: BlobStore | None = None,
     ) -> None:
         self.settings = settings or load_settings()
+        register_secrets(self.settings)
         self.members = members_by_name(agents)
         members = self.members.items()
         self.agents = {name: member for name, member in members if isinstance(member, Agent)}
@@ -109,6 +112,7 @@ class PerdurePlugin(SimplePlugin):
             activities=self._activities(),
             interceptors=[
                 *interceptors(self.settings),
+                OutgoingGuard(),
                 UserCode(self.graphs, scheduler_factories(self.members.values())),
             ],
         )

@@ -17,11 +17,13 @@ from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import canonical_arguments, problem_with
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import fix_surrogates
 from perdure.tools import Tool
 from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
 from perdure.wire.spec import AgentSpec
+
+from .redact import redact_and_cut, redact_error
 
 FINAL_ANSWER_TOOL = ToolDefinition(
     name=FINAL_ANSWER,
@@ -92,7 +94,7 @@ def _ensure_json(call: ToolCall) -> ToolCall:
         # NaN is refused because JSON has none: it would be read back as null.
         from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
     except ValueError as error:
-        problem = truncate_middle(f"the arguments cannot be read: {error}", 1000)
+        problem = redact_and_cut(f"the arguments cannot be read: {error}", 1000)
         return call.model_copy(
             update={"name": fix_surrogates(call.name), "arguments": {}, "problem": problem}
         )
@@ -114,7 +116,7 @@ class _CallCheck:
         try:
             return part.model_copy(update={"arguments": self._canonical(part)})
         except ValueError as error:
-            return part.model_copy(update={"problem": truncate_middle(str(error), 1000)})
+            return part.model_copy(update={"problem": redact_error(error, 1000)})
 
     def _canonical(self, call: ToolCall) -> dict[str, Any]:
         schema = self.schemas.get(call.name)
@@ -203,7 +205,7 @@ def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[
     assert spec.output_schema is not None
     problem = problem_with(value, spec.output_schema)
     if problem is not None:
-        return None, f"the answer does not fit: {truncate_middle(problem, 1000)}"
+        return None, f"the answer does not fit: {redact_and_cut(problem, 1000)}"
     adapter = agent.output_adapter() if agent else None
     if adapter is None:
         return value, None

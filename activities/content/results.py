@@ -9,8 +9,10 @@ from pydantic import TypeAdapter
 
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
-from perdure.texts import first_bytes, fix_surrogates, mark_cut, truncate_middle
+from perdure.texts import first_bytes, fix_surrogates, mark_cut
 from perdure.wire.effects import ToolInput
+
+from .redact import mask_own, redact_error
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _INLINE_MEDIA_BYTES = 8 * 1024
@@ -38,7 +40,8 @@ async def to_content(value: Any, blobs: BlobStore, preview_bytes: int) -> Result
     """
     parts = _to_parts_safely(value)
     media = [part for part in parts if not isinstance(part, Text)]
-    text = fix_surrogates("\n".join(part.text for part in parts if isinstance(part, Text)))
+    # Masked before it is cut or stored.
+    text = mask_own(fix_surrogates("\n".join(part.text for part in parts if isinstance(part, Text))))
     content: list[ResultPart] = []
     spilled = None
     # A model needs an answer to each call: a tool without a value answers "done".
@@ -53,7 +56,7 @@ def _to_parts_safely(value: Any) -> list[ResultPart]:
     try:
         return _to_parts(value)
     except Exception as error:
-        why = truncate_middle(fix_surrogates(str(error)), 500)
+        why = redact_error(error, 500)
         return [
             Text(text=f"(done, but the result, a {type(value).__name__}, cannot be written as JSON: {why})")
         ]
@@ -84,7 +87,7 @@ async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]
     try:
         name = await blobs.put(data)
     except Exception as error:
-        return mark_cut(shown, len(data), f"the rest could not be kept: {error}"), None
+        return mark_cut(shown, len(data), f"the rest could not be kept: {redact_error(error, 500)}"), None
     more = f'read_result(result="{name}", offset={len(shown.encode())})'
     return mark_cut(shown, len(data), f"read on with {more}"), name
 
@@ -95,7 +98,7 @@ async def _store_media(part: Image | Document, blobs: BlobStore) -> ResultPart:
     try:
         name = await blobs.put(base64.b64decode(part.data))
     except Exception as error:
-        return Text(text=f"(the {part.kind} could not be kept: {error})")
+        return Text(text=f"(the {part.kind} could not be kept: {redact_error(error, 500)})")
     return part.model_copy(update={"data": None, "blob": name})
 
 

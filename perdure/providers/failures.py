@@ -88,6 +88,9 @@ def _parse_date(text: str | None, now: datetime) -> timedelta | None:
     return max(timedelta(), date.replace(tzinfo=date.tzinfo or UTC) - now)
 
 
-def one_line(text: object, limit: int = 600) -> str:
-    """Return the text on one line, cut at `limit` characters, as histories and lists want it."""
+def one_line(text: object, limit: int | None = None) -> str:
+    """Return the text on one line, as histories and lists want it, cut at `limit` characters if there is one.
+
+    An error's message needs no limit: the activity shortens it, after it has masked the secrets in it.
+    """
     return " ".join(str(text).split())[:limit]

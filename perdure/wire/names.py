@@ -48,6 +48,9 @@ CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 RUN_HOOKS: Final = "run_hooks"
 COUNT_ATTEMPTS: Final = "count_attempts"
+ACTIVITIES: Final = frozenset(
+    {RESOLVE_AGENT, CALL_NODE, KEEP_TEXT, RELAY, CALL_MODEL, CALL_TOOL, RUN_HOOKS, COUNT_ATTEMPTS}
+)
 
 FINAL_ANSWER: Final = "final_answer"
 """Tool by which a model gives an output of a type. The call is the output: it never runs."""

@@ -6,20 +6,19 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, TextIO, cast
 
 import structlog
-from pydantic import SecretStr
 from structlog.typing import EventDict, Processor
 
 from perdure.settings import Settings
 
-from ...activities.content.redact import redact
+from ...activities.content.redact import redact, register_secrets
 
-_MASK: Final = "[redacted]"
 _NOISY_LIBRARIES: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "botocore", "urllib3", "asyncio")
 """Libraries that log each request at info or debug; only their warnings are kept."""
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     """Send all logs of this process to stderr in the same format; a later call replaces an earlier one."""
+    register_secrets(settings)
     target = stream or sys.stderr
     common = _common_processors(settings)
     handler = logging.StreamHandler(target)
@@ -62,48 +61,35 @@ def _common_processors(settings: Settings) -> list[Processor]:
 def _rendering_processors(settings: Settings, target: TextIO) -> list[Processor]:
     """Return the last processors: exceptions become text, then secrets are redacted, then a line is made."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not target.isatty())
-    redaction = _Redaction(secrets(settings))
     if as_json:
         return [
             structlog.processors.format_exc_info,
-            redaction,
+            _redact_event,
             structlog.processors.JSONRenderer(default=str),
         ]
     console = structlog.dev.ConsoleRenderer(colors=target.isatty())
-    return [structlog.processors.format_exc_info, redaction, console]
+    return [structlog.processors.format_exc_info, _redact_event, console]
 
 
-def secrets(settings: Settings) -> tuple[str, ...]:
-    """Return the secrets in the settings; those from a `.env` file are in no environment variable."""
-    values = (getattr(settings, name) for name in type(settings).model_fields)
-    return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr) and value)
+def _redact_event(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Mask our own secrets, and text that looks like a secret, anywhere in an event."""
+    return cast("EventDict", _redact_value(event))
 
 
-class _Redaction:
-    """Processor that masks our own secrets, and text that looks like a secret, anywhere in an event."""
-
-    def __init__(self, own: tuple[str, ...]) -> None:
-        self._own = own
-
-    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        return cast("EventDict", self._mask(event))
-
-    def _mask(self, value: Any) -> Any:
-        match value:
-            case str():
-                for secret in self._own:
-                    value = value.replace(secret, _MASK)
-                return redact(value)
-            case Mapping():
-                items = cast("Mapping[str, Any]", value).items()
-                return {key: self._mask(inner) for key, inner in items}
-            case list() | tuple():
-                return [self._mask(inner) for inner in cast("list[Any]", value)]
-            case None | bool() | int() | float():
-                return value
-            case _:
-                # Any other object is masked as text: its `repr` may hold a secret.
-                return self._mask(str(value))
+def _redact_value(value: Any) -> Any:
+    match value:
+        case str():
+            return redact(value)
+        case Mapping():
+            items = cast("Mapping[str, Any]", value).items()
+            return {key: _redact_value(inner) for key, inner in items}
+        case list() | tuple():
+            return [_redact_value(inner) for inner in cast("list[Any]", value)]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            # Any other object is masked as text: its `repr` may hold a secret.
+            return redact(str(value))
 
 
 _OUR_NAMES: Final = {
