@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Final
 
@@ -15,22 +15,31 @@ from temporalio.converter import (
     DefaultPayloadConverter,
     EncodingPayloadConverter,
     ExternalStorage,
+    PayloadCodec,
+    SerializationContext,
     StorageDriver,
     StorageDriverClaim,
     StorageDriverRetrieveContext,
     StorageDriverSelectContext,
     StorageDriverStoreContext,
+    WithSerializationContext,
 )
 from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
-from perdure.wire.names import BLOB_STORE_FAILED
+from perdure.wire.names import BLOB_STORE_FAILED, FOR_ANY_CLIENT
 from perdure.wire.spec import ResolvedAgent
 
 from ..activities.content.blobs import CACHE_BYTES, BlobCache, with_retries
 
 DRIVER_NAME: Final = "perdure-blobs"
 """Name in each reference to a stored payload, and so in histories: it must never change."""
+
+
+MOST_INLINE_BYTES: Final = 1_500_000
+"""Size up to which a payload for any client stays out of the blob store. Temporal's limit is 2 MiB a payload."""
+_SMALLEST_MARKED: Final = 1024
+"""Smallest threshold of the blob store: see `Settings.blob_threshold_bytes`."""
 
 
 class BlobDriver(StorageDriver):
@@ -85,6 +94,46 @@ class BlobDriver(StorageDriver):
         return data
 
 
+@dataclass(frozen=True)
+class InlineSelector:
+    """Selector of the driver: none for a payload that clients without Perdure read, up to a size."""
+
+    driver: BlobDriver
+
+    def __call__(self, _context: StorageDriverSelectContext, payload: Payload) -> StorageDriver | None:
+        """Return the driver, or None to leave the payload in history."""
+        if FOR_ANY_CLIENT not in payload.metadata or payload.ByteSize() > MOST_INLINE_BYTES:
+            return self.driver
+        return None
+
+
+class MarkKeepingCodec(PayloadCodec, WithSerializationContext):
+    """The user's codec, which leaves the mark of a payload for any client readable on what it encodes."""
+
+    def __init__(self, codec: PayloadCodec) -> None:
+        self.codec = codec
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Encode the payloads."""
+        encoded = await self.codec.encode(payloads)
+        if len(encoded) == len(payloads):  # a codec may join payloads
+            for before, after in zip(payloads, encoded, strict=True):
+                if FOR_ANY_CLIENT in before.metadata:
+                    after.metadata[FOR_ANY_CLIENT] = before.metadata[FOR_ANY_CLIENT]
+        return encoded
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Decode the payloads."""
+        return await self.codec.decode(payloads)
+
+    def with_context(self, context: SerializationContext) -> "MarkKeepingCodec":
+        """Return the codec for that context; the same one if the user's has no use for it."""
+        if not isinstance(self.codec, WithSerializationContext):
+            return self
+        bound = self.codec.with_context(context)
+        return self if bound is self.codec else MarkKeepingCodec(bound)
+
+
 class _Json(EncodingPayloadConverter):
     """Converter between values and JSON, by pydantic.
 
@@ -103,7 +152,12 @@ class _Json(EncodingPayloadConverter):
         return lru_cache(maxsize=1024)(TypeAdapter)
 
     def to_payload(self, value: Any) -> Payload | None:
-        return Payload(metadata={"encoding": b"json/plain"}, data=to_json(value))
+        data = to_json(value)
+        metadata = {"encoding": b"json/plain"}
+        # A smaller payload stays in history anyway, and needs no mark.
+        if len(data) >= _SMALLEST_MARKED and getattr(type(value), "for_any_client", False):
+            metadata[FOR_ANY_CLIENT] = b"true"
+        return Payload(metadata=metadata, data=data)
 
     def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
         if type_hint is ResolvedAgent:
@@ -154,13 +208,17 @@ def extend_converter(
         base = replace(base, payload_converter_class=PerdurePayloadConverter)
     if store is None:
         return base
+    if base.payload_codec is not None and not isinstance(base.payload_codec, MarkKeepingCodec):
+        base = replace(base, payload_codec=MarkKeepingCodec(base.payload_codec))
     ours = BlobDriver(store, cache_bytes=cache_bytes)
     return replace(base, external_storage=_combine(base.external_storage, ours, threshold))
 
 
 def _combine(theirs: ExternalStorage | None, ours: BlobDriver, threshold: int) -> ExternalStorage:
     if theirs is None:
-        return ExternalStorage(drivers=[ours], payload_size_threshold=threshold)
+        return ExternalStorage(
+            drivers=[ours], driver_selector=InlineSelector(ours), payload_size_threshold=threshold
+        )
     if any(driver.name() == DRIVER_NAME for driver in theirs.drivers):
         return theirs
     first = theirs.drivers[0]

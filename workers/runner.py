@@ -23,7 +23,7 @@ from temporalio.converter import (
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from .converter import BlobDriver
+from .converter import BlobDriver, InlineSelector
 
 _NO_TARGET: Final = StorageDriverStoreContext(target=None)
 
@@ -83,7 +83,8 @@ def _reads_contexts(converter: DataConverter) -> bool:
 def _is_ours(storage: ExternalStorage | None) -> bool:
     # Our driver names blobs by content alone. A user's driver or selector may use the run's id.
     return storage is None or (
-        storage.driver_selector is None and all(type(driver) is BlobDriver for driver in storage.drivers)
+        isinstance(storage.driver_selector, InlineSelector | None)
+        and all(type(driver) is BlobDriver for driver in storage.drivers)
     )
 
 

@@ -16,7 +16,7 @@ from temporalio import workflow
 
 from perdure.errors import rule_for
 from perdure.wire.names import PAUSE, RESUME
-from perdure.wire.results import RunResult, StopReason
+from perdure.wire.results import ChildResult, RunResult, StopReason
 from perdure.wire.tree import Report
 
 from .child_runs import ChildRuns
@@ -110,6 +110,8 @@ class Loop:
             self.retry_timer.cancel()
         result: RunResult = self._program.result(self._now, end)
         await self._report_final(end, result)
+        if self._now.tree.lineage is not None:
+            result = ChildResult.model_construct(**dict(result))
         return return_or_raise(end, result)
 
     def wake(self) -> None:

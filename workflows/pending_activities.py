@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
@@ -25,6 +26,7 @@ from perdure.wire.effects import (
     ModelInput,
     ModelOutcome,
     Progress,
+    RemoteArguments,
     RemoteContext,
     ToolInput,
     ToolOutcome,
@@ -58,6 +60,10 @@ from .identity import call_key, earlier_attempts
 FRESH_BYTES = 512
 """Most bytes of new messages that go with a model call. They are in history already, as the results of
 tools: a longer message would be paid for twice."""
+
+_REMOTE_BYTES = 2_000_000
+"""Bytes of arguments that the remote calls of one step have in history, where any worker can read them. Temporal ends a
+run whose workflow task starts more than 4 MB of them."""
 
 NOT_KEPT_ALIVE = "no worker kept the model call alive to its end"
 _MODEL_SLACK = timedelta(minutes=3)
@@ -144,13 +150,18 @@ class PendingActivities:
 
     def call_tools(self, state: AgentState, calls: Sequence[Call]) -> None:
         """Start these calls."""
+        room = _REMOTE_BYTES
         for call in calls:
             if call.stand_in is not None:
                 call = replace(call, call=call.call.model_copy(update={"name": call.stand_in}))  # noqa: PLW2901
             # `read_result` is ours and in no spec.
             tool = state.spec.tool(call.call.name) or _READ
-            start = _start_remote if tool.kind == "remote" else _start_function
-            handle = start(state, call, tool)
+            if tool.kind == "remote":
+                arguments = _remote_arguments(state, call)
+                room -= sum(len(to_json(argument)) for argument in arguments)
+                handle = _start_remote(arguments if room >= 0 else _as_stored(arguments), call, tool)
+            else:
+                handle = _start_function(state, call, tool)
             event = self._tool_event(handle, state, call, tool)
             self._launch(call.call.id, handle, event, partial(unreadable_result, call, tool))
 
@@ -364,7 +375,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
     )
 
 
-def _start_remote(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+def _remote_arguments(state: AgentState, call: Call) -> tuple[RemoteArguments, RemoteContext]:
     context = RemoteContext(
         run_id=workflow.info().workflow_id,
         call_id=call.call.id,
@@ -374,9 +385,18 @@ def _start_remote(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.Ac
         context=dict(state.request.context),
         earlier_attempts=earlier_attempts(state),
     )
+    return RemoteArguments(call.call.arguments), context
+
+
+def _as_stored(arguments: tuple[RemoteArguments, RemoteContext]) -> tuple[Any, ...]:
+    """Return the arguments as plain values, which go to the blob store when they are large."""
+    return tuple(from_json(to_json(argument)) for argument in arguments)
+
+
+def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
     return workflow.start_activity(
         tool.activity or tool.name,
-        args=[call.call.arguments, context],
+        args=arguments,
         result_type=RawValue,  # decoded where an error in it can be caught
         task_queue=tool.task_queue,
         start_to_close_timeout=tool.timeout,

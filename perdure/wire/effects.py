@@ -6,7 +6,7 @@ History is paid for by the byte, so inputs stay small and fields that hold their
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
@@ -146,9 +146,16 @@ class ToolInput(Value):
     """Attempts before the activity's first one: see `perdure.wire.identity`."""
 
 
+class RemoteArguments(dict[str, Any]):
+    """First argument of a remote tool."""
+
+    for_any_client: ClassVar[bool] = True
+
+
 class RemoteContext(Value):
     """Second argument of a remote tool."""
 
+    for_any_client: ClassVar[bool] = True
     run_id: str
     call_id: str
     idempotency_key: str

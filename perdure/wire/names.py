@@ -95,3 +95,7 @@ REPORT: Final = "child_report"
 """Signal from a child to its parent, with a Report."""
 GRANT: Final = "grant"
 """Signal from a parent to its child, with a Grant."""
+
+FOR_ANY_CLIENT: Final = "perdure-for-any-client"
+"""Key in the metadata of a payload that clients and workers without Perdure read: it stays out of the blob store.
+Types say so by `for_any_client`."""

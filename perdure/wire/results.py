@@ -1,7 +1,7 @@
 """Answers of a run: its status, its result, and what waits for a person, as plain JSON."""
 
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue
 
@@ -168,6 +168,7 @@ class PlanItem(Value):
 class RunResult(Value):
     """Result of a run that has ended."""
 
+    for_any_client: ClassVar[bool] = True
     version: Literal[1] = 1
     agent: str
     output: Any = None
@@ -196,9 +197,17 @@ class RunResult(Value):
     """Of a run that ended early: work that it left undone, a line each."""
 
 
+class ChildResult(RunResult):
+    """Result of a run for its parent, which is a run of ours and reads the blob store."""
+
+    # A parent of fifty children would else have all their answers in its own history.
+    for_any_client: ClassVar[bool] = False
+
+
 class RunStatus(Value):
     """Status of a run."""
 
+    for_any_client: ClassVar[bool] = True
     version: Literal[1] = 1
     agent: str
     status: Status
@@ -238,6 +247,7 @@ class RunStatus(Value):
 class TurnReply(Value):
     """Reply to a message to a session: the end of its turn. All numbers are of that turn."""
 
+    for_any_client: ClassVar[bool] = True
     version: Literal[1] = 1
     message_id: str = ""
     done: bool = True
@@ -263,6 +273,7 @@ class TurnReply(Value):
 class TranscriptPage(Value):
     """Messages of a transcript from `start` on, about 400 KB at most; `length` is that of the transcript."""
 
+    for_any_client: ClassVar[bool] = True
     start: int
     length: int
     messages: list[Message]

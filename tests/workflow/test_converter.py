@@ -26,6 +26,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from perdure.activities.content.blobs import FileBlobs
 from perdure.workers.converter import (
     BlobDriver,
+    MarkKeepingCodec,
     PerdurePayloadConverter,
     data_converter,
     extend_converter,
@@ -189,7 +190,9 @@ def test_user_codec_and_converter_are_kept(tmp_path: Path) -> None:
     )
     ours = extend_converter(theirs, FileBlobs(tmp_path), THRESHOLD)
     assert ours.payload_converter_class is PerdurePayloadConverter
-    assert ours.payload_codec is theirs.payload_codec
+    assert isinstance(ours.payload_codec, MarkKeepingCodec)
+    assert ours.payload_codec.codec is theirs.payload_codec
+    assert extend_converter(ours, FileBlobs(tmp_path), THRESHOLD).payload_codec is ours.payload_codec
     assert ours.failure_converter_class is DefaultFailureConverterWithEncodedAttributes
     assert ours.external_storage is not None
     assert ours.external_storage.payload_size_threshold == THRESHOLD

@@ -81,7 +81,7 @@ async def reports(context: ToolContext) -> str:
 class Guard(Hook):
     """A hook that names secrets, in its verdict and in its error."""
 
-    def before_tool(self, call: HookedCall) -> Deny | None:
+    async def before_tool(self, call: HookedCall) -> Deny | None:
         """Refuse one way, fail at another."""
         match call.arguments.get("way"):
             case "refused":
