@@ -215,6 +215,11 @@ class Message(Value):
         # Cached: each step looks at every message of the view.
         return tuple(part.blob for part in _media(self) if part.blob)
 
+    @property
+    def all_blobs(self) -> tuple[str, ...]:
+        """Names of every blob that it needs: its media, and the whole texts of results that were cut."""
+        return (*self.blobs, *(result.spilled for result in self.tool_results if result.spilled))
+
     @classmethod
     def user(cls, content: "str | list[Part]") -> "Message":
         """Make a user message of plain text or of parts."""

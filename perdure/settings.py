@@ -174,6 +174,11 @@ class Settings(BaseSettings):
     )
     blob_s3_endpoint: str | None = Field(None, description="S3 endpoint URL, for MinIO and the like.")
     blob_s3_region: str | None = Field(None, description="S3 region. Unset: the AWS configuration's.")
+    payload_codec: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(
+        None,
+        description="Function that makes the payload codec, `module:function`, such as one that encrypts. It also "
+        "encodes results and media in the blob store. Workers and clients share it.",
+    )
     prices: FilePath | None = Field(None, description="JSON price table that is read before the shipped one.")
     transcript_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         64 * 1024 * 1024,

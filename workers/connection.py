@@ -5,16 +5,18 @@ the server by the same settings. This is the only module of the workers that sta
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, Plugin
+from temporalio.converter import PayloadCodec
 from temporalio.service import RPCError, TLSConfig
 
 from perdure.blobs import BlobStore
-from perdure.errors import NotReachable
+from perdure.errors import DefinitionError, NotReachable
 from perdure.settings import Settings
 from perdure.task_queues import TaskQueueInfo, parse_task_queue
 
@@ -37,6 +39,27 @@ def configured_store(settings: Settings) -> BlobStore:
     )
 
 
+def configured_codec(settings: Settings) -> PayloadCodec | None:
+    """Return the payload codec that the settings name, or None.
+
+    Raises:
+        DefinitionError: the function is not there, or gives no codec.
+
+    """
+    name = settings.payload_codec
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        codec = getattr(import_module(module), function)()
+    except Exception as error:
+        # The module is the user's: it may raise anything, and its error must name the setting.
+        raise DefinitionError(f"payload codec {name!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(codec, PayloadCodec):
+        raise DefinitionError(f"payload codec {name!r}: {codec!r} is no temporalio.converter.PayloadCodec")
+    return codec
+
+
 async def connect_temporal(
     settings: Settings, plugins: Sequence[Plugin] = (), *, blobs: BlobStore | None = None
 ) -> Client:
@@ -55,6 +78,7 @@ async def connect_temporal(
             blobs or configured_store(settings),
             settings.blob_threshold_bytes,
             cache_bytes=settings.blob_cache_bytes,
+            codec=configured_codec(settings),
         )
     try:
         return await Client.connect(

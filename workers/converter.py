@@ -189,10 +189,20 @@ class PerdurePayloadConverter(PydanticPayloadConverter):
 
 
 def data_converter(
-    store: BlobStore | None, threshold: int, *, cache_bytes: int = CACHE_BYTES
+    store: BlobStore | None,
+    threshold: int,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    codec: PayloadCodec | None = None,
 ) -> DataConverter:
     """Return a converter that stores payloads of `threshold` bytes and more; without a store, none."""
-    return extend_converter(None, store, threshold, cache_bytes=cache_bytes)
+    return extend_converter(with_codec(None, codec), store, threshold, cache_bytes=cache_bytes)
+
+
+def with_codec(existing: DataConverter | None, codec: PayloadCodec | None) -> DataConverter:
+    """Return the converter with that codec, if there is one and the converter has none of its own."""
+    base = existing or DataConverter.default
+    return replace(base, payload_codec=codec) if codec and base.payload_codec is None else base
 
 
 def extend_converter(

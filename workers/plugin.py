@@ -36,6 +36,7 @@ from perdure.swarm import Swarm
 from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
+from ..activities.content.coded_blobs import CodedBlobs
 from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
 from ..activities.genai import count_circuit_opening, watch_circuits
@@ -46,6 +47,7 @@ from ..activities.outgoing import OutgoingGuard
 from ..activities.providers.registry import default_models
 from ..activities.relay import relay
 from ..activities.remote import count_attempts
+from ..activities.renewal import BlobRenewal
 from ..activities.resolve import Resolver
 from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic.admission import Traffic
@@ -54,8 +56,8 @@ from ..activities.traffic.rates import RateLimits, check_rate_limits
 from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
-from .connection import configured_store
-from .converter import extend_converter
+from .connection import configured_codec, configured_store
+from .converter import extend_converter, with_codec
 from .observe.telemetry import interceptors
 from .runner import share_modules, skip_unused_contexts
 
@@ -95,6 +97,7 @@ class PerdurePlugin(SimplePlugin):
         self.graphs = {name: member for name, member in members if isinstance(member, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.blobs = blobs or configured_store(self.settings)
+        self._content = CodedBlobs(self.blobs)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self.traffic = _traffic(self.settings)
         # A thread for each activity slot: tools that are plain functions must not wait for a thread.
@@ -102,7 +105,7 @@ class PerdurePlugin(SimplePlugin):
         super().__init__(
             "perdure",
             data_converter=lambda existing: extend_converter(
-                existing,
+                with_codec(existing, configured_codec(self.settings)),
                 self.blobs,
                 self.settings.blob_threshold_bytes,
                 cache_bytes=self.settings.blob_cache_bytes,
@@ -132,7 +135,7 @@ class PerdurePlugin(SimplePlugin):
             models=self.models,
             agents=self.agents,
             transcripts=self.transcripts,
-            blobs=self.blobs,
+            blobs=self._content,
             traffic=traffic,
             hooks=hooks,
             progress_interval=interval,
@@ -140,14 +143,14 @@ class PerdurePlugin(SimplePlugin):
         )
         tool_calls = ToolCalls(
             agents=self.agents,
-            blobs=self.blobs,
+            blobs=self._content,
             executor=self._executor,
             transcripts=self.transcripts,
             traffic=traffic,
             hooks=hooks,
             progress_interval=interval,
         )
-        nodes = NodeCalls(graphs=self.graphs, blobs=self.blobs, executor=self._executor)
+        nodes = NodeCalls(graphs=self.graphs, blobs=self._content, executor=self._executor)
         return [
             resolver.resolve_agent,
             model_calls.call_model,
@@ -157,11 +160,13 @@ class PerdurePlugin(SimplePlugin):
             hooks.run_hooks,
             relay,
             count_attempts,
+            BlobRenewal(blobs=self.blobs).renew_blobs,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Return the worker's configuration with our registrations, runner and intervals."""
         converter = _client_converter(config)
+        self._content.codec = converter.payload_codec
         config = super().configure_worker(config)
         config["workflow_runner"] = skip_unused_contexts(config.get("workflow_runner"), converter)
         # Temporal's defaults are a minute for heartbeats and ten seconds for sticky tasks. A cancellation

@@ -64,7 +64,7 @@ from .engine.state import AgentState, End, RunState, TeamState
 from .identity import resets
 from .outcome import return_or_raise
 from .pending_activities import PendingActivities
-from .renewal import Renewal
+from .renewal import Renewal, renew_blobs
 from .timers import RetryTimer, RunClocks
 
 _FIRST_RETRY = timedelta(seconds=30)
@@ -85,6 +85,7 @@ class Loop:
         self._children = ChildRuns(self.events.append)
         self._written = HistoryFormat()
         self._is_new = True
+        self._blob_renewal: asyncio.Task[None] | None = None
         self._woken = False
         self._cancelled_once = False
         self._cancelled_for: StopReason | None = None
@@ -103,6 +104,8 @@ class Loop:
         display = Display(self._now, self._written, fresh=self._is_new)
         display.show(self._program, self._now)
         self._clocks.start()
+        if not self._is_new:
+            self._blob_renewal = renew_blobs(self._now.messages)
         try:
             end = await self._loop(display, request)
         finally:

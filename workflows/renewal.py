@@ -8,9 +8,17 @@ Rules
 3. Updates that stay open are bounded in number too. Messages hold fewer than the server allows, so a decision gets in.
 """
 
-from typing import Final
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from perdure.messages import Message
+from perdure.wire.names import RENEW_BLOBS
 
 from .engine.commands import CallModel, Command, OpenTurn, StartNodes, Wait
 from .engine.state import RunState, Session
@@ -98,3 +106,28 @@ class Renewal:
         if session.turn_is_open or not self.has_waited:
             return False
         return workflow.info().is_target_worker_deployment_version_changed()
+
+
+def renew_blobs(messages: Sequence[Message]) -> "asyncio.Task[None] | None":
+    """Renew the blobs that carried messages name, beside the run's work; None if they name none.
+
+    The chunks of the transcript are stored again by each continue-as-new, and get a new date so. What the messages
+    name was stored once, perhaps months ago.
+    """
+    names = list(dict.fromkeys(name for message in messages for name in message.all_blobs))
+    if not names:
+        return None
+    handle = workflow.start_activity(
+        RENEW_BLOBS,
+        names,
+        start_to_close_timeout=timedelta(minutes=10),
+        schedule_to_close_timeout=timedelta(hours=1),
+        summary=f"renew {len(names)} blobs",
+    )
+    return asyncio.create_task(_let_end(handle))
+
+
+async def _let_end(handle: "workflow.ActivityHandle[Any]") -> None:
+    # Nobody waits for it. The next continue-as-new tries again.
+    with suppress(ActivityError, asyncio.CancelledError):
+        await handle

@@ -48,8 +48,9 @@ CALL_MODEL: Final = "call_model"
 CALL_TOOL: Final = "call_tool"
 RUN_HOOKS: Final = "run_hooks"
 COUNT_ATTEMPTS: Final = "count_attempts"
+RENEW_BLOBS: Final = "renew_blobs"
 ACTIVITIES: Final = frozenset(
-    {RESOLVE_AGENT, CALL_NODE, KEEP_TEXT, RELAY, CALL_MODEL, CALL_TOOL, RUN_HOOKS, COUNT_ATTEMPTS}
+    {RESOLVE_AGENT, CALL_NODE, KEEP_TEXT, RELAY, CALL_MODEL, CALL_TOOL, RUN_HOOKS, COUNT_ATTEMPTS, RENEW_BLOBS}
 )
 
 FINAL_ANSWER: Final = "final_answer"

@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs, so that `--help` and completion
 """
 
 import json
-import os
 import sys
 from collections import Counter
 from importlib.metadata import version as version_of
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 # Imported for the commands that they register.
-from . import chat, control, deploys, graph, redrive, runs
+from . import blobs, chat, control, deploys, graph, redrive, runs
 from .loader import load_in_process
 from .options import DONE, USAGE, Common, app, command, command_line, out, pretty, refuse, say
+from .process import replace_process
 
 if TYPE_CHECKING:
     from ..client.listing import RunInfo
 
-__all__ = ["app", "chat", "control", "deploys", "graph", "redrive", "run", "runs"]
+__all__ = ["app", "blobs", "chat", "control", "deploys", "graph", "redrive", "run", "runs"]
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="path/to/file.py, or package.module.")]
 
@@ -71,7 +71,7 @@ def dev(
             "`perdure dev` starts a server of its own; to use another one: perdure worker FILE --address ..."
         )
     options = command_line({"port": port, "ui_port": ui_port, "headless": headless, "db": db})
-    _replace_process("perdure.workers.dev", [*files, *options, *common.arguments("task_queue")])
+    replace_process("perdure.workers.dev", [*files, *options, *common.arguments("task_queue")])
 
 
 @command("worker")
@@ -88,24 +88,15 @@ def worker(
     """Serve the agents of FILE until SIGTERM."""
     options = command_line({"deployment": deployment, "build": build, "health": health})
     shared = common.arguments("address", "namespace", "task_queue")
-    _replace_process("perdure.workers", [*files, *options, *shared])
+    replace_process("perdure.workers", [*files, *options, *shared])
 
 
 @command("doctor")
 def doctor(common: Common) -> NoReturn:
     """Check server, worker, blobs, keys, clock and versions, and say what to do."""
-    _replace_process(
+    replace_process(
         "perdure.workers.observe.doctor", common.arguments("address", "namespace", "task_queue", "json")
     )
-
-
-def _replace_process(module: str, arguments: list[str]) -> NoReturn:
-    """Replace this process by the module's own.
-
-    Signals and the exit code are then the worker's, and no code of workers is imported here.
-    """
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell wanted
 
 
 @command("replay-check")
@@ -123,7 +114,7 @@ def replay_check(
     """Replay open runs and sessions with the code of FILE, before a deploy."""
     options = command_line({"histories": histories, "query": query, "limit": limit, "record": record})
     shared = common.arguments("address", "namespace", "task_queue", "json")
-    _replace_process("perdure.workers.deploys.replay", [*files, *options, *shared])
+    replace_process("perdure.workers.deploys.replay", [*files, *options, *shared])
 
 
 # -- agents

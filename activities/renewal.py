@@ -1,0 +1,34 @@
+"""Renewal of blobs: what a run that continues as new names in its transcript gets a new date."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from temporalio import activity
+
+from perdure.blobs import BlobStore, DatedBlobStore
+from perdure.wire.names import RENEW_BLOBS
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobRenewal:
+    """Activity `renew_blobs`."""
+
+    blobs: BlobStore
+
+    @activity.defn(name=RENEW_BLOBS)
+    async def renew_blobs(self, names: Sequence[str]) -> None:
+        """Renew the blobs. One that is gone cannot be renewed: whoever reads it says so."""
+        for few in (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE)):
+            await asyncio.gather(*map(self._renew, few))
+
+    async def _renew(self, name: str) -> None:
+        try:
+            if isinstance(self.blobs, DatedBlobStore):
+                await self.blobs.renew(name)
+            else:
+                await self.blobs.put(await self.blobs.get(name))
+        except KeyError as error:
+            activity.logger.warning("a blob of the transcript is gone: %s", error)
