@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from perdure.activities.content.blobs import S3Blobs, blob_name
 from perdure.testing import BLOB_STORE_CHECKS, DATED_BLOB_STORE_CHECKS
 from perdure.testing.blob_stores import BlobStoreCheck
+from perdure.workers.observe.lifecycle import find_rules
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,43 @@ async def test_cached_blobs_need_no_request(s3: Any, endpoint: str) -> None:
     name = await store.put(b"kept in memory")
     s3.delete_object(Bucket="perdure", Key=f"blobs/{name}")
     assert await store.get(name) == b"kept in memory"
+
+
+def _rule(**fields: Any) -> dict[str, Any]:
+    return {"ID": "r", "Status": "Enabled", "Filter": {"Prefix": ""}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ([], []),
+        ([_rule(Expiration={"Days": 31})], ["rule 'r' deletes blobs after 31 days"]),
+        (
+            [_rule(Filter={"Prefix": "blobs/"}, Expiration={"Days": 2})],
+            ["rule 'r' deletes blobs after 2 days"],
+        ),
+        (
+            [_rule(Filter={"Prefix": "blobs/0"}, Expiration={"Days": 2})],
+            ["rule 'r' deletes blobs after 2 days"],
+        ),
+        (
+            [_rule(Transitions=[{"Days": 90, "StorageClass": "GLACIER"}])],
+            ["rule 'r' puts away blobs after 90 days"],
+        ),
+        ([_rule(Transitions=[{"Days": 90, "StorageClass": "STANDARD_IA"}])], []),
+        ([_rule(Filter={"Prefix": "logs/"}, Expiration={"Days": 2})], []),
+        ([_rule(Status="Disabled", Expiration={"Days": 2})], []),
+        ([_rule(Filter={"Tag": {"Key": "old", "Value": "yes"}}, Expiration={"Days": 2})], []),
+        ([_rule(AbortIncompleteMultipartUpload={"DaysAfterInitiation": 7})], []),
+        ([_rule(NoncurrentVersionExpiration={"NoncurrentDays": 7})], []),
+    ],
+)
+async def test_rules_that_take_blobs_are_found(
+    s3: Any, endpoint: str, rules: list[dict[str, Any]], found: list[str]
+) -> None:
+    """A lifecycle rule counts if it takes away blobs of this prefix, or some of them."""
+    if rules:
+        s3.put_bucket_lifecycle_configuration(Bucket="perdure", LifecycleConfiguration={"Rules": rules})
+    else:
+        s3.delete_bucket_lifecycle(Bucket="perdure")
+    assert list(map(str, await find_rules(_store(endpoint)))) == found

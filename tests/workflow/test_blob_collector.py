@@ -14,8 +14,7 @@ import boto3
 import pytest
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
-from temporalio.api.common.v1 import Payload, WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
     Schedule,
@@ -36,6 +35,7 @@ from perdure.settings import load_settings
 from perdure.testing import ScriptedModel, calls, says
 from perdure.workers.collector import Collector
 from perdure.workers.dev.server import DevServer
+from perdure.workers.observe.lifecycle import find_rules, what_is_taken
 from tests.conftest import HANGS, until
 
 LONG = "a long text " * 8000
@@ -151,7 +151,6 @@ async def test_collector_keeps_what_is_needed(
         async with Worker(first, task_queue="perdure"):
             client = Perdure(first, task_queue="perdure")
             await client.run("clerk", LONG, id="ended")
-            await client.run("clerk", LONG + "of another run", id="deleted")
             session = await client.session("desk", agent="clerk")
             for turn in range(5):
                 await session.say(f"Question {turn}: " + "and so on " * 500)
@@ -168,21 +167,13 @@ async def test_collector_keeps_what_is_needed(
                 state=ScheduleState(paused=True),
             ),
         )
-        execution = WorkflowExecution(workflow_id="deleted")
-        deletion = DeleteWorkflowExecutionRequest(namespace="default", workflow_execution=execution)
-        await first.workflow_service.delete_workflow_execution(deletion)
-
-        async def deleted() -> bool:
-            return not [run async for run in first.list_workflows("WorkflowId = 'deleted'")]
-
-        await until(deleted)
         never_named = await store.open().put(b"put, and never named" * 100)
         store.make_old()
         young = await store.open().put(b"named any moment now" * 100)
 
         dry = await Collector([await connect()], store.open()).collect(delete=False)
         assert (dry.deleted, dry.unreadable, dry.damaged, dry.schedules) == (0, [], [], 1)
-        assert dry.garbage >= 2  # the deleted run's prompt, and the blob that nothing named
+        assert dry.garbage >= 1
         assert await store.open().get(never_named)
         if codec is not None:
             blind = await Collector([await Client.connect(address)], store.open()).collect(delete=True)
@@ -199,7 +190,7 @@ async def test_collector_keeps_what_is_needed(
         described = await fresh.get_schedule_handle("monthly").describe()
         action = described.schedule.action
         assert isinstance(action, ScheduleActionStartWorkflow)
-        [argument] = await fresh.data_converter.decode(list(action.args))  # type: ignore[arg-type]
+        [argument] = await fresh.data_converter.decode(list(action.args))
         assert argument["prompt"] == LONG * 2
         async with Worker(fresh, task_queue="perdure"):
             client = Perdure(fresh, task_queue="perdure")
@@ -249,3 +240,26 @@ async def test_collector_refuses_what_is_unsafe(tmp_path: Path) -> None:
         Collector([], Plain())
     with pytest.raises(DefinitionError, match="too short"):
         Collector([], FileBlobs(tmp_path), grace=timedelta(days=1))
+
+
+async def test_doctor_says_what_a_rule_takes(address: str, bucket: Place) -> None:
+    """A rule is told by what it takes: nothing yet, or blobs of open runs and of retained histories."""
+    store = bucket.open()
+    assert isinstance(store, S3Blobs)
+    temporal = await Client.connect(address)
+    await temporal.start_workflow("AgentWorkflow", {"agent": "clerk"}, id="waits", task_queue="nobody")
+
+    async def visible() -> bool:
+        return bool([run async for run in temporal.list_workflows("ExecutionStatus = 'Running'")])
+
+    await until(visible)
+    assert await find_rules(store) == []
+    for days, said in ((40, "will lose its blobs"), (1, "1 open runs began before that")):
+        rule = {"ID": "r", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": days}}
+        rules: Any = {"Rules": [rule]}
+        store.s3.put_bucket_lifecycle_configuration(Bucket="collected", LifecycleConfiguration=rules)
+        [found] = await find_rules(store)
+        text = await what_is_taken(temporal, found)
+        assert text.startswith(f"rule 'r' deletes blobs after {days} days")
+        assert said in text
+        assert ("histories of closed runs" in text) is (days == 1)

@@ -25,15 +25,18 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from perdure.blobs import DatedBlobStore
 from perdure.errors import DefinitionError, NotReachable, PerdureError
 from perdure.settings import Settings, load_settings
 from perdure.versions import versions_problem
 
+from ...activities.content.s3_blobs import S3Blobs
 from ..attributes import missing_search_attributes
 from ..connection import configured_store, connect_temporal, describe_task_queue
 from ..dev.server import find_binary
 from ..worker import exit_now, print_stderr, run_process
 from .health import fetch
+from .lifecycle import ADVICE, find_rules, what_is_taken
 from .parked import count_by_cause
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -208,6 +211,25 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
+async def _check_blob_lifetime(temporal: Client, settings: Settings) -> Finding:
+    """Report rules of the store's service that take away what a run needs."""
+    name = "blob lifetime"
+    store = configured_store(settings)
+    if not isinstance(store, S3Blobs):
+        text = "nothing but `perdure blobs gc` deletes blobs"
+        if not isinstance(store, DatedBlobStore):
+            text = "the store is your own and cannot be collected: see DatedBlobStore in docs/blob_stores.md"
+        return Finding(name=name, verdict="ok", text=text)
+    rules = await find_rules(store)
+    if not rules:
+        return Finding(
+            name=name, verdict="ok", text=f"no lifecycle rule of {store.bucket!r} takes blobs away"
+        )
+    taken = [await what_is_taken(temporal, rule) for rule in rules]
+    lost = any("lost blobs already" in text for text in taken)
+    return Finding(name=name, verdict="fail" if lost else "warn", text=f"{'. '.join(taken)}: {ADVICE}")
+
+
 async def _check_circuits(temporal: Client, settings: Settings) -> Finding:
     """Report the circuits of the worker whose health address is known here; each worker has its own."""
     if settings.health_address is None:
@@ -262,6 +284,7 @@ _CHECKS: Final[tuple[tuple[str, Verdict, _Check], ...]] = (
     ("search attributes", "warn", _check_attributes),
     ("worker", "warn", _check_workers),
     ("parked runs", "warn", _check_parked_runs),
+    ("blob lifetime", "warn", _check_blob_lifetime),
     ("circuits", "warn", _check_circuits),
     ("clock", "warn", _check_clock),
 )
