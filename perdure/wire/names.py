@@ -50,7 +50,17 @@ RUN_HOOKS: Final = "run_hooks"
 COUNT_ATTEMPTS: Final = "count_attempts"
 RENEW_BLOBS: Final = "renew_blobs"
 ACTIVITIES: Final = frozenset(
-    {RESOLVE_AGENT, CALL_NODE, KEEP_TEXT, RELAY, CALL_MODEL, CALL_TOOL, RUN_HOOKS, COUNT_ATTEMPTS, RENEW_BLOBS}
+    {
+        RESOLVE_AGENT,
+        CALL_NODE,
+        KEEP_TEXT,
+        RELAY,
+        CALL_MODEL,
+        CALL_TOOL,
+        RUN_HOOKS,
+        COUNT_ATTEMPTS,
+        RENEW_BLOBS,
+    }
 )
 
 FINAL_ANSWER: Final = "final_answer"
