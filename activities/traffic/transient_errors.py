@@ -161,8 +161,9 @@ def _had_no_effect(error: object, depth: int) -> bool:
         return True
     if _is_refusal(error):
         return True
-    if isinstance(error, BaseExceptionGroup):
-        return all(_had_no_effect(each, depth - 1) for each in _wrapped_alone(error))
+    several = _wrapped_alone(error)
+    if several:
+        return all(_had_no_effect(each, depth - 1) for each in several)
     # Libraries hide how far a call came in the errors that they wrap.
     # Not __context__: an earlier error that the tool handled is not the cause of this one.
     wrapped = (error.__cause__, getattr(error, "reason", None), *error.args)

@@ -48,8 +48,14 @@ def _tool_calls(tmp_path: Any, error: Exception) -> ToolCalls:
 
 
 def _input(**changed: Any) -> ToolInput:
-    fields: dict[str, Any] = {"agent": "a", "tool": "pay", "call_id": "call-1-1", "arguments": {}}
-    return ToolInput(**{**fields, "idempotency_key": "k", "writes": True, **changed})
+    fields: dict[str, Any] = {
+        "agent": "a",
+        "tool": "pay",
+        "call_id": "call-1-1",
+        "arguments": {},
+        "writes": True,
+    }
+    return ToolInput.model_validate({**fields, "idempotency_key": "k", **changed})
 
 
 def _earlier(attempt: int, failures: int, *, may_have_effect: bool = False) -> Progress:

@@ -26,17 +26,19 @@ _HTTP = httpx2.AsyncClient(
 
 _KIND = os.environ["CHAOS_KIND"]
 # The product's defaults, but where the fault itself lasts longer than they allow.
-_TOOL_SETTINGS: dict[str, Any] = {}
-if _KIND in ABOUT_TOOLS:
-    _TOOL_SETTINGS = {
+_TOOL_SETTINGS: dict[str, Any] = (
+    {
         "timeout": timedelta(seconds=TOOL_TIMEOUT_SECONDS),
         "retry": ToolRetry(
             attempts=60, initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=2)
         ),
     }
-_MODEL_SETTINGS: dict[str, Any] = {}
-if _KIND in ABOUT_MODELS:
-    _MODEL_SETTINGS = {"timeout": timedelta(seconds=MODEL_TIMEOUT_SECONDS)}
+    if _KIND in ABOUT_TOOLS
+    else {}
+)
+_MODEL_SETTINGS: dict[str, Any] = (
+    {"timeout": timedelta(seconds=MODEL_TIMEOUT_SECONDS)} if _KIND in ABOUT_MODELS else {}
+)
 
 
 def _build_tool(document: dict[str, Any]) -> Tool:
