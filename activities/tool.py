@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -214,7 +214,9 @@ class ToolCalls:
         last = self.last_results.find(tool, call)
         if last is not None:
             return last.stand_in_for(tool.name, failure), None
-        return failure, kind
+        # An earlier attempt of the node, or the time before a reset, may have made the same call.
+        uncertain = failure.may_have_effect or (call.writes and call.earlier_attempts > 0)
+        return replace(failure, may_have_effect=uncertain), kind
 
     async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
         if tool.circuit:

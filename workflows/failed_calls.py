@@ -48,15 +48,22 @@ def unreadable_result(call: Call, tool: ToolSpec, error: Exception) -> Event:
     return CallReturned(result=mark_uncertain(result) if tool.effect == "write" else result)
 
 
-async def failed_result(call: Call, tool: ToolSpec, error: BaseException, began: datetime) -> ToolResult:
-    """Return the result of a call whose activity failed."""
+async def failed_result(
+    call: Call, tool: ToolSpec, error: BaseException, *, began: datetime, repeated: bool
+) -> ToolResult:
+    """Return the result of a call whose activity failed.
+
+    `repeated` is true when an earlier attempt of the run, or the time before a reset, may have made the same call.
+    """
     cause = error.cause if isinstance(error, ActivityError) else error
     result = _error_result(call, *_describe(tool, error, cause))
     if tool.effect != "write":
         return result
     if isinstance(cause, ApplicationError) and cause.type in (BLOB_STORE_FAILED, *TOO_LARGE_TYPES):
         return mark_uncertain(result, "")  # it has had its effect, as its text says
-    if tool.kind == "remote":
+    if repeated:
+        uncertain = True
+    elif tool.kind == "remote":
         uncertain = await _remote_may_have_effect(tool, error, cause, began)
     else:
         # Any other error of our own activity comes with a type that says what it knows.

@@ -243,7 +243,9 @@ class PendingActivities:
         try:
             value = await handle
         except (ActivityError, asyncio.CancelledError) as error:
-            return CallReturned(result=await failed_result(call, tool, error, began))
+            repeated = earlier_attempts(state) > 0
+            result = await failed_result(call, tool, error, began=began, repeated=repeated)
+            return CallReturned(result=result)
         if isinstance(value, ToolOutcome):
             return CallReturned(
                 result=value.result, arguments=value.arguments, ask=value.ask, end_turn=value.end_turn

@@ -103,6 +103,15 @@ async def test_write_tells_that_it_may_have_happened(
     assert not read.result.may_have_effect
 
 
+async def test_repeated_run_may_have_written_before(tmp_path: Any) -> None:
+    """In a node that is run again, and after a reset, a refused write may have happened earlier."""
+    tools = _tool_calls(tmp_path, FatalToolError("declined"))
+    outcome = await Attempt(1).run(tools.call_tool, _input(earlier_attempts=1))
+    assert outcome.result.may_have_effect
+    refused = await Attempt(1).run(tools.call_tool, _input(earlier_attempts=1, arguments={"cents": 5}))
+    assert not refused.result.may_have_effect, "such arguments never passed"
+
+
 async def test_missing_tool_is_a_failure(tmp_path: Any) -> None:
     """A tool that no worker has is looked for as often as it may fail, and no more."""
     tools = replace(_tool_calls(tmp_path, ValueError()), agents={})
