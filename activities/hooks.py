@@ -34,6 +34,7 @@ from perdure.hooks import (
     Verdict,
 )
 from perdure.messages import Text, ToolCall, ToolResult
+from perdure.model import check_json
 from perdure.wire.effects import CheckedCall, HookInput, HookOutcome, Progress
 from perdure.wire.names import RUN_HOOKS
 
@@ -217,9 +218,10 @@ async def _ask_one(hook: Hook, point: HookPoint, subject: Any) -> Verdict:
     if verdict.kind not in ALLOWED[point]:
         allowed = ", ".join(sorted(ALLOWED[point]))
         raise HookFailed(f"hook {hook.name} at {point} cannot {verdict.kind!r}; it can: {allowed}")
-    if isinstance(verdict, Replace) and point == "before_tool" and not isinstance(verdict.value, dict):
-        raise HookFailed(f"hook {hook.name} at {point} must replace the arguments by an object")
-    return _mask_verdict(verdict, point)
+    checked: Verdict = verdict
+    if isinstance(checked, Replace) and point == "before_tool":
+        _check_replaced(hook, checked.value)
+    return _mask_verdict(checked, point)
 
 
 def _mask_verdict(verdict: Verdict, point: HookPoint) -> Verdict:
@@ -227,6 +229,16 @@ def _mask_verdict(verdict: Verdict, point: HookPoint) -> Verdict:
     if isinstance(verdict, Replace) and point in ("before_model", "before_tool"):
         return verdict  # instructions and arguments take effect as the hook wrote them
     return verdict.model_copy(update=mask_value(verdict.model_dump(exclude={"kind"})))
+
+
+def _check_replaced(hook: Hook, arguments: Any) -> None:
+    if not isinstance(arguments, dict):
+        raise HookFailed(f"hook {hook.name} at before_tool must replace the arguments by an object")
+    try:
+        check_json(arguments)
+    except ValueError as error:
+        message = f"hook {hook.name} at before_tool must replace the arguments by JSON: {error}"
+        raise HookFailed(message) from None
 
 
 def _reason(verdict: Verdict) -> str:

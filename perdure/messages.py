@@ -4,6 +4,7 @@ A transcript only grows at its end, and no message in it is ever edited. So its 
 caches, queries and continue-as-new rely on that.
 """
 
+from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,19 @@ class HookRecord(Value):
     reason: str = Field(default="", exclude_if=is_empty)
 
 
+class ApprovalRecord(Value):
+    """A person's decision about a tool call, kept with its result."""
+
+    allow: bool
+    by: str = Field(default="", exclude_if=is_empty)
+    reason: str = Field(default="", exclude_if=is_empty)
+    at: datetime | None = Field(default=None, exclude_if=is_empty)
+    digest: str = ""
+    """Digest of the approval that the person saw."""
+    arguments: dict[str, Any] | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Arguments in place of the model's; None: the call is as the model asked for it."""
+
+
 class ToolResult(Value):
     """Result of a tool call. An error is a result as well: text that the model can react to."""
 
@@ -154,6 +168,8 @@ class ToolResult(Value):
     """Verdicts of hooks about the call."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when a write failed and may have had its effect all the same: see `perdure.wire.uncertain`."""
+    approval: ApprovalRecord | None = Field(default=None, exclude_if=is_empty)
+    """Decision of the person who was asked about the call. No model sees it."""
 
     @property
     def text(self) -> str:

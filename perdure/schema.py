@@ -267,18 +267,36 @@ def problem_with(value: Any, schema: dict[str, Any]) -> str | None:
 
 
 def canonical_arguments(
-    arguments: dict[str, Any], schema: dict[str, Any], resource: str | None = None
+    arguments: dict[str, Any], schema: dict[str, Any], resource: str | None = None, *, defaults: bool = False
 ) -> dict[str, Any]:
     """Return the arguments in the form that a tool with this schema reads them in. Pure.
 
     Texts become the numbers and booleans that the schema asks for, at any depth. A float without a fraction is
-    written as an integer (RFC 8785). A missing `resource` gets its default. Everything else stays as it is.
+    written as an integer (RFC 8785). A missing `resource` gets its default, and with `defaults` every parameter
+    that has one does. Everything else stays as it is.
     """
     properties = schema.get("properties", {})
+    if defaults:
+        arguments = {**arguments, **_defaults(arguments, schema)}
     if resource is not None and resource not in arguments and "default" in properties.get(resource, {}):
         arguments = {**arguments, resource: properties[resource]["default"]}
     described = {name: _schema_of(name, schema) for name in arguments}
     return {name: _read_argument(value, described[name], schema) for name, value in arguments.items()}
+
+
+def _defaults(arguments: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of missing parameters, as far as they can be given like any other value."""
+    missing = {
+        name: described["default"]
+        for name, described in schema.get("properties", {}).items()
+        if name not in arguments and "default" in described and not described.get("writeOnly")
+    }
+    # A default may be of another type than the parameter, such as null for an integer.
+    return {
+        name: value
+        for name, value in missing.items()
+        if _is_valid(value, schema["properties"][name], _validator(json.dumps(schema)))
+    }
 
 
 def _read_argument(value: Any, schema: Any, root: dict[str, Any]) -> Any:

@@ -1,9 +1,10 @@
 """Text, amounts and durations as people read them; the command line and the drawings share them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+from perdure.shown import call_text, visible
 
 # Text of models and tools goes to terminals, where an escape sequence could move the cursor or worse.
 _CONTROL_CODES: Final = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -46,8 +47,7 @@ def duration(milliseconds: int) -> str:
 
 
 def format_call(tool: str, arguments: Mapping[str, Any], path: Sequence[str] = ()) -> str:
-    """Format a tool call: `search(query="...")`; of a run below with the path to it before."""
-    pairs = (f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    """Format a tool call: `search(query="...")`; of a run below with the path to it before. Nothing is hidden."""
     # The path as people read it: from the run that was asked to the run that waits.
-    place = f"{' / '.join(path)}: " if path else ""
-    return clean(f"{place}{tool}({', '.join(pairs)})")
+    place = f"{visible(' / '.join(path))}: " if path else ""
+    return place + call_text(tool, arguments)

@@ -39,6 +39,7 @@ from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 from ..activities.content.coded_blobs import CodedBlobs
 from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
+from ..activities.edits import Edits
 from ..activities.genai import count_circuit_opening, watch_circuits
 from ..activities.hooks import HookRunner
 from ..activities.model import ModelCalls
@@ -157,6 +158,7 @@ class PerdurePlugin(SimplePlugin):
             tool_calls.call_tool,
             nodes.call_node,
             nodes.keep_text,
+            Edits(agents=self.agents).bind_arguments,
             hooks.run_hooks,
             relay,
             count_attempts,

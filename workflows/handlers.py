@@ -10,8 +10,9 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from perdure.graph import GraphCode
 from perdure.members import for_member
 from perdure.scheduling import Scheduler
-from perdure.wire.effects import Relay
+from perdure.wire.effects import BoundArguments, Relay
 from perdure.wire.names import (
+    BIND_ARGUMENTS,
     GRANT,
     NO_ROOM,
     PAUSE,
@@ -28,12 +29,14 @@ from perdure.wire.names import (
     TRANSCRIPT,
     WAKE,
 )
-from perdure.wire.requests import Redrive, RunRequest, TranscriptQuery
-from perdure.wire.results import RunResult, RunStatus, Status, TranscriptPage
+from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, TranscriptQuery
+from perdure.wire.results import ApprovalAnswer, RunResult, RunStatus, Status, TranscriptPage
 from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
+from .engine.approvals import MadeDecision, made_decision, record_of
 from .engine.events import (
+    ApprovalRelayed,
     ApprovalResolved,
     BudgetGranted,
     ChildReported,
@@ -48,19 +51,22 @@ from .engine.pages import page
 from .engine.program import Program, RunningProgram
 from .engine.programs import UserCode, program_for
 from .engine.report import starting_status
-from .engine.state import End, RunState
+from .engine.state import End, RelayedDecision, RunState
 from .inputs import (
+    answer_of,
     check_decision,
     check_prices,
     check_redrive,
+    check_repeated,
     decision_of,
-    held_below,
+    edit_to_bind,
     listener,
     message_of,
     no_room,
     redrive_of,
     refuse,
     run_below,
+    run_that_waits,
     split_address,
 )
 from .loop import Loop
@@ -68,6 +74,7 @@ from .renewal import MOST_RELAYED
 from .resolve import resolve, resolve_anew
 
 _RELAYED_WITHIN = timedelta(seconds=10)
+_BOUND_WITHIN = timedelta(seconds=10)
 
 
 class RunHandlers:
@@ -165,35 +172,97 @@ class RunHandlers:
         name=RESOLVE_APPROVAL,
         description='Decide about a tool call that waits: {"call_id": "...", "allow": true, "by": "you"}.',
     )
-    async def resolve_approval(self, decision: Any) -> None:
+    async def resolve_approval(self, decision: Any) -> ApprovalAnswer:
         """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
         self._loop.renewal.updates += 1
         resolved = decision_of(decision)
-        below = held_below(self._loop.state, resolved)
+        made = self._made_decision(resolved)
+        if made is not None:
+            return made.answer(repeated=True)
+        below = run_that_waits(self._loop.state, resolved)
         if below is not None:
-            plain = resolved.model_dump(mode="json", exclude_unset=True, exclude={"run_id"})
-            await self._relay(below, RESOLVE_APPROVAL, plain)
-        else:
-            self._loop.events.append(ApprovalResolved(decision=resolved))
+            return await self._relay_decision(below, resolved)
+        if resolved.arguments is not None:
+            resolved = await self._bind_edit(resolved)
+            made = self._made_decision(resolved)
+            if made is not None:  # another person was faster
+                check_repeated(made, resolved)
+                return made.answer(repeated=True)
+        self._loop.events.append(ApprovalResolved(decision=resolved, at=workflow.now()))
+        made = self._made_decision(resolved)
+        assert made is not None, "it has just been made"
+        return made.answer(repeated=False)
+
+    async def _bind_edit(self, decision: ApprovalDecision) -> ApprovalDecision:
+        """Return the decision with its arguments as the function reads them: the policy must see those.
+
+        Raises:
+            ApplicationError: for the caller; they do not fit, or the policy denies them. The call still waits.
+
+        """
+        request = edit_to_bind(self._loop.state, decision)
+        if request is None:
+            return decision
+        handle = workflow.start_activity(
+            BIND_ARGUMENTS,
+            request,
+            result_type=BoundArguments,
+            start_to_close_timeout=_BOUND_WITHIN,
+            schedule_to_close_timeout=_BOUND_WITHIN,
+            summary=f"arguments that {decision.by or 'a person'} has edited",
+        )
+        await workflow.wait_condition(lambda: handle.done() or self._is_over)
+        if not handle.done():
+            handle.cancel()
+            raise refuse("the run is ending")
+        try:
+            bound = await handle
+        except ActivityError:
+            bound = BoundArguments(
+                arguments=dict(decision.arguments or {})
+            )  # the tool's worker compares once more
+        if bound.problem:
+            raise refuse(f"{bound.problem}; the call still waits")
+        decision = decision.model_copy(update={"arguments": bound.arguments})
+        if self._made_decision(decision) is None:
+            check_decision(self._loop.state, decision)
+        return decision
+
+    def _made_decision(self, decision: ApprovalDecision) -> MadeDecision | None:
+        return made_decision(self._loop.state, decision, self._loop.events)
+
+    async def _relay_decision(self, run_id: str, decision: ApprovalDecision) -> ApprovalAnswer:
+        """Give a decision to the run below that waits for it, and remember it."""
+        plain = decision.model_dump(mode="json", exclude_unset=True, exclude={"run_id", "call_id"})
+        plain["call_id"] = decision.call_id
+        answer = answer_of(await self._relay(run_id, RESOLVE_APPROVAL, plain), decision, run_id)
+        record = record_of(decision, decision.digest or "", answer.at).model_copy(update={"by": answer.by})
+        relayed = RelayedDecision(run_id=run_id, call_id=decision.call_id, record=record)
+        self._loop.events.append(ApprovalRelayed(decision=relayed))
+        return answer
 
     @resolve_approval.validator
     def _check_resolve_approval(self, decision: Any) -> None:
         resolved = decision_of(decision)
         self._refuse_when_over()
-        # Two approval decisions may arrive in one workflow task, before either is folded.
-        earlier = [
-            event.decision.call_id for event in self._loop.events if isinstance(event, ApprovalResolved)
-        ]
-        if resolved.call_id in earlier:
-            raise refuse(f"call {resolved.call_id!r} has been decided already")
-        if held_below(self._loop.state, resolved) is None:
+        made = self._made_decision(resolved)
+        if made is not None:
+            check_repeated(made, resolved)
+            # A refusal costs no room, an answer does.
+            if self._loop.renewal.is_short_of_room(self._loop.state):
+                raise refuse(f"call {resolved.call_id!r} was already {made.words()}")
+        elif run_that_waits(self._loop.state, resolved) is None:
             check_decision(self._loop.state, resolved)
 
     def _refuse_when_over(self) -> None:
-        state = self._loop.state
-        over = state is not None and (state.ending or state.end)
-        if over or self._is_ending:
+        if self._is_over:
             raise refuse("the run is ending")
+
+    @property
+    def _is_over(self) -> bool:
+        state = self._loop.state
+        over = state is not None and (state.ending is not None or state.end is not None)
+        return over or self._is_ending
 
     @property
     def _is_ending(self) -> bool:

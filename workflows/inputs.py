@@ -13,13 +13,16 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.limits import explain
 from perdure.messages import Document, Image, Message, Part, Text
+from perdure.model import check_json
 from perdure.schema import problem_with
+from perdure.wire.effects import BindArguments
 from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
-from perdure.wire.results import Approval, Question
+from perdure.wire.results import ApprovalAnswer, Question
 from perdure.wire.spec import AgentSpec
 
-from .engine.calls import approval_digest, verdict_on, with_arguments
+from .engine.approvals import MadeDecision, approvals_below, digest_of, names_of, tool_of, waits
+from .engine.calls import verdict_on, with_arguments
 from .engine.events import Said
 from .engine.state import AgentState, Call, RunState, Utterance
 from .engine.tree import waiting_below
@@ -168,30 +171,59 @@ def listener(state: RunState) -> str | None:
     raise refuse(f'say to whom, as {{"run_id": "...", "text": "..."}}; there are: {", ".join(candidates)}')
 
 
-def held_below(state: RunState | None, decision: ApprovalDecision) -> str | None:
-    """Return the run below that waits for this approval decision, or None for the run itself.
+def run_that_waits(state: RunState | None, decision: ApprovalDecision) -> str | None:
+    """Return the run below that the approval decision is for, or None for the run itself.
 
     Raises:
-        ApplicationError: for the caller; several runs wait with that call id.
+        ApplicationError: for the caller; it is for a run below, and does not say what the person saw there.
 
     """
     if state is None or decision.run_id == state.id:
         return None
-    approvals = [waiting for waiting in waiting_below(state.tree) if isinstance(waiting, Approval)]
+    below = approvals_below(state)
+    if decision.digest is not None:
+        seen = (decision.call_id, decision.digest)
+        found = next((item.run_id for item in below if (item.call_id, item.digest) == seen), None)
+        if found is not None and decision.run_id in (None, found):
+            return found
+        return None if decision.run_id is None else run_below(state, decision.run_id)
     if decision.run_id is not None:
-        return run_below(state, decision.run_id)
-    if any(call.call.id == decision.call_id and call.state == "asking" for call in state.open_calls):
+        run_below(state, decision.run_id)
+    elif any(waits(call) and call.call.id == decision.call_id for call in state.open_calls):
         return None
-    # Call ids are unique only within a run.
-    meant = [approval.run_id for approval in approvals if approval.call_id == decision.call_id]
-    if len(meant) > 1:
-        raise refuse(f"several runs wait with {decision.call_id!r}; add run_id, one of: {', '.join(meant)}")
-    return meant[0] if meant else None
+    meant = [item for item in below if item.call_id == decision.call_id]
+    if decision.run_id is None and not meant:
+        return None
+    # Another call may wait by now under the id that the person saw.
+    raise refuse(
+        f"{decision.call_id!r} is a call of a run below: say what you saw there, by the `digest` of the approval "
+        f"in the status; these wait: {names_of(below)}"
+    )
 
 
 def decision_of(raw: Any) -> ApprovalDecision:
     """Return the checked argument of `resolve_approval`."""
-    return _validate("decision", lambda: ApprovalDecision.model_validate(raw))
+    decision = _validate("decision", lambda: ApprovalDecision.model_validate(raw))
+    if decision.arguments is not None and not decision.allow:
+        raise refuse("arguments can be changed only when the call is allowed")
+    try:
+        check_json(decision.arguments)
+    except ValueError as error:
+        raise refuse(f"decision: the arguments cannot be used: {error}") from None
+    run_id, _, call_id = decision.call_id.rpartition("/")
+    if not run_id:
+        return decision
+    if decision.run_id not in (None, run_id):
+        raise refuse(f"decision: call_id names run {run_id!r}, and run_id names {decision.run_id!r}")
+    return decision.model_copy(update={"run_id": run_id, "call_id": call_id})
+
+
+def answer_of(raw: Any, decision: ApprovalDecision, run_id: str) -> ApprovalAnswer:
+    """Return the answer of a run below to a decision. One that cannot be read is taken for a plain yes."""
+    try:
+        return ApprovalAnswer.model_validate(raw)
+    except ValidationError:
+        return ApprovalAnswer(call_id=decision.call_id, run_id=run_id, allow=decision.allow, by=decision.by)
 
 
 def redrive_of(raw: Any) -> Redrive:
@@ -232,6 +264,17 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
         raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 
 
+def check_repeated(made: MadeDecision, decision: ApprovalDecision) -> None:
+    """Check that the decision is the one that was made before about the same call.
+
+    Raises:
+        ApplicationError: for the caller; the call was decided otherwise, and that stays.
+
+    """
+    if not made.agrees_with(decision):
+        raise refuse(f"call {made.call_id!r} was {made.words()}; that cannot be changed any more")
+
+
 def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
     """Check that the approval decision is for a waiting call, as the person saw it.
 
@@ -240,28 +283,46 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
 
     """
     calls = state.open_calls if state else ()
-    waiting = {call.call.id: call for call in calls if call.state == "asking" and call.kind != "person"}
+    waiting = {call.call.id: call for call in calls if waits(call)}
     call = waiting.get(decision.call_id)
-    if call is None:
-        below = (
-            [item.call_id for item in waiting_below(state.tree) if isinstance(item, Approval)]
-            if state
-            else []
+    if state is None or call is None:
+        known = ", ".join(
+            [*waiting, *([names_of(below)] if state and (below := approvals_below(state)) else [])]
         )
-        known = ", ".join([*waiting, *below]) or "none"
-        raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {known}")
+        raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {known or 'none'}")
     # The digest proves that the person approves the arguments that will be used.
-    if decision.digest is not None and decision.digest != approval_digest(call.call):
+    if decision.digest is not None and decision.digest != digest_of(state, call):
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")
-    if decision.arguments is not None and not decision.allow:
-        raise refuse("arguments can be changed only when the call is allowed")
     # Only an agent's run has calls of its own, so the waiting call is proof of its kind.
     _check_arguments(cast("AgentState", state), call, decision)
 
 
+def edit_to_bind(state: RunState | None, decision: ApprovalDecision) -> BindArguments | None:
+    """Return the edited arguments of a function, for the worker to bind; None if the schema alone decides.
+
+    Raises:
+        ApplicationError: for the caller; the call does not wait any more, or the arguments do not fit.
+
+    """
+    check_decision(state, decision)
+    agent = cast("AgentState", state)
+    call = next(call for call in agent.step.calls if call.call.id == decision.call_id)
+    tool = agent.spec.tool(tool_of(call))
+    if tool is None or tool.kind != "function" or decision.arguments is None:
+        return None
+    edited = with_arguments(tool, call.call, decision.arguments)
+    return BindArguments(
+        agent=agent.spec.name,
+        tool=tool.name,
+        arguments=edited.arguments,
+        input_schema=tool.input_schema,
+        resource=tool.resource,
+    )
+
+
 def _check_arguments(state: AgentState, call: Call, decision: ApprovalDecision) -> None:
     """Check arguments that the person changed: a mistake in them must not use up the approval."""
-    tool = state.spec.tool(call.call.name)
+    tool = state.spec.tool(tool_of(call))
     if decision.arguments is None or tool is None:
         return
     edited = with_arguments(tool, call.call, decision.arguments)

@@ -15,13 +15,13 @@ from pydantic_core import from_json, to_json
 from perdure.agent import Agent
 from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
-from perdure.model import Reply, ToolDefinition
+from perdure.model import Reply, ToolDefinition, check_json
 from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates
 from perdure.tools import Tool
 from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
-from perdure.wire.spec import AgentSpec
+from perdure.wire.spec import AgentSpec, ToolSpec
 
 from .redact import redact_and_cut, redact_error
 
@@ -89,10 +89,7 @@ def _number_calls(reply: Reply, step: int) -> list[Part]:
 def _ensure_json(call: ToolCall) -> ToolCall:
     """Return the call; with a problem if its arguments cannot be written as JSON and read again."""
     try:
-        # Wrapped as deep as it will ever stand in a payload. Arguments that can be written may be nested too
-        # deep, or have a number too long, to be read again; then the run could never go on.
-        # NaN is refused because JSON has none: it would be read back as null.
-        from_json(to_json([[[[[[[[[[call.arguments]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
+        check_json(call.arguments)
     except ValueError as error:
         problem = redact_and_cut(f"the arguments cannot be read: {error}", 1000)
         return call.model_copy(
@@ -125,27 +122,39 @@ class _CallCheck:
             raise ValueError(f"there is no tool {call.name!r}; the tools are {known}")
         tool = self.spec.tool(call.name)
         resource = tool.resource if tool else None
-        arguments = canonical_arguments(call.arguments, schema, resource)
+        arguments = canonical_arguments(
+            call.arguments, schema, resource, defaults=tool is not None and self._is_judged(tool)
+        )
         problem = problem_with(arguments, schema)
         if problem is not None:
             raise ValueError(f"the arguments do not fit: {problem}")
-        return self._bind(call.name, arguments, schema, resource)
+        return bind_arguments(self.agent, call.name, arguments, schema, resource)
 
-    def _bind(
-        self, name: str, arguments: dict[str, Any], schema: dict[str, Any], resource: str | None
-    ) -> dict[str, Any]:
-        """Return the arguments as the function on this worker reads them, if it is the pinned version."""
-        known = self.agent.tools if self.agent else ()
-        tool = next((tool for tool in known if isinstance(tool, Tool) and tool.name == name), None)
-        # During a deploy, this worker may have another version: its types say nothing about the pinned schema.
-        if tool is None or tool.input_schema != schema:
-            return arguments
-        try:
-            return tool.signature.canonical(arguments, resource)
-        except ValueError as error:
-            raise ValueError(f"the arguments do not fit: {error}") from None
-        except Exception:  # A validator of the user may raise anything. The call itself will report it.
-            return arguments
+    def _is_judged(self, tool: ToolSpec) -> bool:
+        """Return whether somebody may judge the call. They must see the defaults that the tool will get."""
+        return tool.approval or self.spec.policy is not None or "before_tool" in self.spec.hooks
+
+
+def bind_arguments(
+    agent: Agent | None, name: str, arguments: dict[str, Any], schema: dict[str, Any], resource: str | None
+) -> dict[str, Any]:
+    """Return the arguments as the function on this worker reads them, if it is the pinned version.
+
+    Raises:
+        ValueError: they do not fit the function.
+
+    """
+    known = agent.tools if agent else ()
+    tool = next((tool for tool in known if isinstance(tool, Tool) and tool.name == name), None)
+    # During a deploy, this worker may have another version: its types say nothing about the pinned schema.
+    if tool is None or tool.input_schema != schema:
+        return arguments
+    try:
+        return tool.signature.canonical(arguments, resource)
+    except ValueError as error:
+        raise ValueError(f"the arguments do not fit: {error}") from None
+    except Exception:  # A validator of the user may raise anything. The call itself will report it.
+        return arguments
 
 
 def _check_output(parts: list[Part], check: _CallCheck, reply: Reply) -> CheckedReply:

@@ -84,12 +84,15 @@ def tail_of(messages: Sequence[Message], start: int = 0) -> list[Message]:
     return list(messages[start:])
 
 
+_ADDED_LATER: Final[Any] = {"meta": True, "parts": {"__all__": {"approval"}}}
+
+
 def tail_digest(messages: Sequence[Message]) -> str:
     """Return the digest by which a run and a worker compare the tail of a transcript."""
     digest = sha256()
     for message in messages:
-        # The record of a reply (`meta`) is completed by the run, after the worker has cached the message.
-        digest.update(message.model_dump_json(exclude={"meta"}).encode())
+        # The run adds these after the worker has cached the message: the record of a reply, and decisions.
+        digest.update(message.model_dump_json(exclude=_ADDED_LATER).encode())
     # 64 bits show a difference within a run well enough; history is paid for by the byte.
     return digest.hexdigest()[:16]
 
@@ -290,6 +293,24 @@ class KeptText(Value):
     shown: str
     spilled: str | None = None
     """Name of the whole text in the blob store; None when nothing was cut."""
+
+
+class BindArguments(Value):
+    """Arguments of a tool call that a person has edited."""
+
+    agent: str
+    tool: str
+    arguments: dict[str, Any]
+    input_schema: dict[str, Any]
+    """Pinned schema of the tool: a worker with another version of it says nothing about the arguments."""
+    resource: str | None = None
+
+
+class BoundArguments(Value):
+    """Edited arguments as the function reads them, or the problem with them."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+    problem: str = ""
 
 
 class Relay(Value):

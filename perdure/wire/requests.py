@@ -97,15 +97,17 @@ class ApprovalDecision(_Strict):
     """Argument of `resolve_approval`: a person allows or denies a tool call that waits."""
 
     call_id: str
+    """Id of the call, or `RUN_ID/CALL`."""
     allow: bool
     by: str = ""
     reason: str = ""
     arguments: dict[str, JsonValue] | None = None
     """With `allow`: arguments that replace those of the call."""
     digest: str | None = None
-    """Digest of the approval as the person saw it. The decision is refused when it does not match."""
+    """Digest of the approval as the person saw it. The decision is refused when it does not match. Needed for a
+    call of a run below: call ids are unique within a run only."""
     run_id: str | None = None
-    """Run in the tree whose call waits; needed when calls of several runs wait under the same id."""
+    """Run in the tree whose call waits. The digest names it as well."""
 
 
 class Redrive(_Strict):

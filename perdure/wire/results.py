@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field, JsonValue
 
 from perdure.messages import Message, Usage, Value, is_empty
+from perdure.shown import call_text
 
 # Statuses that a run and a list both know. A list says `working` for `thinking` and `acting`: these change
 # with each call, and each change of a search attribute is an event and a write to the server's index.
@@ -66,7 +67,8 @@ class Approval(Value):
     tool: str
     arguments: dict[str, Any]
     digest: str
-    """SHA-256 of tool and arguments: a decision that names it applies to exactly this call."""
+    """SHA-256 of run, call, tool and arguments. It is unique in the tree, and a decision that names it applies to
+    exactly this call."""
     since: datetime
     run_id: str = ""
     """Run whose call waits: this run, or one below it."""
@@ -74,6 +76,26 @@ class Approval(Value):
     """Keys of the runs on the way from the queried run to the one that waits."""
     reason: str = Field(default="", exclude_if=is_empty)
     """Reason of the hook that asks."""
+
+    @property
+    def text(self) -> str:
+        """The call as a person must see it: whole, with every character visible."""
+        return call_text(self.tool, self.arguments)
+
+
+class ApprovalAnswer(Value):
+    """Answer of `resolve_approval`: the decision that holds for the call."""
+
+    call_id: str
+    run_id: str = ""
+    """Run whose call was decided."""
+    allow: bool
+    by: str = ""
+    at: datetime | None = None
+    repeated: bool = Field(default=False, exclude_if=is_empty)
+    """True when the same decision had been made before; then it is this earlier one."""
+    words: str = ""
+    """The decision for people, such as "already approved by lee at 2026-11-30 19:40:01 UTC"."""
 
 
 class Question(Value):

@@ -80,12 +80,12 @@ async def _resolve_approval(
     run = client.get(run_id)
     approval = await run.find_approval(call, run_id=child_id)
     decision["by"] = user_name() if decision["by"] is None else decision["by"]
-    below = approval.run_id if approval.path else None
-    # The digest of what was found: arguments that change meanwhile are not allowed unseen.
-    await run.resolve_approval(approval.call_id, digest=approval.digest, run_id=below, **decision)
-    verdict = "approved" if decision["allow"] else "denied"
-    plain = {"id": run_id, "call_id": approval.call_id, "allow": decision["allow"], "by": decision["by"]}
-    plain |= {"run_id": below} if below else {}
+    # The approval that was found: arguments that change meanwhile are not allowed unseen.
+    answer = await run.resolve_approval(approval, **decision)
+    verdict = answer.words if answer.repeated else "approved" if answer.allow else "denied"
+    plain = {"id": run_id, "call_id": approval.call_id, "allow": answer.allow, "by": answer.by}
+    plain |= {"run_id": approval.run_id} if approval.path else {}
+    plain |= {"repeated": True} if answer.repeated else {}
     out(common, plain, f"{verdict}: {approval.call_id} {tables.waiting_item(approval)}")
 
 

@@ -259,7 +259,7 @@ class Follower:
             case Question(), _:
                 await self._run.send(text, run_id=self._child_id(item))
             case Approval(), "y" | "yes" | "n" | "no":
-                await self._run.resolve_approval(
+                answer = await self._run.resolve_approval(
                     item.call_id,
                     allow=word.startswith("y"),
                     by=user_name(),
@@ -267,6 +267,8 @@ class Follower:
                     digest=item.digest,
                     run_id=self._child_id(item),
                 )
+                if answer.repeated:
+                    self._screen.note(answer.words)
             case _:
                 return False
         return True

@@ -202,7 +202,7 @@ async def _watch(run: "Run", resolved: "ResolvedAgent") -> int:
 
     parts: list[Text] = []
     # A transient picture: the last one is printed again below, where it stays in the scrollback.
-    with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as live:
+    with Live(console=Console(highlight=False, emoji=False), auto_refresh=False, transient=True) as live:
         async for poll in run.poll_status(interval=_REDRAWN_EVERY):
             parts = _on_terminal(_View(resolved=resolved, status=poll.status, run_id=run.id))
             problem = f"\n{poll.problem}" if poll.problem else ""

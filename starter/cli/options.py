@@ -179,11 +179,11 @@ def pretty(*parts: Any) -> None:
     from rich.text import Text
 
     if sys.stdout.isatty():
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         for part in parts:
             console.print(part)
         return
-    console = Console(highlight=False, width=200, color_system=None)
+    console = Console(highlight=False, emoji=False, width=200, color_system=None)
     # Captured, to strip the spaces with which Rich fills up lines.
     with console.capture() as captured:
         for part in parts:

@@ -82,7 +82,7 @@ class Lines:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         # Unwrapped: a log has no width, and a broken line cannot be searched for.
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, no_color=True)
+        self._console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, no_color=True)
 
     def show(self, event: TreeEvent) -> None:
         """Print the event, if it is worth a line."""
@@ -166,7 +166,7 @@ class Terminal:
     """Terminal: text as it is written, tools as they run, and a moving line for what goes on now."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, emoji=False)
         self._text = TextFlow(self._console)
         self._moving: Status | None = None
         self._doing = "starting"

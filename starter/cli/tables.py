@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from perdure.shown import visible
+
 from ..display import age, clean, cost, duration, format_call, plural, short
 from .options import hint
 
 if TYPE_CHECKING:
-    from perdure.messages import Message, Part
+    from perdure.messages import ApprovalRecord, Message, Part
     from perdure.wire.results import Failure, NodeStatus, PlanItem, RunResult, RunStatus, Waiting
 
     from ..client.listing import RunInfo
@@ -63,12 +65,13 @@ def waiting_item(item: "Waiting") -> str:
 
     An approval is given for all of the arguments, so all of them are shown.
     """
-    path = f"{clean(' / '.join(item.path))}: " if item.path else ""
+    path = f"{visible(' / '.join(item.path))}: " if item.path else ""
     match item.kind:
         case "approval":
-            return format_call(item.tool, item.arguments, item.path)
+            why = f" (asked because: {visible(item.reason)})" if item.reason else ""
+            return format_call(item.tool, item.arguments, item.path) + why
         case "question":
-            return path + clean(item.text)
+            return path + visible(item.text, lines=True)
         case "parked":
             return f"{path}parked: {failure_line(item.failure)}"
 
@@ -152,10 +155,19 @@ def _step_actions(step: "Step") -> Text:
         took = f" {duration(call.duration_ms)}" if call.duration_ms else ""
         stand_in = f" (answered by {call.stand_in})" if call.stand_in else ""
         lines.append(f"{mark} {short(format_call(call.tool, call.arguments), 70)}{took}{stand_in}")
+        if call.approval is not None:
+            lines.append(f"  {_decision_text(call.tool, call.approval)}")
     # Retries are rare and explain a slow step, so only they are mentioned.
     if step.attempts > 1:
         lines.append(f"(attempt {step.attempts})")
     return Text("\n".join([*lines, *(f"! {short(error, 90)}" for error in step.errors)]))
+
+
+def _decision_text(tool: str, record: "ApprovalRecord") -> str:
+    by = f" by {short(record.by, 40)}" if record.by else ""
+    why = f": {short(record.reason, 60)}" if record.reason else ""
+    used = f", as {short(format_call(tool, record.arguments), 70)}" if record.arguments is not None else ""
+    return f"{'approved' if record.allow else 'denied'}{by}{why}{used}"
 
 
 def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:

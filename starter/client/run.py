@@ -13,9 +13,10 @@ from temporalio.client import (
 )
 from temporalio.exceptions import CancelledError
 
-from perdure.errors import InvalidRequest, PerdureError
+from perdure.errors import InvalidRequest, PerdureError, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
+from perdure.model import check_json
 from perdure.wire.events import Event, TreeEvent
 from perdure.wire.names import (
     PAUSE,
@@ -30,7 +31,15 @@ from perdure.wire.names import (
     TRANSCRIPT,
 )
 from perdure.wire.requests import TranscriptQuery
-from perdure.wire.results import Approval, NodeStatus, RunResult, RunStatus, TranscriptPage, Waiting
+from perdure.wire.results import (
+    Approval,
+    ApprovalAnswer,
+    NodeStatus,
+    RunResult,
+    RunStatus,
+    TranscriptPage,
+    Waiting,
+)
 from perdure.wire.spec import ResolvedAgent
 
 from ..watch.run import watch
@@ -216,7 +225,7 @@ class Run:
 
     async def resolve_approval(
         self,
-        call_id: str,
+        call_id: str | Approval,
         *,
         allow: bool,
         by: str = "",
@@ -224,21 +233,39 @@ class Run:
         arguments: dict[str, Any] | None = None,
         digest: str | None = None,
         run_id: str | None = None,
-    ) -> None:
+    ) -> ApprovalAnswer:
         """Allow or deny a tool call that waits for approval, in the run or in a run below it.
 
-        With `arguments`, the call is allowed with these instead. `run_id` names the run that waits;
-        it is needed when calls of several runs wait under the same id.
+        `call_id` is an approval of the status, or the id of a call. An approval names exactly what was seen. With an
+        id, `digest` does; it is needed for a call of a run below. With `arguments`, the call is allowed with these
+        instead. The same decision again changes nothing: its answer is the first one, with `repeated` set.
 
         Raises:
-            InvalidRequest: the call does not wait, is not what `digest` says, or could be several.
+            InvalidRequest: the call does not wait, is not what was seen, or was decided otherwise.
 
         """
+        if isinstance(call_id, Approval):
+            digest, run_id = digest or call_id.digest, run_id or (call_id.run_id if call_id.path else None)
+            call_id = call_id.call_id
+        try:
+            check_json(arguments)
+        except ValueError as error:
+            raise InvalidRequest(f"the arguments cannot be used: {error}") from None
         # The digest and the run are checked by the run itself, in the order of its history.
         optional = {"arguments": arguments, "digest": digest, "run_id": run_id}
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
         decision |= {name: value for name, value in optional.items() if value is not None}
-        await self.calls.update(RESOLVE_APPROVAL, decision)
+        try:
+            answer = await self.calls.update(RESOLVE_APPROVAL, decision)
+        except ServerBusy:
+            if digest is None or run_id in (None, self.id):
+                raise
+            # The run that waits takes it directly. It continues as new while it waits, so it has room.
+            answer = await self.get(str(run_id)).calls.update(
+                RESOLVE_APPROVAL, {name: value for name, value in decision.items() if name != "run_id"}
+            )
+        # A worker of an earlier build answers nothing.
+        return ApprovalAnswer.model_validate(answer or {"call_id": call_id, "allow": allow, "by": by})
 
     # Scripts written before `resolve_approval` had its name call it so.
     decide = resolve_approval
@@ -250,18 +277,14 @@ class Run:
         """Allow or deny several waiting calls at once: those given, or all of the run and below it.
 
         Each decision holds for exactly the arguments in the approval. An outcome is named by
-        `RUN_ID/CALL`; a call that was resolved elsewhere meanwhile has an error, and the rest are done.
+        `RUN_ID/CALL`; a call that was decided otherwise meanwhile has an error, and the rest are done.
         """
         if approvals is None:
             approvals = waiting_approvals(await self.status())
         calls = {f"{item.run_id or self.id}/{item.call_id}": item for item in approvals}
 
         async def resolve(name: str) -> None:
-            item = calls[name]
-            below = item.run_id if item.path else None
-            await self.resolve_approval(
-                item.call_id, allow=allow, by=by, reason=reason, digest=item.digest, run_id=below
-            )
+            await self.resolve_approval(calls[name], allow=allow, by=by, reason=reason)
 
         return [outcome async for outcome in act_on_each(list(calls), resolve)]
 

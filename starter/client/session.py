@@ -29,7 +29,7 @@ from perdure.messages import Message, Part
 from perdure.wire.events import Event
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW
 from perdure.wire.requests import WhenBusy
-from perdure.wire.results import RunStatus, TurnReply
+from perdure.wire.results import Approval, ApprovalAnswer, RunStatus, TurnReply
 
 from ..watch.run import watch_turn
 from .calls import ANSWER_WITHIN
@@ -147,9 +147,11 @@ class Session:
         """Return the messages of all turns from number `start` on, in order."""
         return await self.run.transcript(start=start)
 
-    async def resolve_approval(self, call_id: str, *, allow: bool, **decision: Any) -> None:
+    async def resolve_approval(
+        self, call_id: str | Approval, *, allow: bool, **decision: Any
+    ) -> ApprovalAnswer:
         """Allow or deny a tool call that waits, as `Run.resolve_approval`."""
-        await self.run.resolve_approval(call_id, allow=allow, **decision)
+        return await self.run.resolve_approval(call_id, allow=allow, **decision)
 
     # Scripts written before `resolve_approval` had its name call it so.
     decide = resolve_approval

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from perdure.messages import Message, ToolCall, ToolResult, Usage, Value
+from perdure.messages import ApprovalRecord, Message, ToolCall, ToolResult, Usage, Value
 
 
 class StepCall(Value):
@@ -17,6 +17,8 @@ class StepCall(Value):
     finished: bool = False
     stand_in: str | None = None
     """Source of the result if the tool failed: another tool's name, `answer` or `remembered`."""
+    approval: ApprovalRecord | None = None
+    """Decision of the person who was asked, with the arguments that were used if they changed them."""
 
 
 class Step(Value):
@@ -74,4 +76,5 @@ def _call(call: ToolCall, result: ToolResult | None) -> StepCall:
         attempts=result.attempts if result else 0,
         finished=result is not None,
         stand_in=result.stand_in if result else None,
+        approval=result.approval if result else None,
     )

@@ -19,11 +19,11 @@ from perdure.workflows.engine.remote import remote_result
 from perdure.workflows.inputs import (
     check_decision,
     decision_of,
-    held_below,
     listener,
     message_of,
     request_of,
     run_below,
+    run_that_waits,
     said_of,
     session_request_of,
     split_address,
@@ -118,7 +118,7 @@ def test_approval_is_explained_or_matches_call(raw: Any) -> None:
     if decision is None:
         return
     taken(partial(check_decision, state), decision)
-    taken(partial(held_below, state), decision)
+    taken(partial(run_that_waits, state), decision)
     taken(partial(run_below, state), decision.run_id or "")
     taken(listener, state)
 

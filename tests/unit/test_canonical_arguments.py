@@ -1,6 +1,10 @@
 """Canonical arguments: policy, digest, person and tool see one value, however it was written."""
 
-from typing import Annotated, Any
+from datetime import date
+from decimal import Decimal
+from ipaddress import IPv6Address
+from typing import Annotated, Any, cast
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -17,7 +21,7 @@ from perdure.tools import Tool, tool
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval
 from perdure.wire.spec import AgentSpec, ToolSpec
-from perdure.workflows.engine.calls import approval_digest
+from perdure.workflows.engine.approvals import digest_of
 from perdure.workflows.engine.commands import CallTools
 from perdure.workflows.engine.decide import decide
 from perdure.workflows.engine.events import ApprovalResolved
@@ -39,7 +43,9 @@ async def pay(account: int = 7, urgent: bool = False, lines: list[Line] | None =
     return ""
 
 
+SECRET = SecretStr("s3cret")
 CARRIERS = ["function", "remote", "agent"]
+DEFAULTS: dict[str, Any] = {"urgent": False, "lines": None, "note": ""}
 SPELLINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"account": 7}, {"account": 7}),
     ({"account": 7.0}, {"account": 7}),
@@ -82,13 +88,15 @@ def open_call(kind: str, arguments: dict[str, Any], policy: Policy | None = None
 @pytest.mark.parametrize("kind", CARRIERS)
 @pytest.mark.parametrize(("written", "canonical"), SPELLINGS)
 def test_everybody_sees_one_value(kind: str, written: dict[str, Any], canonical: dict[str, Any]) -> None:
-    """Transcript, person, digest and tool see the canonical value; the policy matches it."""
+    """Transcript, person, digest and tool see the canonical values, defaults too; the policy matches them."""
+    canonical = DEFAULTS | canonical
     state = open_call(kind, written)
     [shown] = status_report(state).waiting
     assert isinstance(shown, Approval)
     assert shown.arguments == canonical
     assert repr(shown.arguments["account"]) == "7"
-    assert shown.digest == approval_digest(ToolCall(id="", name="pay", arguments=canonical))
+    again = open_call(kind, canonical)
+    assert shown.digest == digest_of(again, again.step.calls[0])
     assert state.messages[-1].tool_calls[0].arguments == canonical
     started = decide(fold(state, ApprovalResolved(decision=ApprovalDecision(call_id="call-1-1", allow=True))))
     assert isinstance(started, CallTools)
@@ -101,6 +109,7 @@ def test_everybody_sees_one_value(kind: str, written: dict[str, Any], canonical:
 @pytest.mark.parametrize("kind", CARRIERS)
 @pytest.mark.parametrize(("written", "canonical"), SPELLINGS)
 def test_edit_is_canonical_too(kind: str, written: dict[str, Any], canonical: dict[str, Any]) -> None:
+    canonical = DEFAULTS | canonical
     edit = ApprovalDecision(call_id="call-1-1", allow=True, arguments=written)
     state = open_call(kind, {"account": 1})
     check_decision(state, edit)
@@ -176,10 +185,58 @@ def test_secret_is_kept() -> None:
     assert read.arguments == {"account": 7, "key": "s3cret"}
 
 
-def test_defaults_are_not_written() -> None:
-    """Only a missing resource gets its default: history does not grow."""
-    read = read_call(carrier_spec("function"), "function", {"account": 7, "lines": [{"account": 1}]})
+def test_unjudged_defaults_are_not_written() -> None:
+    """Where nobody judges a call, only a missing resource gets its default: history does not grow."""
+    free = spec_of(tools=(tool_spec("pay", input_schema=pay.input_schema, resource="account"),))
+    read = read_call(free, "function", {"account": 7, "lines": [{"account": 1}]})
     assert read.arguments == {"account": 7, "lines": [{"account": 1}]}
+
+
+def test_defaults_that_cannot_be_given_stay_out() -> None:
+    """A secret, and a default of another type than its parameter, are not written for a person to see."""
+
+    async def take(account: int, limit: int = cast("int", None), key: SecretStr = SECRET) -> str:
+        """Take."""
+        return ""
+
+    own = tool(name="pay", approval=True)(take)
+    spec = Agent(name="a", model="scripted:x", tools=[own]).spec()
+    assert read_call(spec, "function", {"account": 7}, own).arguments == {"account": 7}
+
+
+Order = Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)]
+DENIED: list[tuple[Any, str, Any]] = [
+    (Order, "W9*", " w9123\n"),
+    (list[Order], "W9*", ["W1", " w9123"]),
+    (list[list[Order]], "W9*", [["W1"], [["w9"]][0]]),
+    (UUID, "12345678-*", "{12345678-1234-5678-1234-567812345678}"),
+    (UUID, "12345678-*", "urn:uuid:12345678-1234-5678-1234-567812345678"),
+    (UUID, "abcdef12-*", "ABCDEF12-1234-5678-1234-567812345678"),
+    (int, "9", "9.0"),
+    (Decimal, "9.50", " 9.50"),
+    (date, "2026-11-30", "2026-11-30T00:00:00"),
+    (IPv6Address, "::1", "0:0:0:0:0:0:0:1"),
+    (dict[str, str], '{"a":"W9","b":"x"}', {"b": "x", "a": "W9"}),
+]
+
+
+@pytest.mark.parametrize(("hint", "pattern", "written"), DENIED, ids=lambda value: str(value)[:40])
+def test_policy_sees_what_the_tool_will_see(hint: Any, pattern: str, written: Any) -> None:
+    """No spelling of a denied resource passes: the call is denied, or its arguments are refused."""
+
+    async def take(account: Any) -> str:
+        """Take."""
+        return ""
+
+    take.__annotations__["account"] = hint
+    own = tool(name="pay", resource="account")(take)
+    policy = Policy(rules=(Rule(verdict="deny", resource=pattern), Rule(verdict="allow")))
+    spec = Agent(name="a", model="scripted:x", tools=[own], policy=policy).spec()
+    read = read_call(spec, "function", {"account": written}, own)
+    state = answered(begun(tools=spec.tools, policy=policy), read)
+    [result] = state.messages[-1].tool_results
+    assert result.is_error
+    assert "does not allow" in result.text or "do not fit" in result.text
 
 
 SCHEMAS: list[tuple[Any, Any, Any]] = [

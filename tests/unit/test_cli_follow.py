@@ -22,7 +22,7 @@ from perdure.wire.events import (
     ToolStarted,
     TreeEvent,
 )
-from perdure.wire.results import Approval, Failure, Question, RunResult, RunStatus, StopReason
+from perdure.wire.results import Approval, ApprovalAnswer, Failure, Question, RunResult, RunStatus, StopReason
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HELD = Approval(call_id="call-1-1", tool="refund", arguments={"amount": 3}, digest="d", since=NOW)
@@ -62,8 +62,9 @@ class FakeRun:
         if self.refusal:
             raise self.refusal
 
-    async def resolve_approval(self, call_id: str, **decision: Any) -> None:
+    async def resolve_approval(self, call_id: str, **decision: Any) -> ApprovalAnswer:
         self.did("resolve_approval", {"call_id": call_id, **decision, "by": None})
+        return ApprovalAnswer(call_id=call_id, allow=decision["allow"])
 
     async def send(self, text: str, *, run_id: str | None) -> None:
         self.did("send", text if run_id is None else (run_id, text))

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import pytest
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from perdure import Agent, InvalidRequest, Policy, Rule, RunEnded, tool
 from perdure.messages import Message
@@ -15,6 +15,15 @@ from perdure.wire.results import Approval
 from tests.conftest import Serve, until, until_status
 
 REFUNDS: list[tuple[str, int]] = []
+
+
+def _even(cents: int) -> int:
+    if cents % 2:
+        raise ValueError("must be even")
+    return cents
+
+
+Even = Annotated[int, AfterValidator(_even)]
 
 
 @tool(effect="write", approval=True, resource="order_id")
@@ -116,11 +125,11 @@ async def test_policy_judges_edited_arguments(serve: Serve) -> None:
     assert REFUNDS == [("W1", 7)]
 
 
-async def test_edit_in_another_spelling_is_refused(serve: Serve) -> None:
-    """A worker refuses a resource that the policy saw in another spelling than the function reads."""
+async def test_edit_is_read_as_the_function_reads_it(serve: Serve) -> None:
+    """An edit that the policy denies is refused at the door in any spelling, and so is one the function refuses."""
 
     @tool(name="refund", effect="write", approval=True, resource="order_id")
-    async def shouted(order_id: Annotated[str, StringConstraints(to_upper=True)], cents: int) -> str:
+    async def shouted(order_id: Annotated[str, StringConstraints(to_upper=True)], cents: Even) -> str:
         """Pay money back."""
         REFUNDS.append((order_id, cents))
         return "refunded"
@@ -129,9 +138,23 @@ async def test_edit_in_another_spelling_is_refused(serve: Serve) -> None:
     clerk = Agent(name="a", model="scripted:x", tools=[look, shouted], policy=policy)
     async with serve(clerk, models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)
-        await run.resolve_approval(waiting.call_id, allow=True, arguments={"order_id": "w9", "cents": 7})
-        assert "write 'W9', not 'w9'" in str((await run.result()).output)
-    assert REFUNDS == []
+        for edited, why in (
+            ({"order_id": "w9", "cents": 8}, "the policy does not allow 'refund' with these arguments"),
+            ({"order_id": "w1", "cents": 7}, r"must be even \(got 7\); the call still waits"),
+            ({"order_id": "w1", "cents": float("nan")}, "cents is nan, and JSON has no such number"),
+        ):
+            with pytest.raises(InvalidRequest, match=why):
+                await run.resolve_approval(waiting, allow=True, arguments=edited)
+        plain = {"call_id": waiting.call_id, "allow": True, "arguments": {"cents": float("inf")}}
+        with pytest.raises(InvalidRequest, match="cents is inf, and JSON has no such number"):
+            await run.calls.update("resolve_approval", plain)
+        answer = await run.resolve_approval(waiting, allow=True, arguments={"order_id": "w1", "cents": 8})
+        assert answer.words.startswith("approved with other arguments at ")
+        await run.result()
+        [call] = [call for step in await run.steps() for call in step.tool_calls if call.tool == "refund"]
+    assert REFUNDS == [("W1", 8)]
+    assert call.approval is not None
+    assert call.approval.arguments == {"order_id": "W1", "cents": 8}
 
 
 @pytest.mark.parametrize(

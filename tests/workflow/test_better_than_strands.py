@@ -448,7 +448,7 @@ async def test_approval_passes_run_continuing_as_new(impatient: DevServer, setti
         gate.opened.set()
         await until_status(client, f"{run.id}/inner-1/slow-1", "waiting_approval")
         await until_status(client, run.id, "waiting_approval")
-        await run.resolve_approval("call-1-1", allow=True)
+        await run.resolve_approval(await run.find_approval(), allow=True)
         async with asyncio.timeout(HANGS):
             result: RunResult = await run.result()
     assert result.output == "paid 5"

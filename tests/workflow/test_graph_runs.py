@@ -800,10 +800,10 @@ async def test_root_separates_approvals_of_nodes(serve: ServeTeam) -> None:
         waiting = {one.path[0]: one for one in (await run.status()).waiting if isinstance(one, Approval)}
         page = await details(run)
         assert page.count("waits for a person") == 2
-        with pytest.raises(InvalidRequest, match="several runs wait"):
+        with pytest.raises(InvalidRequest, match="say what you saw there"):
             await run.resolve_approval("call-1-1", allow=True)
         for key, allow in (("b-1", False), ("a-1", True)):
-            decision = {"call_id": waiting[key].call_id, "run_id": waiting[key].run_id, "allow": allow}
+            decision = {"call_id": "call-1-1", "digest": waiting[key].digest, "allow": allow}
             await run.calls.update("resolve_approval", decision)
         result = await finished(run)
     assert paid == [1]

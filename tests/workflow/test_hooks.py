@@ -317,7 +317,7 @@ async def test_verdicts_about_handoffs(
         run = await client.start("team", "do it")
         if isinstance(verdict, Ask):
             [approval] = await waiting_calls(run)
-            await run.resolve_approval(approval.call_id, allow=True, run_id=approval.run_id)
+            await run.resolve_approval(approval, allow=True)
         result = await run.result()
         transcript = await client.get(f"{run.id}/a-1").transcript()
     assert turns == order

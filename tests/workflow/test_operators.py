@@ -70,7 +70,7 @@ async def test_resolved_call_does_not_block_rest(serve: Serve) -> None:
             await run.find_approval()
         seen = [item for item in await run.waiting() if isinstance(item, Approval)]
         first = await run.find_approval(f"{seen[0].run_id}/call-1-1")
-        await run.resolve_approval(first.call_id, allow=False, run_id=first.run_id)
+        await run.resolve_approval(first, allow=False)
         await _until_waiting(client, run.id, 1)
         outcomes = await run.resolve_approvals(allow=True, approvals=seen)
         assert [type(outcome.error) for outcome in outcomes] == [InvalidRequest, type(None)]

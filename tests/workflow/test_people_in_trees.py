@@ -87,13 +87,14 @@ async def test_root_lists_and_resolves_approvals(serve: Serve, worker: dict[str,
     assert result.output == "paid 1; This call was refused by lee: too much"
 
 
-async def test_ambiguous_call_id_needs_run(serve: Serve) -> None:
-    """A call id with which several runs wait is rejected until a run is named."""
+async def test_decision_below_needs_digest(serve: Serve) -> None:
+    """A decision about a call below is refused until it names what was seen, with and without the run's id."""
     async with serve(_tree(), models={"scripted": _script(_pays)}) as client:
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
-        with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id"):
-            await run.resolve_approval("call-1-1", allow=True)
+        for run_id in (None, status.waiting[0].run_id):
+            with pytest.raises(InvalidRequest, match="'call-1-1' is a call of a run below: say what you saw"):
+                await run.resolve_approval("call-1-1", allow=True, run_id=run_id)
         await run.stop()
         assert len(status.waiting) == 2
         assert (await run.result()).stop_reason == "stopped"
@@ -111,10 +112,12 @@ async def test_ambiguous_call_id_needs_run(serve: Serve) -> None:
 async def test_rejection_below_reaches_root(serve: Serve, decision: dict[str, Any], problem: str) -> None:
     async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
         run = await client.start("boss", "go")
-        await _waiting(run, 1)
+        approval = await run.find_approval() if (await _waiting(run, 1)).waiting else None
+        assert approval is not None
+        seen = {"call_id": "call-1-1", "run_id": approval.run_id, "digest": approval.digest, "allow": True}
         with pytest.raises(InvalidRequest, match=problem):
-            await run.calls.update("resolve_approval", {"call_id": "call-1-1", "allow": True, **decision})
-        await run.resolve_approval("call-1-1", allow=True)
+            await run.calls.update("resolve_approval", seen | decision)
+        await run.resolve_approval(approval, allow=True)
         assert (await run.result()).output == "paid 1"
 
 
@@ -159,10 +162,11 @@ async def test_root_resumes_parked_run_below(serve: Serve, worker: dict[str, Any
 async def test_root_details_list_waiting_runs(serve: Serve) -> None:
     async with serve(_tree(), models={"scripted": _script(_pays, jobs=("a",))}) as client:
         run = await client.start("boss", "go")
-        await _waiting(run, 1)
+        [approval] = (await _waiting(run, 1)).waiting
+        assert isinstance(approval, Approval)
         metadata = await run.handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
-        below = f"{run.id}/middle-1-1/leaf-1-1"
         assert "middle-1-1 / leaf-1-1 `call-1-1`" in metadata.current_details
-        assert f'{{"run_id": "{below}", "call_id": "call-1-1", "allow": true}}' in metadata.current_details
-        await run.resolve_approval("call-1-1", allow=True)
+        seen = f'{{"call_id": "call-1-1", "digest": "{approval.digest}", "allow": true, "by": "you"}}'
+        assert seen in metadata.current_details
+        await run.resolve_approval(approval, allow=True)
         await run.result()

@@ -248,8 +248,7 @@ async def test_the_root_resolves_a_grandchilds_approval(serve: ServeTeam) -> Non
                 assert want.path == ["middle-2-1", "crew-1-1", "leaf-1"]
                 assert want.run_id == "/".join([run.id, *want.path])
                 await run.resolve_approval(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
-                with pytest.raises(InvalidRequest, match=r"does not wait for|is over|no run .* goes on"):
-                    await run.resolve_approval(want.call_id, allow=True, run_id=want.run_id)
+                assert (await run.resolve_approval(want, allow=True)).repeated
         asked = [e for e in events if isinstance(e, ApprovalRequested)]
         assert len(asked) == 1, "told by the root, and not again by those between"
         assert not any(isinstance(e, ChildEvent) and isinstance(e.event, ApprovalRequested) for e in events)
@@ -265,16 +264,16 @@ async def _waiting(run: Run, many: int) -> RunStatus:
     return await run.status()
 
 
-async def test_an_ambiguous_call_id_needs_a_run(serve: ServeTeam) -> None:
+async def test_call_id_of_two_runs_needs_digest(serve: ServeTeam) -> None:
     boss, model = _deep(jobs=2, tools=[pay])
     async with serve(boss, models={"scripted": model}) as client:
         run = await client.start("boss", "go")
         status = await _waiting(run, 2)
-        with pytest.raises(InvalidRequest, match="several runs wait with 'call-1-1'; add run_id, one of: "):
+        with pytest.raises(InvalidRequest, match="say what you saw there"):
             await run.resolve_approval("call-1-1", allow=True)
         for want in status.waiting:
             assert isinstance(want, Approval)
-            await run.resolve_approval(want.call_id, allow=True, run_id=want.run_id)
+            await run.resolve_approval(want.call_id, allow=True, digest=want.digest)
         assert (await run.result()).output == "paid 1; paid 1"
 
 
@@ -360,7 +359,9 @@ async def test_a_run_has_spec_nodes_and_children(serve: ServeTeam) -> None:
         resolved = await run.spec()
         assert resolved.spec.name == "boss"
         assert {one.name for one in resolved.members} == {"middle", "crew", "leaf"}
-        await run.resolve_approval("call-1-1", allow=True, run_id=status.waiting[0].run_id)
+        [approval] = status.waiting
+        assert isinstance(approval, Approval)
+        await run.resolve_approval(approval, allow=True)
         await run.result()
 
 

@@ -306,7 +306,7 @@ def _print_finding(finding: Finding) -> None:
     grid.add_column(width=17)
     grid.add_column(overflow="fold")
     grid.add_row(finding.verdict, finding.name, Text(finding.text))
-    Console(highlight=False).print(grid)
+    Console(highlight=False, emoji=False).print(grid)
 
 
 async def _examine(args: argparse.Namespace) -> None:

@@ -4,10 +4,13 @@ from typing import Final, Literal
 
 from perdure.messages import Text
 from perdure.planning import plan_checklist
+from perdure.shown import call_text
 from perdure.wire.results import CallStatus, Failure, NodeStatus, RunResult, RunStatus, Status
 from perdure.wire.spec import NodeKind
 
+from .approvals import tool_of
 from .report import (
+    MOST_SHOWN,
     STATUS_WORDS,
     cost_of,
     end_words,
@@ -117,8 +120,9 @@ def agent_details(state: AgentState) -> str:
     ]
     for call in state.step.calls:
         if call.state == "asking":
-            lines.append(f"- **waits for a person**: `{call.call.id}` {literal(signature(call.call, 300))}")
-            lines.append(f"  - {how_to_answer(call)}")
+            text = call_text(tool_of(call), call.call.arguments, MOST_SHOWN)
+            lines.append(f"- **waits for a person**: `{call.call.id}` {literal(text)}")
+            lines.append(f"  - {how_to_answer(state, call)}")
     lines += people_below(state)
     if state.tree.children:
         lines.append(f"- runs below: {', '.join(f'`{child.key}`' for child in state.tree.children)}")

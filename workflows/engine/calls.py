@@ -21,7 +21,7 @@ from perdure.errors import rule_for
 from perdure.fallbacks import ToolFallback
 from perdure.hooks import HookPoint
 from perdure.messages import Text, ToolCall, ToolResult
-from perdure.model import digest
+from perdure.model import canonical_json, digest
 from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
 from perdure.schema import canonical_arguments
@@ -270,19 +270,33 @@ def verdict_on(state: AgentState, tool: ToolSpec, call: ToolCall) -> Verdict:
     """Return the stricter verdict of the policy and the tool's own approval rule."""
     if state.spec.policy is None:
         return "ask" if tool.approval else "allow"
-    verdict = state.spec.policy.verdict(tool.name, state.request.roles, _resource(tool, call))
-    return "ask" if verdict == "allow" and tool.approval else verdict
+    policy, roles = state.spec.policy, state.request.roles
+    verdicts = [policy.verdict(tool.name, roles, resource) for resource in resources_of(tool, call)]
+    if tool.approval:
+        verdicts.append("ask")
+    return min(verdicts, key=("deny", "ask", "allow").index)
 
 
-def _resource(tool: ToolSpec, call: ToolCall) -> str | None:
-    """Return the resource that the call works on, from its canonical arguments."""
-    return None if tool.resource is None else str(call.arguments.get(tool.resource, ""))
+def resources_of(tool: ToolSpec, call: ToolCall) -> list[str | None]:
+    """Return the resources that the call works on, from its canonical arguments: each item of a list is one."""
+    if tool.resource is None:
+        return [None]
+    found: list[str | None] = []
+    values: list[Any] = [call.arguments.get(tool.resource, "")]
+    while values:
+        value = values.pop(0)
+        if isinstance(value, list):
+            values = [*value, *values]
+        else:
+            # The order of an object's fields is the model's, so they are sorted.
+            found.append(canonical_json(value).decode() if isinstance(value, dict) else str(value))
+    return found or [""]
 
 
 def with_arguments(tool: ToolSpec | None, call: ToolCall, arguments: dict[str, Any]) -> ToolCall:
     """Return the call with other arguments, in the form that the tool reads."""
     if tool is not None:
-        arguments = canonical_arguments(arguments, tool.input_schema, tool.resource)
+        arguments = canonical_arguments(arguments, tool.input_schema, tool.resource, defaults=True)
     return call.model_copy(update={"arguments": arguments})
 
 
@@ -366,15 +380,17 @@ def _finish(call: Call, result: ToolResult) -> Call:
 
 
 def _note_edit(call: Call, result: ToolResult) -> ToolResult:
-    """Say in the result what people and hooks have changed: the model, and the record, must know."""
+    """Say in the result what people and hooks have decided and changed: the model, and the record, must know."""
     if call.records:
         result = result.model_copy(update={"hooks": [*call.records, *result.hooks]})
+    if call.approval is not None:
+        result = result.model_copy(update={"approval": call.approval})
     if not call.edited:
         return result
     note = Text(text=f"(A person changed the arguments to {call.call.arguments!r}.)\n")
     return result.model_copy(update={"content": [note, *result.content]})
 
 
-def approval_digest(call: ToolCall) -> str:
-    """Return the digest of tool and arguments: an approval holds for what the person saw, and nothing else."""
+def call_digest(call: ToolCall) -> str:
+    """Return the digest of tool and arguments."""
     return digest([call.name, call.arguments])

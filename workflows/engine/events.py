@@ -13,7 +13,7 @@ from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 
-from .state import End, Utterance
+from .state import End, RelayedDecision, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,14 @@ class ApprovalResolved:
     """A person decided about an approval."""
 
     decision: ApprovalDecision
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovalRelayed:
+    """A run below took a decision that a person made here."""
+
+    decision: RelayedDecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +277,7 @@ class IdleChecked:
 
 # Groups by who folds them: `session`, `family`, and for the rest the program.
 SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
-TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed
+TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed | ApprovalRelayed
 # The order has no meaning. A new event needs a case in the agent's `fold`; mypy finds it by `assert_never`, as it does
 # for a `TreeEvent` in `family`. The folds of `team` and `session` end in `case _`: mypy does not check them.
 # Events are not stored: after a continue-as-new only the state goes on, so their fields may change freely.

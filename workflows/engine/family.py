@@ -12,8 +12,10 @@ from perdure.wire.tree import Amount, ChildInput
 from . import tree
 from .account import limits_of, spent
 from .amounts import plus
+from .approvals import remember_relayed
 from .commands import Command, GrantChildren, RequestBudget
 from .events import (
+    ApprovalRelayed,
     BudgetGranted,
     BudgetRequested,
     ChildGranted,
@@ -37,6 +39,8 @@ def deadline_of(limits: Limits, now: datetime, child: ChildInput | None) -> date
 def fold_tree_event(state: AnyState, event: TreeEvent) -> AnyState:
     """Return the state after something passed between the run and its parent or a child."""
     match event:
+        case ApprovalRelayed():
+            return replace(state, relayed=remember_relayed(state, event.decision))
         case ChildReported():
             changed = tree.apply_report(state.tree, event.report)
         case ChildGranted():

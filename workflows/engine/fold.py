@@ -19,15 +19,17 @@ from perdure.model import canonical_json
 from perdure.planning import PLAN_TOOL
 from perdure.swarm import HANDOFF_TOOL
 from perdure.wire.names import HANDOFF
-from perdure.wire.requests import ApprovalDecision, RunRequest
+from perdure.wire.requests import RunRequest
 from perdure.wire.spec import AgentSpec
 from perdure.wire.uncertain import mark_uncertain
 
 from . import hooks, parking, tree
+from .approvals import digest_of, record_of, tool_of
 from .budget import exhausted_limit
 from .calls import admit_paid_calls, with_arguments
 from .chain import use_model
 from .events import (
+    ApprovalRelayed,
     ApprovalResolved,
     BudgetGranted,
     BudgetRequested,
@@ -127,7 +129,7 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
         case MessageSent():
             return _fold_message(state, event)
         case ApprovalResolved():
-            return close_step(_resolve_approval(state, event.decision))
+            return close_step(_resolve_approval(state, event))
         case Paused():
             return replace(state, paused=True)
         case Resumed():
@@ -153,7 +155,7 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
         case ChildReported() | BudgetGranted():
             # Either may free what an unpaid call waits for.
             return close_step(admit_paid_calls(fold_tree_event(state, event)))
-        case ChildGranted() | BudgetRequested() | ParentInformed():
+        case ChildGranted() | BudgetRequested() | ParentInformed() | ApprovalRelayed():
             return fold_tree_event(state, event)
         case NodesStarted():
             return state  # an agent has no nodes
@@ -190,20 +192,25 @@ def _answer_to(question: ToolCall, message: Message) -> ToolResult:
     return ToolResult(call_id=question.id, name=question.name, content=content)
 
 
-def _resolve_approval(state: AgentState, decision: ApprovalDecision) -> AgentState:
+def _resolve_approval(state: AgentState, event: ApprovalResolved) -> AgentState:
+    decision = event.decision
     asking = (c for c in state.step.calls if c.call.id == decision.call_id and c.state == "asking")
     waiting = next(asking, None)
     # A question is answered by a message, never by an approval decision.
     if waiting is None or waiting.kind == "person":
         return state
+    record = record_of(decision, digest_of(state, waiting), event.at)
     if not decision.allow:
         by = f" by {decision.by}" if decision.by else ""
         why = f": {decision.reason}" if decision.reason else "."
+        state = exchange_call(state, waiting, replace(waiting, approval=record))
         return set_result(state, text_result(waiting.call, f"This call was refused{by}{why}", is_error=True))
     call = waiting.call
     if decision.arguments is not None:
-        call = with_arguments(state.spec.tool(call.name), call, decision.arguments)
-    allowed = replace(waiting, call=call, state="ready", edited=decision.arguments is not None)
+        call = with_arguments(state.spec.tool(tool_of(waiting)), call, decision.arguments)
+        record = record.model_copy(update={"arguments": call.arguments})
+    edited = decision.arguments is not None
+    allowed = replace(waiting, call=call, state="ready", edited=edited, approval=record)
     if call.name == HANDOFF:
         return hooks.take_handoff(state, waiting, allowed)
     return exchange_call(state, waiting, allowed)

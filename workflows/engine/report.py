@@ -1,15 +1,15 @@
 """Reports of a run that do not depend on its program: status, people to wait for, report to the parent."""
 
-from collections.abc import Mapping
 from typing import Final
 
 from perdure.messages import ToolCall
+from perdure.shown import call_text, cut, visible
 from perdure.wire.names import RESOLVE_APPROVAL
 from perdure.wire.results import Approval, Failure, Parked, Question, RunStatus, Status, Waiting
 from perdure.wire.tree import BudgetRequest, Report
 
 from .account import limits_of, spent
-from .calls import approval_digest
+from .approvals import approval_for
 from .events import ParentInformed
 from .state import Call, End, RunState
 from .tree import idle_lease, waiting_below
@@ -21,6 +21,11 @@ _BY_KIND: Final[dict[str, Status]] = {
 }
 """Status for each kind of waiting; of several kinds the first counts."""
 _IDLE: Final[frozenset[Status]] = frozenset({"waiting_approval", "waiting_person", "paused", "parked"})
+
+MOST_SHOWN: Final = 1000
+"""Most characters of what a person is asked, on the UI page."""
+BACKTICK: Final = "\\u0060"
+"""A backtick as JSON writes it, where it would end a piece of code."""
 
 STATUS_WORDS: Final[dict[Status, str]] = {
     "thinking": "waiting for the model",
@@ -64,25 +69,16 @@ def _status_of_end(end: End) -> Status:
 
 def waiting_of(state: RunState) -> list[Waiting]:
     """Return who waits for a person: the run's own calls, then those of the runs below it."""
-    own: list[Waiting] = [waiting_for(call, state.id) for call in state.open_calls if call.state == "asking"]
+    own: list[Waiting] = [waiting_for(state, call) for call in state.open_calls if call.state == "asking"]
     return [*own, *waiting_below(state.tree)]
 
 
-def waiting_for(call: Call, run_id: str = "") -> Approval | Question:
+def waiting_for(state: RunState, call: Call) -> Approval | Question:
     """Return the approval or question that a call asks of a person."""
-    tool_call = call.call
-    if call.kind == "person":
-        text = str(tool_call.arguments.get("question", ""))
-        return Question(call_id=tool_call.id, text=text, since=call.since, run_id=run_id)
-    return Approval(
-        run_id=run_id,
-        call_id=tool_call.id,
-        tool=tool_call.name,
-        arguments=tool_call.arguments,
-        digest=approval_digest(tool_call),
-        since=call.since,
-        reason=call.ask_reason,
-    )
+    if call.kind != "person":
+        return approval_for(state, call)
+    text = str(call.call.arguments.get("question", ""))
+    return Question(call_id=call.call.id, text=text, since=call.since, run_id=state.id)
 
 
 def cost_of(state: RunState) -> int | None:
@@ -160,18 +156,6 @@ def signature(call: ToolCall, most: int = 100) -> str:
     return call_text(call.name, call.arguments, most)
 
 
-def call_text(name: str, arguments: Mapping[str, object], most: int) -> str:
-    """Return a call by name and arguments, as `signature` does."""
-    listed = ", ".join(f"{argument}={_plain(value)}" for argument, value in arguments.items())
-    return shorten(f"{name}({listed})", most)
-
-
-def _plain(value: object) -> str:
-    """Return the value on one line, whatever is in it: a person decides by what this shows."""
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return " ".join(text.split())
-
-
 def shorten(text: str, most: int) -> str:
     """Return the text in at most so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -196,9 +180,9 @@ def turn_words(state: RunState) -> str:
 
 
 def literal(text: str) -> str:
-    """Return the text as Markdown code on one line."""
+    """Return the text as Markdown code on one line, with all its characters visible."""
     # A backtick would end the code, and a message could then write Markdown of its own.
-    return f"`{text.replace('`', chr(39))}`"
+    return f"`{visible(text).replace('`', BACKTICK)}`"
 
 
 def people_below(state: RunState) -> list[str]:
@@ -211,27 +195,29 @@ def people_below(state: RunState) -> list[str]:
             lines.append("  - mend the cause, then send the signal `resume`")
             continue
         if isinstance(waiting, Question):
-            text = shorten(waiting.text, 300)
+            text = cut(waiting.text, MOST_SHOWN)
         else:
-            text = call_text(waiting.tool, waiting.arguments, 300)
+            text = call_text(waiting.tool, waiting.arguments, MOST_SHOWN)
         path = " / ".join(waiting.path)
         lines.append(f"- **waits for a person**: {path} `{waiting.call_id}` {literal(text)}")
-        call = f'"run_id": "{waiting.run_id}", '
         if isinstance(waiting, Question):
-            lines.append(f'  - answer with the update `send`: `{{{call}"text": "..."}}`')
-        else:
             lines.append(
-                f"  - allow or deny with the update `{RESOLVE_APPROVAL}`: "
-                f'`{{{call}"call_id": "{waiting.call_id}", "allow": true}}`'
+                f'  - answer with the update `send`: `{{"run_id": "{waiting.run_id}", "text": "..."}}`'
             )
+        else:
+            lines.append(f"  - {_how_to_decide(waiting)}")
     return lines
 
 
-def how_to_answer(call: Call) -> str:
+def how_to_answer(state: RunState, call: Call) -> str:
     """Return the way in which a person answers a call, for the UI page."""
     if call.kind == "person":
         return "answer with the update `send`, a JSON string"
+    return _how_to_decide(approval_for(state, call))
+
+
+def _how_to_decide(approval: Approval) -> str:
     return (
         f"allow or deny with the update `{RESOLVE_APPROVAL}`: "
-        f'`{{"call_id": "{call.call.id}", "allow": true, "by": "you"}}`'
+        f'`{{"call_id": "{approval.call_id}", "digest": "{approval.digest}", "allow": true, "by": "you"}}`'
     )

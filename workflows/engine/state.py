@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from perdure.hooks import HookPoint
 from perdure.limits import Limits
-from perdure.messages import HookRecord, Message, Part, ToolCall, ToolResult, Usage
+from perdure.messages import ApprovalRecord, HookRecord, Message, Part, ToolCall, ToolResult, Usage
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, StopReason, TurnReply
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
@@ -61,6 +61,8 @@ class Call:
     result: ToolResult | None = None
     edited: bool = False
     """True when a person changed the arguments."""
+    approval: ApprovalRecord | None = None
+    """Decision of the person who was asked about the call."""
     stand_in: str | None = None
     """Name of the tool that is called instead, after the call's own tool has failed."""
     failed: str = ""
@@ -255,6 +257,15 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelayedDecision:
+    """A decision that went to a run below, kept to answer the same one again."""
+
+    run_id: str
+    call_id: str
+    record: ApprovalRecord
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Origin of a run, beside its request."""
 
@@ -293,6 +304,9 @@ class RunState:
     """Set when the end was requested from outside; pending work is being cancelled."""
     end: End | None = None
     session: Session | None = None
+    # Bounded by `MOST_RELAYED`: a click that comes again comes soon.
+    relayed: tuple[RelayedDecision, ...] = ()
+    """Newest decisions about calls of runs below."""
 
     # Differences between kinds of programs, as values: nothing asks for the kind itself.
     counts_steps: ClassVar[bool] = True
@@ -316,6 +330,10 @@ class RunState:
     def open_calls(self) -> tuple[Call, ...]:
         """Tool calls of the current step."""
         return ()
+
+    def decision_on(self, call_id: str) -> ApprovalRecord | None:
+        """Return a person's decision about the run's own call of that id, if there was one."""
+        return None
 
     @property
     def unread_count(self) -> int:
@@ -368,6 +386,18 @@ class AgentState(RunState):
     def open_calls(self) -> tuple[Call, ...]:
         """Tool calls of the current step."""
         return self.step.calls
+
+    def decision_on(self, call_id: str) -> ApprovalRecord | None:
+        """Return a person's decision about the run's own call of that id, if there was one."""
+        for call in self.step.calls:
+            if call.call.id == call_id:
+                return call.approval
+        # Messages before `own_start` are of another run, whose calls may have the same ids.
+        for message in reversed(self.transcript.messages[self.transcript.own_start :]):
+            for result in message.tool_results:
+                if result.call_id == call_id:
+                    return result.approval
+        return None
 
     @property
     def unread_count(self) -> int:

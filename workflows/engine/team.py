@@ -25,6 +25,7 @@ from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, least, of
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
 from .events import (
+    ApprovalRelayed,
     BudgetGranted,
     BudgetRequested,
     ChildEnded,
@@ -126,6 +127,8 @@ class TeamProgram:
             case ChildEnded():
                 return self._fold_child_end(state, event)
             case ChildReported() | ChildGranted() | BudgetRequested() | BudgetGranted() | ParentInformed():
+                return fold_tree_event(state, event)
+            case ApprovalRelayed():
                 return fold_tree_event(state, event)
             case Paused():
                 return replace(state, paused=True)
