@@ -133,6 +133,8 @@ class Follower:
         self._reader = reader
         self._waiting: dict[_Place, Item] = {}
         self._resolved: set[_Place] = set()
+        self._digests: dict[_Place, str] = {}
+        """Digests of the approvals that were shown."""
         self._had_event = False
         self._explained: str | None = None
         """The explanation of the silence that was shown last; it is not repeated."""
@@ -183,8 +185,13 @@ class Follower:
         return None
 
     def _add(self, item: Approval | Question) -> None:
-        if self._place(item) not in self._resolved:
-            self._waiting[self._place(item)] = item
+        place = self._place(item)
+        # A call whose stand-in waits is another approval.
+        is_another = isinstance(item, Approval) and self._digests.get(place) not in (None, item.digest)
+        if isinstance(item, Approval):
+            self._digests[place] = item.digest
+        if is_another or place not in self._resolved:
+            self._waiting[place] = item
 
     def _drop_resolved(self, run_id: str, event: Event) -> None:
         """Forget what the event shows to be resolved, here or elsewhere."""

@@ -305,7 +305,14 @@ def nodes_in_result(result: RunResult) -> list[NodeStatus]:
 
 
 def _waiting_key(item: Waiting) -> tuple[str, str]:
-    return item.run_id, "" if isinstance(item, Parked) else item.call_id
+    match item:
+        case Parked():
+            return item.run_id, ""
+        case Approval():
+            # Not the digest alone: one of another writer may be empty.
+            return item.run_id, f"{item.call_id} {item.digest}"
+        case _:
+            return item.run_id, item.call_id
 
 
 def _parked_kind(status: RunStatus) -> str | None:

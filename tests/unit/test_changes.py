@@ -267,12 +267,15 @@ def test_called_agents_run_is_inside_its_call() -> None:
 
 
 def test_waiting_is_reported_by_run_and_call() -> None:
-    """A call id may repeat below, and waits in each run. A run that parks again is reported again."""
+    """A call id may repeat below, and waits in each run. A run that parks again is reported again.
 
-    def approval(key: str) -> Approval:
+    So is a call that waits again with another digest, for its stand-in.
+    """
+
+    def approval(key: str, digest: str = "d") -> Approval:
         run_id = f"r/{key}"
         return Approval(
-            call_id="call-1-1", tool="t", arguments={}, digest="d", since=NOW, run_id=run_id, path=[key]
+            call_id="call-1-1", tool="t", arguments={}, digest=digest, since=NOW, run_id=run_id, path=[key]
         )
 
     def new_events(*waiting: Waiting) -> list[str]:
@@ -290,6 +293,7 @@ def test_waiting_is_reported_by_run_and_call() -> None:
     assert new_events(approval("a-1"), approval("b-1"), parked) == []
     assert new_events(approval("b-1")) == []
     assert new_events(approval("b-1"), parked) == ["parked_below"]
+    assert new_events(approval("b-1", "e"), parked) == ["approval_requested"]
 
 
 def test_status_carries_the_failure_below() -> None:

@@ -187,6 +187,16 @@ async def test_who_decides_elsewhere_ends_the_asking(monkeypatch: pytest.MonkeyP
     assert (await followed(run, monkeypatch))[0] == 0
 
 
+async def test_a_stand_in_is_asked_about_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call waits again, for its stand-in: that is another approval."""
+    started = ToolStarted(call_id="call-1-1", tool="refund", arguments={})
+    again = HELD.model_copy(update={"digest": "e", "tool": "wire"})
+    asked = [ApprovalRequested(approval=item) for item in (HELD, again)]
+    run = FakeRun(asked[0], None, started, asked[1], None, ended("end_turn"))
+    await followed(run, monkeypatch, "y\n", "n\n")
+    assert [(done["digest"], done["allow"]) for _, done in run.done] == [("d", True), ("e", False)]
+
+
 def below(key: str) -> Approval:
     """The same call, held in a run below."""
     return HELD.model_copy(update={"run_id": f"r/{key}", "path": [key]})
