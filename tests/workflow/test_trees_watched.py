@@ -319,8 +319,9 @@ async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perd
         code, out, _ = await perdure("approve", run.id, f"{run.id}/{first}", "--by", "lee", "--json")
         said = {"id": run.id, "call_id": "call-1-1", "allow": True, "by": "lee"}
         assert json.loads(out) == {**said, "run_id": f"{run.id}/middle-2-1/crew-1-1/leaf-1"}
-        code, _, err = await perdure("approve", run.id, first)
-        assert (code, err[:6]) == (2, "error:")
+        code, out, err = await perdure("approve", run.id, first)
+        # The root may not have heard yet that the call below was decided.
+        assert out.startswith("already approved by lee at ") or (code, err[:6]) == (2, "error:")
         code, out, err = await perdure("deny", f"{run.id}/middle-2-2/crew-1-1/leaf-1", "--reason", "too much")
         assert (code, out.strip(), err) == (0, "denied: call-1-1 pay(cents=1)", "")
         result = await run.result()
