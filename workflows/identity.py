@@ -7,7 +7,7 @@ from perdure.model import digest
 from perdure.scheduling import Start
 from perdure.wire.identity import child_identity, idempotency_key, root_identity
 
-from .engine.calls import approval_digest
+from .engine.calls import call_digest
 from .engine.state import RunState
 
 
@@ -27,7 +27,7 @@ def identity_below(state: RunState, start: Start) -> str:
 
 def call_key(state: RunState, call: ToolCall) -> str:
     """Return the idempotency key of a tool call."""
-    return idempotency_key(identity_of(state), call.id, approval_digest(call))
+    return idempotency_key(identity_of(state), call.id, call_digest(call))
 
 
 def function_key(state: RunState, start: Start) -> str:
