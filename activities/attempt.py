@@ -66,6 +66,8 @@ class ModelAttempt:
         self.text = ""
         self.usage: Usage | None = None
         self.records: list[HookRecord] = []
+        self.refused: tuple[str, ...] = ()
+        """Keys of attachments that the provider has refused in this call."""
         self.problem: str | None = None
         """Guidance for the model, of a hook that does not let the reply take effect."""
 

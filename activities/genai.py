@@ -23,6 +23,7 @@ from perdure.messages import Usage
 
 from .content.redact import redact
 from .providers.registry import telemetry_name
+from .threads import FunctionThreads
 from .traffic.circuit import Circuits
 
 SCOPE: Final = "perdure"
@@ -64,6 +65,11 @@ _outcomes = _meter.create_counter(
 )
 _openings = _meter.create_counter(
     "perdure.circuit.openings", unit="{opening}", description="Times a circuit of a worker opened."
+)
+_lost_threads = _meter.create_counter(
+    "perdure.thread.losses",
+    unit="{thread}",
+    description="Threads that went on running a function whose call was given up.",
 )
 _run_steps = _meter.create_histogram(
     "perdure.run.steps",
@@ -235,4 +241,29 @@ _meter.create_observable_gauge(
     [_open_circuits],
     unit="{circuit}",
     description="Circuits of this worker that are open or half open.",
+)
+
+
+_watched_threads: "WeakSet[FunctionThreads]" = WeakSet()
+
+
+def watch_threads(threads: FunctionThreads) -> None:
+    """Report the number of lost threads as a gauge, for as long as these threads are in use."""
+    _watched_threads.add(threads)
+
+
+def count_lost_thread() -> None:
+    """Count a thread that runs on after its call was given up."""
+    _lost_threads.add(1)
+
+
+def _threads_lost_now(_: metrics.CallbackOptions) -> list[metrics.Observation]:
+    return [metrics.Observation(sum(threads.lost for threads in list(_watched_threads)))]
+
+
+_meter.create_observable_gauge(
+    "perdure.thread.lost",
+    [_threads_lost_now],
+    unit="{thread}",
+    description="Threads of this worker that run a function whose call was given up.",
 )

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from temporalio import activity
@@ -40,6 +41,7 @@ from perdure.wire.names import RUN_HOOKS
 
 from .content.redact import mask_value, redact, redact_and_cut, redact_error
 from .heartbeat import Heartbeats, worker_is_ending
+from .threads import FunctionThreads, call_function
 
 _LONGEST_ROUND = timedelta(minutes=1)
 """Time of one round of hooks. It is less than an activity has left for them, so that no tool runs twice for it."""
@@ -73,14 +75,7 @@ class HookRunner:
     """Activity `run_hooks`, and the rounds that other activities ask for."""
 
     agents: Mapping[str, Agent]
-
-    def knows(self, agent: str) -> bool:
-        """Return whether the agent is on this worker, with its hooks."""
-        return agent in self.agents
-
-    def has(self, agent: str, point: HookPoint) -> bool:
-        """Return whether any hook of the agent overrides the point."""
-        return bool(self._hooks(agent, point))
+    threads: FunctionThreads = field(default_factory=FunctionThreads)
 
     def _hooks(self, agent: str, point: HookPoint) -> list[Hook]:
         known = self.agents.get(agent)
@@ -97,9 +92,14 @@ class HookRunner:
         """Ask the agent's hooks. `apply` sets a replaced value in what the next hook sees.
 
         Raises:
-            HookFailed: the message names the hook and the point.
+            HookFailed: the message names the hook and the point; or no hook is here to ask. The run was started
+                with one, and a deploy must not take its guard away.
 
         """
+        if not self._hooks(agent, point):
+            raise HookFailed(
+                f"the agent {agent!r} has no hook at {point} on this worker, but the run was started with one"
+            )
         try:
             async with asyncio.timeout(_LONGEST_ROUND.total_seconds()):
                 return await self._ask(agent, point, subject, apply)
@@ -116,7 +116,7 @@ class HookRunner:
         records: list[HookRecord] = []
         replaced, is_replaced = None, False
         for hook in self._hooks(agent, point):
-            verdict = await _ask_one(hook, point, subject)
+            verdict = await _ask_one(self.threads, hook, point, subject)
             if isinstance(verdict, Proceed):
                 continue
             records.append(
@@ -187,7 +187,9 @@ class HookRunner:
         results = {result.call_id: result for result in request.results}
         checked: list[CheckedCall] = []
         for call, carrier in zip(request.calls, request.carriers, strict=True):
-            if request.point == "after_tool":
+            if request.unpinned:
+                checked.append(CheckedCall(call_id=call.id))
+            elif request.point == "after_tool":
                 checked.append(await self.check_result(call, carrier, run, results[call.id]))
             else:
                 checked.append(await self.check_call(call, carrier, run))
@@ -198,11 +200,13 @@ def _hook_progress(seq: int, window: int) -> Progress:
     return Progress(call="hooks", attempt=activity.info().attempt, seq=seq)
 
 
-async def _ask_one(hook: Hook, point: HookPoint, subject: Any) -> Verdict:
+async def _ask_one(threads: FunctionThreads, hook: Hook, point: HookPoint, subject: Any) -> Verdict:
+    method = getattr(hook, point)
+    is_async = inspect.iscoroutinefunction(method)
     try:
-        answer = getattr(hook, point)(subject)
-        if inspect.isawaitable(answer):
-            answer = await answer
+        # A plain hook in a thread: one that waits for a network must not hold up the whole worker.
+        name, call = f"hook:{hook.name}.{point}", partial(method, subject)
+        answer = await call_function(threads, name, call, is_async=is_async)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # `sys.exit` in a hook is its failure, and not the worker's end

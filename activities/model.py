@@ -11,7 +11,7 @@ failure, adds it up. Every exception leaves as an ApplicationError whose type is
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, ModelError
-from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, HookPoint, Retry
+from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, Retry
 from perdure.messages import (
     Message,
     Part,
@@ -46,6 +46,7 @@ from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .attempt import ModelAttempt, progress_of, usage_of_earlier_attempts
+from .content.attachments import newest_attachments, readable_messages
 from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
@@ -118,7 +119,7 @@ class ModelCalls:
             hooked = await self._ask_before(attempt, request)
             if isinstance(hooked, Reply):
                 return self._outcome(attempt, request, hooked)
-            return await self._call_with_span(attempt, hooked)
+            return await self._call_or_use_words(attempt, hooked)
         except ApplicationError:
             raise
         except asyncio.CancelledError:
@@ -134,29 +135,51 @@ class ModelCalls:
             activity.logger.exception("model call failed with an unexpected exception")
             raise attempt.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
 
+    async def _call_or_use_words(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
+        """Call the model; once more without its newest attachments if the provider refuses the request.
+
+        The provider has taken the older ones before. A later model of the chain, which may read them, goes first.
+        """
+        try:
+            return await self._call_with_span(attempt, request)
+        except ModelError as error:
+            refused = newest_attachments(request.messages)
+            if error.kind != "bad_request" or not refused or attempt.can_fall_back("bad_request"):
+                raise
+            attempt.refused = refused
+        in_words = readable_messages(request.messages, request.blobs, refused)
+        return await self._call_with_span(attempt, replace(request, messages=in_words))
+
     async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec
         instructions = spec.instructions
         if call.note:
             instructions = f"{instructions}\n\n{call.note}".strip()
+        blobs = await self._read_blobs(view.blobs)
         return ModelRequest(
             config=attempt.model.config,
             instructions=instructions,
-            messages=with_summary(call, view.messages),
+            messages=readable_messages(with_summary(call, view.messages), blobs, call.refused),
             tools=_tool_definitions(spec, call),
             tool_choice=call.tool_choice,
             max_tokens=call.max_tokens,
             step=call.step,
             user=call.user,
-            blobs={name: await self._read_blob(name) for name in view.blobs},
+            blobs=blobs,
         )
 
-    async def _read_blob(self, name: str) -> bytes:
-        try:
-            return await self.blobs.get(name)
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise ModelError("storage", f"a picture or document cannot be read ({why})") from None
+    async def _read_blobs(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the blobs by name, without those that do not exist; the model is told of these in words."""
+        found: dict[str, bytes] = {}
+        for name in names:
+            try:
+                found[name] = await self.blobs.get(name)
+            except KeyError:
+                continue
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                raise ModelError("storage", f"a picture or document cannot be read ({why})") from None
+        return found
 
     async def _call_with_span(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
         """Call the model within its span; a call that a person stopped gives its partial text."""
@@ -180,7 +203,7 @@ class ModelCalls:
     async def _ask_before(self, attempt: ModelAttempt, request: ModelRequest) -> ModelRequest | Reply:
         """Ask the hooks before the call; return the request to send, or the reply that ends the turn."""
         agent = attempt.call.agent
-        if not self._has_hooks(attempt, "before_model"):
+        if "before_model" not in attempt.spec.hooks:
             return request
         hooked = HookedModelCall(run=_hooked_run(attempt.call), request=request)
         try:
@@ -199,7 +222,7 @@ class ModelCalls:
         agent = attempt.call.agent
         # A summary is no answer: it takes no effect, and shows nothing that the model has not seen.
         skipped = reply.stop in ("cancelled", "context_overflow") or bool(attempt.call.summarize)
-        if skipped or not self.hooks.has(agent, "after_model"):
+        if skipped or "after_model" not in attempt.spec.hooks:
             return reply
         hooked = HookedModelCall(
             run=_hooked_run(attempt.call),
@@ -226,18 +249,6 @@ class ModelCalls:
                 return reply
         # A reply that takes no effect ends nothing, whatever it stopped for: the model tries again.
         return replace(reply, parts=_with_problem(reply.parts, attempt.problem), stop="end_turn")
-
-    def _has_hooks(self, attempt: ModelAttempt, point: HookPoint) -> bool:
-        """Return whether there are hooks to ask.
-
-        Raises:
-            ModelError: "hook_failed": the agent has hooks, but is not on this worker. Another may have it.
-
-        """
-        agent = attempt.call.agent
-        if not self.hooks.knows(agent) and {"before_model", "after_model"} & set(attempt.spec.hooks):
-            raise ModelError("hook_failed", f"the hooks of agent {agent!r} are not on this worker")
-        return self.hooks.has(agent, point)
 
     async def _call_guarded(self, attempt: ModelAttempt, model: Model, request: ModelRequest) -> Reply:
         """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""
@@ -310,6 +321,7 @@ class ModelCalls:
             output_problem=attempt.problem or checked.problem,
             wasted=attempt.before,
             wasted_microusd=attempt.cost_microusd(attempt.before),
+            refused=attempt.refused,
         )
 
 

@@ -5,10 +5,11 @@ while a tool's failure becomes text: see `tool`.
 """
 
 import asyncio
+import inspect
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,8 +28,8 @@ from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
 from .content.redact import mask_value, redact_and_cut
 from .content.results import to_content
-from .functions import call_function
 from .heartbeat import Heartbeats, last_progress
+from .threads import FunctionThreads, call_function
 from .traffic.transient_errors import is_transient, may_have_taken_effect
 
 _HEARTBEAT_INTERVAL = timedelta(seconds=1)
@@ -42,7 +43,7 @@ class NodeCalls:
 
     graphs: Mapping[str, Graph]
     blobs: BlobStore
-    executor: Executor
+    threads: FunctionThreads
 
     @activity.defn(name=CALL_NODE)
     async def call_node(self, call: NodeCall) -> Any:
@@ -63,7 +64,12 @@ class NodeCalls:
         try:
             function = self._find_function(call)
             async with Heartbeats(progress, _HEARTBEAT_INTERVAL):
-                value = await call_function(function, self.executor, node_input)
+                value = await call_function(
+                    self.threads,
+                    f"graph:{call.graph}.{call.node}",
+                    partial(function, node_input),
+                    is_async=inspect.iscoroutinefunction(function),
+                )
             return _to_json(value)
         except asyncio.CancelledError:
             raise

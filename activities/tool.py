@@ -5,15 +5,16 @@ and the tool's timeout surround the user's function, and heartbeats run until th
 A transient failure is raised, so that Temporal retries within the tool's `ToolRetry`. Every other failure
 becomes an error result that the model reads.
 
-`_CallProgress` passes two facts from attempt to attempt in the heartbeat. A write whose result is lost may have
-had its effect: no fallback repeats it. And the failures so far: Temporal counts attempts, and an attempt whose
-worker died is no failure of the tool.
+`_CallProgress` passes two facts from attempt to attempt in the heartbeat. A write whose result is lost may have had
+its effect, from the moment at which its function begins: no fallback repeats it. And the failures so far: Temporal
+counts attempts, and an attempt whose worker died is no failure of the tool.
 """
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,10 +37,10 @@ from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
-from .functions import call_function
 from .heartbeat import Heartbeats, last_progress, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
+from .threads import FunctionThreads, NoThreadLeft, call_function
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen
 from .traffic.rates import Throttled
@@ -64,7 +65,7 @@ class ToolCalls:
 
     agents: Mapping[str, Agent]
     blobs: BlobStore
-    executor: Executor
+    threads: FunctionThreads
     transcripts: Transcripts
     traffic: Traffic = field(default_factory=Traffic)
     last_results: LastResults = field(default_factory=LastResults)
@@ -124,17 +125,17 @@ class ToolCalls:
             ApplicationError: type "hook_failed", while the tool has attempts left.
 
         """
-        if call.tool == READ_RESULT or call.checked or not self.hooks.has(call.agent, "before_tool"):
+        if call.tool == READ_RESULT or call.checked or "before_tool" not in call.hooks:
             return None
         if progress.checked is not None:
             return progress.checked
-        self._find_tool(call, progress)
+        self._find_tool(call, progress)  # a worker without the tool does not have its hooks either
         try:
             progress.checked = await self.hooks.check_call(_tool_call(call), "function", _hooked_run(call))
         except HookFailed as error:
             progress.failures += 1
             if progress.failures < call.attempts:
-                activity.heartbeat(progress.heartbeat(0, 0))
+                activity.heartbeat(progress.last_word())
                 raise ApplicationError(str(error), type=HOOK_FAILED) from None
             return CheckedCall(call_id=call.call_id, deny=f"not run: {error}")
         except asyncio.CancelledError as error:
@@ -150,7 +151,7 @@ class ToolCalls:
 
         The tool has run: a hook that fails must not run it again, so the result is withheld instead.
         """
-        if call.tool == READ_RESULT or not self.hooks.has(call.agent, "after_tool"):
+        if call.tool == READ_RESULT or "after_tool" not in call.hooks:
             return None
         try:
             return await self.hooks.check_result(_tool_call(call), "function", _hooked_run(call), result)
@@ -187,8 +188,7 @@ class ToolCalls:
         progress.mark_failed(failure)
         retry = _retry_error(failure, call, progress)
         if retry is not None:
-            # The next attempt must know whether this one may have had its effect.
-            activity.heartbeat(progress.heartbeat(0, 0))
+            activity.heartbeat(progress.last_word())
             raise retry
         kind = "tool_timeout" if is_timeout(failure) else "tool_error"
         return self._fall_back(tool, call, _failure_content(call, progress, failure), kind)
@@ -204,14 +204,14 @@ class ToolCalls:
             content = await to_content(value, self.blobs, call.preview_bytes)
         except asyncio.CancelledError as error:
             raise _interruption(error, progress) from None
-        self.last_results.add(tool, call, content)
+        self.last_results.add(call, content)
         return content
 
     def _fall_back(
         self, tool: Tool, call: ToolInput, failure: ResultContent, kind: ErrorKind
     ) -> tuple[ResultContent, ErrorKind | None]:
         """Return the last result of the same call, if the tool allows that; else the failure."""
-        last = self.last_results.find(tool, call)
+        last = self.last_results.find(call)
         if last is not None:
             return last.stand_in_for(tool.name, failure), None
         # An earlier attempt of the node, or the time before a reset, may have made the same call.
@@ -238,7 +238,7 @@ class ToolCalls:
             # The service answered, if only with a refusal: it is healthy.
             circuits.record_success(ticket)
             raise
-        except ArgumentsRefused:
+        except (ArgumentsRefused, NoThreadLeft):
             # The tool was not called.
             circuits.release(ticket)
             raise
@@ -258,7 +258,7 @@ class ToolCalls:
             return tool
         # Retryable, because another worker may have the tool: a deploy is under way.
         progress.failures += 1
-        activity.heartbeat(progress.heartbeat(0, 0))
+        activity.heartbeat(progress.last_word())
         raise ApplicationError(
             f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
             type=MAY_HAVE_EFFECT if progress.may_have_effect else NOT_CALLED,
@@ -273,27 +273,55 @@ class ToolCalls:
             TimeoutError: no result in time. A function in a thread goes on running.
 
         """
-        context = _tool_context(tool, call, progress)
         try:
             arguments = tool.signature.bind(call.arguments)
             _check_resource(tool, call)
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
-        if tool.signature.context is not None:
-            arguments[tool.signature.context] = context
-        timeout = asyncio.timeout(tool.timeout.total_seconds())
-        progress.mark_started()
+        clock = _Clock(call.timeout)
+        cancelled = threading.Event()
+
+        def begin() -> None:
+            progress.mark_started()
+            clock.start()
+
+        def function() -> Any:
+            if tool.signature.context is not None:
+                arguments[tool.signature.context] = _tool_context(tool, call, progress, cancelled)
+            return tool.function(**arguments)
+
         try:
-            async with timeout:
-                return await call_function(tool.function, self.executor, **arguments)
+            async with clock.timeout:
+                return await call_function(
+                    self.threads, tool_key(tool.name), function, is_async=tool.is_async, begins=begin
+                )
         except TimeoutError as error:
             # Only our own timeout is renamed. One that the tool raised keeps its message.
-            if timeout.expired():
-                raise TimeoutError(f"no result within {tool.timeout}") from error
+            if clock.timeout.expired():
+                raise TimeoutError(f"no result within {call.timeout}") from error
             raise
         finally:
             # A thread cannot be stopped. A tool that watches this event can stop itself.
-            context.cancelled.set()
+            cancelled.set()
+
+
+class _Clock:
+    """Timeout that begins when the function does, in whichever thread that is."""
+
+    def __init__(self, span: timedelta) -> None:
+        self._seconds = span.total_seconds()
+        self._loop = asyncio.get_running_loop()
+        self.timeout = asyncio.timeout(None)
+
+    def start(self) -> None:
+        """Set the deadline, from now on."""
+        when = self._loop.time() + self._seconds
+        self._loop.call_soon_threadsafe(self._set, when)
+
+    def _set(self, when: float) -> None:
+        # The function may be over by now, and its timeout left.
+        with contextlib.suppress(RuntimeError):
+            self.timeout.reschedule(when)
 
 
 class _CallProgress:
@@ -303,6 +331,7 @@ class _CallProgress:
         self.call_id = call_id
         self.note = ""
         self.may_have_effect = self._earlier_may_have_effect = _earlier_attempt_may_have_effect()
+        self._is_started = False
         earlier = last_progress()
         self.checked = earlier.checked if earlier else None
         """Verdict of the hooks before the call."""
@@ -311,28 +340,37 @@ class _CallProgress:
 
     def mark_started(self) -> None:
         """Record that the tool is being called: from now on it may have its effect."""
-        self.may_have_effect = True
+        self._is_started = self.may_have_effect = True
 
     def mark_failed(self, error: BaseException) -> None:
         """Record the error, which may prove that this attempt had no effect."""
         self.failures += 1
-        self.may_have_effect = self._earlier_may_have_effect or may_have_taken_effect(error)
+        if self._is_started:
+            self.may_have_effect = self._earlier_may_have_effect or may_have_taken_effect(error)
 
     def report(self, note: str) -> None:
         """Set the progress note: `ToolContext.report`."""
         self.note = redact_and_cut(str(note), _LONGEST_NOTE)
 
     def heartbeat(self, seq: int, window: int) -> Progress:
-        """Return the heartbeat with sequence number `seq`, its note at most `window` characters."""
+        """Return the heartbeat with sequence number `seq`, its note at most `window` characters.
+
+        It says that the call may have its effect, whether the function has begun or not: if the worker dies now,
+        nobody can tell what it did after the heartbeat. Only `last_word` can say that nothing happened.
+        """
         return Progress(
             call=self.call_id,
             attempt=activity.info().attempt,
             seq=seq,
             note=self.note[:window],
-            may_have_effect=self.may_have_effect,
+            may_have_effect=True,
             failures=self.failures,
             checked=self.checked,
         )
+
+    def last_word(self) -> Progress:
+        """Return the heartbeat of an attempt that ends: whether it, or an earlier one, may have had its effect."""
+        return self.heartbeat(0, 0).model_copy(update={"may_have_effect": self.may_have_effect})
 
 
 def _earlier_attempt_may_have_effect() -> bool:
@@ -409,19 +447,22 @@ def _check_resource(tool: Tool, call: ToolInput) -> None:
         )
 
 
-def _tool_context(tool: Tool, call: ToolInput, progress: _CallProgress) -> ToolContext:
+def _tool_context(
+    tool: Tool, call: ToolInput, progress: _CallProgress, cancelled: threading.Event
+) -> ToolContext:
     info = activity.info()
     return ToolContext(
         run_id=str(info.workflow_id),
         call_id=call.call_id,
         idempotency_key=call.idempotency_key,
         attempt=call.earlier_attempts + info.attempt,
-        # From now, and not from the activity's start: the call may have waited for admission.
-        deadline=datetime.now(UTC) + tool.timeout,
+        # From now, as the function begins, and not from the activity's start: the call may have waited.
+        deadline=datetime.now(UTC) + call.timeout,
         agent=call.agent,
         user=call.user,
         context=call.context,
         report=progress.report,
+        cancelled=cancelled,
     )
 
 
@@ -440,7 +481,7 @@ def _interruption(error: BaseException, progress: _CallProgress) -> BaseExceptio
     """
     if not worker_is_ending():
         return error
-    activity.heartbeat(progress.heartbeat(0, 0))
+    activity.heartbeat(progress.last_word())
     if progress.may_have_effect:
         message = (
             "The worker was stopped before the tool returned; the call may or may not have taken effect."

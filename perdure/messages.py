@@ -173,8 +173,8 @@ class ToolResult(Value):
 
     @property
     def text(self) -> str:
-        """Text of the text parts, joined."""
-        return "".join(part.text for part in self.content if isinstance(part, Text))
+        """Text of the text parts, a line each."""
+        return "\n".join(part.text for part in self.content if isinstance(part, Text))
 
 
 Part = Annotated[

@@ -235,6 +235,11 @@ class Settings(BaseSettings):
     max_concurrent_activities: Count = Field(
         100, description="Most model and tool calls at the same time in one worker."
     )
+    max_lost_threads: Count = Field(
+        100,
+        description="Most threads of one worker that hang in functions that were given up. With so many, it calls no "
+        "further function that is not async, and is not ready.",
+    )
     max_concurrent_workflow_tasks: Annotated[int, Field(ge=2)] = Field(
         100, description="Most workflow tasks at the same time in one worker."
     )

@@ -8,7 +8,6 @@ It is given to the client, because the data converter belongs to it. Workers and
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -40,7 +39,7 @@ from ..activities.content.coded_blobs import CodedBlobs
 from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
 from ..activities.edits import Edits
-from ..activities.genai import count_circuit_opening, watch_circuits
+from ..activities.genai import count_circuit_opening, count_lost_thread, watch_circuits, watch_threads
 from ..activities.hooks import HookRunner
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
@@ -50,6 +49,7 @@ from ..activities.relay import relay
 from ..activities.remote import count_attempts
 from ..activities.renewal import BlobRenewal
 from ..activities.resolve import Resolver
+from ..activities.threads import FunctionThreads
 from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic.admission import Traffic
 from ..activities.traffic.circuit import Circuits
@@ -101,8 +101,8 @@ class PerdurePlugin(SimplePlugin):
         self._content = CodedBlobs(self.blobs)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self.traffic = _traffic(self.settings)
-        # A thread for each activity slot: tools that are plain functions must not wait for a thread.
-        self._executor = ThreadPoolExecutor(self.settings.max_concurrent_activities, "perdure-tool")
+        self.threads = FunctionThreads(self.settings.max_lost_threads, count_lost_thread)
+        watch_threads(self.threads)
         super().__init__(
             "perdure",
             data_converter=lambda existing: extend_converter(
@@ -131,7 +131,7 @@ class PerdurePlugin(SimplePlugin):
             providers=self.models,
             transcripts=self.transcripts,
         )
-        hooks = HookRunner(agents=self.agents)
+        hooks = HookRunner(agents=self.agents, threads=self.threads)
         model_calls = ModelCalls(
             models=self.models,
             agents=self.agents,
@@ -145,13 +145,13 @@ class PerdurePlugin(SimplePlugin):
         tool_calls = ToolCalls(
             agents=self.agents,
             blobs=self._content,
-            executor=self._executor,
+            threads=self.threads,
             transcripts=self.transcripts,
             traffic=traffic,
             hooks=hooks,
             progress_interval=interval,
         )
-        nodes = NodeCalls(graphs=self.graphs, blobs=self._content, executor=self._executor)
+        nodes = NodeCalls(graphs=self.graphs, blobs=self._content, threads=self.threads)
         return [
             resolver.resolve_agent,
             model_calls.call_model,

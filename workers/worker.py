@@ -33,7 +33,6 @@ from perdure.model import Model
 from perdure.settings import Settings
 from perdure.versions import new_runs_problem, version_of
 
-from ..activities.traffic.circuit import Circuits
 from .connection import connect_temporal, describe_task_queue
 from .load import Definitions, load_files
 from .observe import health
@@ -106,7 +105,7 @@ async def run_worker(args: WorkerArgs) -> None:
         for warning in warnings:
             args.notify(f"warning: {warning}")
         temporal = await connect_temporal(settings, [plugin])
-        await _serve(args, definitions, temporal, tuple(warnings), plugin.traffic.circuits)
+        await _serve(args, definitions, temporal, tuple(warnings), plugin)
 
 
 async def _serve(
@@ -114,7 +113,7 @@ async def _serve(
     definitions: Definitions,
     temporal: Client,
     warnings: tuple[str, ...],
-    circuits: Circuits,
+    plugin: PerdurePlugin,
 ) -> None:
     stop = asyncio.Event()
     with _stop_on_signals(stop, args.notify):
@@ -126,7 +125,7 @@ async def _serve(
             counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
             # Health is served before the first poll: a probe must see a worker that cannot reach the server.
             async with (
-                _serve_health(args.settings, worker, temporal, stop, circuits) as health_address,
+                serve_health(plugin, worker, temporal, stop) as health_address,
                 report_parked_runs(temporal, enabled=counts_parked),
             ):
                 if await _wait_for_first_poll(temporal, args.settings.task_queue, worker, running, stopping):
@@ -280,10 +279,12 @@ async def _wait_for_first_poll(
 
 
 @contextlib.asynccontextmanager
-async def _serve_health(
-    settings: Settings, worker: Worker, temporal: Client, stop: asyncio.Event, circuits: Circuits
+async def serve_health(
+    plugin: PerdurePlugin, worker: Worker, temporal: Client, stop: asyncio.Event
 ) -> AsyncGenerator[str | None, None]:
-    if settings.health_address is None:
+    """Serve the worker's health while the block runs; yield the address, or None where the settings name none."""
+    address = plugin.settings.health_address
+    if address is None:
         yield None
         return
 
@@ -292,10 +293,11 @@ async def _serve_health(
             return "the worker is stopping"
         if not worker.is_running or worker.is_shutdown:
             return "the worker does not take work"
-        return await _server_problem(temporal)
+        return plugin.threads.problem() or await _server_problem(temporal)
 
-    async with health.serve(settings.health_address, ready, circuits.states) as address:
-        yield address
+    circuits, threads = plugin.traffic.circuits.states, plugin.threads.states
+    async with health.serve(address, ready, circuits, threads) as served_at:
+        yield served_at
 
 
 async def _server_problem(temporal: Client) -> str | None:

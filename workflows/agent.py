@@ -33,7 +33,7 @@ class AgentWorkflow(RunHandlers):
         return await self._loop.run(request)
 
     async def _begin(self, request: Any, child_json: Any) -> None:
-        run_request = request_of(request)
+        run_request = request_of(request, is_child=child_json is not None)
         self._agent = run_request.agent
         child = None if child_json is None else ChildInput.model_validate(child_json)
         resolved = await self._resolve(run_request, child)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from perdure.limits import explain
+from perdure.media import problem_with_attachment
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.model import check_json
 from perdure.schema import problem_with
@@ -50,12 +51,13 @@ def _validate(what: str, make: Callable[[], _Model]) -> _Model:
         raise refuse(f"{what}: {explain(error)}") from None
 
 
-def request_of(raw: Any) -> RunRequest:
+def request_of(raw: Any, *, is_child: bool = False) -> RunRequest:
     """Return the checked input of a run, whatever client wrote it."""
     request = _validate("run request", lambda: RunRequest.model_validate(raw))
     _check_writable("run request", request)
     if isinstance(request.prompt, list):
-        _check_parts("prompt", request.prompt)
+        # What its parent gives a child stands in the parent's transcript already. The model is told in words.
+        _check_parts("prompt", request.prompt, check_bytes=not is_child)
     _check_user("run request", request.user)
     return request
 
@@ -103,8 +105,8 @@ def message_of(raw: Any) -> Message:
     raise refuse(f'message: send a text, such as "yes, go on", not {_short(content)}')  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _check_parts(what: str, parts: list[Part]) -> None:
-    """Check that a person's message has text, images or documents, and nothing else."""
+def _check_parts(what: str, parts: list[Part], *, check_bytes: bool = True) -> None:
+    """Check that a person's message has text, images or documents that can be read, and nothing else."""
     # Tool calls and their results are the run's own: a person must not be able to forge them.
     has_content = False
     for part in parts:
@@ -112,6 +114,9 @@ def _check_parts(what: str, parts: list[Part]) -> None:
             case Text():
                 has_content = has_content or bool(part.text.strip())
             case Image() | Document():
+                problem = problem_with_attachment(part) if check_bytes else None
+                if problem is not None:
+                    raise refuse(f"{what}: {problem}")
                 has_content = has_content or bool(part.data or part.blob)
             case _:
                 raise refuse(f"{what}: send text, images and documents, not a {part.kind!r}")

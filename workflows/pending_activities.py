@@ -282,6 +282,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         user=state.request.user,
         force_once=state.parking.force_once,
         summary=state.transcript.summary,
+        refused=state.transcript.refused,
     )
 
 
@@ -307,6 +308,7 @@ def hook_input(state: AgentState, command: RunHooks) -> HookInput:
         context=dict(state.request.context),
         calls=calls,
         carriers=["handoff" if call.call.name == HANDOFF else call.kind for call in command.calls],
+        unpinned=command.point not in state.spec.hooks,
         results=[call.unreviewed for call in command.calls if call.unreviewed is not None],
         message=first,
         output=command.end.output if command.end else None,
@@ -363,6 +365,9 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         writes=tool.effect == "write",
         attempts=tool.retry.attempts,
         earlier_attempts=earlier_attempts(state),
+        timeout=tool.timeout,
+        remembered=tool.fallback.remembered if tool.fallback else None,
+        hooks=tuple(point for point in state.spec.hooks if point in ("before_tool", "after_tool")),
     )
     return workflow.start_activity(
         CALL_TOOL,

@@ -9,7 +9,6 @@ from cachetools import LRUCache
 
 from perdure.messages import ResultPart, Text
 from perdure.model import digest
-from perdure.tools import Tool
 from perdure.wire.effects import ToolInput
 
 from .results import ResultContent
@@ -42,23 +41,22 @@ class LastResults:
         default_factory=lambda: LRUCache(_CAPACITY), repr=False
     )
 
-    def add(self, tool: Tool, call: ToolInput, content: ResultContent) -> None:
+    def add(self, call: ToolInput, content: ResultContent) -> None:
         """Keep the result, if the tool's fallback uses last results."""
-        if tool.fallback is None or tool.fallback.remembered is None:
+        if call.remembered is None:
             return
         self._results[_key(call)] = (self.clock(), content)
 
-    def find(self, tool: Tool, call: ToolInput) -> LastResult | None:
+    def find(self, call: ToolInput) -> LastResult | None:
         """Return the last result of the same call, or None if there is none that is young enough."""
-        longest = tool.fallback.remembered if tool.fallback else None
-        if longest is None:
+        if call.remembered is None:
             return None
         found = self._results.get(_key(call))
         if found is None:
             return None
         began, content = found
         age_seconds = self.clock() - began
-        return LastResult(content, age_seconds) if age_seconds <= longest.total_seconds() else None
+        return LastResult(content, age_seconds) if age_seconds <= call.remembered.total_seconds() else None
 
 
 def _key(call: ToolInput) -> str:

@@ -209,14 +209,14 @@ def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[
     """Return the output as JSON, or the problem with it.
 
     The run's pinned schema is checked first. Then come the rules of the output's type on this worker, which a
-    schema cannot express.
+    schema cannot express. They count only if the type has the pinned schema: after a deploy it may be another.
     """
     assert spec.output_schema is not None
     problem = problem_with(value, spec.output_schema)
     if problem is not None:
         return None, f"the answer does not fit: {redact_and_cut(problem, 1000)}"
     adapter = agent.output_adapter() if agent else None
-    if adapter is None:
+    if adapter is None or agent is None or agent.output_schema() != spec.output_schema:
         return value, None
     try:
         # Validated as JSON: a strict model takes a date's text from JSON only. Dumped by alias, so that

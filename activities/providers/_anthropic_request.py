@@ -19,7 +19,7 @@ from perdure.providers import (
     reject_setting,
     sendable_parts,
     tools_to_list,
-    unsupported_media_error,
+    unsupported_media_text,
 )
 
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
@@ -184,7 +184,7 @@ def _attachment(part: Image | Document, blobs: Mapping[str, bytes]) -> dict[str,
     source = {"type": "base64", "media_type": part.media_type}
     if isinstance(part, Image):
         if part.media_type not in _IMAGES:
-            raise unsupported_media_error(part, "Anthropic")
+            return {"type": "text", "text": unsupported_media_text(part, "Anthropic")}
         return {"type": "image", "source": {**source, "data": attachment_base64(part, blobs)}}
     if part.media_type == "application/pdf":
         source["data"] = attachment_base64(part, blobs)
@@ -192,5 +192,5 @@ def _attachment(part: Image | Document, blobs: Mapping[str, bytes]) -> dict[str,
         text = attachment_bytes(part, blobs).decode(errors="replace")
         source = {"type": "text", "media_type": "text/plain", "data": text}
     else:
-        raise unsupported_media_error(part, "Anthropic")
+        return {"type": "text", "text": unsupported_media_text(part, "Anthropic")}
     return {"type": "document", "source": source, "title": part.name}

@@ -20,7 +20,7 @@ from perdure.providers import (
     reject_setting,
     sendable_parts,
     tools_to_list,
-    unsupported_media_error,
+    unsupported_media_text,
 )
 
 _ANSWER_IN_WORDS = "Answer in words now: call no tool."
@@ -201,12 +201,8 @@ def _block(part: Part, request: ModelRequest, names: _DocumentNames) -> dict[str
         case Thinking():
             # Unsigned: it was cut off before its end, or its model does not want it back.
             return None
-        case Image():
-            return {"image": _source(part, _IMAGES, request.blobs)}
-        case Document():
-            return {
-                "document": {**_source(part, _DOCUMENTS, request.blobs), "name": names.unique_name(part.name)}
-            }
+        case Image() | Document():
+            return _attachment(part, request.blobs, names)
         case Opaque(data=data):
             return data
         case ToolCall(id=id_, name=name, arguments=arguments):
@@ -223,10 +219,14 @@ def _tool_result(result: ToolResult, request: ModelRequest, names: _DocumentName
     return {"toolUseId": result.call_id, "content": content or [{"text": EMPTY_TEXT}], **status}
 
 
-def _source(part: Image | Document, formats: Mapping[str, str], blobs: Mapping[str, bytes]) -> dict[str, Any]:
+def _attachment(part: Image | Document, blobs: Mapping[str, bytes], names: _DocumentNames) -> dict[str, Any]:
+    formats = _IMAGES if isinstance(part, Image) else _DOCUMENTS
     if part.media_type not in formats:
-        raise unsupported_media_error(part, "Bedrock")
-    return {"format": formats[part.media_type], "source": {"bytes": attachment_bytes(part, blobs)}}
+        return {"text": unsupported_media_text(part, "Bedrock")}
+    source = {"format": formats[part.media_type], "source": {"bytes": attachment_bytes(part, blobs)}}
+    if isinstance(part, Image):
+        return {"image": source}
+    return {"document": {**source, "name": names.unique_name(part.name)}}
 
 
 def as_json(value: Any) -> Any:

@@ -17,7 +17,7 @@ from perdure.providers import (
     read_options,
     reject_setting,
     sendable_parts,
-    unsupported_media_error,
+    unsupported_media_text,
 )
 
 
@@ -166,6 +166,6 @@ def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
             text = attachment_bytes(part, request.blobs).decode(errors="replace")
             return {"type": "text", "text": f"{part.name}:\n{text}"}
         case Document():
-            raise unsupported_media_error(part, "chat completions")
+            return {"type": "text", "text": unsupported_media_text(part, "chat completions")}
         case _:
             return None

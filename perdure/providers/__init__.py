@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         sendable_text,
         tools_to_list,
         unsupported_media_error,
+        unsupported_media_text,
     )
     from perdure.providers.deadline import CallDeadline
     from perdure.providers.draft import Block, ReplyDraft, parse_tool_call
@@ -79,7 +80,7 @@ _EXPORTS = {
     "perdure.providers.conversation": (
         *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "estimate_input_tokens", "merge_turns"),
         *("put_results_after_calls", "put_results_first", "sendable_parts", "sendable_text"),
-        *("tools_to_list", "unsupported_media_error"),
+        *("tools_to_list", "unsupported_media_error", "unsupported_media_text"),
     ),
     "perdure.providers.deadline": ("CallDeadline",),
     "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
@@ -139,6 +140,7 @@ __all__ = [
     "sendable_text",
     "tools_to_list",
     "unsupported_media_error",
+    "unsupported_media_text",
 ]
 
 

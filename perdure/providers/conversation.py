@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
 
 from perdure.errors import ModelError
+from perdure.media import in_words
 from perdure.messages import (
     IMAGE_TOKENS,
     Document,
@@ -134,6 +135,11 @@ def attachment_base64(part: Image | Document, blobs: Mapping[str, bytes]) -> str
 def unsupported_media_error(part: Image | Document, provider: str) -> ModelError:
     """Return the error for a media type that the provider does not read."""
     return ModelError("bad_request", f"{provider} does not read {part.kind}s of type {part.media_type!r}")
+
+
+def unsupported_media_text(part: Image | Document, provider: str) -> str:
+    """Return the words that a model reads in place of an attachment of a type that its provider does not read."""
+    return in_words(part, f"{provider} does not read {part.kind}s of that type")
 
 
 def estimate_input_tokens(request: ModelRequest) -> int:

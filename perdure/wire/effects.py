@@ -32,6 +32,9 @@ PROGRESS_WINDOW: Final = 8 * 1024
 """Most characters of partial text in a heartbeat."""
 
 
+_TOOL_TIMEOUT: Final = timedelta(minutes=1)
+
+
 class TranscriptView(Value):
     """Messages of the transcript that the model sees: the first `pinned`, then `start` to `length`."""
 
@@ -72,6 +75,8 @@ class ModelInput(Value):
     """Forced retry: a person resumed the parked run, so the call passes an open circuit."""
     summary: str = Field(default="", exclude_if=is_empty)
     """Summary of the messages between the pinned ones and `view.start`."""
+    refused: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    """Keys of attachments that a provider has refused: the model reads words in their place."""
     summarize: int = Field(default=0, exclude_if=is_empty)
     """Index before which the call summarizes the view's messages, instead of answering; 0: it answers."""
 
@@ -108,6 +113,8 @@ class ModelOutcome(Value):
     wasted: Usage = Field(default=Usage(), exclude_if=lambda v: v == Usage())
     """Usage of earlier attempts of this call that broke off."""
     wasted_microusd: int = Field(default=0, exclude_if=is_empty)
+    refused: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    """Keys of attachments that the provider refused in this call, and of which the model was told in words."""
 
 
 class ModelFailure(Value):
@@ -147,6 +154,12 @@ class ToolInput(Value):
     """Attempts that may fail, as the run has pinned them: `ToolRetry.attempts`."""
     earlier_attempts: int = Field(default=0, exclude_if=is_empty)
     """Attempts before the activity's first one: see `perdure.wire.identity`."""
+    # From the pinned spec: a worker with another version of the tool must not judge the call by its own settings.
+    timeout: timedelta = Field(default=_TOOL_TIMEOUT, exclude_if=lambda v: v == _TOOL_TIMEOUT)
+    remembered: timedelta | None = Field(default=None, exclude_if=is_empty)
+    """Greatest age of an earlier result that may stand in for a failed call; None: none may."""
+    hooks: tuple[HookPoint, ...] = Field(default=(), exclude_if=is_empty)
+    """Points at which hooks are asked about this call."""
 
 
 class RemoteArguments(dict[str, Any]):
@@ -233,6 +246,8 @@ class HookInput(Value):
     calls: list[ToolCall] = Field(default_factory=list[ToolCall], exclude_if=is_empty)
     carriers: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Carrier of each call: "function", "remote", "agent" or "handoff"."""
+    unpinned: bool = Field(default=False, exclude_if=is_empty)
+    """True when a redrive has taken the hooks at this point away: nobody is asked."""
     results: list[ToolResult] = Field(default_factory=list[ToolResult], exclude_if=is_empty)
     """Result of each call, after it was made."""
     message: Message | None = Field(default=None, exclude_if=is_empty)

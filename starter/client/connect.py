@@ -32,6 +32,7 @@ from .errors import rpc_error, session_ended_error
 from .listing import RunInfo, list_runs
 from .requests import (
     build_request,
+    check_attachments,
     check_workflow_type,
     has_request,
     request_json,
@@ -92,6 +93,7 @@ class Client:
             context=context or {},
             stream=stream,
         )
+        check_attachments(request.prompt)
         plain = request_json(request, id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
         run = Run(self.temporal, run_id)

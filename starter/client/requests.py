@@ -8,6 +8,8 @@ from temporalio.client import WorkflowExecutionDescription
 
 from perdure.errors import InvalidRequest, RunConflict
 from perdure.limits import explain
+from perdure.media import problem_with_attachment
+from perdure.messages import Document, Image, Part
 from perdure.model import digest
 from perdure.wire.requests import RunRequest, SessionRequest
 
@@ -58,6 +60,19 @@ def request_json(request: RunRequest | SessionRequest, run_id: str | None) -> di
     except ValueError as error:
         raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None
     return plain
+
+
+def check_attachments(content: str | list[Part]) -> None:
+    """Check that the images and documents of a prompt or message can be read, before anything is sent.
+
+    Raises:
+        InvalidRequest: one of them can be read by no provider.
+
+    """
+    for part in content if isinstance(content, list) else ():
+        problem = problem_with_attachment(part) if isinstance(part, Image | Document) else None
+        if problem is not None:
+            raise InvalidRequest(f"message: {problem}")
 
 
 def request_memo(plain: dict[str, Any]) -> dict[str, str]:

@@ -48,6 +48,7 @@ from .bulk import Outcome, act_on_each
 from .calls import RunCalls
 from .errors import run_ended_error, run_failure
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
+from .requests import check_attachments
 from .steps import Step, steps_of
 from .waiting import choose_approval, waiting_approvals
 
@@ -216,6 +217,7 @@ class Run:
             RunEnded: the run has ended.
 
         """
+        check_attachments(message)
         plain: Any = (
             message if isinstance(message, str) else [part.model_dump(mode="json") for part in message]
         )

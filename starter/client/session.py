@@ -34,6 +34,7 @@ from perdure.wire.results import Approval, ApprovalAnswer, RunStatus, TurnReply
 from ..watch.run import watch_turn
 from .calls import ANSWER_WITHIN
 from .errors import is_lost_update, refusal_error, session_ended_error
+from .requests import check_attachments
 from .run import Run
 
 # Seconds between two attempts, growing from the first to the longest.
@@ -297,5 +298,6 @@ def _raise_if_cancelled() -> None:
 
 
 def _message(text: str | list[Part], message_id: str | None, when_busy: WhenBusy) -> dict[str, Any]:
+    check_attachments(text)
     plain = text if isinstance(text, str) else [part.model_dump(mode="json") for part in text]
     return {"id": message_id or uuid.uuid4().hex, "text": plain, "when_busy": when_busy}

@@ -1,6 +1,5 @@
 """Attempts of a tool's call: failures of the tool and deaths of its workers are counted apart."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from perdure import Agent, FatalToolError, RetryableToolError, tool
 from perdure.activities.content.blobs import FileBlobs
 from perdure.activities.content.transcripts import Transcripts
 from perdure.activities.node import NodeCalls
+from perdure.activities.threads import FunctionThreads
 from perdure.activities.tool import ToolCalls
 from perdure.graph import Graph, NodeInput
 from perdure.wire.effects import FUNCTION_ATTEMPTS, NodeCall, Progress, ToolInput, most_attempts
@@ -42,9 +42,7 @@ def _tool_calls(tmp_path: Any, error: Exception) -> ToolCalls:
 
     agent = Agent(name="a", model="scripted:x", tools=[pay])
     blobs = FileBlobs(tmp_path)
-    return ToolCalls(
-        agents={"a": agent}, blobs=blobs, executor=ThreadPoolExecutor(1), transcripts=Transcripts()
-    )
+    return ToolCalls(agents={"a": agent}, blobs=blobs, threads=FunctionThreads(), transcripts=Transcripts())
 
 
 def _input(**changed: Any) -> ToolInput:
@@ -127,7 +125,7 @@ async def test_deaths_leave_a_functions_attempts(tmp_path: Any) -> None:
         raise ConnectionResetError(f"attempt {job.attempt}")
 
     graph = Graph(name="g", nodes={"stamp": stamp}, entry="stamp")
-    nodes = NodeCalls(graphs={"g": graph}, blobs=FileBlobs(tmp_path), executor=ThreadPoolExecutor(1))
+    nodes = NodeCalls(graphs={"g": graph}, blobs=FileBlobs(tmp_path), threads=FunctionThreads())
     call = NodeCall(
         graph="g", node="stamp", key="stamp-1.1", input={"task": "t", "node": "stamp"}, earlier_attempts=1
     )

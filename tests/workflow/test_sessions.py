@@ -1,6 +1,7 @@
 """Sessions: turns, messages that come again, limits, idleness, and continue-as-new in mid-turn."""
 
 import asyncio
+import base64
 import collections
 import contextlib
 import gc
@@ -23,8 +24,9 @@ from perdure import (
     ask_person,
     tool,
 )
-from perdure.messages import Image, Text
-from perdure.model import ModelRequest
+from perdure.errors import ModelError
+from perdure.messages import Image, Part, Text, Usage
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.testing import Line, ScriptedModel, calls, fails, running, says
@@ -38,6 +40,7 @@ from perdure.wire.events import (
 )
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, texts, until, until_status
+from tests.pictures import PNG, png
 from tests.workflow.test_history import history_sizes
 
 TURNS = int(os.environ.get("LONG_TURNS", "280"))
@@ -551,7 +554,7 @@ async def test_sessions_take_pictures_and_types(serve: Serve) -> None:
 
     async with serve(chatty(output_type=Answer), models=models(script)) as client:
         session = await client.session("typed", agent="chatty")
-        picture = Image(media_type="image/png", data="cG5n")
+        picture = Image(media_type="image/png", data=PNG)
         replies = [await session.say([Text(text="look"), picture]), await session.say("again")]
     assert [reply.output for reply in replies] == [{"n": 1}, {"n": 2}]
 
@@ -694,3 +697,51 @@ async def test_queries_do_not_time_out_meanwhile(serve: Serve) -> None:
 
 def test_the_names_are_public() -> None:
     assert Session.__module__ == "perdure.starter.client.session"
+
+
+class _Picky:
+    """Model whose provider refuses requests with a certain picture, for a reason of its own."""
+
+    def __init__(self) -> None:
+        self.requests: list[ModelRequest] = []
+
+    def check(self, config: ModelConfig) -> None:
+        pass
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        self.requests.append(request)
+        parts = [part for message in request.messages for part in message.parts]
+        if any(isinstance(part, Image) and part.data == REFUSED for part in parts):
+            raise ModelError("bad_request", "image: its colours are not allowed")
+        yield Reply(parts=(Text(text="seen"),), stop="end_turn", usage=Usage(input_tokens=1, output_tokens=1))
+
+
+REFUSED = base64.b64encode(png(b"refused")).decode()
+
+
+async def test_session_survives_refused_picture(serve: Serve) -> None:
+    """A picture that the provider refuses is told in words, in this turn and, without another refusal, in the next.
+
+    A picture that was seen before is still sent, and the transcript keeps both.
+    """
+    picky = _Picky()
+    async with serve(chatty(model="picky:x"), models={"picky": picky}) as client:
+        session = await client.session("pictures", agent="chatty")
+        turns: list[list[Part]] = [
+            [Image(data=PNG)],
+            [Text(text="and?"), Image(data=REFUSED)],
+            [Text(text="go on")],
+        ]
+        ends = [(await session.say(turn)).stop_reason for turn in turns]
+        kept = [
+            part.data
+            for message in await session.transcript()
+            for part in message.parts
+            if part.kind == "image"
+        ]
+    assert ends == ["end_turn"] * 3
+    assert kept == [PNG, REFUSED]
+    assert len(picky.requests) == 4
+    last = picky.requests[-1].messages
+    assert [part.data for message in last for part in message.parts if isinstance(part, Image)] == [PNG]
+    assert "the provider has refused it" in last[2].text

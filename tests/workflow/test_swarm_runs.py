@@ -25,11 +25,12 @@ from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.results import Approval, RunResult
 from tests.conftest import HANGS, Gate, Serve, until, until_queried, until_status
+from tests.pictures import PNG
 
 ServeTeam = Callable[..., AbstractAsyncContextManager[Client]]
 Answer = Line | list[Line]
 Part = Answer | Callable[[ModelRequest], Answer | Awaitable[Answer]]
-PICTURE = base64.b64encode(b"\x89PNG\xff picture").decode()
+PICTURE = PNG
 
 
 @pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.cold)])

@@ -232,16 +232,24 @@ async def _check_blob_lifetime(temporal: Client, settings: Settings) -> Finding:
 
 async def _check_circuits(temporal: Client, settings: Settings) -> Finding:
     """Report the circuits of the worker whose health address is known here; each worker has its own."""
+    return await _list_states(settings, "circuits", metric="perdure.circuit.open", none="all closed")
+
+
+async def _check_threads(temporal: Client, settings: Settings) -> Finding:
+    """Report the functions that hang in threads of that worker."""
+    return await _list_states(settings, "threads", metric="perdure.thread.lost", none="none hangs")
+
+
+async def _list_states(settings: Settings, name: str, *, metric: str, none: str) -> Finding:
     if settings.health_address is None:
         text = (
-            "each worker has its own: set PERDURE_HEALTH_ADDRESS to ask a worker, or see the metric "
-            "perdure.circuit.open"
+            f"each worker has its own: set PERDURE_HEALTH_ADDRESS to ask a worker, or see the metric {metric}"
         )
-        return Finding(name="circuits", verdict="ok", text=text)
-    text = await asyncio.to_thread(fetch, f"http://{settings.health_address}/circuits")
-    not_closed = [line for line in text.splitlines() if line]
-    verdict: Verdict = "warn" if not_closed else "ok"
-    return Finding(name="circuits", verdict=verdict, text="; ".join(not_closed) or "all closed")
+        return Finding(name=name, verdict="ok", text=text)
+    text = await asyncio.to_thread(fetch, f"http://{settings.health_address}/{name}")
+    lines = [line for line in text.splitlines() if line]
+    verdict: Verdict = "warn" if lines else "ok"
+    return Finding(name=name, verdict=verdict, text="; ".join(lines) or none)
 
 
 async def _check_clock(temporal: Client, settings: Settings) -> Finding:
@@ -286,6 +294,7 @@ _CHECKS: Final[tuple[tuple[str, Verdict, _Check], ...]] = (
     ("parked runs", "warn", _check_parked_runs),
     ("blob lifetime", "warn", _check_blob_lifetime),
     ("circuits", "warn", _check_circuits),
+    ("threads", "warn", _check_threads),
     ("clock", "warn", _check_clock),
 )
 

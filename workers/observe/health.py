@@ -1,9 +1,10 @@
-"""Health of a worker over HTTP: `/live`, `/ready`, `/circuits`, from the standard library.
+"""Health of a worker over HTTP: `/live`, `/ready`, `/circuits`, `/threads`, from the standard library.
 
 - `/live` answers while the event loop runs. When it does not answer, restart the worker.
 - `/ready` answers 200 while the worker polls a server that serves, else 503 with the reason. A server that
-  is away is no reason to restart a worker.
+  is away is no reason to restart a worker; threads that hang are, and the answer says so.
 - `/circuits` lists the models and tools whose circuits are not closed, a line each.
+- `/threads` lists the functions whose calls were given up and that run on in their threads, a line each.
 
 `python -m perdure.workers.observe.health http://127.0.0.1:8080/ready` exits with 0 on a 200.
 """
@@ -22,8 +23,9 @@ from perdure.errors import DefinitionError
 ReadinessCheck = Callable[[], Awaitable[str | None]]
 """Function that returns None when ready, else the reason why not, in words for people."""
 
-CircuitStates = Callable[[], Mapping[str, str]]
-"""Function that returns the state of each circuit that is not closed, by model or tool."""
+States = Callable[[], Mapping[str, str]]
+"""Function that returns the state of what is not as it should be, by name: of circuits by model or tool, and of
+threads by function."""
 
 _TIMEOUT: Final = 5.0
 """Seconds for a request to arrive and for the readiness check."""
@@ -40,7 +42,7 @@ _CLIENT_ERRORS: Final = (
 
 @contextlib.asynccontextmanager
 async def serve(
-    address: str, ready: ReadinessCheck, circuits: CircuitStates = dict
+    address: str, ready: ReadinessCheck, circuits: States = dict, threads: States = dict
 ) -> AsyncGenerator[str, None]:
     """Serve at `host:port` until the block ends; yield the address, with port 0 replaced by the real port.
 
@@ -50,7 +52,9 @@ async def serve(
     """
     host, _, port = address.rpartition(":")
     try:
-        server = await asyncio.start_server(_Handler(ready, circuits), host, int(port), limit=_MAX_REQUEST)
+        server = await asyncio.start_server(
+            _Handler(ready, circuits, threads), host, int(port), limit=_MAX_REQUEST
+        )
     except OSError as error:
         raise DefinitionError(f"PERDURE_HEALTH_ADDRESS {address}: {error.strerror or error}") from None
     try:
@@ -64,9 +68,10 @@ async def serve(
 class _Handler:
     """Handler of a connection, which carries a single request."""
 
-    def __init__(self, ready: ReadinessCheck, circuits: CircuitStates) -> None:
+    def __init__(self, ready: ReadinessCheck, circuits: States, threads: States) -> None:
         self._ready = ready
         self._circuits = circuits
+        self._threads = threads
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(*_CLIENT_ERRORS):
@@ -90,9 +95,11 @@ class _Handler:
             case b"/ready":
                 return await self._readiness()
             case b"/circuits":
-                return HTTPStatus.OK, "\n".join(f"{key}: {state}" for key, state in self._circuits().items())
+                return HTTPStatus.OK, _lines(self._circuits())
+            case b"/threads":
+                return HTTPStatus.OK, _lines(self._threads())
             case _:
-                return HTTPStatus.NOT_FOUND, "the paths are /live, /ready and /circuits"
+                return HTTPStatus.NOT_FOUND, "the paths are /live, /ready, /circuits and /threads"
 
     async def _readiness(self) -> tuple[HTTPStatus, str]:
         try:
@@ -101,6 +108,10 @@ class _Handler:
             # The name only: a message may hold secrets, and anybody may ask here.
             reason = type(error).__name__
         return (HTTPStatus.OK, "ready") if reason is None else (HTTPStatus.SERVICE_UNAVAILABLE, reason)
+
+
+def _lines(states: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}: {state}" for name, state in states.items())
 
 
 def _response(status: HTTPStatus, text: str, *, body: bool) -> bytes:

@@ -54,6 +54,9 @@ def begin_step(state: AgentState, event: StepBegan) -> AgentState:
 def fold_reply(state: AgentState, event: Replied) -> AgentState:
     """Return the state after the model answered: booked, recorded, and changed as the stop reason asks for."""
     outcome = event.outcome
+    if outcome.refused:
+        refused = (*state.transcript.refused, *outcome.refused)
+        state = replace(state, transcript=replace(state.transcript, refused=refused))
     meta = outcome.message.meta
     assert meta is not None, "the model activity always records how a reply came to be"
     state = book(state, outcome.wasted, outcome.wasted_microusd)

@@ -119,6 +119,8 @@ class Transcript:
     plan: tuple[PlanItem, ...] = ()
     summary: str = ""
     """Summary of the messages that have left the window, if the context strategy writes one."""
+    refused: tuple[str, ...] = ()
+    """Keys of attachments that a provider has refused: the model reads words in their place."""
     planned_at: int = 0
     """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
 

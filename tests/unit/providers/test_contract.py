@@ -489,10 +489,13 @@ async def test_missing_blob_is_a_bug(wire: Wire) -> None:
     assert wire.server.requests == []
 
 
-async def test_unsupported_media_is_never_sent(wire: Wire) -> None:
-    request = wire.request(messages=(Message.user([Document(data=PNG, media_type="application/x-odd")]),))
-    assert (await wire.error(request=request)).kind == "bad_request"
-    assert wire.server.requests == []
+async def test_unsupported_media_is_told_in_words(wire: Wire) -> None:
+    """A document that the provider does not read is not sent; the model reads that there is one."""
+    body = await wire.body_of(
+        wire.request(messages=(Message.user([Document(data=PNG, media_type="application/x-odd")]),))
+    )
+    assert "the document of type 'application/x-odd', which cannot be shown to you" in str(body)
+    assert PNG not in str(body)
 
 
 async def test_tools_are_never_forced(wire: Wire) -> None:
