@@ -156,6 +156,16 @@ class StatusChanged(Value):
     failure: Failure | None = None
 
 
+class EventsMissing(Value):
+    """Events before this one are missing, and do not come any more: no worker could be asked for them.
+
+    The transcript has everything, as soon as a worker answers again.
+    """
+
+    kind: Literal["events_missing"] = "events_missing"
+    reason: str
+
+
 class Finished(Value):
     """The run has ended. Nothing follows."""
 
@@ -187,6 +197,7 @@ Event = Annotated[
     | NodeFinished
     | PlanChanged
     | StatusChanged
+    | EventsMissing
     | Finished
     | TurnFinished,
     Field(discriminator="kind"),

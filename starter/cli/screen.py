@@ -13,6 +13,7 @@ from perdure.wire.events import (
     ApprovalRequested,
     ChildEvent,
     Event,
+    EventsMissing,
     Finished,
     MessageFinished,
     NodeFinished,
@@ -303,6 +304,8 @@ def event_line(event: Event) -> str | None:  # noqa: C901 - one case an event
                 f"[yellow]↻[/] {escape(event.call)} is tried again (attempt {event.attempt}): "
                 f"{escape(display.short(event.error, 200))}"
             )
+        case EventsMissing():
+            return f"[yellow]![/] some of what happened is not shown: {escape(event.reason)}"
         case TextRestarted():
             return f"[yellow]↻[/] the answer of step {event.step} begins anew (attempt {event.attempt})"
         case ApprovalRequested():

@@ -15,6 +15,7 @@ from perdure.wire.effects import Progress
 from perdure.wire.events import (
     ApprovalRequested,
     Event,
+    EventsMissing,
     MessageFinished,
     NodeFinished,
     NodeStarted,
@@ -41,6 +42,7 @@ from perdure.wire.results import (
     RunResult,
     RunStatus,
     Status,
+    TurnReply,
     Waiting,
 )
 
@@ -281,12 +283,36 @@ class ChangeTracker:
 
         `behind` says that no worker could be asked for the last messages.
         """
+        knows_all = result is not None and result.steps == self.last_step and not self.calls
         if behind and result is not None and result.stop_reason == "end_turn" and not result.nodes:
             yield from self._last_text(result)
         yield from self.track_nodes(nodes_in_result(result) if result else [])
         for node in list(self.nodes.values()):
             yield from self._node_ended(
                 node.model_copy(update={"state": "cancelled", "stop_reason": "cancelled"})
+            )
+        if behind and not knows_all:
+            yield EventsMissing(reason="the run has ended, and no worker answers questions about it")
+
+    def is_whole(self, reply: TurnReply) -> bool:
+        """Return whether every message up to the end of the turn was reported."""
+        return self.messages >= reply.messages
+
+    def track_turn_end(self, reply: TurnReply) -> Iterator[Event]:
+        """Yield what is left to report when a turn has ended and no worker answers: its text, from the reply itself."""
+        if self.is_whole(reply):
+            return
+        missing = reply.messages - self.messages
+        if isinstance(reply.output, str) and reply.text and reply.stop_reason == "end_turn":
+            step = max([self.last_step + 1, *self.texts])
+            streamed = self.texts.pop(step, _StreamedText(attempt=1))
+            self.last_step, self.messages = step, reply.messages
+            yield from self._complete(step, streamed, reply.text, streamed.attempt)
+            yield MessageFinished(index=reply.messages - 1, step=step, text=reply.text)
+            missing -= 1
+        if missing:
+            yield EventsMissing(
+                reason=f"the turn has ended, and no worker was asked for {missing} of its messages"
             )
 
     def _last_text(self, result: RunResult) -> Iterator[Event]:

@@ -96,15 +96,32 @@ async def watch_turn(
     ended = [node for node in (known.nodes if known else []) if node.state != "running"]
     watcher.tracker.nodes.update({node.key: node for node in ended})
     # The last poll begins after the reply is there. So all events of the turn come before TurnFinished.
-    while True:
-        done = reply.done()
-        events, poll = await watcher.next(fresh=done)
+    while not reply.done():
+        events, poll = await watcher.next()
         for event in events:
             yield event
-        if done:
-            yield TurnFinished(reply=reply.result())
-            return
         await asyncio.wait({reply}, timeout=watcher.pause(poll))
+    async for event in _watch_turn_end(watcher, reply.result()):
+        yield event
+    yield TurnFinished(reply=reply.result())
+
+
+async def _watch_turn_end(watcher: "_Watcher", reply: TurnReply) -> AsyncIterator[Event]:
+    """Yield the last events of a turn, until its last message is there or no worker has answered for long enough.
+
+    The worker may have died as the turn ended. Another needs some seconds to take the session over.
+    """
+    clock = asyncio.get_running_loop().time
+    until = clock() + _LAST_ANSWER_WITHIN
+    while True:
+        events, poll = await watcher.next(fresh=True)
+        for event in events:
+            yield event
+        if watcher.tracker.is_whole(reply) or clock() >= until:
+            break
+        await asyncio.sleep(watcher.pause(poll))
+    for event in watcher.tracker.track_turn_end(reply):
+        yield event
 
 
 class _Watcher:
