@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -13,6 +14,7 @@ from perdure.wire.effects import Progress
 from perdure.wire.events import (
     ChildEvent,
     Event,
+    EventsMissing,
     MessageFinished,
     NodeFinished,
     NodeStarted,
@@ -38,6 +40,7 @@ from perdure.wire.results import (
     PlanItem,
     RunResult,
     RunStatus,
+    TurnReply,
     Waiting,
 )
 
@@ -127,6 +130,35 @@ def test_last_answer_is_complete_without_a_worker(run: list[Streamed]) -> None:
         reader.feed(event)
     assert reader.text(len(run)) == last
     assert list(tracker.track_end(result, behind=True)) == [], "once"
+
+
+@pytest.mark.parametrize(("seen", "marked"), [(0, True), (1, True), (2, False), (3, False)])
+def test_turn_without_worker_ends_whole_or_says_so(seen: int, marked: bool) -> None:
+    """The reply fills what is missing of the last answer; what else is missing is said. A whole turn gets nothing."""
+    tracker, reader = ChangeTracker(), TextAssembler()
+    asked = message(1, 1, "let me look")
+    events = [*tracker.track_messages([Message.user("go"), asked, message(2, 1, "the whole answer")][:seen])]
+    if seen < 3:
+        events += tracker.track_pending([window(2, 1, "the who")])
+    reply = TurnReply(output="the whole answer", text="the whole answer", stop_reason="end_turn", messages=3)
+    events += tracker.track_turn_end(reply)
+    assert any(isinstance(event, EventsMissing) for event in events) == marked
+    for event in events:
+        reader.feed(event)
+    assert reader.text(2) == "the whole answer"
+    ends = [event for event in events if isinstance(event, MessageFinished) and event.step == 2]
+    assert [(end.index, end.text) for end in ends] == [(2, "the whole answer")]
+    assert list(tracker.track_turn_end(reply)) == [], "once"
+
+
+def test_finished_run_without_worker_says_so() -> None:
+    """A run that ended while no worker answers is marked; one about which all is known is not."""
+    result = RunResult(agent="a", output="done", stop_reason="end_turn", steps=3)
+    events = list(ChangeTracker().track_end(result, behind=True))
+    assert [event.kind for event in events] == ["text", "events_missing"]
+    known = ChangeTracker()
+    list(known.track_messages([message(3, 1, "done")]))
+    assert list(known.track_end(result, behind=True)) == []
 
 
 def test_another_models_answer_restarts_the_text() -> None:

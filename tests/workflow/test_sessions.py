@@ -6,6 +6,7 @@ import collections
 import contextlib
 import gc
 import os
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
