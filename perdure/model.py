@@ -9,7 +9,7 @@ the provider's own terminal mark. A stream that ends without a `Reply` was cut, 
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
@@ -235,8 +235,10 @@ def _numbers(value: Any) -> Iterable[tuple[str, float]]:
         if isinstance(node, float):
             yield place, node
         elif isinstance(node, dict):
-            fields: dict[Any, Any] = node
-            stack.extend((f"{place}.{key}".lstrip("."), item) for key, item in fields.items())
+            stack.extend(_children(place, dict[Any, Any](node).items()))  # pyright: ignore[reportUnknownArgumentType]
         elif isinstance(node, list | tuple):
-            items: Sequence[Any] = node
-            stack.extend((f"{place}.{index}".lstrip("."), item) for index, item in enumerate(items))
+            stack.extend(_children(place, enumerate(list[Any](node))))  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _children(place: str, items: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
+    return [(f"{place}.{key}".lstrip("."), item) for key, item in items]

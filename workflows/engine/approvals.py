@@ -118,7 +118,7 @@ def made_decision(
         own = _own_record(state, decision, unfolded)
         if own is not None:
             return MadeDecision(record=own, call_id=decision.call_id, run_id=state.id)
-    return next((_relayed(item) for item in reversed(state.relayed) if _is_about(item, decision)), None)
+    return next((_made_below(item) for item in reversed(state.relayed) if _is_about(item, decision)), None)
 
 
 def _waits_here(state: RunState, decision: ApprovalDecision, unfolded: Iterable[object]) -> bool:
@@ -146,7 +146,7 @@ def _is_about(item: RelayedDecision, decision: ApprovalDecision) -> bool:
     return decision.run_id == item.run_id and item.call_id == decision.call_id
 
 
-def _relayed(item: RelayedDecision) -> MadeDecision:
+def _made_below(item: RelayedDecision) -> MadeDecision:
     return MadeDecision(record=item.record, call_id=item.call_id, run_id=item.run_id)
 
 

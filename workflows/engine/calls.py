@@ -274,7 +274,8 @@ def verdict_on(state: AgentState, tool: ToolSpec, call: ToolCall) -> Verdict:
     verdicts = [policy.verdict(tool.name, roles, resource) for resource in resources_of(tool, call)]
     if tool.approval:
         verdicts.append("ask")
-    return min(verdicts, key=("deny", "ask", "allow").index)
+    strictest: tuple[Verdict, ...] = ("deny", "ask", "allow")
+    return next(verdict for verdict in strictest if verdict in verdicts)
 
 
 def resources_of(tool: ToolSpec, call: ToolCall) -> list[str | None]:
