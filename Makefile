@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz soak bench bench-quick chaos chaos-quick proofs lint types mypy pyright lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -25,6 +25,9 @@ stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
 
+ending: .venv/ready          ## Seconds from a stop, a cancel or a deadline to the end, at each moment: a quiet machine
+	$(BIN)/python -m proofs.ending
+
 soak: .venv/ready            ## Two hours of a steady load, or SOAK_MINUTES=...; fails when something grows
 	$(BIN)/pip install -q --disable-pip-version-check -r proofs/benchmarks/requirements.txt
 	$(BIN)/python -m proofs.soak run --minutes $(or $(SOAK_MINUTES),120) --rate $(or $(SOAK_RATE),1)
@@ -46,7 +49,7 @@ chaos-quick: .venv/ready     ## Some of the tasks, faults of several kinds toget
 
 # One after the other: each measures, so none may share the machine. A failure does not stop the rest.
 proofs: .venv/ready          ## Every heavy suite: four hours, two of them the soak; SOAK_MINUTES=... for another length
-	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress chaos bench soak
+	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos bench soak
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
@@ -56,7 +59,7 @@ lint: .venv/ready            ## Style, and who may import whom
 types: mypy pyright          ## mypy by package name, pyright by real path
 
 mypy: .venv/ready
-	$(BIN)/mypy -p perdure -p tests -p proofs.chaos
+	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.ending
 
 pyright: .venv/ready
 	$(BIN)/pyright

@@ -4,11 +4,14 @@ from typing import Any
 
 from temporalio import workflow
 
+from perdure.limits import Limits
 from perdure.wire.names import WORKFLOW
 from perdure.wire.results import RunResult
 from perdure.wire.tree import ChildInput
 
+from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
+from .engine.family import deadline_of
 from .engine.state import Origin
 from .handlers import RunHandlers, bound_program
 from .inputs import request_of
@@ -28,16 +31,22 @@ class AgentWorkflow(RunHandlers):
         # A child's input and a carried state share the argument: a root's run has a single one in history.
         if carried is not None and "state" in carried:
             self._loop.restore(bound_program(spec_in(carried)), carried, chunks)
-        else:
+            return await self._loop.run(request)
+        try:
             await self._begin(request, carried)
+        except EndedBeforeBeginningError as end:
+            return await self._end_early(end)
         return await self._loop.run(request)
 
     async def _begin(self, request: Any, child_json: Any) -> None:
         run_request = request_of(request, is_child=child_json is not None)
         self._agent = run_request.agent
         child = None if child_json is None else ChildInput.model_validate(child_json)
-        resolved = await self._resolve(run_request, child)
+        # One clock: the time in which the run cannot begin counts too.
+        began = workflow.now()
+        deadline = deadline_of(run_request.limits or Limits(), began, child)
+        resolved = await self._resolve(run_request, child, deadline)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members, child=child)
         program = bound_program(resolved.spec)
-        state = program.initial(run_request, workflow.now(), origin)
+        state = program.initial(run_request, began, origin)
         self._loop.begin(program, state, format_of(resolved))

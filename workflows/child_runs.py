@@ -46,6 +46,7 @@ from perdure.wire.spec import ResolvedAgent
 from perdure.wire.tree import Amount, ChildInput, Grant, Lease, Lineage, Report
 from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_uncertain
 
+from .ending import Ending, RunIsEndingError
 from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.events import ChildEnded, Event
 from .engine.state import AgentState, Call, RunState, TeamState
@@ -62,8 +63,9 @@ _PARENT = "/"
 class ChildRuns:
     """Starts child runs, sends signals to them, and reports their ends as events."""
 
-    def __init__(self, report: Callable[[Event], None]) -> None:
+    def __init__(self, report: Callable[[Event], None], ending: Ending) -> None:
         self._report = report
+        self._ending = ending
         self._handles: dict[str, workflow.ChildWorkflowHandle[Any, Any]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outgoing: dict[str, deque[tuple[str, list[Any]]]] = {}
@@ -128,13 +130,26 @@ class ChildRuns:
 
     async def report_final(self, lineage: Lineage, report: Report) -> None:
         """Send the last report, and wait until it has arrived: the end of the run comes after it."""
-        with suppress(FailureError, asyncio.CancelledError, asyncio.TimeoutError):
-            parent = workflow.get_external_workflow_handle(lineage.parent)
-            await asyncio.wait_for(parent.signal(REPORT, report), _FINAL_REPORT_WITHIN.total_seconds())
+        parent = workflow.get_external_workflow_handle(lineage.parent)
+        timer = asyncio.create_task(workflow.sleep(_FINAL_REPORT_WITHIN))
+        sending = asyncio.create_task(self._send_quietly(parent, report))
+        # The signal itself is not cancelled: the SDK fails the workflow task over one that is on its way.
+        with suppress(asyncio.CancelledError):
+            await workflow.wait_condition(lambda: sending.done() or timer.done())
+        timer.cancel()
 
-    async def flush(self) -> None:
-        """Wait until every signal is sent."""
-        await workflow.wait_condition(lambda: not self._sending)
+    async def _send_quietly(self, parent: "workflow.ExternalWorkflowHandle[Any]", report: Report) -> None:
+        with suppress(FailureError):  # the parent has ended meanwhile
+            await parent.signal(REPORT, report)
+
+    @property
+    def is_flushed(self) -> bool:
+        """True when every signal is sent."""
+        return not self._sending
+
+    async def flush_reports(self) -> None:
+        """Wait until every report to the parent is sent. A child that has not ended by now is the server's to end."""
+        await workflow.wait_condition(lambda: _PARENT not in self._sending)
 
     def _send_queued(self, key: str) -> None:
         """Send the queued signals one after the other; to a child, once it has started."""
@@ -183,7 +198,7 @@ class ChildRuns:
 
     async def _called_agent(self, state: AgentState, start: Start, call: Call) -> Event:
         outcome = await self._outcome(state, start)
-        result = await _tool_result(state, call, outcome)
+        result = await self._tool_result(state, call, outcome)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now(), result=result)
 
     async def _outcome(self, state: RunState, start: Start) -> RunResult:
@@ -213,6 +228,26 @@ class ChildRuns:
         except (FailureError, asyncio.CancelledError) as error:
             return outcome_of_error(start, error)
         return outcome
+
+    async def _tool_result(self, state: AgentState, call: Call, outcome: RunResult) -> ToolResult:
+        """Return the answer for the model. A text that is too long is kept aside, and can be read on."""
+        text, most = result_text(outcome), state.spec.result_preview_bytes
+        data = text.encode(errors="replace")
+        kept = KeptText(shown=text)
+        if len(data) > most:
+            try:
+                # The outcome is known, and so is its cost: a run that is to end must not lose it to a slow store.
+                kept = await self._ending.race(_keep_text(text, most))
+            except RunIsEndingError:
+                kept = _cut_text(data, most, "the run ended before the rest was kept")
+        result = ToolResult(
+            call_id=call.call.id,
+            name=call.call.name,
+            content=[Text(text=kept.shown)],
+            is_error=is_error(outcome),
+            spilled=kept.spilled,
+        )
+        return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
 
     async def _function(self, team: TeamState, start: Start) -> Event:
         outcome = await _function_outcome(team, start)
@@ -333,23 +368,7 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
     )
 
 
-async def _tool_result(state: AgentState, call: Call, outcome: RunResult) -> ToolResult:
-    """Return the answer for the model. A text that is too long is kept aside, and can be read on."""
-    kept = await _keep_text(result_text(outcome), state.spec.result_preview_bytes)
-    result = ToolResult(
-        call_id=call.call.id,
-        name=call.call.name,
-        content=[Text(text=kept.shown)],
-        is_error=is_error(outcome),
-        spilled=kept.spilled,
-    )
-    return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
-
-
 async def _keep_text(text: str, most: int) -> KeptText:
-    data = text.encode(errors="replace")
-    if len(data) <= most:
-        return KeptText(shown=text)
     try:
         kept: KeptText = await workflow.execute_activity(
             KEEP_TEXT,
@@ -360,8 +379,12 @@ async def _keep_text(text: str, most: int) -> KeptText:
             summary="keep a long answer",
         )
     except (ActivityError, asyncio.CancelledError):
-        return KeptText(shown=mark_cut(first_bytes(data, most), len(data), "the rest could not be kept"))
+        return _cut_text(text.encode(errors="replace"), most, "the rest could not be kept")
     return kept
+
+
+def _cut_text(data: bytes, most: int, reason: str) -> KeptText:
+    return KeptText(shown=mark_cut(first_bytes(data, most), len(data), reason))
 
 
 async def _function_outcome(team: TeamState, start: Start) -> RunResult:

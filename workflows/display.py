@@ -46,7 +46,7 @@ class Display:
         # Details cost no event: the UI reads them by a query.
         workflow.set_current_details(program.details(state))
         # Between two retries of an outage nothing has changed for people, and each change is an event.
-        if not self._sets_attributes or _is_between_retries(state):
+        if not self._sets_attributes or _is_between_retries(state) or _is_ending_child(state):
             return
         steps = state.ledger.steps
         shown = (listed_status(status_of(state)), _person_needed_for(state))
@@ -88,6 +88,11 @@ def _person_needed_for(state: RunState) -> str | None:
     """Return the cause for which a person must act. A transient cause keeps its first place in the lists."""
     parked = state.parking.parked if state.end is None else None
     return parked.kind if parked is not None and parked.resumes_at is None else None
+
+
+def _is_ending_child(state: RunState) -> bool:
+    """Return whether the run ends together with the run above it: fifty at once must not be fifty writes more."""
+    return state.ending is not None and state.end is None and state.tree.lineage is not None
 
 
 def _is_between_retries(state: RunState) -> bool:

@@ -1,11 +1,12 @@
 """Handlers that every run has: updates, signals and queries of people and of the runs around it."""
 
-from datetime import timedelta
+import asyncio
+from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.graph import GraphCode
 from perdure.members import for_member
@@ -34,6 +35,7 @@ from perdure.wire.results import ApprovalAnswer, RunResult, RunStatus, Status, T
 from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
+from .ending import EndedBeforeBeginningError, RunIsEndingError, requested_end, result_before_beginning
 from .engine.approvals import MadeDecision, made_decision, record_of
 from .engine.events import (
     ApprovalRelayed,
@@ -75,6 +77,9 @@ from .resolve import resolve, resolve_anew
 
 _RELAYED_WITHIN = timedelta(seconds=10)
 _BOUND_WITHIN = timedelta(seconds=10)
+_DELIVERED_WITHIN = timedelta(minutes=1)
+"""Time for a relay, the wait for a worker's slot and all attempts included: a run with a handler does not renew."""
+_IS_ENDING = "the run is ending"
 
 
 class RunHandlers:
@@ -88,17 +93,43 @@ class RunHandlers:
         self._relaying = 0
         """Messages on their way to runs below: each keeps an update open."""
         self._redriving = False
+        self._early_result: RunResult | None = None
+        """Result of a run that ended before it had its agent."""
 
     # -- the beginning
 
-    async def _resolve(self, request: RunRequest, child: ChildInput | None) -> ResolvedAgent:
-        """Fetch the agent, into history."""
+    async def _resolve(
+        self, request: RunRequest, child: ChildInput | None, deadline: datetime | None
+    ) -> ResolvedAgent:
+        """Fetch the agent, into history.
+
+        Raises:
+            EndedBeforeBeginningError: a stop, a cancel or the deadline came first.
+
+        """
         self._agent = request.agent
+        work = resolve(request, child, deadline=deadline, held_up=self._show_held_up)
         try:
-            return await resolve(request, child, held_up=self._show_held_up)
-        except BaseException as error:
-            self._early_status = "cancelled" if is_cancelled_exception(error) else "failed"
+            return await self._loop.ending.race(work)
+        except EndedBeforeBeginningError as end:
+            raise EndedBeforeBeginningError(end.reason, child) from None
+        except RunIsEndingError:
+            reason = requested_end(self._loop.events) or "stopped"
+            raise EndedBeforeBeginningError(reason, child) from None
+        except asyncio.CancelledError:
+            raise EndedBeforeBeginningError("cancelled", child) from None
+        except BaseException:
+            self._early_status = "failed"
             raise
+
+    async def _end_early(self, end: EndedBeforeBeginningError) -> RunResult:
+        """End a run that has no agent yet: nothing was done, and nothing was spent."""
+        self._early_status = "cancelled" if end.reason == "cancelled" else "completed"
+        result = self._early_result = result_before_beginning(self._agent, end.reason, self._loop.events)
+        self._loop.events.append(EndRequested(reason=end.reason))  # handlers refuse what comes from now on
+        workflow.set_current_details(f"{end.reason} before it began")
+        lineage = end.child.lineage if end.child else None
+        return await self._loop.end_with(End(stop_reason=end.reason), result, lineage)
 
     def _show_held_up(self, why: str) -> None:
         self._held_up = why
@@ -153,19 +184,28 @@ class RunHandlers:
 
     async def _relay(self, run_id: str, update: str, argument: Any) -> Any:
         """Give an update to a run below; its answer, or its refusal, is the caller's."""
+        relayed = workflow.execute_activity(
+            RELAY,
+            Relay(run_id=run_id, update=update, argument=argument),
+            result_type=object,
+            start_to_close_timeout=_RELAYED_WITHIN,
+            schedule_to_close_timeout=_DELIVERED_WITHIN,
+            retry_policy=RetryPolicy(maximum_attempts=3),
+            summary=f"{update} to {run_id}",
+        )
         try:
-            return await workflow.execute_activity(
-                RELAY,
-                Relay(run_id=run_id, update=update, argument=argument),
-                result_type=object,
-                start_to_close_timeout=_RELAYED_WITHIN,
-                retry_policy=RetryPolicy(maximum_attempts=3),
-                summary=f"{update} to {run_id}",
-            )
+            return await self._loop.ending.race(relayed)
+        except RunIsEndingError:
+            raise refuse(_IS_ENDING) from None
         except ActivityError as error:
             cause = error.cause
             message = cause.message if isinstance(cause, ApplicationError) else str(cause)
             is_full = isinstance(cause, ApplicationError) and cause.type == NO_ROOM
+            if isinstance(cause, TimeoutError):
+                raise refuse(
+                    f"{update}: run {run_id!r} did not take it in time, or no worker was free to hand it over; "
+                    "look at the run, and try again"
+                ) from None
             raise no_room(message) if is_full else refuse(message) from None
 
     @workflow.update(
@@ -203,7 +243,7 @@ class RunHandlers:
         request = edit_to_bind(self._loop.state, decision)
         if request is None:
             return decision
-        handle = workflow.start_activity(
+        binding = workflow.execute_activity(
             BIND_ARGUMENTS,
             request,
             result_type=BoundArguments,
@@ -211,12 +251,10 @@ class RunHandlers:
             schedule_to_close_timeout=_BOUND_WITHIN,
             summary=f"arguments that {decision.by or 'a person'} has edited",
         )
-        await workflow.wait_condition(lambda: handle.done() or self._is_over)
-        if not handle.done():
-            handle.cancel()
-            raise refuse("the run is ending")
         try:
-            bound = await handle
+            bound = await self._loop.ending.race(binding)
+        except RunIsEndingError:
+            raise refuse(_IS_ENDING) from None
         except ActivityError:
             bound = BoundArguments(
                 arguments=dict(decision.arguments or {})
@@ -256,7 +294,7 @@ class RunHandlers:
 
     def _refuse_when_over(self) -> None:
         if self._is_over:
-            raise refuse("the run is ending")
+            raise refuse(_IS_ENDING)
 
     @property
     def _is_over(self) -> bool:
@@ -267,7 +305,7 @@ class RunHandlers:
     @property
     def _is_ending(self) -> bool:
         """True when the end was requested and is not folded yet."""
-        return any(isinstance(event, EndRequested) for event in self._loop.events)
+        return requested_end(self._loop.events) is not None
 
     @workflow.update(
         name=REDRIVE,
@@ -294,7 +332,13 @@ class RunHandlers:
         """Fetch the agent with which the run is to go on."""
         limited = state.limits.cost_usd is not None or state.tree.lease.amount.cost_microusd is not None
         limited = limited or (wanted.limits is not None and wanted.limits.cost_usd is not None)
-        resolved = await resolve_anew(state.spec, wanted, cost_limited=limited)
+        fetching = resolve_anew(state.spec, wanted, cost_limited=limited)
+        try:
+            resolved = await self._loop.ending.race(fetching)
+        except RunIsEndingError:
+            raise refuse(_IS_ENDING) from None
+        except ActivityError:
+            raise refuse("redrive: no worker was free to fetch the agent in time; try again later") from None
         # Not the run's own kind, but what the worker serves under that name by now.
         if not isinstance(resolved.spec, AgentSpec):
             raise refuse(f"redrive: {state.spec.name!r} is a {resolved.spec.kind} by now: only agents go on")
@@ -356,13 +400,16 @@ class RunHandlers:
     def status(self) -> RunStatus:
         """Return where the run is."""
         if self._loop.state is None:
-            return starting_status(self._agent, self._early_status, self._held_up)
+            reason = self._early_result.stop_reason if self._early_result else None
+            return starting_status(self._agent, self._early_status, self._held_up, reason)
         status: RunStatus = self._program.status(self._loop.state)
         return status
 
     @workflow.query(name=RESULT, description="The result so far; final once the run is over.")
     def result(self) -> RunResult:
         """Return the result as it stands."""
+        if self._early_result is not None:
+            return self._early_result
         state = self._ready()
         end = state.end or End(stop_reason=state.ending or "stopped")
         result: RunResult = self._program.result(state, end)
@@ -371,7 +418,8 @@ class RunHandlers:
     @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
     def transcript(self, want: Any = None) -> TranscriptPage:
         """Return messages from `start` on. A team has them only in a session: its work is in the runs of its nodes."""
-        return page(self._ready().messages, TranscriptQuery.model_validate(want or {}))
+        messages = () if self._early_result is not None else self._ready().messages
+        return page(messages, TranscriptQuery.model_validate(want or {}))
 
     @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
     def spec(self, member: Any = None) -> ResolvedAgent:

@@ -17,10 +17,11 @@ from temporalio import workflow
 from perdure.errors import rule_for
 from perdure.wire.names import PAUSE, RESUME
 from perdure.wire.results import ChildResult, RunResult, StopReason
-from perdure.wire.tree import Report
+from perdure.wire.tree import Lineage, Report
 
 from .child_runs import ChildRuns
 from .display import Display
+from .ending import Ending, requested_end
 from .engine.carry import HistoryFormat, pack, unpack
 from .engine.commands import (
     CallModel,
@@ -78,15 +79,17 @@ class Loop:
         self.events: deque[Event] = deque()
         self.program: RunningProgram[Any] | None = None
         self.state: RunState | None = None
+        self.ending = Ending(lambda: self.is_ending)
         self.renewal = Renewal()
         self.retry_timer = RetryTimer(self.events.append)
         self._clocks = RunClocks(self.events.append, lambda: self._now)
         self._pending = PendingActivities(self.events.append)
-        self._children = ChildRuns(self.events.append)
+        self._children = ChildRuns(self.events.append, self.ending)
         self._written = HistoryFormat()
         self._is_new = True
         self._blob_renewal: asyncio.Task[None] | None = None
         self._woken = False
+        self._is_finishing = False
         self._cancelled_once = False
         self._cancelled_for: StopReason | None = None
 
@@ -112,10 +115,27 @@ class Loop:
             self._clocks.cancel()
             self.retry_timer.cancel()
         result: RunResult = self._program.result(self._now, end)
-        await self._report_final(end, result)
-        if self._now.tree.lineage is not None:
+        return await self.end_with(end, result, self._now.tree.lineage)
+
+    async def end_with(self, end: End, result: RunResult, lineage: Lineage | None) -> RunResult:
+        """Return the result as the workflow's, or raise its error, once the parent and all senders know."""
+        await self._report_final(end, result, lineage)
+        with suppress(asyncio.CancelledError):  # it is over already, with this result
+            await workflow.wait_condition(workflow.all_handlers_finished)
+        if lineage is not None:
             result = ChildResult.model_construct(**dict(result))
         return return_or_raise(end, result)
+
+    @property
+    def is_ending(self) -> bool:
+        """True from the moment at which an end of the run, or of a session's turn, is known."""
+        state = self.state
+        if self._is_finishing or requested_end(self.events) is not None:
+            return True
+        if state is None:
+            return False
+        is_closing = state.session is not None and state.session.closing is not None
+        return is_closing or state.ending is not None or state.end is not None
 
     def wake(self) -> None:
         """Decide again. A run that has nothing new to do goes on waiting."""
@@ -147,8 +167,7 @@ class Loop:
                 case CancelPending():
                     await self._cancel_pending(display)
                 case Finish():
-                    with suppress(asyncio.CancelledError):  # it is over: what it had is its result
-                        await workflow.wait_condition(workflow.all_handlers_finished)
+                    await self._wait_for_handlers()
                     if not self.events:  # else a message came while the run was ending
                         self.state = replace(self._now, end=command.end)
                         display.show(self._program, self._now)
@@ -157,6 +176,14 @@ class Loop:
                     self._carry_out(command)
                     if isinstance(command, StartNodes) and command.more:
                         await self._next_task()
+
+    async def _wait_for_handlers(self) -> None:
+        """Let handlers end: what they wait for beside the loop is given up, see `ending`."""
+        self._is_finishing = True
+        with suppress(asyncio.CancelledError):  # it is over: what it had is its result
+            # A handler may itself wait until its event is folded: waiting for both would never end.
+            await workflow.wait_condition(lambda: bool(self.events) or workflow.all_handlers_finished())
+        self._is_finishing = False
 
     async def _next_task(self) -> None:
         """Let this workflow task end, and go on in another."""
@@ -258,14 +285,13 @@ class Loop:
             self._apply(informed)
             self._children.report_to_parent(lineage, report)
 
-    async def _report_final(self, end: End, result: RunResult) -> None:
+    async def _report_final(self, end: End, result: RunResult, lineage: Lineage | None) -> None:
         """Tell the parent what a cancelled run has used: Temporal keeps no result of it."""
-        lineage = self._now.tree.lineage
         if lineage is not None and end.stop_reason == "cancelled":
             final = Report(key=lineage.key, parent_execution_id=lineage.parent_execution_id, final=result)
             await self._children.report_final(lineage, final)
         with suppress(asyncio.CancelledError):  # it is over already, with this result
-            await self._children.flush()
+            await self._children.flush_reports()
 
     # -- the end, and continue-as-new
 
@@ -277,16 +303,18 @@ class Loop:
             return self._apply(GraceExpired())
         self._cancelled_once, self._cancelled_for = True, ending
         display.show(self._program, self._now)
+        # A timer of its own, not that of `wait_condition`: results that arrive together with it still count.
+        grace = asyncio.create_task(workflow.sleep(self._now.tree.grace))
         self._pending.cancel()
         self._children.cancel(ending)
         try:
-            with suppress(TimeoutError):  # the grace is over: the run goes on without them
-                await workflow.wait_condition(
-                    lambda: not self._pending.count and not self._children.count,
-                    timeout=self._now.tree.grace,
-                )
+            await workflow.wait_condition(
+                lambda: grace.done() or (not self._pending.count and not self._children.count)
+            )
         except asyncio.CancelledError:  # work that was asked to stop is to be cancelled by now
             self.events.append(EndRequested(reason="cancelled"))
+        finally:
+            grace.cancel()
         return None
 
     async def _renew_or_drain(self, display: Display, request: Any) -> None:
@@ -303,9 +331,10 @@ class Loop:
         """Continue as new with the whole state: nothing is pending."""
         self.renewal.is_renewing = True
         try:
-            await self._children.flush()
             # A handler may itself wait until its event is folded: waiting for both would never end.
-            await workflow.wait_condition(lambda: bool(self.events) or workflow.all_handlers_finished())
+            await workflow.wait_condition(
+                lambda: bool(self.events) or (self._children.is_flushed and workflow.all_handlers_finished())
+            )
         except asyncio.CancelledError:
             self.events.append(EndRequested(reason="cancelled"))
         finally:

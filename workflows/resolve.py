@@ -1,7 +1,7 @@
 """Resolution of a run's spec: the first activity of a run, whose result history keeps."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -13,16 +13,25 @@ from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.spec import AnySpec, ResolvedAgent
 from perdure.wire.tree import ChildInput
 
+from .ending import EndedBeforeBeginningError
+
 LAYOUT = 1
 """Layout in which a run that begins now writes its history, if the resolving worker knows it too."""
 
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=5)
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=3)
+"""With chance, a wait is between half and one and a half times as long: the longest is four and a half minutes."""
+_CHANGED_WITHIN = timedelta(minutes=1)
+"""Time for a redrive to fetch its agent, the wait for a worker's slot included: the run stands still meanwhile."""
 _TRANSIENT = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
 """Types of transient errors: the blob store, the parent run or every worker is out of reach."""
 
 
 async def resolve(
-    request: RunRequest, child: ChildInput | None = None, *, held_up: Callable[[str], None]
+    request: RunRequest,
+    child: ChildInput | None = None,
+    *,
+    deadline: datetime | None,
+    held_up: Callable[[str], None],
 ) -> ResolvedAgent:
     """Return the agent as it is now; a deploy after this changes nothing for the run.
 
@@ -31,12 +40,14 @@ async def resolve(
 
     Raises:
         ApplicationError: "UnknownAgent" or "InvalidRequest" of the resolving worker.
+        EndedBeforeBeginningError: the deadline passed first.
 
     """
     resolve_request, wait = _request_for(request, child), _FIRST_WAIT
     while True:
         try:
-            return await _run_activity(resolve_request)
+            # The bound costs no timer. Without a deadline the run may wait for a worker's slot, however long.
+            return await _run_activity(resolve_request, within=_time_left(deadline, child))
         except ApplicationError as error:
             if error.type not in _TRANSIENT:
                 raise
@@ -45,9 +56,27 @@ async def resolve(
             if not isinstance(error.cause, TimeoutError):
                 raise
             held_up("no worker has fetched the agent in time")
+        left = _time_left(deadline, child)
         # By chance, because the runs of an outage would otherwise try again together.
-        await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="try again to begin")
+        pause = wait * (0.5 + workflow.random().random())
+        await workflow.sleep(pause if left is None else min(pause, left), summary="try again to begin")
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _time_left(deadline: datetime | None, child: ChildInput | None) -> timedelta | None:
+    """Return the time until the deadline, or None without one.
+
+    Raises:
+        EndedBeforeBeginningError: it has passed.
+
+    """
+    if deadline is None:
+        return None
+    left = deadline - workflow.now()
+    if left > timedelta():
+        return left
+    from_above = child is not None and child.deadline_at == deadline
+    raise EndedBeforeBeginningError(child.deadline_reason if child and from_above else "deadline")
 
 
 async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
@@ -69,17 +98,19 @@ async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -
             spec_digest=None if redrive.newest else spec.full_digest,
             model=redrive.model,
             layout=LAYOUT,
-        )
+        ),
+        within=_CHANGED_WITHIN,
     )
 
 
-async def _run_activity(request: ResolveRequest) -> ResolvedAgent:
+async def _run_activity(request: ResolveRequest, *, within: timedelta | None) -> ResolvedAgent:
     try:
         resolved: ResolvedAgent = await workflow.execute_activity(
             RESOLVE_AGENT,
             request,
             result_type=ResolvedAgent,
             start_to_close_timeout=timedelta(seconds=10),
+            schedule_to_close_timeout=within,
             retry_policy=RetryPolicy(maximum_attempts=10),
             summary=f"resolve {request.agent}",
         )

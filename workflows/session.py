@@ -11,12 +11,15 @@ from typing import Any
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from perdure.limits import Limits
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
 from perdure.wire.requests import SessionRequest
-from perdure.wire.results import RunResult, TurnReply
+from perdure.wire.results import RunResult, StopReason, TurnReply
 
+from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
 from .engine.events import Said, TurnInterrupted
+from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session
 from .handlers import RunHandlers, bound_program
@@ -43,8 +46,12 @@ class SessionWorkflow(RunHandlers):
         if carried is not None and "state" in carried:
             program = SessionProgram(bound_program(spec_in(carried)))
             self._loop.restore(program, carried, chunks)
-        else:
+            return await self._loop.run(request)
+        try:
             await self._begin(request)
+        except EndedBeforeBeginningError as end:
+            self._refused = _unread_error(end.reason)
+            return await self._end_early(end)
         return await self._loop.run(request)
 
     async def _begin(self, request: Any) -> None:
@@ -59,10 +66,13 @@ class SessionWorkflow(RunHandlers):
 
     async def _open(self, request: SessionRequest) -> None:
         self._agent = request.agent
-        resolved = await self._resolve(priced_request(request), None)
+        # One clock: the time in which the session cannot begin counts too.
+        began = workflow.now()
+        deadline = deadline_of(request.session_limits or Limits(), began, None)
+        resolved = await self._resolve(priced_request(request), None, deadline)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members)
         program = SessionProgram(bound_program(resolved.spec))
-        state = program.open(request, workflow.now(), origin)
+        state = program.open(request, began, origin)
         self._loop.begin(program, state, format_of(resolved))
 
     @property
@@ -153,11 +163,7 @@ class SessionWorkflow(RunHandlers):
         if reply is not None:
             return reply
         if self._is_answered(message_id):
-            raise ApplicationError(
-                f"the session ended ({self._session.closing}) before it read this message",
-                type=SESSION_OVER,
-                non_retryable=True,
-            )
+            raise _unread_error(self._session.closing)
         return TurnReply(message_id=message_id, done=False, turn=self._session.turn)
 
     @workflow.query(name=REPLY, description="The reply to the message of that id, as far as there is one.")
@@ -178,3 +184,9 @@ class SessionWorkflow(RunHandlers):
         over = state is not None and session_of(state).closing is not None
         if over or self._is_ending:
             raise ApplicationError("the session is over", type=SESSION_OVER, non_retryable=True)
+
+
+def _unread_error(reason: StopReason | None) -> ApplicationError:
+    """Return the error for the sender of a message that the session did not read before its end."""
+    message = f"the session ended ({reason}) before it read this message"
+    return ApplicationError(message, type=SESSION_OVER, non_retryable=True)

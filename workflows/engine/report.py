@@ -5,7 +5,7 @@ from typing import Final
 from perdure.messages import ToolCall
 from perdure.shown import call_text, cut, visible
 from perdure.wire.names import RESOLVE_APPROVAL
-from perdure.wire.results import Approval, Failure, Parked, Question, RunStatus, Status, Waiting
+from perdure.wire.results import Approval, Failure, Parked, Question, RunStatus, Status, StopReason, Waiting
 from perdure.wire.tree import BudgetRequest, Report
 
 from .account import limits_of, spent
@@ -125,12 +125,14 @@ def _id_of(waiting: Waiting) -> str:
     return f"{waiting.run_id}/{waiting.call_id or waiting.kind}"
 
 
-def starting_status(agent: str, status: Status, held_up: str = "") -> RunStatus:
+def starting_status(
+    agent: str, status: Status, held_up: str = "", reason: StopReason | None = None
+) -> RunStatus:
     """Return the status of a run whose agent no worker has resolved yet, or never will.
 
-    `held_up`: the reason why it cannot begin yet.
+    `held_up`: the reason why it cannot begin yet. `reason`: of its end, if it ended before it began.
     """
-    doing = "starting" if status == "thinking" else f"{status} before it began"
+    doing = "starting" if status == "thinking" else f"{reason or status} before it began"
     if held_up and status == "thinking":
         doing = f"{doing}: {held_up}; it tries again"
     return RunStatus(agent=agent, status=status, doing=doing)
