@@ -122,10 +122,11 @@ async def _answer_all(played: Played) -> int:
 
 
 def _requested_at(events: Sequence[HistoryEvent], how: How, timeout: timedelta | None) -> datetime:
-    started = _time(events[0])
     if how == "deadline":
         assert timeout is not None, "a deadline has a time"
-        return started + timeout
+        # A run's clock starts when a worker takes it up.
+        started = (e for e in events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED)
+        return _time(next(started)) + timeout
     return max(_time(event) for event in events if _is_request(event, how))
 
 

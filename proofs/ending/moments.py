@@ -5,21 +5,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import WorkflowExecutionDescription
 
-from perdure.errors import PerdureError
+from perdure.errors import InvalidRequest, NotReachable, PerdureError
 from perdure.limits import Limits
 from perdure.starter.client.run import Run
-from perdure.starter.client.session import Session
 from perdure.wire.names import CALL_MODEL, CALL_TOOL, REDRIVE, RELAY, RESOLVE_AGENT, RESOLVE_APPROVAL
 from perdure.wire.results import RunStatus
 
 from .stage import CROWD, EVENTS_BEFORE_RENEWAL, Stage, until
 
 Kind = Literal["run", "session", "swarm", "graph"]
+_T = TypeVar("_T")
 How = Literal["stop", "cancel", "deadline"]
 _WAITING_FOR_SLOT: Final = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
 
@@ -34,7 +34,6 @@ class Played:
     agent: str
     timeout: timedelta | None
     run: Run = field(init=False)
-    session: Session | None = None
     waiting: list["asyncio.Task[Any]"] = field(default_factory=list["asyncio.Task[Any]"])
     """Callers that the run keeps waiting. Its end must answer them."""
 
@@ -48,8 +47,8 @@ class Played:
         if self.kind != "session":
             await client.start(self.agent, "go", id=self.id, limits=limits, stream=False)
             return
-        self.session = await client.session(self.id, agent=self.agent, session_limits=limits, stream=False)
-        self.wait_for(self.session.say("go", id="first"))
+        opened = await client.session(self.id, agent=self.agent, session_limits=limits, stream=False)
+        self.wait_for(insist(lambda: opened.say("go", id="first")))
 
     def wait_for(self, call: Awaitable[Any]) -> None:
         """Make a call that the run does not answer yet."""
@@ -90,8 +89,15 @@ class Played:
 
     async def call_id(self) -> tuple[str, str | None]:
         """Return the call that waits, and the run below in which it does."""
-        approval = await self.run.find_approval()
+        approval = await insist(self.run.find_approval)
         return approval.call_id, approval.run_id if approval.path else None
+
+
+async def insist(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Make a call that has one effect again and again, while an overloaded worker does not answer in time."""
+    while True:
+        with suppress(NotReachable):
+            return await call()
 
 
 Play = Callable[[Played], Awaitable[None]]
@@ -166,14 +172,15 @@ async def _wait_for_tool(played: Played) -> None:
 
 async def _wait_for_model(played: Played) -> None:
     call, _ = await played.call_id()
-    await played.run.resolve_approval(call, allow=False)
+    with suppress(InvalidRequest):  # decided already, by an attempt whose answer got lost
+        await insist(lambda: played.run.resolve_approval(call, allow=False))
     await played.until_waiting_for_slot(CALL_MODEL)
 
 
 async def _renew(played: Played) -> None:
     """Relay a decision to a run below that ends meanwhile: its parent then continues as new, but for the handler."""
     await _relay(played)
-    [below] = await played.run.children()
+    [below] = await insist(played.run.children)
     await below.stop()
     await played.until_described(
         lambda described: (
@@ -186,11 +193,11 @@ async def _renew(played: Played) -> None:
 
 async def _wait_below(played: Played) -> None:
     """Let the second run below wait for its beginning."""
-    [first] = await played.run.children()
+    [first] = await insist(played.run.children)
     await first.stop()
 
     async def is_second() -> bool:
-        nodes = await played.run.children()
+        nodes = await insist(played.run.children)
         return any(run.id != first.id for run in nodes)
 
     await until(is_second)

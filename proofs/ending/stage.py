@@ -232,7 +232,7 @@ class Stage:
         await until(are_free)
 
 
-async def until(true: Callable[[], Awaitable[bool]], *, within: float = 60.0) -> None:
+async def until(true: Callable[[], Awaitable[bool]], *, within: float = 180.0) -> None:
     """Poll until the condition holds; raise TimeoutError when it does not come to hold."""
     async with asyncio.timeout(within):
         while not await true():
