@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import Client, Plugin
 from temporalio.converter import PayloadCodec
-from temporalio.service import RPCError, TLSConfig
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError, NotReachable
@@ -27,6 +27,15 @@ _TASK_KINDS = {
     "workflow": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
     "activity": TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
 }
+
+_REFUSALS = (
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.UNAUTHENTICATED,
+    RPCStatusCode.PERMISSION_DENIED,
+    RPCStatusCode.INVALID_ARGUMENT,
+)
+_REFUSAL_SIGNS = ("Unauthenticated", "PermissionDenied", "certificate", "InvalidUri", "invalid uri")
+"""Words of the SDK for a connection that the server refuses, or that can never be made."""
 
 
 def configured_store(settings: Settings) -> BlobStore:
@@ -93,6 +102,34 @@ async def connect_temporal(
             f"no Temporal server answers at {settings.address} ({_short_cause(error)}); "
             "start one with `perdure dev FILE`, or set PERDURE_ADDRESS"
         ) from error
+
+
+async def connect_to_namespace(settings: Settings, plugins: Sequence[Plugin]) -> Client:
+    """Return a client once the server serves the namespace: one that starts answers a little before that.
+
+    Raises:
+        NotReachable: nothing answers at the address, or not yet.
+
+    """
+    client = await connect_temporal(settings, plugins)
+    try:
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=settings.namespace)
+        )
+    except RPCError as error:
+        raise NotReachable(
+            f"the Temporal server at {settings.address} does not serve namespace {settings.namespace!r}: "
+            f"{error.message}"
+        ) from error
+    return client
+
+
+def is_refused(error: NotReachable) -> bool:
+    """Return whether the server answered, and said no: waiting does not help, a person must mend the settings."""
+    cause = error.__cause__
+    if isinstance(cause, RPCError):
+        return cause.status in _REFUSALS
+    return any(sign in str(cause) for sign in _REFUSAL_SIGNS)
 
 
 async def describe_task_queue(

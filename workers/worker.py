@@ -1,5 +1,6 @@
 """Worker process: serves the agents of files with a Temporal worker until a signal stops it.
 
+0. A server that is away is waited for, with a line that says so. A signal ends the wait at once.
 1. The process prints `Ready` only once the server lists it as a poller: runs started then find a worker.
 2. On the first signal it polls no more, and its pending activities may finish within the grace.
 3. After the grace they are cancelled and fail. The server retries them on another worker a second later.
@@ -33,14 +34,17 @@ from perdure.model import Model
 from perdure.settings import Settings
 from perdure.versions import new_runs_problem, version_of
 
-from .connection import connect_temporal, describe_task_queue
+from .connection import connect_to_namespace, describe_task_queue, is_refused
 from .load import Definitions, load_files
 from .observe import health
 from .observe.parked import report_parked_runs
 from .observe.telemetry import report_telemetry
 from .plugin import PerdurePlugin, members_by_name
 
-_FIRST_POLL_SECONDS: Final = 15.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0
+"""Seconds between two attempts to connect."""
+_SAY_AGAIN: Final = 30.0
+"""Seconds after which a worker that waits for its server says so again."""
 _REPORT_TIME: Final = timedelta(seconds=4)
 """Time after the grace to report cancelled activities to the server."""
 _BUILD_NEEDED: Final = (
@@ -89,7 +93,7 @@ async def run_worker(args: WorkerArgs) -> None:
 
     Raises:
         DefinitionError: the files, the settings or a model's settings are wrong.
-        NotReachable: no server answers.
+        NotReachable: the server answers, and does not let this worker in.
 
     """
     definitions = load_files(args.files)
@@ -104,47 +108,91 @@ async def run_worker(args: WorkerArgs) -> None:
         warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)
         for warning in warnings:
             args.notify(f"warning: {warning}")
-        temporal = await connect_temporal(settings, [plugin])
-        await _serve(args, definitions, temporal, tuple(warnings), plugin)
+        stop = asyncio.Event()
+        with _stop_on_signals(stop, args.notify):
+            temporal = await _wait_for_server(args, plugin, stop)
+            if temporal is not None:
+                await _serve(args, definitions, temporal, stop, warnings=tuple(warnings), plugin=plugin)
+
+
+async def _wait_for_server(args: WorkerArgs, plugin: PerdurePlugin, stop: asyncio.Event) -> Client | None:
+    """Return a connection once a server serves the namespace, or None if a signal comes first.
+
+    Raises:
+        NotReachable: the server answers, and does not let this worker in.
+
+    """
+
+    async def is_away() -> str:
+        return "no Temporal server has answered yet"
+
+    async with contextlib.AsyncExitStack() as stack:
+        if args.settings.health_address is not None:  # a probe must see a worker that is alive, and not ready
+            serving = health.serve(args.settings.health_address, is_away, plugin.traffic.circuits.states)
+            await stack.enter_async_context(serving)
+        connecting = asyncio.create_task(_connect_patiently(args, plugin))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await connecting if connecting.done() else None
+        finally:
+            connecting.cancel()
+            stopping.cancel()
+
+
+async def _connect_patiently(args: WorkerArgs, plugin: PerdurePlugin) -> Client:
+    pause, said_at = _FIRST_WAIT, float("-inf")
+    while True:
+        try:
+            return await connect_to_namespace(args.settings, [plugin])
+        except NotReachable as error:
+            if is_refused(error):
+                raise
+            now = asyncio.get_running_loop().time()
+            if now - said_at >= _SAY_AGAIN:
+                said_at = now
+                args.notify(f"waiting for the server: {error}")
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_WAIT)
 
 
 async def _serve(
     args: WorkerArgs,
     definitions: Definitions,
     temporal: Client,
+    stop: asyncio.Event,
+    *,
     warnings: tuple[str, ...],
     plugin: PerdurePlugin,
 ) -> None:
-    stop = asyncio.Event()
-    with _stop_on_signals(stop, args.notify):
-        worker = Worker(temporal, task_queue=args.settings.task_queue, **worker_options(args.settings))
-        running = asyncio.create_task(worker.run())
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            # Parked runs are found by search attribute and reported as a metric: both are needed.
-            counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
-            # Health is served before the first poll: a probe must see a worker that cannot reach the server.
-            async with (
-                serve_health(plugin, worker, temporal, stop) as health_address,
-                report_parked_runs(temporal, enabled=counts_parked),
-            ):
-                if await _wait_for_first_poll(temporal, args.settings.task_queue, worker, running, stopping):
-                    ready = Ready(
-                        agents=served_names(definitions.agents),
-                        address=args.settings.address,
-                        task_queue=args.settings.task_queue,
-                        warnings=warnings,
-                        health=health_address,
-                        version=version_of(args.settings),
-                    )
-                    _announce(args, ready)
-                    await _warn_if_no_new_runs(args, temporal)
-                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                await _shut_down(worker, running, args)
-        finally:
-            stopping.cancel()
+    worker = Worker(temporal, task_queue=args.settings.task_queue, **worker_options(args.settings))
+    running = asyncio.create_task(worker.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        # Parked runs are found by search attribute and reported as a metric: both are needed.
+        counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
+        # Health is served before the first poll: a probe must see a worker that cannot reach the server.
+        async with (
+            serve_health(plugin, worker, temporal, stop) as health_address,
+            report_parked_runs(temporal, enabled=counts_parked),
+        ):
+            if await _wait_for_first_poll(temporal, args, worker, running, stopping):
+                ready = Ready(
+                    agents=served_names(definitions.agents),
+                    address=args.settings.address,
+                    task_queue=args.settings.task_queue,
+                    warnings=warnings,
+                    health=health_address,
+                    version=version_of(args.settings),
+                )
+                _announce(args, ready)
+                await _warn_if_no_new_runs(args, temporal)
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await _shut_down(worker, running, args)
-        await running  # raises the error of a worker that ended by itself
+    finally:
+        stopping.cancel()
+        await _shut_down(worker, running, args)
+    await running  # raises the error of a worker that ended by itself
 
 
 async def _warn_if_no_new_runs(args: WorkerArgs, temporal: Client) -> None:
@@ -260,7 +308,7 @@ def _stop_on_signals(stop: asyncio.Event, notify: Callable[[str], None]) -> Gene
 
 async def _wait_for_first_poll(
     temporal: Client,
-    task_queue: str,
+    args: WorkerArgs,
     worker: Worker,
     running: "asyncio.Task[None]",
     stopping: "asyncio.Task[Any]",
@@ -269,12 +317,22 @@ async def _wait_for_first_poll(
     active: Any = worker.config(active_config=True)
     identity = str(active["identity"] or temporal.identity)
     # The SDK does not report its first poll, so the server is asked until it lists this worker.
-    async with asyncio.timeout(_FIRST_POLL_SECONDS):
-        while not running.done() and not stopping.done():
-            described = await describe_task_queue(temporal, task_queue)
-            if any(poller.identity == identity for poller in described.pollers):
-                return True
-            await asyncio.sleep(0.02)
+    loop = asyncio.get_running_loop()
+    said_at = loop.time()
+    while not running.done() and not stopping.done():
+        asking = asyncio.ensure_future(describe_task_queue(temporal, args.settings.task_queue))
+        # The SDK asks a server that has gone away for ten seconds; a signal must not wait as long.
+        await asyncio.wait({asking, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+            break
+        described = None if isinstance(asking.exception(), RPCError) else asking.result()
+        if described is not None and any(poller.identity == identity for poller in described.pollers):
+            return True
+        if loop.time() - said_at >= _SAY_AGAIN:
+            said_at = loop.time()
+            args.notify("waiting for the server: it does not list this worker yet")
+        await asyncio.sleep(0.02)
     return False
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -21,6 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.errors import InvalidRequest, NotReachable, ServerBusy
 
 from .errors import is_lost_update, is_server_busy, no_answer_message, refusal_error, run_error
+from .outages import ride_out
 
 _T = TypeVar("_T")
 
@@ -38,7 +40,7 @@ _UPDATE_AGAIN_AFTER: Final = (0.03, 0.1, 0.3, 1.0)
 
 
 class RunCalls:
-    """Calls on one run, by its id."""
+    """Calls on one run, by its id. All of them ride out a server that is away for a minute."""
 
     def __init__(self, client: Client, run_id: str) -> None:
         self._client = client
@@ -52,7 +54,7 @@ class RunCalls:
     async def describe(self) -> WorkflowExecutionDescription:
         """Return what the server knows of the run; no worker is asked."""
         async with self.translate_errors():
-            return await self.handle.describe()
+            return await ride_out(self.handle.describe)
 
     async def query(self, name: str, result_type: type[_T], *args: Any) -> _T:
         """Ask the run's worker.
@@ -70,12 +72,12 @@ class RunCalls:
             return answer
 
         async with self.translate_errors():
-            return await first_answer(query)
+            return await ride_out(lambda: first_answer(query))
 
     async def signal(self, name: str) -> None:
-        """Send a signal without argument."""
+        """Send a signal without argument. Under an outage it may arrive twice, which must change nothing."""
         async with self.translate_errors():
-            await self.handle.signal(name)
+            await ride_out(lambda: self.handle.signal(name))
 
     async def update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
         """Send an update and return its result. An update that got lost is sent again.
@@ -88,9 +90,11 @@ class RunCalls:
 
         """
         for pause in (*_UPDATE_AGAIN_AFTER, None):
+            # The server takes an update of one id once, so it can be sent again when the connection breaks.
+            update_id = id or uuid.uuid4().hex
             try:
                 async with self.translate_errors():
-                    return await self.handle.execute_update(name, argument, id=id, rpc_timeout=ANSWER_WITHIN)
+                    return await ride_out(lambda: self._execute_update(name, argument, update_id))  # noqa: B023
             except ServerBusy:
                 # Few updates of a run are open at a time, and most of them not for long.
                 if pause is None:
@@ -110,6 +114,9 @@ class RunCalls:
             f"the worker of run {self._id!r} lost the request {len(_UPDATE_AGAIN_AFTER) + 1} times; "
             "nothing was changed; try again later"
         )
+
+    async def _execute_update(self, name: str, argument: Any, update_id: str) -> Any:
+        return await self.handle.execute_update(name, argument, id=update_id, rpc_timeout=ANSWER_WITHIN)
 
     @asynccontextmanager
     async def translate_errors(self, *, passing: tuple[RPCStatusCode, ...] = ()) -> AsyncGenerator[None]:

@@ -14,7 +14,7 @@ import temporalio.client
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.blobs import BlobStore
 from perdure.errors import InvalidRequest, RunConflict, RunNotFound
@@ -30,11 +30,13 @@ from . import visibility
 from .bulk import Outcome, act_on_each
 from .errors import rpc_error, session_ended_error
 from .listing import RunInfo, list_runs
+from .outages import ride_out
 from .requests import (
     build_request,
     check_attachments,
     check_workflow_type,
     has_request,
+    is_from,
     request_json,
     request_memo,
     validate_request,
@@ -69,7 +71,7 @@ class Client:
         rerun: bool = False,
         priority: Priority = Priority.default,
     ) -> Run:
-        """Start a run; it is durable once this returns.
+        """Start a run; it is durable once this returns. A server that is away for a minute is waited for.
 
         `priority` is Temporal's: a key from 1 (first) to 5, and a fairness key, such as a tenant's name. A
         busy task queue takes turns between fairness keys. Calls and child runs inherit the priority.
@@ -110,7 +112,15 @@ class Client:
     ) -> bool:
         """Start the workflow; return False if the id is taken."""
         words = request.prompt if isinstance(request.prompt, str) else f"{len(request.prompt)} parts"
-        try:
+        # Without `rerun` the id alone keeps a repeated start from having a second effect.
+        start = uuid.uuid4().hex if rerun else None
+        is_repeated = False
+
+        async def start_once() -> None:
+            nonlocal is_repeated
+            if is_repeated and start is not None and await self._is_started_by(run_id, start):
+                return
+            is_repeated = True
             await self.temporal.start_workflow(
                 WORKFLOW,
                 plain,
@@ -121,15 +131,26 @@ class Client:
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE
                 if rerun
                 else WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                memo=request_memo(plain),
+                memo=request_memo(plain, start),
                 static_summary=f"{request.agent}: {' '.join(words.split())[:150]}",
                 priority=priority,
             )
+
+        try:
+            await ride_out(start_once)
         except WorkflowAlreadyStartedError:
             return False
         except RPCError as error:
             raise rpc_error(error) from error
         return True
+
+    async def _is_started_by(self, run_id: str, start: str) -> bool:
+        try:
+            return await is_from(await self.temporal.get_workflow_handle(run_id).describe(), start)
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return False
+            raise
 
     async def _is_started(self, run: Run, plain: dict[str, Any], *, rerun: bool) -> bool:
         """Return whether the run that has the id is the one to return. If not, it has ended meanwhile."""
@@ -233,7 +254,7 @@ class Client:
     async def has_worker(self) -> bool:
         """Return whether a worker that takes new runs has polled within the last minute and a half."""
         try:
-            queue = await describe_task_queue(self.temporal, self.task_queue)
+            queue = await ride_out(lambda: describe_task_queue(self.temporal, self.task_queue))
         except RPCError as error:
             raise rpc_error(error) from error
         # A worker of a version that takes no new runs does not count.

@@ -41,9 +41,14 @@ def unreachable_error(error: RPCError) -> NotReachable | None:
     """Return the error for a server that is busy or did not answer, or None if it did."""
     if is_server_busy(error):
         return ServerBusy(f"the Temporal server has too much to do; try again later: {error.message}")
-    if error.status == RPCStatusCode.UNAVAILABLE or any(text in error.message for text in _BROKEN):
+    if is_server_away(error):
         return NotReachable(f"the Temporal server does not answer: {error.message}")
     return None
+
+
+def is_server_away(error: RPCError) -> bool:
+    """Return whether no server answered: it may be back in a moment."""
+    return error.status == RPCStatusCode.UNAVAILABLE or any(text in error.message for text in _BROKEN)
 
 
 def is_server_busy(error: BaseException | None) -> bool:

@@ -23,6 +23,7 @@ from perdure.wire.names import SESSION_WORKFLOW
 from perdure.wire.results import ListedStatus
 
 from .errors import rpc_error
+from .outages import ride_out
 
 # Ends at which the run's own code may not have set its status.
 _ENDED_BY_SERVER: Final = {
@@ -58,9 +59,13 @@ async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> 
 
     With `roots`, runs started by another run are left out.
     """
-    page_size = min(_LARGEST_PAGE, max(_SMALLEST_PAGE, most))
-    try:
-        async for execution in temporal.list_workflows(query, page_size=page_size):
+    pages = temporal.list_workflows(query, page_size=min(_LARGEST_PAGE, max(_SMALLEST_PAGE, most)))
+    while True:
+        try:
+            await ride_out(pages.fetch_next_page)
+        except RPCError as error:
+            raise rpc_error(error) from error
+        for execution in pages.current_page or ():
             # Not part of the query: visibility cannot compare an id with that of its parent.
             if roots and _is_child(execution):
                 continue
@@ -68,8 +73,8 @@ async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> 
             most -= 1
             if most <= 0:
                 return
-    except RPCError as error:
-        raise rpc_error(error) from error
+        if pages.next_page_token is None:
+            return
 
 
 def _is_child(execution: WorkflowExecution) -> bool:

@@ -15,6 +15,7 @@ from perdure.wire.requests import RunRequest, SessionRequest
 
 # Memo field. The server keeps it, so a repeated start is recognised without asking a worker.
 _REQUEST_DIGEST: Final = "perdure_request"
+_START: Final = "perdure_start"
 
 _Request = TypeVar("_Request", RunRequest, SessionRequest)
 
@@ -75,9 +76,14 @@ def check_attachments(content: str | list[Part]) -> None:
             raise InvalidRequest(f"message: {problem}")
 
 
-def request_memo(plain: dict[str, Any]) -> dict[str, str]:
-    """Return the memo by which `has_request` knows the request again."""
-    return {_REQUEST_DIGEST: digest(plain)}
+def request_memo(plain: dict[str, Any], start: str | None = None) -> dict[str, str]:
+    """Return the memo by which `has_request` knows the request again, and `is_from` the start."""
+    return {_REQUEST_DIGEST: digest(plain)} | ({} if start is None else {_START: start})
+
+
+async def is_from(description: WorkflowExecutionDescription, start: str) -> bool:
+    """Return whether the run was started by this start, whose answer may have got lost."""
+    return bool((await description.memo()).get(_START) == start)
 
 
 async def has_request(description: WorkflowExecutionDescription, plain: dict[str, Any]) -> bool:

@@ -48,6 +48,7 @@ from .bulk import Outcome, act_on_each
 from .calls import RunCalls
 from .errors import run_ended_error, run_failure
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
+from .outages import ride_out
 from .requests import check_attachments
 from .steps import Step, steps_of
 from .waiting import choose_approval, waiting_approvals
@@ -70,15 +71,18 @@ class Run:
     async def result(self) -> RunResult:
         """Wait for the end. A run that was stopped, cancelled or limited has a result like any other.
 
+        Each outage of the server is ridden out for a minute.
+
         Raises:
             RunFailed: the run failed; `.kind` says how, `.result` is what it had.
             RunNotFound: there is no such run.
+            NotReachable: the server was away for longer; the run is not affected.
 
         """
         handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
         try:
             async with self.calls.translate_errors():
-                result: RunResult = await handle.result()
+                result: RunResult = await ride_out(handle.result)
                 return result
         except WorkflowFailureError as error:
             if isinstance(error.cause, CancelledError):
@@ -345,7 +349,7 @@ class Run:
         if description.status != WorkflowExecutionStatus.RUNNING:
             raise run_ended_error(self.id)
         async with self.calls.translate_errors():
-            await self.handle.cancel()
+            await ride_out(self.handle.cancel)
 
     async def describe(self) -> WorkflowExecutionDescription:
         """Return what the server knows of the run; no worker is asked."""

@@ -34,6 +34,7 @@ from perdure.wire.results import Approval, ApprovalAnswer, RunStatus, TurnReply
 from ..watch.run import watch_turn
 from .calls import ANSWER_WITHIN
 from .errors import is_lost_update, refusal_error, session_ended_error
+from .outages import ride_out
 from .requests import check_attachments
 from .run import Run
 
@@ -197,7 +198,7 @@ class Session:
     async def _try_update(self, message: dict[str, Any]) -> _Accepted:
         try:
             async with self.run.calls.translate_errors(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
-                return await self._update(message)
+                return await ride_out(lambda: self._update(message))
         except WorkflowUpdateFailedError as error:
             raise refusal_error(error) from None
         except WorkflowAlreadyStartedError:

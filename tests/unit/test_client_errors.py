@@ -1,13 +1,22 @@
 """What the caller is told when the server does not answer: to ask again, and nothing else."""
 
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure import InvalidRequest, NotReachable
+from perdure.starter.client import outages
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_outages` holds how long a server is waited for."""
+    monkeypatch.setattr(outages, "RIDES_OUT", timedelta())
+
 
 GONE = [
     RPCError("tcp connect error", RPCStatusCode.UNAVAILABLE, b""),
