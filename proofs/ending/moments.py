@@ -121,10 +121,6 @@ class Moment:
     """Most attempts of activities that begin between them: what a run must still ask before its end."""
 
 
-async def _begin(played: Played) -> None:
-    await played.begin()
-
-
 async def _wait_to_begin(played: Played) -> None:
     await played.begin()
     await played.until_waiting_for_slot(RESOLVE_AGENT)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ clerk = Agent(name="clerk", model="scripted:x")
 
 
 @contextmanager
-def _worker(folder: Path, address: str, health: int) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+def _worker(folder: Path, address: str, health: int) -> Generator[tuple["subprocess.Popen[bytes]", Path]]:
     (folder / "clerk.py").write_text(_AGENT)
     log = folder / "worker.log"
     environment = {**os.environ, "PERDURE_HOME": str(folder / "home"), "PERDURE_METRICS": "off"}
