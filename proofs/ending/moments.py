@@ -87,10 +87,11 @@ class Played:
         """Wait until an approval is asked for, in the run or below it."""
         await self.until_status(lambda status: bool(status.waiting))
 
-    async def call_id(self) -> tuple[str, str | None]:
-        """Return the call that waits, and the run below in which it does."""
+    async def decision(self, *, allow: bool) -> dict[str, Any]:
+        """Return a decision about the call that waits, as the person saw it."""
         approval = await insist(self.run.find_approval)
-        return approval.call_id, approval.run_id if approval.path else None
+        below = {"run_id": approval.run_id} if approval.path else {}
+        return {"call_id": approval.call_id, "allow": allow, "digest": approval.digest} | below
 
 
 async def insist(call: Callable[[], Awaitable[_T]]) -> _T:
@@ -151,8 +152,7 @@ async def _nothing(played: Played) -> None:
 
 
 async def _allow(played: Played) -> None:
-    call, run_id = await played.call_id()
-    decision = {"call_id": call, "allow": True} | ({} if run_id is None else {"run_id": run_id})
+    decision = await played.decision(allow=True)
     played.wait_for(played.run.calls.update(RESOLVE_APPROVAL, decision))
 
 
@@ -167,9 +167,9 @@ async def _wait_for_tool(played: Played) -> None:
 
 
 async def _wait_for_model(played: Played) -> None:
-    call, _ = await played.call_id()
+    decision = await played.decision(allow=False)
     with suppress(InvalidRequest):  # decided already, by an attempt whose answer got lost
-        await insist(lambda: played.run.resolve_approval(call, allow=False))
+        await insist(lambda: played.run.calls.update(RESOLVE_APPROVAL, decision))
     await played.until_waiting_for_slot(CALL_MODEL)
 
 
