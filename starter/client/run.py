@@ -53,15 +53,23 @@ from .requests import check_attachments
 from .steps import Step, steps_of
 from .waiting import choose_approval, waiting_approvals
 
+_MOST_SHOWN = 1000
+"""Call ids whose approvals a handle remembers."""
+
 
 class Run:
-    """Handle on a run, by its id. Made by `Client.start` and `Client.get`; it holds no state of the run."""
+    """Handle on a run, by its id. Made by `Client.start` and `Client.get`.
+
+    It holds no state of the run, but it remembers which approvals it has shown.
+    """
 
     def __init__(self, client: Client, id: str) -> None:  # noqa: A002 - Temporal's own word
         self.client = client
         self.id = id
         self.calls = RunCalls(client, id)
         """Temporal calls on the run, with errors of ours."""
+        self._shown: dict[str, dict[str, Approval]] = {}
+        """Approvals that `status` has returned, by call id and digest."""
 
     @property
     def handle(self) -> "WorkflowHandle[Any, Any]":
@@ -103,7 +111,13 @@ class Run:
             NotReachable: no worker answers.
 
         """
-        return await self.calls.query(STATUS, RunStatus)
+        status = await self.calls.query(STATUS, RunStatus)
+        for item in status.waiting:
+            if isinstance(item, Approval):
+                self._shown.setdefault(item.call_id, {})[item.digest] = item
+        while len(self._shown) > _MOST_SHOWN:
+            del self._shown[next(iter(self._shown))]
+        return status
 
     async def reconciled_status(self) -> RunStatus:
         """Return the status, corrected for a run that was ended from outside and could not record it.
@@ -243,13 +257,16 @@ class Run:
         """Allow or deny a tool call that waits for approval, in the run or in a run below it.
 
         `call_id` is an approval of the status, or the id of a call. An approval names exactly what was seen. With an
-        id, `digest` does; it is needed for a call of a run below. With `arguments`, the call is allowed with these
+        id, `digest` does; for a call of a run below it is needed, unless this handle has shown a single approval under
+        that id. With `arguments`, the call is allowed with these
         instead. The same decision again changes nothing: its answer is the first one, with `repeated` set.
 
         Raises:
             InvalidRequest: the call does not wait, is not what was seen, or was decided otherwise.
 
         """
+        if isinstance(call_id, str) and digest is None:
+            call_id = self._only_shown(call_id, run_id)
         if isinstance(call_id, Approval):
             digest, run_id = digest or call_id.digest, run_id or (call_id.run_id if call_id.path else None)
             call_id = call_id.call_id
@@ -272,6 +289,11 @@ class Run:
             )
         # A worker of an earlier build answers nothing.
         return ApprovalAnswer.model_validate(answer or {"call_id": call_id, "allow": allow, "by": by})
+
+    def _only_shown(self, call_id: str, run_id: str | None) -> str | Approval:
+        """Return the approval that this handle has shown under the id, or the id if there were none or several."""
+        shown = [item for item in self._shown.get(call_id, {}).values() if run_id in (None, item.run_id)]
+        return shown[0] if len(shown) == 1 else call_id
 
     # Scripts written before `resolve_approval` had its name call it so.
     decide = resolve_approval

@@ -94,7 +94,7 @@ async def test_decision_below_needs_digest(serve: Serve) -> None:
         status = await _waiting(run, 2)
         for run_id in (None, status.waiting[0].run_id):
             with pytest.raises(InvalidRequest, match="'call-1-1' is a call of a run below: say what you saw"):
-                await run.resolve_approval("call-1-1", allow=True, run_id=run_id)
+                await client.get(run.id).resolve_approval("call-1-1", allow=True, run_id=run_id)
         await run.stop()
         assert len(status.waiting) == 2
         assert (await run.result()).stop_reason == "stopped"
