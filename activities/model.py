@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from temporalio import activity
@@ -52,6 +53,7 @@ from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HookFailed, HookRunner
+from .providers.addresses import KnownAddresses, known_addresses
 from .telemetry import model_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen, Ticket
@@ -71,9 +73,16 @@ class ModelCalls:
     blobs: BlobStore
     traffic: Traffic = field(default_factory=Traffic)
     progress_interval: timedelta = timedelta(milliseconds=150)
+    model_hosts: tuple[str, ...] = ()
+    """Addresses, beside those of the agents, to which the worker's keys may go."""
     hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
     parked_retry: timedelta = timedelta(seconds=30)
     """Mean delay before a parked run retries after a transient failure."""
+
+    @cached_property
+    def addresses(self) -> KnownAddresses:
+        """Addresses to which the worker's keys may go."""
+        return known_addresses(self.agents.values(), self.model_hosts)
 
     @activity.defn(name=CALL_MODEL)
     async def call_model(self, call: ModelInput) -> ModelOutcome:
@@ -254,6 +263,7 @@ class ModelCalls:
         """Wait for admission, read the reply, and record the result with the circuit and the rate limits."""
         circuits = self.traffic.circuits
         limits = (request.config.provider, request.config.name)
+        self.addresses.check(request.config)
         # Settings are checked before admission: a call that is never sent must not occupy a probe.
         model.check(request.config)
         ticket = await self._admit(attempt, request, limits)

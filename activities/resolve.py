@@ -17,7 +17,7 @@ from perdure.members import Member, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import INVALID_REQUEST, RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT
+from perdure.wire.names import INVALID_REQUEST, RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
 from .content.transcripts import Transcripts
@@ -104,12 +104,40 @@ class Resolver:
         return resolved
 
     async def _query_parent(self, request: ResolveRequest, parent: str) -> ResolvedAgent:
-        """Return the spec that the parent pinned: another version was deployed since it began."""
-        handle = activity.client().get_workflow_handle(parent)
+        """Return the spec that the parent pinned: another version was deployed since it began.
+
+        Raises:
+            ApplicationError: "InvalidRequest": the server names another parent, or it has another spec.
+
+        """
+        handle = activity.client().get_workflow_handle(parent, run_id=await _run_that_pinned(parent))
         resolved: ResolvedAgent = await handle.query(
             SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
         )
+        if resolved.spec.full_digest != request.spec_digest:
+            raise _invalid(
+                f"run {parent!r} has pinned another {request.agent!r} than its child was started with"
+            )
         return resolved
+
+
+async def _run_that_pinned(parent: str) -> str:
+    """Return the run id of the execution that pinned the spec: the run itself, or its parent by the server's word.
+
+    Raises:
+        ApplicationError: "InvalidRequest": the server names another parent, or one that is no run of ours.
+
+    """
+    info, client = activity.info(), activity.client()
+    if parent == info.workflow_id:
+        return str(info.workflow_run_id)
+    own = await client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id).describe()
+    if own.parent_id != parent or own.parent_run_id is None:
+        raise _invalid(f"the spec is pinned by {parent!r}, but the parent of this run is {own.parent_id!r}")
+    above = await client.get_workflow_handle(parent, run_id=own.parent_run_id).describe()
+    if above.workflow_type not in WORKFLOWS:
+        raise _invalid(f"the spec is pinned by {parent!r}, which is a {above.workflow_type!r} and pins none")
+    return own.parent_run_id
 
 
 def _config_for(config: ModelConfig, name: str) -> ModelConfig:

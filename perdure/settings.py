@@ -67,6 +67,13 @@ def _check_blob_store(url: str) -> str:
     return url
 
 
+def _check_hosts(hosts: str) -> str:
+    for host in hosts.split(","):
+        if not re.fullmatch(r"https?://[^\s/,?#@]+", host.strip()):
+            raise ValueError("write them as https://host or https://host:port, separated by commas")
+    return hosts
+
+
 def _check_deployment_name(name: str) -> str:
     if name.startswith("__") or "." in name or ":" in name:
         raise ValueError('must contain no "." or ":" and not begin with "__": Temporal reserves these')
@@ -199,6 +206,11 @@ class Settings(BaseSettings):
         None, description="Base URL of Ollama. Unset: `http://localhost:11434/v1`."
     )
     bedrock_region: str | None = Field(None, description="Region of Bedrock. Unset: the AWS configuration's.")
+    model_hosts: Annotated[str, AfterValidator(_check_hosts)] | None = Field(
+        None,
+        description="Addresses, separated by commas, to which the worker's keys may go beside those that its "
+        "agents name: `https://old-gateway.example`. For runs of an earlier version.",
+    )
 
     # Reporting
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -288,6 +300,11 @@ class Settings(BaseSettings):
         validation_alias=_or_variable("build_id", "TEMPORAL_WORKER_BUILD_ID"),
         description="Version of this worker in its deployment: a release, or a digest of the code.",
     )
+
+    @property
+    def named_model_hosts(self) -> tuple[str, ...]:
+        """Addresses of `model_hosts`, each by itself."""
+        return tuple(host.strip() for host in (self.model_hosts or "").split(",") if host.strip())
 
     @field_validator("tls_key")
     @classmethod

@@ -1,21 +1,27 @@
 """Data converter: pydantic JSON for every value, the blob store for payloads too large for history."""
 
 import asyncio
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import to_json
+from temporalio import workflow
 from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticPayloadConverter
 from temporalio.converter import (
+    CompositePayloadConverter,
     DataConverter,
     DefaultPayloadConverter,
     EncodingPayloadConverter,
     ExternalStorage,
+    FailureConverter,
     PayloadCodec,
+    PayloadConverter,
     SerializationContext,
     StorageDriver,
     StorageDriverClaim,
@@ -25,9 +31,16 @@ from temporalio.converter import (
     WithSerializationContext,
 )
 from temporalio.exceptions import ApplicationError
+from temporalio.worker import (
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowOutboundInterceptor,
+)
 
 from perdure.blobs import BlobStore
-from perdure.wire.names import BLOB_STORE_FAILED, FOR_ANY_CLIENT
+from perdure.wire.names import BLOB_STORE_FAILED, FOR_ANY_CLIENT, WORKFLOWS
+from perdure.wire.plain import Undecodable
 from perdure.wire.spec import ResolvedAgent
 
 from ..activities.content.blobs import CACHE_BYTES, BlobCache, with_retries
@@ -40,6 +53,7 @@ MOST_INLINE_BYTES: Final = 1_500_000
 """Size up to which a payload for any client stays out of the blob store. Temporal's limit is 2 MiB a payload."""
 _SMALLEST_MARKED: Final = 1024
 """Smallest threshold of the blob store: see `Settings.blob_threshold_bytes`."""
+_BLOB_NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobDriver(StorageDriver):
@@ -72,8 +86,15 @@ class BlobDriver(StorageDriver):
         self, context: StorageDriverRetrieveContext, claims: Sequence[StorageDriverClaim]
     ) -> list[Payload]:
         """Return the payloads of the claims, in order."""
-        blobs = await asyncio.gather(*(self._get(claim.claim_data["sha256"]) for claim in claims))
-        return [Payload.FromString(blob) for blob in blobs]
+        return list(await asyncio.gather(*(self._retrieve(claim) for claim in claims)))
+
+    async def _retrieve(self, claim: StorageDriverClaim) -> Payload:
+        name = claim.claim_data.get("sha256", "")
+        # No store has ever given such a name, so no store will have the blob one day: what decodes the payload
+        # says so. A blob that is missing may come back, and history alone must decide what a run sees.
+        if not _BLOB_NAME.fullmatch(name):
+            return Payload(metadata={"encoding": b"perdure/no-blob"}, data=name.encode())
+        return Payload.FromString(await self._get(name))
 
     async def _put(self, data: bytes) -> StorageDriverClaim:
         try:
@@ -176,8 +197,66 @@ def _parse_resolved(data: bytes) -> ResolvedAgent:
     return ResolvedAgent.model_validate_json(data)
 
 
-class PerdurePayloadConverter(PydanticPayloadConverter):
-    """`PydanticPayloadConverter` that is cheap to construct."""
+def _reason(error: BaseException) -> str:
+    """Return why a payload cannot be decoded, without its content."""
+    if isinstance(error, ValidationError):
+        return "; ".join(str(problem["msg"]) for problem in error.errors(include_input=False)[:3])
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+class _RunsConverter(CompositePayloadConverter):
+    """Payload converter that reads `Undecodable` in place of what a run of ours cannot decode.
+
+    The SDK decodes arguments before the workflow runs. An error there fails every workflow task, and a cancellation
+    never reaches the run. Each run has a converter of its own, which `UndecodableArguments` tells whose it is. All
+    others raise as ever: of users' own workflows, of clients and of activities.
+    """
+
+    _is_of_our_run = False
+
+    def to_payloads(self, values: Sequence[Any]) -> list[Payload]:
+        if len(values) == 1 and values[0] is _OUR_RUN:
+            self._is_of_our_run = True
+            return []
+        return super().to_payloads(values)
+
+    def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
+        # With a type, the caller catches the error itself: see `perdure.workflows.payloads`.
+        if type_hints or not self._is_of_our_run:
+            return super().from_payloads(payloads, type_hints)
+        return [self._decode(payload) for payload in payloads]
+
+    def _decode(self, payload: Payload) -> Any:
+        try:
+            return super().from_payloads([payload])[0]
+        except Exception as error:  # whatever a converter raises
+            return Undecodable(reason=_reason(error))
+
+
+_OUR_RUN: Final = object()
+
+
+class UndecodableArguments(Interceptor):
+    """Interceptor by which the converter of a run learns that the run is ours."""
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002
+    ) -> type[WorkflowInboundInterceptor]:
+        """Mark the converter of each run of ours, before its arguments are decoded."""
+        return _MarkedRun
+
+
+class _MarkedRun(WorkflowInboundInterceptor):
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        if outbound.info().workflow_type in WORKFLOWS:
+            # The SDK wraps converters: the mark goes the way of a value.
+            workflow.payload_converter().to_payloads([_OUR_RUN])
+        super().init(outbound)
+
+
+class PerdurePayloadConverter(_RunsConverter, PydanticPayloadConverter):
+    """`PydanticPayloadConverter` that is cheap to construct, and fails no workflow task over an argument."""
 
     _DEFAULTS: ClassVar = {
         converter.encoding.encode(): converter
@@ -186,6 +265,56 @@ class PerdurePayloadConverter(PydanticPayloadConverter):
 
     def __init__(self) -> None:
         self.converters = {**self._DEFAULTS, b"json/plain": _Json()}
+
+
+class _Details(PayloadConverter):
+    """Payload converter for the details of failures: text in place of what cannot be decoded."""
+
+    def __init__(self, converter: PayloadConverter) -> None:
+        self._converter = converter
+
+    def to_payloads(self, values: Sequence[Any]) -> list[Payload]:
+        return self._converter.to_payloads(values)
+
+    def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
+        return [self._decode(payload) for payload in payloads]
+
+    def _decode(self, payload: Payload) -> Any:
+        try:
+            return self._converter.from_payloads([payload])[0]
+        except Exception as error:
+            return f"(cannot be decoded: {_reason(error)})"
+
+
+@lru_cache
+def tolerant(converter: type[FailureConverter]) -> type[FailureConverter]:
+    """Return the failure converter, made to read any failure.
+
+    A failure of an activity comes from any worker in any language, with its last heartbeat. The SDK decodes it
+    while it applies it: details that cannot be decoded would fail every workflow task of the run.
+    """
+    if getattr(converter, "reads_any_failure", False):
+        return converter
+
+    class Tolerant(converter):  # type: ignore[valid-type, misc]
+        reads_any_failure: ClassVar = True
+
+        def from_failure(self, failure: Failure, payload_converter: PayloadConverter) -> BaseException:
+            try:
+                return cast("BaseException", super().from_failure(failure, _Details(payload_converter)))
+            except Exception as error:  # such as a category that this SDK does not know
+                return ApplicationError(f"{failure.message} (the failure cannot be read: {_reason(error)})")
+
+    Tolerant.__name__ = Tolerant.__qualname__ = converter.__name__
+    return Tolerant
+
+
+@lru_cache
+def _for_runs(converter: type[PayloadConverter]) -> type[PayloadConverter]:
+    """Return the user's payload converter, made to fail no workflow task over an argument."""
+    if issubclass(converter, _RunsConverter) or not issubclass(converter, CompositePayloadConverter):
+        return converter
+    return type(converter.__name__, (_RunsConverter, converter), {"__module__": converter.__module__})
 
 
 def data_converter(
@@ -212,10 +341,17 @@ def extend_converter(
 
     The user's codec and failure converter are kept. Only a default payload converter is replaced: it reads
     dataclasses 20 times slower. A user's own storage still stores what it selects; ours then only reads.
+    Both converters are made to read what cannot be decoded as an error that a run can catch.
     """
     base = existing or DataConverter.default
-    if base.payload_converter_class in (DefaultPayloadConverter, PydanticPayloadConverter):
-        base = replace(base, payload_converter_class=PerdurePayloadConverter)
+    is_default = base.payload_converter_class in (DefaultPayloadConverter, PydanticPayloadConverter)
+    base = replace(
+        base,
+        payload_converter_class=PerdurePayloadConverter
+        if is_default
+        else _for_runs(base.payload_converter_class),
+        failure_converter_class=tolerant(base.failure_converter_class),
+    )
     if store is None:
         return base
     if base.payload_codec is not None and not isinstance(base.payload_codec, MarkKeepingCodec):

@@ -38,6 +38,7 @@ from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 from ..activities.content.coded_blobs import CodedBlobs
 from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
+from ..activities.earlier_child import end_earlier_child
 from ..activities.edits import Edits
 from ..activities.genai import count_circuit_opening, count_lost_thread, watch_circuits, watch_threads
 from ..activities.hooks import HookRunner
@@ -58,7 +59,7 @@ from ..workflows.agent import AgentWorkflow
 from ..workflows.session import SessionWorkflow
 from .attributes import register_search_attributes
 from .connection import configured_codec, configured_store
-from .converter import extend_converter, with_codec
+from .converter import UndecodableArguments, extend_converter, with_codec
 from .observe.telemetry import interceptors
 from .runner import share_modules, skip_unused_contexts
 
@@ -115,6 +116,7 @@ class PerdurePlugin(SimplePlugin):
             workflows=[AgentWorkflow, SessionWorkflow],
             activities=self._activities(),
             interceptors=[
+                UndecodableArguments(),
                 *interceptors(self.settings),
                 OutgoingGuard(),
                 UserCode(self.graphs, scheduler_factories(self.members.values())),
@@ -139,6 +141,7 @@ class PerdurePlugin(SimplePlugin):
             blobs=self._content,
             traffic=traffic,
             hooks=hooks,
+            model_hosts=self.settings.named_model_hosts,
             progress_interval=interval,
             parked_retry=self.settings.parked_retry,
         )
@@ -163,6 +166,7 @@ class PerdurePlugin(SimplePlugin):
             relay,
             count_attempts,
             BlobRenewal(blobs=self.blobs).renew_blobs,
+            end_earlier_child,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

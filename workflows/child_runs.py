@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.common import RawValue, RetryPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -26,10 +27,11 @@ from perdure.members import for_member
 from perdure.messages import Text, ToolResult, Usage
 from perdure.scheduling import Start
 from perdure.texts import first_bytes, mark_cut, mask_secrets, truncate_middle
-from perdure.wire.effects import FUNCTION_ATTEMPTS, KeepText, KeptText, NodeCall, most_attempts
+from perdure.wire.effects import FUNCTION_ATTEMPTS, EarlierChild, KeepText, KeptText, NodeCall, most_attempts
 from perdure.wire.ids import child_key, child_run_id
 from perdure.wire.names import (
     CALL_NODE,
+    END_EARLIER_CHILD,
     GRANT,
     KEEP_TEXT,
     PAUSE,
@@ -51,11 +53,14 @@ from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.events import ChildEnded, Event
 from .engine.state import AgentState, Call, RunState, TeamState
 from .identity import earlier_attempts, function_key, identity_below
+from .payloads import read_json, read_payload
 
 _FUNCTION_TIMEOUT = timedelta(minutes=10)
 _FUNCTION_HEARTBEAT = timedelta(seconds=10)
 _FINAL_REPORT_WITHIN = timedelta(seconds=1)
 _CALLS_BELOW = "Tool calls that it had made may or may not have taken effect."
+_STARTS = 3
+"""Times that a child is started whose id is not free yet."""
 _PARENT = "/"
 """In the place of a child's key."""
 
@@ -204,28 +209,11 @@ class ChildRuns:
     async def _outcome(self, state: RunState, start: Start) -> RunResult:
         assert start.member is not None, "only functions have none"
         try:
-            handle = await workflow.start_child_workflow(
-                WORKFLOW,
-                args=[
-                    request_for(state, start).to_json(),
-                    input_for(state, start, workflow.now(), _place_below(state, start)),
-                ],
-                id=child_run_id(state.id, start.key),
-                # A run of this id belongs to an earlier execution of the parent: nobody waits for it any more.
-                id_reuse_policy=WorkflowIDReusePolicy.TERMINATE_IF_RUNNING,
-                result_type=RunResult,
-                # A child whose parent was terminated must not go on spending.
-                parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
-                # The child reports what it has used before it ends, so its end is waited for.
-                cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
-                # A failed run is a result for the model or the graph. Its activities have had their retries.
-                retry_policy=RetryPolicy(maximum_attempts=1),
-                static_summary=summary_of(start),
-            )
+            handle = await self._start(state, start)
             self._handles[start.key] = handle
             self._send_queued(start.key)
-            outcome: RunResult = await handle
-        except (FailureError, asyncio.CancelledError) as error:
+            outcome = read_payload(await handle, RunResult)
+        except (FailureError, ValueError, asyncio.CancelledError) as error:
             return outcome_of_error(start, error)
         return outcome
 
@@ -249,9 +237,55 @@ class ChildRuns:
         )
         return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
 
+    async def _start(self, state: RunState, start: Start) -> "workflow.ChildWorkflowHandle[Any, RawValue]":
+        """Start the child. The id may be that of a child of an earlier execution, which is ended then."""
+        run_id = child_run_id(state.id, start.key)
+        for _ in range(_STARTS):
+            with suppress(WorkflowAlreadyStartedError):
+                return await _start_child(state, start, run_id)
+            if not await _end_earlier(run_id):
+                break
+        raise WorkflowAlreadyStartedError(run_id, WORKFLOW)
+
     async def _function(self, team: TeamState, start: Start) -> Event:
         outcome = await _function_outcome(team, start)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
+
+
+async def _start_child(
+    state: RunState, start: Start, run_id: str
+) -> "workflow.ChildWorkflowHandle[Any, RawValue]":
+    return await workflow.start_child_workflow(
+        WORKFLOW,
+        args=[
+            request_for(state, start).to_json(),
+            input_for(state, start, workflow.now(), _place_below(state, start)),
+        ],
+        id=run_id,
+        # Never a policy that ends a running workflow: whose it is, only the server knows.
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        result_type=RawValue,
+        # A child whose parent was terminated must not go on spending.
+        parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
+        # The child reports what it has used before it ends, so its end is waited for.
+        cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+        # A failed run is a result for the model or the graph. Its activities have had their retries.
+        retry_policy=RetryPolicy(maximum_attempts=1),
+        static_summary=summary_of(start),
+    )
+
+
+async def _end_earlier(run_id: str) -> bool:
+    """End the child that an earlier execution of this run has left behind; return whether the id is free."""
+    free = await workflow.execute_activity(
+        END_EARLIER_CHILD,
+        EarlierChild(run_id=run_id),
+        result_type=RawValue,
+        start_to_close_timeout=timedelta(seconds=10),
+        retry_policy=RetryPolicy(maximum_attempts=5),
+        summary=f"is {run_id} ours?",
+    )
+    return read_json(free) is True
 
 
 def request_for(state: RunState, start: Start) -> RunRequest:
@@ -349,7 +383,8 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
     cause = error.cause if isinstance(error, ChildWorkflowError) else error
     name = start.member or start.node
     if isinstance(cause, ApplicationError) and cause.details:
-        return RunResult.model_validate(cause.details[0])
+        with suppress(ValidationError):
+            return RunResult.model_validate(cause.details[0])
     if is_cancelled_exception(error):
         return RunResult(agent=name, stop_reason="cancelled", usage=Usage(estimated=True))
     kind, message = "bug", str(cause or error)
@@ -361,26 +396,33 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
         kind, message = "TimedOut", "the workflow's own timeout ended the run"
     elif isinstance(error, WorkflowAlreadyStartedError):
         kind, message = "conflict", f"a run {error.workflow_id!r} goes on already"
+    elif isinstance(error, ValueError):
+        message = f"the result cannot be read: {error}"
     failure = Failure(kind=kind, message=truncate_middle(mask_secrets(message)))
     cut = kind in ("Terminated", "TimedOut")  # then the lease says what it may have used
+    unread = isinstance(error, ValueError)  # it ended as it should, but nobody knows with which cost
     return RunResult(
-        agent=name, stop_reason="error", error=failure, usage=Usage(estimated=cut), cost_microusd=0
+        agent=name,
+        stop_reason="error",
+        error=failure,
+        usage=Usage(estimated=cut or unread),
+        cost_microusd=None if unread else 0,
     )
 
 
 async def _keep_text(text: str, most: int) -> KeptText:
     try:
-        kept: KeptText = await workflow.execute_activity(
+        kept = await workflow.execute_activity(
             KEEP_TEXT,
             KeepText(text=text, preview_bytes=most),
-            result_type=KeptText,
+            result_type=RawValue,
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=5, non_retryable_error_types=list(TOO_LARGE_TYPES)),
             summary="keep a long answer",
         )
-    except (ActivityError, asyncio.CancelledError):
+        return read_payload(kept, KeptText)
+    except (ActivityError, ValueError, asyncio.CancelledError):
         return _cut_text(text.encode(errors="replace"), most, "the rest could not be kept")
-    return kept
 
 
 def _cut_text(data: bytes, most: int, reason: str) -> KeptText:
@@ -400,7 +442,7 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
         "context": dict(team.request.context),
     }
     try:
-        output: Any = await workflow.execute_activity(
+        answer = await workflow.execute_activity(
             CALL_NODE,
             NodeCall(
                 graph=team.spec.name,
@@ -409,7 +451,7 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
                 input=node_input,
                 earlier_attempts=earlier_attempts(team) + start.earlier_attempts,
             ),
-            result_type=object,
+            result_type=RawValue,
             start_to_close_timeout=start.timeout or _FUNCTION_TIMEOUT,
             schedule_to_close_timeout=start.timeout,  # of the visit, its retries included
             heartbeat_timeout=_FUNCTION_HEARTBEAT,
@@ -420,7 +462,8 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
             ),
             summary=f"{start.node}()",
         )
-    except (ActivityError, asyncio.CancelledError) as error:
+        output = read_json(answer)
+    except (ActivityError, ValueError, asyncio.CancelledError) as error:
         return _function_failed(start, error)
     return RunResult(agent=start.node, output=output, stop_reason="end_turn", cost_microusd=0)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -33,6 +33,7 @@ from perdure.wire.uncertain import mark_uncertain
 
 from .engine.events import CallReturned, Event
 from .engine.state import Call
+from .payloads import read_json
 
 _COUNT_WITHIN = timedelta(seconds=10)
 _NOT_REGISTERED = ("NotFoundError", "ActivityNotRegisteredError")
@@ -120,15 +121,15 @@ async def _was_first_attempt(tool: ToolSpec, error: ActivityError, began: dateti
     # No second attempt comes before the first delay is over.
     if workflow.now() - began < tool.retry.initial_interval:
         return True
-    with suppress(ActivityError):
-        attempts: int = await workflow.execute_activity(
+    with suppress(ActivityError, ValueError):
+        attempts = await workflow.execute_activity(
             COUNT_ATTEMPTS,
             error.started_event_id,
-            result_type=int,
+            result_type=RawValue,
             start_to_close_timeout=_COUNT_WITHIN,
             schedule_to_close_timeout=3 * _COUNT_WITHIN,
             retry_policy=RetryPolicy(maximum_attempts=3),
             summary=f"attempts of {tool.name}",
         )
-        return attempts == 1
+        return bool(read_json(attempts) == 1)
     return False  # nobody knows

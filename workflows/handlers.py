@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.graph import GraphCode
@@ -56,6 +56,7 @@ from .engine.report import starting_status
 from .engine.state import End, RelayedDecision, RunState
 from .inputs import (
     answer_of,
+    check_alone,
     check_decision,
     check_prices,
     check_redrive,
@@ -69,9 +70,11 @@ from .inputs import (
     refuse,
     run_below,
     run_that_waits,
+    signal_of,
     split_address,
 )
 from .loop import Loop
+from .payloads import read_json, read_payload
 from .renewal import MOST_RELAYED
 from .resolve import resolve, resolve_anew
 
@@ -140,19 +143,21 @@ class RunHandlers:
     @workflow.update(
         name=SEND, description="Say something to the agent: a JSON string. It reads it before its next step."
     )
-    async def send(self, message: Any) -> int:
+    async def send(self, message: Any = None, *_more: Any) -> int:
         """Give the agent a message; return the number of messages that wait to be read."""
         self._loop.renewal.updates += 1
         below = self._listener(message)
         if below is not None:
-            return int(await self._relay_message(below, split_address(message)[1]))
+            unread = await self._relay_message(below, split_address(message)[1])
+            return unread if isinstance(unread, int) else 1
         update = workflow.current_update_info()
         sent = MessageSent(message=message_of(split_address(message)[1]), id=update.id if update else None)
         self._loop.events.append(sent)
         return (self._loop.state.unread_count if self._loop.state else 0) + 1
 
     @send.validator
-    def _check_send(self, message: Any) -> None:
+    def _check_send(self, message: Any = None, *more: Any) -> None:
+        check_alone(SEND, more)
         message_of(split_address(message)[1])
         self._refuse_when_over()
         self._refuse_without_room(self._listener(message))
@@ -187,16 +192,18 @@ class RunHandlers:
         relayed = workflow.execute_activity(
             RELAY,
             Relay(run_id=run_id, update=update, argument=argument),
-            result_type=object,
+            result_type=RawValue,
             start_to_close_timeout=_RELAYED_WITHIN,
             schedule_to_close_timeout=_DELIVERED_WITHIN,
             retry_policy=RetryPolicy(maximum_attempts=3),
             summary=f"{update} to {run_id}",
         )
         try:
-            return await self._loop.ending.race(relayed)
+            return read_json(await self._loop.ending.race(relayed))
         except RunIsEndingError:
             raise refuse(_IS_ENDING) from None
+        except ValueError as error:
+            raise refuse(f"{run_id!r} has taken it, but its answer cannot be read: {error}") from None
         except ActivityError as error:
             cause = error.cause
             message = cause.message if isinstance(cause, ApplicationError) else str(cause)
@@ -212,7 +219,7 @@ class RunHandlers:
         name=RESOLVE_APPROVAL,
         description='Decide about a tool call that waits: {"call_id": "...", "allow": true, "by": "you"}.',
     )
-    async def resolve_approval(self, decision: Any) -> ApprovalAnswer:
+    async def resolve_approval(self, decision: Any = None, *_more: Any) -> ApprovalAnswer:
         """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
         self._loop.renewal.updates += 1
         resolved = decision_of(decision)
@@ -246,16 +253,16 @@ class RunHandlers:
         binding = workflow.execute_activity(
             BIND_ARGUMENTS,
             request,
-            result_type=BoundArguments,
+            result_type=RawValue,
             start_to_close_timeout=_BOUND_WITHIN,
             schedule_to_close_timeout=_BOUND_WITHIN,
             summary=f"arguments that {decision.by or 'a person'} has edited",
         )
         try:
-            bound = await self._loop.ending.race(binding)
+            bound = read_payload(await self._loop.ending.race(binding), BoundArguments)
         except RunIsEndingError:
             raise refuse(_IS_ENDING) from None
-        except ActivityError:
+        except (ActivityError, ValueError):
             bound = BoundArguments(
                 arguments=dict(decision.arguments or {})
             )  # the tool's worker compares once more
@@ -280,7 +287,8 @@ class RunHandlers:
         return answer
 
     @resolve_approval.validator
-    def _check_resolve_approval(self, decision: Any) -> None:
+    def _check_resolve_approval(self, decision: Any = None, *more: Any) -> None:
+        check_alone(RESOLVE_APPROVAL, more)
         resolved = decision_of(decision)
         self._refuse_when_over()
         made = self._made_decision(resolved)
@@ -311,7 +319,7 @@ class RunHandlers:
         name=REDRIVE,
         description='Let a parked run go on, changed: {"model": "...", "newest": true, "limits": {}}.',
     )
-    async def redrive(self, how: Any = None) -> None:
+    async def redrive(self, how: Any = None, *_more: Any) -> None:
         """Go on from where the run was parked, with what is to be changed."""
         self._loop.renewal.updates += 1
         wanted, state = redrive_of(how), self._ready()
@@ -350,7 +358,8 @@ class RunHandlers:
         return Redriven(spec=resolved.spec, members=members, limits=wanted.limits)
 
     @redrive.validator
-    def _check_redrive(self, how: Any = None) -> None:
+    def _check_redrive(self, how: Any = None, *more: Any) -> None:
+        check_alone(REDRIVE, more)
         wanted = redrive_of(how)
         self._refuse_when_over()
         check_redrive(self._loop.state, wanted)
@@ -358,46 +367,51 @@ class RunHandlers:
         if self._redriving:
             raise refuse("redrive: another redrive is under way; look at the run again")
 
-    # -- signals
+    # -- signals: nobody hears a refusal, so a signal with a wrong argument is logged, and changes nothing
 
     @workflow.signal(name=PAUSE, description="Start nothing new until resumed.")
-    def pause(self, _: Any = None) -> None:
+    def pause(self, *_: Any) -> None:
         """Let pending work finish, and start nothing new."""
         self._loop.events.append(Paused())
 
     @workflow.signal(
         name=RESUME, description="Go on after a pause, or from the step at which the run was parked."
     )
-    def resume(self, _: Any = None) -> None:
+    def resume(self, *_: Any) -> None:
         """Go on."""
         self._loop.events.append(Resumed())
 
     @workflow.signal(name=STOP, description="Finish now, gracefully, with what there is.")
-    def stop(self, _: Any = None) -> None:
+    def stop(self, *_: Any) -> None:
         """End as completed, with the best partial answer."""
         self._loop.events.append(EndRequested(reason="stopped"))
 
     @workflow.signal(name=WAKE, description="Look around: an idle session then moves to a new version.")
-    def wake(self, _: Any = None) -> None:
+    def wake(self, *_: Any) -> None:
         """Decide again. A run that has nothing new to do goes on waiting."""
         self._loop.wake()
 
     @workflow.signal(name=REPORT, description="Of a run that this one started: who waits, what it needs.")
-    def child_report(self, report: Report) -> None:
+    def child_report(self, report: Any = None, *_more: Any) -> None:
         """Take in a child's report."""
+        report = signal_of(Report, report)
+        if report is None:
+            return
         # A child of an earlier execution under this id reports to a parent that has ended.
         if report.parent_execution_id == workflow.info().first_execution_run_id:
             self._loop.events.append(ChildReported(report=report))
 
     @workflow.signal(name=GRANT, description="Of the run that started this one: what it may spend.")
-    def grant(self, grant: Grant) -> None:
+    def grant(self, grant: Any = None, *_more: Any) -> None:
         """Take in the answer to a budget request."""
-        self._loop.events.append(BudgetGranted(grant=grant))
+        grant = signal_of(Grant, grant)
+        if grant is not None:
+            self._loop.events.append(BudgetGranted(grant=grant))
 
     # -- queries
 
     @workflow.query(name=STATUS, description="Where the run is: status, step, cost, what it waits for.")
-    def status(self) -> RunStatus:
+    def status(self, *_: Any) -> RunStatus:
         """Return where the run is."""
         if self._loop.state is None:
             reason = self._early_result.stop_reason if self._early_result else None
@@ -406,7 +420,7 @@ class RunHandlers:
         return status
 
     @workflow.query(name=RESULT, description="The result so far; final once the run is over.")
-    def result(self) -> RunResult:
+    def result(self, *_: Any) -> RunResult:
         """Return the result as it stands."""
         if self._early_result is not None:
             return self._early_result
@@ -416,13 +430,13 @@ class RunHandlers:
         return result
 
     @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
-    def transcript(self, want: Any = None) -> TranscriptPage:
+    def transcript(self, want: Any = None, *_more: Any) -> TranscriptPage:
         """Return messages from `start` on. A team has them only in a session: its work is in the runs of its nodes."""
         messages = () if self._early_result is not None else self._ready().messages
         return page(messages, TranscriptQuery.model_validate(want or {}))
 
     @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
-    def spec(self, member: Any = None) -> ResolvedAgent:
+    def spec(self, member: Any = None, *_more: Any) -> ResolvedAgent:
         """Return the pinned specs: the run's own, or that of a member first."""
         state = self._ready()
         pinned = ResolvedAgent(spec=state.spec, members=state.members)

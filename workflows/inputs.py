@@ -4,11 +4,11 @@ An input that is wrong is refused here, before it becomes an event: an update's 
 caller, and history keeps nothing of it.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 from perdure.limits import explain
@@ -17,7 +17,9 @@ from perdure.messages import Document, Image, Message, Part, Text
 from perdure.model import check_json
 from perdure.schema import problem_with
 from perdure.wire.effects import BindArguments
+from perdure.wire.ids import RESERVED, has_child_form
 from perdure.wire.names import INVALID_REQUEST, NO_ROOM
+from perdure.wire.plain import problem_as_json
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
 from perdure.wire.results import ApprovalAnswer, Question
 from perdure.wire.spec import AgentSpec
@@ -51,10 +53,36 @@ def _validate(what: str, make: Callable[[], _Model]) -> _Model:
         raise refuse(f"{what}: {explain(error)}") from None
 
 
+def check_alone(name: str, more: Sequence[Any]) -> None:
+    """Check that nothing stands behind the one argument of an update.
+
+    Raises:
+        ApplicationError: for the caller; an argument that is not read may be one that they count on.
+
+    """
+    if more:
+        raise refuse(f"{name}: takes one argument, not {len(more) + 1}")
+
+
+def signal_of(kind: type[_Model], raw: Any) -> _Model | None:
+    """Return the checked argument of a signal; None, and a line in the log, for a wrong one."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        workflow.logger.warning("a signal of %s was dropped: %s", kind.__name__, explain(error))
+        return None
+
+
+def check_id(run_id: str) -> None:
+    """Check that an id which somebody chose for a run cannot be that of a child run."""
+    if has_child_form(run_id):
+        raise refuse(f"id {run_id!r}: {RESERVED!r} is for runs that other runs start; choose another id")
+
+
 def request_of(raw: Any, *, is_child: bool = False) -> RunRequest:
     """Return the checked input of a run, whatever client wrote it."""
     request = _validate("run request", lambda: RunRequest.model_validate(raw))
-    _check_writable("run request", request)
+    _check_writable("run request", request.to_json())
     if isinstance(request.prompt, list):
         # What its parent gives a child stands in the parent's transcript already. The model is told in words.
         _check_parts("prompt", request.prompt, check_bytes=not is_child)
@@ -65,20 +93,19 @@ def request_of(raw: Any, *, is_child: bool = False) -> RunRequest:
 def session_request_of(raw: Any) -> SessionRequest:
     """Return the checked input of a session, whatever client wrote it."""
     request = _validate("session request", lambda: SessionRequest.model_validate(raw))
-    _check_writable("session request", request)
+    _check_writable("session request", request.to_json())
     _check_user("session request", request.user)
     return request
 
 
-def _check_writable(what: str, request: RunRequest | SessionRequest) -> None:
-    """Check that the request can be written as JSON.
+def _check_writable(what: str, value: Any) -> None:
+    """Check that the value can be written as JSON, and read again.
 
     One that comes from a user's workflow may hold what no payload can; the run's tasks would fail for ever.
     """
-    try:
-        json.dumps(request.to_json(), ensure_ascii=False).encode()
-    except ValueError as error:
-        raise refuse(f"{what}: it cannot be written as JSON: {error}") from None
+    problem = problem_as_json(value)
+    if problem is not None:
+        raise refuse(f"{what}: {problem}")
 
 
 def _check_user(what: str, user: str | None) -> None:

@@ -56,6 +56,7 @@ from .engine.report import signature
 from .engine.state import AgentState, Call
 from .failed_calls import failed_result, unreadable_result
 from .identity import call_key, earlier_attempts
+from .payloads import read_json, read_payload
 
 FRESH_BYTES = 512
 """Most bytes of new messages that go with a model call. They are in history already, as the results of
@@ -125,7 +126,7 @@ class PendingActivities:
         summary: str,
         *,
         time_for_hooks: timedelta = timedelta(),
-    ) -> "workflow.ActivityHandle[ModelOutcome]":
+    ) -> "workflow.ActivityHandle[RawValue]":
         # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
             call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
@@ -133,7 +134,7 @@ class PendingActivities:
         return workflow.start_activity(
             CALL_MODEL,
             call,
-            result_type=ModelOutcome,
+            result_type=RawValue,
             start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK + time_for_hooks,
             heartbeat_timeout=MODEL_HEARTBEAT,
             retry_policy=RetryPolicy(
@@ -170,7 +171,7 @@ class PendingActivities:
         handle = workflow.start_activity(
             RUN_HOOKS,
             hook_input(state, command),
-            result_type=HookOutcome,
+            result_type=RawValue,
             start_to_close_timeout=_HOOKS_TIMEOUT,
             # A run that is to end does not wait longer for its hooks than for anything else.
             schedule_to_close_timeout=state.tree.grace if state.ending is not None else None,
@@ -214,23 +215,21 @@ class PendingActivities:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _model_event(self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec) -> Event:
+    async def _model_event(self, handle: "workflow.ActivityHandle[RawValue]", chosen: ModelSpec) -> Event:
         try:
-            return Replied(outcome=await handle, at=workflow.now())
+            return Replied(outcome=read_payload(await handle, ModelOutcome), at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
             return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
-    async def _summary_event(
-        self, handle: "workflow.ActivityHandle[ModelOutcome]", chosen: ModelSpec
-    ) -> Event:
+    async def _summary_event(self, handle: "workflow.ActivityHandle[RawValue]", chosen: ModelSpec) -> Event:
         try:
-            return Summarized(outcome=await handle)
+            return Summarized(outcome=read_payload(await handle, ModelOutcome))
         except (ActivityError, asyncio.CancelledError) as error:
             return Summarized(failure=model_failure(error, chosen.price))
 
-    async def _hook_event(self, handle: "workflow.ActivityHandle[HookOutcome]", command: RunHooks) -> Event:
+    async def _hook_event(self, handle: "workflow.ActivityHandle[RawValue]", command: RunHooks) -> Event:
         try:
-            return HooksAnswered(point=command.point, outcome=await handle)
+            return HooksAnswered(point=command.point, outcome=read_payload(await handle, HookOutcome))
         except (ActivityError, asyncio.CancelledError) as error:
             cause = error.cause if isinstance(error, ActivityError) else error
             message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
@@ -241,18 +240,19 @@ class PendingActivities:
     ) -> Event:
         began = workflow.now()
         try:
-            value = await handle
+            value: RawValue = await handle
         except (ActivityError, asyncio.CancelledError) as error:
             repeated = earlier_attempts(state) > 0
             result = await failed_result(call, tool, error, began=began, repeated=repeated)
             return CallReturned(result=result)
-        if isinstance(value, ToolOutcome):
+        if tool.kind != "remote":
+            outcome = read_payload(value, ToolOutcome)
             return CallReturned(
-                result=value.result, arguments=value.arguments, ask=value.ask, end_turn=value.end_turn
+                result=outcome.result, arguments=outcome.arguments, ask=outcome.ask, end_turn=outcome.end_turn
             )
-        value = workflow.payload_converter().from_payload(value.payload)
         took = round((workflow.now() - began).total_seconds() * 1000)
-        return CallReturned(result=remote_result(value, call.call, state.spec.result_preview_bytes, took))
+        result = remote_result(read_json(value), call.call, state.spec.result_preview_bytes, took)
+        return CallReturned(result=result)
 
 
 def model_input(state: AgentState, command: CallModel) -> ModelInput:
@@ -372,7 +372,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
     return workflow.start_activity(
         CALL_TOOL,
         call_input,
-        result_type=ToolOutcome,
+        result_type=RawValue,
         task_queue=tool.task_queue,
         # The worker keeps the tool's own timeout; this one is for a worker that keeps none.
         start_to_close_timeout=tool.timeout + _TOOL_SLACK + _time_for_hooks(state),
@@ -404,7 +404,7 @@ def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "wo
     return workflow.start_activity(
         tool.activity or tool.name,
         args=arguments,
-        result_type=RawValue,  # decoded where an error in it can be caught
+        result_type=RawValue,
         task_queue=tool.task_queue,
         start_to_close_timeout=tool.timeout,
         heartbeat_timeout=tool.heartbeat,
@@ -460,7 +460,10 @@ def _last_reported(error: TimeoutError) -> Usage:
 
 def _model_bug(error: Exception) -> Event:
     message = f"the model call's answer cannot be read: {type(error).__name__}: {error}"
-    return ModelFailed(failure=ModelFailure(kind="bug", message=message[:1000]))
+    # Not "bug", which would end the run: a worker of another version may read what this one cannot.
+    return ModelFailed(
+        failure=ModelFailure(kind="malformed_reply", message=message[:1000]), at=workflow.now()
+    )
 
 
 def _summary_bug(error: Exception) -> Event:

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
+from perdure.texts import truncate_middle
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT
+from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT, SPEC_UNREADABLE
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.spec import AnySpec, ResolvedAgent
 from perdure.wire.tree import ChildInput
 
 from .ending import EndedBeforeBeginningError
+from .payloads import read_payload
 
 LAYOUT = 1
 """Layout in which a run that begins now writes its history, if the resolving worker knows it too."""
@@ -22,7 +24,7 @@ _FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=3)
 """With chance, a wait is between half and one and a half times as long: the longest is four and a half minutes."""
 _CHANGED_WITHIN = timedelta(minutes=1)
 """Time for a redrive to fetch its agent, the wait for a worker's slot included: the run stands still meanwhile."""
-_TRANSIENT = (BLOB_STORE_FAILED, "RPCError", "TimeoutError")
+_TRANSIENT = (BLOB_STORE_FAILED, SPEC_UNREADABLE, "RPCError", "TimeoutError")
 """Types of transient errors: the blob store, the parent run or every worker is out of reach."""
 
 
@@ -105,16 +107,20 @@ async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -
 
 async def _run_activity(request: ResolveRequest, *, within: timedelta | None) -> ResolvedAgent:
     try:
-        resolved: ResolvedAgent = await workflow.execute_activity(
+        resolved = await workflow.execute_activity(
             RESOLVE_AGENT,
             request,
-            result_type=ResolvedAgent,
+            result_type=RawValue,
             start_to_close_timeout=timedelta(seconds=10),
             schedule_to_close_timeout=within,
             retry_policy=RetryPolicy(maximum_attempts=10),
             summary=f"resolve {request.agent}",
         )
-        return resolved
+        return read_payload(resolved, ResolvedAgent)
+    except ValueError as error:
+        # A worker of a later version may have written it: another worker may read the next answer.
+        message = f"the spec cannot be read: {truncate_middle(str(error), 1000)}"
+        raise ApplicationError(message, type=SPEC_UNREADABLE) from None
     except ActivityError as error:
         # The activity's own error is the caller's answer, without Temporal's wrapping.
         if isinstance(error.cause, ApplicationError):

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
+from temporalio.exceptions import ApplicationError
 
 from perdure.limits import Limits
 from perdure.messages import Part
 from perdure.wire.names import WORKFLOW
 from perdure.wire.results import RunResult
 
-from .inputs import request_of
+from .inputs import check_id, request_of
+from .payloads import read_json
 
 
 async def run_agent(
@@ -38,14 +40,20 @@ async def run_agent(
     # Checked here and raised as a failure: any other error would leave the caller's task failing.
     fields = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
     request = request_of({**fields, "context": context or {}, "stream": False})
+    if id is not None:
+        check_id(id)
     # Plain JSON in and out: the caller's data converter need not know our types.
-    answer: dict[str, Any] = await workflow.execute_child_workflow(
+    answer = await workflow.execute_child_workflow(
         WORKFLOW,
         request.to_json(),
         id=id or str(workflow.uuid4()),
         task_queue=task_queue,
-        result_type=dict[str, Any],
+        result_type=RawValue,
         retry_policy=RetryPolicy(maximum_attempts=1),
         static_summary=f"agent {agent}",
     )
-    return RunResult.model_validate(answer)
+    try:
+        return RunResult.model_validate(read_json(answer))
+    except ValueError as error:
+        message = f"the result of {agent!r} cannot be read: {error}"
+        raise ApplicationError(message, type="bug", non_retryable=True) from None

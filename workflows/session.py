@@ -5,6 +5,7 @@ a reply never delays it: a `say` that would is answered with `done: false`, and 
 message id.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,9 @@ from perdure.limits import Limits
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
 from perdure.wire.requests import SessionRequest
 from perdure.wire.results import RunResult, StopReason, TurnReply
+from perdure.wire.tree import ChildInput
 
+from .arguments import Carried, read_arguments
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
 from .engine.events import Said, TurnInterrupted
@@ -23,7 +26,7 @@ from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session
 from .handlers import RunHandlers, bound_program
-from .inputs import listener, no_room, said_of, session_request_of
+from .inputs import check_alone, listener, no_room, refuse, said_of, session_request_of
 from .renewal import MOST_REPEATING, MOST_WAITING
 
 
@@ -41,22 +44,26 @@ class SessionWorkflow(RunHandlers):
         self._refused: ApplicationError | None = None
 
     @workflow.run
-    async def run(self, request: Any, carried: Any = None, *chunks: Any) -> RunResult:
-        """Hold a session to its end. `request` is a SessionRequest as JSON; the rest is ours."""
-        if carried is not None and "state" in carried:
-            program = SessionProgram(bound_program(spec_in(carried)))
-            self._loop.restore(program, carried, chunks)
-            return await self._loop.run(request)
+    async def run(self, *arguments: Any) -> RunResult:
+        """Hold a session to its end. The first argument is a SessionRequest as JSON; the others are ours."""
         try:
-            await self._begin(request)
+            request = await self._begin(arguments)
         except EndedBeforeBeginningError as end:
             self._refused = _unread_error(end.reason)
             return await self._end_early(end)
         return await self._loop.run(request)
 
-    async def _begin(self, request: Any) -> None:
+    async def _begin(self, arguments: Sequence[Any]) -> Any:
         try:
-            await self._open(session_request_of(request))
+            match read_arguments(arguments):
+                case request, Carried() as carried:
+                    program = SessionProgram(bound_program(spec_in(carried.state)))
+                    self._loop.restore(program, carried.state, carried.chunks)
+                case request, None:
+                    await self._open(session_request_of(request))
+                case _, ChildInput():
+                    raise refuse("a session takes one argument, its request: no run can start it as its own")
+            return request
         except ApplicationError as error:
             # Senders that wait get the reason first; a closed workflow could only say that it is closed.
             self._refused = error
@@ -84,7 +91,7 @@ class SessionWorkflow(RunHandlers):
         description='Say something: {"id": "yours", "text": "...", "when_busy": "queue" or "steer"}. '
         "Answers with the turn's reply; the same id again, with the same one.",
     )
-    async def say(self, message: Any) -> TurnReply:
+    async def say(self, message: Any = None, *_more: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
         self._loop.renewal.updates += 1
         event = said_of(message)
@@ -102,7 +109,8 @@ class SessionWorkflow(RunHandlers):
             self._waiting -= 1
 
     @say.validator
-    def _check_say(self, message: Any) -> None:
+    def _check_say(self, message: Any = None, *more: Any) -> None:
+        check_alone(SAY, more)
         event = said_of(message)
         state = self._loop.state
         if state is None or reply_to(state, event.utterance.id) is None:
@@ -167,15 +175,17 @@ class SessionWorkflow(RunHandlers):
         return TurnReply(message_id=message_id, done=False, turn=self._session.turn)
 
     @workflow.query(name=REPLY, description="The reply to the message of that id, as far as there is one.")
-    def reply(self, message_id: str) -> TurnReply:
+    def reply(self, message_id: Any = None, *_more: Any) -> TurnReply:
         """Return the reply to a message, or that it is pending or unknown. Asking costs no history."""
         state = self._ready()
+        if not isinstance(message_id, str):
+            raise refuse("reply: ask for the id of a message, as a text")
         known = is_pending(state, message_id)
         pending = TurnReply(message_id=message_id, done=False, known=known, turn=self._session.turn)
         return reply_to(state, message_id) or pending
 
     @workflow.signal(name=INTERRUPT, description="End the turn, not the session, with what there is.")
-    def interrupt(self, _: Any = None) -> None:
+    def interrupt(self, *_: Any) -> None:
         """End the turn gracefully."""
         self._loop.events.append(TurnInterrupted())
 

@@ -21,6 +21,7 @@ from perdure.texts import fix_surrogates
 from perdure.tools import Tool
 from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
+from perdure.wire.plain import problem_as_json
 from perdure.wire.spec import AgentSpec, ToolSpec
 
 from .redact import redact_and_cut, redact_error
@@ -212,7 +213,7 @@ def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[
     schema cannot express. They count only if the type has the pinned schema: after a deploy it may be another.
     """
     assert spec.output_schema is not None
-    problem = problem_with(value, spec.output_schema)
+    problem = problem_as_json(value) or problem_with(value, spec.output_schema)
     if problem is not None:
         return None, f"the answer does not fit: {redact_and_cut(problem, 1000)}"
     adapter = agent.output_adapter() if agent else None

@@ -328,6 +328,12 @@ class BoundArguments(Value):
     problem: str = ""
 
 
+class EarlierChild(Value):
+    """Run that has the id which a child is to get."""
+
+    run_id: str
+
+
 class Relay(Value):
     """Update for another run of the tree."""
 

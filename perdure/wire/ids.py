@@ -7,6 +7,8 @@ from typing import Final
 _MOST_ID_BYTES: Final = 900
 """Temporal accepts workflow ids of 1000 bytes."""
 _PARENT_BYTES_KEPT: Final = 400
+RESERVED: Final = "/~"
+"""Mark of the ids of child runs. No id that a user chooses may contain it, so the two can never meet."""
 _CHILD_KEY: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*-\d+(\.\d+)?")
 """Agent or node, then step and position or visit; after a dot, the attempt of a node that is run again."""
 
@@ -40,21 +42,26 @@ def call_id_of(key: str) -> str:
 
 
 def child_run_id(parent_id: str, key: str) -> str:
-    """Return the workflow id of a child run: its parent's id, a slash and its key."""
-    run_id = f"{parent_id}/{key}"
+    """Return the workflow id of a child run: its parent's id, "/~" and its key."""
+    run_id = f"{parent_id}{RESERVED}{key}"
     if len(run_id.encode()) <= _MOST_ID_BYTES:
         return run_id
     # Deep trees would pass Temporal's limit. The digest keeps shortened ids of different parents apart.
     digest = sha256(parent_id.encode()).hexdigest()[:32]
-    return f"{parent_id.encode()[:_PARENT_BYTES_KEPT].decode(errors='ignore')}~{digest}/{key}"
+    return f"{parent_id.encode()[:_PARENT_BYTES_KEPT].decode(errors='ignore')}~{digest}{RESERVED}{key}"
 
 
 def parent_id_of(run_id: str) -> str:
     """Return the part of a child's workflow id that names its parent; empty for a root."""
-    return run_id.rpartition("/")[0]
+    return run_id.rpartition(RESERVED)[0]
+
+
+def has_child_form(run_id: str) -> bool:
+    """Check whether the id could be that of a child run: nobody may choose such an id."""
+    return RESERVED in run_id
 
 
 def is_child_of(parent_id: str, run_id: str) -> bool:
     """Check whether the id is one that `child_run_id` gives a run of that parent."""
-    key = run_id.rpartition("/")[2]
+    key = run_id.rpartition(RESERVED)[2]
     return _CHILD_KEY.fullmatch(key) is not None and run_id == child_run_id(parent_id, key)

@@ -107,7 +107,7 @@ class AgentSpec(_MemberSpec):
 
     kind: Literal["agent"] = "agent"
     instructions: str
-    models: tuple[ModelSpec, ...]
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
     """Chain of models: the agent's model, then its fallbacks."""
     tools: tuple[ToolSpec, ...] = ()
     limits: Limits = Limits()

@@ -6,22 +6,27 @@ a tree never passes its limits, and small children send no message about budgets
 """
 
 from datetime import datetime, timedelta
+from typing import Final
 
 from pydantic import Field
 
 from perdure.messages import Message, Value, is_empty
 from perdure.wire.results import RunResult, StopReason, Waiting
 
+_MOST: Final = 2**53
+"""Largest amount: larger numbers are not exact in every language, and no run needs them."""
+
 
 class Amount(Value):
     """An amount of everything that limits bound; None is no bound."""
 
     # 0 and None differ here (nothing left, and no bound), so only None is left out of the JSON.
-    cost_microusd: int | None = Field(default=None, exclude_if=lambda v: v is None)
-    input_tokens: int | None = Field(default=None, exclude_if=lambda v: v is None)
-    output_tokens: int | None = Field(default=None, exclude_if=lambda v: v is None)
-    total_tokens: int | None = Field(default=None, exclude_if=lambda v: v is None)
-    tool_calls: int | None = Field(default=None, exclude_if=lambda v: v is None)
+    # Bounded, because a signal from anybody may bring one: a negative grant would lend what nobody has.
+    cost_microusd: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
+    input_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
+    output_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
+    total_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
+    tool_calls: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
 
 
 class Peer(Value):

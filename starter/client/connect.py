@@ -34,6 +34,7 @@ from .outages import ride_out
 from .requests import (
     build_request,
     check_attachments,
+    check_id,
     check_workflow_type,
     has_request,
     is_from,
@@ -96,7 +97,9 @@ class Client:
             stream=stream,
         )
         check_attachments(request.prompt)
-        plain = request_json(request, id)
+        plain = request_json(request)
+        if id is not None:
+            check_id(id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
         run = Run(self.temporal, run_id)
         # A run that ends between the two calls is neither started nor found: then both are repeated.
@@ -214,7 +217,8 @@ class Client:
         if max_idle != MAX_IDLE:
             # None is a value here, and means never; `build_request` takes it for an empty field.
             request = validate_request(SessionRequest, {**request.to_json(), "max_idle": max_idle})
-        plain = request_json(request, id)
+        plain = request_json(request)
+        check_id(id)
         # An open session needs no start with its first message, which is the cheaper update.
         if await self._is_open(run, plain, reopen=reopen):
             return Session(run)

@@ -1,6 +1,5 @@
 """Requests for runs and sessions: validated, as JSON, and compared with that of an id already taken."""
 
-import json
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -11,6 +10,8 @@ from perdure.limits import explain
 from perdure.media import problem_with_attachment
 from perdure.messages import Document, Image, Part
 from perdure.model import digest
+from perdure.wire.ids import RESERVED, has_child_form
+from perdure.wire.plain import problem_as_json
 from perdure.wire.requests import RunRequest, SessionRequest
 
 # Memo field. The server keeps it, so a repeated start is recognised without asking a worker.
@@ -47,19 +48,20 @@ def validate_request(kind: type[_Request], fields: dict[str, Any]) -> _Request:
         raise InvalidRequest(f"{name} request: {explain(error)}") from None
 
 
-def request_json(request: RunRequest | SessionRequest, run_id: str | None) -> dict[str, Any]:
+def request_json(request: RunRequest | SessionRequest) -> dict[str, Any]:
     """Return the request as JSON values.
 
     Raises:
-        InvalidRequest: a text cannot be written as UTF-8.
+        InvalidRequest: it cannot be written as JSON, or not read again.
 
     """
     try:
         plain = request.to_json()
-        # Python's text may hold half of a surrogate pair, which no server accepts.
-        json.dumps([plain, run_id], ensure_ascii=False).encode()
     except ValueError as error:
         raise InvalidRequest(f"run request: it cannot be written as JSON: {error}") from None
+    problem = problem_as_json(plain)
+    if problem is not None:
+        raise InvalidRequest(f"run request: {problem}")
     return plain
 
 
@@ -74,6 +76,24 @@ def check_attachments(content: str | list[Part]) -> None:
         problem = problem_with_attachment(part) if isinstance(part, Image | Document) else None
         if problem is not None:
             raise InvalidRequest(f"message: {problem}")
+
+
+def check_id(run_id: str) -> None:
+    """Check an id that a user chose for a run or a session.
+
+    Raises:
+        InvalidRequest: it is empty, no text that a server accepts, or of the form of a child run's.
+
+    """
+    if not run_id.strip():
+        raise InvalidRequest("id: is empty; leave it out, or choose one")
+    if problem := problem_as_json(run_id):
+        raise InvalidRequest(f"id: {problem}")
+    # A run that another run starts gets such an id: two runs would meet in one.
+    if has_child_form(run_id):
+        raise InvalidRequest(
+            f"id {run_id!r}: {RESERVED!r} is for runs that other runs start; choose another id"
+        )
 
 
 def request_memo(plain: dict[str, Any], start: str | None = None) -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_session_request_is_explained_or_serializable(raw: Any) -> None:
 
 
 @examples(300)
-@given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/a-1", "text": PARTS}, PARTS))
+@given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/~a-1", "text": PARTS}, PARTS))
 def test_input_is_explained_or_a_message(raw: Any) -> None:
     """Input is rejected with an explanation, or becomes a message."""
     for read in (said_of, split_address, message_of):

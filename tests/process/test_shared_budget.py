@@ -54,7 +54,7 @@ async def _cut(run: Run) -> int:
     """Calls of which the model was told that they may or may not have had their effect: each of their
     attempts died with its worker.
     """
-    children = [run.get(f"{run.id}/worker-1-{n + 1}") for n in range(CHILDREN)]
+    children = [run.get(f"{run.id}/~worker-1-{n + 1}") for n in range(CHILDREN)]
     transcripts = [await child.transcript() for child in children]
     results = [one for messages in transcripts for message in messages for one in message.tool_results]
     return sum(one.error_kind == "tool_timeout" for one in results)

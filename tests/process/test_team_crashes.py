@@ -38,9 +38,9 @@ async def _steps(client: Client, run_id: str, result: RunResult) -> list[int]:
     tokens: list[int] = []
     for node in result.nodes:
         if node.kind == "agent":
-            tokens += [step.usage.total_tokens for step in await client.get(f"{run_id}/{node.key}").steps()]
+            tokens += [step.usage.total_tokens for step in await client.get(f"{run_id}/~{node.key}").steps()]
         elif node.kind == "swarm":
-            below = f"{run_id}/{node.key}"
+            below = f"{run_id}/~{node.key}"
             tokens += await _steps(client, below, await client.get(below).result())
     return tokens
 

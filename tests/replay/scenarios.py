@@ -302,7 +302,7 @@ async def _approve_until(client: Client, run_id: str, is_over: Callable[[], bool
 async def _cancel_tree(client: Client, run: Run) -> None:
     async def hangs() -> bool:
         with suppress(RunNotFound):
-            return (await client.get(f"{run.id}/hanger-1-1").status()).status == "acting"
+            return (await client.get(f"{run.id}/~hanger-1-1").status()).status == "acting"
         return False
 
     await until(hangs)

@@ -253,7 +253,7 @@ def test_an_outage_has_one_beginning_and_its_parent_hears_of_it_once() -> None:
         lineage=Lineage(parent="p", key="a-1", spec_digest="x", as_of=NOW),
         lease=Lease(lender="p", amount=Amount(tool_calls=9)),
     )
-    state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Origin(id="p/a-1", child=branch))
+    state = initial(RunRequest(agent="a", prompt="go"), spec_of(), NOW, Origin(id="p/~a-1", child=branch))
     told = 0
     for n in range(5):
         state = failed(state, "overloaded", transient=30, at=100 * n)

@@ -241,7 +241,7 @@ def polled_nodes(draw: st.DrawFn) -> list[list[NodeStatus]]:
         at = NOW + timedelta(seconds=tick)
         for _ in range(draw(st.integers(0, 2))):
             key = f"n-{len(nodes)}"
-            nodes.append(NodeStatus(key=key, node="n", run_id=f"r/{key}", started_at=at))
+            nodes.append(NodeStatus(key=key, node="n", run_id=f"r/~{key}", started_at=at))
         for place, node in enumerate(nodes):
             state = draw(st.sampled_from(STATES))
             if node.state == "running" and state != "running":
@@ -279,7 +279,7 @@ def test_handoff_ends_before_the_next_starts() -> None:
 def test_called_agents_run_is_inside_its_call() -> None:
     tracker, node = (
         ChangeTracker(),
-        NodeStatus(key="helper-1-1", node="helper", run_id="r/helper-1-1", state="done"),
+        NodeStatus(key="helper-1-1", node="helper", run_id="r/~helper-1-1", state="done"),
     )
     helper_call = call("helper", input="x").model_copy(update={"id": "call-1-1"})
     result = ToolResult(call_id="call-1-1", name="helper", content=[Text(text="ok")])
@@ -305,7 +305,7 @@ def test_waiting_is_reported_by_run_and_call() -> None:
     """
 
     def approval(key: str, digest: str = "d") -> Approval:
-        run_id = f"r/{key}"
+        run_id = f"r/~{key}"
         return Approval(
             call_id="call-1-1", tool="t", arguments={}, digest=digest, since=NOW, run_id=run_id, path=[key]
         )
@@ -316,7 +316,7 @@ def test_waiting_is_reported_by_run_and_call() -> None:
 
     tracker, parked = (
         ChangeTracker(),
-        Parked(failure=Failure(kind="payment", message="no"), run_id="r/c-1", path=["c-1"]),
+        Parked(failure=Failure(kind="payment", message="no"), run_id="r/~c-1", path=["c-1"]),
     )
     assert new_events(approval("a-1"), approval("b-1"), parked) == [
         *["approval_requested"] * 2,
@@ -330,7 +330,7 @@ def test_waiting_is_reported_by_run_and_call() -> None:
 
 def test_status_carries_the_failure_below() -> None:
     failure = Failure(kind="payment", message="no")
-    parked = Parked(failure=failure, run_id="r/c-1", path=["c-1"])
+    parked = Parked(failure=failure, run_id="r/~c-1", path=["c-1"])
     events = list(
         ChangeTracker().track_status(RunStatus(agent="a", status="parked", doing="", waiting=[parked]))
     )
@@ -354,16 +354,16 @@ def test_a_node_named_step_is_no_model_call() -> None:
 
 def test_assembler_separates_runs_of_a_tree() -> None:
     reader = TextAssembler()
-    for run_id, text in (("r/a-1", "one"), ("r/b-1", "two")):
+    for run_id, text in (("r/~a-1", "one"), ("r/~b-1", "two")):
         piece = TextDelta(step=1, attempt=1, seq=1, offset=0, text=text)
         reader.feed(ChildEvent(run_id=run_id, path=[run_id[2:]], event=piece))
     reader.feed(MessageFinished(index=1, step=1, text="root"))
-    assert [reader.text(1, run_id) for run_id in ("r/a-1", "r/b-1", "")] == ["one", "two", "root"]
+    assert [reader.text(1, run_id) for run_id in ("r/~a-1", "r/~b-1", "")] == ["one", "two", "root"]
 
 
 def test_tree_events_survive_json() -> None:
     event = ChildEvent(
-        run_id="r/a-1", path=["a-1"], event=NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")
+        run_id="r/~a-1", path=["a-1"], event=NodeStarted(key="b-1", node="b", run_id="r/~a-1/~b-1")
     )
     adapter = TypeAdapter[TreeEvent](TreeEvent)
     assert adapter.validate_json(event.model_dump_json()) == event

@@ -199,7 +199,7 @@ async def test_a_stand_in_is_asked_about_too(monkeypatch: pytest.MonkeyPatch) ->
 
 def below(key: str) -> Approval:
     """The same call, held in a run below."""
-    return HELD.model_copy(update={"run_id": f"r/{key}", "path": [key]})
+    return HELD.model_copy(update={"run_id": f"r/~{key}", "path": [key]})
 
 
 async def test_equal_calls_are_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,22 +208,22 @@ async def test_equal_calls_are_asked_twice(monkeypatch: pytest.MonkeyPatch) -> N
     run = FakeRun(*asked, None, None, ended("end_turn"))
     code, _ = await followed(run, monkeypatch, "y\n", "n no\n")
     said = [(done["run_id"], done["call_id"], done["allow"]) for _, done in run.done]
-    assert (code, said) == (0, [("r/a-1", "call-1-1", True), ("r/a-2", "call-1-1", False)])
+    assert (code, said) == (0, [("r/~a-1", "call-1-1", True), ("r/~a-2", "call-1-1", False)])
 
 
 async def test_answer_goes_to_asking_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to a question below goes to the run that asks."""
-    asked = ASKED.model_copy(update={"run_id": "r/a-1", "path": ["a-1"]})
+    asked = ASKED.model_copy(update={"run_id": "r/~a-1", "path": ["a-1"]})
     run = FakeRun(QuestionAsked(question=asked), None, ended("end_turn"))
     await followed(run, monkeypatch, "this\n")
-    assert run.done == [("send", ("r/a-1", "this"))]
+    assert run.done == [("send", ("r/~a-1", "this"))]
 
 
 _ASKED_BELOW = ApprovalRequested(approval=below("a-1"))
 _DECIDED_BELOW = ChildEvent(
-    run_id="r/a-1", path=["a-1"], event=ToolStarted(call_id="call-1-1", tool="x", arguments={})
+    run_id="r/~a-1", path=["a-1"], event=ToolStarted(call_id="call-1-1", tool="x", arguments={})
 )
-_OVER_BELOW = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="cancelled")
+_OVER_BELOW = NodeFinished(key="a-1", node="a", run_id="r/~a-1", state="cancelled")
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ async def test_remaining_children_are_asked_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When a run below has ended, the rest is still asked about."""
-    gone = NodeFinished(key="a-1", node="a", run_id="r/a-1", state="done")
+    gone = NodeFinished(key="a-1", node="a", run_id="r/~a-1", state="done")
     run = FakeRun(ApprovalRequested(approval=below("a-10")), gone, None, ended("end_turn"))
     await followed(run, monkeypatch, "y\n")
-    assert [done["run_id"] for _, done in run.done] == ["r/a-10"]
+    assert [done["run_id"] for _, done in run.done] == ["r/~a-10"]
 
 
 async def test_late_approval_is_reported(

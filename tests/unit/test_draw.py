@@ -9,12 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perdure.model import ModelConfig
 from perdure.starter.draw.mermaid import fence, render_mermaid
 from perdure.starter.draw.order import find_back_edges, topological_order
 from perdure.starter.draw.picture import SYMBOLS, BoxState, Picture, build_picture, one_line
 from perdure.starter.draw.text import COLOURS, render_text
 from perdure.wire.results import Approval, Failure, NodeStatus, RunStatus
-from perdure.wire.spec import AgentSpec, EdgeSpec, GraphSpec, NodeSpec, ResolvedAgent, SwarmSpec, ToolSpec
+from perdure.wire.spec import (
+    AgentSpec,
+    EdgeSpec,
+    GraphSpec,
+    ModelSpec,
+    NodeSpec,
+    ResolvedAgent,
+    SwarmSpec,
+    ToolSpec,
+)
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HOSTILE = '"><script>alert(1)</script>\n- **b** `c` #35; ]] %% --> end & \u202e\x1b[2J\ud800'
@@ -167,7 +177,8 @@ def test_agent_shows_callable_agents() -> None:
         return ToolSpec(kind="agent", name=name, description="", input_schema={}, agent=agent)
 
     def agent(name: str, *tools: ToolSpec) -> AgentSpec:
-        return AgentSpec(name=name, instructions="", models=(), tools=tools)
+        model = ModelSpec(config=ModelConfig(name="scripted:x"))
+        return AgentSpec(name=name, instructions="", models=(model,), tools=tools)
 
     research = agent("research", calls("search", "look"), calls("lead", "lead"))
     lead = agent("lead", calls("research", "research"), calls("unknown", "unknown"))

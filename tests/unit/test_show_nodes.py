@@ -44,7 +44,7 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def held(*path: str, call_id: str = "call-1-1") -> Approval:
-    run_id = "/".join(["r", *path])
+    run_id = "/~".join(["r", *path])
     return Approval(
         call_id=call_id,
         tool="pay",
@@ -57,7 +57,7 @@ def held(*path: str, call_id: str = "call-1-1") -> Approval:
 
 
 def started(key: str) -> NodeStarted:
-    return NodeStarted(key=key, node=key, run_id=f"r/{key}")
+    return NodeStarted(key=key, node=key, run_id=f"r/~{key}")
 
 
 def finished(key: str, **changed: Any) -> NodeFinished:
@@ -68,11 +68,11 @@ def finished(key: str, **changed: Any) -> NodeFinished:
         "cost_microusd": 1000,
         **changed,
     }
-    return NodeFinished(key=key, node=key, run_id=f"r/{key}", **given)
+    return NodeFinished(key=key, node=key, run_id=f"r/~{key}", **given)
 
 
 def child(key: str, event: Event) -> ChildEvent:
-    return ChildEvent(run_id=f"r/{key}", path=key.split("/"), event=event)
+    return ChildEvent(run_id="r/~" + key.replace("/", "/~"), path=key.split("/"), event=event)
 
 
 def piece(text: str, offset: int = 0) -> TextDelta:
@@ -96,7 +96,7 @@ def printed(*things: Any) -> str:
 def test_run_shows_nodes_plan_and_waiting() -> None:
     nodes = [
         NodeStatus(key="draft-1", node="draft", state="done", stop_reason="end_turn", steps=3, run_id="r/x"),
-        NodeStatus(key="law-1", node="law", run_id="r/law-1"),
+        NodeStatus(key="law-1", node="law", run_id="r/~law-1"),
         NodeStatus(key="out-1", node="out", kind="function", state="failed"),
     ]
     status = RunStatus(
@@ -114,12 +114,12 @@ def test_run_shows_nodes_plan_and_waiting() -> None:
     shown = [" ".join(line.split()) for line in printed(*inspection_parts(inspection)).splitlines()]
     assert "agent review (graph, spec )" in shown
     assert "waits for law-1: pay(sum=1)" in shown
-    assert "perdure approve r/law-1 call-1-1 (or: perdure deny r/law-1 call-1-1)" in shown
+    assert "perdure approve r/~law-1 call-1-1 (or: perdure deny r/~law-1 call-1-1)" in shown
     assert "plan ☑ read it" in shown
     assert 'shared {"finder": {"x": 1}}' in shown
     assert "never ran late: its join was never met" in shown
     assert "draft-1 done end_turn 3 $0.0000 r/x" in shown
-    assert "law-1 running r/law-1" in shown
+    assert "law-1 running r/~law-1" in shown
     assert "out-1 failed (a function)" in shown
     assert [node["key"] for node in inspection.plain()["nodes"]] == ["draft-1", "law-1", "out-1"]
 
@@ -128,14 +128,14 @@ def test_run_shows_nodes_plan_and_waiting() -> None:
     ("want", "command"),
     [
         (held(), "perdure approve r call-1-1"),
-        (held("a-1", "b-1"), "perdure approve r/a-1/b-1 call-1-1"),
+        (held("a-1", "b-1"), "perdure approve r/~a-1/~b-1 call-1-1"),
         (
-            Question(call_id="call-1-1", text="?", since=NOW, run_id="r/a-1", path=["a-1"]),
-            'perdure send r/a-1 "..."',
+            Question(call_id="call-1-1", text="?", since=NOW, run_id="r/~a-1", path=["a-1"]),
+            'perdure send r/~a-1 "..."',
         ),
         (
-            Parked(failure=Failure(kind="bug", message=""), run_id="r/a-1", path=["a-1"]),
-            "perdure resume r/a-1",
+            Parked(failure=Failure(kind="bug", message=""), run_id="r/~a-1", path=["a-1"]),
+            "perdure resume r/~a-1",
         ),
     ],
 )
@@ -196,11 +196,11 @@ def test_only_worker_text_is_live() -> None:
 def test_waiting_parent_is_not_working() -> None:
     active_runs = ActiveRuns()
     active_runs.feed(started("a-1"))
-    active_runs.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/a-1/b-1")))
-    active_runs.set_doing("r/a-1/b-1", "thinking")
+    active_runs.feed(child("a-1", NodeStarted(key="b-1", node="b", run_id="r/~a-1/~b-1")))
+    active_runs.set_doing("r/~a-1/~b-1", "thinking")
     assert active_runs.lines() == ["a-1/b-1: thinking"]
     assert active_runs.take_piece(child("a-1/b-1", piece("x")), piece("x"))
-    active_runs.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/a-1/b-1", state="done")))
+    active_runs.feed(child("a-1", NodeFinished(key="b-1", node="b", run_id="r/~a-1/~b-1", state="done")))
     assert active_runs.lines() == ["a-1: starting"]
 
 

@@ -23,7 +23,7 @@ def approval(*path: str, call_id: str = "call-1-1") -> Approval:
         arguments={"sum": 1},
         digest="d",
         since=NOW,
-        run_id="/".join(["r", *path]),
+        run_id="/~".join(["r", *path]),
         path=list(path),
     )
 
@@ -36,14 +36,14 @@ def choose(waiting: list[Waiting], run_id: str | None = None, call: str | None =
 @pytest.mark.parametrize(
     ("run_id", "call"),
     [
-        ("r/a-2", None),
+        ("r/~a-2", None),
         ("a-2", "call-1-1"),
-        (None, "r/a-2/call-1-1"),
+        (None, "r/~a-2/call-1-1"),
         (None, "a-2/call-1-1"),
     ],
 )
 def test_call_below_is_run_and_id(run_id: str | None, call: str | None) -> None:
-    assert choose([approval("a-1"), approval("a-2")], run_id, call).run_id == "r/a-2"
+    assert choose([approval("a-1"), approval("a-2")], run_id, call).run_id == "r/~a-2"
 
 
 def test_bare_id_means_own_call() -> None:
@@ -56,9 +56,9 @@ def test_ambiguous_call_is_rejected_with_list() -> None:
         choose([approval("a-1"), approval("a-2"), approval("b-1", call_id="call-9-9")], None, "call-1-1")
     assert str(caught.value) == (
         "2 calls wait; name the call as CALL or RUN_ID/CALL; these wait: "
-        "r/a-1/call-1-1: a-1: pay(sum=1); r/a-2/call-1-1: a-2: pay(sum=1)"
+        "r/~a-1/call-1-1: a-1: pay(sum=1); r/~a-2/call-1-1: a-2: pay(sum=1)"
     )
-    with pytest.raises(InvalidRequest, match="no call 'b-1/call-1-1' waits; these wait: r/a-1/call-1-1: "):
+    with pytest.raises(InvalidRequest, match="no call 'b-1/call-1-1' waits; these wait: r/~a-1/call-1-1: "):
         choose([approval("a-1")], "b-1", "call-1-1")
     with pytest.raises(InvalidRequest, match="no call of run 'r' waits for approval: the run is acting"):
         choose([])

@@ -6,6 +6,7 @@ from perdure.wire.ids import (
     call_id_of,
     child_key,
     child_run_id,
+    has_child_form,
     is_child_of,
     model_call_id,
     parent_id_of,
@@ -35,6 +36,7 @@ def test_child_run_id_is_recognised(parent: str, key: str) -> None:
     assert len(run_id.encode()) <= 1000
     assert is_child_of(parent, run_id)
     assert not is_child_of("somebody-else", run_id)
+    assert has_child_form(run_id)
     if len(parent) < 600:
         assert parent_id_of(run_id) == parent
 
@@ -44,6 +46,7 @@ def test_shortened_ids_of_different_parents_differ() -> None:
     assert child_run_id(first * 2, "a-1") != child_run_id(second * 2, "a-1")
 
 
-@pytest.mark.parametrize("own", ["order-1/notes", "order-1/", "order-1-1"])
+@pytest.mark.parametrize("own", ["order-1/notes", "order-1/", "order-1-1", "order-1/item-1-1"])
 def test_chosen_id_is_no_child(own: str) -> None:
     assert not is_child_of("order-1", own)
+    assert not has_child_form(own)

@@ -56,7 +56,7 @@ def around(kind: Kind, worker: Agent, **limits: Any) -> Any:
 
 def below(kind: Kind, run: Run) -> str:
     """Id of the worker's run."""
-    return f"{run.id}/worker-1-1" if kind == "tool" else f"{run.id}/worker-1"
+    return f"{run.id}/~worker-1-1" if kind == "tool" else f"{run.id}/~worker-1"
 
 
 def boss(request: ModelRequest) -> Answer:
@@ -231,12 +231,12 @@ async def test_repairable_failure_parks_below_root(serve: ServeTeam) -> None:
         run = await client.start("root", "go")
 
         async def found() -> bool:
-            return f"{run.id}/worker-1" in [
+            return f"{run.id}/~worker-1" in [
                 info.id async for info in client.list(status="parked", roots=False)
             ]
 
         await until(found)
-        await client.get(f"{run.id}/worker-1").resume()
+        await client.get(f"{run.id}/~worker-1").resume()
         assert (await run.result()).output == "done"
 
 
@@ -439,14 +439,14 @@ async def test_approval_passes_run_continuing_as_new(impatient: DevServer, setti
     ) as client:
         run = await client.start("root", "go")
         await reached(gate)
-        between = client.get(f"{run.id}/inner-1")
+        between = client.get(f"{run.id}/~inner-1")
 
         async def is_long() -> bool:
             return (await between.describe()).history_length > 60
 
         await until(is_long)
         gate.opened.set()
-        await until_status(client, f"{run.id}/inner-1/slow-1", "waiting_approval")
+        await until_status(client, f"{run.id}/~inner-1/~slow-1", "waiting_approval")
         await until_status(client, run.id, "waiting_approval")
         await run.resolve_approval(await run.find_approval(), allow=True)
         async with asyncio.timeout(HANGS):

@@ -227,7 +227,7 @@ async def test_revisited_node_usage_counts_once(serve: ServeTeam) -> None:
     async with serve(made, models=cast.models) as client:
         run = await client.start("graph", "write it")
         result = await finished(run)
-        steps = [step for key, _, _ in keys(result) for step in await client.get(f"{run.id}/{key}").steps()]
+        steps = [step for key, _, _ in keys(result) for step in await client.get(f"{run.id}/~{key}").steps()]
     assert len(steps) == result.steps == 4
     assert result.usage == sum_of(result)
     assert result.usage.total_tokens == sum(step.usage.total_tokens for step in steps)
@@ -531,8 +531,8 @@ async def test_teams_are_nodes(serve: ServeTeam) -> None:
     async with serve(graph(nodes, "sg", "gx", entry="s"), models=cast.models) as client:
         run = await client.start("graph", "go")
         result = await finished(run)
-        below = ["s-1/a-1", "s-1/b-1", "g-1/one-1", "g-1/two-1", "x-1/helper-1-1", "x-1"]
-        steps = [step for key in below for step in await client.get(f"{run.id}/{key}").steps()]
+        below = ["s-1/~a-1", "s-1/~b-1", "g-1/~one-1", "g-1/~two-1", "x-1/~helper-1-1", "x-1"]
+        steps = [step for key in below for step in await client.get(f"{run.id}/~{key}").steps()]
     assert result.output == "boss helped"
     assert [(node.key, node.kind, node.output) for node in result.nodes] == [
         ("s-1", "swarm", "of the swarm"),
@@ -554,7 +554,7 @@ async def test_deep_failure_keeps_partial_results(serve: ServeTeam) -> None:
     async with serve(graph({"a": works.work, "g": inner}, "ag"), models=cast.models) as client:
         run = await client.start("graph", "go")
         error, result = await failed(run)
-        _, below = await failed(client.get(f"{run.id}/g-1/s-1"))
+        _, below = await failed(client.get(f"{run.id}/~g-1/~s-1"))
     assert error.kind == "bad_request"
     assert "no such thing" in str(error)
     assert keys(result) == [("a-1", "done", "end_turn"), ("g-1", "failed", "error")]

@@ -319,7 +319,7 @@ async def test_verdicts_about_handoffs(
             [approval] = await waiting_calls(run)
             await run.resolve_approval(approval, allow=True)
         result = await run.result()
-        transcript = await client.get(f"{run.id}/a-1").transcript()
+        transcript = await client.get(f"{run.id}/~a-1").transcript()
     assert turns == order
     assert result.output.startswith(output)
     assert asked.count("before_tool") == 1

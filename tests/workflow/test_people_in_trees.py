@@ -78,7 +78,7 @@ async def test_root_lists_and_resolves_approvals(serve: Serve, worker: dict[str,
         wants = {want.path[0]: want for want in status.waiting if isinstance(want, Approval)}
         first, second = wants["middle-1-1"], wants["middle-1-2"]
         assert first.path == ["middle-1-1", "leaf-1-1"]
-        assert first.run_id == f"{run.id}/middle-1-1/leaf-1-1"
+        assert first.run_id == f"{run.id}/~middle-1-1/~leaf-1-1"
         assert (first.arguments, second.arguments) == ({"cents": 1}, {"cents": 2})
         plain = {"call_id": "call-1-1", "by": "lee"}
         await _decide(run, **plain, run_id=first.run_id, allow=True, digest=first.digest)

@@ -122,7 +122,7 @@ async def test_failed_child_usage_reaches_root(serve: Serve, worker: dict[str, A
         run = await client.start("boss", "go")
         result = await run.result()
         own = await run.steps()
-        child = await client.get(f"{run.id}/worker-1-1").steps()
+        child = await client.get(f"{run.id}/~worker-1-1").steps()
     assert result.output == "it failed"
     used = sum(step.usage.total_tokens for step in (*own, *child))
     assert result.usage.total_tokens == used
@@ -149,7 +149,7 @@ async def test_cancel_ends_descendants(serve: Serve, worker: dict[str, Any]) -> 
     boss = Agent(name="boss", model="scripted:boss", tools=[middle.as_tool()])
     async with serve(boss, models={"scripted": ScriptedModel(answer)}, worker=worker) as client:
         run = await client.start("boss", "go")
-        leaves = [f"{run.id}/middle-1-{m}/worker-1-{w}" for m in (1, 2) for w in (1, 2)]
+        leaves = [f"{run.id}/~middle-1-{m}/~worker-1-{w}" for m in (1, 2) for w in (1, 2)]
         for leaf in leaves:
             await _until_started(client, leaf)
         async with asyncio.timeout(HANGS):
@@ -164,7 +164,7 @@ async def test_cancel_ends_descendants(serve: Serve, worker: dict[str, Any]) -> 
             await client.get(leaf).result()
         took = loop.time() - began
         parts = [step for leaf in leaves for step in await client.get(leaf).steps()]
-        parts += [step for m in (1, 2) for step in await client.get(f"{run.id}/middle-1-{m}").steps()]
+        parts += [step for m in (1, 2) for step in await client.get(f"{run.id}/~middle-1-{m}").steps()]
         parts += await run.steps()
     assert result.stop_reason == "cancelled"
     # On a machine so busy that last words come too late, the sum says that it is not whole.
@@ -208,7 +208,7 @@ async def test_stop_lets_descendants_finish(serve: Serve, worker: dict[str, Any]
         await asyncio.wait_for(gate.reached.wait(), HANGS)
         await run.stop()
         result = await run.result()
-        child = await client.get(f"{run.id}/worker-1-1").result()
+        child = await client.get(f"{run.id}/~worker-1-1").result()
         transcript = await run.transcript()
     assert result.stop_reason == "stopped"
     assert child.stop_reason == "stopped"
@@ -233,7 +233,7 @@ async def test_pausing_the_root_pauses_its_children(serve: Serve, worker: dict[s
         run = await client.start("boss", "go")
         await asyncio.wait_for(gate.reached.wait(), HANGS)
         await run.pause()
-        child = f"{run.id}/worker-1-1"
+        child = f"{run.id}/~worker-1-1"
         await until_status(client, child, "paused")
         gate.opened.set()
         await run.resume()
@@ -254,7 +254,7 @@ async def test_root_deadline_holds_in_children(serve: Serve, worker: dict[str, A
     async with serve(boss, models={"scripted": ScriptedModel(answer)}, worker=worker) as client:
         run = await client.start("boss", "go")
         result = await run.result()
-        child = await client.get(f"{run.id}/worker-1-1").result()
+        child = await client.get(f"{run.id}/~worker-1-1").result()
     assert result.stop_reason == "deadline"
     assert child.stop_reason in ("deadline", "stopped")
 

@@ -145,7 +145,7 @@ async def test_calls_beside_handoff_run_first(serve: ServeTeam) -> None:
         assert cast.order == ["a"], "nobody is handed anything while a call is under way"
         gate.opened.set()
         result = await run.result()
-        transcript = await client.get(f"{run.id}/a-1").transcript()
+        transcript = await client.get(f"{run.id}/~a-1").transcript()
     assert sorted(done) == [1, 2]
     assert cast.order == ["a", "b"]
     results = transcript[-1].tool_results
@@ -173,7 +173,7 @@ async def test_two_handoffs_cancel_each_other(serve: ServeTeam) -> None:
     async with serve(team(agent("a", tools=[work]), "b", "c"), models=cast.models) as client:
         run = await client.start("team", "do it")
         result = await run.result()
-        transcript = await client.get(f"{run.id}/a-1").transcript()
+        transcript = await client.get(f"{run.id}/~a-1").transcript()
     one, worked, two = transcript[2].tool_results
     assert one.is_error
     assert two.is_error
@@ -191,7 +191,7 @@ async def test_invalid_handoff_target_is_returned(serve: ServeTeam, target: str,
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it")
         result = await run.result()
-        transcript = await client.get(f"{run.id}/a-1").transcript()
+        transcript = await client.get(f"{run.id}/~a-1").transcript()
     [refused] = transcript[2].tool_results
     assert refused.is_error
     assert says_why in refused.text
@@ -208,7 +208,7 @@ async def test_invalid_handoff_arguments_are_returned(serve: ServeTeam, argument
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it")
         result = await run.result()
-        transcript = await client.get(f"{run.id}/a-1").transcript()
+        transcript = await client.get(f"{run.id}/~a-1").transcript()
     assert transcript[2].tool_results[0].is_error
     assert (result.output, cast.order) == ("then I do it", ["a", "a"])
 
@@ -318,7 +318,7 @@ async def test_single_handoff_limit_is_exact(serve: ServeTeam) -> None:
         run = await client.start("team", "do it")
         result = await run.result()
         info = (await run.status()).stop_reason
-        transcript = await client.get(f"{run.id}/b-1").transcript()
+        transcript = await client.get(f"{run.id}/~b-1").transcript()
     assert cast.order == ["a", "b", "b"]
     assert (result.stop_reason, result.output, result.error) == ("max_handoffs", "my last word", None)
     assert info == "max_handoffs"
@@ -451,7 +451,7 @@ async def test_repeated_agent_usage_counts_once(serve: ServeTeam) -> None:
         run = await client.start("team", "do it")
         result = await run.result()
         status = await run.status()
-        steps = [step for key, _, _ in keys(result) for step in await client.get(f"{run.id}/{key}").steps()]
+        steps = [step for key, _, _ in keys(result) for step in await client.get(f"{run.id}/~{key}").steps()]
     assert len(steps) == result.steps == 3
     assert result.usage.total_tokens == sum(step.usage.total_tokens for step in steps)
     assert result.usage == sum_of(result) == status.usage
@@ -514,8 +514,8 @@ async def test_ended_swarm_keeps_results(serve: ServeTeam, how: How) -> None:
         async with asyncio.timeout(HANGS):
             result = await run.result()
             await gate.left.wait()
-        child = await client.get(f"{run.id}/b-1").result()
-        parts = [step for key in ("a-1", "b-1") for step in await client.get(f"{run.id}/{key}").steps()]
+        child = await client.get(f"{run.id}/~b-1").result()
+        parts = [step for key in ("a-1", "b-1") for step in await client.get(f"{run.id}/~{key}").steps()]
         status = await run.status()
     reason = "stopped" if how == "stop" else "cancelled"
     assert (result.stop_reason, child.stop_reason) == (reason, reason)
@@ -562,7 +562,7 @@ async def test_paused_swarm_pauses_running_agent(serve: ServeTeam) -> None:
         run = await client.start("team", "do it")
         await reached(gate)
         await run.pause()
-        await until_status(client, f"{run.id}/a-1", "paused")
+        await until_status(client, f"{run.id}/~a-1", "paused")
         gate.opened.set()
         assert (await run.status()).status == "paused"
         await run.resume()
@@ -587,7 +587,7 @@ async def test_root_resolves_agent_approval(serve: ServeTeam) -> None:
         page = await details(run)
         assert isinstance(waiting, Approval)
         assert (waiting.tool, waiting.arguments, waiting.path) == ("pay", {"cents": 5}, ["b-1"])
-        assert waiting.run_id == f"{run.id}/b-1"
+        assert waiting.run_id == f"{run.id}/~b-1"
         assert "waits for a person" in page
         assert "pay(cents=5)" in page
         with pytest.raises(InvalidRequest, match="does not wait"):
@@ -634,7 +634,7 @@ async def test_message_reaches_running_agent(serve: ServeTeam) -> None:
         assert await run.send("be quick", id="m1") == 1
         gate.opened.set()
         result = await run.result()
-        transcript = await client.get(f"{run.id}/b-1").transcript()
+        transcript = await client.get(f"{run.id}/~b-1").transcript()
     assert result.output == "be quick"
     assert Counter(message.text for message in transcript)["be quick"] == 2, "said once, and repeated once"
 
@@ -665,7 +665,7 @@ async def test_resumed_swarm_resumes_parked_agent(serve: ServeTeam) -> None:
     cast = Cast({"a": to("b"), "b": b})
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it")
-        await until(partial(_parked, client, f"{run.id}/b-1"))
+        await until(partial(_parked, client, f"{run.id}/~b-1"))
         await run.resume()
         result = await run.result()
     assert (result.output, tries) == ("done", 2)
@@ -713,7 +713,7 @@ async def test_children_are_runs(serve: ServeTeam) -> None:
     async with serve(team("a", "b"), models=cast.models) as client:
         run = await client.start("team", "do it", user="ann", context={"k": 1})
         await run.result()
-        child = client.get(f"{run.id}/b-1")
+        child = client.get(f"{run.id}/~b-1")
         result, status = await child.result(), await child.status()
         transcript: list[Message] = await child.transcript()
     assert (result.agent, result.output, status.status) == ("b", "done", "completed")

@@ -368,7 +368,7 @@ async def test_end_of_session_of_team(serve: ServeTeam, how: str) -> None:
         await (session.close() if how == "close" else session.cancel())
         reply = await saying
         result = await session.run.result()
-        node = await client.get(f"team-{how}/front-1").describe()
+        node = await client.get(f"team-{how}/~front-1").describe()
     reason = "stopped" if how == "close" else "cancelled"
     assert reply.stop_reason == result.stop_reason == reason
     assert node.close_time is not None, "no node outlives its session"
@@ -464,7 +464,7 @@ async def test_continue_as_new_waits_for_relay_only(settings: Settings) -> None:
             saying = asyncio.create_task(session.say("go"))
             await waiting(session, Question)
             answering = asyncio.create_task(session.say("this", when_busy="steer"))
-            await client.get("team-relayed/front-1").result()
+            await client.get("team-relayed/~front-1").result()
 
             async def is_moving_on() -> bool:
                 return (await session.status()).nodes[0].state != "running"

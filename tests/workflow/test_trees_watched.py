@@ -99,9 +99,9 @@ def assert_nested(run: Run, events: Sequence[TreeEvent]) -> None:
             case NodeStarted() as started:
                 assert (owner, started.key) not in keys
                 keys.add((owner, started.key))
-                alive[started.run_id or f"{owner}/{started.key}"] = started.key
+                alive[started.run_id or f"{owner}/~{started.key}"] = started.key
             case NodeFinished() as finished:
-                assert alive.pop(finished.run_id or f"{owner}/{finished.key}") == finished.key
+                assert alive.pop(finished.run_id or f"{owner}/~{finished.key}") == finished.key
                 assert finished.state != "running"
             case _:
                 pass
@@ -123,7 +123,7 @@ async def test_a_swarms_runs_come_in_turn(serve: ServeTeam) -> None:
         run = await client.start("team", "go")
         for watched in (await collect(run), await collect(run)):
             told = await assert_whole(run, watched)
-            assert set(told) == {run.id, f"{run.id}/finder-1", f"{run.id}/writer-1"}
+            assert set(told) == {run.id, f"{run.id}/~finder-1", f"{run.id}/~writer-1"}
             assert lives(told[run.id]) == [
                 "+finder-1",
                 "-finder-1 handoff",
@@ -306,7 +306,7 @@ async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perd
         code, out, _ = await perdure("show", run.id)
         assert code == 0
         assert "middle-2-1 / crew-1-1 / leaf-1: pay(cents=1)" in out
-        assert f"perdure approve {run.id}/middle-2-1/crew-1-1/leaf-1 call-1-1" in out
+        assert f"perdure approve {run.id}/~middle-2-1/~crew-1-1/~leaf-1 call-1-1" in out
         assert "[~] ask" in out or "▸ ask" in out
         assert [line.split()[:2] for line in out.splitlines() if line.startswith("middle-2")] == [
             ["middle-2-1", "running"],
@@ -314,15 +314,17 @@ async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perd
         ]
         code, _, err = await perdure("approve", run.id)
         assert code == 2
-        assert f"2 calls wait; name the call as CALL or RUN_ID/CALL; these wait: {run.id}/middle-2-1/" in err
+        assert f"2 calls wait; name the call as CALL or RUN_ID/CALL; these wait: {run.id}/~middle-2-1/" in err
         first = "middle-2-1/crew-1-1/leaf-1/call-1-1"
         code, out, _ = await perdure("approve", run.id, f"{run.id}/{first}", "--by", "lee", "--json")
         said = {"id": run.id, "call_id": "call-1-1", "allow": True, "by": "lee"}
-        assert json.loads(out) == {**said, "run_id": f"{run.id}/middle-2-1/crew-1-1/leaf-1"}
+        assert json.loads(out) == {**said, "run_id": f"{run.id}/~middle-2-1/~crew-1-1/~leaf-1"}
         code, out, err = await perdure("approve", run.id, first)
         # The root may not have heard yet that the call below was decided.
         assert out.startswith("already approved by lee at ") or (code, err[:6]) == (2, "error:")
-        code, out, err = await perdure("deny", f"{run.id}/middle-2-2/crew-1-1/leaf-1", "--reason", "too much")
+        code, out, err = await perdure(
+            "deny", f"{run.id}/~middle-2-2/~crew-1-1/~leaf-1", "--reason", "too much"
+        )
         assert (code, out.strip(), err) == (0, "denied: call-1-1 pay(cents=1)", "")
         result = await run.result()
         assert re.fullmatch(r"paid 1; This call was refused by .*: too much", str(result.output))
@@ -355,7 +357,7 @@ async def test_a_run_has_spec_nodes_and_children(serve: ServeTeam) -> None:
         status = await _waiting(run, 1)
         assert [node.key for node in await run.nodes()] == ["middle-2-1"]
         [child] = await run.children()
-        assert child.id == f"{run.id}/middle-2-1"
+        assert child.id == f"{run.id}/~middle-2-1"
         assert (await child.status()).agent == "middle"
         resolved = await run.spec()
         assert resolved.spec.name == "boss"

@@ -45,6 +45,7 @@ from perdure.wire.names import WORKFLOWS
 
 from ...activities import genai
 from ...activities.telemetry import CAPTURE_CONTENT
+from .headers import ReadableHeaders
 from .logs import configure_logs
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ _FLUSH_SECONDS: Final = 3.0
 
 def interceptors(settings: Settings) -> list[Interceptor]:
     """Return the interceptors of every worker: trace context, a span for each run, run ids on log lines."""
-    return [_ContextPropagation(), _RunReporting(settings.capture_content)]
+    return [ReadableHeaders(), _ContextPropagation(), _RunReporting(settings.capture_content)]
 
 
 def _is_replay_safe() -> bool:

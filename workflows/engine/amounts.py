@@ -77,6 +77,16 @@ def least(first: Amount, second: Amount) -> Amount:
     return Amount(**values)
 
 
+def at_most(amount: Amount, bounds: Amount) -> Amount:
+    """Return the amount, in each field at most the bound; without the fields that have no bound."""
+    values = {
+        name: min(value, bound)
+        for name in FIELDS
+        if (value := of(amount, name)) is not None and (bound := of(bounds, name)) is not None
+    }
+    return Amount(**values)
+
+
 def missing(wanted: Amount, available: Amount) -> Amount | None:
     """Return how much `available` falls short of `wanted`, or None when it suffices."""
     short = {

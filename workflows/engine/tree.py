@@ -24,7 +24,7 @@ from perdure.messages import Usage
 from perdure.wire.results import RunResult, StopReason, Waiting
 from perdure.wire.tree import Amount, BudgetRequest, ChildInput, Grant, Lineage, Peer, Report
 
-from .amounts import NOTHING, between, is_bounded, is_something, least, minus, missing, plus, share
+from .amounts import NOTHING, at_most, between, is_bounded, is_something, least, minus, missing, plus, share
 
 GRACE = timedelta(milliseconds=1500)
 """Time in which cancelled work may report its last values, at the root."""
@@ -289,12 +289,15 @@ def mark_requested(tree: Tree, request: BudgetRequest) -> Tree:
 
 
 def apply_grant(tree: Tree, grant: Grant) -> Tree:
-    """Return the tree after the lender answered."""
+    """Return the tree after the lender answered. A grant that nobody asked for changes nothing."""
     lease = tree.lease
+    # Whoever may signal a run may write a grant: it never gives more than the run has asked for.
+    if not lease.is_asking or lease.request is None:
+        return tree
     if grant.amount is None:
         return replace(tree, lease=replace(lease, is_asking=False, refused=True))
-    less = lease.request is not None and missing(lease.request.preferred, grant.amount) is not None
-    amount = plus(lease.amount, grant.amount)
+    less = missing(lease.request.preferred, grant.amount) is not None
+    amount = plus(lease.amount, at_most(grant.amount, lease.request.preferred))
     changed = replace(lease, is_asking=False, lender_is_short=lease.lender_is_short or less, amount=amount)
     return replace(tree, lease=changed)
 
