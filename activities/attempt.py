@@ -7,9 +7,9 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -19,9 +19,9 @@ from perdure.messages import (
     HookRecord,
     Text,
     Usage,
-    estimate_tokens,
 )
 from perdure.model import (
+    ArgumentsDelta,
     Model,
     ModelEvent,
     ModelRequest,
@@ -30,6 +30,7 @@ from perdure.model import (
     ThinkingDelta,
     UsageSoFar,
 )
+from perdure.providers.count import CallCount
 from perdure.texts import fix_surrogates
 from perdure.wire.effects import ModelFailure, ModelInput, Progress
 from perdure.wire.ids import model_call_id
@@ -37,12 +38,17 @@ from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .content.redact import mask_own, mask_stream, redact_error
 from .heartbeat import last_progress
+from .telemetry import record_usage
 
 _LONGEST_MESSAGE = 700
 """Characters of a failure's message in history."""
 LONGEST_RETRY_AFTER = timedelta(minutes=10)
 """Longest delay of a provider that the activity's own retries wait for. Beyond it the call fails at once, and
 the run falls back to another model or parks."""
+
+
+_LEAST_REPLY_TOKENS = 16
+"""Fewest output tokens with which another attempt is worth its input, as in the engine."""
 
 
 class ModelAttempt:
@@ -54,22 +60,58 @@ class ModelAttempt:
         call: ModelInput,
         spec: AgentSpec,
         model: ModelSpec,
-        before: Usage,
+        before: "EarlierAttempts",
         parked_retry: timedelta,
     ) -> None:
         self.call = call
         self.spec = spec
         self.model = model
-        self.before = before
+        self.before = before.spent
+        self.unheard = before.unheard
         self.parked_retry = parked_retry
         self.began = time.monotonic()
         self.text = ""
-        self.usage: Usage | None = None
+        self.count: CallCount | None = None
+        """Running count of what this attempt costs; None before it is sent."""
+        self.has_answered = False
+        """True once the provider has sent anything."""
         self.records: list[HookRecord] = []
         self.refused: tuple[str, ...] = ()
         """Keys of attachments that the provider has refused in this call."""
         self.problem: str | None = None
         """Guidance for the model, of a hook that does not let the reply take effect."""
+
+    def admit(self, request: ModelRequest) -> ModelRequest:
+        """Return the request with the length of reply that earlier attempts have left.
+
+        Earlier attempts of which nothing was heard are booked first, with all that each may have spent.
+
+        Raises:
+            ModelError: they have left too little for another attempt.
+
+        """
+        request = self._book_unheard(request)
+        longest = self._longest_reply(self.before)
+        if longest is not None and longest < _LEAST_REPLY_TOKENS and self.before.total_tokens:
+            raise ReservationSpent
+        return request if longest is None else _with_reply(request, longest)
+
+    def _book_unheard(self, request: ModelRequest) -> ModelRequest:
+        for _ in range(self.unheard):
+            longest = self._longest_reply(self.before)
+            lost = CallCount(request if longest is None else _with_reply(request, longest)).upper_bound()
+            self.before = self.before + lost
+            record_usage(self.model, self.call.agent, lost, self.cost_microusd(lost))
+        self.unheard = 0
+        return request
+
+    def _longest_reply(self, spent: Usage) -> int | None:
+        """Return the longest reply that the reservation pays for after this usage, or None without a bound."""
+        reservation = self.call.reservation
+        if reservation is None:
+            return None
+        longest = reservation.longest_reply(spent, self.cost_microusd(spent), self.model.price)
+        return None if longest is None else longest[0]
 
     async def stream_reply(self, model: Model, request: ModelRequest) -> Reply:
         """Read the model's stream to its Reply, within the configured timeout.
@@ -78,6 +120,7 @@ class ModelAttempt:
             ModelError: the provider's own; "timeout"; "stream_cut" when the stream ends without a Reply.
 
         """
+        self.count = CallCount(request)
         try:
             async with asyncio.timeout(request.config.timeout.total_seconds()):
                 return await self._read_stream(model.stream(request))
@@ -87,40 +130,87 @@ class ModelAttempt:
     async def _read_stream(self, events: AsyncIterator[ModelEvent]) -> Reply:
         try:
             async for event in events:
-                match event:
-                    case TextDelta():
-                        self.text += fix_surrogates(event.text)
-                    case UsageSoFar():
-                        self.usage = event.usage
-                    case Reply():
-                        return _mask_reply(event)
-                    case ThinkingDelta():
-                        pass
+                self.has_answered = True
+                if self._take(event):
+                    return _mask_reply(event)
         finally:
             await _close(events)
         # Text without a Reply is no answer: without the provider's own end mark it may be cut anywhere.
         raise ModelError("stream_cut", "the answer stopped before its end")
+
+    def _take(self, event: ModelEvent) -> TypeGuard[Reply]:
+        """Count what the event tells; return whether it is the reply."""
+        assert self.count is not None, "events come after the request was sent"
+        match event:
+            case TextDelta():
+                self.text += fix_surrogates(event.text)
+                self.count.write(event.text)
+            case ThinkingDelta():
+                self.count.write(event.text)
+            case ArgumentsDelta():
+                self.count.write(event.text, begins_call=event.begins)
+            case UsageSoFar():
+                self.count.count(event.usage, final=False)
+            case Reply():
+                self.count.count(event.usage, final=True)
+        return isinstance(event, Reply)
 
     def progress(self, seq: int, window: int) -> Progress:
         """Return the heartbeat for watchers: the last `window` characters of the text, and the usage."""
         shown = mask_stream(self.text) if self.call.stream else ""
         offset = max(len(shown) - window, 0)
         text = shown[offset:]
+        at_most = self.before if self.count is None else self.before + self.count.upper_bound()
         return progress_of(
-            self.call, seq, offset=offset, text=text, spent=self.before + self.estimated_usage()
+            self.call,
+            seq,
+            offset=offset,
+            text=text,
+            spent=self.before + self.usage(),
+            at_most=at_most,
+            unheard=self.unheard,
         )
 
-    def estimated_usage(self) -> Usage:
-        """Return the usage of this attempt so far, output estimated: providers bill for cut calls too."""
-        if self.usage is None:
-            return Usage()
-        output = max(self.usage.output_tokens, estimate_tokens(len(self.text.encode())))
-        return self.usage.model_copy(update={"output_tokens": output, "estimated": True})
+    def usage(self) -> Usage:
+        """Return the usage of this attempt so far: providers bill for calls that were cut or stopped too."""
+        return self.count.cost() if self.count is not None else Usage()
+
+    def usage_of(self, error: ModelError) -> Usage:
+        """Return the usage of this attempt, which has ended with an error."""
+        if error.usage is not None:
+            return error.usage
+        # A call that was refused, or never reached the provider, costs nothing. One that was late was read.
+        return self.usage() if self.has_answered or error.kind == "timeout" else Usage()
 
     def partial_reply(self) -> Reply:
         """Return the text read so far as a reply whose stop is "cancelled"."""
         parts = (Text(text=mask_own(self.text)),) if self.text else ()
-        return Reply(parts=parts, stop="cancelled", usage=self.estimated_usage())
+        return Reply(parts=parts, stop="cancelled", usage=self.usage())
+
+    def spending(self, error: ModelError | None = None) -> tuple[Usage, int]:
+        """Return what this attempt alone has spent, and its cost."""
+        usage = self.usage() if error is None else self.usage_of(error)
+        return usage, self.cost_microusd(usage)
+
+    def stopped(self) -> ApplicationError:
+        """Return the error of a call that a person stopped while it was not being sent."""
+        return self._end("cancelled", "called back", self.before + self.usage())
+
+    def reservation_spent(self) -> ApplicationError:
+        """Return the error of a call whose earlier attempts have left too little: the run reserves anew."""
+        return self._end("reservation_spent", "earlier attempts have spent what was reserved", self.before)
+
+    def _end(self, kind: str, message: str, spent: Usage) -> ApplicationError:
+        failure = ModelFailure(
+            kind=kind,
+            message=message,
+            wasted=spent,
+            wasted_microusd=self.cost_microusd(spent),
+            unheard=self.unheard,
+        )
+        return ApplicationError(
+            message, failure, type=kind, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+        )
 
     def cost_microusd(self, usage: Usage) -> int:
         """Return the cost of the usage at the model's pinned price; 0 where the price is unknown."""
@@ -135,23 +225,26 @@ class ModelAttempt:
 
     def failure(self, error: ModelError) -> ApplicationError:
         """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""
-        spent = self.before + (error.usage or self.estimated_usage())
-        activity.heartbeat(progress_of(self.call, 0, spent=spent))
+        spent = self.before + self.usage_of(error)
+        activity.heartbeat(progress_of(self.call, 0, spent=spent, unheard=self.unheard))
         message = redact_error(error, _LONGEST_MESSAGE)
         failure = ModelFailure(
             kind=error.kind,
             message=message,
             wasted=spent,
             wasted_microusd=self.cost_microusd(spent),
+            unheard=self.unheard,
             retry_in=_auto_retry_delay(error, self.parked_retry),
         )
+        longest = self._longest_reply(spent)
+        is_spent = longest is not None and longest < _LEAST_REPLY_TOKENS
         activity.logger.warning("model call failed: %s: %s", error.kind, message)
         too_long = error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER
         return ApplicationError(
             message,
             failure,
             type=error.kind,
-            non_retryable=too_long or not RULES[error.kind].retried,
+            non_retryable=too_long or is_spent or not RULES[error.kind].retried,
             # The line above says it already. Temporal would log a traceback too, which only a bug needs.
             category=ApplicationErrorCategory.UNSPECIFIED
             if error.kind == "bug"
@@ -175,10 +268,32 @@ def progress_of(call: ModelInput, seq: int, **fields: Any) -> Progress:
     return Progress(call=model_call_id(call.step), attempt=activity.info().attempt, seq=seq, **fields)
 
 
-def usage_of_earlier_attempts() -> Usage:
-    """Return the usage that earlier attempts have reported: it is billed with this one."""
+@dataclass(frozen=True)
+class EarlierAttempts:
+    """What the attempts before this one have spent: it is billed with this one."""
+
+    spent: Usage = Usage()
+    """What they reported. Of one that was cut off it is an upper bound."""
+    unheard: int = 0
+    """Attempts of which nothing was heard."""
+
+
+def earlier_attempts() -> EarlierAttempts:
+    """Return what the attempts before this one have spent."""
+    earlier = activity.info().attempt - 1
     progress = last_progress()
-    return progress.spent if progress else Usage()
+    if progress is None:
+        return EarlierAttempts(unheard=earlier)
+    spent = progress.spent if progress.at_most is None else progress.at_most
+    return EarlierAttempts(spent=spent, unheard=progress.unheard + max(earlier - progress.attempt, 0))
+
+
+class ReservationSpent(Exception):
+    """Earlier attempts have left too little for another one."""
+
+
+def _with_reply(request: ModelRequest, longest: int) -> ModelRequest:
+    return replace(request, max_tokens=max(min(request.max_tokens, longest), 0))
 
 
 def _auto_retry_delay(error: ModelError, parked_retry: timedelta) -> timedelta | None:

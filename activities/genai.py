@@ -119,15 +119,30 @@ def model_call(
     provider: str, model: str, *, agent: str, run_id: str, settings: Mapping[str, AttributeValue | None]
 ) -> Generator[CallSpan]:
     """Open the span of an attempt of a model call, and record its duration."""
-    labels: Attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": telemetry_name(provider),
-        "gen_ai.request.model": model,
-    }
+    labels = model_labels(provider, model)
     with _call(f"chat {model}", SpanKind.CLIENT, labels, _model_seconds) as span:
         span.set({AGENT: agent, RUN_ID: run_id})
         span.set({f"gen_ai.request.{name}": value for name, value in settings.items()})
         yield span
+
+
+def model_labels(provider: str, model: str) -> Attributes:
+    """Return the labels of a model call's metrics."""
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": telemetry_name(provider),
+        "gen_ai.request.model": model,
+    }
+
+
+def record_usage(
+    labels: Attributes, agent: str, model: AttributeValue, usage: Usage, cost_microusd: int | None
+) -> None:
+    """Count the tokens and dollars of an attempt, whether it answered or failed."""
+    _model_tokens.record(usage.all_input_tokens, {**labels, "gen_ai.token.type": "input"})
+    _model_tokens.record(usage.output_tokens, {**labels, "gen_ai.token.type": "output"})
+    if cost_microusd:
+        _cost.add(cost_microusd / 1_000_000, {AGENT: agent, "gen_ai.request.model": model})
 
 
 def record_answer(
@@ -141,11 +156,7 @@ def record_answer(
     cost_microusd: int | None,
 ) -> None:
     """Record a model's answer on its span, and count its tokens and dollars, once an attempt."""
-    labels = dict(span.labels)
-    _model_tokens.record(usage.all_input_tokens, {**labels, "gen_ai.token.type": "input"})
-    _model_tokens.record(usage.output_tokens, {**labels, "gen_ai.token.type": "output"})
-    if cost_microusd:
-        _cost.add(cost_microusd / 1_000_000, {AGENT: agent, "gen_ai.request.model": model})
+    record_usage(dict(span.labels), agent, model, usage, cost_microusd)
     span.set(
         {
             "gen_ai.response.model": model,

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
@@ -46,7 +46,7 @@ from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progres
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
-from .attempt import ModelAttempt, progress_of, usage_of_earlier_attempts
+from .attempt import EarlierAttempts, ModelAttempt, ReservationSpent, earlier_attempts, progress_of
 from .content.attachments import newest_attachments, readable_messages
 from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
@@ -92,12 +92,12 @@ class ModelCalls:
             ApplicationError: its type is an ErrorKind, its detail a ModelFailure.
 
         """
-        before = usage_of_earlier_attempts()
+        before = earlier_attempts()
         attempt: ModelAttempt | None = None
 
         def progress(seq: int, window: int) -> Progress:
             if attempt is None:
-                return progress_of(call, seq, spent=before)
+                return progress_of(call, seq, spent=before.spent, unheard=before.unheard)
             return attempt.progress(seq, window)
 
         # Heartbeats begin before the request is built: its messages and blobs may have to be fetched
@@ -107,7 +107,11 @@ class ModelCalls:
                 spec = await self.transcripts.get_spec(call.spec)
                 view = await self.transcripts.get_view(call)
             except ApplicationError as error:
-                raise _add_usage(error, before) from None
+                raise _add_usage(call, error, before) from None
+            except asyncio.CancelledError:
+                if not _stop_was_requested():
+                    raise
+                raise _add_usage(call, _stopped(), before) from None
             attempt = ModelAttempt(
                 call=call,
                 spec=spec,
@@ -122,16 +126,20 @@ class ModelCalls:
         try:
             if attempt.call.summarize:
                 config = attempt.model.config
-                request = summary_request(attempt.spec, config, attempt.call, view)
+                request = attempt.admit(summary_request(attempt.spec, config, attempt.call, view))
                 return await self._call_with_span(attempt, request)
-            request = await self._build_request(attempt, view)
+            request = attempt.admit(await self._build_request(attempt, view))
             hooked = await self._ask_before(attempt, request)
             if isinstance(hooked, Reply):
                 return self._outcome(attempt, request, hooked)
             return await self._call_or_use_words(attempt, hooked)
         except ApplicationError:
             raise
+        except ReservationSpent:
+            raise attempt.reservation_spent() from None
         except asyncio.CancelledError:
+            if _stop_was_requested():
+                raise attempt.stopped() from None
             if not worker_is_ending():
                 raise
             # A failure and not a cancellation: the run judges a call by its last attempt's error.
@@ -202,8 +210,12 @@ class ModelCalls:
             except asyncio.CancelledError:
                 # Otherwise the worker shuts down, or the server gave this attempt up: it is made again.
                 if not _stop_was_requested():
+                    span.record_failure(*attempt.spending())
                     raise
                 reply = attempt.partial_reply()
+            except ModelError as error:
+                span.record_failure(*attempt.spending(error))
+                raise
             reply = await self._ask_after(attempt, request, reply)
             outcome = self._outcome(attempt, request, reply)
             span.record(outcome)
@@ -340,14 +352,22 @@ def _model_for(spec: AgentSpec, call: ModelInput) -> ModelSpec:
     return spec.summary_model or model if call.summarize else model
 
 
-def _add_usage(error: ApplicationError, before: Usage) -> ApplicationError:
+def _stopped() -> ApplicationError:
+    """Return the error of a call that a person stopped before it was sent."""
+    return ApplicationError(
+        "called back", type="cancelled", non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
+
+
+def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempts) -> ApplicationError:
     """Return the error with the usage of earlier attempts added: this one never reached the model."""
-    failure = error.details[0] if error.details else None
-    if not isinstance(failure, ModelFailure):
-        return error
+    failure = next((detail for detail in error.details if isinstance(detail, ModelFailure)), None)
+    failure = failure or ModelFailure(kind=error.type or "bug", message=error.message)
+    # The next attempt adds up from here.
+    activity.heartbeat(progress_of(call, 0, spent=before.spent, unheard=before.unheard))
     return ApplicationError(
         error.message,
-        failure.model_copy(update={"wasted": failure.wasted + before}),
+        failure.model_copy(update={"wasted": failure.wasted + before.spent, "unheard": before.unheard}),
         type=error.type,
         non_retryable=error.non_retryable,
         next_retry_delay=error.next_retry_delay,

@@ -8,9 +8,10 @@ from typing import Any, Final
 from structlog.contextvars import bound_contextvars
 from temporalio import activity
 
-from perdure.messages import Message, ToolResult
+from perdure.messages import Message, ToolResult, Usage
 from perdure.model import ModelConfig, ModelRequest
 from perdure.wire.effects import ModelInput, ModelOutcome, ToolInput
+from perdure.wire.spec import ModelSpec
 
 from . import genai
 
@@ -24,6 +25,17 @@ class ModelSpan:
     def __init__(self, span: genai.CallSpan, call: ModelInput) -> None:
         self._span = span
         self._call = call
+
+    def record_failure(self, usage: Usage, cost_microusd: int) -> None:
+        """Record what an attempt has spent that gave no answer: the provider counts it as well."""
+        if usage.total_tokens:
+            genai.record_usage(
+                self._span.labels,
+                self._call.agent,
+                self._span.labels["gen_ai.request.model"],
+                usage,
+                cost_microusd,
+            )
 
     def record(self, outcome: ModelOutcome) -> None:
         """Record the answer, complete or partial: its tokens and cost, and its content where allowed."""
@@ -54,6 +66,13 @@ class ToolSpan:
             self._span.set_error("tool_error", "the tool failed, and the model got an error result")
         if self._span.recording and CAPTURE_CONTENT.get():
             self._span.set_content("gen_ai.tool.call.result", result.text)
+
+
+def record_usage(model: ModelSpec, agent: str, usage: Usage, cost_microusd: int) -> None:
+    """Record what an attempt has spent that was cut off before it could record it itself."""
+    config = model.config
+    labels = genai.model_labels(config.provider, config.model) | {"error.type": "unheard"}
+    genai.record_usage(labels, agent, config.model, usage, cost_microusd)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pydantic import Field
 from perdure.agent import Agent
 from perdure.errors import DefinitionError
 from perdure.limits import GraphLimits
-from perdure.members import Member, collect_members
+from perdure.members import Member, collect_members, unknown_tool_limit
 from perdure.messages import Part, Value
 from perdure.prices import PriceTable
 from perdure.wire.results import NodeResult
@@ -336,6 +336,11 @@ def _build_entries(graph: Graph) -> tuple[str, ...]:
 def _check_settings(graph: Graph) -> None:
     if not isinstance(graph.limits, GraphLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise _definition_error(graph, f"limits must be GraphLimits, not {graph.limits!r}")
+    unknown = unknown_tool_limit(graph.limits, graph.members.values())
+    if unknown is not None:
+        raise _definition_error(
+            graph, f"limits.per_tool names {unknown!r}, which is not a tool of its agents"
+        )
     if not _at_least(graph.concurrency, 1):
         raise _definition_error(graph, f"concurrency must be 1 or more, not {graph.concurrency!r}")
     if graph.siblings not in ("cancel", "finish"):

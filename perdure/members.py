@@ -5,8 +5,9 @@ from datetime import date
 from typing import Any, Protocol, runtime_checkable
 
 from perdure.errors import DefinitionError
+from perdure.limits import Limits
 from perdure.prices import PriceTable
-from perdure.wire.spec import AnySpec, ResolvedAgent
+from perdure.wire.spec import AgentSpec, AnySpec, ResolvedAgent
 
 
 # A protocol and no base class: agents, swarms and graphs import this module.
@@ -79,6 +80,19 @@ def resolve_member(
         if relative is not member
     ]
     return ResolvedAgent(spec=spec, members=tuple(below))
+
+
+def unknown_tool_limit(limits: Limits, members: Iterable[Member]) -> str | None:
+    """Return a name of `limits.per_tool` that no agent among the members, or below them, has as a tool."""
+    family = collect_members(*members).values()
+    tools = {str(tool.name) for member in family for tool in getattr(member, "tools", ())}
+    return next((name for name in sorted(limits.per_tool) if name not in tools), None)
+
+
+def tool_names(resolved: ResolvedAgent) -> set[str]:
+    """Return the names of all tools that a run, or one below it, may call."""
+    agents = [spec for spec in (resolved.spec, *resolved.members) if isinstance(spec, AgentSpec)]
+    return {tool.name for spec in agents for tool in spec.tools}
 
 
 def for_member(resolved: ResolvedAgent, name: str) -> ResolvedAgent | None:

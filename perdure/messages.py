@@ -6,9 +6,17 @@ caches, queries and continue-as-new rely on that.
 
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from perdure.tokens import (
+    LARGEST_DOCUMENT,
+    LARGEST_IMAGE,
+    encoded_media_tokens,
+    json_tokens,
+    text_tokens,
+)
 
 
 # Fields for which 0 or "" means something else than the default must not use this.
@@ -88,6 +96,8 @@ class Image(Value):
     media_type: str = "image/png"
     data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
     blob: str | None = Field(default=None, exclude_if=is_empty)
+    tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    """Upper bound of its tokens, written where its bytes go into the blob store; 0: not known."""
 
 
 class Document(Value):
@@ -98,6 +108,8 @@ class Document(Value):
     name: str = "document"
     data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
     blob: str | None = Field(default=None, exclude_if=is_empty)
+    tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
+    """As an image's."""
 
 
 class Opaque(Value):
@@ -229,7 +241,7 @@ class Message(Value):
     def blobs(self) -> tuple[str, ...]:
         """Names of the blobs that hold its images and documents."""
         # Cached: each step looks at every message of the view.
-        return tuple(part.blob for part in _media(self) if part.blob)
+        return tuple(part.blob for part in media_of(self) if part.blob)
 
     @property
     def all_blobs(self) -> tuple[str, ...]:
@@ -247,24 +259,56 @@ def size_bytes(message: Message | ToolResult) -> int:
     return len(message.model_dump_json().encode())
 
 
-def estimate_tokens(byte_count: int) -> int:
-    """Return a rough count of tokens for text that no provider has counted: four bytes a token."""
-    return -(-byte_count // 4)
-
-
-IMAGE_TOKENS = 1600
-"""Tokens that providers count for a large picture, about, whatever its bytes."""
+_FRAME_TOKENS: Final = 8
+"""Tokens of the marks that a provider puts around a message, and around a part of it."""
+_CALL_TOKENS: Final = 24
+"""Tokens of the provider's id of a call, and of the fields around it."""
 
 
 def estimated_tokens(message: Message) -> int:
-    """Return a rough count of the tokens that a model reads in the message."""
-    # Providers count a picture by its area, so its base64 bytes must not be counted as text.
-    pictures = [part for part in _media(message) if isinstance(part, Image)]
-    encoded = sum(len(picture.data or "") for picture in pictures)
-    return estimate_tokens(size_bytes(message) - encoded) + IMAGE_TOKENS * len(pictures)
+    """Return an upper bound of the tokens that a model reads in the message."""
+    parts = sum(_FRAME_TOKENS + part_tokens(part) for part in message.parts)
+    # The scripted model counts the JSON, at four bytes a token; a script may have an answer of many small parts.
+    sent = message.model_dump_json(exclude={"meta": True, "parts": {"__all__": _UNCOUNTED}})
+    return max(_FRAME_TOKENS + parts, -(-len(sent.encode()) // 4) + _media_tokens(message))
 
 
-def _media(message: Message) -> list[Image | Document]:
+_UNCOUNTED: Final[dict[str, Any]] = {"data": True, "content": {"__all__": {"data"}}}
+"""Fields of parts that hold bytes and no text."""
+
+
+def part_tokens(part: "Part | ResultPart") -> int:
+    """Return an upper bound of the tokens of a part."""
+    match part:
+        case Text():
+            return text_tokens(part.text)
+        case Thinking():
+            return (
+                text_tokens(part.text) + text_tokens(part.signature or "") + text_tokens(part.redacted or "")
+            )
+        case Image() | Document():
+            return _tokens_of_media(part)
+        case Opaque():
+            return json_tokens(part.data)
+        case ToolCall():
+            return _CALL_TOKENS + json_tokens([part.name, part.arguments])
+        case ToolResult():
+            content = sum(_FRAME_TOKENS + part_tokens(piece) for piece in part.content)
+            return _CALL_TOKENS + text_tokens(part.name) + content
+
+
+def _tokens_of_media(part: "Image | Document") -> int:
+    if part.data:
+        return encoded_media_tokens(part.kind, part.media_type, part.data)
+    return part.tokens or (LARGEST_IMAGE if part.kind == "image" else LARGEST_DOCUMENT)
+
+
+def _media_tokens(message: Message) -> int:
+    return sum(_tokens_of_media(part) for part in media_of(message))
+
+
+def media_of(message: Message) -> list[Image | Document]:
+    """Return the images and documents of the message, those in its tool results included."""
     parts: list[Part | ResultPart] = list(message.parts)
     for result in message.tool_results:
         parts.extend(result.content)

@@ -147,6 +147,15 @@ class ThinkingDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArgumentsDelta:
+    """Next piece of a call's arguments, or of a block that nobody is shown. Nobody sees it: it only counts."""
+
+    text: str
+    begins: bool = False
+    """True for the first piece of a call: its name and its marks are billed too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UsageSoFar:
     """Usage so far, as the provider counts it. If the call is cut, this is all that is known of its cost."""
 
@@ -173,7 +182,7 @@ class Reply:
     """Digest of the request as it was sent (see `digest`): equal digests mean equal requests."""
 
 
-ModelEvent = TextDelta | ThinkingDelta | UsageSoFar | Reply
+ModelEvent = TextDelta | ThinkingDelta | ArgumentsDelta | UsageSoFar | Reply
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from perdure.errors import DefinitionError
 from perdure.limits import PatternLimits, explain
-from perdure.members import Member, collect_members
+from perdure.members import Member, collect_members, unknown_tool_limit
 from perdure.prices import PriceTable
 from perdure.scheduling import Notes, Over, Scheduler, Start, progress_adapter
 from perdure.wire.spec import PatternSpec
@@ -86,6 +86,9 @@ class Pattern(ABC):
             raise self.wrong(f"set {type(self).__name__}.scheduler to the class of its scheduler")
         if not isinstance(self.limits, PatternLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise self.wrong(f"limits must be PatternLimits, not {self.limits!r}")
+        unknown = unknown_tool_limit(self.limits, self.members.values())
+        if unknown is not None:
+            raise self.wrong(f"limits.per_tool names {unknown!r}, which is not a tool of its agents")
         if not self.members:
             raise self.wrong("it has no members; add at least one")
         collect_members(self)

@@ -208,13 +208,14 @@ class ChildRuns:
 
     async def _outcome(self, state: RunState, start: Start) -> RunResult:
         assert start.member is not None, "only functions have none"
+        handle = None
         try:
             handle = await self._start(state, start)
             self._handles[start.key] = handle
             self._send_queued(start.key)
             outcome = read_payload(await handle, RunResult)
         except (FailureError, ValueError, asyncio.CancelledError) as error:
-            return outcome_of_error(start, error)
+            return outcome_of_error(start, error, began=handle is not None)
         return outcome
 
     async def _tool_result(self, state: AgentState, call: Call, outcome: RunResult) -> ToolResult:
@@ -304,13 +305,11 @@ def request_for(state: RunState, start: Start) -> RunRequest:
 
 
 def _limits_for_child(state: RunState) -> Limits | None:
-    """Return a team's bounds of each single run. What the runs share is leased."""
+    """Return a team's bound of each single run. What the runs share is leased."""
     # An agent's child has limits of its own spec; the lease bounds what it shares with its parent.
-    if state.counts_steps:
+    if state.counts_steps or state.limits.steps is None:
         return None
-    own: dict[str, Any] = {"steps": state.limits.steps, "per_tool": state.limits.per_tool}
-    tighter = {name: bound for name, bound in own.items() if bound}
-    return Limits.model_validate(tighter) if tighter else None
+    return Limits.model_validate({"steps": state.limits.steps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +368,8 @@ def _bug(key: str, error: Exception) -> RunResult:
     failure = Failure(
         kind="bug", message=truncate_middle(mask_secrets(f"{type(error).__name__}: {error}"), 1000)
     )
-    return RunResult(agent=key, stop_reason="error", error=failure, cost_microusd=0)
+    usage = Usage(estimated=True)
+    return RunResult(agent=key, stop_reason="error", error=failure, usage=usage, cost_microusd=None)
 
 
 def summary_of(start: Start) -> str:
@@ -378,7 +378,7 @@ def summary_of(start: Start) -> str:
     return f"{start.key}: {' '.join(words.split())[:150]}"
 
 
-def outcome_of_error(start: Start, error: BaseException) -> RunResult:
+def outcome_of_error(start: Start, error: BaseException, *, began: bool = True) -> RunResult:
     """Return the outcome of a run that gave no result: as much as its end says."""
     cause = error.cause if isinstance(error, ChildWorkflowError) else error
     name = start.member or start.node
@@ -386,7 +386,12 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
         with suppress(ValidationError):
             return RunResult.model_validate(cause.details[0])
     if is_cancelled_exception(error):
-        return RunResult(agent=name, stop_reason="cancelled", usage=Usage(estimated=True))
+        return RunResult(
+            agent=name,
+            stop_reason="cancelled",
+            usage=Usage(estimated=began),
+            cost_microusd=None if began else 0,
+        )
     kind, message = "bug", str(cause or error)
     if isinstance(cause, ApplicationError):
         kind, message = cause.type or "bug", cause.message
@@ -406,7 +411,7 @@ def outcome_of_error(start: Start, error: BaseException) -> RunResult:
         stop_reason="error",
         error=failure,
         usage=Usage(estimated=cut or unread),
-        cost_microusd=None if unread else 0,
+        cost_microusd=None if cut or unread else 0,
     )
 
 

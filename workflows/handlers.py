@@ -61,6 +61,7 @@ from .inputs import (
     check_prices,
     check_redrive,
     check_repeated,
+    check_tool_limits,
     decision_of,
     edit_to_bind,
     listener,
@@ -113,7 +114,10 @@ class RunHandlers:
         self._agent = request.agent
         work = resolve(request, child, deadline=deadline, held_up=self._show_held_up)
         try:
-            return await self._loop.ending.race(work)
+            resolved = await self._loop.ending.race(work)
+            if child is None:
+                check_tool_limits(resolved, request.limits)
+            return resolved
         except EndedBeforeBeginningError as end:
             raise EndedBeforeBeginningError(end.reason, child) from None
         except RunIsEndingError:
@@ -351,6 +355,7 @@ class RunHandlers:
         if not isinstance(resolved.spec, AgentSpec):
             raise refuse(f"redrive: {state.spec.name!r} is a {resolved.spec.kind} by now: only agents go on")
         check_prices(resolved.spec, limited=limited)
+        check_tool_limits(resolved, wanted.limits)
         # The state may have changed while the agent was fetched.
         if self._ready().parking.parked is None:
             raise refuse("redrive: the run went on meanwhile; nothing was changed")

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from perdure.limits import explain
+from perdure.limits import Limits, explain
 from perdure.media import problem_with_attachment
+from perdure.members import tool_names
 from perdure.messages import Document, Image, Message, Part, Text
 from perdure.model import check_json
 from perdure.schema import problem_with
@@ -22,7 +23,7 @@ from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.plain import problem_as_json
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
 from perdure.wire.results import ApprovalAnswer, Question
-from perdure.wire.spec import AgentSpec
+from perdure.wire.spec import AgentSpec, ResolvedAgent
 
 from .engine.approvals import MadeDecision, approvals_below, digest_of, names_of, tool_of, waits
 from .engine.calls import verdict_on, with_arguments
@@ -279,6 +280,8 @@ def check_redrive(state: RunState | None, redrive: Redrive) -> None:
         raise refuse("redrive: the run is not parked")
     if state.session is not None and redrive.limits is not None:
         raise refuse("redrive: limits: those of a session's turn cannot be changed; leave them out")
+    if redrive.limits is not None and not redrive.newest:
+        check_tool_limits(ResolvedAgent(spec=state.spec, members=state.members), redrive.limits)
     if redrive.limits is not None and redrive.model is None and not redrive.newest:
         check_prices(cast("AgentSpec", state.spec), limited=redrive.limits.cost_usd is not None)
 
@@ -305,6 +308,21 @@ def check_repeated(made: MadeDecision, decision: ApprovalDecision) -> None:
     """
     if not made.agrees_with(decision):
         raise refuse(f"call {made.call_id!r} was {made.words()}; that cannot be changed any more")
+
+
+def check_tool_limits(resolved: ResolvedAgent, *limits: Limits | None) -> None:
+    """Check that each tool that the limits bound is one: a misspelt name would bound nothing.
+
+    Raises:
+        ApplicationError: for the caller; nothing was started.
+
+    """
+    known = tool_names(resolved)
+    for bounds in limits:
+        unknown = [] if bounds is None else sorted({*bounds.per_tool} - known)
+        if unknown:
+            tools = ", ".join(sorted(known)) or "none"
+            raise refuse(f"limits.per_tool names {unknown[0]!r}, which is no tool here; there are: {tools}")
 
 
 def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:

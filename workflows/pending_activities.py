@@ -12,7 +12,13 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TimeoutError,
+    TimeoutType,
+    is_cancelled_exception,
+)
 
 from perdure.messages import Usage, size_bytes
 from perdure.prices import Price
@@ -225,7 +231,7 @@ class PendingActivities:
         try:
             return Summarized(outcome=read_payload(await handle, ModelOutcome))
         except (ActivityError, asyncio.CancelledError) as error:
-            return Summarized(failure=model_failure(error, chosen.price))
+            return Summarized(failure=model_failure(error, chosen.price, _SUMMARY_ATTEMPTS))
 
     async def _hook_event(self, handle: "workflow.ActivityHandle[RawValue]", command: RunHooks) -> Event:
         try:
@@ -274,6 +280,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         newest=fresh if small else [],
         tail=tail_digest(newest),
         max_tokens=command.allowance.max_tokens,
+        reservation=command.allowance.reservation,
         tool_choice=command.tool_choice,
         note=command.note,
         offer_read_result=state.transcript.spilled,
@@ -413,35 +420,51 @@ def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "wo
     )
 
 
-def model_failure(error: BaseException, price: Price | None = None) -> ModelFailure:
+def model_failure(
+    error: BaseException, price: Price | None = None, attempts: int = MODEL_ATTEMPTS
+) -> ModelFailure:
     """Return why a model call failed: as the activity reported it, or as Temporal noticed it.
 
-    The cost of a call that Temporal found dead is known from its last heartbeat.
+    The cost of a call that Temporal found dead is known from its last heartbeat, as an upper bound. An attempt of
+    which nothing was heard is counted as unheard.
     """
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError):
-        if cause.type == STALE_TRANSCRIPT:
-            return ModelFailure(kind="stale", message=cause.message)
-        if cause.type in TOO_LARGE_TYPES:
-            return ModelFailure(kind="too_large", message=cause.message)
-        if cause.type == BLOB_STORE_FAILED:
-            return ModelFailure(kind="storage", message=cause.message)
-        if cause.type == WORKER_SHUTDOWN:
-            return ModelFailure(kind="connection", message="the worker was stopped in mid-call")
-        if cause.details:
-            return _with_price(ModelFailure.model_validate(cause.details[0]), price)
-        return ModelFailure(kind="bug", message=f"{cause.type}: {cause.message}")
+        return _reported_failure(cause, price)
     if isinstance(cause, TimeoutError):
-        spent = _last_reported(cause)
+        spent, unheard = _last_reported(cause, attempts)
         return ModelFailure(
             kind="timeout",
             message=NOT_KEPT_ALIVE,
             wasted=spent,
             wasted_microusd=price.cost_microusd(spent) if price else 0,
+            unheard=unheard,
         )
     if is_cancelled_exception(error):
-        return ModelFailure(kind="cancelled", message="called back")
-    return ModelFailure(kind="bug", message=str(cause or error))
+        # A running attempt answers a stop with what it has spent. This one was cancelled by the server, between
+        # two attempts, and what the first has spent went with its heartbeats.
+        return ModelFailure(kind="cancelled", message="called back", unheard=1)
+    return ModelFailure(kind="bug", message=str(cause or error), unheard=1)
+
+
+def _reported_failure(cause: ApplicationError, price: Price | None) -> ModelFailure:
+    kind, message = cause.type or "bug", cause.message
+    if cause.type == STALE_TRANSCRIPT:
+        kind = "stale"
+    elif cause.type in TOO_LARGE_TYPES:
+        kind = "too_large"
+    elif cause.type == BLOB_STORE_FAILED:
+        kind = "storage"
+    elif cause.type == WORKER_SHUTDOWN:
+        kind, message = "connection", "the worker was stopped in mid-call"
+    elif not cause.details:
+        kind, message = "bug", f"{cause.type}: {cause.message}"
+    for detail in cause.details:
+        with suppress(ValidationError):
+            reported = ModelFailure.model_validate(detail)
+            return _with_price(reported.model_copy(update={"kind": kind}), price)
+    # The SDK's own error: what the attempt has spent is not in it.
+    return ModelFailure(kind=kind, message=message, unheard=1)
 
 
 def _with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:
@@ -451,11 +474,16 @@ def _with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:
     return failure.model_copy(update={"wasted_microusd": price.cost_microusd(failure.wasted)})
 
 
-def _last_reported(error: TimeoutError) -> Usage:
+def _last_reported(error: TimeoutError, attempts: int) -> tuple[Usage, int]:
+    """Return the usage that the heartbeats told of, as an upper bound, and the number of attempts they did not."""
+    if error.type == TimeoutType.SCHEDULE_TO_START:
+        attempts = 0
     for detail in error.last_heartbeat_details:
         with suppress(ValidationError):
-            return Progress.model_validate(detail).spent
-    return Usage()
+            progress = Progress.model_validate(detail)
+            usage = progress.spent if progress.at_most is None else progress.at_most
+            return usage, progress.unheard + max(attempts - progress.attempt, 0)
+    return Usage(), attempts
 
 
 def _model_bug(error: Exception) -> Event:

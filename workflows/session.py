@@ -26,7 +26,7 @@ from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session
 from .handlers import RunHandlers, bound_program
-from .inputs import check_alone, listener, no_room, refuse, said_of, session_request_of
+from .inputs import check_alone, check_tool_limits, listener, no_room, refuse, said_of, session_request_of
 from .renewal import MOST_REPEATING, MOST_WAITING
 
 
@@ -77,6 +77,7 @@ class SessionWorkflow(RunHandlers):
         began = workflow.now()
         deadline = deadline_of(request.session_limits or Limits(), began, None)
         resolved = await self._resolve(priced_request(request), None, deadline)
+        check_tool_limits(resolved, request.limits, request.session_limits)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members)
         program = SessionProgram(bound_program(resolved.spec))
         state = program.open(request, began, origin)

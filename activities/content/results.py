@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
 from perdure.texts import first_bytes, fix_surrogates, mark_cut
+from perdure.tokens import media_tokens
 from perdure.wire.effects import ToolInput
 
 from .redact import mask_own, redact_error
@@ -96,10 +97,13 @@ async def _store_media(part: Image | Document, blobs: BlobStore) -> ResultPart:
     if part.data is None or len(part.data) <= _INLINE_MEDIA_BYTES:
         return part
     try:
-        name = await blobs.put(base64.b64decode(part.data))
+        data = base64.b64decode(part.data)
+        name = await blobs.put(data)
     except Exception as error:
         return Text(text=f"(the {part.kind} could not be kept: {redact_error(error, 500)})")
-    return part.model_copy(update={"data": None, "blob": name})
+    # Counted here, where the bytes are: the run sees only their name.
+    tokens = media_tokens(part.kind, part.media_type, data)
+    return part.model_copy(update={"data": None, "blob": name, "tokens": tokens})
 
 
 async def read_more(blobs: BlobStore, call: ToolInput) -> ResultContent:

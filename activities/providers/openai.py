@@ -214,10 +214,10 @@ def _extend_blocks(delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEv
         if text := delta.get(key):
             yield from draft.append(draft.block(key, "text"), text)
     for call in delta.get("tool_calls") or ():
-        _extend_call(call, draft)
+        yield from _extend_call(call, draft)
 
 
-def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> None:
+def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     # A piece with another id begins another call: some servers number all their calls 0.
     index, id_ = call.get("index") or 0, call.get("id")
     function: dict[str, str | None] = call.get("function") or {}
@@ -227,7 +227,7 @@ def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> None:
     block = draft.block(keys[-1], "tool_call")
     block.id = id_ or block.id
     block.name = block.name or function.get("name") or ""
-    draft.append(block, function.get("arguments") or "")
+    return draft.append(block, function.get("arguments") or "")
 
 
 def _correct_stop(reason: str, draft: ReplyDraft) -> str:

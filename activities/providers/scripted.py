@@ -12,7 +12,17 @@ from datetime import timedelta
 from typing import Any
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Part, Text, Thinking, ToolCall, Usage, estimate_tokens, estimated_tokens
+from perdure.messages import (
+    Message,
+    Part,
+    Text,
+    Thinking,
+    ToolCall,
+    Usage,
+    media_of,
+    part_tokens,
+    size_bytes,
+)
 from perdure.model import (
     ModelConfig,
     ModelEvent,
@@ -133,10 +143,21 @@ class ScriptedModel:
 
 def _count_input(request: ModelRequest) -> int:
     tools = canonical_json([tool.model_dump() for tool in request.tools])
-    fixed = estimate_tokens(len(request.instructions.encode()) + len(tools))
+    fixed = _tokens(len(request.instructions.encode()) + len(tools))
     # No provider is sent `meta`, and none bills for it.
     sent = (message.model_copy(update={"meta": None}) for message in request.messages)
-    return fixed + sum(estimated_tokens(message) for message in sent)
+    return fixed + sum(_message_tokens(message) for message in sent)
+
+
+def _tokens(byte_count: int) -> int:
+    """Return the count of this model for text: four bytes a token."""
+    return -(-byte_count // 4)
+
+
+def _message_tokens(message: Message) -> int:
+    media = media_of(message)
+    encoded = sum(len(part.data or "") for part in media)
+    return _tokens(size_bytes(message) - encoded) + sum(part_tokens(part) for part in media)
 
 
 def _size_bytes(part: Part) -> int:
@@ -159,7 +180,7 @@ def _build_reply(request: ModelRequest, line: Line, input_tokens: int) -> Reply:
     return Reply(
         parts=tuple(parts),
         stop=stop,
-        usage=line.usage or Usage(input_tokens=input_tokens, output_tokens=estimate_tokens(output_bytes)),
+        usage=line.usage or Usage(input_tokens=input_tokens, output_tokens=_tokens(output_bytes)),
         request_digest=digest(
             [request.instructions, [message.model_dump(exclude={"meta"}) for message in request.messages]]
         ),

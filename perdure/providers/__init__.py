@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from perdure.model import (
+        ArgumentsDelta,
         Model,
         ModelConfig,
         ModelEvent,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         unsupported_media_error,
         unsupported_media_text,
     )
+    from perdure.providers.count import CallCount
     from perdure.providers.deadline import CallDeadline
     from perdure.providers.draft import Block, ReplyDraft, parse_tool_call
     from perdure.providers.failures import is_context_overflow, kind_of_status, one_line, parse_retry_after
@@ -74,14 +76,15 @@ _EXPORTS = {
         "Usage",
     ),
     "perdure.model": (
-        *("Model", "ModelConfig", "ModelEvent", "ModelRequest", "ModelStop", "Reply", "TextDelta"),
-        *("ThinkingDelta", "ToolDefinition", "UsageSoFar", "digest"),
+        *("ArgumentsDelta", "Model", "ModelConfig", "ModelEvent", "ModelRequest", "ModelStop", "Reply"),
+        *("TextDelta", "ThinkingDelta", "ToolDefinition", "UsageSoFar", "digest"),
     ),
     "perdure.providers.conversation": (
         *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "estimate_input_tokens", "merge_turns"),
         *("put_results_after_calls", "put_results_first", "sendable_parts", "sendable_text"),
         *("tools_to_list", "unsupported_media_error", "unsupported_media_text"),
     ),
+    "perdure.providers.count": ("CallCount",),
     "perdure.providers.deadline": ("CallDeadline",),
     "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
     "perdure.providers.failures": ("is_context_overflow", "kind_of_status", "one_line", "parse_retry_after"),
@@ -92,8 +95,10 @@ _HOME = {name: home for home, names in _EXPORTS.items() for name in names}
 __all__ = [
     "EMPTY_TEXT",
     "AnthropicModel",
+    "ArgumentsDelta",
     "BedrockModel",
     "Block",
+    "CallCount",
     "CallDeadline",
     "DefinitionError",
     "Document",

@@ -11,7 +11,6 @@ from typing import Final, TypeVar
 from perdure.errors import ModelError
 from perdure.media import in_words
 from perdure.messages import (
-    IMAGE_TOKENS,
     Document,
     Image,
     Message,
@@ -20,9 +19,10 @@ from perdure.messages import (
     Text,
     Thinking,
     ToolResult,
-    estimate_tokens,
+    estimated_tokens,
 )
 from perdure.model import ModelConfig, ModelRequest, ToolDefinition
+from perdure.tokens import json_tokens, media_tokens, text_tokens, tool_prompt_tokens
 
 B = TypeVar("B")
 
@@ -143,15 +143,28 @@ def unsupported_media_text(part: Image | Document, provider: str) -> str:
 
 
 def estimate_input_tokens(request: ModelRequest) -> int:
-    """Estimate the tokens of a request, for calls whose provider did not count them."""
-    size = len(request.instructions) + sum(len(tool.model_dump_json()) for tool in request.tools)
-    attachments = 0
-    for message in request.messages:
-        for part in message.parts:
-            for piece in part.content if isinstance(part, ToolResult) else [part]:
-                if isinstance(piece, Image | Document):
-                    # By count, not by size: a picture costs by its area, not by its bytes.
-                    attachments += 1
-                else:
-                    size += len(piece.model_dump_json().encode())
-    return estimate_tokens(size) + attachments * IMAGE_TOKENS
+    """Return an upper bound of the tokens that a request has the model read."""
+    tools = [tool.model_dump() for tool in request.tools]
+    fixed = text_tokens(request.instructions)
+    if tools:
+        fixed += json_tokens(tools) + tool_prompt_tokens(request.config.provider)
+    return fixed + sum(estimated_tokens(_with_counts(message, request.blobs)) for message in request.messages)
+
+
+def _with_counts(message: Message, blobs: Mapping[str, bytes]) -> Message:
+    """Return the message with the tokens of media that its writer did not count."""
+    if not any(blob in blobs for blob in message.blobs):
+        return message
+    parts = [_with_count(part, blobs) for part in message.parts]
+    return Message.model_validate({"role": message.role, "parts": parts})
+
+
+def _with_count(part: Part, blobs: Mapping[str, bytes]) -> Part:
+    match part:
+        case Image() | Document() if part.blob in blobs and not part.tokens:
+            tokens = media_tokens(part.kind, part.media_type, blobs[part.blob or ""])
+            return part.model_copy(update={"tokens": tokens})
+        case ToolResult():
+            return part.model_copy(update={"content": [_with_count(piece, blobs) for piece in part.content]})
+        case _:
+            return part

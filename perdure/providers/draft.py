@@ -14,11 +14,11 @@ from typing import Any, Literal, cast
 from pydantic_core import from_json
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Opaque, Part, Text, Thinking, ToolCall, Usage, estimate_tokens
-from perdure.model import ModelEvent, ModelRequest, ModelStop, Reply, TextDelta, ThinkingDelta
+from perdure.messages import Opaque, Part, Text, Thinking, ToolCall, Usage
+from perdure.model import ArgumentsDelta, ModelEvent, ModelRequest, ModelStop, Reply, TextDelta, ThinkingDelta
 from perdure.texts import fix_surrogates
 
-from .conversation import estimate_input_tokens
+from .count import CallCount
 from .failures import one_line
 
 BlockKind = Literal["text", "thinking", "tool_call", "opaque"]
@@ -98,12 +98,18 @@ class ReplyDraft:
     """Provider's own stop reason, None until it is sent."""
     complete: bool = False
     """True once the provider's terminal mark was seen."""
-    usage: Usage | None = None
-    """Usage as the provider counted it, None until it is sent."""
-    usage_final: bool = False
-    """True when `usage` counts the whole reply."""
     blocks: dict[int | str, Block] = field(default_factory=dict[int | str, Block])
     """Content blocks by the adapter's key, in the order of the reply."""
+    counted: CallCount = field(init=False)
+    """Running count of what the call costs."""
+
+    def __post_init__(self) -> None:
+        self.counted = CallCount(self.request)
+
+    @property
+    def usage(self) -> Usage | None:
+        """Usage as the provider counted it, None until it is sent."""
+        return self.counted.usage
 
     def open(self, request_id: str | None = None) -> None:
         """Note that the provider has begun to answer."""
@@ -125,14 +131,16 @@ class ReplyDraft:
         # Providers do send numbers and objects here. Joined later, they would fail far from their cause.
         if not isinstance(piece, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a piece of {block.kind} is no text but a {type(piece).__name__}")
+        begins_call = block.kind == "tool_call" and not block.pieces
         block.pieces.append(piece)
+        self.counted.write(piece, begins_call=begins_call)
         match block.kind:
             case "text":
                 return (TextDelta(text=piece),)
             case "thinking":
                 return (ThinkingDelta(text=piece),)
             case _:
-                return ()
+                return (ArgumentsDelta(text=piece, begins=begins_call),)
 
     def add_call(self, name: str, arguments: Mapping[str, Any], call_id: str = "") -> None:
         """Add a tool call that came whole, behind the blocks so far."""
@@ -160,22 +168,14 @@ class ReplyDraft:
         """
         if usage.total_tokens > _MOST_TOKENS:
             raise ValueError("it counts more tokens than there are")
-        self.usage, self.usage_final = usage, final
+        self.counted.count(usage, final=final)
 
     def cost(self) -> Usage | None:
         """Return the cost of the call so far, or None if the provider has not begun to answer.
 
         It is the provider's count where that is final. Else what is missing is estimated, and marked so.
         """
-        if not self.opened:
-            return None
-        if self.usage is not None and self.usage_final:
-            return self.usage
-        known = self.usage or Usage(input_tokens=estimate_input_tokens(self.request))
-        written = sum(len(piece.encode()) for block in self.blocks.values() for piece in block.pieces)
-        # The larger: a provider's count from the start of a reply may be 1.
-        output = max(known.output_tokens, estimate_tokens(written))
-        return known.model_copy(update={"output_tokens": output, "estimated": True})
+        return self.counted.cost() if self.opened else None
 
     def reply(self, stops: Mapping[str, ModelStop]) -> Reply:
         """Return the finished reply; `stops` translates the provider's stop reasons.

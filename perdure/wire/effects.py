@@ -13,6 +13,7 @@ from pydantic import Field
 from perdure.hooks import HookPoint
 from perdure.messages import HookRecord, Message, ToolCall, ToolResult, Usage, Value, is_empty
 from perdure.model import ModelStop, ToolChoice
+from perdure.wire.reservation import Reservation
 
 MODEL_HEARTBEAT: Final = timedelta(seconds=5)
 MODEL_ATTEMPTS: Final = 6
@@ -62,6 +63,8 @@ class ModelInput(Value):
     previous_run_id: str | None = Field(default=None, exclude_if=is_empty)
     """Run id before a continue-as-new, in the first call after it: its cached transcript is still valid."""
     max_tokens: int
+    reservation: Reservation | None = Field(default=None, exclude_if=is_empty)
+    """What all attempts may spend together; None without a bound."""
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=is_empty)
     """Line added to the instructions of this call only."""
@@ -124,6 +127,8 @@ class ModelFailure(Value):
     message: str
     wasted: Usage = Usage()
     wasted_microusd: int = 0
+    unheard: int = Field(default=0, exclude_if=is_empty)
+    """Attempts that were cut off before they reported anything, beside what `wasted` counts."""
     retry_in: timedelta | None = Field(default=None, exclude_if=is_empty)
     """Delay before a transient failure is worth a retry, jittered: parked runs must not retry together."""
 
@@ -210,6 +215,10 @@ class Progress(Value):
     """Progress that the tool itself reports."""
     spent: Usage = Usage()
     """Usage of this attempt and those before it: it is billed even if the worker dies now."""
+    at_most: Usage | None = Field(default=None, exclude_if=is_empty)
+    """The same, if nothing more is heard of this attempt: an upper bound. None: the attempt is over."""
+    unheard: int = Field(default=0, exclude_if=is_empty)
+    """Earlier attempts of which nothing was heard, and which `spent` does not count."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when this attempt of a tool call, or an earlier one, may have had its effect."""
     failures: int = Field(default=0, exclude_if=is_empty)

@@ -171,6 +171,7 @@ class NodeStatus(Value):
     tool_calls: int = 0
     usage: Usage = Usage()
     cost_microusd: int | None = 0
+    per_tool: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     error: Failure | None = None
 
 
@@ -215,6 +216,8 @@ class RunResult(Value):
     """Of a graph: nodes that never ran, with the reason."""
     answered: bool = Field(default=False, exclude_if=is_empty)
     """True when the run failed with `error` and still gave an answer (`on_failure="answer"`)."""
+    per_tool: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
+    """Of a run with bounds of single tools: their calls, those of the runs below it included."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Of a run that ended early: work that it left undone, a line each."""
 

@@ -6,11 +6,11 @@ a tree never passes its limits, and small children send no message about budgets
 """
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from perdure.messages import Message, Value, is_empty
+from perdure.messages import Message, Usage, Value, is_empty
 from perdure.wire.results import RunResult, StopReason, Waiting
 
 _MOST: Final = 2**53
@@ -27,6 +27,24 @@ class Amount(Value):
     output_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
     total_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
     tool_calls: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
+    per_tool: dict[str, Annotated[int, Field(ge=0, le=_MOST)]] = Field(
+        default_factory=dict[str, int], exclude_if=is_empty
+    )
+    """Calls of each tool that is bounded, by its name."""
+
+
+class Spent(Value):
+    """What a run and those of its children that have ended had spent when it reported."""
+
+    usage: Usage = Usage()
+    cost_microusd: int | None = Field(default=0, ge=0, le=_MOST, exclude_if=lambda v: v == 0)
+    """None: a model was used whose price is not known."""
+    tool_calls: int = Field(default=0, ge=0, le=_MOST, exclude_if=is_empty)
+    per_tool: dict[str, Annotated[int, Field(ge=0, le=_MOST)]] = Field(
+        default_factory=dict[str, int], exclude_if=is_empty
+    )
+    """Calls of tools that the lease bounds."""
+    steps: int = Field(default=0, ge=0, le=_MOST, exclude_if=is_empty)
 
 
 class Peer(Value):
@@ -112,6 +130,8 @@ class Report(Value):
     """True when the child only waits for people: it frees nothing of its lease before they answer."""
     returned: Amount | None = None
     """Part of its lease that the child gives back."""
+    spent: Spent | None = Field(default=None, exclude_if=is_empty)
+    """What the child had spent. It is booked if nobody hears of the child again."""
     final: RunResult | None = None
     """Result of a child that is being cancelled. Temporal keeps no result of a cancelled run."""
 

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from perdure.errors import DefinitionError
 from perdure.limits import Limits, explain
 from perdure.messages import (
-    IMAGE_TOKENS,
     Document,
     Image,
     Message,
@@ -22,12 +21,12 @@ from perdure.messages import (
     ToolCall,
     ToolResult,
     Usage,
-    estimate_tokens,
     estimated_tokens,
     size_bytes,
 )
 from perdure.policy import Policy, Rule
 from perdure.prices import Entry, Price, PriceTable, load_prices, shipped_prices
+from perdure.tokens import LARGEST_IMAGE
 
 WORDS = st.text(max_size=20)
 NAMES = st.text(min_size=1, max_size=8)
@@ -147,14 +146,10 @@ def test_sizes_match_written_message(message: Message) -> None:
     assert estimated_tokens(message) > 0
 
 
-def test_tokens_are_rounded_up() -> None:
-    assert [estimate_tokens(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
-
-
 def test_picture_in_result_counts_as_picture() -> None:
     picture = ToolResult(call_id="c", name="n", content=[Image(data="A" * 100_000)])
     message = Message(role="tool", parts=[picture])
-    assert IMAGE_TOKENS < estimated_tokens(message) < IMAGE_TOKENS + 100
+    assert LARGEST_IMAGE < estimated_tokens(message) < LARGEST_IMAGE + 100
 
 
 # Limits.

@@ -8,6 +8,7 @@ from perdure.shown import call_text
 from perdure.wire.results import CallStatus, Failure, NodeStatus, RunResult, RunStatus, Status
 from perdure.wire.spec import NodeKind
 
+from .account import bounded_calls
 from .approvals import tool_of
 from .report import (
     MOST_SHOWN,
@@ -81,6 +82,7 @@ def agent_result(state: AgentState, end: End) -> RunResult:
         spec_hash=state.spec.hash,
         error=end.failure,
         missing=left_undone(state, end),
+        per_tool=bounded_calls(state),
         answered=end.answers,
     )
 

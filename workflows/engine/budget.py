@@ -3,13 +3,27 @@
 from dataclasses import replace
 from typing import Final
 
-from perdure.messages import estimated_tokens
+from perdure.messages import Usage
+from perdure.wire.reservation import Reservation
 from perdure.wire.results import StopReason
+from perdure.wire.spec import ModelSpec
 from perdure.wire.tree import Amount, BudgetRequest
 
 from .account import limits_of, room, spent
-from .amounts import FIELDS, NOTHING, REASONS, least, minus, missing, of
+from .amounts import (
+    NOTHING,
+    REASONS,
+    fields_of,
+    is_bounded,
+    least,
+    minus,
+    missing,
+    of,
+    reason_of,
+    total,
+)
 from .commands import Allowance
+from .input_tokens import next_input_tokens
 from .state import AgentState, Chain
 from .tree import shortage
 
@@ -30,7 +44,7 @@ def short_of(short: Amount | None) -> StopReason | None:
     """Return the stop reason that goes with a missing amount."""
     if short is None:
         return None
-    return next(REASONS[name] for name in FIELDS if of(short, name))
+    return next(reason_of(name) for name in fields_of(short) if of(short, name))
 
 
 def budget_request(state: AgentState) -> BudgetRequest | None:
@@ -58,13 +72,6 @@ def waits_for_children(state: AgentState) -> bool:
         return False
     alone = minus(least(limits_of(state), state.tree.lease.amount), spent(state))
     return missing(call_amount(state, LEAST_REPLY_TOKENS), alone) is None
-
-
-def next_input_tokens(state: AgentState) -> int:
-    """Return the tokens that the next call reads, unread messages included."""
-    return state.transcript.context_tokens + sum(
-        estimated_tokens(message) for message in state.inbox.messages
-    )
 
 
 def call_amount(state: AgentState, reply_tokens: int, times: int = 1) -> Amount:
@@ -97,6 +104,8 @@ def pending_amount(state: AgentState) -> Amount:
 
 def as_summarizer(state: AgentState) -> AgentState:
     """Return the state with the model that writes summaries in use, for the arithmetic of its call."""
+    # Its call has instructions of its own, which count as those of a step that summarizes.
+    state = replace(state, step=replace(state.step, summarizing=state.step.summarizing or 1))
     model = state.spec.summary_model
     if model is None:
         return state
@@ -108,33 +117,21 @@ def _configured_tokens(state: AgentState) -> int:
 
 
 def allowance(state: AgentState) -> Allowance:
-    """Return the longest answer with which no budget can be passed."""
+    """Return the longest answer with which no budget can be passed, and what all attempts at it may spend."""
     configured = _configured_tokens(state)
     available = room(state)
-    bounds: list[tuple[int, StopReason]] = []
-    if available.output_tokens is not None:
-        bounds.append((available.output_tokens, "token_budget"))
-    if available.total_tokens is not None:
-        bounds.append((available.total_tokens - next_input_tokens(state), "token_budget"))
-    affordable = _affordable_output(state, available.cost_microusd)
-    if affordable is not None:
-        bounds.append((affordable, "cost_budget"))
-    # The smallest bound counts, and names the budget by which the answer is limited.
-    smallest = min(bounds, default=None)
-    if smallest is None or smallest[0] >= configured:
+    model = state.spec.models[state.chain.model]
+    bounded = available.model_copy(update={"tool_calls": None, "per_tool": {}})
+    if not is_bounded(bounded):
         return Allowance(max_tokens=configured)
-    return Allowance(max_tokens=max(smallest[0], 0), limited_by=smallest[1])
-
-
-def _affordable_output(state: AgentState, budget: int | None) -> int | None:
-    """Return the output tokens that the budget still pays for, or None without a budget."""
-    rates = _highest_rates(state)
-    if budget is None or rates is None:
-        return None
-    per_input, per_output = rates
-    remaining = budget * 1_000_000 - next_input_tokens(state) * per_input
-    # Output that costs nothing has no bound, if the money left pays for the input.
-    return remaining // per_output if per_output else (2**31 if remaining >= 0 else 0)
+    reservation = Reservation(
+        amount=bounded, reads=next_input_tokens(state), one_hour_cache=_writes_for_an_hour(model)
+    )
+    longest = reservation.longest_reply(Usage(), 0, model.price)
+    if longest is None or longest[0] >= configured:
+        return Allowance(max_tokens=configured, reservation=reservation)
+    tokens, field = longest
+    return Allowance(max_tokens=max(tokens, 0), limited_by=REASONS[field], reservation=reservation)
 
 
 def _highest_rates(state: AgentState) -> tuple[int, int] | None:
@@ -143,5 +140,20 @@ def _highest_rates(state: AgentState) -> tuple[int, int] | None:
     if model.price is None:
         return None
     rates = model.price.rates_for(next_input_tokens(state))
-    one_hour_cache = model.config.options.get("cache_ttl") == "1h"
-    return rates.highest_input(one_hour_cache=one_hour_cache), rates.output
+    return rates.highest_input(one_hour_cache=_writes_for_an_hour(model)), rates.output
+
+
+def _writes_for_an_hour(model: ModelSpec) -> bool:
+    return model.config.options.get("cache_ttl") == "1h"
+
+
+def unheard_usage(state: AgentState, attempts: int) -> tuple[Usage, int | None]:
+    """Return what so many attempts may have spent of which nothing was heard, and its cost: all that they might.
+
+    Attempts share a reservation, so together they cannot have spent more than it.
+    """
+    caller = as_summarizer(state) if state.step.summarizing else state
+    amount = total([call_amount(caller, allowance(caller).max_tokens)] * attempts)
+    most = least(amount, room(state))
+    usage = Usage(input_tokens=most.input_tokens or 0, output_tokens=most.output_tokens or 0, estimated=True)
+    return usage, most.cost_microusd if caller.is_priced else None

@@ -29,9 +29,9 @@ from perdure.wire.effects import CheckedCall
 from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
 from perdure.wire.spec import ToolKind, ToolSpec
-from perdure.wire.tree import Handoff, Peer
+from perdure.wire.tree import Amount, Handoff, Peer
 
-from .amounts import bounds_of, least, minus
+from .amounts import bounds_of, calls_of, least, minus, missing
 from .state import AgentState, Call
 from .tree import held_by_children
 
@@ -48,7 +48,8 @@ class OpenedStep:
     wrap_up: StopReason | None
     handoff: Handoff | None = None
     plan: tuple[PlanItem, ...] | None = None
-    unpaid: int = 0
+    unpaid: list[str] = field(default_factory=list[str])
+    """Tools of the calls that wait for the lender."""
 
 
 def open_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime) -> OpenedStep:
@@ -78,35 +79,39 @@ def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedS
     if problem is not None:
         opened.wrap_up = "max_tool_calls"
         return _error_call(call, problem, now)
-    # Counted before it is paid: a tool's limit holds for the calls that still wait for the lender.
-    opened.per_tool[call.name] = opened.per_tool.get(call.name, 0) + 1
-    if not _is_paid(state, opened):
-        opened.unpaid += 1
+    if not _is_paid(state, opened, call.name):
+        opened.unpaid.append(call.name)
         # The kind is a placeholder: the tool is looked up once the call is paid.
         return Call(call=call, kind="function", state="unpaid", since=now)
-    opened.tool_calls += 1
+    _pay(opened, call.name)
     return _check_call(state, call, now)
+
+
+def _pay(opened: OpenedStep, name: str) -> None:
+    opened.tool_calls += 1
+    opened.per_tool[name] = opened.per_tool.get(name, 0) + 1
 
 
 def _limit_problem(state: AgentState, name: str, opened: OpenedStep) -> str | None:
     """Return the limit that forbids one more call of this tool, in words for the model, or None."""
     limit = state.limits.tool_calls
-    if limit is not None and opened.tool_calls + opened.unpaid >= limit:
+    if limit is not None and opened.tool_calls + len(opened.unpaid) >= limit:
         return f"not run: all {limit} tool calls of this run are used up"
     # A call that the lender may still pay is not refused: it waits.
-    if _is_hopeless(state, opened) and not _is_paid(state, opened):
-        return _NO_CALLS_ABOVE
     bound = state.limits.per_tool.get(name)
-    if bound is not None and opened.per_tool.get(name, 0) >= bound:
+    # Calls that still wait for the lender count too.
+    if bound is not None and opened.per_tool.get(name, 0) + opened.unpaid.count(name) >= bound:
         return f"not run: all {bound} calls of {name!r} are used up"
+    if _is_hopeless(state, opened, name) and not _is_paid(state, opened, name):
+        return _NO_CALLS_ABOVE
     return None
 
 
-def _is_paid(state: AgentState, opened: OpenedStep) -> bool:
-    """Return whether the run may make one more call without asking its lender."""
+def _is_paid(state: AgentState, opened: OpenedStep, name: str) -> bool:
+    """Return whether the run may make one more call of the tool without asking its lender."""
     own = least(bounds_of(state.limits), state.tree.lease.amount)
-    available = minus(own, held_by_children(state.tree)).tool_calls
-    return available is None or opened.tool_calls < available
+    made = Amount(tool_calls=opened.tool_calls, per_tool=opened.per_tool)
+    return missing(calls_of(name), minus(own, held_by_children(state.tree), made)) is None
 
 
 def admit_paid_calls(state: AgentState) -> AgentState:
@@ -116,10 +121,10 @@ def admit_paid_calls(state: AgentState) -> AgentState:
     for call in state.step.calls:
         if call.state != "unpaid":
             calls.append(call)
-        elif _is_paid(state, opened):
-            opened.tool_calls += 1
+        elif _is_paid(state, opened, call.call.name):
+            _pay(opened, call.call.name)
             calls.append(_check_call(state, call.call, call.since))
-        elif _is_hopeless(state, opened):
+        elif _is_hopeless(state, opened, call.call.name):
             opened.wrap_up = "max_tool_calls"
             calls.append(_error_call(call.call, _NO_CALLS_ABOVE, call.since))
         else:
@@ -127,14 +132,14 @@ def admit_paid_calls(state: AgentState) -> AgentState:
     return replace(
         state,
         step=replace(state.step, calls=tuple(calls), wrap_up=opened.wrap_up),
-        ledger=replace(state.ledger, tool_calls=opened.tool_calls),
+        ledger=replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool),
     )
 
 
-def _is_hopeless(state: AgentState, opened: OpenedStep) -> bool:
+def _is_hopeless(state: AgentState, opened: OpenedStep, name: str) -> bool:
     """Return whether waiting is of no use: nobody will lend, or give back, what a call needs."""
-    limit = state.limits.tool_calls
-    used_up = limit is not None and opened.tool_calls >= limit
+    made = Amount(tool_calls=opened.tool_calls, per_tool=opened.per_tool)
+    used_up = missing(calls_of(name), minus(bounds_of(state.limits), made)) is not None
     return used_up or (state.tree.lease.refused and not state.tree.children)
 
 
@@ -360,8 +365,11 @@ def _fallback(state: AgentState, call: Call, result: ToolResult) -> ToolFallback
     # The stand-in may name another parameter as its resource, with a default of its own.
     as_stand_in = with_arguments(stand_in, call.call, call.call.arguments)
     allowed = verdict_on(state, stand_in, as_stand_in) == "allow"
-    bound = state.limits.per_tool.get(fallback.tool)
-    used_up = bound is not None and state.ledger.per_tool.get(fallback.tool, 0) >= bound
+    # It is no further call of the model, so only the bound of its own tool counts.
+    own = least(bounds_of(state.limits), state.tree.lease.amount)
+    made = Amount(per_tool=state.ledger.per_tool)
+    available = minus(own, held_by_children(state.tree), made)
+    used_up = available.per_tool.get(fallback.tool) == 0
     return fallback if allowed and not used_up else None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from perdure.hooks import HookPoint
 from perdure.model import ToolChoice
 from perdure.scheduling import Start
+from perdure.wire.reservation import Reservation
 from perdure.wire.results import StopReason
 from perdure.wire.tree import BudgetRequest, Grant
 
@@ -20,6 +21,8 @@ class Allowance:
 
     max_tokens: int
     limited_by: StopReason | None = None
+    reservation: Reservation | None = None
+    """What all attempts of the call may spend together; None without a bound."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """`decide` of an agent: the next command of its run. Teams decide in `team`; the rules stand in `state`."""
 
 from perdure.planning import plan_reminder
-from perdure.wire.tree import Amount, BudgetRequest
+from perdure.wire.tree import BudgetRequest
 
-from .account import limits_of, spent
+from .account import limits_of, room, spent
+from .amounts import calls_of, missing, total
 from .budget import allowance, budget_request, exhausted_limit, pending_amount, waits_for_children
 from .chain import cheaper_model
 from .commands import (
@@ -57,16 +58,15 @@ def _command_for_calls(state: AgentState) -> Command:
     ready = startable(state)
     if ready:
         return CallTools(calls=ready)
-    unpaid = sum(call.state == "unpaid" for call in state.step.calls)
-    single = Amount(tool_calls=1)
+    unpaid = [calls_of(call.call.name) for call in state.step.calls if call.state == "unpaid"]
     # One request at a time: the answer changes how much is missing.
-    if unpaid and not state.tree.lease.is_asking and _lender_could_give(state, single):
-        return RequestBudget(request=BudgetRequest(minimum=single, preferred=Amount(tool_calls=unpaid)))
-    return Wait()
-
-
-def _lender_could_give(state: AgentState, amount: Amount) -> bool:
-    return shortage(state.tree, limits_of(state), spent(state), amount)[1]
+    if not unpaid or state.tree.lease.is_asking:
+        return Wait()
+    short, lender_could = shortage(state.tree, limits_of(state), spent(state), unpaid[0])
+    if short is None or not lender_could:
+        return Wait()
+    preferred = missing(total(unpaid), room(state)) or short
+    return RequestBudget(request=BudgetRequest(minimum=short, preferred=preferred))
 
 
 def _command_for_model(state: AgentState) -> Command:

@@ -1,5 +1,6 @@
 """Family of a run: deadlines, budgets and reports between parent and children, the same for all programs."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar, assert_never
@@ -79,6 +80,7 @@ def book(
     *,
     tool_calls: int = 0,
     steps: int = 0,
+    per_tool: Mapping[str, int] | None = None,
 ) -> AnyState:
     """Add to the ledger. A cost of None makes the sum unknown."""
     ledger = state.ledger
@@ -90,10 +92,27 @@ def book(
             usage=ledger.usage + usage,
             cost_microusd=ledger.cost_microusd + (cost_microusd or 0),
             cost_unknown=ledger.cost_unknown or cost_microusd is None,
+            estimates=ledger.estimates + usage.estimated,
             tool_calls=ledger.tool_calls + tool_calls,
+            per_tool=_sum_by_tool(ledger.per_tool, per_tool) if per_tool else ledger.per_tool,
             steps=ledger.steps + steps,
         ),
     )
+
+
+def book_outcome(state: AnyState, outcome: RunResult) -> AnyState:
+    """Add what an ended child has used to the ledger of an agent, whose steps are its own."""
+    return book(
+        state,
+        outcome.usage,
+        outcome.cost_microusd,
+        tool_calls=outcome.tool_calls,
+        per_tool=outcome.per_tool,
+    )
+
+
+def _sum_by_tool(calls: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    return {name: calls.get(name, 0) + more.get(name, 0) for name in sorted({*calls, *more})}
 
 
 def unheard_outcome(child: Child) -> RunResult:

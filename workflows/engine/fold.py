@@ -12,12 +12,7 @@ from perdure.messages import (
     Text,
     ToolCall,
     ToolResult,
-    Usage,
-    estimate_tokens,
 )
-from perdure.model import canonical_json
-from perdure.planning import PLAN_TOOL
-from perdure.swarm import HANDOFF_TOOL
 from perdure.wire.names import HANDOFF
 from perdure.wire.requests import RunRequest
 from perdure.wire.spec import AgentSpec
@@ -25,7 +20,7 @@ from perdure.wire.uncertain import mark_uncertain
 
 from . import hooks, parking, tree
 from .approvals import digest_of, record_of, tool_of
-from .budget import exhausted_limit
+from .budget import exhausted_limit, unheard_usage
 from .calls import admit_paid_calls, with_arguments
 from .chain import use_model
 from .events import (
@@ -64,7 +59,8 @@ from .events import (
     TurnInterrupted,
     WindowMoved,
 )
-from .family import book, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .family import book, book_outcome, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .input_tokens import fixed_tokens
 from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
 from .state import AgentState, Origin, Transcript
@@ -87,20 +83,15 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
 def empty_state(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin) -> AgentState:
     """Return the state before any message."""
     limits: Limits = spec.limits.tightened_by(request.limits)
-    # What goes with each call beside the messages: the model reads, and the budget pays, for it too.
-    tools = [tool.definition.model_dump() for tool in spec.tools]
-    if origin.child is not None and origin.child.peers:
-        tools.append(HANDOFF_TOOL.model_dump())
-    if spec.planning:
-        tools.append(PLAN_TOOL.model_dump())
-    fixed = canonical_json([spec.instructions, tools, spec.output_schema or ""])
+    # The model reads, and the budget pays for, more than the messages.
+    fixed = fixed_tokens(spec, has_peers=origin.child is not None and bool(origin.child.peers))
     return AgentState(
         request=request,
         spec=spec,
         limits=limits,
         started_at=now,
         deadline_at=deadline_of(limits, now, origin.child),
-        transcript=Transcript(context_tokens=estimate_tokens(len(fixed))),
+        transcript=Transcript(context_tokens=fixed),
         id=origin.id,
         members=origin.members,
         tree=tree.tree_of(origin.child),
@@ -241,9 +232,10 @@ def _give_up_pending(state: AgentState) -> AgentState:
             writes = tool is not None and tool.effect == "write"
             state = set_result(state, mark_uncertain(result) if writes else result)
     state = replace(state, step=replace(state.step, asking_hooks=None))
-    if state.step.asking_model:  # its usage is never heard of: the sum is not the whole
+    if state.step.asking_model:  # its usage is never heard of
+        unheard = unheard_usage(state, 1)
         state = replace(state, step=replace(state.step, asking_model=False, summarizing=0))
-        state = book(state, Usage(estimated=True), 0)
+        state = book(state, *unheard)
     return close_step(give_up_children(state))
 
 
@@ -251,5 +243,5 @@ def give_up_children(state: AgentState) -> AgentState:
     """Go on without the children that did not answer. The usage says that a part of it is missing."""
     for child in state.tree.children:
         outcome = unheard_outcome(child)
-        state = book(state, outcome.usage, outcome.cost_microusd, tool_calls=outcome.tool_calls)
+        state = book_outcome(state, outcome)
     return replace(state, tree=replace(state.tree, children=()))

@@ -16,6 +16,7 @@ from perdure.errors import rule_for
 from perdure.limits import Limits
 from perdure.wire.effects import ModelFailure
 
+from .budget import exhausted_limit
 from .chain import next_model, use_model
 from .ends import fail, failure_of
 from .events import Redriven
@@ -31,6 +32,9 @@ def fall_back_or_park(state: AgentState, failure: ModelFailure, at: datetime | N
     changed = with_next_model(state, failure.kind, failure.message)
     if changed is not None:
         return changed
+    # What the attempts have spent may leave nothing for another: then a limit ends the run, not this failure.
+    if failure.wasted.total_tokens and exhausted_limit(state) is not None:
+        return state
     rule = rule_for(failure.kind)
     if not (rule.parks and state.spec.on_failure == "park"):
         return fail(state, failure.kind, failure.message, answers=rule.parks)

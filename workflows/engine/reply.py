@@ -14,12 +14,13 @@ from perdure.messages import (
     Message,
     ToolCall,
     Usage,
+    estimated_tokens,
 )
 from perdure.wire.effects import ModelFailure
 from perdure.wire.names import FINAL_ANSWER
 
 from . import parking
-from .budget import exhausted_limit
+from .budget import exhausted_limit, unheard_usage
 from .calls import open_calls
 from .chain import use_base_model
 from .ends import early_end, fail
@@ -79,9 +80,13 @@ def fold_reply(state: AgentState, event: Replied) -> AgentState:
 def _record_reply(state: AgentState, message: Message, usage: Usage) -> AgentState:
     """Return the state with the reply in its transcript, and every trouble of the call forgotten."""
     transcript = replace(state.transcript, messages=(*state.transcript.messages, message))
-    # A reply that cost nothing (a cancelled one) says nothing about the context either.
-    if usage.total_tokens:
-        transcript = replace(transcript, context_tokens=usage.total_tokens)
+    counted_by = state.spec.models[state.chain.model].config.name
+    # Only a provider's count says how long the context is. One that cost nothing says nothing about it.
+    if usage.estimated:
+        known = transcript.context_tokens + estimated_tokens(message)
+        transcript = replace(transcript, context_tokens=known)
+    elif usage.total_tokens:
+        transcript = replace(transcript, context_tokens=usage.total_tokens, counted_by=counted_by)
     state = replace(
         state,
         transcript=transcript,
@@ -191,11 +196,15 @@ def fold_model_failure(state: AgentState, event: ModelFailed) -> AgentState:
             return _retry_stale(state, event.failure)
         case "context_overflow":
             return _cut_window(state)
+        case "reservation_spent":
+            return state  # booked above: the same step is reserved for anew, if anything is left
         case _:
             return parking.fall_back_or_park(state, event.failure, event.at)
 
 
 def _book_failure(state: AgentState, failure: ModelFailure) -> AgentState:
+    if failure.unheard:
+        state = book(state, *unheard_usage(state, failure.unheard))
     # Without a price the sum becomes unknown, unless the attempts have used no tokens at all.
     priced = state.spec.models[state.chain.model].price is not None or not failure.wasted.total_tokens
     return book(state, failure.wasted, failure.wasted_microusd if priced else None)

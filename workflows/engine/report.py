@@ -6,9 +6,9 @@ from perdure.messages import ToolCall
 from perdure.shown import call_text, cut, visible
 from perdure.wire.names import RESOLVE_APPROVAL
 from perdure.wire.results import Approval, Failure, Parked, Question, RunStatus, Status, StopReason, Waiting
-from perdure.wire.tree import BudgetRequest, Report
+from perdure.wire.tree import BudgetRequest, Report, Spent
 
-from .account import limits_of, spent
+from .account import bounded_calls, limits_of, spent
 from .approvals import approval_for
 from .events import ParentInformed
 from .state import Call, End, RunState
@@ -117,8 +117,21 @@ def report_due(state: RunState, request: BudgetRequest | None) -> tuple[Report |
         request=request,
         idle=idle,
         returned=spare,
+        spent=spent_so_far(state),
     )
     return report, informed
+
+
+def spent_so_far(state: RunState) -> Spent:
+    """Return what the run has spent, for a parent that may hear nothing more."""
+    ledger = state.ledger
+    return Spent(
+        usage=ledger.usage,
+        cost_microusd=cost_of(state),
+        tool_calls=ledger.tool_calls,
+        per_tool=bounded_calls(state),
+        steps=ledger.steps,
+    )
 
 
 def _id_of(waiting: Waiting) -> str:

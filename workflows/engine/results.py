@@ -14,7 +14,7 @@ from .events import (
     CallsStarted,
     ChildEnded,
 )
-from .family import book
+from .family import book_outcome
 from .hooks import withhold_unreviewed
 from .state import AgentState, Call
 from .step import close_step, exchange_call, receive, set_result, text_result, unrun_result, with_calls
@@ -56,7 +56,7 @@ def fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
     if child is None:
         return state  # given up, and booked then
     outcome = tree.outcome_of(child, event.outcome)
-    state = book(state, outcome.usage, outcome.cost_microusd, tool_calls=outcome.tool_calls)
+    state = book_outcome(state, outcome)
     state = admit_paid_calls(replace(state, tree=tree.remove_child(state.tree, event.key)))
     if event.result is None:
         return close_step(state)

@@ -246,7 +246,7 @@ class SessionProgram:
             error=end.failure,
             steps=now.steps - before.steps,
             tool_calls=now.tool_calls - before.tool_calls,
-            usage=usage_since(now.usage, before.usage),
+            usage=usage_since(now.usage, before.usage, estimated=now.estimates > before.estimates),
             cost_microusd=None if cost_of(state) is None else now.cost_microusd - before.cost_microusd,
             messages=len(state.messages),
         )
@@ -351,7 +351,7 @@ def _add(bound: int | None, used: int) -> int | None:
     return None if bound is None else bound + used
 
 
-def usage_since(usage: Usage, before: Usage) -> Usage:
+def usage_since(usage: Usage, before: Usage, *, estimated: bool) -> Usage:
     """Return the usage since an earlier count."""
     return Usage(
         input_tokens=usage.input_tokens - before.input_tokens,
@@ -359,7 +359,7 @@ def usage_since(usage: Usage, before: Usage) -> Usage:
         cache_write_tokens=usage.cache_write_tokens - before.cache_write_tokens,
         cache_write_1h_tokens=usage.cache_write_1h_tokens - before.cache_write_1h_tokens,
         output_tokens=usage.output_tokens - before.output_tokens,
-        estimated=usage.estimated and not before.estimated,
+        estimated=estimated,
     )
 
 

@@ -99,8 +99,11 @@ class Ledger:
     """True once a model was used whose price is not known."""
     tool_calls: int = 0
     per_tool: dict[str, int] = field(default_factory=dict[str, int])
+    """Calls of each tool: the run's own, and those of ended children that a bound counts."""
     steps: int = 0
     """Model calls: the run's own, or those of a team's nodes."""
+    estimates: int = 0
+    """Bookings that were estimated: a turn of a session knows by it whether its own usage is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,8 @@ class Transcript:
     """Index of the first message in the window."""
     context_tokens: int = 0
     """Tokens that the next model call will read: the provider's last count, and our estimate since."""
+    counted_by: str = ""
+    """Model whose provider counted `context_tokens`; empty: the count is our own estimate."""
     spilled: bool = False
     """True once a result was cut: then the model gets the tool that reads the rest."""
     plan: tuple[PlanItem, ...] = ()

@@ -8,9 +8,9 @@ Rules
 
 from dataclasses import replace
 
-from perdure.messages import estimate_tokens
+from perdure.tokens import text_tokens
 
-from .budget import allowance, as_summarizer, exhausted_limit
+from .budget import allowance, as_summarizer, exhausted_limit, unheard_usage
 from .commands import MoveWindow, Summarize
 from .events import Summarized, SummaryBegan
 from .family import book
@@ -45,8 +45,8 @@ def fold_summary(state: AgentState, event: Summarized) -> AgentState:
     if not text:
         return state
     transcript = state.transcript
-    grown = _tokens(text) - _tokens(transcript.summary)
-    tokens = max(transcript.context_tokens + grown, 1)
+    # What the earlier summary has cost stays in the bound: a difference of two estimates is no bound.
+    tokens = transcript.context_tokens + text_tokens(text)
     return replace(state, transcript=replace(transcript, summary=text, context_tokens=tokens))
 
 
@@ -57,6 +57,8 @@ def _book(state: AgentState, event: Summarized) -> AgentState:
         return book(state, meta.usage, meta.cost_microusd)
     if event.failure is None:
         return state
+    if event.failure.unheard:
+        state = book(state, *unheard_usage(state, event.failure.unheard))
     priced = as_summarizer(state).is_priced or not event.failure.wasted.total_tokens
     return book(state, event.failure.wasted, event.failure.wasted_microusd if priced else None)
 
@@ -67,7 +69,3 @@ def _text(event: Summarized) -> str:
     if outcome is None or outcome.stop not in ("end_turn", "stop_sequence"):
         return ""
     return outcome.message.text.strip()
-
-
-def _tokens(text: str) -> int:
-    return estimate_tokens(len(text.encode()))

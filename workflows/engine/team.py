@@ -22,7 +22,7 @@ from perdure.wire.tree import Amount, BudgetRequest
 
 from . import tree
 from .account import limits_of, room, spent
-from .amounts import FIELDS, REASONS, bounds_of, least, of
+from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
 from .events import (
     ApprovalRelayed,
@@ -304,7 +304,16 @@ def _node_result(
     node: NodeStatus, state: NodeState, outcome: RunResult, ended_at: datetime | None
 ) -> NodeResult:
     outcome_fields = outcome.model_dump(
-        include={"stop_reason", "steps", "tool_calls", "usage", "cost_microusd", "error", "output"}
+        include={
+            "stop_reason",
+            "steps",
+            "tool_calls",
+            "usage",
+            "cost_microusd",
+            "per_tool",
+            "error",
+            "output",
+        }
     )
     return NodeResult.model_validate(
         {**node.model_dump(), **outcome_fields, "state": state, "ended_at": ended_at}
@@ -316,7 +325,14 @@ def _unheard_function(node: NodeStatus) -> RunResult:
 
 
 def _book_result(team: TeamState, result: NodeResult) -> TeamState:
-    team = book(team, result.usage, result.cost_microusd, tool_calls=result.tool_calls, steps=result.steps)
+    team = book(
+        team,
+        result.usage,
+        result.cost_microusd,
+        tool_calls=result.tool_calls,
+        steps=result.steps,
+        per_tool=result.per_tool,
+    )
     return replace(
         team,
         running=tuple(node for node in team.running if node.key != result.key),
@@ -328,13 +344,13 @@ def _book_result(team: TeamState, result: NodeResult) -> TeamState:
 def _shared_limit(team: TeamState) -> StopReason | None:
     """Return the limit of the whole team that cut a node short: one that the node's own spec does not have."""
     bounds = least(limits_of(team), team.tree.lease.amount)
-    bounded = [name for name in FIELDS if of(bounds, name) is not None]
+    bounded = [name for name in fields_of(bounds) if of(bounds, name) is not None]
     own = {member.name: bounds_of(member.limits) for member in team.members}
     for result in team.results:
         limits = own.get(team.member_of.get(result.node, result.node), Amount())
         for name in bounded:
-            if result.stop_reason == REASONS[name] and of(limits, name) is None:
-                return REASONS[name]
+            if result.stop_reason == reason_of(name) and of(limits, name) is None:
+                return reason_of(name)
     return None
 
 

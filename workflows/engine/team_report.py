@@ -6,6 +6,7 @@ from typing import Final
 from perdure.scheduling import Notes
 from perdure.wire.results import NodeStatus, RunResult, RunStatus, Status
 
+from .account import bounded_calls
 from .report import (
     STATUS_WORDS,
     cost_of,
@@ -68,6 +69,7 @@ def team_result(team: TeamState, end: End, notes: Notes) -> RunResult:
         nodes=list(team.results),
         shared_context=notes.shared_context,
         unmet=notes.unmet,
+        per_tool=bounded_calls(team),
     )
 
 

@@ -22,9 +22,9 @@ from datetime import datetime, timedelta
 
 from perdure.messages import Usage
 from perdure.wire.results import RunResult, StopReason, Waiting
-from perdure.wire.tree import Amount, BudgetRequest, ChildInput, Grant, Lineage, Peer, Report
+from perdure.wire.tree import Amount, BudgetRequest, ChildInput, Grant, Lineage, Peer, Report, Spent
 
-from .amounts import NOTHING, at_most, between, is_bounded, is_something, least, minus, missing, plus, share
+from .amounts import at_most, between, is_bounded, is_something, least, minus, missing, plus, share, total
 
 GRACE = timedelta(milliseconds=1500)
 """Time in which cancelled work may report its last values, at the root."""
@@ -47,6 +47,8 @@ class Child:
     waiting: tuple[Waiting, ...] = ()
     idle: bool = False
     """True while it only waits for people, and has returned what it could."""
+    spent: Spent | None = None
+    """What it had spent when it reported; None: it has not reported."""
     final: RunResult | None = None
 
 
@@ -116,7 +118,7 @@ def tree_of(child_input: ChildInput | None) -> Tree:
 
 def held_by_children(tree: Tree) -> Amount:
     """Return the sum of the living children's leases."""
-    return plus(NOTHING, *(child.lease for child in tree.children))
+    return total(child.lease for child in tree.children)
 
 
 def remaining_amount(tree: Tree, limits: Amount, spent: Amount) -> Amount:
@@ -156,8 +158,9 @@ def remove_child(tree: Tree, key: str) -> Tree:
 def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     """Return the outcome to book for a child that ended.
 
-    Temporal keeps no result of a cancelled run: then its last report counts. A child that could not report is
-    booked with its whole lease, so that no bound is passed.
+    Temporal keeps no result of a cancelled run: then its last report counts. A child of which nobody hears again is
+    booked with its whole lease, so that no bound is passed. Where the lease has no bound, its last report counts if
+    it has spent nothing since; else its cost is unknown.
     """
     if outcome.stop_reason == "cancelled" and child.final is not None:
         return child.final
@@ -165,27 +168,37 @@ def outcome_of(child: Child, outcome: RunResult) -> RunResult:
     lost = outcome.error is not None and outcome.error.kind in ("Terminated", "TimedOut")
     if not lost and not (outcome.stop_reason == "cancelled" and outcome.usage.estimated):
         return outcome
-    lease = child.lease
+    lease, spent = child.lease, child.spent or Spent()
+    known = spent.cost_microusd if child.idle else None
     return outcome.model_copy(
         update={
-            "cost_microusd": lease.cost_microusd or 0,
-            "usage": _largest_usage(lease),
-            "tool_calls": lease.tool_calls or 0,
+            "cost_microusd": known if lease.cost_microusd is None else lease.cost_microusd,
+            "usage": _largest_usage(lease, spent.usage),
+            "tool_calls": max(lease.tool_calls or 0, spent.tool_calls),
+            "per_tool": {**spent.per_tool, **lease.per_tool},
+            "steps": max(outcome.steps, spent.steps),
         }
     )
 
 
-def _largest_usage(lease: Amount) -> Usage:
-    """Return all tokens that a lease allows.
+def _largest_usage(lease: Amount, spent: Usage) -> Usage:
+    """Return all tokens that a lease allows, and no less than what was reported.
 
     A bound on the sum of input and output alone is booked on the side that has no bound of its own.
     """
-    read, written, total = lease.input_tokens, lease.output_tokens, lease.total_tokens or 0
+    read, written, total_tokens = lease.input_tokens, lease.output_tokens, lease.total_tokens or 0
     if read is None:
-        read = max(total - (written or 0), 0)
+        read = max(total_tokens - (written or 0), 0)
     elif written is None:
-        written = max(total - read, 0)
-    return Usage(input_tokens=read, output_tokens=written or 0, estimated=True)
+        written = max(total_tokens - read, 0)
+    more = max(read - spent.all_input_tokens, 0)
+    return spent.model_copy(
+        update={
+            "input_tokens": spent.input_tokens + more,
+            "output_tokens": max(written or 0, spent.output_tokens),
+            "estimated": True,
+        }
+    )
 
 
 def apply_report(tree: Tree, report: Report) -> Tree:
@@ -202,6 +215,7 @@ def apply_report(tree: Tree, report: Report) -> Tree:
         lease=lease,
         request=report.request,
         report_number=tree.reports + 1,
+        spent=report.spent or child.spent,
         final=report.final or child.final,
     )
     return replace(_with_child(tree, changed), reports=tree.reports + 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from perdure.context import SlidingWindow, Summary
 from perdure.messages import Message, estimated_tokens
 
+from .input_tokens import visible_tokens
 from .state import AgentState, Transcript
 
 
@@ -75,11 +76,10 @@ its own it also needs a move, a command, an event, and their cases in `decide`, 
 def move_window(state: AgentState, start: int) -> AgentState:
     """Return the state with the window's new start, and less context by what has left it."""
     transcript = state.transcript
-    dropped = transcript.messages[max(transcript.window_start, 1) : start]
-    left_out = sum(estimated_tokens(message) for message in dropped)
-    # The provider's count covers everything; ours is rough. The estimate must never fall to nothing.
-    remaining = max(transcript.context_tokens - left_out, transcript.context_tokens // 10)
-    return replace(state, transcript=replace(transcript, window_start=start, context_tokens=remaining))
+    moved = replace(state, transcript=replace(transcript, window_start=start))
+    # Both are upper bounds. A difference of the two would be none: our estimate of what left may be too large.
+    remaining = min(transcript.context_tokens, visible_tokens(moved))
+    return replace(moved, transcript=replace(moved.transcript, context_tokens=remaining))
 
 
 def half_window_start(transcript: Transcript) -> int:

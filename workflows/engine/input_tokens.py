@@ -1,0 +1,61 @@
+"""Tokens that the next model call reads: the provider's last count, or an upper bound of our own.
+
+Rules
+1. A provider's count of the conversation is used for the model that counted. Another model has another tokenizer.
+2. What no provider has counted yet is estimated, never below what a provider may count (`perdure.tokens`).
+"""
+
+from perdure.messages import estimated_tokens
+from perdure.model import canonical_json
+from perdure.planning import PLAN_TOOL, plan_reminder
+from perdure.swarm import HANDOFF_TOOL
+from perdure.tokens import text_tokens, tool_prompt_tokens
+from perdure.wire.spec import AgentSpec
+
+from .state import AgentState
+
+_OWN_TOOL_TOKENS = 400
+"""Tokens of a tool beside those of the spec, of the note of a last call, or of instructions for a summary."""
+
+
+def fixed_tokens(spec: AgentSpec, *, has_peers: bool) -> int:
+    """Return an upper bound of what goes with each call beside the messages: instructions and tools."""
+    tools = [tool.definition.model_dump() for tool in spec.tools]
+    if has_peers:
+        tools.append(HANDOFF_TOOL.model_dump())
+    if spec.planning:
+        tools.append(PLAN_TOOL.model_dump())
+    fixed = text_tokens(canonical_json([spec.instructions, tools, spec.output_schema or ""]).decode())
+    if not tools and spec.output_schema is None:
+        return fixed
+    return fixed + max(tool_prompt_tokens(model.config.provider) for model in spec.models)
+
+
+def visible_tokens(state: AgentState) -> int:
+    """Return an upper bound of what the model sees now, by our own estimate alone."""
+    transcript = state.transcript
+    shown = (
+        *transcript.messages[: transcript.pinned_messages],
+        *transcript.messages[transcript.window_start :],
+    )
+    messages = sum(estimated_tokens(message) for message in shown)
+    return fixed_tokens(state.spec, has_peers=bool(state.peers)) + text_tokens(transcript.summary) + messages
+
+
+def next_input_tokens(state: AgentState) -> int:
+    """Return an upper bound of the tokens that the next call reads, unread messages included."""
+    counted = state.transcript.context_tokens
+    if state.transcript.counted_by not in ("", state.spec.models[state.chain.model].config.name):
+        counted = max(counted, visible_tokens(state))
+    unread = sum(estimated_tokens(message) for message in state.inbox.messages)
+    return counted + unread + _unlisted_tokens(state)
+
+
+def _unlisted_tokens(state: AgentState) -> int:
+    """Return the tokens of what only some calls carry: the note of a last call, the plan, the tool that reads on."""
+    transcript = state.transcript
+    step = state.step
+    tokens = _OWN_TOOL_TOKENS * ((step.wrap_up is not None) + transcript.spilled + bool(step.summarizing))
+    if transcript.plan and transcript.planned_at < transcript.window_start:
+        tokens += text_tokens(plan_reminder(transcript.plan))
+    return tokens
