@@ -49,9 +49,10 @@ class Response:
         """Begin a stream of server-sent events."""
         await self._write(_head(200, content_type="text/event-stream", transfer_encoding="chunked"))
 
-    async def event(self, data: str) -> None:
+    async def event(self, data: str, name: str = "") -> None:
         """Send an event of the stream; `data` is sent as it is."""
-        piece = f"data: {data}\n\n".encode()
+        head = f"event: {name}\n" if name else ""
+        piece = f"{head}data: {data}\n\n".encode()
         await self._write(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     async def end_events(self) -> None:
