@@ -1,8 +1,8 @@
-# `.ci/run` is lint, types, bench-quick, chaos-quick and test. Needs Python 3.11 or newer and nothing else.
+# `.ci/run` is lint, types, bench-quick, chaos-quick, money-quick and test. Needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick proofs lint types mypy pyright lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick money money-quick token-counts proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -48,9 +48,15 @@ chaos: .venv/ready           ## 200 public tasks under each kind of fault, then 
 chaos-quick: .venv/ready     ## Some of the tasks, faults of several kinds together: at most three minutes
 	$(BIN)/python -m proofs.chaos quick
 
+money: .venv/ready           ## 500 trees with limits under kills; the provider's own bill is the judge (quarter of an hour)
+	$(BIN)/python -m proofs.money run
+
+money-quick: .venv/ready     ## Some of the trees, two kills of a worker and one of the server: 25 seconds
+	$(BIN)/python -m proofs.money quick
+
 # One after the other: each measures, so none may share the machine. A failure does not stop the rest.
 proofs: .venv/ready          ## Every heavy suite: four hours, two of them the soak; SOAK_MINUTES=... for another length
-	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos bench soak
+	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos money bench soak
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
@@ -60,7 +66,7 @@ lint: .venv/ready            ## Style, and who may import whom
 types: mypy pyright          ## mypy by package name, pyright by real path
 
 mypy: .venv/ready
-	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.ending
+	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.ending -p proofs.money
 
 pyright: .venv/ready
 	$(BIN)/pyright
@@ -72,6 +78,9 @@ lock: .venv/ready            ## Resolve the dependencies anew
 
 prices: .venv/ready          ## Generate perdure/prices.json from the pinned genai-prices
 	$(BIN)/python -m tests.price_table
+
+token-counts: .venv/ready    ## Record the counts of real tokenizers for the estimates of tokens: needs npm
+	$(BIN)/python -m tests.token_counts.record
 
 record-histories: .venv/ready ## Record this version's histories: make record-histories VERSION=unreleased
 	$(BIN)/python -m tests.replay.record $(VERSION)

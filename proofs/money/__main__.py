@@ -33,7 +33,7 @@ def main() -> None:
     quick.add_argument("--keep", type=Path)
     options = parser.parse_args()
     if options.command == "quick":
-        order = Order(seed=options.seed, trees=24, worker_kills=2, server_kills=1, keep=options.keep)
+        order = Order(seed=options.seed, trees=16, worker_kills=2, server_kills=1, keep=options.keep)
     else:
         kills = max(options.trees // 20, 1)
         server_kills = max(options.trees // 100, 1)

@@ -116,7 +116,13 @@ class Provider:
             "cache_creation_input_tokens": call.bill["cache_write"],
             "output_tokens": 1,
         }
-        message = {"id": "m", "role": "assistant", "model": call.body["model"], "content": [], "usage": usage}
+        message: dict[str, Any] = {
+            "id": "m",
+            "role": "assistant",
+            "model": call.body["model"],
+            "content": [],
+            "usage": usage,
+        }
         length = 2 + sum(2 + len(block.pieces) for block in blocks)
         where = self._chance.randint(1, length)
         kind = self._chance.random()

@@ -7,42 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 TREE = re.compile(r"\[tree-(\d+)\]")
-_WORDS = tuple(
-    [
-        "the",
-        "order",
-        "was",
-        "placed",
-        "on",
-        "monday",
-        "and",
-        "left",
-        "our",
-        "warehouse",
-        "in",
-        "the",
-        "evening",
-        "refund",
-        "carrier",
-        "border",
-        "customs",
-        "delay",
-        "parcel",
-        "invoice",
-        "amount",
-        "internationalization",
-        "twenty",
-        "seven",
-        "W1042",
-        "2026",
-        "99.50",
-        "ok",
-        "a",
-        "I",
-        "we",
-        "it",
-    ]
+_TEXT = (
+    "the order was placed on monday and left our warehouse in the evening refund carrier border customs "
+    "delay parcel invoice amount internationalization twenty seven W1042 2026 99.50 ok a I we it"
 )
+_WORDS = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True)
@@ -80,8 +49,9 @@ def answer(body: dict[str, Any], seed: int) -> list[Block]:
     if body.get("thinking", {}).get("type") == "adaptive":
         # A summary is shown; the thought itself is longer.
         blocks.append(Block("thinking", _words(chance, 5, 30), hidden=chance.randint(20, 60)))
-    offered = {tool["name"] for tool in body.get("tools") or []}
-    may_call = offered and body.get("tool_choice", {}).get("type") != "none"
+    tools: list[dict[str, Any]] = body.get("tools") or []
+    offered: set[str] = {tool["name"] for tool in tools}
+    may_call = bool(offered) and body.get("tool_choice", {}).get("type") != "none"
     if may_call and steps < chance.choice((1, 2, 2, 3)):
         if chance.random() < 0.5:
             blocks.append(Block("text", _words(chance, 3, 40)))

@@ -22,7 +22,7 @@ def count_text(text: str) -> int:
 
 def count_request(body: dict[str, Any]) -> int:
     """Return the tokens that a request has the model read."""
-    tools = body.get("tools") or []
+    tools: list[dict[str, Any]] = body.get("tools") or []
     fixed = count_text(json.dumps(tools)) + TOOL_PROMPT if tools else 0
     system = body.get("system") or ""
     spoken = system if isinstance(system, str) else "".join(block.get("text", "") for block in system)
