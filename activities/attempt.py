@@ -160,7 +160,7 @@ class ModelAttempt:
         shown = mask_stream(self.text) if self.call.stream else ""
         offset = max(len(shown) - window, 0)
         text = shown[offset:]
-        at_most = self.before if self.count is None else self.before + self.count.upper_bound()
+        at_most = None if self.count is None else self.before + self.count.upper_bound()
         return progress_of(
             self.call,
             seq,
@@ -168,7 +168,8 @@ class ModelAttempt:
             text=text,
             spent=self.before + self.usage(),
             at_most=at_most,
-            unheard=self.unheard,
+            # Before the call is sent, this attempt itself is unheard: nothing may be heard of it after it.
+            unheard=self.unheard + (self.count is None),
         )
 
     def usage(self) -> Usage:

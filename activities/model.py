@@ -97,7 +97,8 @@ class ModelCalls:
 
         def progress(seq: int, window: int) -> Progress:
             if attempt is None:
-                return progress_of(call, seq, spent=before.spent, unheard=before.unheard)
+                # The call may be sent after this, and the worker may die then: this attempt is unheard until it tells.
+                return progress_of(call, seq, spent=before.spent, unheard=before.unheard + 1)
             return attempt.progress(seq, window)
 
         # Heartbeats begin before the request is built: its messages and blobs may have to be fetched

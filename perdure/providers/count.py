@@ -17,6 +17,8 @@ _MOST_UNCOUNTED = 16 * 1024
 """Characters that are kept as pieces before they are counted."""
 _CALL_TOKENS = 64
 """Tokens of a tool call beside its arguments."""
+_IN_FLIGHT_TOKENS = 64
+"""Tokens that were written, and billed, when the line was cut, and that never arrived."""
 _HIDDEN_TOKENS_A_SECOND = 500
 """Tokens that a model thinks in a second, at most, where it does not show them."""
 
@@ -59,16 +61,20 @@ class CallCount:
             self._input = estimate_input_tokens(self.request)
         return self._input
 
-    def cost(self) -> Usage:
-        """Return the cost of the call so far, never below what the provider counts."""
+    def cost(self, *, is_whole: bool = False) -> Usage:
+        """Return the cost of the call so far, never below what the provider counts.
+
+        `is_whole`: the reply came to its end, so nothing of it can be in flight.
+        """
         if self.usage is not None and self.is_final:
             return self.usage
         known = self.usage
         if known is None or not known.all_input_tokens:
             known = Usage(input_tokens=self.input_tokens, output_tokens=known.output_tokens if known else 0)
         written = self._tokens + text_tokens("".join(self._pieces))
+        in_flight = 0 if is_whole else _IN_FLIGHT_TOKENS
         # The reply's bound holds for what nobody sees; what was seen was written, whatever the bound.
-        unseen = min(written + self._hidden_tokens(), self.request.max_tokens)
+        unseen = min(written + self._hidden_tokens() + in_flight, self.request.max_tokens)
         # The largest: a provider's count from the start of a reply may be 1.
         output = max(known.output_tokens, written, unseen)
         return known.model_copy(update={"output_tokens": output, "estimated": True})

@@ -196,7 +196,7 @@ class ReplyDraft:
         return Reply(
             parts=tuple(parts),
             stop=stop,
-            usage=self.cost() or Usage(),
+            usage=self.counted.cost(is_whole=True),
             model=self.model,
             request_id=self.request_id,
             request_digest=self.digest,

@@ -216,9 +216,9 @@ class Progress(Value):
     spent: Usage = Usage()
     """Usage of this attempt and those before it: it is billed even if the worker dies now."""
     at_most: Usage | None = Field(default=None, exclude_if=is_empty)
-    """The same, if nothing more is heard of this attempt: an upper bound. None: the attempt is over."""
+    """The same, if nothing more is heard of this attempt: an upper bound. None: it is over, or not yet sent."""
     unheard: int = Field(default=0, exclude_if=is_empty)
-    """Earlier attempts of which nothing was heard, and which `spent` does not count."""
+    """Attempts that `spent` does not count: earlier ones of which nothing was heard, and this one before it is sent."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when this attempt of a tool call, or an earlier one, may have had its effect."""
     failures: int = Field(default=0, exclude_if=is_empty)

@@ -78,8 +78,10 @@ class Verdict:
             self.broken.append(f"tree {tree.number} ({what}): {problem}")
         if tree.result.cost_microusd is None:
             self.unknown += 1
-            if tree.fault != "terminated":
-                self.broken.append(f"tree {tree.number}: its cost is unknown, though nothing was terminated")
+            if not tree.fault:
+                self.broken.append(
+                    f"tree {tree.number}: its cost is unknown, though it was played to its end"
+                )
         elif tree.result.usage.estimated:
             self.estimated += 1
         else:

@@ -49,7 +49,7 @@ class Call:
         self.events += 1
         await self.out.event(json.dumps({"type": kind, **fields}), kind)
         if self.events % 8 == 0:
-            await asyncio.sleep(0.005)  # a model takes its time: others answer meanwhile
+            await asyncio.sleep(0.02)  # a model takes its time: others answer meanwhile
 
     def take(self, tokens: int) -> bool:
         """Bill so many tokens of the answer; return False when it may not be that long."""

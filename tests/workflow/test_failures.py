@@ -144,7 +144,8 @@ async def test_cut_call_cost_counts_once(serve: Serve) -> None:
     ) as client:
         result = await client.run("a", "go")
     assert model.attempts == 2
-    assert result.usage.output_tokens == 5 + 100, "the cut answer's 400 characters were paid for"
+    # Four bytes a token in the script; our estimate of text without words is at most a token a byte.
+    assert 5 + 100 <= result.usage.output_tokens <= 5 + 500, "the cut answer was paid for"
     assert result.usage.estimated
 
 

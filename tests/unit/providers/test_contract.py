@@ -67,7 +67,8 @@ async def test_cut_connection_is_stream_cut(wire: Wire) -> None:
     assert error.kind == "stream_cut"
     assert error.usage is not None
     assert error.usage.estimated
-    assert error.usage.output_tokens == 3
+    # What has arrived, and what may have been in flight.
+    assert 3 <= error.usage.output_tokens <= 80
 
 
 async def test_missing_bytes_are_stream_cut(wire: Wire) -> None:

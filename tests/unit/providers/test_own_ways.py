@@ -191,8 +191,8 @@ async def test_missing_usage_is_estimated(openai_wire: Wire) -> None:
     request = openai_wire.request(messages=(Message.user([Text(text="x" * 400), Image(data="aGk=")]),))
     usage = (await openai_wire.reply(answer, request=request)).usage
     assert usage.estimated
-    assert usage.output_tokens == 3
-    assert 1_700 < usage.input_tokens < 1_800
+    assert 3 <= usage.output_tokens <= 12
+    assert 4_784 < usage.input_tokens < 5_400  # a picture that cannot be read counts as the largest
 
 
 async def test_calls_of_one_index_differ_by_id(openai_wire: Wire) -> None:
