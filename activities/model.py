@@ -165,6 +165,7 @@ class ModelCalls:
             if error.kind != "bad_request" or not refused or attempt.can_fall_back("bad_request"):
                 raise
             attempt.refused = refused
+            attempt.before = attempt.before + attempt.usage_of(error)
         in_words = readable_messages(request.messages, request.blobs, refused)
         return await self._call_with_span(attempt, replace(request, messages=in_words))
 
