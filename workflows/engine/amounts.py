@@ -120,12 +120,13 @@ def least(first: Amount, second: Amount) -> Amount:
 
 def at_most(amount: Amount, bounds: Amount) -> Amount:
     """Return the amount, in each field at most the bound; without the fields that have no bound."""
-    values = {
-        name: min(value, bound)
-        for name in FIELDS
-        if (value := of(amount, name)) is not None and (bound := of(bounds, name)) is not None
-    }
-    return Amount(**values)
+    return _amount(
+        {
+            name: min(value, bound)
+            for name in fields_of(amount)
+            if (value := of(amount, name)) is not None and (bound := of(bounds, name)) is not None
+        }
+    )
 
 
 def missing(wanted: Amount, available: Amount) -> Amount | None:
