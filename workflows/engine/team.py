@@ -343,6 +343,16 @@ def _book_result(team: TeamState, result: NodeResult) -> TeamState:
 
 def _shared_limit(team: TeamState) -> StopReason | None:
     """Return the limit of the whole team that cut a node short: one that the node's own spec does not have."""
+    # A node's deadline may be the team's own, and be noticed by the node first.
+    due = team.deadline_at
+    for result in team.results:
+        if (
+            result.stop_reason == "deadline"
+            and due is not None
+            and result.ended_at
+            and result.ended_at >= due
+        ):
+            return "deadline"
     bounds = least(limits_of(team), team.tree.lease.amount)
     bounded = [name for name in fields_of(bounds) if of(bounds, name) is not None]
     own = {member.name: bounds_of(member.limits) for member in team.members}
