@@ -82,7 +82,9 @@ async def test_root_lists_and_resolves_approvals(serve: Serve, worker: dict[str,
         assert (first.arguments, second.arguments) == ({"cents": 1}, {"cents": 2})
         plain = {"call_id": "call-1-1", "by": "lee"}
         await _decide(run, **plain, run_id=first.run_id, allow=True, digest=first.digest)
-        await _decide(run, **plain, run_id=second.run_id, allow=False, reason="too much")
+        await _decide(
+            run, **plain, run_id=second.run_id, allow=False, reason="too much", digest=second.digest
+        )
         result = await run.result()
     assert result.output == "paid 1; This call was refused by lee: too much"
 

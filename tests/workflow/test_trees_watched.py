@@ -94,7 +94,7 @@ def assert_nested(run: Run, events: Sequence[TreeEvent]) -> None:
         owner = event.run_id if isinstance(event, ChildEvent) else run.id
         if isinstance(event, ChildEvent):
             assert owner in alive
-            assert owner == "/".join([run.id, *event.path])
+            assert owner == "/~".join([run.id, *event.path])
         match event.event if isinstance(event, ChildEvent) else event:
             case NodeStarted() as started:
                 assert (owner, started.key) not in keys
@@ -246,7 +246,7 @@ async def test_the_root_resolves_a_grandchilds_approval(serve: ServeTeam) -> Non
             if isinstance(event, ApprovalRequested):
                 want = event.approval
                 assert want.path == ["middle-2-1", "crew-1-1", "leaf-1"]
-                assert want.run_id == "/".join([run.id, *want.path])
+                assert want.run_id == "/~".join([run.id, *want.path])
                 await run.resolve_approval(want.call_id, allow=True, digest=want.digest, run_id=want.run_id)
                 assert (await run.resolve_approval(want, allow=True)).repeated
         asked = [e for e in events if isinstance(e, ApprovalRequested)]
@@ -316,7 +316,8 @@ async def test_commands_resolve_what_waits_below(serve: ServeTeam, perdure: Perd
         assert code == 2
         assert f"2 calls wait; name the call as CALL or RUN_ID/CALL; these wait: {run.id}/~middle-2-1/" in err
         first = "middle-2-1/crew-1-1/leaf-1/call-1-1"
-        code, out, _ = await perdure("approve", run.id, f"{run.id}/{first}", "--by", "lee", "--json")
+        named = f"{run.id}/~middle-2-1/~crew-1-1/~leaf-1/call-1-1"
+        code, out, _ = await perdure("approve", run.id, named, "--by", "lee", "--json")
         said = {"id": run.id, "call_id": "call-1-1", "allow": True, "by": "lee"}
         assert json.loads(out) == {**said, "run_id": f"{run.id}/~middle-2-1/~crew-1-1/~leaf-1"}
         code, out, err = await perdure("approve", run.id, first)
