@@ -47,7 +47,7 @@ PURE: Final = (*_modules("perdure", "workflows", "__main__", "testing"), "perdur
 The engine imports no clock, chance or Temporal; import-linter enforces that.
 """
 
-SHELLS: Final = _modules("perdure.workflows", "engine", _BINDS_USER_CODE)
+WORKFLOWS: Final = _modules("perdure.workflows", "engine", _BINDS_USER_CODE)
 """Modules that carry out the engine's commands. They pass the sandbox except with `strict_sandbox`.
 
 Importing them anew took most of the time to begin a run (15 ms, 40 ms without bytecode), and most of the
@@ -60,7 +60,7 @@ def share_modules(existing: WorkflowRunner | None, *, strict: bool = False) -> W
     runner = existing or SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):
         return runner
-    shared = PURE if strict else (*PURE, *SHELLS)
+    shared = PURE if strict else (*PURE, *WORKFLOWS)
     return replace(runner, restrictions=runner.restrictions.with_passthrough_modules(*shared))
 
 

@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from perdure.workers.runner import PURE, SHELLS
+from perdure.workers.runner import PURE, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("activities", "starter", "workers", "workflows")
@@ -54,7 +54,7 @@ def test_links_lead_to_rooms() -> None:
 
 def test_only_user_code_binding_is_sandboxed() -> None:
     """Only the file that binds user code stays in the sandbox."""
-    passed = (*PURE, *SHELLS)
+    passed = (*PURE, *WORKFLOWS)
     checked = {name for name in modules() if not name.endswith("__init__.py")}
     dotted = {name.removesuffix(".py").replace("/", ".") for name in checked}
     outside = {name for name in dotted if not any(f"{name}.".startswith(f"{one}.") for one in passed)}
@@ -123,7 +123,7 @@ def test_wheel_holds_only_our_files(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == modules() | {"perdure/prices.json", "perdure/py.typed"}
-    assert shared_modules(wheel, tmp_path / "installed") == [sorted(PURE), sorted(SHELLS)]
+    assert shared_modules(wheel, tmp_path / "installed") == [sorted(PURE), sorted(WORKFLOWS)]
 
 
 def shared_modules(wheel: Path, folder: Path) -> Any:
@@ -131,7 +131,7 @@ def shared_modules(wheel: Path, folder: Path) -> Any:
     zipfile.ZipFile(wheel).extractall(folder)
     program = (
         "import json, perdure.workers.runner as runner\n"
-        "print(json.dumps([runner.__file__, sorted(runner.PURE), sorted(runner.SHELLS)]))"
+        "print(json.dumps([runner.__file__, sorted(runner.PURE), sorted(runner.WORKFLOWS)]))"
     )
     finished = subprocess.run(
         [sys.executable, "-c", program],

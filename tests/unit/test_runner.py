@@ -18,7 +18,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from perdure.activities.content.blobs import FileBlobs
 from perdure.workers.converter import BlobDriver, data_converter
-from perdure.workers.runner import PURE, SHELLS, share_modules, skip_unused_contexts
+from perdure.workers.runner import PURE, WORKFLOWS, share_modules, skip_unused_contexts
 
 
 class ContextCodec(PayloadCodec, WithSerializationContext):
@@ -50,9 +50,9 @@ def passed(runner: Any) -> set[str]:
 
 
 def test_strict_sandbox_shares_only_pure_modules() -> None:
-    assert {*PURE, *SHELLS} <= passed(share_modules(None))
+    assert {*PURE, *WORKFLOWS} <= passed(share_modules(None))
     assert set(PURE) <= passed(share_modules(None, strict=True))
-    assert not set(SHELLS) & passed(share_modules(None, strict=True))
+    assert not set(WORKFLOWS) & passed(share_modules(None, strict=True))
 
 
 def test_user_restrictions_are_kept() -> None:

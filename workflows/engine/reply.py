@@ -157,9 +157,8 @@ def _count_repair(state: AgentState) -> AgentState:
     """Return the state with one more attempt at a fitting output, or failed when they are used up."""
     if state.step.repairs < state.spec.output_repairs:
         return replace(state, step=replace(state.step, repairs=state.step.repairs + 1))
-    return fail(
-        state, "malformed_reply", "the model gave no answer that the agent's output type and hooks accept"
-    )
+    judges = "output type and hooks accept" if state.spec.hooks else "output type accepts"
+    return fail(state, "malformed_reply", f"the model gave no answer that the agent's {judges}")
 
 
 def _open_step(state: AgentState, calls: list[ToolCall], now: datetime) -> AgentState:
