@@ -132,7 +132,7 @@ TEAMS: list[Agent | Swarm | Graph] = [
             Edge("decide", "stamp", when=lambda state: not _again(state)),
         ],
         entry="draft",
-        limits=GraphLimits(max_node_executions=30, node_timeout=timedelta(seconds=1)),
+        limits=GraphLimits(max_node_executions=30, node_timeout=timedelta(seconds=4)),
         siblings="finish",
     ),
     _agent(
@@ -282,7 +282,8 @@ async def _approve_new(run: Run, decided: set[tuple[str, str]]) -> RunStatus:
     for one in status.waiting:
         if one.call_id and (one.run_id, one.call_id) not in decided:
             decided.add((one.run_id, one.call_id))
-            plain = {"call_id": one.call_id, "run_id": one.run_id, "allow": True, "by": "lee"}
+            named = {"call_id": one.call_id, "run_id": one.run_id, "digest": one.digest}
+            plain = {**named, "allow": True, "by": "lee"}
             await run.handle.execute_update("resolve_approval", plain)
     return status
 
