@@ -283,8 +283,7 @@ async def _approve_new(run: Run, decided: set[tuple[str, str]]) -> RunStatus:
         if one.call_id and (one.run_id, one.call_id) not in decided:
             decided.add((one.run_id, one.call_id))
             named = {"call_id": one.call_id, "run_id": one.run_id, "digest": one.digest}
-            plain = {**named, "allow": True, "by": "lee"}
-            await run.handle.execute_update("resolve_approval", plain)
+            await run.handle.execute_update("resolve_approval", {**named, "allow": True, "by": "lee"})
     return status
 
 

@@ -100,6 +100,13 @@ OWN = {
 VALUES = [*list(OWN.values())[:3], "pgpass-5d4e3f2a"]
 
 
+def _as_unicode_json(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+WRITERS: list[Callable[[str], str]] = [str, repr, json.dumps, quote, _as_unicode_json]
+
+
 @pytest.fixture
 def _own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in OWN.items():
@@ -107,9 +114,7 @@ def _own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_own")
-@pytest.mark.parametrize(
-    "write", [str, repr, json.dumps, quote, lambda value: json.dumps(value, ensure_ascii=False)]
-)
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("value", VALUES)
 def test_own_secret_is_masked_in_every_form(value: str, write: Callable[[str], str]) -> None:
     """A secret is masked as it is, and as JSON, a URL and Python write it; in errors and in content."""

@@ -119,15 +119,15 @@ _REFERENCES = [
 ]
 
 
+def _payload(encoding: bytes, data: bytes) -> Payload:
+    return Payload(metadata={"encoding": encoding}, data=data)
+
+
 def payloads_near(*valid: Any) -> st.SearchStrategy[Payload]:
     """Payloads near to these values: other values, broken bytes, unknown encodings, forged references."""
     written = st.builds(_text, _near(*valid))
-    plain = st.builds(lambda data: Payload(metadata={"encoding": b"json/plain"}, data=data), written)
-    odd = st.builds(
-        lambda encoding, data: Payload(metadata={"encoding": encoding}, data=data),
-        st.sampled_from(_ENCODINGS),
-        written | st.sampled_from(_BROKEN),
-    )
+    plain = st.builds(_payload, st.just(b"json/plain"), written)
+    odd = st.builds(_payload, st.sampled_from(_ENCODINGS), written | st.sampled_from(_BROKEN))
     return plain | plain | odd | st.sampled_from([Payload(), *_REFERENCES])
 
 
