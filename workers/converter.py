@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import to_json
@@ -176,7 +176,7 @@ class _Json(EncodingPayloadConverter):
         data = to_json(value)
         metadata = {"encoding": b"json/plain"}
         # A smaller payload stays in history anyway, and needs no mark.
-        if len(data) >= _SMALLEST_MARKED and getattr(type(value), "for_any_client", False):
+        if len(data) >= _SMALLEST_MARKED and getattr(value.__class__, "for_any_client", False):
             metadata[FOR_ANY_CLIENT] = b"true"
         return Payload(metadata=metadata, data=data)
 
@@ -301,7 +301,10 @@ def tolerant(converter: type[FailureConverter]) -> type[FailureConverter]:
 
         def from_failure(self, failure: Failure, payload_converter: PayloadConverter) -> BaseException:
             try:
-                return cast("BaseException", super().from_failure(failure, _Details(payload_converter)))
+                read: BaseException = super().from_failure(  # pyright: ignore[reportAbstractUsage]
+                    failure, _Details(payload_converter)
+                )
+                return read
             except Exception as error:  # such as a category that this SDK does not know
                 return ApplicationError(f"{failure.message} (the failure cannot be read: {_reason(error)})")
 

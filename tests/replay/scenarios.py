@@ -29,7 +29,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
-from perdure.wire.results import ENDED, RunStatus
+from perdure.wire.results import ENDED, Approval, RunStatus
 from tests.conftest import until, until_status
 
 
@@ -280,7 +280,7 @@ async def _approve_below(client: Client, run: Run) -> None:
 async def _approve_new(run: Run, decided: set[tuple[str, str]]) -> RunStatus:
     status = await run.status()
     for one in status.waiting:
-        if one.call_id and (one.run_id, one.call_id) not in decided:
+        if isinstance(one, Approval) and (one.run_id, one.call_id) not in decided:
             decided.add((one.run_id, one.call_id))
             named = {"call_id": one.call_id, "run_id": one.run_id, "digest": one.digest}
             await run.handle.execute_update("resolve_approval", {**named, "allow": True, "by": "lee"})

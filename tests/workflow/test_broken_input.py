@@ -137,7 +137,7 @@ def arguments_near(*valid: Any) -> st.SearchStrategy[list[RawValue]]:
     return one.map(lambda value: [value]) | st.lists(one, max_size=3)
 
 
-REPORTED = {
+REPORTED: dict[str, Any] = {
     "key": "b-1-1",
     "parent_execution_id": "",
     "waiting": [],
@@ -431,16 +431,18 @@ FAILURES = {"kind": "rate_limited", "message": "m", "wasted": {"input_tokens": 5
 def test_activity_answers_end_in_words(world: World, target: str) -> None:
     """Whatever a worker answers for an activity, result or failure, the run ends, parks or goes on."""
 
-    def raises(kind: str, details: list[RawValue]) -> Any:
-        raise ApplicationError("forged", *details, type=kind, non_retryable=True)
+    def returning(payload: Payload) -> Callable[[], Any]:
+        return lambda: RawValue(payload)
 
-    answers = st.builds(lambda payload: lambda: RawValue(payload), payloads_near(*ANSWERS[target]))
+    def raising(kind: str, details: list[RawValue]) -> Callable[[], Any]:
+        def fail() -> Any:
+            raise ApplicationError("forged", *details, type=kind, non_retryable=True)
+
+        return fail
+
+    answers = st.builds(returning, payloads_near(*ANSWERS[target]))
     kinds = st.sampled_from(["", "rate_limited", "bug", "StaleTranscript", "x" * 300])
-    failures = st.builds(
-        lambda kind, details: lambda: raises(kind, details),
-        kinds,
-        st.lists(st.builds(RawValue, payloads_near(FAILURES)), max_size=2),
-    )
+    failures = st.builds(raising, kinds, st.lists(st.builds(RawValue, payloads_near(FAILURES)), max_size=2))
 
     @examples(12, phases=NO_SHRINKING)
     @given(answers | answers | failures)
