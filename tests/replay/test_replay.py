@@ -138,13 +138,13 @@ def test_there_are_histories_of_every_kind_of_end() -> None:
         "swarm",
         "graph",
         "supervisor",
-        "supervisor=middle-1-1=sub-1-1",
+        "supervisor=~middle-1-1=~sub-1-1",
         "collector",
-        "tree_cancelled=hanger-1-1",
+        "tree_cancelled=~hanger-1-1",
         "planner",
         "session",
         "swarm_session",
-        "swarm_session=turn2.finder-1",
+        "swarm_session=~turn2.finder-1",
         "graph_session",
     } <= names
     assert "continued-3" in {path.stem for path in HISTORIES}, "one that continued as new, whole"
