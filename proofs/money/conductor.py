@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from perdure import Client, Limits, NotReachable, PerdureError, connect
+from perdure import Client, Limits, NotReachable, PerdureError, RunEnded, connect
 from perdure.prices import Price, shipped_prices
 from perdure.settings import load_settings
 from perdure.starter.client.run import Run
@@ -132,7 +132,8 @@ async def _play(client: Client, seed: int, number: int) -> Tree:
             )
             if fault == "stopped":
                 await asyncio.sleep(chance.uniform(0.2, 2.0))
-                await _retry(run.stop)
+                with suppress(RunEnded):  # it was faster
+                    await _retry(run.stop)
             elif fault == "terminated" and not await _terminate_below(run):
                 fault = ""
             result = await _retry(run.result)
