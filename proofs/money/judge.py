@@ -73,7 +73,7 @@ class Verdict:
         self.ends[str(tree.result.stop_reason)] += 1
         self.billed_microusd += bill.microusd
         self.booked_microusd += tree.result.cost_microusd or 0
-        for problem in [*_over_limit(tree, bill, notes, price), *_under_booked(tree.result, bill)]:
+        for problem in [*_over_limit(tree, bill, notes, price), *_under_booked(tree, tree.result, bill)]:
             what = f"{tree.member}, {tree.fault or 'played on'}, ended by {tree.result.stop_reason}"
             self.broken.append(f"tree {tree.number} ({what}): {problem}")
         if tree.result.cost_microusd is None:
@@ -111,16 +111,22 @@ def _over_limit(tree: Tree, bill: Bill, notes: int, price: Price) -> list[str]:
     ]
 
 
-def _under_booked(result: RunResult, bill: Bill) -> list[str]:
-    """Return what was billed and not booked."""
+def _under_booked(tree: Tree, result: RunResult, bill: Bill) -> list[str]:
+    """Return what was billed and not booked.
+
+    A run below that was terminated, or did not answer a stop in time, is booked with its lease. A lease bounds what
+    the tree's limits bound, so of such a tree nothing else is judged but the money.
+    """
     usage = result.usage
     if result.cost_microusd is None and usage.estimated:
         return []  # it says that it does not know
-    checks = (
-        ("micro-dollars", bill.microusd, result.cost_microusd or 0),
-        ("tokens read", bill.read, usage.all_input_tokens),
-        ("tokens written", bill.written, usage.output_tokens),
+    is_lost = bool(tree.fault) and usage.estimated
+    judged = (
+        ("micro-dollars", bill.microusd, result.cost_microusd or 0, True),
+        ("tokens read", bill.read, usage.all_input_tokens, tree.limits.input_tokens is not None),
+        ("tokens written", bill.written, usage.output_tokens, tree.limits.output_tokens is not None),
     )
+    checks = [(what, billed, booked) for what, billed, booked, bounded in judged if bounded or not is_lost]
     least = 1 - MOST_MISSED if usage.estimated else 1.0
     problems = [f"billed {b} {what}, booked {a}" for what, b, a in checks if a < least * b]
     if not usage.estimated and usage.total_tokens != bill.read + bill.written:
