@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from temporalio import activity
 
 from perdure.agent import Agent
-from perdure.texts import truncate_middle
 from perdure.wire.effects import BindArguments, BoundArguments
 from perdure.wire.names import BIND_ARGUMENTS
 
+from .content.redact import redact_and_cut
 from .content.reply import bind_arguments
 
 
@@ -28,5 +28,5 @@ class Edits:
                 agent, request.tool, request.arguments, request.input_schema, request.resource
             )
         except ValueError as error:
-            return BoundArguments(problem=truncate_middle(str(error), 1000))
+            return BoundArguments(problem=redact_and_cut(str(error), 1000))
         return BoundArguments(arguments=bound)

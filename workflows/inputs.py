@@ -339,7 +339,8 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
         known = ", ".join(
             [*waiting, *([names_of(below)] if state and (below := approvals_below(state)) else [])]
         )
-        raise refuse(f"call {decision.call_id!r} does not wait for an approval; waiting: {known or 'none'}")
+        call_id = f"call {decision.call_id!r}" + (" with this digest" if decision.digest else "")
+        raise refuse(f"{call_id} does not wait for an approval; waiting: {known or 'none'}")
     # The digest proves that the person approves the arguments that will be used.
     if decision.digest is not None and decision.digest != digest_of(state, call):
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")

@@ -313,6 +313,7 @@ def test_doctor_passes_without_secrets(shell: Shell) -> None:
     assert set(verdicts) == {
         *("versions", "embedded server", "provider keys", "blob store", "server"),
         *("namespace", "search attributes", "worker", "parked runs", "circuits", "clock"),
+        *("blob lifetime", "threads"),
     }
 
 

@@ -26,6 +26,7 @@ from perdure.workflows.engine.report import dollars, signature
 from perdure.workflows.engine.state import End, Ledger, Transcript
 from perdure.workflows.engine.window import slide
 from perdure.workflows.inputs import MOST_USER_BYTES, check_decision, decision_of, message_of, request_of
+from tests.pictures import PNG
 from tests.unit.runs import details, program_of, result_of, status_report
 
 from .runs import PRICE, answered, begun, call, result
@@ -316,7 +317,7 @@ def test_message_has_several_input_forms(said: Any) -> None:
         ([], "send a text"),
         (["x" * 10_000], "parts.0"),
         ([{"kind": "text", "text": " "}], "is empty"),
-        ([{"kind": "image"}], "is empty"),
+        ([{"kind": "image"}], "neither data nor a blob"),
         ([{"kind": "tool_call", "id": "call-1-1", "name": "pay"}], "not a 'tool_call'"),
         ([{"kind": "tool_result", "call_id": "call-1-1", "name": "pay"}], "not a 'tool_result'"),
     ],
@@ -351,6 +352,6 @@ def test_unstorable_request_is_rejected(changed: dict[str, Any], why: str) -> No
 
 
 def test_a_picture_alone_is_a_message() -> None:
-    message = message_of([{"kind": "image", "data": "QQ=="}])
-    assert message.parts == [Image(data="QQ==")]
-    assert estimated_tokens(message) > 1_000
+    message = message_of([{"kind": "image", "data": PNG}])
+    assert message.parts == [Image(data=PNG)]
+    assert estimated_tokens(message) > 0

@@ -294,7 +294,7 @@ async def test_root_resolves_approval_below(serve: ServeTeam, kind: Kind) -> Non
         [waiting] = (await run.status()).waiting
         assert isinstance(waiting, Approval)
         assert waiting.run_id == below(kind, run)
-        assert waiting.path == [below(kind, run).rpartition("/")[2]]
+        assert waiting.path == [below(kind, run).rpartition("/~")[2]]
         await run.resolve_approval(
             waiting.call_id, allow=True, by="lee", digest=waiting.digest, arguments={"cents": 4}
         )

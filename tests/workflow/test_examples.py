@@ -125,7 +125,7 @@ async def test_http_provider_answers_run(serve: Serve, example: Any) -> None:
 async def test_own_store_gets_large_payloads(settings: Settings, example: Any, tmp_path: Path) -> None:
     store = example("sqlite_blobs").SqliteBlobs(tmp_path / "blobs.db")
     clerk = Agent(name="clerk", model="scripted:clerk")
-    long = "tea " * 20_000
+    long = "tea " * 400_000  # more than any client reads from history
     models = {"scripted": ScriptedModel([says(long)])}
     async with running([clerk], models=models, address=settings.address, settings=settings, blobs=store):
         client = await connect(settings=settings, blobs=store)

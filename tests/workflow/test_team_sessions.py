@@ -89,7 +89,7 @@ async def test_swarm_knows_earlier_turns(serve: ServeTeam) -> None:
         keys += await node_keys(session)
         status = await session.status()
         transcript = await session.transcript()
-        events = [event async for event in client.get("swarm-knows/turn2.back-1").events()]
+        events = [event async for event in client.get("swarm-knows/~turn2.back-1").events()]
     assert (first.turn, first.text, first.stop_reason) == (1, "It is about W7.", "end_turn")
     assert (second.turn, second.steps) == (2, 2)
     for request in cast.asked[2:]:

@@ -379,7 +379,7 @@ def _stand_in_result(call: Call, result: ToolResult) -> ToolResult:
     if result.is_error:
         text = Text(text=f"{cause}\nIts stand-in {call.stand_in!r} failed too: {result.text}")
         return result.model_copy(update={"name": call.call.name, "content": [text]})
-    note = Text(text=f"(Answered by {call.stand_in!r}, because {cause})\n")
+    note = Text(text=f"(Answered by {call.stand_in!r}, because {cause})")
     changes = {"name": call.call.name, "content": [note, *result.content], "stand_in": call.stand_in}
     return result.model_copy(update=changes)
 
@@ -396,7 +396,7 @@ def _note_edit(call: Call, result: ToolResult) -> ToolResult:
         result = result.model_copy(update={"approval": call.approval})
     if not call.edited:
         return result
-    note = Text(text=f"(A person changed the arguments to {call.call.arguments!r}.)\n")
+    note = Text(text=f"(A person changed the arguments to {call.call.arguments!r}.)")
     return result.model_copy(update={"content": [note, *result.content]})
 
 
