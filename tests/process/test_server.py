@@ -68,9 +68,11 @@ async def test_database_is_its_owners_alone(tmp_path: Path, existing: bool) -> N
     """Other users can read neither the database nor its companions, whatever the umask is and whoever made them."""
     home = tmp_path / "home"
     if existing:
-        home.mkdir()
-        (home / "temporal.db").touch(0o666)
-        (home / "server.log").touch(0o666)
+        async with DevServer.start(home / "temporal.db", ui_port=False, log_file=home / "server.log"):
+            pass
+        for path in home.iterdir():
+            path.chmod(0o666)
+        home.chmod(0o755)
     before = os.umask(0)
     try:
         async with DevServer.start(home / "temporal.db", ui_port=False, log_file=home / "server.log"):
