@@ -81,7 +81,7 @@ def granted(state: AgentState) -> Amount | None:
 def test_a_lost_helper_is_booked_with_no_more_than_it_could_have_used_of_each_kind() -> None:
     outcome = RunResult(agent="helper", stop_reason="cancelled", usage=Usage(estimated=True))
 
-    def booked(**lease: int) -> tuple[int, int]:
+    def booked(**lease: Any) -> tuple[int, int]:
         child = Child(key=KEY, name="helper", run_id="r", lease=Amount(**lease))
         used = outcome_of(child, outcome).usage
         assert used.estimated
