@@ -1,9 +1,9 @@
 """Values from outside, checked to survive every way that they may go: JSON that each end can write and read."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 MOST_NESTING: Final = 100
 """Deepest nesting of a value from outside. A run nests it deeper when it carries or passes it on, and our JSON
@@ -41,5 +41,5 @@ def _is_deeper(value: Any, most: int) -> bool:
     return True
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    return cast("dict[Any, Any]", value).values() if isinstance(value, dict) else value
+def _inside(value: dict[Any, Any] | Sequence[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
