@@ -1,9 +1,9 @@
 """Values from outside, checked to survive every way that they may go: JSON that each end can write and read."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 MOST_NESTING: Final = 100
 """Deepest nesting of a value from outside. A run nests it deeper when it carries or passes it on, and our JSON
@@ -33,13 +33,17 @@ def _is_deeper(value: Any, most: int) -> bool:
     # Level by level, not by recursion: the value may be deeper than Python's stack.
     level = [value]
     for _ in range(most + 1):
-        level = [
-            inner for outer in level if isinstance(outer, dict | list | tuple) for inner in _inside(outer)
-        ]
+        level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return False
     return True
 
 
-def _inside(value: dict[Any, Any] | Sequence[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
+def _inside(value: Any) -> Iterable[Any]:
+    match value:
+        case dict():
+            return cast("dict[str, Any]", value).values()
+        case list() | tuple():
+            return cast("list[Any]", value)
+        case _:
+            return ()
