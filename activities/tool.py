@@ -5,13 +5,12 @@ and the tool's timeout surround the user's function, and heartbeats run until th
 A transient failure is raised, so that Temporal retries within the tool's `ToolRetry`. Every other failure
 becomes an error result that the model reads.
 
-`_CallProgress` passes two facts from attempt to attempt in the heartbeat. A write whose result is lost may have had
+`CallProgress` passes two facts from attempt to attempt in the heartbeat. A write whose result is lost may have had
 its effect, from the moment at which its function begins: no fallback repeats it. And the failures so far: Temporal
 counts attempts, and an attempt whose worker died is no failure of the tool.
 """
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -29,30 +28,29 @@ from perdure.hooks import HookedRun
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.texts import describe_error
 from perdure.tools import Tool, ToolContext
-from perdure.wire.effects import CheckedCall, Progress, ToolInput, ToolOutcome, most_attempts
+from perdure.wire.effects import CheckedCall, ToolInput, ToolOutcome, most_attempts
 from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, NOT_CALLED, READ_RESULT
 from perdure.wire.uncertain import mark_uncertain
 
+from .call_progress import CallProgress, FunctionClock
 from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
-from .heartbeat import Heartbeats, last_progress, worker_is_ending
+from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
 from .threads import FunctionThreads, NoThreadLeft, call_function
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen
 from .traffic.rates import Throttled
-from .traffic.transient_errors import is_timeout, is_transient, may_have_taken_effect
+from .traffic.transient_errors import is_timeout, is_transient
 
 _QUIET_BEAT = timedelta(seconds=1)
 """Heartbeat interval of a call whose progress nobody streams."""
 
 _SHORTEST_BEAT = timedelta(milliseconds=150)
 """Shortest heartbeat interval of a tool, whose note changes rarely; model calls follow the settings."""
-_LONGEST_NOTE = 500
-"""Characters of a progress note that a tool reports."""
 
 
 class ArgumentsRefused(Exception):
@@ -81,7 +79,7 @@ class ToolCalls:
 
         """
         began = time.monotonic()
-        progress = _CallProgress(call.call_id)
+        progress = CallProgress(call.call_id)
         interval = max(self.progress_interval if call.stream else _QUIET_BEAT, _SHORTEST_BEAT)
         with tool_span(call) as span:
             # Heartbeats go on until the result is stored and the hooks have seen it: the tool has run by then,
@@ -118,7 +116,7 @@ class ToolCalls:
                 ),
             )
 
-    async def _ask_before(self, call: ToolInput, progress: "_CallProgress") -> CheckedCall | None:
+    async def _ask_before(self, call: ToolInput, progress: CallProgress) -> CheckedCall | None:
         """Ask the hooks before the call, once for all its attempts; None when there are none to ask.
 
         Raises:
@@ -145,7 +143,7 @@ class ToolCalls:
         return progress.checked
 
     async def _ask_after(
-        self, call: ToolInput, result: ToolResult, progress: "_CallProgress"
+        self, call: ToolInput, result: ToolResult, progress: CallProgress
     ) -> CheckedCall | None:
         """Ask the hooks after the call; None when there are none to ask.
 
@@ -163,7 +161,7 @@ class ToolCalls:
             raise _interruption(error, progress) from None
 
     async def _execute(
-        self, call: ToolInput, progress: "_CallProgress"
+        self, call: ToolInput, progress: CallProgress
     ) -> tuple[ResultContent, ErrorKind | None]:
         """Return the content for the model, and the kind of error it tells of, or None for a success."""
         if call.tool == READ_RESULT:
@@ -193,9 +191,7 @@ class ToolCalls:
         kind = "tool_timeout" if is_timeout(failure) else "tool_error"
         return self._fall_back(tool, call, _failure_content(call, progress, failure), kind)
 
-    async def _store(
-        self, tool: Tool, call: ToolInput, progress: "_CallProgress", value: Any
-    ) -> ResultContent:
+    async def _store(self, tool: Tool, call: ToolInput, progress: CallProgress, value: Any) -> ResultContent:
         """Return the tool's value as content for the transcript.
 
         Outside the tool's error handling: the tool has run, and no failure here may run it again.
@@ -218,17 +214,17 @@ class ToolCalls:
         uncertain = failure.may_have_effect or (call.writes and call.earlier_attempts > 0)
         return replace(failure, may_have_effect=uncertain), kind
 
-    async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+    async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
         if tool.circuit:
             return await self._with_circuit(tool, call, progress)
         return await self._rate_limited(tool, call, progress)
 
-    async def _rate_limited(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+    async def _rate_limited(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
         """Run the tool once its rate limit has room."""
         await self.traffic.rates.acquire((tool_key(tool.name),), lambda: 0)
         return await self._run_with_timeout(tool, call, progress)
 
-    async def _with_circuit(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+    async def _with_circuit(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
         """Run the tool once circuit and rate limit admit it, and record the result with the circuit."""
         circuits = self.traffic.circuits
         ticket = await self.traffic.admit(tool_key(tool.name), (tool_key(tool.name),))
@@ -251,7 +247,7 @@ class ToolCalls:
         circuits.record_success(ticket)
         return value
 
-    def _find_tool(self, call: ToolInput, progress: "_CallProgress") -> Tool:
+    def _find_tool(self, call: ToolInput, progress: CallProgress) -> Tool:
         agent = self.agents.get(call.agent)
         tool = next((tool for tool in agent.tools if tool.name == call.tool), None) if agent else None
         if isinstance(tool, Tool):
@@ -265,7 +261,7 @@ class ToolCalls:
             non_retryable=progress.failures >= call.attempts,
         )
 
-    async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: "_CallProgress") -> Any:
+    async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
         """Bind the arguments and run the tool within its timeout.
 
         Raises:
@@ -278,7 +274,7 @@ class ToolCalls:
             _check_resource(tool, call)
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
-        clock = _Clock(call.timeout)
+        clock = FunctionClock(call.timeout)
         cancelled = threading.Event()
 
         def begin() -> None:
@@ -303,83 +299,6 @@ class ToolCalls:
         finally:
             # A thread cannot be stopped. A tool that watches this event can stop itself.
             cancelled.set()
-
-
-class _Clock:
-    """Timeout that begins when the function does, in whichever thread that is."""
-
-    def __init__(self, span: timedelta) -> None:
-        self._seconds = span.total_seconds()
-        self._loop = asyncio.get_running_loop()
-        self.timeout = asyncio.timeout(None)
-
-    def start(self) -> None:
-        """Set the deadline, from now on."""
-        when = self._loop.time() + self._seconds
-        self._loop.call_soon_threadsafe(self._set, when)
-
-    def _set(self, when: float) -> None:
-        # The function may be over by now, and its timeout left.
-        with contextlib.suppress(RuntimeError):
-            self.timeout.reschedule(when)
-
-
-class _CallProgress:
-    """Progress note that a tool writes from any thread, and the facts that pass from attempt to attempt."""
-
-    def __init__(self, call_id: str) -> None:
-        self.call_id = call_id
-        self.note = ""
-        self.may_have_effect = self._earlier_may_have_effect = _earlier_attempt_may_have_effect()
-        self._is_started = False
-        earlier = last_progress()
-        self.checked = earlier.checked if earlier else None
-        """Verdict of the hooks before the call."""
-        self.failures = earlier.failures if earlier else 0
-        """Attempts that have failed, without those whose worker died or was stopped."""
-
-    def mark_started(self) -> None:
-        """Record that the tool is being called: from now on it may have its effect."""
-        self._is_started = self.may_have_effect = True
-
-    def mark_failed(self, error: BaseException) -> None:
-        """Record the error, which may prove that this attempt had no effect."""
-        self.failures += 1
-        if self._is_started:
-            self.may_have_effect = self._earlier_may_have_effect or may_have_taken_effect(error)
-
-    def report(self, note: str) -> None:
-        """Set the progress note: `ToolContext.report`."""
-        self.note = redact_and_cut(str(note), _LONGEST_NOTE)
-
-    def heartbeat(self, seq: int, window: int) -> Progress:
-        """Return the heartbeat with sequence number `seq`, its note at most `window` characters.
-
-        It says that the call may have its effect, whether the function has begun or not: if the worker dies now,
-        nobody can tell what it did after the heartbeat. Only `last_word` can say that nothing happened.
-        """
-        return Progress(
-            call=self.call_id,
-            attempt=activity.info().attempt,
-            seq=seq,
-            note=self.note[:window],
-            may_have_effect=True,
-            failures=self.failures,
-            checked=self.checked,
-        )
-
-    def last_word(self) -> Progress:
-        """Return the heartbeat of an attempt that ends: whether it, or an earlier one, may have had its effect."""
-        return self.heartbeat(0, 0).model_copy(update={"may_have_effect": self.may_have_effect})
-
-
-def _earlier_attempt_may_have_effect() -> bool:
-    """Check whether an earlier attempt may have had its effect, by the last heartbeat.
-
-    An attempt without a heartbeat may have had it: its worker can have died at any point.
-    """
-    progress, attempt = last_progress(), activity.info().attempt
-    return attempt > 1 and (progress is None or progress.attempt < attempt - 1 or progress.may_have_effect)
 
 
 def _tool_call(call: ToolInput) -> ToolCall:
@@ -448,7 +367,7 @@ def _check_resource(tool: Tool, call: ToolInput) -> None:
 
 
 def _tool_context(
-    tool: Tool, call: ToolInput, progress: _CallProgress, cancelled: threading.Event
+    tool: Tool, call: ToolInput, progress: CallProgress, cancelled: threading.Event
 ) -> ToolContext:
     info = activity.info()
     return ToolContext(
@@ -474,7 +393,7 @@ def _is_from_tool(error: BaseException) -> bool:
     return not (isinstance(error, asyncio.CancelledError) and activity.is_cancelled())
 
 
-def _interruption(error: BaseException, progress: _CallProgress) -> BaseException:
+def _interruption(error: BaseException, progress: CallProgress) -> BaseException:
     """Return the error to raise for an interrupted call: when the worker ends, whether it may be done.
 
     The run reads it from the last attempt, and does not repeat a write that may be done.
@@ -492,7 +411,7 @@ def _interruption(error: BaseException, progress: _CallProgress) -> BaseExceptio
     return ApplicationError(message, type=kind, category=ApplicationErrorCategory.BENIGN)
 
 
-def _retry_error(error: BaseException, call: ToolInput, progress: _CallProgress) -> ApplicationError | None:
+def _retry_error(error: BaseException, call: ToolInput, progress: CallProgress) -> ApplicationError | None:
     """Return the error that makes Temporal retry, or None if no attempt is left or a retry would not help."""
     # A tool that raises a retryable ApplicationError asks for the retry by Temporal's own means.
     is_requested = isinstance(error, ApplicationError) and not error.non_retryable
@@ -510,7 +429,7 @@ def _retry_error(error: BaseException, call: ToolInput, progress: _CallProgress)
 
 
 def _failure_content(
-    call: ToolInput, progress: _CallProgress, error: BaseException, *, name: str | None = None
+    call: ToolInput, progress: CallProgress, error: BaseException, *, name: str | None = None
 ) -> ResultContent:
     """Return the error as content, with the fact that the call may have had its effect."""
     suffix = f" (after {progress.failures} attempts)" if progress.failures > 1 else ""
