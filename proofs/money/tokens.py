@@ -44,8 +44,8 @@ def _block(block: dict[str, Any]) -> int:
         case "thinking":
             return count_text(block["thinking"])
         case "image":
-            width, height = struct.unpack(">II", base64.b64decode(block["source"]["data"])[16:24])
-            return min(-(-width * height // 750), 4784)
+            size: tuple[int, int] = struct.unpack(">II", base64.b64decode(block["source"]["data"])[16:24])
+            return min(-(-size[0] * size[1] // 750), 4784)
         case "document":
             return _document(block["source"])
         case _:
