@@ -59,9 +59,9 @@ def until_it_is(shell: Shell, run: str, *statuses: str) -> None:
 
 def test_stdout_is_the_output_alone(shell: Shell) -> None:
     """Without a terminal, stdout is the run's output alone; the rest is on stderr."""
-    said = shell.perdure("run", "support", "Where is 1?", "--user", "ann", "--id", "plain")
-    assert (said.code, said.out) == (0, "It is on its way.\n")
-    assert "run plain\n" in said.err
+    said = shell.perdure("run", "support", "Where is 1?", "--user", "ann", "--id", "cli-plain")
+    assert (said.code, said.out) == (0, "It is on its way.\n"), said.err
+    assert "run cli-plain\n" in said.err
     assert '→ order_status(order_id="1")\n✓ order_status: 1 is on its way\n' in said.err
     assert re.search(r"✓ end_turn · 2 steps · 1 tool call · [\d,]+ tokens · cost unknown\n", said.err)
     assert "\x1b" not in said.out + said.err
