@@ -238,6 +238,15 @@ class Message(Value):
         return [part for part in self.parts if isinstance(part, ToolResult)]
 
     @cached_property
+    def has_attachments(self) -> bool:
+        """True: the message, or a result in it, has an image or a document."""
+        # Cached: each step looks at every message of the view.
+        parts: list[Part | ResultPart] = [*self.parts]
+        for result in self.tool_results:
+            parts += result.content
+        return any(isinstance(part, Image | Document) for part in parts)
+
+    @cached_property
     def blobs(self) -> tuple[str, ...]:
         """Names of the blobs that hold its images and documents."""
         # Cached: each step looks at every message of the view.

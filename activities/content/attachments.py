@@ -23,13 +23,13 @@ def readable_messages(
 
     `refused` has the keys of attachments that the provider has refused, see `attachment_key`.
     """
-    return tuple(_readable(message, blobs, refused) for message in messages)
+    return tuple(
+        _readable(message, blobs, refused) if message.has_attachments else message for message in messages
+    )
 
 
 def _readable(message: Message, blobs: Mapping[str, bytes], refused: Container[str]) -> Message:
     parts = [_readable_part(part, blobs, refused) for part in message.parts]
-    if all(new is old for new, old in zip(parts, message.parts, strict=True)):
-        return message
     return message.model_copy(update={"parts": parts})
 
 
