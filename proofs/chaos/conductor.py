@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import tempfile
 import time
 import urllib.request
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any, cast
 
 from .catalogue import Task
 from .environments import faketime_library
-from .processes import Linked, Server, Worker, fill_disk, own_python
+from .processes import Linked, Server, Worker, fill_disk, own_python, work_folder
 from .proxy import Line, Proxy, open_proxy
 from .schedule import Fault, Kind, Size, schedule
 from .script import steps
@@ -181,35 +180,36 @@ def set_clock(folder: Path, seconds: float) -> None:
 
 async def conduct(order: Order, subject: Subject) -> tuple[Record, dict[str, str]]:
     """Conduct a run; return its record, and the digests of the final states."""
-    async with _folder(order) as folder, _stage(order, subject, folder) as stage:
-        began = time.monotonic()
-        # The caller reaches the server without a proxy: its own line is not under test.
-        client = await subject.connect(stage.server.address, _where(stage))
-        resuming = asyncio.create_task(_resume_while_quiet(stage, client))
-        outcomes = await _play_all(stage, client)
-        resuming.cancel()
-        resumes = (await asyncio.gather(resuming, return_exceptions=True))[0]
-        verdict = await stage.fetch_verdict()
-        evidence = Evidence(
-            tasks=order.tasks,
-            seed=order.seed,
-            outcomes=outcomes,
-            verdict=verdict,
-            provider_log=stage.read_provider_log(),
-            expected=order.expected,
-        )
-        record = Record(
-            subject=subject.name,
-            kind=order.kind,
-            seed=order.seed,
-            resumes=resumes if isinstance(resumes, int) else 0,
-            faults=dict(sorted(stage.fired.items())),
-            unfired=len(stage.faults),
-            deaths=sum(worker.deaths for worker in stage.workers.values()),
-            seconds=round(time.monotonic() - began, 1),
-            **count_results(evidence),
-        )
-        return record, digests(verdict)
+    with work_folder(order.keep, "chaos-") as folder:
+        async with _stage(order, subject, folder) as stage:
+            began = time.monotonic()
+            # The caller reaches the server without a proxy: its own line is not under test.
+            client = await subject.connect(stage.server.address, _where(stage))
+            resuming = asyncio.create_task(_resume_while_quiet(stage, client))
+            outcomes = await _play_all(stage, client)
+            resuming.cancel()
+            resumes = (await asyncio.gather(resuming, return_exceptions=True))[0]
+            verdict = await stage.fetch_verdict()
+            evidence = Evidence(
+                tasks=order.tasks,
+                seed=order.seed,
+                outcomes=outcomes,
+                verdict=verdict,
+                provider_log=stage.read_provider_log(),
+                expected=order.expected,
+            )
+            record = Record(
+                subject=subject.name,
+                kind=order.kind,
+                seed=order.seed,
+                resumes=resumes if isinstance(resumes, int) else 0,
+                faults=dict(sorted(stage.fired.items())),
+                unfired=len(stage.faults),
+                deaths=sum(worker.deaths for worker in stage.workers.values()),
+                seconds=round(time.monotonic() - began, 1),
+                **count_results(evidence),
+            )
+            return record, digests(verdict)
 
 
 async def _play_all(stage: Stage, client: Any) -> list[TaskOutcome]:
@@ -248,16 +248,6 @@ async def _resume_while_quiet(stage: Stage, client: Any) -> int:
                 resumes += await stage.subject.resume_parked(client)
     except asyncio.CancelledError:
         return resumes
-
-
-@asynccontextmanager
-async def _folder(order: Order) -> AsyncGenerator[Path]:
-    if order.keep is not None:
-        order.keep.mkdir(parents=True, exist_ok=True)
-        yield order.keep
-        return
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @asynccontextmanager

@@ -7,8 +7,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ def environment(**more: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("PERDURE_", "OPENAI_"))
     }
     return {**inherited, "PYTHONPATH": str(ROOT), **more}
+
+
+@contextmanager
+def work_folder(keep: Path | None, prefix: str) -> Generator[Path]:
+    """Open the folder of a run: `keep`, which stays, or a temporary one named by `prefix`."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 class Server:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,7 +16,7 @@ from perdure.prices import Price, shipped_prices
 from perdure.settings import load_settings
 from perdure.starter.client.run import Run
 
-from ..chaos.processes import Linked, Server, Worker, own_python
+from ..chaos.processes import Linked, Server, Worker, own_python, work_folder
 from .agents import MODEL
 from .judge import Bill, Tree, Verdict
 
@@ -88,28 +87,31 @@ class Stage:
 
 async def conduct(order: Order) -> tuple[Verdict, str]:
     """Play all trees, and judge them; return the verdict, and the faults in words."""
-    async with _folder(order) as folder, _stage(order, folder) as stage:
-        client = await connect(
-            settings=load_settings(address=stage.server.address, task_queue=_QUEUE, home=folder)
-        )
-        room = asyncio.Semaphore(_AT_ONCE)
+    with work_folder(order.keep, "money-") as folder:
+        async with _stage(order, folder) as stage:
+            client = await connect(
+                settings=load_settings(address=stage.server.address, task_queue=_QUEUE, home=folder)
+            )
+            room = asyncio.Semaphore(_AT_ONCE)
 
-        async def play(number: int) -> Tree:
-            async with room:
-                return await _play(client, order.seed, number)
+            async def play(number: int) -> Tree:
+                async with room:
+                    return await _play(client, order.seed, number)
 
-        trees = await asyncio.gather(*(play(number) for number in range(order.trees)))
-        price = _price()
-        bills: defaultdict[str, Bill] = defaultdict(Bill)
-        for line in stage.lines("bills.jsonl"):
-            bills[line["tree"]].add(line, price)
-        keys = {(line["tree"], line["key"]) for line in stage.lines("notes.jsonl")}
-        notes = Counter(tree for tree, _ in keys)
-        verdict = Verdict()
-        for tree in trees:
-            verdict.judge(tree, bills[tree.number], notes[tree.number], price)
-        killed = ", ".join(f"{count} kills of a {target}" for target, count in sorted(stage.fired.items()))
-        return verdict, killed
+            trees = await asyncio.gather(*(play(number) for number in range(order.trees)))
+            price = _price()
+            bills: defaultdict[str, Bill] = defaultdict(Bill)
+            for line in stage.lines("bills.jsonl"):
+                bills[line["tree"]].add(line, price)
+            keys = {(line["tree"], line["key"]) for line in stage.lines("notes.jsonl")}
+            notes = Counter(tree for tree, _ in keys)
+            verdict = Verdict()
+            for tree in trees:
+                verdict.judge(tree, bills[tree.number], notes[tree.number], price)
+            killed = ", ".join(
+                f"{count} kills of a {target}" for target, count in sorted(stage.fired.items())
+            )
+            return verdict, killed
 
 
 async def _play(client: Client, seed: int, number: int) -> Tree:
@@ -190,16 +192,6 @@ async def _retry(ask: Callable[[], Awaitable[_T]]) -> _T:
             return await ask()
         except NotReachable:
             await asyncio.sleep(0.3)
-
-
-@asynccontextmanager
-async def _folder(order: Order) -> AsyncGenerator[Path]:
-    if order.keep is not None:
-        order.keep.mkdir(parents=True, exist_ok=True)
-        yield order.keep
-        return
-    with tempfile.TemporaryDirectory(prefix="money-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @asynccontextmanager
