@@ -178,7 +178,7 @@ class ModelCalls:
         return ModelRequest(
             config=attempt.model.config,
             instructions=instructions,
-            messages=readable_messages(with_summary(call, view.messages), blobs, call.refused),
+            messages=readable_messages(with_summary(call, view), blobs, call.refused),
             tools=_tool_definitions(spec, call),
             tool_choice=call.tool_choice,
             max_tokens=call.max_tokens,
@@ -336,7 +336,9 @@ class ModelCalls:
             hooks=attempt.records,
         )
         message = Message(role="assistant", parts=checked.parts, meta=meta)
-        if not call.summarize:
+        if call.summarize:
+            self.transcripts.add_summary(message.text.strip())
+        else:
             self.transcripts.add_reply(call.view.length, message)
         return ModelOutcome(
             message=message,

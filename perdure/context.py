@@ -20,10 +20,11 @@ class _Bounds(BaseModel):
 
 
 class SlidingWindow(_Bounds):
-    """Window of the first message, which is the task, and the newest messages within both bounds.
+    """Window of the newest messages within both bounds, and the request that the model works on.
 
-    A passed bound cuts the window to `keep` of the bound. Each cut invalidates the provider's prompt cache,
-    so cuts should be rare. A tool call is never separated from its result.
+    That request is the message with which the run, or the turn of a session, began. It stays visible, and so does
+    what no model has read yet. A passed bound cuts the window to `keep` of the bound. Each cut invalidates the
+    provider's prompt cache, so cuts should be rare. A tool call is never separated from its result.
     """
 
     kind: Literal["sliding_window"] = "sliding_window"
@@ -32,9 +33,9 @@ class SlidingWindow(_Bounds):
 class Summary(_Bounds):
     """Window as `SlidingWindow`, whose left-out messages a model summarizes before each cut.
 
-    The model sees the summary behind the task from then on. The next summary covers the earlier one. The summary
-    costs a model call, which limits bound and the result counts. Without room for it, or when the call fails, the
-    window slides without it.
+    The model sees the summary from then on, behind the request that it works on. The next summary covers the
+    earlier one. The summary costs a model call, which limits bound and the result counts. Without room for it, or
+    when the call fails, the window slides without it.
     """
 
     kind: Literal["summary"] = "summary"

@@ -437,8 +437,11 @@ class RunHandlers:
     @workflow.query(name=TRANSCRIPT, description="Messages of the run, a page at a time.")
     def transcript(self, want: Any = None, *_more: Any) -> TranscriptPage:
         """Return messages from `start` on. A team has them only in a session: its work is in the runs of its nodes."""
-        messages = () if self._early_result is not None else self._ready().messages
-        return page(messages, TranscriptQuery.model_validate(want or {}))
+        query = TranscriptQuery.model_validate(want or {})
+        if self._early_result is not None:
+            return page((), query)
+        state = self._ready()
+        return page(state.messages, query, state.summary)
 
     @workflow.query(name=SPEC_QUERY, description="The agent, and all it may start, as this run keeps it.")
     def spec(self, member: Any = None, *_more: Any) -> ResolvedAgent:

@@ -20,12 +20,11 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from perdure.messages import Usage, size_bytes
+from perdure.messages import Usage
 from perdure.prices import Price
 from perdure.wire.effects import (
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
-    SPEC_DIGEST_CHARS,
     HookInput,
     HookOutcome,
     ModelFailure,
@@ -36,10 +35,7 @@ from perdure.wire.effects import (
     RemoteContext,
     ToolInput,
     ToolOutcome,
-    TranscriptView,
     most_attempts,
-    tail_digest,
-    tail_of,
 )
 from perdure.wire.names import (
     BLOB_STORE_FAILED,
@@ -62,11 +58,8 @@ from .engine.report import signature
 from .engine.state import AgentState, Call
 from .failed_calls import failed_result, unreadable_result
 from .identity import call_key, earlier_attempts
+from .model_inputs import model_input, model_summary, summary_input
 from .payloads import read_json, read_payload
-
-FRESH_BYTES = 512
-"""Most bytes of new messages that go with a model call. They are in history already, as the results of
-tools: a longer message would be paid for twice."""
 
 _REMOTE_BYTES = 2_000_000
 """Bytes of arguments that the remote calls of one step have in history, where any worker can read them. Temporal ends a
@@ -261,45 +254,6 @@ class PendingActivities:
         return CallReturned(result=result)
 
 
-def model_input(state: AgentState, command: CallModel) -> ModelInput:
-    """Return the input of the next model call: where to look, and the newest messages if they are small."""
-    # The digest covers what the worker cannot know by itself: its last answer may not have counted.
-    newest = tail_of(state.messages, state.transcript.window_start)
-    fresh = [message for message in newest if message.role != "assistant"]
-    small = sum(size_bytes(message) for message in fresh) <= FRESH_BYTES
-    return ModelInput(
-        agent=state.spec.name,
-        spec=state.spec.full_digest[:SPEC_DIGEST_CHARS],
-        step=state.ledger.steps,
-        model=state.chain.model,
-        view=TranscriptView(
-            pinned=state.transcript.pinned_messages,
-            start=state.transcript.window_start,
-            length=len(state.messages),
-        ),
-        newest=fresh if small else [],
-        tail=tail_digest(newest),
-        max_tokens=command.allowance.max_tokens,
-        reservation=command.allowance.reservation,
-        tool_choice=command.tool_choice,
-        note=command.note,
-        offer_read_result=state.transcript.spilled,
-        offer_handoff=bool(state.peers),
-        stream=state.request.stream,
-        user=state.request.user,
-        force_once=state.parking.force_once,
-        summary=state.transcript.summary,
-        refused=state.transcript.refused,
-    )
-
-
-def summary_input(state: AgentState, command: Summarize) -> ModelInput:
-    """Return the input of the call that summarizes: that of a step, with the index where the summary ends."""
-    call = model_input(state, CallModel(allowance=command.allowance))
-    # Its text is for the model, so watchers do not stream it.
-    return call.model_copy(update={"summarize": command.stop, "stream": False, "force_once": False})
-
-
 def hook_input(state: AgentState, command: RunHooks) -> HookInput:
     """Return the input of an activity that asks hooks."""
     calls = [
@@ -331,16 +285,6 @@ def _time_for_hooks(state: AgentState) -> timedelta:
 def _hook_bug(command: RunHooks, error: Exception) -> Event:
     message = f"the hooks' answer cannot be read: {type(error).__name__}: {error}"
     return HooksFailed(point=command.point, message=message[:1000], at=workflow.now())
-
-
-def model_summary(state: AgentState, chosen: ModelSpec) -> str:
-    """Return the line that the UI shows for a model call."""
-    tokens = _thousands(state.transcript.context_tokens)
-    return f"step {state.ledger.steps} · {chosen.config.name} · reads {tokens} tokens"
-
-
-def _thousands(count: int) -> str:
-    return str(count) if count < 1000 else f"{count / 1000:.1f}k"
 
 
 def _retry(tool: ToolSpec) -> RetryPolicy:

@@ -34,7 +34,7 @@ def summary_request(spec: AgentSpec, config: ModelConfig, call: ModelInput, view
     """Return the request that asks a model to summarize what leaves the window."""
     further = spec.context.instructions if isinstance(spec.context, Summary) else ""
     text = _render(_leaving_messages(call, view))
-    earlier = f"<earlier_summary>\n{call.summary}\n</earlier_summary>\n" if call.summary else ""
+    earlier = f"<earlier_summary>\n{view.summary}\n</earlier_summary>\n" if view.summary else ""
     return ModelRequest(
         config=config,
         instructions=f"{_INSTRUCTIONS}\n\n{further}".strip(),
@@ -47,12 +47,12 @@ def summary_request(spec: AgentSpec, config: ModelConfig, call: ModelInput, view
     )
 
 
-def with_summary(call: ModelInput, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return the messages of the view with the summary behind the pinned ones."""
-    pinned = call.view.pinned
-    if not call.summary:
-        return tuple(messages)
-    return (*messages[:pinned], Message.user(f"[{_MARK}]\n{call.summary}"), *messages[pinned:])
+def with_summary(call: ModelInput, view: ModelView) -> tuple[Message, ...]:
+    """Return the messages of the view with the summary between the pinned request and the window."""
+    if not view.summary:
+        return view.messages
+    pinned = _pinned_count(call)
+    return (*view.messages[:pinned], Message.user(f"[{_MARK}]\n{view.summary}"), *view.messages[pinned:])
 
 
 def shorten_summary(text: str) -> str:
@@ -61,11 +61,18 @@ def shorten_summary(text: str) -> str:
 
 
 def _leaving_messages(call: ModelInput, view: ModelView) -> Sequence[Message]:
-    """Return the messages of the view between the task and the window's new start."""
-    # A view that starts at 0 holds the task as its first message, else the pinned messages come first.
-    first = call.view.pinned or 1
-    stop = call.view.pinned + call.summarize - call.view.start
-    return view.messages[first:stop]
+    """Return the messages of the view that it loses by the move, without the request that stays visible."""
+    pinned = _pinned_count(call)
+    window = view.messages[pinned:]
+    leaving = enumerate(window[: call.summarize - call.view.start], call.view.start)
+    # The request of an earlier turn is pinned until this move.
+    old = view.messages[:pinned] if call.view.pinned != call.keeps else ()
+    return [*old, *(message for index, message in leaving if index + 1 != call.keeps)]
+
+
+def _pinned_count(call: ModelInput) -> int:
+    """Return the number of messages that the view holds before its window."""
+    return 1 if call.view.pinned else 0
 
 
 def _render(messages: Sequence[Message]) -> str:

@@ -25,7 +25,14 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from perdure.messages import Message, ToolResult, size_bytes
-from perdure.wire.effects import SPEC_DIGEST_CHARS, ModelFailure, ModelInput, tail_digest, tail_of
+from perdure.wire.effects import (
+    SPEC_DIGEST_CHARS,
+    ModelFailure,
+    ModelInput,
+    summary_digest,
+    tail_digest,
+    tail_of,
+)
 from perdure.wire.names import SPEC_QUERY, STALE_TRANSCRIPT, TRANSCRIPT
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
@@ -36,6 +43,7 @@ _QUERY_TIMEOUT = timedelta(seconds=10)
 _PARKED_RETRY = timedelta(seconds=30)
 """Delay before a parked run retries, when its worker could not reach the server."""
 _SPEC_CAPACITY = 256
+_SUMMARY_CAPACITY = 256
 
 
 class StaleTranscript(ApplicationError):
@@ -52,6 +60,8 @@ class ModelView:
     messages: tuple[Message, ...]
     blobs: tuple[str, ...]
     """Names of the blobs that hold the images and documents of these messages."""
+    summary: str = ""
+    """Summary of messages that are no longer shown."""
 
 
 @dataclass(kw_only=True)
@@ -61,8 +71,8 @@ class _Entry:
     key: tuple[str, str]
     first: int = 0
     messages: list[Message] = field(default_factory=list[Message])
-    pins: list[Message] = field(default_factory=list[Message])
-    """First messages of the run, which stay visible after the window has moved past them."""
+    pin: tuple[int, Message] | None = None
+    """The request that stays visible after the window has moved past it, if it is not among `messages`."""
     with_blobs: list[int] = field(default_factory=list[int])
     """Positions, in the transcript, of the messages that name blobs; few, so that no step reads them all."""
     size_bytes: int = 0
@@ -90,6 +100,7 @@ class Transcripts:
         # Not an LRUCache: entries grow after they are added, and it would not see that.
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._specs: LRUCache[str, AgentSpec] = LRUCache(_SPEC_CAPACITY)
+        self._summaries: LRUCache[str, str] = LRUCache(_SUMMARY_CAPACITY)
         self._pending_specs: dict[str, asyncio.Future[AgentSpec]] = {}
         self._bytes = 0
 
@@ -113,10 +124,11 @@ class Transcripts:
             await self._fill(entry, call.view.length)
             messages = _messages_in_view(entry, call)
         pins = await self._get_pins(entry, call.view.pinned)
+        summary = await self._get_summary(call.summary)
         visible = range(call.view.start, call.view.length)
         with_blobs = [entry.messages[i - entry.first] for i in entry.with_blobs if i in visible]
         blobs = {name: None for message in (*pins, *with_blobs) for name in message.blobs}
-        return ModelView(messages=(*pins, *messages), blobs=tuple(blobs))
+        return ModelView(messages=(*pins, *messages), blobs=tuple(blobs), summary=summary)
 
     async def _complete(self, entry: _Entry, call: ModelInput) -> None:
         """Bring the entry to the call's length, from memory as far as possible, else by queries."""
@@ -152,6 +164,10 @@ class Transcripts:
     def add_spec(self, spec: AgentSpec) -> None:
         """Cache a spec that was resolved here, for the model calls of its runs."""
         self._specs[spec.full_digest[:SPEC_DIGEST_CHARS]] = spec
+
+    def add_summary(self, text: str) -> None:
+        """Cache a summary that was written here, for the model calls that name it."""
+        self._summaries[summary_digest(text)] = text
 
     def add_reply(self, length: int, message: Message) -> None:
         """Cache the reply that becomes message `length`, so that the next step needs no query for it."""
@@ -228,14 +244,29 @@ class Transcripts:
             if entry.end == start:
                 self._add(entry, page)
 
-    async def _get_pins(self, entry: _Entry, count: int) -> list[Message]:
-        """Return the first `count` messages, which stay visible when the window has moved past them."""
-        while (start := len(entry.pins)) < count:
-            page = await self._query_page(start, count)
-            if len(entry.pins) == start:
-                entry.pins.extend(page)
-                self._grow(entry, sum(size_bytes(message) for message in page))
-        return entry.pins[:count]
+    async def _get_pins(self, entry: _Entry, number: int) -> list[Message]:
+        """Return the request that stays visible when the window has moved past it, if there is one."""
+        if not number:
+            return []
+        index = number - 1
+        if entry.first <= index < entry.end:
+            return [entry.messages[index - entry.first]]
+        if entry.pin is None or entry.pin[0] != index:
+            [message] = await self._query_page(index, index + 1)
+            before = 0 if entry.pin is None else size_bytes(entry.pin[1])
+            entry.pin = (index, message)
+            self._grow(entry, size_bytes(message) - before)
+        return [entry.pin[1]]
+
+    async def _get_summary(self, digest: str) -> str:
+        """Return the summary that the call names: history holds its text once, with the call that wrote it."""
+        if digest and digest not in self._summaries:
+            query = TranscriptQuery(stop=0, summary=True)
+            page = await self._query(TRANSCRIPT, query, TranscriptPage)
+            if summary_digest(page.summary) != digest:
+                raise StaleTranscript("the run has another summary by now")
+            self.add_summary(page.summary)
+        return self._summaries.get(digest, "")
 
     async def _query_page(self, start: int, stop: int) -> list[Message]:
         page = await self._query(TRANSCRIPT, TranscriptQuery(start=start, stop=stop), TranscriptPage)

@@ -37,9 +37,11 @@ _TOOL_TIMEOUT: Final = timedelta(minutes=1)
 
 
 class TranscriptView(Value):
-    """Messages of the transcript that the model sees: the first `pinned`, then `start` to `length`."""
+    """Messages of the transcript that the model sees: the pinned request, if any, then `start` to `length`."""
 
+    # Counted from 1, because fields that are 0 are left out.
     pinned: int = Field(default=0, exclude_if=is_empty)
+    """Number of the message that is shown before the window, counted from 1; 0: none is."""
     start: int = Field(default=0, exclude_if=is_empty)
     length: int
 
@@ -77,11 +79,13 @@ class ModelInput(Value):
     force_once: bool = Field(default=False, exclude_if=is_empty)
     """Forced retry: a person resumed the parked run, so the call passes an open circuit."""
     summary: str = Field(default="", exclude_if=is_empty)
-    """Summary of the messages between the pinned ones and `view.start`."""
+    """`summary_digest` of the summary of messages before `view.start`. The worker has its text, or queries the run."""
     refused: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
     """Keys of attachments that a provider has refused: the model reads words in their place."""
     summarize: int = Field(default=0, exclude_if=is_empty)
     """Index before which the call summarizes the view's messages, instead of answering; 0: it answers."""
+    keeps: int = Field(default=0, exclude_if=is_empty)
+    """Of a call that summarizes: number of the request that stays visible, counted from 1; 0: none does."""
 
 
 def tail_of(messages: Sequence[Message], start: int = 0) -> list[Message]:
@@ -103,6 +107,11 @@ def tail_digest(messages: Sequence[Message]) -> str:
         digest.update(message.model_dump_json(exclude=_ADDED_LATER).encode())
     # 64 bits show a difference within a run well enough; history is paid for by the byte.
     return digest.hexdigest()[:16]
+
+
+def summary_digest(summary: str) -> str:
+    """Return the digest by which a model call names the run's summary; empty without a summary."""
+    return sha256(summary.encode(errors="replace")).hexdigest()[:16] if summary else ""
 
 
 class ModelOutcome(Value):

@@ -126,3 +126,5 @@ class TranscriptQuery(Value):
 
     start: int = 0
     stop: int | None = None
+    summary: bool = Field(default=False, exclude_if=lambda v: v is False)
+    """True: the page also holds the run's summary of what its model no longer sees."""

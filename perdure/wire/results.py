@@ -302,3 +302,5 @@ class TranscriptPage(Value):
     start: int
     length: int
     messages: list[Message]
+    summary: str = Field(default="", exclude_if=is_empty)
+    """Summary of the messages that the model no longer sees, when the query asks for it."""

@@ -32,7 +32,7 @@ from perdure.workflows.engine.events import (
 from perdure.workflows.engine.fold import fold, initial
 from perdure.workflows.engine.report import report_due
 from perdure.workflows.engine.state import AgentState, Origin
-from perdure.workflows.pending_activities import model_input
+from perdure.workflows.model_inputs import model_input
 
 from .runs import NOW, asked, begun, call, reply, spec_of, tool_spec
 

@@ -15,7 +15,7 @@ from perdure.errors import DefinitionError
 from perdure.limits import Limits
 from perdure.messages import Message, ReplyMeta, Text, Usage
 from perdure.model import ModelConfig
-from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.effects import ModelFailure, ModelOutcome, summary_digest
 from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine.budget import pending_amount
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
@@ -32,7 +32,7 @@ from perdure.workflows.engine.events import (
 )
 from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.state import AgentState
-from perdure.workflows.pending_activities import model_input, summary_input
+from perdure.workflows.model_inputs import model_input, summary_input
 
 from .runs import PRICE, answered, begun, call, program_of, result
 
@@ -83,7 +83,7 @@ def test_summary_replaces_old_messages() -> None:
     assert state.ledger.steps == before.ledger.steps, "a summary is no step"
     command = decide(state)
     assert isinstance(command, CallModel)
-    assert model_input(state, command).summary == "The user wants bread."
+    assert model_input(state, command).summary == summary_digest("The user wants bread.")
 
 
 def test_next_summary_covers_the_earlier() -> None:
@@ -91,7 +91,8 @@ def test_next_summary_covers_the_earlier() -> None:
     while not isinstance(command := decide(state), Summarize):
         state = tool_done(answered(state, call("work")))
     call_input = summary_input(state, command)
-    assert (call_input.summary, call_input.summarize, call_input.stream) == ("first", command.stop, False)
+    assert (call_input.summary, call_input.summarize) == (summary_digest("first"), command.stop)
+    assert not call_input.stream
     state = fold(fold(state, SummaryBegan(stop=command.stop)), written("second"))
     assert state.transcript.summary == "second"
 
@@ -179,16 +180,17 @@ def test_request_holds_what_leaves() -> None:
         state = tool_done(answered(state, call("work")))
     call_input = summary_input(state, command)
     view = call_input.view
-    shown = (*state.messages[: view.pinned], *state.messages[view.start : view.length])
+    shown = state.transcript.visible
     config = state.spec.models[0].config
-    request = summary_request(state.spec, config, call_input, ModelView(messages=shown, blobs=()))
+    seen = ModelView(messages=shown, blobs=(), summary="first")
+    request = summary_request(state.spec, config, call_input, seen)
     text = request.messages[0].text
     leaving = state.messages[view.start : command.stop]
     assert text.count("calls work(") == sum(len(message.tool_calls) for message in leaving)
     assert "<earlier_summary>\nfirst\n" in text
     assert "the task" not in text
     assert (request.tools, len(request.messages)) == ((), 1)
-    later = with_summary(call_input, shown)
+    later = with_summary(call_input, seen)
     assert [later[0], *later[2:]] == list(shown)
     assert later[1].role == "user"
     assert later[1].text.endswith("\nfirst")

@@ -33,13 +33,13 @@ def fixed_tokens(spec: AgentSpec, *, has_peers: bool) -> int:
 
 def visible_tokens(state: AgentState) -> int:
     """Return an upper bound of what the model sees now, by our own estimate alone."""
-    transcript = state.transcript
-    shown = (
-        *transcript.messages[: transcript.pinned_messages],
-        *transcript.messages[transcript.window_start :],
-    )
-    messages = sum(estimated_tokens(message) for message in shown)
-    return fixed_tokens(state.spec, has_peers=bool(state.peers)) + text_tokens(transcript.summary) + messages
+    return unmoved_tokens(state) + sum(estimated_tokens(message) for message in state.transcript.visible)
+
+
+def unmoved_tokens(state: AgentState) -> int:
+    """Return an upper bound of what the model reads beside messages: instructions, tools, the summary."""
+    fixed = fixed_tokens(state.spec, has_peers=bool(state.peers))
+    return fixed + text_tokens(state.transcript.summary)
 
 
 def next_input_tokens(state: AgentState) -> int:

@@ -10,7 +10,7 @@ PAGE_BYTES = 400 * 1024
 """Bound of a page, far below the payload limit of a query's result."""
 
 
-def page(messages: Sequence[Message], query: TranscriptQuery) -> TranscriptPage:
+def page(messages: Sequence[Message], query: TranscriptQuery, summary: str = "") -> TranscriptPage:
     """Return the messages from `start` that fit `PAGE_BYTES`; at least one if there is one."""
     start = max(query.start, 0)
     stop = len(messages) if query.stop is None else min(max(query.stop, 0), len(messages))
@@ -22,4 +22,6 @@ def page(messages: Sequence[Message], query: TranscriptQuery) -> TranscriptPage:
         if chosen and room < 0:
             break
         chosen.append(message)
-    return TranscriptPage(start=start, length=len(messages), messages=chosen)
+    return TranscriptPage(
+        start=start, length=len(messages), messages=chosen, summary=summary if query.summary else ""
+    )

@@ -226,7 +226,7 @@ def _cut_window(state: AgentState) -> AgentState:
     larger = parking.with_next_model(state, "context_overflow", "the conversation does not fit")
     if larger is not None:
         return larger
-    start = half_window_start(state.transcript)
+    start = half_window_start(state)
     if start > state.transcript.window_start and state.step.overflow_cuts < MOST_OVERFLOW_CUTS:
         state = move_window(state, start)
         return replace(state, step=replace(state.step, overflow_cuts=state.step.overflow_cuts + 1))

@@ -128,11 +128,14 @@ class Transcript:
     """Keys of attachments that a provider has refused: the model reads words in their place."""
     planned_at: int = 0
     """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
+    pinned: int | None = None
+    """Index of the request that the model sees before the window. It changes only when the window moves."""
 
     @property
-    def pinned_messages(self) -> int:
-        """Number of leading messages that the window keeps: the task, once the window has moved."""
-        return 1 if self.window_start > 0 else 0
+    def visible(self) -> tuple[Message, ...]:
+        """Messages that the model sees: the pinned request, if any, and the window."""
+        window = self.messages[self.window_start :]
+        return window if self.pinned is None else (self.messages[self.pinned], *window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +337,11 @@ class RunState:
         return self
 
     @property
+    def summary(self) -> str:
+        """Summary of the messages that the model no longer sees."""
+        return ""
+
+    @property
     def open_calls(self) -> tuple[Call, ...]:
         """Tool calls of the current step."""
         return ()
@@ -388,6 +396,11 @@ class AgentState(RunState):
     def with_messages(self, messages: tuple[Message, ...]) -> Self:
         """Return the state with these messages in its transcript."""
         return replace(self, transcript=replace(self.transcript, messages=messages))
+
+    @property
+    def summary(self) -> str:
+        """Summary of the messages that have left the window."""
+        return self.transcript.summary
 
     @property
     def open_calls(self) -> tuple[Call, ...]:

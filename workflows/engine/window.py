@@ -1,17 +1,24 @@
 """Context strategies: the messages that the model sees, never a tool call without its result.
 
+Rules
+1. The model always sees the request that it works on: the message with which the run, the turn or the visit began.
+   In the window it stands where it was sent. Beyond it, it is pinned before the window.
+2. No message leaves the window before a model has read it. Calls stay together with their results.
+3. The first message that the model sees is a person's: providers refuse a conversation that begins otherwise.
+4. The pinned request changes only when the window moves: until then the provider's prompt cache holds.
+
 A strategy is a function from the state to a move, registered by the kind of its settings. A move that needs an
 effect, such as a summary, names it; `decide` asks for it, and falls back to plain sliding where limits forbid it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from perdure.context import SlidingWindow, Summary
-from perdure.messages import Message, estimated_tokens
+from perdure.messages import estimated_tokens
 
-from .input_tokens import visible_tokens
-from .state import AgentState, Transcript
+from .input_tokens import unmoved_tokens, visible_tokens
+from .state import AgentState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +35,8 @@ class MoveTo:
 
 @dataclass(frozen=True, kw_only=True)
 class SummarizeTo:
-    """A model summarizes the messages from `start` to `stop`, then the window moves to `stop`."""
+    """A model summarizes the messages that a move to `stop` leaves out, then the window moves there."""
 
-    start: int
     stop: int
 
 
@@ -45,21 +51,22 @@ def choose_window(state: AgentState) -> WindowMove:
 def _choose_slide(state: AgentState) -> Keep | MoveTo:
     """Return where the window is to start, so that what the model sees fits both bounds."""
     window, transcript = state.spec.context, state.transcript
-    visible = transcript.pinned_messages + len(transcript.messages) - transcript.window_start
+    visible = len(transcript.messages) - transcript.window_start + (transcript.pinned is not None)
     if not _is_overfull(window, visible, transcript.context_tokens):
         return Keep()
     most = None if window.messages is None else max(2, int(window.messages * window.keep))
-    tokens = None if window.tokens is None else int(window.tokens * window.keep)
-    start = slide(transcript.messages, transcript.window_start, most=most, tokens=tokens)
+    tokens = None
+    if window.tokens is not None:
+        tokens = int(max(window.tokens - unmoved_tokens(state), 0) * window.keep)
+    start = slide(state, most=most, tokens=tokens)
     return MoveTo(start=start) if start > transcript.window_start else Keep()
 
 
 def _choose_summary(state: AgentState) -> WindowMove:
     move = _choose_slide(state)
-    start = max(state.transcript.window_start, 1)  # the task stays visible, so no summary covers it
-    if isinstance(move, Keep) or move.start <= start:
+    if isinstance(move, Keep) or not _leaves_something(state, move.start):
         return move
-    return SummarizeTo(start=start, stop=move.start)
+    return SummarizeTo(stop=move.start)
 
 
 _STRATEGIES: dict[str, Callable[[AgentState], WindowMove]] = {
@@ -73,19 +80,24 @@ its own it also needs a move, a command, an event, and their cases in `decide`, 
 """
 
 
+def request_before(state: AgentState, start: int) -> int | None:
+    """Return the index of the request that is pinned before a window from `start` on, or None."""
+    return state.first_message if start > state.first_message else None
+
+
 def move_window(state: AgentState, start: int) -> AgentState:
     """Return the state with the window's new start, and less context by what has left it."""
-    transcript = state.transcript
-    moved = replace(state, transcript=replace(transcript, window_start=start))
+    pinned = request_before(state, start)
+    moved = replace(state, transcript=replace(state.transcript, window_start=start, pinned=pinned))
     # Both are upper bounds. A difference of the two would be none: our estimate of what left may be too large.
-    remaining = min(transcript.context_tokens, visible_tokens(moved))
+    remaining = min(state.transcript.context_tokens, visible_tokens(moved))
     return replace(moved, transcript=replace(moved.transcript, context_tokens=remaining))
 
 
-def half_window_start(transcript: Transcript) -> int:
+def half_window_start(state: AgentState) -> int:
     """Return the start of a window with half the visible messages."""
-    visible = len(transcript.messages) - max(transcript.window_start, 1)
-    return slide(transcript.messages, transcript.window_start, most=max(2, visible // 2), tokens=None)
+    visible = len(state.messages) - state.transcript.window_start
+    return slide(state, most=max(2, visible // 2), tokens=None)
 
 
 def _is_overfull(window: SlidingWindow | Summary, visible: int, tokens: int) -> bool:
@@ -94,28 +106,48 @@ def _is_overfull(window: SlidingWindow | Summary, visible: int, tokens: int) -> 
     return too_many or too_long
 
 
-def slide(messages: Sequence[Message], start: int, *, most: int | None, tokens: int | None) -> int:
-    """Return the smallest start, beyond the present one, that keeps at most so many messages and tokens.
+def _leaves_something(state: AgentState, start: int) -> bool:
+    """Return whether a move to `start` leaves out more than a request that is pinned from then on."""
+    pinned = request_before(state, start)
+    old = state.transcript.pinned
+    leaving = set(range(state.transcript.window_start, start)) | ({old} if old is not None else set())
+    return bool(leaving - {pinned})
 
-    The first message always stays visible and is not counted. The result is `start` itself when nothing more can
-    be left out: the newest exchange is never given up.
+
+def slide(state: AgentState, *, most: int | None, tokens: int | None) -> int:
+    """Return the smallest start, from the present one on, that keeps at most so many messages and tokens.
+
+    The tokens of a pinned request count, and it is no message of `most`. The newest exchange is never given up, so
+    it alone may exceed both.
     """
-    keep, kept_tokens = len(messages), 0
-    for index in range(len(messages) - 1, max(start, 1) - 1, -1):
-        kept_tokens += estimated_tokens(messages[index])
-        if (most is not None and len(messages) - index > most) or (
-            tokens is not None and kept_tokens > tokens
-        ):
-            break
-        keep = index
-    keep = _first_opening(messages, keep)
-    return keep if keep > max(start, 1) else start
+    messages, start, request = state.messages, state.transcript.window_start, state.first_message
+    newest = _newest_exchange(state)
+    keep, kept_tokens = newest, 0
+    pinned_tokens = 0 if tokens is None else estimated_tokens(messages[request])
+    for index in range(len(messages) - 1, start - 1, -1):
+        if tokens is not None:
+            kept_tokens += estimated_tokens(messages[index])
+        too_many = most is not None and len(messages) - index > most
+        too_long = tokens is not None and kept_tokens + (pinned_tokens if index > request else 0) > tokens
+        if index < newest:
+            if too_many or too_long:
+                break
+            keep = index
+    return max(next(i for i in range(keep, newest + 1) if _may_open(state, i)), start)
 
 
-def _first_opening(messages: Sequence[Message], index: int) -> int:
-    """Return the nearest message from `index` on that may open a window, else the last one that may."""
-    # A tool message without the call before it is refused by every provider.
-    for candidate in range(index, len(messages)):
-        if messages[candidate].role != "tool":
-            return candidate
-    return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role != "tool"), 0)
+def _may_open(state: AgentState, index: int) -> bool:
+    """Return whether a window may start at the message: see rules 1 to 3."""
+    # Before the request nothing is pinned, so the message itself must be a person's.
+    role = state.messages[index].role
+    return role == "user" if index <= state.first_message else role != "tool"
+
+
+def _newest_exchange(state: AgentState) -> int:
+    """Return the index from which on messages stay visible: those that no model has read, and their calls."""
+    messages, request = state.messages, state.first_message
+    read = next((i for i in reversed(range(len(messages))) if messages[i].role == "assistant"), -1)
+    if read < request:  # results of an earlier turn belong to that turn, and may leave
+        return next(i for i in range(read + 1, len(messages)) if messages[i].role != "tool")
+    follows = read + 1 < len(messages) and not messages[read].tool_calls
+    return read + 1 if follows else read
