@@ -19,6 +19,7 @@ from perdure.model import Reply, ToolDefinition, check_json
 from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates
 from perdure.tools import Tool
+from perdure.wire.effects import CUT_CALL
 from perdure.wire.ids import tool_call_id
 from perdure.wire.names import FINAL_ANSWER, READ_RESULT
 from perdure.wire.plain import problem_as_json
@@ -70,10 +71,7 @@ def check_reply(
 
 
 def _number_calls(reply: Reply, step: int) -> list[Part]:
-    """Return the parts with our ids: providers' ids may repeat within a run.
-
-    A reply cut by its length loses its tool calls, because the last of them may be cut too.
-    """
+    """Return the parts with our ids: providers' ids may repeat within a run."""
     parts: list[Part] = []
     count = 0
     for part in reply.parts:
@@ -81,10 +79,22 @@ def _number_calls(reply: Reply, step: int) -> list[Part]:
             parts.append(part.model_copy(update={"text": fix_surrogates(part.text)}))
         elif not isinstance(part, ToolCall):
             parts.append(part)
-        elif reply.stop != "max_tokens":
+        else:
             count += 1
             parts.append(_ensure_json(part).model_copy(update={"id": tool_call_id(step, count)}))
-    return parts
+    return _mark_cut_call(parts) if reply.stop == "max_tokens" else parts
+
+
+def _mark_cut_call(parts: list[Part]) -> list[Part]:
+    """Return the parts of a cut reply; a call at its end carries that as its problem.
+
+    Where the cut falls nobody knows but the provider: arguments that parse may still lack their end. Calls before
+    the last part were followed by something, so they are complete.
+    """
+    last = parts[-1] if parts else None
+    return (
+        [*parts[:-1], last.model_copy(update={"problem": CUT_CALL})] if isinstance(last, ToolCall) else parts
+    )
 
 
 def _ensure_json(call: ToolCall) -> ToolCall:

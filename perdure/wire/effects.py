@@ -114,6 +114,13 @@ def summary_digest(summary: str) -> str:
     return sha256(summary.encode(errors="replace")).hexdigest()[:16] if summary else ""
 
 
+CUT_CALL: Final = (
+    "the reply was cut by max_tokens in the midst of this call; it was not run; "
+    "make the call shorter, or make several smaller ones"
+)
+"""Problem of a call that was cut by the length of its reply."""
+
+
 class ModelOutcome(Value):
     """Outcome of a model call."""
 

@@ -219,7 +219,8 @@ class RunResult(Value):
     per_tool: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     """Of a run with bounds of single tools: their calls, those of the runs below it included."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Of a run that ended early: work that it left undone, a line each."""
+    """What the run and all below it have left undone, a line each: messages that no model has read, calls that were
+    not carried out or failed, and of a run that ended early the rest of its plan."""
 
 
 class ChildResult(RunResult):
@@ -293,6 +294,8 @@ class TurnReply(Value):
     cost_microusd: int | None = None
     messages: int = 0
     """Length of the session's transcript when the turn was over."""
+    missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """What the turn has left undone, as in `RunResult`. Messages that it did not read get the next turn."""
 
 
 class TranscriptPage(Value):

@@ -15,7 +15,7 @@ from perdure.limits import Limits
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, Usage, estimated_tokens
 from perdure.model import ModelConfig, ModelStop
 from perdure.policy import Policy, Rule
-from perdure.wire.effects import ModelFailure, ModelOutcome
+from perdure.wire.effects import CUT_CALL, ModelFailure, ModelOutcome
 from perdure.wire.requests import ApprovalDecision, RunRequest
 from perdure.wire.results import ENDED, Status, StopReason
 from perdure.wire.spec import ModelSpec
@@ -231,8 +231,8 @@ class Run(RuleBasedStateMachine):
     def model_answers(  # noqa: PLR0917 - Hypothesis fills them in
         self, calls: list[ToolCall], stop: ModelStop, text: str, part: float, typed: bool, problem: bool
     ) -> None:
-        if stop == "max_tokens":
-            calls = []
+        if stop == "max_tokens" and calls:
+            calls = [*calls[:-1], calls[-1].model_copy(update={"problem": CUT_CALL})]
         read = self.state.transcript.context_tokens
         usage = Usage(input_tokens=read, output_tokens=int(self.granted * part))
         output = wrong = None
@@ -474,14 +474,6 @@ def test_a_limit_gives_no_words_where_a_type_was_asked_for() -> None:
     state = answered(begun(limits=Limits(steps=1), output_schema=TYPED), call("work"), text="let me see")
     state = fold(state, CallReturned(result=result("call-1-1")))
     assert decide(state) == Finish(end=End(stop_reason="max_steps", output=None))
-
-
-def test_a_call_beside_the_final_answer_is_not_called_accepted() -> None:
-    state = fold(asked(begun(output_schema=TYPED)), MessageSent(message=Message.user("wait")))
-    state = fold(state, reply(state, call("work"), call("final_answer"), output={"city": "Bonn"}))
-    work, final = state.messages[-1].tool_results
-    assert (work.is_error, work.text) == (True, "not run: the final answer was given")
-    assert (final.is_error, final.text) == (False, "accepted: this is the final answer")
 
 
 def test_the_end_fills_in_calls_that_were_never_started_and_keeps_the_results_of_others() -> None:

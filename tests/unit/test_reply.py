@@ -14,6 +14,7 @@ from perdure.messages import Message, Opaque, Text, Thinking, ToolCall, Usage
 from perdure.model import ModelStop, Reply, ToolDefinition
 from perdure.schema import problem_with
 from perdure.tools import tool
+from perdure.wire.effects import CUT_CALL
 
 
 class Answer(BaseModel):
@@ -67,8 +68,19 @@ def test_calls_get_our_ids() -> None:
     assert [c.problem for c in calls(reading)] == [None, None]
 
 
-def test_truncated_reply_has_no_calls() -> None:
-    assert read(agent(), Text(text="I"), call("work", n=1), stop="max_tokens").parts == [Text(text="I")]
+@pytest.mark.parametrize(
+    ("parts", "problems"),
+    [
+        ([Text(text="I"), call("work", n=1)], [CUT_CALL]),
+        ([call("work", n=1), call("work", n=2)], [None, CUT_CALL]),
+        ([call("work", n=1), Text(text="and th")], [None]),
+        ([call("work", n=1), call("work", n=1).model_copy(update={"problem": "not JSON"})], [None, CUT_CALL]),
+    ],
+)
+def test_cut_reply_keeps_its_calls(parts: list[Any], problems: list[str | None]) -> None:
+    """The last part of a reply that was cut by its length is what was cut; calls before it are complete."""
+    assert [c.problem for c in calls(read(agent(), *parts, stop="max_tokens"))] == problems
+    assert [c.problem for c in calls(read(agent(), *parts, stop="tool_calls"))][:1] == [None]
 
 
 @pytest.mark.parametrize(

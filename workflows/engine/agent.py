@@ -18,7 +18,7 @@ from .ends import newest_words
 from .events import Event
 from .hooks import with_hooks
 from .state import AgentState, Chain, End, Origin, Parking, Step
-from .step import append
+from .step import append_unread
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AgentProgram:
 
     def begin_turn(self, state: AgentState, message: Message) -> AgentState:
         """Return the state with the message at the end of the transcript."""
-        return append(state, message)
+        return append_unread(state, message)
 
     def end_turn(self, state: AgentState, end: End) -> AgentState:
         """Return the state without the turn's own troubles. Unread messages of the turn go back to the session."""

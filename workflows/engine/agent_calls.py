@@ -1,10 +1,17 @@
 """Agents called as tools: keys of their runs, and their answers in words for the model."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from perdure.graph import as_text
 from perdure.messages import Document, Image, Part, Text, ToolResult
 from perdure.wire.results import RunResult
+
+from .report import shorten
+
+LEFT_UNDONE: Final = "[it left undone: "
+"""Beginning of the answer of a child that has left something undone."""
+_MOST_LEFT_CHARS: Final = 2000
 
 
 def receipt(key: str) -> str:
@@ -20,15 +27,28 @@ def late_answer(key: str, result: ToolResult) -> Sequence[Part]:
 
 
 def result_text(outcome: RunResult) -> str:
-    """Return a child's answer for the model, and why it ended if not by itself."""
+    """Return a child's answer for the model, why it ended if not by itself, and what it has left undone."""
+    answer = _answer_text(outcome)
+    if not outcome.missing:
+        return answer
+    # First, because the end of a long text is cut.
+    left = shorten("; ".join(outcome.missing), _MOST_LEFT_CHARS)
+    return f"{LEFT_UNDONE}{left}]\n{answer}"
+
+
+def _answer_text(outcome: RunResult) -> str:
     text = as_text(outcome.output)
     if outcome.error is not None and not outcome.answered:
         why = f"{outcome.agent} failed: {outcome.error.kind}: {outcome.error.message}"
         return f"{why}\nUntil then it had: {text}" if text else why
     if outcome.stop_reason == "end_turn":
-        # Some providers refuse an empty result, and the model could not tell it from a mistake.
-        return text or "done"
+        # Some providers refuse an empty result. And a run that said nothing has not said that it is done.
+        return text if text.strip() else f"[{outcome.agent} ended without an answer, after {_calls(outcome)}]"
     return f"{text}\n[it ended early: {outcome.stop_reason}]".lstrip()
+
+
+def _calls(outcome: RunResult) -> str:
+    return "1 tool call" if outcome.tool_calls == 1 else f"{outcome.tool_calls} tool calls"
 
 
 def may_have_effect(outcome: RunResult) -> bool:

@@ -10,6 +10,7 @@ from perdure.wire.spec import NodeKind
 
 from .account import bounded_calls
 from .approvals import tool_of
+from .leftovers import left_undone
 from .report import (
     MOST_SHOWN,
     STATUS_WORDS,
@@ -85,26 +86,6 @@ def agent_result(state: AgentState, end: End) -> RunResult:
         per_tool=bounded_calls(state),
         answered=end.answers,
     )
-
-
-def left_undone(state: AgentState, end: End) -> list[str]:
-    """Return what a run that ended early did not do: calls that were not made, and the rest of its plan."""
-    # The model chose these ends itself, so nothing was left undone.
-    if end.stop_reason in ("end_turn", "handoff"):
-        return []
-    messages = state.messages[state.first_message :]
-    made = {call.id: call for message in messages for call in message.tool_calls}
-    # Only the last step's failures count: the model has seen earlier ones, and went on.
-    newest = next((message for message in reversed(messages) if message.role == "tool"), None)
-    failed = [result for result in newest.tool_results if result.is_error] if newest else []
-    calls = [
-        f"{signature(made[result.call_id])}: {shorten(result.text, 200)}"
-        for result in failed
-        if result.call_id in made
-    ]
-    items = state.transcript.plan
-    plan = [f"planned: {item.text}" for item in items if item.state in ("pending", "in_progress")]
-    return [*calls, *plan]
 
 
 def agent_details(state: AgentState) -> str:

@@ -9,7 +9,9 @@ Rules
 3. A call that the run cannot pay yet is `unpaid`. It is checked again once the lender has answered.
 4. Handoffs and updates of the plan run nothing: they get their result at once, and no limit counts them. Only
    hooks before a handoff, and a person whom they ask, delay its result.
-5. A result is final. A later one for the same call changes nothing.
+5. A final answer beside other calls is not accepted yet: they are carried out, and the model answers anew, because it
+   has not seen their results. An update of the plan alone does not delay the answer.
+6. A result is final. A later one for the same call changes nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
 from perdure.schema import canonical_arguments
 from perdure.wire.effects import CheckedCall
-from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
 from perdure.wire.spec import ToolKind, ToolSpec
 from perdure.wire.tree import Amount, Handoff, Peer
@@ -35,7 +37,13 @@ from .amounts import bounds_of, calls_of, least, minus, missing
 from .state import AgentState, Call
 from .tree import held_by_children
 
+_ANSWER_AND_HANDOFF = "not handed over: a final answer stands in the same reply; decide which of the two"
 _NO_CALLS_ABOVE = "not run: all tool calls of the runs that this one belongs to are used up"
+
+NOT_ACCEPTED_YET = (
+    "not accepted yet: the other calls of this reply were carried out first; read their results, "
+    "then give the final answer again"
+)
 
 
 @dataclass(kw_only=True)
@@ -57,13 +65,54 @@ def open_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime) 
     opened = _counters(state)
     # Two handoffs in a step name two successors: neither happens.
     several = sum(call.name == HANDOFF for call in requested) > 1
+    has_answer = state.step.kept_output is not None
     for call in requested:
-        if call.problem is None and call.name == HANDOFF and state.peers:
-            opened.calls.append(_open_handoff(state, call, now, opened, several=several))
-        elif call.problem is None and call.name == UPDATE_PLAN and state.spec.planning:
+        if has_answer and is_answer(call):
+            opened.calls.append(_error_call(call, NOT_ACCEPTED_YET, now))
+        elif call.problem is None and call.name == HANDOFF and state.peers:
+            opened.calls.append(
+                _error_call(call, _ANSWER_AND_HANDOFF, now)
+                if has_answer
+                else _open_handoff(state, call, now, opened, several=several)
+            )
+        elif _is_plan(state, call):
             opened.calls.append(_update_plan(call, now, opened))
         else:
             opened.calls.append(_open_call(state, call, now, opened))
+    return opened
+
+
+def is_answer(call: ToolCall) -> bool:
+    """Return whether the call gives a final answer that fits its type."""
+    return call.name == FINAL_ANSWER and call.problem is None
+
+
+def _is_plan(state: AgentState, call: ToolCall) -> bool:
+    return call.problem is None and call.name == UPDATE_PLAN and state.spec.planning
+
+
+def needs_another_reply(state: AgentState, calls: Sequence[ToolCall]) -> bool:
+    """Return whether the calls beside a final answer have results that the model must see before it ends."""
+    return any(not is_answer(call) and not _is_plan(state, call) for call in calls)
+
+
+def close_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime, why: str) -> OpenedStep:
+    """Give each call of a run's last reply its result: the answer its receipt, other calls the reason."""
+    opened = _counters(state)
+    answer = next((call for call in requested if is_answer(call)), None)
+    for call in requested:
+        if is_answer(call):
+            # A model may repeat its answer. Another one beside it was not taken, and must not look so.
+            is_same = answer is not None and call.arguments == answer.arguments
+            opened.calls.append(
+                _done_call(call, "accepted: this is the final answer", now)
+                if is_same
+                else _error_call(call, "not taken: the first final answer of the reply counts", now)
+            )
+        elif _is_plan(state, call):
+            opened.calls.append(_update_plan(call, now, opened))
+        else:
+            opened.calls.append(_error_call(call, f"not run: {why}", now))
     return opened
 
 

@@ -25,6 +25,7 @@ from .summary import command_for_summary
 from .tree import shortage
 from .window import Keep, MoveTo, SummarizeTo, choose_window
 
+_EMPTY = "Your last reply was empty. Give your answer in words now, or call a tool."
 _LAST_CALL = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
     "Answer now with what you have, and say what is missing."
@@ -121,7 +122,9 @@ def startable(state: AgentState) -> tuple[Call, ...]:
 
 
 def _reminder_note(state: AgentState) -> str | None:
-    """Return the plan, for a model that no longer sees the message in which it wrote it."""
+    """Return a word about the model's empty reply; or the plan, if the message in which it wrote it is out of sight."""
+    if state.step.empty_replies:
+        return _EMPTY
     transcript = state.transcript
     if not transcript.plan or transcript.planned_at >= transcript.window_start:
         return None

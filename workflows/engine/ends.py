@@ -1,20 +1,34 @@
 """Ends that a run comes to before its model's own: limits, stops, failures."""
 
 from dataclasses import replace
+from typing import Final
 
 from perdure.messages import Message
 from perdure.wire.results import Failure, StopReason
 
 from .state import AgentState, End
 
+_CHOSEN_BY_MODEL: Final[frozenset[StopReason]] = frozenset(
+    {"end_turn", "max_tokens", "max_tool_calls", "max_handoffs", "max_iterations", "repetitive_handoff"}
+)
+"""Reasons of ends that a reply has made, be it the last one that a limit on calls or handoffs leaves."""
+
+
+def is_chosen_by_model(end: End) -> bool:
+    """Return whether the end gives way to a message that no model has read.
+
+    A hook's end, a refusal, a failure and an end from outside do not. A handoff takes the message along.
+    """
+    return end.failure is None and end.stop_reason in _CHOSEN_BY_MODEL
+
 
 def early_end(state: AgentState, reason: StopReason) -> End:
     """Return an end with the newest words of the model, or the agent's own words for this case.
 
-    Words are no output where a type was asked for: then there is none.
+    Words are no output where a type was asked for: there it is an answer that stood beside other calls, or none.
     """
     if state.spec.output_schema is not None:
-        return End(stop_reason=reason)
+        return End(stop_reason=reason, output=state.step.kept_output)
     words = newest_words(state.messages[state.first_message :])
     return End(stop_reason=reason, output=words or state.spec.fallback_message or "")
 
@@ -34,6 +48,15 @@ def newest_words(messages: tuple[Message, ...]) -> str:
         if message.role == "assistant" and not _is_refused(message)
     )
     return next((text for text in texts if text.strip()), "")
+
+
+def words_since_message(state: AgentState) -> str:
+    """Return the newest text of the model since the last message that it got, or an empty string."""
+    since = max(
+        (index for index, message in enumerate(state.messages) if message.role == "user"),
+        default=state.first_message,
+    )
+    return newest_words(state.messages[max(since, state.first_message) :])
 
 
 def _is_refused(message: Message) -> bool:

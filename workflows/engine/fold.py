@@ -23,6 +23,7 @@ from .approvals import digest_of, record_of, tool_of
 from .budget import exhausted_limit, unheard_usage
 from .calls import admit_paid_calls, with_arguments
 from .chain import use_model
+from .ends import is_chosen_by_model
 from .events import (
     ApprovalRelayed,
     ApprovalResolved,
@@ -64,7 +65,16 @@ from .input_tokens import fixed_tokens
 from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
 from .state import AgentState, Origin, Transcript
-from .step import append, close_step, exchange_call, receive, set_result, text_result, unrun_result
+from .step import (
+    append,
+    append_unread,
+    close_step,
+    exchange_call,
+    receive,
+    set_result,
+    text_result,
+    unrun_result,
+)
 from .summary import begin_summary, fold_summary
 from .window import move_window
 
@@ -76,7 +86,8 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
     """Return the state of a run that has just been given its agent."""
     origin = origin or Origin()
     history = origin.child.history if origin.child else []
-    state = append(empty_state(request, spec, now, origin), *history, Message.user(request.prompt))
+    state = append(empty_state(request, spec, now, origin), *history)
+    state = append_unread(state, Message.user(request.prompt))
     return replace(state, transcript=replace(state.transcript, own_start=len(history)))
 
 
@@ -171,10 +182,9 @@ def _fold_message(state: AgentState, event: MessageSent) -> AgentState:
         return close_step(set_result(state, _answer_to(question.call, event.message)))
     state = receive(state, event.message)
     end = state.end or state.step.proposed_end
-    finished = end is not None and end.stop_reason == "end_turn"
-    if not finished or exhausted_limit(state) is not None:
+    if end is None or not is_chosen_by_model(end) or exhausted_limit(state) is not None:
         return state
-    # A message that arrives while the run ends well makes it go on, so that a model reads it.
+    # A message that arrives while the model's own end is under way makes the run go on, so that a model reads it.
     return replace(state, end=None, step=replace(state.step, end_checked=False, proposed_end=None))
 
 

@@ -121,7 +121,9 @@ def redrive(state: AgentState, event: Redriven) -> AgentState:
     if event.spec is not None:
         # The request's limits are the caller's, so they hold for the new agent as well.
         limits = event.spec.limits.tightened_by(state.request.limits)
-        state = replace(state, spec=event.spec, members=event.members)
+        # An answer of the old agent need not fit the new one's type.
+        step = replace(state.step, kept_output=None)
+        state = replace(state, spec=event.spec, members=event.members, step=step)
     if state.session is None:
         state = replace(state, limits=limits.replaced_by(state.new_limits))
     elif event.spec is not None:

@@ -4,6 +4,10 @@ Rules
 1. A reply is booked before anything else: it costs, whatever it says.
 2. A call that gave no reply is repeated as the same step: the limit of steps counts it once.
 3. A reply with calls that can run opens them. Any other reply ends the run, or leads to one more step.
+4. No call vanishes. A call beside a final answer is carried out first. One that was cut by the reply's length has
+   failed, and the model may make it anew.
+5. An end that the model chooses waits for messages that it has not read, while a limit allows another call.
+6. A reply without words and calls is no answer: the run has its newest words, or asks once more.
 """
 
 from dataclasses import replace
@@ -16,22 +20,23 @@ from perdure.messages import (
     Usage,
     estimated_tokens,
 )
-from perdure.wire.effects import ModelFailure
+from perdure.wire.effects import CUT_CALL, ModelFailure
 from perdure.wire.names import FINAL_ANSWER
 
 from . import parking
 from .budget import exhausted_limit, unheard_usage
-from .calls import open_calls
+from .calls import OpenedStep, close_calls, needs_another_reply, open_calls
 from .chain import use_base_model
-from .ends import early_end, fail
+from .ends import early_end, fail, words_since_message
 from .events import (
     ModelFailed,
     Replied,
     StepBegan,
 )
 from .family import book
+from .report import shorten
 from .state import AgentState, End
-from .step import answer_calls, append, close_step
+from .step import answer_calls, append, append_unread, close_step
 from .window import half_window_start, move_window
 
 MOST_INVALID_STEPS = 5
@@ -40,13 +45,15 @@ MOST_STALE_RETRIES = 5
 """Retries in a row because the worker's transcript was stale."""
 MOST_OVERFLOW_CUTS = 8
 """Cuts of the window in a row after overflows. Each halves it, so more would not help."""
+MOST_CUT_REPLIES = 3
+"""Replies in a row that were cut in the midst of their only call: the model does not make it shorter."""
 _NO_OUTPUT = f"Your answer has no output of the type asked for: give it by calling {FINAL_ANSWER!r}."
 
 
 def begin_step(state: AgentState, event: StepBegan) -> AgentState:
     """Return the state while the model is asked. It reads the inbox in this call."""
     unread = state.inbox.messages
-    state = append(replace(state, inbox=replace(state.inbox, messages=())), *unread)
+    state = append_unread(replace(state, inbox=replace(state.inbox, messages=())), *unread)
     steps = state.ledger.steps if state.step.redo else state.ledger.steps + 1
     step = replace(state.step, redo=False, asking_model=True, clamped_by=event.clamped_by)
     return replace(state, step=step, ledger=replace(state.ledger, steps=steps))
@@ -90,6 +97,7 @@ def _record_reply(state: AgentState, message: Message, usage: Usage) -> AgentSta
     state = replace(
         state,
         transcript=transcript,
+        inbox=replace(state.inbox, unanswered=()),
         step=replace(state.step, overflow_cuts=0),
         chain=replace(state.chain, tried=()),
         parking=replace(state.parking, auto_retries=0, outage=None, force_once=False),
@@ -105,8 +113,7 @@ def _apply_stop(state: AgentState, event: Replied, message: Message) -> AgentSta
             state = answer_calls(state, message, f"the model's answer was stopped ({stop})")
             return replace(state, end=End(stop_reason=stop, output=text))
         case "max_tokens":
-            state = answer_calls(state, message, "the answer was cut by its length")
-            return replace(state, end=early_end(state, state.step.clamped_by or "max_tokens"))
+            return _apply_cut(state, event, message)
         case "pause_turn" if not message.tool_calls:
             return state  # the provider wants to be asked again, with what it has said so far
         case "end_turn" | "stop_sequence" | "tool_calls" | "pause_turn":
@@ -117,35 +124,89 @@ def _apply_stop(state: AgentState, event: Replied, message: Message) -> AgentSta
             assert_never(stop)
 
 
+def _apply_cut(state: AgentState, event: Replied, message: Message) -> AgentState:
+    """Return the state after a reply that its length cut: the cut call has failed, calls before it are complete."""
+    calls = message.tool_calls
+    cut_replies = 0 if any(call.problem is None for call in calls) else state.step.cut_replies + 1
+    if calls and state.step.wrap_up is None and cut_replies < MOST_CUT_REPLIES:
+        state = _apply_answer(state, event, message)
+        return replace(state, step=replace(state.step, cut_replies=cut_replies))
+    state = answer_calls(state, message, "the reply was cut by its length")
+    if _reads_on(state):
+        return state
+    return replace(state, end=early_end(state, state.step.clamped_by or "max_tokens"))
+
+
 def _apply_answer(state: AgentState, event: Replied, message: Message) -> AgentState:
-    outcome = event.outcome
+    outcome, calls = event.outcome, message.tool_calls
+    state = replace(state, step=replace(state.step, cut_replies=0))
+    if calls or outcome.output is not None:
+        state = replace(state, step=replace(state.step, kept_output=outcome.output, empty_replies=0))
+    reason = state.step.wrap_up
     if outcome.output is not None:
-        state = answer_calls(state, message, "the final answer was given")
-        return _finish_with(state, outcome.output)
-    if not message.tool_calls:
+        if reason is None and needs_another_reply(state, calls):
+            return close_step(_open_step(state, calls, event.at))
+        closed = close_calls(state, calls, event.at, reason or "the final answer was given")
+        return _finish_with(close_step(_with_opened(state, closed)), outcome.output)
+    if not calls:
         return _apply_words(state, message.text, outcome.output_problem)
     # The last call of a run offers no tools. A model that calls some all the same gets no further call.
-    reason = state.step.wrap_up
     if reason is not None:
         state = answer_calls(state, message, reason)
-        return replace(state, end=early_end(state, reason))
-    return close_step(_open_step(state, message.tool_calls, event.at))
+        return state if _reads_on(state) else replace(state, end=early_end(state, reason))
+    return close_step(_open_step(state, calls, event.at))
 
 
 def _apply_words(state: AgentState, text: str, problem: str | None) -> AgentState:
     """Return the state after a reply without calls."""
+    is_plain = problem is None and state.spec.output_schema is None
+    if is_plain and not text.strip():
+        return _apply_silence(state)
+    state = replace(state, step=replace(state.step, empty_replies=0))
     if state.step.wrap_up is not None:
-        allowed = state.spec.output_schema is None and problem is None
-        return replace(state, end=End(stop_reason=state.step.wrap_up, output=text if allowed else None))
-    if problem is None and state.spec.output_schema is None:
+        if _reads_on(state):
+            return state
+        output = text if is_plain else state.step.kept_output
+        return replace(state, end=End(stop_reason=state.step.wrap_up, output=output))
+    if is_plain:
         return _finish_with(state, text)
     return append(_count_repair(state), Message.user(problem or _NO_OUTPUT))
 
 
+def _apply_silence(state: AgentState) -> AgentState:
+    """Return the state after a reply with neither words nor calls: it is never an answer."""
+    words = words_since_message(state)
+    if _reads_on(state) or words or (state.tree.children and state.step.wrap_up is None):
+        return _finish_with(state, words)
+    if state.step.wrap_up is not None:
+        return replace(state, end=early_end(state, state.step.wrap_up))
+    if state.step.empty_replies:
+        return fail(state, "malformed_reply", f"the model said nothing, twice{_did_last(state)}")
+    return replace(state, step=replace(state.step, empty_replies=1))
+
+
+def _did_last(state: AgentState) -> str:
+    """Return the newest results in words: a caller may have use for them, though the run gave no answer."""
+    newest = next(
+        (message for message in reversed(state.messages[state.first_message :]) if message.role == "tool"),
+        None,
+    )
+    if newest is None:
+        return ""
+    shown = "; ".join(f"{result.name}: {shorten(result.text, 200)}" for result in newest.tool_results[:3])
+    return f"; its last results: {shown}"
+
+
+def _reads_on(state: AgentState) -> bool:
+    """Return whether the model is asked once more, because it has not read a message that came meanwhile.
+
+    An answer is not given up for a call that no limit allows.
+    """
+    return bool(state.inbox.messages) and exhausted_limit(state) is None
+
+
 def _finish_with(state: AgentState, output: Any) -> AgentState:
-    # The model has not seen a message that came while it was finishing. But an answer is not given up for a
-    # call that no limit allows.
-    if state.inbox.messages and exhausted_limit(state) is None:
+    if _reads_on(state):
         return state
     # Answers of children that still run would be lost with the run: they wake the model again.
     if state.tree.children and state.step.wrap_up is None:
@@ -162,26 +223,30 @@ def _count_repair(state: AgentState) -> AgentState:
 
 
 def _open_step(state: AgentState, calls: list[ToolCall], now: datetime) -> AgentState:
-    opened = open_calls(state, calls, now)
-    invalid = state.step.invalid_steps + 1 if all(call.problem for call in calls) else 0
-    step = replace(
-        state.step,
-        calls=tuple(opened.calls),
-        wrap_up=opened.wrap_up,
-        invalid_steps=invalid,
-        handoff=opened.handoff,
+    state = _with_opened(state, open_calls(state, calls, now))
+    invalid = (
+        state.step.invalid_steps + 1
+        if all(call.problem or call.name == FINAL_ANSWER for call in calls)
+        else 0
     )
-    ledger = replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool)
-    state = replace(state, step=step, ledger=ledger)
-    if opened.plan is not None:
-        planned_at = len(state.messages) - 1
-        state = replace(state, transcript=replace(state.transcript, plan=opened.plan, planned_at=planned_at))
-    # A final answer that does not fit the type is an invalid call too, with a bound of its own.
-    if any(call.problem and call.name == FINAL_ANSWER for call in calls):
+    state = replace(state, step=replace(state.step, invalid_steps=invalid))
+    # A final answer that does not fit the type is an invalid call too, with a bound of its own. So is a cut reply.
+    if any(call.problem not in (None, CUT_CALL) and call.name == FINAL_ANSWER for call in calls):
         state = _count_repair(state)
     if invalid >= MOST_INVALID_STEPS:
         return fail(state, "malformed_reply", f"{invalid} steps in a row made no call that can be run")
     return state
+
+
+def _with_opened(state: AgentState, opened: OpenedStep) -> AgentState:
+    """Return the state with the calls of a reply, and all that they change at once."""
+    step = replace(state.step, calls=tuple(opened.calls), wrap_up=opened.wrap_up, handoff=opened.handoff)
+    ledger = replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool)
+    state = replace(state, step=step, ledger=ledger)
+    if opened.plan is None:
+        return state
+    planned_at = len(state.messages) - 1
+    return replace(state, transcript=replace(state.transcript, plan=opened.plan, planned_at=planned_at))
 
 
 def fold_model_failure(state: AgentState, event: ModelFailed) -> AgentState:

@@ -37,6 +37,7 @@ from .events import (
     TurnEnded,
     TurnInterrupted,
 )
+from .leftovers import bounded, unread_lines
 from .program import Program
 from .report import cost_of
 from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
@@ -152,7 +153,9 @@ class SessionProgram:
     def result(self, state: RunState, end: End) -> RunResult:
         """Return the result."""
         result: RunResult = self.inner.result(state, end)
-        return result
+        session = session_of(state)
+        waiting = [utterance.message for utterance in (*session.unread, *session.queue)]
+        return result.model_copy(update={"missing": bounded([*result.missing, *unread_lines(waiting)])})
 
     def details(self, state: RunState) -> str:
         """Return the page in the Temporal UI."""
@@ -249,6 +252,7 @@ class SessionProgram:
             usage=usage_since(now.usage, before.usage, estimated=now.estimates > before.estimates),
             cost_microusd=None if cost_of(state) is None else now.cost_microusd - before.cost_microusd,
             messages=len(state.messages),
+            missing=self.inner.result(state, end).missing,
         )
         # The state is carried at each continue-as-new, so long texts are kept once, in the transcript.
         if len(text) <= _LONG_TEXT or at is None:

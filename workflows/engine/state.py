@@ -174,6 +174,12 @@ class Step:
     """Index before which messages are being summarized; 0: the model call, if any, is the step's."""
     overflow_cuts: int = 0
     """Cuts of the window in a row after the provider reported that the context overflows."""
+    kept_output: object = None
+    """Typed answer that stood beside other calls: the output, if no further model call is allowed."""
+    cut_replies: int = 0
+    """Replies in a row that were cut in the midst of their only call."""
+    empty_replies: int = 0
+    """Replies in a row with neither words nor calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +213,8 @@ class Inbox:
     """Messages that the model has not read yet."""
 
     messages: tuple[Message, ...] = ()
+    unanswered: tuple[int, ...] = ()
+    """Indexes of messages that are in the transcript, and that no reply has followed yet."""
     # Bounded by `MOST_SEEN_IDS`: a message that comes again comes soon.
     seen_ids: tuple[str, ...] = ()
     """Update ids of the newest messages. Temporal forgets them when a run continues as new."""

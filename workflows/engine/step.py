@@ -14,7 +14,7 @@ from perdure.messages import (
     ToolResult,
     estimated_tokens,
 )
-from perdure.wire.names import FINAL_ANSWER
+from perdure.wire.names import HANDOFF
 
 from .calls import with_result
 from .ends import end_by_hook
@@ -30,6 +30,14 @@ def append(state: AgentState, *messages: Message) -> AgentState:
         context_tokens=state.transcript.context_tokens + new_tokens,
     )
     return replace(state, transcript=transcript)
+
+
+def append_unread(state: AgentState, *messages: Message) -> AgentState:
+    """Return the state with these messages at the end of its transcript; the next reply is the first to answer them."""
+    start = len(state.messages)
+    indexes = range(start, start + len(messages))
+    inbox = replace(state.inbox, unanswered=(*state.inbox.unanswered, *indexes))
+    return append(replace(state, inbox=inbox), *messages)
 
 
 def with_calls(state: AgentState, calls: tuple[Call, ...]) -> AgentState:
@@ -60,6 +68,8 @@ def close_step(state: AgentState) -> AgentState:
     results = [call.result for call in calls if call.result is not None]
     if not calls or len(results) < len(calls):
         return state
+    if _gives_up_handoff(state):
+        results = [_undo_handoff(result) for result in results]
     # Once a result was cut, the model is offered the tool that reads on, for the rest of the run.
     spilled = state.transcript.spilled or any(result.spilled for result in results)
     state = replace(with_calls(state, ()), transcript=replace(state.transcript, spilled=spilled))
@@ -72,6 +82,20 @@ def close_step(state: AgentState) -> AgentState:
     return replace(state, end=End(stop_reason="handoff", output=handoff.model_dump(mode="json")))
 
 
+def _gives_up_handoff(state: AgentState) -> bool:
+    is_over = state.end is not None or state.ending is not None or state.step.ending_text is not None
+    return state.step.handoff is not None and is_over
+
+
+def _undo_handoff(result: ToolResult) -> ToolResult:
+    """Return the result; that of a handoff that was taken, and does not happen, says so."""
+    if result.name != HANDOFF or result.is_error:
+        return result
+    return result.model_copy(
+        update={"content": [Text(text="not handed over: the run was ended")], "is_error": True}
+    )
+
+
 def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:
     """Give every call a result, even one that is never run: a transcript must stay well-formed."""
     if not message.tool_calls:
@@ -80,9 +104,7 @@ def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:
 
 
 def unrun_result(call: ToolCall, why: str) -> ToolResult:
-    """Return the result of a call that is never run: the reason, or the receipt of a final answer."""
-    if call.name == FINAL_ANSWER and call.problem is None:
-        return text_result(call, "accepted: this is the final answer", is_error=False)
+    """Return the result of a call that is never run, with the reason."""
     return text_result(call, f"not run: {why}", is_error=True)
 
 

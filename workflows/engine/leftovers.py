@@ -1,0 +1,95 @@
+"""Leftovers of a run: what it was sent or asked for and did not do, in words for `RunResult.missing`.
+
+Rules
+1. Nothing disappears. Every accepted message is read by a model, goes on to whoever reads it next, or is named.
+   Every call that a model asked for is carried out, goes back to a model with its reason, or is named.
+2. This holds for every end, also for those that the model chooses itself. There a failed call is named only if no
+   reply has followed: a model that has seen it, and went on, has decided about it.
+3. Unread messages of a session's turn are the next turn's. Those of a run below go to whoever takes over from it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from perdure.messages import Message, ToolCall, ToolResult
+
+from .agent_calls import LEFT_UNDONE
+from .calls import NOT_ACCEPTED_YET
+from .report import shorten, signature
+from .state import AgentState, End
+
+MOST_LINES: Final = 200
+"""Most lines of one result. A tree of many runs could else make a result that no payload can hold."""
+_MOST_CHARS: Final = 200
+
+
+def left_undone(state: AgentState, end: End) -> list[str]:
+    """Return what an agent's run, or its turn, has left undone: messages, calls, and the rest of its plan."""
+    lines = [*_unread_lines(state, end), *_call_lines(state, end)]
+    # An agent that ends by itself, or hands over, may leave its plan as it is.
+    if end.stop_reason not in ("end_turn", "handoff"):
+        items = state.transcript.plan
+        lines += [f"planned: {item.text}" for item in items if item.state in ("pending", "in_progress")]
+    return bounded(lines)
+
+
+def bounded(lines: Sequence[str]) -> list[str]:
+    """Return the lines, or the first of them and the number of the others."""
+    if len(lines) <= MOST_LINES:
+        return list(lines)
+    kept = MOST_LINES - 1
+    return [*lines[:kept], f"and {len(lines) - kept} more"]
+
+
+def unread_lines(messages: Iterable[Message]) -> list[str]:
+    """Return a line for each message that nobody has read."""
+    return [f"message not read: {_words_of(message)}" for message in messages]
+
+
+def _words_of(message: Message) -> str:
+    attached = sum(part.kind in ("image", "document") for part in message.parts)
+    words = shorten(" ".join(message.text.split()), _MOST_CHARS)
+    return f"{words} (and {attached} attached)".strip() if attached else words
+
+
+def unread_messages(state: AgentState) -> list[Message]:
+    """Return the accepted messages that no model has read, without the task."""
+    sent = [state.messages[index] for index in state.inbox.unanswered if index != state.transcript.own_start]
+    return [*sent, *state.inbox.messages]
+
+
+def _unread_lines(state: AgentState, end: End) -> list[str]:
+    if state.session is not None:
+        # The next turn reads them: they stand in the transcript, or in the queue.
+        return [] if state.session.turn_is_open else unread_lines(unread_messages(state))
+    task = state.transcript.own_start in state.inbox.unanswered
+    taken_along = end.stop_reason == "handoff" and state.tree.lineage is not None
+    unread = [] if taken_along else unread_lines(unread_messages(state))
+    return [*(["the task: no model has answered it"] if task else []), *unread]
+
+
+def _call_lines(state: AgentState, end: End) -> list[str]:
+    messages = state.messages[state.first_message :]
+    at = next((at for at in range(len(messages) - 1, -1, -1) if messages[at].role == "tool"), None)
+    if at is None:
+        return []
+    was_seen = any(message.role == "assistant" for message in messages[at + 1 :])
+    if was_seen and end.stop_reason in ("end_turn", "handoff"):
+        return []
+    made = {call.id: call for message in messages for call in message.tool_calls}
+    # Only the last step's failures count: the model has seen earlier ones, and went on.
+    return [
+        _call_line(made[result.call_id], result)
+        for result in messages[at].tool_results
+        if result.call_id in made and _is_left(result)
+    ]
+
+
+def _is_left(result: ToolResult) -> bool:
+    """Return whether the call failed, or was made and left something undone itself."""
+    # An answer that stood beside other calls is the output, if the run has ended before another one came.
+    return (result.is_error and result.text != NOT_ACCEPTED_YET) or result.text.startswith(LEFT_UNDONE)
+
+
+def _call_line(call: ToolCall, result: ToolResult) -> str:
+    return f"{signature(call)}: {shorten(result.text, _MOST_CHARS)}"
