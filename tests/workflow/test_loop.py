@@ -271,12 +271,23 @@ async def test_every_stop_has_its_reason(serve: Serve, stop: ModelStop, reason: 
     assert result.output == ("" if stop == "context_overflow" else "so far")
 
 
-async def test_cut_reply_runs_no_call(serve: Serve) -> None:
-    """A reply that was cut by its length runs no half call."""
-    script = [Line(text="I will", calls=calls("order_status", order_id="W").calls, stop="max_tokens")]
-    result, transcript = await finish(serve, support(), script)
-    assert (result.stop_reason, result.tool_calls) == ("max_tokens", 0)
-    assert transcript[-1].tool_calls == []
+async def test_cut_call_is_told_and_made_anew(serve: Serve) -> None:
+    """A call that was cut by the reply's length does not run: the model is told, and makes it anew."""
+    cut = Line(text="I will", calls=calls("order_status", order_id="W").calls, stop="max_tokens")
+    result, transcript = await finish(
+        serve, support(), [cut, calls("order_status", order_id="W1"), says("ok")]
+    )
+    first, second = (message.tool_results[0] for message in transcript if message.role == "tool")
+    assert (first.is_error, "cut by max_tokens" in first.text) == (True, True)
+    assert (second.is_error, result.output, result.missing) == (False, "ok", [])
+
+
+async def test_run_cut_again_names_the_call(serve: Serve) -> None:
+    """A run whose replies are cut again and again ends by `max_tokens`, and names the call that was not made."""
+    cut = Line(text="I will", calls=calls("order_status", order_id="W").calls, stop="max_tokens")
+    result, _ = await finish(serve, support(), [cut, cut, cut])
+    assert (result.stop_reason, result.output) == ("max_tokens", "I will")
+    assert [line.partition(":")[0] for line in result.missing] == ['order_status(order_id="W")']
 
 
 async def test_paused_provider_turn_continues(serve: Serve) -> None:
