@@ -1,6 +1,7 @@
 """Graphs that are played: a shell of no effects, random graphs, and an oracle of what may start."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from random import Random
 from typing import Any
 from zlib import crc32
@@ -224,6 +225,26 @@ class Course:
             assert set(waiting) <= set(nodes), "a node starts as soon as its join is met"
 
 
+def insides(edges: set[tuple[str, str]], entries: set[str]) -> dict[str, set[str]]:
+    """What each head of a loop begins anew: worked out from the pairs of nodes that lead to each other."""
+    targets = {source: {b for a, b in edges if a == source} for source, _ in edges}
+    leads: dict[str, set[str]] = {}
+    for name in targets:
+        reached, fresh = set[str](), targets[name]
+        while fresh:
+            reached |= fresh
+            fresh = {b for a in fresh for b in targets.get(a, ())} - reached
+        leads[name] = reached
+    found: dict[str, set[str]] = {}
+    for name in (name for name in leads if name in leads[name]):
+        body = {other for other in leads[name] if name in leads.get(other, ())}
+        heads = {b for a, b in edges if b in body and a not in body} | (body & entries)
+        found |= {head: body - heads for head in heads}
+        if name == min(body):
+            found |= insides({(a, b) for a, b in edges if {a, b} <= body and b not in heads}, set())
+    return found
+
+
 class Oracle:
     """What each node holds, worked out from whole sets of ancestors."""
 
@@ -234,12 +255,38 @@ class Oracle:
         self.joins = {node.name: node.join for node in spec.nodes}
         self.incoming = {name: sum(edge.target == name for edge in spec.edges) for name in self.visits}
         self.ancestors: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+        self.rounds: dict[tuple[str, int], dict[str, int]] = {}
+        self.inside = insides({(edge.source, edge.target) for edge in spec.edges}, {*spec.entries})
         self.held: dict[str, dict[str, int]] = {name: {} for name in self.visits}
+        self.ready: dict[str, dict[str, int]] = {name: {} for name in self.visits}
 
     def bring(self, source: str, target: str) -> None:
         """The source's latest visit ended, and its edge to the target was taken."""
-        if self.counts(source, target):
-            self.held[target][source] = self.visits[source]
+        came = (source, self.visits[source])
+        ready, waiting = self.ready[target], self.held[target]
+        others = [visit for visit in (*ready.items(), *waiting.items()) if visit[0] != source]
+        if not self.counts(source, target) or any(self.is_older(came, other) for other in others):
+            return
+        if ready and not any(self.is_older(other, came) for other in ready.items() if other[0] != source):
+            ready[source] = came[1]
+            return
+        self.held[target] = {
+            name: number
+            for name, number in waiting.items()
+            if name != source and not self.is_older((name, number), came)
+        } | {source: came[1]}
+        if self.is_enough(target, self.held[target]):
+            self.ready[target], self.held[target] = self.held[target], {}
+
+    def is_older(self, first: tuple[str, int], second: tuple[str, int]) -> bool:
+        """Whether the first comes from an earlier round: it knows an older visit of a node that both know."""
+        known, other = self.rounds[first], self.rounds[second]
+        return any(known[name] < other[name] for name in known.keys() & other.keys())
+
+    def is_enough(self, name: str, held: dict[str, int]) -> bool:
+        join = self.joins[name]
+        enough = {"all": self.incoming[name], "any": 1}.get(join) if isinstance(join, str) else join
+        return enough is not None and 0 < enough <= len(held)
 
     def counts(self, source: str, target: str) -> bool:
         visits = self.visits[target]
@@ -259,19 +306,28 @@ class Oracle:
     def met(self, name: str) -> bool:
         if self.visits[name] == 0 and name in self.spec.entries:
             return True
-        join = self.joins[name]
-        enough = {"all": self.incoming[name], "any": 1}.get(join) if isinstance(join, str) else join
-        return enough is not None and 0 < enough <= len(self.held[name])
+        return bool(self.ready[name])
 
     def visit(self, name: str) -> dict[str, str]:
         """The node starts; what it must have been given: the keys of those that led to it."""
         assert self.met(name), "no node starts before its join is met"
-        taken, self.held[name] = self.held[name], {}
+        taken, self.ready[name] = self.ready[name], {}
         self.visits[name] += 1
         here = (name, self.visits[name])
+        self.check_round(taken)
+        known = dict(sorted({pair for visit in taken.items() for pair in self.rounds[visit].items()}))
+        inside = self.inside.get(name, set[str]())
+        self.rounds[here] = {node: at for node, at in known.items() if node not in inside} | {name: here[1]}
         sources = [self.ancestors[visit] for visit in taken.items()]
         self.ancestors[here] = frozenset({here}).union(*sources)
         return {source: self.key(source, number) for source, number in taken.items()}
+
+    def check_round(self, taken: dict[str, int]) -> None:
+        """What a visit is given is of one round: two of them know the same visit of each node that both know."""
+        for first, second in combinations(taken.items(), 2):
+            known, other = self.rounds[first], self.rounds[second]
+            for name in known.keys() & other.keys():
+                assert known[name] == other[name], f"{taken} mixes two visits of {name}"
 
     def key(self, source: str, number: int) -> str:
         return f"{source}-{number}"

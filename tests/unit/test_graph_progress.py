@@ -108,14 +108,90 @@ def test_a_cycle_runs_everything_downstream_again() -> None:
     assert play.over == Over(stop_reason="end_turn", output="d-2")
 
 
-def test_a_newer_arrival_replaces_the_one_that_still_waits() -> None:
+def test_join_takes_arrivals_of_one_round() -> None:
+    """A slow branch of an earlier round is no arrival of this round; the join waits for its newest visit."""
     play = Play(wired("abcd", "ab", Edge("b", "a", times("a", 2)), "ac", "bd", "cd"))
     play.end("a-1")
     play.end("b-1")
     play.end("a-2")
     play.end("b-2")
-    assert play.end("c-1") == ["c-2", "d-1"], "the join of c-2 was met first"
-    assert play.starts["d-1"].inputs == {"b": "b-2", "c": "c-1"}
+    assert play.end("c-1") == ["c-2"], "c-1 has read a-1, and b-2 has read a-2"
+    assert play.progress.late == {"d": 1}
+    assert play.end("c-2") == ["d-1"]
+    assert play.starts["d-1"].inputs == {"b": "b-2", "c": "c-2"}
+
+
+def test_newer_round_displaces_what_waits() -> None:
+    """What waits from an earlier round gives way, also when its branch brings nothing more."""
+    back = Edge("e", "a", times("a", 2))
+    play = Play(wired("abcde", "ab", "ac", "ae", "bd", "cd", back))
+    for key in ("a-1", "b-1", "e-1", "a-2"):
+        play.end(key)
+    play.end("b-2")
+    assert play.end("c-1") == ["c-2"], "too late for b-2"
+    assert play.end("c-2") == ["d-1"]
+    assert play.starts["d-1"].inputs == {"b": "b-2", "c": "c-2"}
+    other = Play(wired("abcde", "ab", Edge("a", "c", times("a", 3)), "ae", "bd", "cd", back))
+    for key in ("a-1", "c-1", "e-1", "a-2"):
+        other.end(key)
+    assert other.end("c-2") == []
+    assert other.end("b-1") == ["b-2"], "c-1 has given way to c-2, which has not read what b-1 has"
+    assert other.end("b-2") == ["d-1"]
+    assert other.starts["d-1"].inputs == {"b": "b-2", "c": "c-2"}
+
+
+def test_met_join_keeps_its_round_while_it_waits() -> None:
+    """A node that is ready, but still runs, keeps the round that met its join until a newer one meets it too."""
+    play = Play(wired("abcd", "ab", "ac", "bd", "cd", Edge("b", "a", times("a", 4))))
+    for key in ("a-1", "c-1", "b-1"):
+        play.end(key)
+    assert play.order[-2:] == ["d-1", "a-2"]
+    for key in ("a-2", "c-2", "b-2", "a-3"):
+        play.end(key)
+    play.end("b-3")
+    assert play.end("d-1") == ["d-2"], "b-3 waits for c-3 and takes nothing from round 2"
+    assert play.starts["d-2"].inputs == {"b": "b-2", "c": "c-2"}
+    play.end("d-2")
+    assert play.end("c-3") == ["d-3"]
+    assert play.starts["d-3"].inputs == {"b": "b-3", "c": "c-3"}
+
+
+def test_votes_of_two_rounds_do_not_add_up() -> None:
+    """Two votes of three are enough, but only two of one round."""
+    edges = ["ab", "ac", "ad", "bx", "cx", "dx", Edge("b", "a", times("a", 2))]
+    play = Play(wired("abcdx", *edges, nodes={"x": Node(work, join=2)}))
+    for key in ("a-1", "b-1", "a-2"):
+        play.end(key)
+    assert play.end("b-2") == [], "b voted twice, in two rounds"
+    assert play.end("c-1") == ["c-2"], "a vote of the first round, which nobody waits for any more"
+    assert play.end("c-2") == ["x-1"]
+    assert play.starts["x-1"].inputs == {"b": "b-2", "c": "c-2"}
+
+
+def test_branch_from_before_the_loop_is_of_every_round() -> None:
+    """What began before the loop has no visit of the loop's nodes: it joins whichever round comes out."""
+    loop = {"b": Node(work, join="any")}
+    again, out = Edge("b", "b", times("b", 3)), Edge("b", "x", thrice)
+    play = Play(wired("abrx", "ab", "ar", again, "rx", out, nodes=loop))
+    for key in ("a-1", "r-1", "b-1", "b-2"):
+        play.end(key)
+    assert play.end("b-3") == ["x-1"]
+    assert play.starts["x-1"].inputs == {"b": "b-3", "r": "r-1"}
+
+
+def thrice(state: GraphState) -> bool:
+    return state.visits["b"] == 3
+
+
+def test_why_a_join_waits_names_late_rounds() -> None:
+    """The reason of a join that was not met says that something came from an earlier round."""
+    only_first = Edge("a", "c", lambda state: state.visits["a"] == 1)
+    play = Play(wired("abcd", "ab", Edge("b", "a", times("a", 2)), only_first, "bd", "cd"))
+    for key in ("a-1", "b-1", "a-2", "b-2", "c-1"):
+        play.end(key)
+    assert play.reason == "unmet_join"
+    why = "1 of 2 edges arrived: b; nothing from c; 1 of an earlier round came too late"
+    assert unmet(play.progress, play.spec) == {"d": why}
 
 
 def test_a_node_never_overlaps_itself() -> None:

@@ -118,6 +118,49 @@ async def test_node_starts_when_join_is_met(serve: ServeTeam) -> None:
     assert result.output == {"b": "b 1", "d": "freed"}, "b could not have ended before d began"
 
 
+@pytest.mark.parametrize("voters", ["one", "two of three"])
+async def test_join_in_loop_takes_one_round(serve: ServeTeam, voters: str) -> None:
+    """A slow branch of an earlier round is not joined with this round, whether all or some must arrive."""
+    slow = Gate()
+    published: list[dict[str, Any]] = []
+
+    async def draft(given: NodeInput) -> str:
+        return f"draft {given.visit}"
+
+    async def style(given: NodeInput) -> str:
+        if given.visit == 3:
+            slow.opened.set()  # law has read the first draft all the while
+        return "good" if given.visit == 3 else "again"
+
+    async def law(given: NodeInput) -> str:
+        if given.visit == 1:
+            await slow.wait()
+        return f"law on {given.inputs['draft']}"
+
+    async def publish(given: NodeInput) -> str:
+        published.append(given.inputs)
+        return "published"
+
+    nodes = {"draft": Node(draft, join="any"), "style": style, "law": law, "publish": publish}
+    edges: list[Edge | tuple[str, str]] = [
+        ("draft", "style"),
+        ("draft", "law"),
+        ("law", "publish"),
+        Edge("style", "draft", when=lambda state: state.text("style") == "again"),
+        Edge("style", "publish", when=lambda state: state.text("style") == "good"),
+    ]
+    if voters == "two of three":
+        nodes |= {"taste": law, "publish": Node(publish, join=2)}
+        edges += [("draft", "taste"), Edge("taste", "publish", when=lambda state: False)]
+    review = Graph(
+        name="graph", nodes=nodes, edges=edges, entry="draft", limits=GraphLimits(max_node_executions=30)
+    )
+    async with serve(review) as client:
+        result = await finished(await client.start("graph", "go"))
+    assert published == [{"style": "good", "law": "law on draft 3"}]
+    assert (result.stop_reason, result.output) == ("end_turn", "published")
+
+
 @pytest.mark.parametrize(("join", "needed"), [("any", 1), (2, 2), ("all", 3)])
 async def test_join_needs_its_count(serve: ServeTeam, join: Any, needed: int) -> None:
     works = Works(gates={name: Gate() for name in "abc"})

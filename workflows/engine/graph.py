@@ -72,7 +72,7 @@ class GraphScheduler:
 
     def record_start(self, progress: GraphProgress, starts: Sequence[Start]) -> GraphProgress:
         """Return the progress once these nodes are running."""
-        return _record_start(progress, starts)
+        return _record_start(progress, self.spec, starts)
 
     def record_end(self, progress: GraphProgress, result: NodeResult) -> GraphProgress:
         """Return the progress after a node ended; a result of no running node, or a repeated one, is ignored."""
@@ -94,7 +94,9 @@ class GraphScheduler:
         return Notes(unmet=unmet(progress, self.spec))
 
 
-def _record_start(progress: GraphProgress, starts: Sequence[Start]) -> GraphProgress:
+def _record_start(
+    progress: GraphProgress, spec: GraphSpec, starts: Sequence[Start]
+) -> GraphProgress:
     for start in starts:
         retry = next((visit for visit in progress.retries if visit.key == start.key), None)
         visit = retry or Visit(
@@ -102,7 +104,7 @@ def _record_start(progress: GraphProgress, starts: Sequence[Start]) -> GraphProg
         )
         progress = replace(
             # A retry goes on with what its first attempt consumed.
-            record_visit(progress, visit) if retry is None else progress,
+            record_visit(progress, spec, visit) if retry is None else progress,
             retries=tuple(waiting for waiting in progress.retries if waiting != retry),
             running=(*progress.running, visit),
             executions=progress.executions + 1,
@@ -120,7 +122,7 @@ def _batch(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> tuple[S
         start = _start(progress, spec, visit)
         starts.append(start)
         # Each start uses up concurrency and executions that the next one must see.
-        progress = _record_start(progress, [start])
+        progress = _record_start(progress, spec, [start])
     return tuple(starts)
 
 

@@ -4,17 +4,25 @@ Theory of operation
 1. A visit is a run of a node, its retries included. A node never overlaps itself.
 2. A visit has an ancestry: the newest visit of each node that led to it, through any path, and itself.
    Its output travels along an edge as an arrival, with that ancestry.
-3. An edge holds a single arrival; a newer one replaces it. A visit consumes all arrivals of its node.
+3. An edge holds a single arrival; a newer one replaces it. A visit consumes the arrivals that met its join, and
+   those of the same round that came before it started.
 4. An arrival at a node that has not run counts. At any other node it counts if it descends from the
    node's latest visit, or if both have an ancestor in common and the arrival has the newer visit of it.
    An arrival that does not count is late: it belongs to a round that the node has had already. So no
    node of a graph without cycles runs twice, and a vote that nobody waited for is no vote of the next
    round.
-5. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
-6. The progress holds everything needed to go on, beside the spec and the code. Order comes from the spec's
+5. Arrivals at a join are of one round. The round of a visit is the part of its ancestry since the heads of the
+   loops around it: a visit of a head begins a round, and forgets the nodes inside its loop (`loops.inside_loops`).
+   Two arrivals are of one round if, of each node that both rounds name, both have the same visit. An arrival
+   with an older visit than one that waits is late. Otherwise those that wait and have an older visit give way to
+   it, and are late. A join that is met keeps its arrivals while its node cannot start yet, until a newer round
+   meets it too.
+6. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
+7. The progress holds everything needed to go on, beside the spec and the code. Order comes from the spec's
    tuples and from the order in which nodes end, never from a hash: replay must repeat it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -25,6 +33,8 @@ from perdure.wire.results import NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec
 from perdure.wiring import deliveries_needed
 
+from .loops import inside_loops
+
 Ancestry = dict[str, int]
 
 
@@ -34,6 +44,8 @@ class Arrival:
 
     output: Any
     ancestry: Ancestry
+    round: Ancestry = field(default_factory=dict[str, int])
+    """Round of the visit; empty in a graph without loops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphProgress:
-    """State of a graph's run: see rule 6 above."""
+    """State of a graph's run: see rule 7 above."""
 
     task: str | list[Part]
     visits: dict[str, int]
@@ -78,9 +90,13 @@ class GraphProgress:
     """Visits to retry; they start before the ready nodes."""
     running: tuple[Visit, ...] = ()
     arrivals: dict[str, dict[str, Arrival]] = field(default_factory=dict[str, dict[str, Arrival]])
-    """Arrivals that no visit has consumed yet, by node and source."""
+    """Arrivals that wait for others, by node and source."""
+    met: dict[str, dict[str, Arrival]] = field(default_factory=dict[str, dict[str, Arrival]])
+    """Arrivals of the nodes in `ready`, by node and source. An entry's first visit has none."""
     ancestry: dict[str, Ancestry] = field(default_factory=dict[str, Ancestry])
     """Ancestry of each node's latest visit."""
+    rounds: dict[str, Ancestry] = field(default_factory=dict[str, Ancestry])
+    """Round of each node's latest visit; empty in a graph without loops."""
     results: dict[str, NodeResult] = field(default_factory=dict[str, NodeResult])
     """Result of each node's latest finished visit."""
     outputs: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -123,15 +139,46 @@ def has_cycle(spec: GraphSpec) -> bool:
 def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output: Any) -> GraphProgress:
     """Return the progress after the output of the source's latest visit travelled along the edge."""
     # Read when the edge is followed, before the source can be visited again.
-    target, ancestry = edge.target, progress.ancestry[edge.source]
-    if not _counts(progress, spec, target, ancestry):
-        return replace(progress, late={**progress.late, target: progress.late.get(target, 0) + 1})
-    arrivals = {**progress.arrivals.get(target, {}), edge.source: Arrival(output=output, ancestry=ancestry)}
-    progress = replace(progress, arrivals={**progress.arrivals, target: arrivals})
-    needed = deliveries_needed(spec.node(target).join, len(incoming(spec, target)))
-    if target in progress.ready or len(arrivals) < needed:
+    source, target, ancestry = edge.source, edge.target, progress.ancestry[edge.source]
+    arrival = Arrival(output=output, ancestry=ancestry, round=progress.rounds.get(source, {}))
+    met, waiting = progress.met.get(target, {}), progress.arrivals.get(target, {})
+    if not _counts(progress, spec, target, ancestry) or any(
+        _has_older_visit(arrival, other)
+        for other_source, other in (*met.items(), *waiting.items())
+        # An arrival of the same edge is replaced.
+        if other_source != source
+    ):
+        return _count_late(progress, target, 1)
+    if met and len(_of_round(met, source, arrival)) == len({**met, source: arrival}):
+        return replace(progress, met={**progress.met, target: {**met, source: arrival}})
+    kept = _of_round(waiting, source, arrival)
+    progress = _count_late(progress, target, len({**waiting, source: arrival}) - len(kept))
+    if len(kept) < deliveries_needed(spec.node(target).join, len(incoming(spec, target))):
+        return replace(progress, arrivals={**progress.arrivals, target: kept})
+    others = {name: held for name, held in progress.arrivals.items() if name != target}
+    ready = progress.ready if target in progress.ready else (*progress.ready, target)
+    return replace(progress, arrivals=others, met={**progress.met, target: kept}, ready=ready)
+
+
+def _of_round(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
+    """Return the arrivals with the new one, without those that have an older visit: rule 5 above."""
+    others = {
+        name: other
+        for name, other in held.items()
+        if name != source and not _has_older_visit(other, arrival)
+    }
+    return {**others, source: arrival}
+
+
+def _has_older_visit(first: Arrival, second: Arrival) -> bool:
+    """Check whether the round of the first has an older visit of any node that both rounds name."""
+    return any(visit < second.round.get(name, 0) for name, visit in first.round.items())
+
+
+def _count_late(progress: GraphProgress, target: str, count: int) -> GraphProgress:
+    if count == 0:
         return progress
-    return replace(progress, ready=(*progress.ready, target))
+    return replace(progress, late={**progress.late, target: progress.late.get(target, 0) + count})
 
 
 def _counts(progress: GraphProgress, spec: GraphSpec, target: str, ancestry: Ancestry) -> bool:
@@ -148,25 +195,42 @@ def _counts(progress: GraphProgress, spec: GraphSpec, target: str, ancestry: Anc
 
 def arrivals_at(progress: GraphProgress, spec: GraphSpec, name: str) -> dict[str, Arrival]:
     """Return the arrivals that the node's next visit would consume, in the order of its edges."""
-    arrivals = progress.arrivals.get(name, {})
-    return {edge.source: arrivals[edge.source] for edge in incoming(spec, name) if edge.source in arrivals}
+    return _in_order(spec, name, progress.met.get(name, {}))
 
 
-def record_visit(progress: GraphProgress, visit: Visit) -> GraphProgress:
+def _in_order(spec: GraphSpec, name: str, held: dict[str, Arrival]) -> dict[str, Arrival]:
+    return {edge.source: held[edge.source] for edge in incoming(spec, name) if edge.source in held}
+
+
+def record_visit(progress: GraphProgress, spec: GraphSpec, visit: Visit) -> GraphProgress:
     """Return the progress after the visit's first attempt started and consumed its node's arrivals."""
-    arrivals = dict(progress.arrivals)
-    ancestry: Ancestry = {}
-    for arrival in arrivals.pop(visit.node, {}).values():
-        for name, number in arrival.ancestry.items():
-            ancestry[name] = max(number, ancestry.get(name, 0))
-    ancestry[visit.node] = visit.number
+    met, name = dict(progress.met), visit.node
+    consumed = tuple(met.pop(name, {}).values())
+    loops = inside_loops(tuple((edge.source, edge.target) for edge in spec.edges), spec.entries)
+    rounds = progress.rounds
+    if loops:
+        since_head = _merge(arrival.round for arrival in consumed)
+        inside = loops.get(name, frozenset())
+        since_head = {node: number for node, number in since_head.items() if node not in inside}
+        rounds = {**rounds, name: {**since_head, name: visit.number}}
+    ancestry = {**_merge(arrival.ancestry for arrival in consumed), name: visit.number}
     return replace(
         progress,
-        ready=tuple(name for name in progress.ready if name != visit.node),
-        arrivals=arrivals,
-        visits={**progress.visits, visit.node: visit.number},
-        ancestry={**progress.ancestry, visit.node: ancestry},
+        ready=tuple(node for node in progress.ready if node != name),
+        met=met,
+        visits={**progress.visits, name: visit.number},
+        ancestry={**progress.ancestry, name: ancestry},
+        rounds=rounds,
     )
+
+
+def _merge(ancestries: Iterable[Ancestry]) -> Ancestry:
+    """Return the newest visit of each node."""
+    merged: Ancestry = {}
+    for ancestry in ancestries:
+        for name, number in ancestry.items():
+            merged[name] = max(number, merged.get(name, 0))
+    return merged
 
 
 def unmet(progress: GraphProgress, spec: GraphSpec) -> dict[str, str]:
@@ -181,7 +245,7 @@ def unmet(progress: GraphProgress, spec: GraphSpec) -> dict[str, str]:
 def _why_unmet(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
     if name in progress.ready:
         return "it could have run, but the graph ended first"
-    arrivals = arrivals_at(progress, spec, name)
+    arrivals = _in_order(spec, name, progress.arrivals.get(name, {}))
     sources = [edge.source for edge in incoming(spec, name)]
     missing = [source for source in sources if source not in arrivals]
     if not arrivals:
@@ -192,7 +256,9 @@ def _why_unmet(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
         f"{source} (skipped)" if _was_skipped(progress, source) else source for source in missing
     )
     needed = deliveries_needed(spec.node(name).join, len(sources))
-    return f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}"
+    late = progress.late.get(name, 0)
+    earlier = f"; {late} of an earlier round came too late" if late else ""
+    return f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}{earlier}"
 
 
 def _was_skipped(progress: GraphProgress, name: str) -> bool:
