@@ -229,8 +229,8 @@ def insides(edges: set[tuple[str, str]], entries: set[str]) -> dict[str, set[str
     """What each head of a loop begins anew: worked out from the pairs of nodes that lead to each other."""
     targets = {source: {b for a, b in edges if a == source} for source, _ in edges}
     leads: dict[str, set[str]] = {}
-    for name in targets:
-        reached, fresh = set[str](), targets[name]
+    for name, first in targets.items():
+        reached, fresh = set[str](), first
         while fresh:
             reached |= fresh
             fresh = {b for a in fresh for b in targets.get(a, ())} - reached
@@ -239,7 +239,7 @@ def insides(edges: set[tuple[str, str]], entries: set[str]) -> dict[str, set[str
     for name in (name for name in leads if name in leads[name]):
         body = {other for other in leads[name] if name in leads.get(other, ())}
         heads = {b for a, b in edges if b in body and a not in body} | (body & entries)
-        found |= {head: body - heads for head in heads}
+        found |= dict.fromkeys(heads, body - heads)
         if name == min(body):
             found |= insides({(a, b) for a, b in edges if {a, b} <= body and b not in heads}, set())
     return found

@@ -94,9 +94,7 @@ class GraphScheduler:
         return Notes(unmet=unmet(progress, self.spec))
 
 
-def _record_start(
-    progress: GraphProgress, spec: GraphSpec, starts: Sequence[Start]
-) -> GraphProgress:
+def _record_start(progress: GraphProgress, spec: GraphSpec, starts: Sequence[Start]) -> GraphProgress:
     for start in starts:
         retry = next((visit for visit in progress.retries if visit.key == start.key), None)
         visit = retry or Visit(

@@ -163,9 +163,7 @@ def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output
 def _of_round(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
     """Return the arrivals with the new one, without those that have an older visit: rule 5 above."""
     others = {
-        name: other
-        for name, other in held.items()
-        if name != source and not _has_older_visit(other, arrival)
+        name: other for name, other in held.items() if name != source and not _has_older_visit(other, arrival)
     }
     return {**others, source: arrival}
 
@@ -258,7 +256,9 @@ def _why_unmet(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
     needed = deliveries_needed(spec.node(name).join, len(sources))
     late = progress.late.get(name, 0)
     earlier = f"; {late} of an earlier round came too late" if late else ""
-    return f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}{earlier}"
+    return (
+        f"{len(arrivals)} of {needed} edges arrived: {', '.join(arrivals)}; nothing from {nothing}{earlier}"
+    )
 
 
 def _was_skipped(progress: GraphProgress, name: str) -> bool:

@@ -36,9 +36,9 @@ def _reachable(edges: Pairs) -> dict[str, set[str]]:
     for source, target in edges:
         targets.setdefault(source, []).append(target)
     after: dict[str, set[str]] = {}
-    for name in targets:
+    for name, first in targets.items():
         reached: set[str] = set()
-        todo = list(targets[name])
+        todo = list(first)
         while todo:
             node = todo.pop()
             if node not in reached:
