@@ -158,7 +158,7 @@ def test_met_join_keeps_its_round_while_it_waits() -> None:
 
 def test_votes_of_two_rounds_do_not_add_up() -> None:
     """Two votes of three are enough, but only two of one round."""
-    edges = ["ab", "ac", "ad", "bx", "cx", "dx", Edge("b", "a", times("a", 2))]
+    edges: list[str | Edge] = ["ab", "ac", "ad", "bx", "cx", "dx", Edge("b", "a", times("a", 2))]
     play = Play(wired("abcdx", *edges, nodes={"x": Node(work, join=2)}))
     for key in ("a-1", "b-1", "a-2"):
         play.end(key)

@@ -141,7 +141,7 @@ async def test_join_in_loop_takes_one_round(serve: ServeTeam, voters: str) -> No
         published.append(given.inputs)
         return "published"
 
-    nodes = {"draft": Node(draft, join="any"), "style": style, "law": law, "publish": publish}
+    nodes: dict[str, Any] = {"draft": Node(draft, join="any"), "style": style, "law": law, "publish": publish}
     edges: list[Edge | tuple[str, str]] = [
         ("draft", "style"),
         ("draft", "law"),
