@@ -5,20 +5,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
+from temporalio.common import RawValue
+from temporalio.exceptions import ActivityError
 
 from perdure.graph import GraphCode
 from perdure.members import for_member
 from perdure.scheduling import Scheduler
-from perdure.wire.effects import BoundArguments, Relay
+from perdure.wire.effects import BoundArguments
 from perdure.wire.names import (
     BIND_ARGUMENTS,
     GRANT,
-    NO_ROOM,
     PAUSE,
     REDRIVE,
-    RELAY,
     REPORT,
     RESOLVE_APPROVAL,
     RESULT,
@@ -31,7 +29,7 @@ from perdure.wire.names import (
     WAKE,
 )
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, TranscriptQuery
-from perdure.wire.results import ApprovalAnswer, RunResult, RunStatus, Status, TranscriptPage
+from perdure.wire.results import ApprovalAnswer, Receipt, RunResult, RunStatus, Status, TranscriptPage
 from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
@@ -50,10 +48,11 @@ from .engine.events import (
     RetryDue,
 )
 from .engine.pages import page
+from .engine.people import RelayedDecision
 from .engine.program import Program, RunningProgram
 from .engine.programs import UserCode, program_for
 from .engine.report import starting_status
-from .engine.state import End, RelayedDecision, RunState
+from .engine.state import End, RunState
 from .inputs import (
     answer_of,
     check_alone,
@@ -64,26 +63,19 @@ from .inputs import (
     check_tool_limits,
     decision_of,
     edit_to_bind,
-    listener,
-    message_of,
     no_room,
     redrive_of,
     refuse,
-    run_below,
     run_that_waits,
     signal_of,
-    split_address,
 )
 from .loop import Loop
-from .payloads import read_json, read_payload
-from .renewal import MOST_RELAYED
+from .payloads import read_payload
+from .questions import Delivery, Incoming, delivery_of, receipt, sent_message
+from .relays import IS_ENDING, Relays
 from .resolve import resolve, resolve_anew
 
-_RELAYED_WITHIN = timedelta(seconds=10)
 _BOUND_WITHIN = timedelta(seconds=10)
-_DELIVERED_WITHIN = timedelta(minutes=1)
-"""Time for a relay, the wait for a worker's slot and all attempts included: a run with a handler does not renew."""
-_IS_ENDING = "the run is ending"
 
 
 class RunHandlers:
@@ -94,8 +86,7 @@ class RunHandlers:
         self._agent = ""
         self._early_status: Status = "thinking"
         self._held_up = ""
-        self._relaying = 0
-        """Messages on their way to runs below: each keeps an update open."""
+        self._relays = Relays(self._loop)
         self._redriving = False
         self._early_result: RunResult | None = None
         """Result of a run that ended before it had its agent."""
@@ -145,79 +136,49 @@ class RunHandlers:
     # -- updates
 
     @workflow.update(
-        name=SEND, description="Say something to the agent: a JSON string. It reads it before its next step."
+        name=SEND,
+        description="Say something to the agent: a JSON string, which it reads before its next step. "
+        'Answer a question: {"call_id": "...", "text": "..."}.',
     )
-    async def send(self, message: Any = None, *_more: Any) -> int:
-        """Give the agent a message; return the number of messages that wait to be read."""
+    async def send(self, message: Any = None, *_more: Any) -> Receipt:
+        """Give the agent a message, or the answer to a question; return what became of it."""
         self._loop.renewal.updates += 1
-        below = self._listener(message)
-        if below is not None:
-            unread = await self._relay_message(below, split_address(message)[1])
-            return unread if isinstance(unread, int) else 1
-        update = workflow.current_update_info()
-        sent = MessageSent(message=message_of(split_address(message)[1]), id=update.id if update else None)
-        self._loop.events.append(sent)
-        return (self._loop.state.unread_count if self._loop.state else 0) + 1
+        incoming = self._sent(message)
+        delivery = self._delivery(incoming)
+        if delivery.run_id is not None:
+            return await self._relays.deliver(delivery, incoming)
+        unread = self._loop.state.unread_count if self._loop.state else 0
+        if not delivery.is_repeated:
+            sent = MessageSent(message=incoming.message, id=incoming.id, call_id=delivery.call_id)
+            unread += delivery.call_id is None
+            self._loop.events.append(sent)
+        return receipt(self._loop.state, delivery, unread, self._loop.events)
 
     @send.validator
     def _check_send(self, message: Any = None, *more: Any) -> None:
         check_alone(SEND, more)
-        message_of(split_address(message)[1])
+        incoming = self._sent(message)
         self._refuse_when_over()
-        self._refuse_without_room(self._listener(message))
+        self._refuse_without_room(self._delivery(incoming))
 
-    def _refuse_without_room(self, below: str | None) -> None:
+    def _sent(self, message: Any) -> Incoming:
+        update = workflow.current_update_info()
+        return sent_message(message, update.id if update else None)
+
+    def _delivery(self, incoming: Incoming) -> Delivery:
+        """Return where the message goes; refuse it where that is not clear."""
+        return delivery_of(self._loop.state, incoming, self._loop.events, self._relays.questions)
+
+    def _refuse_without_room(self, delivery: Delivery) -> None:
         """Refuse a message whose room is kept for decisions: see the rules of `renewal`."""
-        if self._loop.renewal.is_short_of_room(self._loop.state):
+        # There are no more answers than questions, so they may use the room for decisions.
+        answers = delivery.call_id is not None and not delivery.is_repeated
+        if not answers and self._loop.renewal.is_short_of_room(self._loop.state):
+            below = delivery.run_id
             way = f"; the run below takes it directly: {below}" if below else ""
             raise no_room(f"the run takes no more messages until its pending calls have ended{way}")
-        if below is not None and self._relaying >= MOST_RELAYED:
-            raise no_room(
-                f"{self._relaying} messages are on their way to runs below; send it again in a moment"
-            )
-
-    async def _relay_message(self, run_id: str, message: Any) -> Any:
-        self._relaying += 1
-        try:
-            return await self._relay(run_id, SEND, message)
-        finally:
-            self._relaying -= 1
-
-    def _listener(self, message: Any) -> str | None:
-        """Return the run below that the message is for, or None for this one."""
-        run_id, _ = split_address(message)
-        state = self._loop.state
-        if state is None or run_id == state.id:
-            return None
-        return listener(state) if run_id is None else run_below(state, run_id)
-
-    async def _relay(self, run_id: str, update: str, argument: Any) -> Any:
-        """Give an update to a run below; its answer, or its refusal, is the caller's."""
-        relayed = workflow.execute_activity(
-            RELAY,
-            Relay(run_id=run_id, update=update, argument=argument),
-            result_type=RawValue,
-            start_to_close_timeout=_RELAYED_WITHIN,
-            schedule_to_close_timeout=_DELIVERED_WITHIN,
-            retry_policy=RetryPolicy(maximum_attempts=3),
-            summary=f"{update} to {run_id}",
-        )
-        try:
-            return read_json(await self._loop.ending.race(relayed))
-        except RunIsEndingError:
-            raise refuse(_IS_ENDING) from None
-        except ValueError as error:
-            raise refuse(f"{run_id!r} has taken it, but its answer cannot be read: {error}") from None
-        except ActivityError as error:
-            cause = error.cause
-            message = cause.message if isinstance(cause, ApplicationError) else str(cause)
-            is_full = isinstance(cause, ApplicationError) and cause.type == NO_ROOM
-            if isinstance(cause, TimeoutError):
-                raise refuse(
-                    f"{update}: run {run_id!r} did not take it in time, or no worker was free to hand it over; "
-                    "look at the run, and try again"
-                ) from None
-            raise no_room(message) if is_full else refuse(message) from None
+        if delivery.run_id is not None:
+            self._relays.check_room()
 
     @workflow.update(
         name=RESOLVE_APPROVAL,
@@ -265,7 +226,7 @@ class RunHandlers:
         try:
             bound = read_payload(await self._loop.ending.race(binding), BoundArguments)
         except RunIsEndingError:
-            raise refuse(_IS_ENDING) from None
+            raise refuse(IS_ENDING) from None
         except (ActivityError, ValueError):
             bound = BoundArguments(
                 arguments=dict(decision.arguments or {})
@@ -284,7 +245,7 @@ class RunHandlers:
         """Give a decision to the run below that waits for it, and remember it."""
         plain = decision.model_dump(mode="json", exclude_unset=True, exclude={"run_id", "call_id"})
         plain["call_id"] = decision.call_id
-        answer = answer_of(await self._relay(run_id, RESOLVE_APPROVAL, plain), decision, run_id)
+        answer = answer_of(await self._relays.update(run_id, RESOLVE_APPROVAL, plain), decision, run_id)
         record = record_of(decision, decision.digest or "", answer.at).model_copy(update={"by": answer.by})
         relayed = RelayedDecision(run_id=run_id, call_id=decision.call_id, record=record)
         self._loop.events.append(ApprovalRelayed(decision=relayed))
@@ -306,7 +267,7 @@ class RunHandlers:
 
     def _refuse_when_over(self) -> None:
         if self._is_over:
-            raise refuse(_IS_ENDING)
+            raise refuse(IS_ENDING)
 
     @property
     def _is_over(self) -> bool:
@@ -348,7 +309,7 @@ class RunHandlers:
         try:
             resolved = await self._loop.ending.race(fetching)
         except RunIsEndingError:
-            raise refuse(_IS_ENDING) from None
+            raise refuse(IS_ENDING) from None
         except ActivityError:
             raise refuse("redrive: no worker was free to fetch the agent in time; try again later") from None
         # Not the run's own kind, but what the worker serves under that name by now.

@@ -21,15 +21,13 @@ from perdure.wire.effects import BindArguments
 from perdure.wire.ids import RESERVED, has_child_form
 from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.plain import problem_as_json
-from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionMessage, SessionRequest
-from perdure.wire.results import ApprovalAnswer, Question
+from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionRequest
+from perdure.wire.results import ApprovalAnswer
 from perdure.wire.spec import AgentSpec, ResolvedAgent
 
 from .engine.approvals import MadeDecision, approvals_below, digest_of, names_of, tool_of, waits
 from .engine.calls import verdict_on, with_arguments
-from .engine.events import Said
-from .engine.state import AgentState, Call, RunState, Utterance
-from .engine.tree import waiting_below
+from .engine.state import AgentState, Call, RunState
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -63,6 +61,16 @@ def check_alone(name: str, more: Sequence[Any]) -> None:
     """
     if more:
         raise refuse(f"{name}: takes one argument, not {len(more) + 1}")
+
+
+def parse(what: str, kind: type[_Model], raw: Any) -> _Model:
+    """Return the checked value.
+
+    Raises:
+        ApplicationError: for the caller; the words say which field is wrong.
+
+    """
+    return _validate(what, lambda: kind.model_validate(raw))
 
 
 def signal_of(kind: type[_Model], raw: Any) -> _Model | None:
@@ -114,13 +122,6 @@ def _check_user(what: str, user: str | None) -> None:
         raise refuse(f"{what}: user: is longer than {MOST_USER_BYTES} bytes; give a name or an id")
 
 
-def said_of(raw: Any) -> Said:
-    """Return the checked argument of `say`."""
-    message = _validate("message", lambda: SessionMessage.model_validate(raw))
-    text: Any = message.text if isinstance(message.text, str) else raw["text"]
-    return Said(utterance=Utterance(id=message.id, message=message_of(text)), when_busy=message.when_busy)
-
-
 def message_of(raw: Any) -> Message:
     """Return the checked argument of `send`: a text, a list of parts, or {"text": "..."}."""
     content: Any = raw.get("text", raw) if isinstance(raw, dict) else raw  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
@@ -157,16 +158,9 @@ def _short(value: object) -> str:
     return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
-def split_address(raw: Any) -> tuple[str | None, Any]:
-    """Return the run below that a message names, or None, and the message without it."""
-    if not isinstance(raw, dict) or "run_id" not in raw:
-        return None, raw  # pyright: ignore[reportUnknownVariableType]
-    fields = cast("dict[str, Any]", raw)
-    rest = {name: value for name, value in fields.items() if name != "run_id"}
-    run_id = fields["run_id"]
-    if not isinstance(run_id, str):
-        raise refuse(f"message: run_id must be the id of a run, not {_short(run_id)}")
-    return run_id, rest
+def is_within(run_id: str, above: str) -> bool:
+    """Return whether the run is that one, or one below it."""
+    return run_id == above or run_id.startswith(f"{above}/")
 
 
 def run_below(state: RunState, run_id: str) -> str:
@@ -177,26 +171,22 @@ def run_below(state: RunState, run_id: str) -> str:
 
     """
     direct = [child.run_id for child in state.tree.children]
-    if any(run_id == known or run_id.startswith(f"{known}/") for known in direct):
+    if any(is_within(run_id, known) for known in direct):
         return run_id
     raise refuse(f"no run {run_id!r} goes on below this one; there are: {', '.join(direct) or 'none'}")
 
 
 def listener(state: RunState) -> str | None:
-    """Return the run below that gets a message without an address, or None for the run itself.
+    """Return the run below that gets a message without an address that answers nothing, or None for the run itself.
 
     Raises:
         ApplicationError: for the caller; several runs could be meant, or none is running.
 
     """
-    if state.reads_messages:
+    # In a session it gets a turn of its own.
+    if state.reads_messages or state.session is not None:
         return None
-    asking = [waiting.run_id for waiting in waiting_below(state.tree) if isinstance(waiting, Question)]
-    # In a session any other message gets a turn of its own.
-    if state.session is not None:
-        return asking[0] if len(asking) == 1 else None
-    # A run that asks a person something goes before runs that only work.
-    candidates = asking or [child.run_id for child in state.tree.children]
+    candidates = [child.run_id for child in state.tree.children]
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:

@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.limits import Limits
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
-from perdure.wire.requests import SessionRequest
+from perdure.wire.requests import SessionMessage, SessionRequest
 from perdure.wire.results import RunResult, StopReason, TurnReply
 from perdure.wire.tree import ChildInput
 
@@ -24,9 +24,10 @@ from .engine.carry import format_of, spec_in
 from .engine.events import Said, TurnInterrupted
 from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
-from .engine.state import Origin, Session
+from .engine.state import Origin, Session, Utterance
 from .handlers import RunHandlers, bound_program
-from .inputs import check_alone, check_tool_limits, listener, no_room, refuse, said_of, session_request_of
+from .inputs import check_alone, check_tool_limits, no_room, refuse, session_request_of
+from .questions import Delivery, Incoming, said_of
 from .renewal import MOST_REPEATING, MOST_WAITING
 
 
@@ -95,9 +96,9 @@ class SessionWorkflow(RunHandlers):
     async def say(self, message: Any = None, *_more: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
         self._loop.renewal.updates += 1
-        event = said_of(message)
-        message_id = event.utterance.id
-        await self._take_in(event, message)
+        said, incoming = said_of(message)
+        message_id = said.id
+        await self._take_in(said, incoming)
         self._waiting += 1
         try:
             # More senders than that get `done: false` at once, and poll.
@@ -112,17 +113,19 @@ class SessionWorkflow(RunHandlers):
     @say.validator
     def _check_say(self, message: Any = None, *more: Any) -> None:
         check_alone(SAY, more)
-        event = said_of(message)
+        said, incoming = said_of(message)
         state = self._loop.state
-        if state is None or reply_to(state, event.utterance.id) is None:
+        if state is None or reply_to(state, said.id) is None:
             self._refuse_when_over()
-        self._refuse_without_room(self._asking_below(event))
-        if event.utterance.id in self._arriving and self._repeating >= MOST_REPEATING:
+        is_arriving = said.id in self._arriving
+        # Of a message that is arriving already, the question may be answered by now.
+        self._refuse_without_room(Delivery() if is_arriving else self._delivery(incoming))
+        if is_arriving and self._repeating >= MOST_REPEATING:
             raise no_room("the same message is arriving already; ask for its reply by the query `reply`")
 
-    async def _take_in(self, event: Said, message: Any) -> None:
+    async def _take_in(self, said: SessionMessage, incoming: Incoming) -> None:
         """Bring the message into the state: once, however often it is said meanwhile."""
-        message_id = event.utterance.id
+        message_id = said.id
         self._repeating += 1
         try:
             while message_id in self._arriving:
@@ -133,26 +136,27 @@ class SessionWorkflow(RunHandlers):
             return
         self._arriving.add(message_id)
         try:
-            self._loop.events.append(await self._deliver_below(event, message))
+            self._loop.events.append(await self._deliver(said, incoming))
             await workflow.wait_condition(lambda: self._is_taken(message_id))
         finally:
             self._arriving.discard(message_id)
 
-    async def _deliver_below(self, event: Said, message: Any) -> Said:
-        """Give a message that steers a team's turn to the run below that asks a person something."""
-        below = self._asking_below(event)
-        if below is None:
-            return event
+    async def _deliver(self, said: SessionMessage, incoming: Incoming) -> Said:
+        """Hand the answer to a question of a run below to that run; return what the session itself takes in."""
+        event = Said(utterance=Utterance(id=said.id, message=incoming.message), when_busy=said.when_busy)
+        delivery = self._delivery(incoming)
+        if delivery.made is not None and not self._session.turn_is_open:
+            raise refuse(f"question {delivery.made.call_id!r} was answered already, and its turn is over")
+        if delivery.run_id is None:
+            # The same answer again belongs to the same turn.
+            return replace(event, call_id=delivery.call_id, delivered=delivery.made is not None)
         try:
-            await self._relay_message(below, {"text": message["text"]})
-        except ApplicationError:  # the run below has ended meanwhile: the message gets a turn of its own
-            return event
+            await self._relays.deliver(delivery, incoming)
+        except ApplicationError:
+            if incoming.call_id is not None or incoming.run_id is not None:
+                raise
+            return event  # the question is answered, or its run has ended: the message gets a turn of its own
         return replace(event, delivered=True)
-
-    def _asking_below(self, event: Said) -> str | None:
-        """Return the run below whose question the message answers. With several, or none, it gets its own turn."""
-        state = self._loop.state
-        return None if state is None or event.when_busy != "steer" else listener(state)
 
     def _is_taken(self, message_id: str) -> bool:
         """Return whether the state has the message: only then may its sender be sent away."""

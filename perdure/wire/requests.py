@@ -91,6 +91,22 @@ class SessionMessage(_Strict):
     """Id of the message. Sent again under the same id, it is still answered once."""
     text: str | list[Part]
     when_busy: WhenBusy = "queue"
+    call_id: str | None = None
+    """Question that it answers: the id of its call, or `RUN_ID/CALL`."""
+    run_id: str | None = None
+    """Run whose question it answers."""
+
+
+class RunMessage(_Strict):
+    """Argument of `send`, beside a bare text or list of parts: a message to a run, or an answer to a question."""
+
+    text: str | list[Part]
+    call_id: str | None = None
+    """Question that it answers: the id of its call, or `RUN_ID/CALL`."""
+    run_id: str | None = None
+    """Run that it is for: this one, or one below it."""
+    id: str | None = Field(default=None, min_length=1, max_length=256)
+    """Id of the message; by default that of the update."""
 
 
 class ApprovalDecision(_Strict):

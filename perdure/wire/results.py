@@ -99,7 +99,7 @@ class ApprovalAnswer(Value):
 
 
 class Question(Value):
-    """Question of an agent to a person. `send` answers it."""
+    """Question of an agent to a person. A message that names its `call_id` answers it."""
 
     kind: Literal["question"] = "question"
     call_id: str
@@ -107,6 +107,22 @@ class Question(Value):
     since: datetime
     run_id: str = ""
     path: list[str] = Field(default_factory=list[str])
+
+
+class Receipt(Value):
+    """Answer of `send`: what has become of the message."""
+
+    for_any_client: ClassVar[bool] = True
+    unread: int = 0
+    """Number of messages that the run has accepted and its model has not read."""
+    call_id: str = Field(default="", exclude_if=is_empty)
+    """Question that the message answered; empty: it answered none."""
+    run_id: str = Field(default="", exclude_if=is_empty)
+    """Run that asked it, or the run below that took the message."""
+    repeated: bool = Field(default=False, exclude_if=is_empty)
+    """True when the same message had come before: it changed nothing."""
+    words: str = ""
+    """The same for people, with the questions that still wait."""
 
 
 class CallStatus(Value):

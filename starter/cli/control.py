@@ -28,12 +28,19 @@ async def send(
     *,
     id: Id,  # noqa: A002
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The message, or the answer to its question.")],
+    call: Annotated[
+        str | None,
+        typer.Option("--call", metavar="CALL", help="The question it answers; of a run below: RUN_ID/CALL."),
+    ] = None,
     run_id: ChildId = None,
 ) -> None:
-    """Send a message to a run; to a run below it with --run-id, or by that run's own id."""
+    """Send a message to a run, or answer a question; to a run below it with --run-id, or by that run's own id."""
     client = await common.connect()
-    queued = await client.get(id).send(text, run_id=run_id)
-    out(common, {"id": id, "unread": queued}, "sent")
+    receipt = await client.get(id).send(text, call_id=call, run_id=run_id)
+    plain: dict[str, Any] = {"id": id, "unread": receipt.unread}
+    plain |= {"call_id": receipt.call_id, "run_id": receipt.run_id} if receipt.call_id else {}
+    plain |= {"repeated": True} if receipt.repeated else {}
+    out(common, plain, receipt.words or "sent")
 
 
 @command("approve")

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from perdure.errors import InvalidRequest, PerdureError, RunEnded, RunNotFound
-from perdure.wire.events import Event, Finished, StatusChanged
+from perdure.wire.events import Event, Finished, QuestionAsked, StatusChanged, TurnFinished
 from perdure.wire.results import TurnReply
 
 from .. import display
+from ..client.waiting import waiting_questions
 from . import tables
+from .choice import chosen, menu
 from .follow import Follower, has_person
 from .line import LineInterrupted, line_reader
-from .options import DONE, FAILED, Common, exit_code_of, hint, out, pretty, say, say_error
+from .options import DONE, EARLY, FAILED, Common, exit_code_of, hint, out, pretty, say, say_error
 from .screen import Terminal
 
 if TYPE_CHECKING:
@@ -82,17 +84,55 @@ async def converse(client: "Client", session: "Session", common: Common) -> int:
 
 
 async def _answer_lines(session: "Session", common: Common) -> int:
-    """Take each line of stdin as a turn, and print its reply."""
+    """Take each line of stdin as a turn, or as the answer to its question, and print the turns' replies."""
     code = DONE
-    while line := sys.stdin.readline():
-        if not line.strip():
-            continue
-        reply = await session.say(line.rstrip("\n"))
+    while (line := _next_line()) is not None:
+        reply = await _reply_to_line(session, line)
+        if reply is None:
+            say_error(f"the turn waits for an answer; go on with: {hint(f'chat --session {session.id}')}")
+            return EARLY
         out(common, reply.model_dump(mode="json"), tables.output(reply_output(reply)))
         if reply.error is not None:
             say_error(tables.failure_line(reply.error))
             code = FAILED
     return code
+
+
+def _next_line() -> str | None:
+    """Return the next line of stdin with something in it, or None at its end."""
+    while line := sys.stdin.readline():
+        if line.strip():
+            return line.rstrip("\n")
+    return None
+
+
+async def _reply_to_line(session: "Session", line: str) -> TurnReply | None:
+    """Return the reply to the line; None when a question of its turn waits, and no line is left to answer it."""
+    async with contextlib.aclosing(session.stream(line)) as events:
+        async for event in events:
+            if isinstance(event, TurnFinished):
+                return event.reply
+            if isinstance(event, QuestionAsked) and not await _answer_questions(session):
+                return None
+    raise AssertionError("a stream ends with its turn")
+
+
+async def _answer_questions(session: "Session") -> bool:
+    """Answer every question that waits by a line of stdin; return False when there are no more lines."""
+    while questions := waiting_questions(await session.status()):
+        several = len(questions) > 1
+        say(menu(questions) if several else f"the agent asks: {tables.waiting_item(questions[0])}")
+        line = _next_line()
+        if line is None:
+            return False
+        choice = chosen(line, questions)
+        if choice is None:
+            continue  # asked again, with the numbers
+        try:
+            await session.run.send(choice[1], call_id=choice[0])
+        except InvalidRequest as error:  # answered elsewhere meanwhile
+            say_error(str(error))
+    return True
 
 
 def reply_output(reply: TurnReply) -> object:

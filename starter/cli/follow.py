@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Final, Literal
 
 from perdure.errors import InvalidRequest, NotReachable, RunEnded, ServerBusy
+from perdure.shown import visible
 from perdure.wire.events import (
     ApprovalRequested,
     ChildEvent,
@@ -33,6 +34,7 @@ from perdure.wire.results import Approval, Question
 
 from .. import display
 from . import tables
+from .choice import chosen, label, menu
 from .line import LineReader, line_reader, read_answer
 from .options import DONE, EARLY, FAILED, PARKED, USAGE, Common, hint
 from .person import user_name
@@ -133,6 +135,8 @@ class Follower:
         self._reader = reader
         self._waiting: dict[_Place, Item] = {}
         self._resolved: set[_Place] = set()
+        self._listed: list[_Place] = []
+        """Questions of which the person has last been told that they are open."""
         self._digests: dict[_Place, str] = {}
         """Digests of the approvals that were shown."""
         self._had_event = False
@@ -220,9 +224,13 @@ class Follower:
             return events.take() if done else await self._explain_silence()
         # In the order in which they were asked; the next one follows when this one is resolved.
         item = next(iter(self._waiting.values()))
+        questions = self._questions
         self._screen.rest()
+        if isinstance(item, Question):
+            self._show_menu(questions)
         self._reader = self._reader or line_reader()
-        line = asyncio.ensure_future(read_answer(self._reader, question_text(item)))
+        prompt = question_text(item, several=len(questions) > 1)
+        line = asyncio.ensure_future(read_answer(self._reader, prompt))
         try:
             await asyncio.wait({coming, line}, return_when=asyncio.FIRST_COMPLETED)
             if line.done():
@@ -232,6 +240,21 @@ class Follower:
             line.cancel()
             await asyncio.gather(line, return_exceptions=True)
         return events.take()
+
+    @property
+    def _questions(self) -> list[Question]:
+        """Questions that wait, in the order in which they were asked."""
+        return [item for item in self._waiting.values() if isinstance(item, Question)]
+
+    def _show_menu(self, questions: list[Question]) -> None:
+        """Show which questions are open, once for each set of them: the line must say which it answers."""
+        shown, self._listed = self._listed, [self._place(question) for question in questions]
+        if self._listed == shown:
+            return
+        if len(questions) > 1:
+            self._screen.note(menu(questions))
+        elif len(shown) > 1:
+            self._screen.note(f"still open: {label(questions[0])}  {visible(questions[0].text)}")
 
     async def _answer(self, item: Item, line: str | None) -> int | None:
         """Act on the person's line; return the exit code when the person detaches."""
@@ -246,6 +269,12 @@ class Follower:
             if self._leave:
                 self._screen.note(self._leave)
             return DONE
+        if isinstance(item, Question):
+            choice = chosen(text, self._questions)
+            if choice is None:
+                self._listed = []  # shown again, with the numbers
+                return None
+            item, text = choice
         try:
             understood = await self._carry_out(item, text, word, reason.strip())
         except (InvalidRequest, RunEnded) as error:  # resolved elsewhere meanwhile
@@ -264,7 +293,7 @@ class Follower:
             case "parked", "s" | "stop":
                 await self._run.stop()
             case Question(), _:
-                await self._run.send(text, run_id=self._child_id(item))
+                await self._run.send(text, call_id=item.call_id, run_id=self._child_id(item))
             case Approval(), "y" | "yes" | "n" | "no":
                 answer = await self._run.resolve_approval(
                     item.call_id,
@@ -310,10 +339,12 @@ class Follower:
         return "the worker cannot go on with the run: its log says why" if stuck else None
 
 
-def question_text(item: Item) -> str:
-    """Return the prompt that asks the person about the item."""
+def question_text(item: Item, *, several: bool = False) -> str:
+    """Return the prompt that asks the person about the item. `several`: more than one question waits."""
     if item == "parked":
         return "[r]esume, [s]top or [d]etach? "
+    if isinstance(item, Question) and several:
+        return "number and answer (empty: detach): "
     if isinstance(item, Question):
         child = f" to {display.short('/'.join(item.path), 80)}" if item.path else ""
         return f"your answer{child} (empty: detach): "

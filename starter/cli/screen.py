@@ -312,7 +312,11 @@ def event_line(event: Event) -> str | None:  # noqa: C901 - one case an event
             call = tables.waiting_item(event.approval)
             return f"[yellow]?[/] [bold]{escape(call)}[/] waits for approval ({event.approval.call_id})"
         case QuestionAsked():
-            return f"[yellow]?[/] the agent asks: [bold]{escape(tables.waiting_item(event.question))}[/]"
+            question = event.question
+            return (
+                f"[yellow]?[/] the agent asks: [bold]{escape(tables.waiting_item(question))}[/] "
+                f"({question.call_id})"
+            )
         case ParkedBelow():
             return f"[red]![/] {escape(tables.waiting_item(event.parked))}"
         case NodeStarted() | NodeFinished():

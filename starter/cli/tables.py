@@ -84,7 +84,7 @@ def answer_hint(run_id: str, item: "Waiting") -> str:
             call = f"{waits} {item.call_id}"
             return f"{hint(f'approve {call}')}    (or: {hint(f'deny {call}')})"
         case "question":
-            return hint(f'send {waits} "..."')
+            return hint(f'send {waits} "..." --call {item.call_id}')
         case "parked":
             return resume_hint(waits, item.failure)
 

@@ -35,6 +35,8 @@ from perdure.wire.results import (
     Approval,
     ApprovalAnswer,
     NodeStatus,
+    Question,
+    Receipt,
     RunResult,
     RunStatus,
     TranscriptPage,
@@ -48,10 +50,10 @@ from .bulk import Outcome, act_on_each
 from .calls import RunCalls
 from .errors import run_ended_error, run_failure
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
+from .messages import address_of, plain_content, receipt_of
 from .outages import ride_out
-from .requests import check_attachments
 from .steps import Step, steps_of
-from .waiting import choose_approval, waiting_approvals
+from .waiting import choose_approval, choose_question, waiting_approvals
 
 _MOST_SHOWN = 1000
 """Call ids whose approvals a handle remembers."""
@@ -161,6 +163,15 @@ class Run:
         """
         return choose_approval(self.id, await self.status(), call, run_id)
 
+    async def find_question(self, call: str | None = None, *, run_id: str | None = None) -> Question:
+        """Return the waiting question of that name, or the only one that waits; names are those of `find_approval`.
+
+        Raises:
+            InvalidRequest: no such question waits, or several do.
+
+        """
+        return choose_question(self.id, await self.status(), call, run_id)
+
     async def spec(self) -> ResolvedAgent:
         """Return the pinned spec: the agent, swarm or graph of the run, and all that it may start.
 
@@ -221,27 +232,28 @@ class Run:
         message: str | list[Part],
         *,
         id: str | None = None,  # noqa: A002
+        call_id: str | Question | None = None,
         run_id: str | None = None,
-    ) -> int:
-        """Send a message to the agent and return the number of unread messages.
+    ) -> Receipt:
+        """Send a message to the agent, or the answer to a question, and return what became of it.
 
-        The agent reads it before its next step, or takes it as the answer to its question. With an `id`,
-        sending the message again changes nothing. `run_id` names the run below that the message is for.
-        Without it, a swarm or graph passes it to the run that asks a question, or to the only run that
-        works.
+        `call_id` is a question of the status, the id of its call, or `RUN_ID/CALL`. Without it, the message answers
+        the only question that waits in the run and below it. Where none waits, the agent reads it before its next
+        step; a swarm or graph passes it to the only run that works. `run_id` names the run below that it is for. With
+        an `id`, sending the message again changes nothing; so does the same answer to the same question.
 
         Raises:
-            InvalidRequest: no run could take it, or several could.
+            InvalidRequest: the question does not wait, or several wait and none is named; the words list those that
+                do. Or no run could take the message, or several could.
             RunEnded: the run has ended.
 
         """
-        check_attachments(message)
-        plain: Any = (
-            message if isinstance(message, str) else [part.model_dump(mode="json") for part in message]
-        )
-        if run_id not in (None, self.id):
-            plain = {"run_id": run_id, "text": plain}
-        return int(await self.calls.update(SEND, plain, id=id))
+        plain, address = plain_content(message), address_of(call_id, run_id)
+        argument = {"text": plain, **address} if address else plain
+        if id is not None and call_id is not None:
+            # Not the id of the update: for that the server repeats its first answer, which names no repetition.
+            return receipt_of(await self.calls.update(SEND, {**argument, "id": id}))
+        return receipt_of(await self.calls.update(SEND, argument, id=id))
 
     async def resolve_approval(
         self,

@@ -29,13 +29,13 @@ from perdure.messages import Message, Part
 from perdure.wire.events import Event
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW
 from perdure.wire.requests import WhenBusy
-from perdure.wire.results import Approval, ApprovalAnswer, RunStatus, TurnReply
+from perdure.wire.results import Approval, ApprovalAnswer, Question, RunStatus, TurnReply
 
 from ..watch.run import watch_turn
 from .calls import ANSWER_WITHIN
 from .errors import is_lost_update, refusal_error, session_ended_error
+from .messages import address_of, plain_content
 from .outages import ride_out
-from .requests import check_attachments
 from .run import Run
 
 # Seconds between two attempts, growing from the first to the longest.
@@ -98,20 +98,25 @@ class Session:
         *,
         id: str | None = None,  # noqa: A002 - as everywhere
         when_busy: WhenBusy = "queue",
+        call_id: str | Question | None = None,
+        run_id: str | None = None,
     ) -> TurnReply:
         """Send a message and wait for the reply, however long its turn takes.
 
-        With an `id`, sending the message again gives the same reply and has no second effect. A message that
-        comes during a turn has its own turn afterwards. With `when_busy="steer"`, the agent reads it before
-        its next step, or takes it as the answer to its question.
+        With an `id`, sending the message again gives the same reply and has no second effect. While exactly one
+        question waits, in the session or below it, the message answers it, and the reply is that of the turn. With
+        several, `call_id` says which: a question of the status, the id of its call, or `RUN_ID/CALL`. Any other
+        message that comes during a turn has its own turn afterwards. With `when_busy="steer"`, the agent reads it
+        before its next step.
 
         Raises:
-            InvalidRequest: the message, or the session's request, is wrong.
+            InvalidRequest: the message, or the session's request, is wrong; the question does not wait, or several
+                wait and none is named.
             RunEnded: the session has ended, and did not answer this message.
             NotReachable: no worker took the message; send it again, under the same id.
 
         """
-        message = _message(text, id, when_busy)
+        message = _message(text, id, when_busy) | address_of(call_id, run_id)
         try:
             accepted = await self._hand_over(message)
             return await self._wait_for_reply(accepted, message)
@@ -127,9 +132,11 @@ class Session:
         *,
         id: str | None = None,  # noqa: A002
         when_busy: WhenBusy = "queue",
+        call_id: str | Question | None = None,
+        run_id: str | None = None,
     ) -> AsyncIterator[Event]:
         """Send a message as `say` does, and yield the session's events until the turn's TurnFinished."""
-        message = _message(text, id, when_busy)
+        message = _message(text, id, when_busy) | address_of(call_id, run_id)
         # Read before the message is handed over: its own turn must not count as known.
         known = None if self._opening else await self.status()
         accepted = await self._hand_over(message)
@@ -299,6 +306,4 @@ def _raise_if_cancelled() -> None:
 
 
 def _message(text: str | list[Part], message_id: str | None, when_busy: WhenBusy) -> dict[str, Any]:
-    check_attachments(text)
-    plain = text if isinstance(text, str) else [part.model_dump(mode="json") for part in text]
-    return {"id": message_id or uuid.uuid4().hex, "text": plain, "when_busy": when_busy}
+    return {"id": message_id or uuid.uuid4().hex, "text": plain_content(text), "when_busy": when_busy}

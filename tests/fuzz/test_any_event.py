@@ -109,11 +109,17 @@ events: st.SearchStrategy[Any] = st.one_of(
         limits=st.none() | st.builds(Limits, steps=st.integers(1, 9), tool_calls=st.integers(0, 9)),
     ),
     st.sampled_from(STOPS),
-    st.builds(MessageSent, message=st.just(Message.user("hi")), id=st.sampled_from([None, "a", "b"])),
+    st.builds(
+        MessageSent,
+        message=st.just(Message.user("hi")),
+        id=st.sampled_from([None, "a", "b"]),
+        call_id=st.none() | st.sampled_from(CALL_IDS),
+    ),
     st.builds(
         Said,
         utterance=st.sampled_from("abc").map(lambda one: Utterance(id=one, message=Message.user("hi"))),
         when_busy=st.sampled_from(["queue", "steer"]),
+        call_id=st.none() | st.sampled_from(CALL_IDS),
     ),
     st.builds(
         ApprovalResolved,

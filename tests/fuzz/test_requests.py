@@ -24,10 +24,9 @@ from perdure.workflows.inputs import (
     request_of,
     run_below,
     run_that_waits,
-    said_of,
     session_request_of,
-    split_address,
 )
+from perdure.workflows.questions import Incoming, delivery_of, said_of, sent_message
 from tests.unit.runs import answered, begun, call
 
 from . import junk
@@ -48,7 +47,8 @@ PARTS = [
     {"kind": "document", "name": "d", "blob": "0" * 64},
 ]
 SESSION = {"agent": "a", "limits": {"steps": 1}, "session_limits": {"tool_calls": 0}, "max_idle": "PT1H"}
-SAY = {"id": "m", "text": PARTS, "when_busy": "steer"}
+SAY = {"id": "m", "text": PARTS, "when_busy": "steer", "call_id": "call-1-1", "run_id": "r"}
+SEND = {"id": "m", "text": PARTS, "call_id": "r/~a-1/call-1-1"}
 DECISION = {"call_id": "call-1-1", "allow": True, "arguments": {"cents": 5}, "digest": "d", "run_id": "r"}
 
 
@@ -99,11 +99,16 @@ def test_session_request_is_explained_or_serializable(raw: Any) -> None:
 
 
 @examples(300)
-@given(mutations(SAY, "go on", {"text": "go on"}, {"run_id": "r/~a-1", "text": PARTS}, PARTS))
+@given(mutations(SAY, SEND, "go on", {"text": "go on"}, {"run_id": "r/~a-1", "text": PARTS}, PARTS))
 def test_input_is_explained_or_a_message(raw: Any) -> None:
     """Input is rejected with an explanation, or becomes a message."""
-    for read in (said_of, split_address, message_of):
+    state = answered(begun(), call("ask_person", question="Which?"))
+    for read in (said_of, partial(sent_message, update_id="u"), message_of):
         made = taken(read, delivered(raw))
+        made = made[1] if isinstance(made, tuple) else made
+        if isinstance(made, Incoming):
+            taken(partial(delivery_of, state), made)
+            made = made.message
         if isinstance(made, Message):
             assert made.role == "user"
             Message.model_validate_json(made.model_dump_json())

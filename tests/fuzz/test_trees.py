@@ -20,6 +20,7 @@ from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval, Parked, Question, RunResult
 from perdure.workflows.engine.amounts import bounds_of
 from perdure.workflows.engine.events import (
+    AnswerRelayed,
     ApprovalResolved,
     CallReturned,
     ChildEnded,
@@ -33,6 +34,8 @@ from perdure.workflows.engine.events import (
     Said,
     TurnInterrupted,
 )
+from perdure.workflows.engine.people import RelayedAnswer
+from perdure.workflows.engine.questions import open_questions
 from perdure.workflows.engine.report import waiting_of
 from perdure.workflows.engine.session import is_pending, reply_to, session_of
 from perdure.workflows.engine.state import AgentState, Utterance
@@ -48,6 +51,10 @@ ARGUMENTS = {"input": "do it", "question": "which?"}
 
 def handing_off(name: str) -> ToolCall:
     return call(HANDOFF, agent_name=name, message="go on")
+
+
+def own_questions(shell: Shell) -> list[Question]:
+    return [item for item in open_questions(shell.state) if item.run_id == shell.id]
 
 
 def planning(state: str) -> ToolCall:
@@ -221,18 +228,39 @@ class Trees(RuleBasedStateMachine):
         return [shell for shell in self.begun_runs if isinstance(shell.state, AgentState)]
 
     @precondition(lambda self: bool(self.agents))
-    @rule(pick=PICK, steer=FLAG)
-    def somebody_speaks(self, pick: int, steer: bool) -> None:
+    @rule(pick=PICK, steer=FLAG, answers=FLAG)
+    def somebody_speaks(self, pick: int, steer: bool, answers: bool) -> None:
         shell = picked(self.agents, pick)
         if shell.state.ending is None:
             text = f"message {len(self.said)}"
             message = Message.user(text)
+            # As the handlers address it, or late: to a question that is answered by then.
+            asked = [item.call_id for item in own_questions(shell)]
+            name = picked([*asked, "call-9-9"], pick) if answers else None
             if shell.state.session:
                 self.said.append(text)
                 spoken = Utterance(id=text, message=message)
-                shell.wake(Said(utterance=spoken, when_busy="steer" if steer else "queue"))
+                shell.wake(Said(utterance=spoken, when_busy="steer" if steer else "queue", call_id=name))
             else:
-                shell.wake(MessageSent(message=message, id=text if steer else None))
+                shell.wake(MessageSent(message=message, id=text if steer else None, call_id=name))
+            if not shell.recalling and shell.end is None:
+                left = [item.call_id for item in own_questions(shell)]
+                assert set(asked) - set(left) <= {name}, "an answer reaches its own question alone"
+
+    @precondition(lambda self: bool(self.begun_runs))
+    @rule(pick=PICK)
+    def an_answer_goes_down(self, pick: int) -> None:
+        """A run has handed on the answer to a question below: it no longer waits for it, and says so above."""
+        shell = picked(self.begun_runs, pick)
+        below = [item for item in open_questions(shell.state) if item.run_id != shell.id]
+        if below and not shell.recalling:
+            item = picked(below, pick)
+            answer = RelayedAnswer(run_id=item.run_id, call_id=item.call_id, content="d", message_id="m")
+            shell.apply(AnswerRelayed(answer=answer))
+            assert item not in open_questions(shell.state)
+            asking = self.world.shells[item.run_id]
+            if asking.end is None and not asking.state.session:
+                asking.wake(MessageSent(message=Message.user("there"), call_id=item.call_id))
 
     @rule()
     def somebody_pauses(self) -> None:
@@ -336,8 +364,8 @@ class Trees(RuleBasedStateMachine):
                 if below.state.session:
                     self.said.append(f"answer {len(self.said)}")
                     spoken = Utterance(id=self.said[-1], message=message)
-                    return below.wake(Said(utterance=spoken, when_busy="steer"))
-                return below.wake(MessageSent(message=message))
+                    return below.wake(Said(utterance=spoken, call_id=one.call_id))
+                return below.wake(MessageSent(message=message, call_id=one.call_id))
         parked = isinstance(status, AgentState) and status.parking.parked is not None
         if status.paused or parked or any(isinstance(one, Parked) for one in waiting_of(status)):
             return self.root.wake(Resumed())

@@ -14,7 +14,7 @@ from .shell import Shell
 AGENTS = '''
 import asyncio
 
-from perdure import Agent, Swarm, tool
+from perdure import Agent, Swarm, ask_person, tool
 from perdure.testing import ScriptedModel, calls, fails, says
 
 
@@ -27,7 +27,9 @@ async def refund(order_id: str) -> str:
 async def script(request):
     last = request.messages[-1]
     if last.role == "tool":
-        return says(last.text + " indeed")
+        return says(", ".join(result.text for result in last.tool_results) + " indeed")
+    if last.text == "paint":
+        return [calls("ask_person", question=f"Colour of the {room}?") for room in ("hall", "roof")]
     if last.text.startswith("refund"):
         return calls("refund", order_id="W1")
     if last.text == "hang":
@@ -38,7 +40,7 @@ async def script(request):
     return says(f"Message {count} was: {last.text}")
 
 
-clerk = Agent(name="clerk", model="clerk:x", tools=[refund], on_failure="fail")
+clerk = Agent(name="clerk", model="clerk:x", tools=[refund, ask_person], on_failure="fail")
 
 
 def desk_script(request):
@@ -117,6 +119,39 @@ def test_approvals_are_given_within_the_chat(shell: Shell) -> None:
         terminal.types("/quit\n")
         assert terminal.ends() == 0
     assert "Traceback" not in terminal.said
+
+
+def test_chat_asks_which_question_is_answered(shell: Shell) -> None:
+    """With two questions open a line says which it answers; the chat shows which one is still open."""
+    with shell.terminal("chat", "clerk", "--session", "two-questions") as terminal:
+        terminal.says("you>")
+        terminal.types("paint\n")
+        terminal.says("number and answer (empty: detach):")
+        terminal.types("red\n")
+        terminal.says("number and answer (empty: detach):")
+        terminal.types("2 red\n")
+        terminal.says("still open: call-1-1  Colour of the hall?")
+        terminal.says("your answer (empty: detach):")
+        terminal.types("white\n")
+        terminal.says("white, red indeed")
+        terminal.says("you>")
+        terminal.types("/quit\n")
+        assert terminal.ends() == 0
+    assert terminal.said.count("2 questions wait; begin your answer with its number:") == 2
+
+
+def test_piped_chat_answers_questions(shell: Shell) -> None:
+    """A line of a pipe answers the question of the turn; a turn that has no line left waits, and says so."""
+    whole = shell.perdure(
+        "chat", "clerk", "--session", "piped-answers", stdin="paint\nred\n2 red\nwhite\nhello\n"
+    )
+    assert (whole.code, whole.out) == (0, "white, red indeed\nMessage 2 was: hello\n"), whole.err
+    assert "the agent asks: Colour of the hall?" in whole.err
+    cut = shell.perdure("chat", "clerk", "--session", "piped-short", stdin="paint\n1 white\n")
+    assert (cut.code, cut.out) == (4, "")
+    assert "the turn waits for an answer; go on with: perdure chat --session piped-short" in cut.err
+    rest = shell.perdure("send", "piped-short", "red")
+    assert rest.out == "answered 'call-1-2'\n"
 
 
 def test_chat_with_swarm(shell: Shell) -> None:

@@ -157,8 +157,14 @@ def test_a_question_is_answered_by_send(shell: Shell, here: Here) -> None:
     until_it_is(shell, run, "waiting_person")
     shown = here("show", run).out
     assert "Which order?" in shown
-    assert f'perdure send {run} "..."' in shown
-    assert shell.perdure("send", run, "the blue one", "--json").json["id"] == run
+    assert f'perdure send {run} "..." --call call-1-1' in shown
+    unknown = here("send", run, "the blue one", "--call", "call-9-9")
+    assert (unknown.code, unknown.err) == (
+        2,
+        f"error: no question 'call-9-9' waits; these wait: {run}/call-1-1 \"Which order?\"\n",
+    )
+    answered = shell.perdure("send", run, "the blue one", "--call", "call-1-1", "--json").json
+    assert answered == {"id": run, "unread": 0, "call_id": "call-1-1", "run_id": run}
     watched = here("watch", run)
     assert (watched.code, watched.out) == (0, "Thanks.\n")
     late = here("send", run, "more")

@@ -9,6 +9,7 @@ import pytest
 
 from perdure.errors import InvalidRequest
 from perdure.starter.cli import follow
+from perdure.starter.cli.choice import chosen
 from perdure.starter.cli.follow import Follower
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
@@ -66,8 +67,8 @@ class FakeRun:
         self.did("resolve_approval", {"call_id": call_id, **decision, "by": None})
         return ApprovalAnswer(call_id=call_id, allow=decision["allow"])
 
-    async def send(self, text: str, *, run_id: str | None) -> None:
-        self.did("send", text if run_id is None else (run_id, text))
+    async def send(self, text: str, *, call_id: str, run_id: str | None) -> None:
+        self.did("send", (call_id, text) if run_id is None else (run_id, call_id, text))
 
     async def resume(self) -> None:
         self.did("resume")
@@ -116,9 +117,11 @@ class Person:
 
     async def read(self, prompt: str) -> str | None:
         self.prompts.append(prompt)
-        if not self.lines:
+        # A line after a `>` is typed at this prompt alone.
+        wanted, _, line = (self.lines[0] or "").rpartition("> ") if self.lines else ("", "", "")
+        if not self.lines or not prompt.startswith(wanted):
             await asyncio.Event().wait()
-        return self.lines.pop(0)
+        return self.lines.pop(0) if not wanted else (self.lines.pop(0), line)[1]
 
 
 async def followed(
@@ -178,7 +181,32 @@ async def test_run_continues_without_person(line: str | None, monkeypatch: pytes
 async def test_a_question_is_answered_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(QuestionAsked(question=ASKED), None, ended("end_turn"))
     await followed(run, monkeypatch, "d is the one\n")
-    assert run.done == [("send", "d is the one")]
+    assert run.done == [("send", ("call-1-1", "d is the one"))]
+
+
+async def test_person_names_one_of_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two questions open a line must say which it answers; the one that stays open is shown again."""
+    other = ASKED.model_copy(
+        update={"call_id": "call-1-2", "text": "When?", "run_id": "r/~a-1", "path": ["a-1"]}
+    )
+    asked = [QuestionAsked(question=item) for item in (ASKED, other)]
+    run = FakeRun(*asked, None, None, ended("end_turn"))
+    code, screen = await followed(run, monkeypatch, "number> noon\n", "number> 2 noon\n", "your> red\n")
+    assert code == 0
+    assert run.done == [("send", ("r/~a-1", "call-1-2", "noon")), ("send", ("call-1-1", "red"))]
+    menu = "2 questions wait; begin your answer with its number:\n  1  call-1-1  Which?\n  2  a-1/call-1-2  When?"
+    assert screen.notes == [menu, menu, "still open: call-1-1  Which?"]
+
+
+@pytest.mark.parametrize(
+    "line", ["2 noon", "2. noon", "call-1-2 noon", "r/~a-1/call-1-2 noon", "a-1/call-1-2 noon"]
+)
+def test_questions_are_chosen_by_name(line: str) -> None:
+    other = ASKED.model_copy(update={"call_id": "call-1-2", "run_id": "r/~a-1", "path": ["a-1"]})
+    assert chosen(line, [ASKED, other]) == (other, "noon")
+    assert chosen("noon", [ASKED, other]) is None
+    assert chosen("2", [ASKED, other]) is None
+    assert chosen(line, [other]) == (other, line)
 
 
 async def test_who_decides_elsewhere_ends_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +244,7 @@ async def test_answer_goes_to_asking_run(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = ASKED.model_copy(update={"run_id": "r/~a-1", "path": ["a-1"]})
     run = FakeRun(QuestionAsked(question=asked), None, ended("end_turn"))
     await followed(run, monkeypatch, "this\n")
-    assert run.done == [("send", ("r/~a-1", "this"))]
+    assert run.done == [("send", ("r/~a-1", "call-1-1", "this"))]
 
 
 _ASKED_BELOW = ApprovalRequested(approval=below("a-1"))

@@ -45,7 +45,7 @@ def test_an_approval_is_shown_whole() -> None:
     assert tables.waiting_item(want) == f'refund(why="{text}")'
     assert tables.answer_hint("r", want).startswith("perdure approve r call-1-1")
     asked = Question(call_id="call-1-1", text="Which?", since=NOW)
-    assert tables.answer_hint("r", asked) == 'perdure send r "..."'
+    assert tables.answer_hint("r", asked) == 'perdure send r "..." --call call-1-1'
 
 
 def test_parked_run_has_reason_and_advice() -> None:

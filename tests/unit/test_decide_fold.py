@@ -49,6 +49,7 @@ from perdure.workflows.engine.events import (
 )
 from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.input_tokens import next_input_tokens
+from perdure.workflows.engine.questions import open_questions
 from perdure.workflows.engine.reply import MOST_STALE_RETRIES
 from perdure.workflows.engine.report import status_of
 from perdure.workflows.engine.state import AgentState, End, Step
@@ -271,11 +272,22 @@ class Run(RuleBasedStateMachine):
     # What people do.
 
     @precondition(lambda self: self.state.ending is None and self.finished is None)
-    @rule()
-    def somebody_speaks(self) -> None:
+    @rule(pick=st.integers(0, 99), answers=st.booleans())
+    def somebody_speaks(self, pick: int, answers: bool) -> None:
         text = f"message {len(self.sent)}"
         self.sent.append(text)
-        self.fold(MessageSent(message=Message.user(text)))
+        # A name that no question has by now, too: then it is an ordinary message.
+        names = [question.call_id for question in open_questions(self.state)]
+        name = [*names, "call-9-9"][pick % (len(names) + 1)] if answers else None
+        self.fold(MessageSent(message=Message.user(text), call_id=name))
+        assert [question.call_id for question in open_questions(self.state)] == [
+            n for n in names if n != name
+        ]
+        if name in names:
+            found = [call.result for call in self.state.step.calls if call.call.id == name]
+            result = (found or [self.state.result_of(str(name))])[0]
+            assert result is not None
+            assert result.text == text, "an answer reaches its own question"
         self.step()
 
     @rule(data=st.data(), allow=st.booleans(), edit=st.booleans(), known=st.booleans())
@@ -387,7 +399,7 @@ class Run(RuleBasedStateMachine):
             self.fold(CallReturned(result=result(running[0].call.id, running[0].call.name)))
             self.step()
         elif held and held[0].kind == "person":
-            self.fold(MessageSent(message=Message.user("yes")))
+            self.fold(MessageSent(message=Message.user("yes"), call_id=held[0].call.id))
             self.step()
         elif held:
             self.fold(ApprovalResolved(decision=ApprovalDecision(call_id=held[0].call.id, allow=True)))
@@ -500,7 +512,7 @@ def test_only_a_call_that_was_under_way_may_have_taken_effect() -> None:
 def test_a_persons_answer_may_be_a_picture() -> None:
     state = answered(begun(), call("ask_person", question="which?"))
     shown = Message(role="user", parts=[Text(text="this"), Image(data="QQ==")])
-    state = fold(state, MessageSent(message=shown))
+    state = fold(state, MessageSent(message=shown, call_id="call-1-1"))
     assert state.messages[-1].tool_results[0].content == list(shown.parts)
 
 

@@ -58,7 +58,7 @@ def run(server: Server) -> Run:
 
 async def test_a_lost_message_is_sent_again() -> None:
     server = Server(LOST, LOST, 3)
-    assert await run(server).send("hello", id="m1") == 3
+    assert (await run(server).send("hello", id="m1")).unread == 3
     assert server.told == ["hello"] * 3
 
 

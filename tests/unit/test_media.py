@@ -10,7 +10,8 @@ from perdure.errors import InvalidRequest
 from perdure.media import problem_with_attachment
 from perdure.messages import Document, Image, Message, Text, ToolResult
 from perdure.starter.client.requests import check_attachments
-from perdure.workflows.inputs import message_of, request_of, said_of
+from perdure.workflows.inputs import message_of, request_of
+from perdure.workflows.questions import said_of
 from tests.pictures import PDF, PNG, png
 
 

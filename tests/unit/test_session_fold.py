@@ -68,10 +68,15 @@ def opened(request: dict[str, Any] | None = None, **spec: Any) -> AgentState:
     return state
 
 
-def say(state: AgentState, message_id: str, text: str = "hi", when_busy: WhenBusy = "queue") -> AgentState:
-    return fold(
-        state, Said(utterance=Utterance(id=message_id, message=Message.user(text)), when_busy=when_busy)
-    )
+def say(
+    state: AgentState,
+    message_id: str,
+    text: str = "hi",
+    when_busy: WhenBusy = "queue",
+    call_id: str | None = None,
+) -> AgentState:
+    utterance = Utterance(id=message_id, message=Message.user(text))
+    return fold(state, Said(utterance=utterance, when_busy=when_busy, call_id=call_id))
 
 
 def go(state: AgentState) -> AgentState:
@@ -135,9 +140,27 @@ def test_what_steers_a_turn_that_ends_unread_has_the_next_turn() -> None:
     assert state.inbox.messages == ()
 
 
+def test_answer_belongs_to_the_turn_that_asks() -> None:
+    """An answer is no turn of its own, and the questions beside it still wait."""
+    asks = [call("ask_person", question=which) for which in ("Which?", "When?")]
+    state = answered(say(opened(), "m1"), *asks)
+    state = say(say(state, "m2", "noon", call_id="call-1-2"), "m3", "the red one", call_id="call-1-1")
+    assert [result.text for result in state.messages[-1].tool_results] == ["the red one", "noon"]
+    state = answered(state, text="thanks")
+    assert [replied(state, name).turn for name in ("m1", "m2", "m3")] == [1, 1, 1]
+
+
+def test_answer_to_a_closed_question_is_a_message() -> None:
+    """A question that has ended by the time takes no answer: the words get a turn of their own, or steer this one."""
+    state = asked(say(opened(), "m1"))
+    state = say(say(state, "m2", call_id="call-1-1"), "m3", when_busy="steer", call_id="call-1-1")
+    assert [one.id for one in session_of(state).queue] == ["m2"]
+    assert [one.id for one in session_of(state).unread] == ["m3"]
+
+
 def test_a_question_is_answered_by_what_steers() -> None:
     state = answered(say(opened(), "m1"), call("ask_person", question="Which?"))
-    state = say(state, "m2", "the red one", when_busy="steer")
+    state = say(state, "m2", "the red one", when_busy="steer", call_id="call-1-1")
     assert state.messages[-1].tool_results[0].text == "the red one"
     state = answered(state, text="thanks")
     assert replied(state, "m2").turn == replied(state, "m1").turn == 1

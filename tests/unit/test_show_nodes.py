@@ -131,7 +131,7 @@ def test_run_shows_nodes_plan_and_waiting() -> None:
         (held("a-1", "b-1"), "perdure approve r/~a-1/~b-1 call-1-1"),
         (
             Question(call_id="call-1-1", text="?", since=NOW, run_id="r/~a-1", path=["a-1"]),
-            'perdure send r/~a-1 "..."',
+            'perdure send r/~a-1 "..." --call call-1-1',
         ),
         (
             Parked(failure=Failure(kind="bug", message=""), run_id="r/~a-1", path=["a-1"]),

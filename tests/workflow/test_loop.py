@@ -227,8 +227,8 @@ async def test_message_is_read_before_next_step(serve: Serve) -> None:
     async with serve(support(tools=[work]), models={"scripted": ScriptedModel(script)}) as client:
         run = await client.start("support", "go")
         await gate.reached.wait()
-        assert await run.send("also this", id="m1") == 1
-        assert await run.send("also this", id="m1") == 1
+        assert (await run.send("also this", id="m1")).unread == 1
+        assert (await run.send("also this", id="m1")).unread == 1
         assert (await run.status()).queued == 1, "the same message twice is one message"
         gate.opened.set()
         result = await run.result()

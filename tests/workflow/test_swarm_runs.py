@@ -630,8 +630,8 @@ async def test_message_reaches_running_agent(serve: ServeTeam) -> None:
     async with serve(team("a", agent("b", tools=[work])), models=cast.models) as client:
         run = await client.start("team", "do it")
         await reached(gate)
-        assert await run.send("be quick", id="m1") == 1
-        assert await run.send("be quick", id="m1") == 1
+        assert (await run.send("be quick", id="m1")).unread == 1
+        assert (await run.send("be quick", id="m1")).unread == 1
         gate.opened.set()
         result = await run.result()
         transcript = await client.get(f"{run.id}/~b-1").transcript()

@@ -19,7 +19,8 @@ from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval, ApprovalAnswer
 
 from .events import ApprovalResolved
-from .state import Call, RelayedDecision, RunState
+from .people import RelayedDecision
+from .state import Call, RunState
 from .tree import waiting_below
 
 MOST_RELAYED = 100

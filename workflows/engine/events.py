@@ -13,7 +13,8 @@ from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 
-from .state import End, RelayedDecision, Utterance
+from .people import RelayedAnswer, RelayedDecision
+from .state import End, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,8 @@ class MessageSent:
 
     message: Message
     id: str | None = None
+    call_id: str | None = None
+    """The run's own question that it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,13 @@ class ApprovalRelayed:
     """A run below took a decision that a person made here."""
 
     decision: RelayedDecision
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRelayed:
+    """A run below took the answer to its question that a person gave here."""
+
+    answer: RelayedAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +252,8 @@ class Said:
     utterance: Utterance
     when_busy: WhenBusy = "queue"
     delivered: bool = False
+    call_id: str | None = None
+    """The run's own question that it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +289,15 @@ class IdleChecked:
 
 # Groups by who folds them: `session`, `family`, and for the rest the program.
 SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
-TreeEvent = ChildReported | ChildGranted | BudgetRequested | BudgetGranted | ParentInformed | ApprovalRelayed
+TreeEvent = (
+    ChildReported
+    | ChildGranted
+    | BudgetRequested
+    | BudgetGranted
+    | ParentInformed
+    | ApprovalRelayed
+    | AnswerRelayed
+)
 # The order has no meaning. A new event needs a case in the agent's `fold`; mypy finds it by `assert_never`, as it does
 # for a `TreeEvent` in `family`. The folds of `team` and `session` end in `case _`: mypy does not check them.
 # Events are not stored: after a continue-as-new only the state goes on, so their fields may change freely.

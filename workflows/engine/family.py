@@ -16,6 +16,7 @@ from .amounts import plus
 from .approvals import remember_relayed
 from .commands import Command, GrantChildren, RequestBudget
 from .events import (
+    AnswerRelayed,
     ApprovalRelayed,
     BudgetGranted,
     BudgetRequested,
@@ -24,6 +25,7 @@ from .events import (
     ParentInformed,
     TreeEvent,
 )
+from .questions import remember_answer
 from .state import RunState
 from .tree import Child
 
@@ -42,6 +44,11 @@ def fold_tree_event(state: AnyState, event: TreeEvent) -> AnyState:
     match event:
         case ApprovalRelayed():
             return replace(state, relayed=remember_relayed(state, event.decision))
+        case AnswerRelayed():
+            answer = event.answer
+            # The child's own report comes later: the next message must not go to this question.
+            changed = tree.drop_waiting(state.tree, answer.run_id, answer.call_id)
+            return replace(state, answers=remember_answer(state, answer), tree=changed)
         case ChildReported():
             changed = tree.apply_report(state.tree, event.report)
         case ChildGranted():

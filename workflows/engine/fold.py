@@ -5,14 +5,7 @@ from datetime import datetime
 from typing import assert_never
 
 from perdure.limits import Limits
-from perdure.messages import (
-    Document,
-    Image,
-    Message,
-    Text,
-    ToolCall,
-    ToolResult,
-)
+from perdure.messages import Message, ToolCall, ToolResult
 from perdure.wire.names import HANDOFF
 from perdure.wire.requests import RunRequest
 from perdure.wire.spec import AgentSpec
@@ -25,6 +18,7 @@ from .calls import admit_paid_calls, with_arguments
 from .chain import use_model
 from .ends import is_chosen_by_model
 from .events import (
+    AnswerRelayed,
     ApprovalRelayed,
     ApprovalResolved,
     BudgetGranted,
@@ -62,6 +56,7 @@ from .events import (
 )
 from .family import book, book_outcome, deadline_of, ending_reason, fold_tree_event, unheard_outcome
 from .input_tokens import fixed_tokens
+from .questions import answer_parts, has_question
 from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
 from .state import AgentState, Origin, Transcript
@@ -157,7 +152,7 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
         case ChildReported() | BudgetGranted():
             # Either may free what an unpaid call waits for.
             return close_step(admit_paid_calls(fold_tree_event(state, event)))
-        case ChildGranted() | BudgetRequested() | ParentInformed() | ApprovalRelayed():
+        case ChildGranted() | BudgetRequested() | ParentInformed() | ApprovalRelayed() | AnswerRelayed():
             return fold_tree_event(state, event)
         case NodesStarted():
             return state  # an agent has no nodes
@@ -176,10 +171,9 @@ def _fold_message(state: AgentState, event: MessageSent) -> AgentState:
             return state
         seen = (*state.inbox.seen_ids, event.id)[-MOST_SEEN_IDS:]
         state = replace(state, inbox=replace(state.inbox, seen_ids=seen))
-    # A message while a question waits is its answer: the agent asked for the person's next words.
-    question = next((c for c in state.step.calls if c.kind == "person" and c.state == "asking"), None)
-    if question is not None:
-        return close_step(set_result(state, _answer_to(question.call, event.message)))
+    if event.call_id is not None and has_question(state, event.call_id):
+        call = next(call.call for call in state.step.calls if call.call.id == event.call_id)
+        return close_step(set_result(state, _answer_to(call, event.message)))
     state = receive(state, event.message)
     end = state.end or state.step.proposed_end
     if end is None or not is_chosen_by_model(end) or exhausted_limit(state) is not None:
@@ -189,8 +183,7 @@ def _fold_message(state: AgentState, event: MessageSent) -> AgentState:
 
 
 def _answer_to(question: ToolCall, message: Message) -> ToolResult:
-    content = [part for part in message.parts if isinstance(part, Text | Image | Document)]
-    return ToolResult(call_id=question.id, name=question.name, content=content)
+    return ToolResult(call_id=question.id, name=question.name, content=[*answer_parts(message)])
 
 
 def _resolve_approval(state: AgentState, event: ApprovalResolved) -> AgentState:

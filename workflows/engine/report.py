@@ -4,7 +4,7 @@ from typing import Final
 
 from perdure.messages import ToolCall
 from perdure.shown import call_text, cut, visible
-from perdure.wire.names import RESOLVE_APPROVAL
+from perdure.wire.names import RESOLVE_APPROVAL, SEND
 from perdure.wire.results import Approval, Failure, Parked, Question, RunStatus, Status, StopReason, Waiting
 from perdure.wire.tree import BudgetRequest, Report, Spent
 
@@ -216,9 +216,7 @@ def people_below(state: RunState) -> list[str]:
         path = " / ".join(waiting.path)
         lines.append(f"- **waits for a person**: {path} `{waiting.call_id}` {literal(text)}")
         if isinstance(waiting, Question):
-            lines.append(
-                f'  - answer with the update `send`: `{{"run_id": "{waiting.run_id}", "text": "..."}}`'
-            )
+            lines.append(f"  - {_how_to_answer_question(waiting.call_id, waiting.run_id)}")
         else:
             lines.append(f"  - {_how_to_decide(waiting)}")
     return lines
@@ -227,8 +225,13 @@ def people_below(state: RunState) -> list[str]:
 def how_to_answer(state: RunState, call: Call) -> str:
     """Return the way in which a person answers a call, for the UI page."""
     if call.kind == "person":
-        return "answer with the update `send`, a JSON string"
+        return _how_to_answer_question(call.call.id)
     return _how_to_decide(approval_for(state, call))
+
+
+def _how_to_answer_question(call_id: str, run_id: str = "") -> str:
+    run = f'"run_id": "{run_id}", ' if run_id else ""
+    return f'answer with the update `{SEND}`: `{{{run}"call_id": "{call_id}", "text": "..."}}`'
 
 
 def _how_to_decide(approval: Approval) -> str:

@@ -39,6 +39,7 @@ from .events import (
 )
 from .leftovers import bounded, unread_lines
 from .program import Program
+from .questions import has_question
 from .report import cost_of
 from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
 
@@ -170,15 +171,15 @@ class SessionProgram:
         # The run below has the message; here it only needs an id that the reply will answer.
         if event.delivered and session.turn_is_open:
             return _with(state, replace(session, ids=(*session.ids, event.utterance.id)))
-        steers = event.when_busy == "steer" and session.turn_is_open
-        if not steers or state.ending is not None or session.closing is not None:
+        steers = event.when_busy == "steer" or has_question(state, event.call_id)
+        if not (steers and session.turn_is_open) or state.ending is not None or session.closing is not None:
             return _with(state, replace(session, queue=(*session.queue, event.utterance)))
-        return self._steer(state, event.utterance)
+        return self._steer(state, event.utterance, event.call_id)
 
-    def _steer(self, state: RunState, utterance: Utterance) -> RunState:
+    def _steer(self, state: RunState, utterance: Utterance, call_id: str | None) -> RunState:
         """Give the message to the turn: it answers the agent's question, or the model reads it at its next step."""
         before = state.unread_count
-        steered = self._fold_turn(state, MessageSent(message=utterance.message))
+        steered = self._fold_turn(state, MessageSent(message=utterance.message, call_id=call_id))
         session = session_of(steered)
         if steered is state:  # a team reads nothing between its nodes: the message gets its own turn
             return _with(state, replace(session, queue=(*session.queue, utterance)))
@@ -191,7 +192,8 @@ class SessionProgram:
         number = session_of(state).unnamed + 1
         utterance = Utterance(id=event.id or f"sent-{number}", message=event.message)
         state = _with(state, replace(session_of(state), unnamed=number))
-        return self._take_message(state, Said(utterance=utterance, when_busy="steer"))
+        said = Said(utterance=utterance, when_busy="steer", call_id=event.call_id)
+        return self._take_message(state, said)
 
     # -- turns
 

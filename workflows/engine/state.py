@@ -28,6 +28,7 @@ from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, Stop
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
+from .people import RelayedAnswer, RelayedDecision
 from .tree import Tree
 
 # See `Call` for the transitions.
@@ -275,15 +276,6 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelayedDecision:
-    """A decision that went to a run below, kept to answer the same one again."""
-
-    run_id: str
-    call_id: str
-    record: ApprovalRecord
-
-
-@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Origin of a run, beside its request."""
 
@@ -322,9 +314,11 @@ class RunState:
     """Set when the end was requested from outside; pending work is being cancelled."""
     end: End | None = None
     session: Session | None = None
-    # Bounded by `MOST_RELAYED`: a click that comes again comes soon.
+    # Bounded, as is `answers`: a click that comes again comes soon.
     relayed: tuple[RelayedDecision, ...] = ()
     """Newest decisions about calls of runs below."""
+    answers: tuple[RelayedAnswer, ...] = ()
+    """Newest answers to questions of runs below."""
 
     # Differences between kinds of programs, as values: nothing asks for the kind itself.
     counts_steps: ClassVar[bool] = True
@@ -354,9 +348,15 @@ class RunState:
         """Tool calls of the current step."""
         return ()
 
+    def result_of(self, call_id: str) -> ToolResult | None:
+        """Return the result of the run's own call of that id, if it has one."""
+        return None
+
     def decision_on(self, call_id: str) -> ApprovalRecord | None:
         """Return a person's decision about the run's own call of that id, if there was one."""
-        return None
+        opened = next((call for call in self.open_calls if call.call.id == call_id), None)
+        result = self.result_of(call_id)
+        return opened.approval if opened else result.approval if result else None
 
     @property
     def unread_count(self) -> int:
@@ -415,16 +415,16 @@ class AgentState(RunState):
         """Tool calls of the current step."""
         return self.step.calls
 
-    def decision_on(self, call_id: str) -> ApprovalRecord | None:
-        """Return a person's decision about the run's own call of that id, if there was one."""
+    def result_of(self, call_id: str) -> ToolResult | None:
+        """Return the result of the run's own call of that id, if it has one."""
         for call in self.step.calls:
             if call.call.id == call_id:
-                return call.approval
+                return call.result
         # Messages before `own_start` are of another run, whose calls may have the same ids.
         for message in reversed(self.transcript.messages[self.transcript.own_start :]):
             for result in message.tool_results:
                 if result.call_id == call_id:
-                    return result.approval
+                    return result
         return None
 
     @property

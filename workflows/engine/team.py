@@ -25,6 +25,7 @@ from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
 from .events import (
+    AnswerRelayed,
     ApprovalRelayed,
     BudgetGranted,
     BudgetRequested,
@@ -128,7 +129,7 @@ class TeamProgram:
                 return self._fold_child_end(state, event)
             case ChildReported() | ChildGranted() | BudgetRequested() | BudgetGranted() | ParentInformed():
                 return fold_tree_event(state, event)
-            case ApprovalRelayed():
+            case ApprovalRelayed() | AnswerRelayed():
                 return fold_tree_event(state, event)
             case Paused():
                 return replace(state, paused=True)

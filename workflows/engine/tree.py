@@ -325,6 +325,15 @@ def waiting_below(tree: Tree) -> list[Waiting]:
     ]
 
 
+def drop_waiting(tree: Tree, run_id: str, call_id: str) -> Tree:
+    """Return the tree without this call of a run below among those that wait for a person."""
+    for child in tree.children:
+        kept = tuple(item for item in child.waiting if (item.run_id, item.call_id) != (run_id, call_id))
+        if kept != child.waiting:
+            tree = _with_child(tree, replace(child, waiting=kept))
+    return tree
+
+
 def idle_lease(tree: Tree, limits: Amount, spent: Amount) -> Amount | None:
     """Return the amount that a run which only waits for people can give back, or None."""
     working = any(not child.idle for child in tree.children)
