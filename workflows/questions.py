@@ -109,7 +109,7 @@ def delivery_of(
         return Delivery()
     questions = open_questions(state, unfolded)
     if incoming.call_id is not None:
-        return _named(state, incoming, questions, unfolded)
+        return _named(state, incoming, incoming.call_id, questions, unfolded)
     waiting = [item for item in questions if (item.run_id, item.call_id) not in relaying]
     if incoming.run_id is not None:
         waiting = [item for item in waiting if item.run_id == incoming.run_id]
@@ -122,10 +122,14 @@ def delivery_of(
 
 
 def _named(
-    state: RunState, incoming: Incoming, questions: Sequence[Question], unfolded: Sequence[object]
+    state: RunState,
+    incoming: Incoming,
+    call_id: str,
+    questions: Sequence[Question],
+    unfolded: Sequence[object],
 ) -> Delivery:
     """Return where an answer goes that names its question."""
-    call_id, run_id = cast("str", incoming.call_id), incoming.run_id
+    run_id = incoming.run_id
     found = [item for item in questions if item.call_id == call_id and run_id in (None, item.run_id)]
     if len(found) == 1:
         return _to(state, found[0])
@@ -142,7 +146,7 @@ def _named(
         raise refuse(
             f"question {name!r} was answered otherwise, and that stays; these questions wait: {waiting}"
         )
-    if run_id not in (None, state.id) and _goes_on(state, cast("str", run_id)):
+    if run_id is not None and run_id != state.id and _goes_on(state, run_id):
         return Delivery(run_id=run_id, call_id=call_id)  # its report may be on its way
     raise refuse(f"no question {name!r} waits; these wait: {waiting}")
 
@@ -158,8 +162,8 @@ def _to(state: RunState, question: Question) -> Delivery:
 
 def _ordinary(state: RunState, incoming: Incoming) -> Delivery:
     """Return where a message goes that answers no question."""
-    if incoming.run_id not in (None, state.id):
-        return Delivery(run_id=run_below(state, cast("str", incoming.run_id)))
+    if incoming.run_id is not None and incoming.run_id != state.id:
+        return Delivery(run_id=run_below(state, incoming.run_id))
     return Delivery(run_id=listener(state))
 
 

@@ -18,7 +18,7 @@ from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Question, Receipt
 from tests.conftest import Gate, Serve, check_rows, until_queried
-from tests.unit.test_media import PNG
+from tests.pictures import PNG
 
 ROOMS = ("hall", "roof")
 
