@@ -104,8 +104,8 @@ def test_input_is_explained_or_a_message(raw: Any) -> None:
     """Input is rejected with an explanation, or becomes a message."""
     state = answered(begun(), call("ask_person", question="Which?"))
     for read in (said_of, partial(sent_message, update_id="u"), message_of):
-        made = taken(read, delivered(raw))
-        made = made[1] if isinstance(made, tuple) else made
+        read_value: Any = taken(read, delivered(raw))
+        made: Any = read_value[1] if isinstance(read_value, tuple) else read_value
         if isinstance(made, Incoming):
             taken(partial(delivery_of, state), made)
             made = made.message

@@ -110,7 +110,7 @@ def _leaves_something(state: AgentState, start: int) -> bool:
     """Return whether a move to `start` leaves out more than a request that is pinned from then on."""
     pinned = request_before(state, start)
     old = state.transcript.pinned
-    leaving = set(range(state.transcript.window_start, start)) | ({old} if old is not None else set())
+    leaving = {*range(state.transcript.window_start, start), *([] if old is None else [old])}
     return bool(leaving - {pinned})
 
 
