@@ -78,6 +78,8 @@ class ModelAttempt:
         self.records: list[HookRecord] = []
         self.refused: tuple[str, ...] = ()
         """Keys of attachments that the provider has refused in this call."""
+        self.refusals: list[str] = []
+        """Refusals of the provider after which the call was made once more, for the reply's record."""
         self.problem: str | None = None
         """Guidance for the model, of a hook that does not let the reply take effect."""
 
@@ -192,6 +194,11 @@ class ModelAttempt:
         """Return what this attempt alone has spent, and its cost."""
         usage = self.usage() if error is None else self.usage_of(error)
         return usage, self.cost_microusd(usage)
+
+    def note_refusal(self, change: str, error: ModelError) -> None:
+        """Keep the provider's words for the record of the reply, with what was changed after them."""
+        words = redact_error(error, _LONGEST_MESSAGE)
+        self.refusals.append(f"{self.model.config.name}: {error.kind}: {words} ({change})")
 
     def stopped(self) -> ApplicationError:
         """Return the error of a call that a person stopped while it was not being sent."""

@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import ErrorKind, ModelError
+from perdure.fitting import fit_results, most_result_tokens
 from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, Retry
 from perdure.messages import (
     Message,
@@ -54,6 +55,7 @@ from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HookFailed, HookRunner
 from .providers.addresses import KnownAddresses, known_addresses
+from .reply_bound import MOST_SHORTENINGS, shorter_bound
 from .telemetry import model_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen, Ticket
@@ -107,6 +109,7 @@ class ModelCalls:
             try:
                 spec = await self.transcripts.get_spec(call.spec)
                 view = await self.transcripts.get_view(call)
+                view = replace(view, messages=_fitted(spec, call, view))
             except ApplicationError as error:
                 raise _add_usage(call, error, before) from None
             except asyncio.CancelledError:
@@ -133,7 +136,7 @@ class ModelCalls:
             hooked = await self._ask_before(attempt, request)
             if isinstance(hooked, Reply):
                 return self._outcome(attempt, request, hooked)
-            return await self._call_or_use_words(attempt, hooked)
+            return await self._call_with_room(attempt, hooked)
         except ApplicationError:
             raise
         except ReservationSpent:
@@ -152,6 +155,20 @@ class ModelCalls:
         except Exception as error:
             activity.logger.exception("model call failed with an unexpected exception")
             raise attempt.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
+
+    async def _call_with_room(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
+        """Call the model; with a smaller bound of the reply where the provider says that it is too large."""
+        for _ in range(MOST_SHORTENINGS):
+            try:
+                return await self._call_or_use_words(attempt, request)
+            except ModelError as error:
+                bound = shorter_bound(error, request.max_tokens)
+                if bound is None:
+                    raise
+                attempt.before = attempt.before + attempt.usage_of(error)
+                attempt.note_refusal(f"max_tokens {request.max_tokens} made {bound}", error)
+                request = replace(request, max_tokens=bound)
+        return await self._call_or_use_words(attempt, request)
 
     async def _call_or_use_words(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
         """Call the model; once more without its newest attachments if the provider refuses the request.
@@ -333,6 +350,7 @@ class ModelCalls:
             attempts=activity.info().attempt,
             request_id=reply.request_id,
             request_digest=reply.request_digest,
+            errors=attempt.refusals,
             hooks=attempt.records,
         )
         message = Message(role="assistant", parts=checked.parts, meta=meta)
@@ -402,6 +420,10 @@ def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
     return tuple(
         part.model_copy(update={"problem": problem}) if isinstance(part, ToolCall) else part for part in parts
     )
+
+
+def _fitted(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
+    return fit_results(view.messages, most_result_tokens(spec.context, call.result_tokens))
 
 
 def _input_tokens(request: ModelRequest) -> int:

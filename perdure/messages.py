@@ -210,7 +210,7 @@ class ReplyMeta(Value):
     request_digest: str | None = Field(default=None, exclude_if=is_empty)
     """SHA-256 of the exact request that the provider got, as canonical JSON."""
     errors: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Models of the chain that failed before this model answered, each with its error."""
+    """Models that failed, and requests that were refused, before this model answered, each with the error."""
     hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
     """Verdicts of hooks about the call."""
 
@@ -221,6 +221,8 @@ class Message(Value):
     role: Role
     parts: list[Part]
     meta: ReplyMeta | None = Field(default=None, exclude_if=is_empty)
+    answer_of: str = Field(default="", exclude_if=is_empty)
+    """Of a user message: key of the run below whose answer it is, which came after its step."""
 
     @property
     def text(self) -> str:
@@ -245,6 +247,22 @@ class Message(Value):
         for result in self.tool_results:
             parts += result.content
         return any(isinstance(part, Image | Document) for part in parts)
+
+    @cached_property
+    def result_bytes(self) -> int:
+        """Bytes of the texts of its results, or of an answer that came later."""
+        # Cached, as the next: each step looks at every message of the view.
+        return sum(len(text.encode(errors="replace")) + 1 for text in self._result_texts())
+
+    @cached_property
+    def result_tokens(self) -> tuple[int, ...]:
+        """Tokens of the text of each of its results, or of an answer that came later."""
+        return tuple(text_tokens(text) for text in self._result_texts())
+
+    def _result_texts(self) -> list[str]:
+        if self.answer_of:
+            return ["\n".join(part.text for part in self.parts if isinstance(part, Text))]
+        return [result.text for result in self.tool_results]
 
     @cached_property
     def blobs(self) -> tuple[str, ...]:

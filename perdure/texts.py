@@ -66,6 +66,19 @@ def first_bytes(data: bytes, most: int) -> str:
     return data[:most].decode(errors="ignore")
 
 
+def next_piece(data: bytes, offset: int, most: int) -> str:
+    """Return the text from that byte on, at most so many bytes, with a note on what follows.
+
+    An offset within a character of UTF-8 moves to the next one.
+    """
+    while offset < len(data) and data[offset] & 0xC0 == 0x80:
+        offset += 1
+    piece = first_bytes(data[offset:], most)
+    end = offset + len(piece.encode())
+    note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
+    return piece + note if piece else "(nothing there: the result has ended)"
+
+
 def mark_cut(shown: str, total_bytes: int, advice: str) -> str:
     """Return the beginning of a longer text with a note that says how long it is and what to do."""
     return f"{shown}\n[cut here: {total_bytes} bytes in all; {advice}]"

@@ -42,6 +42,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         reservation=command.allowance.reservation,
         tool_choice=command.tool_choice,
         note=command.note,
+        result_tokens=state.transcript.result_tokens,
         offer_read_result=state.transcript.spilled,
         offer_handoff=bool(state.peers),
         stream=state.request.stream,

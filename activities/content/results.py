@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
-from perdure.texts import first_bytes, fix_surrogates, mark_cut
+from perdure.texts import first_bytes, fix_surrogates, mark_cut, next_piece
 from perdure.tokens import media_tokens
 from perdure.wire.effects import ToolInput
 
@@ -113,12 +113,4 @@ async def read_more(blobs: BlobStore, call: ToolInput) -> ResultContent:
         data = await blobs.get(name)
     except (KeyError, ValueError):
         return ResultContent(parts=[Text(text=f"there is no result {name!r}")])
-    # A model may name any offset. One in the middle of a UTF-8 character moves to the next character.
-    while offset < len(data) and data[offset] & 0xC0 == 0x80:
-        offset += 1
-    piece = first_bytes(data[offset:], call.preview_bytes)
-    end = offset + len(piece.encode())
-    note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
-    return ResultContent(
-        parts=[Text(text=piece + note if piece else "(nothing there: the result has ended)")]
-    )
+    return ResultContent(parts=[Text(text=next_piece(data, offset, call.preview_bytes))])

@@ -70,6 +70,8 @@ class ModelInput(Value):
     tool_choice: ToolChoice = Field(default="auto", exclude_if=lambda v: v == "auto")
     note: str | None = Field(default=None, exclude_if=is_empty)
     """Line added to the instructions of this call only."""
+    result_tokens: int = Field(default=0, exclude_if=is_empty)
+    """Most tokens of the results of one step, as an overflow has shown; 0: the usual bound holds."""
     offer_read_result: bool = Field(default=False, exclude_if=is_empty)
     """True once a result was cut: the model gets the tool that reads the rest."""
     offer_handoff: bool = Field(default=False, exclude_if=is_empty)

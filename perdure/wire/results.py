@@ -231,7 +231,8 @@ class RunResult(Value):
     unmet: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=is_empty)
     """Of a graph: nodes that never ran, with the reason."""
     answered: bool = Field(default=False, exclude_if=is_empty)
-    """True when the run failed with `error` and still gave an answer (`on_failure="answer"`)."""
+    """True when the run failed with `error` and still gave an answer: with `on_failure="answer"`, or because its
+    conversation did not fit the model."""
     per_tool: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     """Of a run with bounds of single tools: their calls, those of the runs below it included."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)

@@ -172,13 +172,16 @@ async def test_overflowing_context_is_halved(serve: Serve) -> None:
 
 
 async def test_incompressible_context_ends_run(serve: Serve) -> None:
-    """A context that cannot shrink ends the run with its reason."""
-    model = Counted(fails("context_overflow"))
+    """A context that cannot shrink ends the run with its reason, and with the provider's words."""
+    model = Counted(fails("context_overflow", "9000 tokens are 1000 too many"))
     async with serve(
         Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel(model)}
     ) as client:
         result = await client.run("a", "go")
     assert (result.stop_reason, model.attempts) == ("context_overflow", 1)
+    assert result.error is not None
+    assert result.error.message == "9000 tokens are 1000 too many"
+    assert result.output == "The conversation does not fit the model: 9000 tokens are 1000 too many"
 
 
 async def test_unknown_agent_error_lists_agents(serve: Serve) -> None:

@@ -1,10 +1,17 @@
 """What a model sees: the request in hand, what nobody has read, and results that fit together."""
 
+import asyncio
+import re
+from typing import Any
+
+from pydantic import BaseModel
 from temporalio.api.history.v1 import HistoryEvent
 
-from perdure import Agent, Edge, Graph, GraphLimits, SlidingWindow, Summary, tool
+from perdure import Agent, Edge, Graph, GraphLimits, Limits, SlidingWindow, Summary, tool
+from perdure.messages import estimated_tokens
 from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, fails, says
+from perdure.tools import AnyTool
 from tests.conftest import Gate, Serve
 
 
@@ -93,6 +100,115 @@ async def test_unread_messages_outlive_an_overflow(serve: Serve) -> None:
         result = await run.result()
     assert result.output == "read"
     assert seen == [[f"also {number}" for number in range(5)]] * 2
+
+
+@tool
+async def look_up(town: int) -> str:
+    """Look up a town."""
+    return facts(town)
+
+
+def facts(town: int) -> str:
+    return f"town {town}: " + "fact after fact. " * 700 + f"the end of {town}"
+
+
+async def test_results_of_a_step_fit_and_read_on(serve: Serve) -> None:
+    """Forty long results of one step fit the model, of tools and of agents, and it can read the rest of each."""
+    most: list[int] = []
+    counts: list[int] = []
+
+    def script(request: ModelRequest) -> Line | list[Line]:
+        most.append(sum(estimated_tokens(message) for message in request.messages))
+        results = [result.text for message in request.messages for result in message.tool_results]
+        if request.step == 1:
+            by_agent = any("input" in tool.input_schema["properties"] for tool in request.tools)
+            return [
+                calls(request.tools[0].name, **({"input": str(town)} if by_agent else {"town": town}))
+                for town in range(40)
+            ]
+        if "the end of 39" in results[-1]:
+            return says("read")
+        long = [text for text in results if text.startswith("town")]
+        counts.append(len(long))
+        first = next(text for text in long if "town 39" in text)
+        name = NAMED.search(first)
+        offset = OFFSET.findall(first if request.step == 2 else results[-1])
+        assert name is not None
+        return calls("read_result", result=name[1], offset=int(offset[-1]))
+
+    scout = Agent(name="scout", model="s:x", description="Finds out about a town.")
+    scouts = ScriptedModel(lambda request: says(facts(int(request.messages[0].text))))
+    by_kind: dict[str, AnyTool] = {
+        "tools": look_up,
+        "agents": scout.as_tool(),
+    }
+    window = SlidingWindow(tokens=24_000)
+    asking = [
+        Agent(name=name, model="e:x", tools=[used], context=window, limits=Limits(steps=60))
+        for name, used in by_kind.items()
+    ]
+    async with serve(*asking, models={"s": scouts, "e": ScriptedModel(script)}) as client:
+        outcomes = await asyncio.gather(
+            *(client.run(agent.name, "Write about forty towns.") for agent in asking)
+        )
+    assert [outcome.output for outcome in outcomes] == ["read"] * 2
+    assert max(most) < 24_000
+    assert set(counts) == {40}
+
+
+NAMED = re.compile(r'read_result\(result="([^"]+)"')
+OFFSET = re.compile(r"offset[ =](\d+)")
+
+
+async def test_reply_bound_is_made_smaller(serve: Serve) -> None:
+    """A reply bound that does not fit the model is made smaller; the conversation stays whole, the words are kept."""
+    asked: list[tuple[int, int]] = []
+    words = "max_tokens is too large: {}. This model supports at most 1000 completion tokens"
+
+    def script(request: ModelRequest) -> Line:
+        asked.append((request.max_tokens, len(request.messages)))
+        if request.max_tokens > 1000:
+            return fails("bad_request", words.format(request.max_tokens))
+        return says("done") if request.step == 4 else calls("count_shelf", shelf=request.step)
+
+    depot = Agent(name="depot", model="scripted:x", tools=[count_shelf])
+    async with serve(depot, models={"scripted": ScriptedModel(script)}) as client:
+        run = await client.start("depot", "count")
+        result = await run.result()
+        replies = [message.meta for message in await run.transcript() if message.meta]
+    assert result.output == "done"
+    assert [count for bound, count in asked if bound == 1000] == [1, 3, 5, 7]
+    assert all("at most 1000 completion tokens" in meta.errors[0] for meta in replies)
+
+
+class Boxes(BaseModel):
+    count: int
+
+
+async def test_overflow_is_never_silent(serve: Serve) -> None:
+    """A run whose conversation does not fit says something: its newest words, its own for this case, or the reason."""
+    refused = fails("context_overflow", "4096 tokens are the most")
+
+    def script(request: ModelRequest) -> Line:
+        return says("First I count.") + calls("count_shelf", shelf=1) if request.step == 1 else refused
+
+    told: dict[str, Any] = {"model": "o:x", "tools": [count_shelf]}
+    agents = [
+        Agent(name="words", **{**told, "model": "w:x"}),
+        Agent(name="message", fallback_message="Ask in the shop.", **told),
+        Agent(name="reason", **told),
+        Agent(name="typed", output_type=Boxes, **told),
+    ]
+    models = {"o": ScriptedModel(lambda _: refused), "w": ScriptedModel(script)}
+    async with serve(*agents, models=models) as client:
+        outcomes = await asyncio.gather(*(client.run(agent.name, "count") for agent in agents))
+        session = await client.session("chat", agent="reason")
+        reply = await session.say("count")
+    because = "The conversation does not fit the model: 4096 tokens are the most"
+    assert [outcome.output for outcome in outcomes] == ["First I count.", "Ask in the shop.", because, None]
+    assert {outcome.stop_reason for outcome in outcomes} == {"context_overflow"}
+    assert {outcome.error.message for outcome in outcomes if outcome.error} == {"4096 tokens are the most"}
+    assert reply.text == because
 
 
 async def test_summary_is_in_history_once(serve: Serve) -> None:

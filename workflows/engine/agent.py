@@ -87,8 +87,8 @@ class AgentProgram:
         if "on_end" in state.spec.hooks or (state.spec.hooks and end.stop_reason == "guardrail"):
             return (end.output, None) if isinstance(end.output, str) else ("", None)
         text = newest_words(state.messages[state.first_message :])
-        if not text:
-            return "", None
+        if not text:  # then the agent has its own words for such an end, or says what happened
+            return (end.output, None) if isinstance(end.output, str) else ("", None)
         indexes = range(len(state.messages) - 1, -1, -1)
         holds = (
             i for i in indexes if state.messages[i].role == "assistant" and state.messages[i].text == text

@@ -44,7 +44,8 @@ def _answer_text(outcome: RunResult) -> str:
     if outcome.stop_reason == "end_turn":
         # Some providers refuse an empty result. And a run that said nothing has not said that it is done.
         return text if text.strip() else f"[{outcome.agent} ended without an answer, after {_calls(outcome)}]"
-    return f"{text}\n[it ended early: {outcome.stop_reason}]".lstrip()
+    why = outcome.stop_reason if text or outcome.error is None else outcome.error.message
+    return f"{text}\n[it ended early: {why}]".lstrip()
 
 
 def _calls(outcome: RunResult) -> str:

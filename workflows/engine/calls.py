@@ -34,6 +34,7 @@ from perdure.wire.spec import ToolKind, ToolSpec
 from perdure.wire.tree import Amount, Handoff, Peer
 
 from .amounts import bounds_of, calls_of, least, minus, missing
+from .read_on import rest_of_result
 from .state import AgentState, Call
 from .tree import held_by_children
 
@@ -250,6 +251,9 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
         return _error_call(call, call.problem, now)
     # It reads on in a result of this run, so neither policy nor approval applies.
     if call.name == READ_RESULT:
+        rest = rest_of_result(state, call)
+        if rest is not None:
+            return _done_call(call, rest, now)
         return Call(call=call, kind="function", state="ready", since=now)
     tool = state.spec.tool(call.name)
     if tool is None:

@@ -5,7 +5,10 @@ Rules
 2. What no provider has counted yet is estimated, never below what a provider may count (`perdure.tokens`).
 """
 
-from perdure.messages import estimated_tokens
+from collections.abc import Sequence
+
+from perdure.fitting import fit_results, most_result_tokens
+from perdure.messages import Message, estimated_tokens
 from perdure.model import canonical_json
 from perdure.planning import PLAN_TOOL, plan_reminder
 from perdure.swarm import HANDOFF_TOOL
@@ -33,7 +36,32 @@ def fixed_tokens(spec: AgentSpec, *, has_peers: bool) -> int:
 
 def visible_tokens(state: AgentState) -> int:
     """Return an upper bound of what the model sees now, by our own estimate alone."""
-    return unmoved_tokens(state) + sum(estimated_tokens(message) for message in state.transcript.visible)
+    return unmoved_tokens(state) + shown_tokens(state, state.transcript.visible)
+
+
+def result_bound(state: AgentState) -> int:
+    """Return the most tokens of what the model is shown of the results of one step."""
+    return most_result_tokens(state.spec.context, state.transcript.result_tokens)
+
+
+def shown_tokens(state: AgentState, messages: Sequence[Message]) -> int:
+    """Return an upper bound of the tokens of the messages, as the model is shown them."""
+    return sum(estimated_tokens(message) for message in fit_results(messages, result_bound(state)))
+
+
+def added_tokens(state: AgentState, messages: Sequence[Message]) -> int:
+    """Return an upper bound of what the messages add at the end: their step's results share one bound."""
+    if not any(message.answer_of for message in messages):
+        return shown_tokens(state, messages)
+    before = newest_results(state)
+    return shown_tokens(state, [*before, *messages]) - shown_tokens(state, before)
+
+
+def newest_results(state: AgentState) -> tuple[Message, ...]:
+    """Return the messages since the model's last reply."""
+    messages = state.transcript.messages
+    replies = (i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "assistant")
+    return messages[next(replies, -1) + 1 :]
 
 
 def unmoved_tokens(state: AgentState) -> int:
@@ -47,7 +75,7 @@ def next_input_tokens(state: AgentState) -> int:
     counted = state.transcript.context_tokens
     if state.transcript.counted_by not in ("", state.spec.models[state.chain.model].config.name):
         counted = max(counted, visible_tokens(state))
-    unread = sum(estimated_tokens(message) for message in state.inbox.messages)
+    unread = shown_tokens(state, state.inbox.messages)
     return counted + unread + _unlisted_tokens(state)
 
 

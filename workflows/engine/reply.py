@@ -16,6 +16,7 @@ from typing import Any, assert_never
 
 from perdure.messages import (
     Message,
+    Text,
     ToolCall,
     Usage,
     estimated_tokens,
@@ -34,17 +35,15 @@ from .events import (
     StepBegan,
 )
 from .family import book
+from .overflow import REPLY_OVERFLOWED, fold_overflow
 from .report import shorten
 from .state import AgentState, End
 from .step import answer_calls, append, append_unread, close_step
-from .window import half_window_start, move_window
 
 MOST_INVALID_STEPS = 5
 """Steps in a row without one call that can be carried out: the model does not understand its tools."""
 MOST_STALE_RETRIES = 5
 """Retries in a row because the worker's transcript was stale."""
-MOST_OVERFLOW_CUTS = 8
-"""Cuts of the window in a row after overflows. Each halves it, so more would not help."""
 MOST_CUT_REPLIES = 3
 """Replies in a row that were cut in the midst of their only call: the model does not make it shorter."""
 _NO_OUTPUT = f"Your answer has no output of the type asked for: give it by calling {FINAL_ANSWER!r}."
@@ -72,16 +71,30 @@ def fold_reply(state: AgentState, event: Replied) -> AgentState:
     state = replace(state, step=replace(state.step, asking_model=False, stale_retries=0))
     # A reply that overflowed is not kept: the same step is asked for again, with less to read.
     if outcome.stop == "context_overflow":
-        return _cut_window(state) if state.ending is None else _redo_step(state)
+        return _fold_overflowed(state, outcome.message)
     message = outcome.message
     # Only the engine knows which models failed before this one; the activity saw one model.
     if state.chain.tried:
-        named = meta.model_copy(update={"errors": list(state.chain.tried)})
+        named = meta.model_copy(update={"errors": [*state.chain.tried, *meta.errors]})
         message = message.model_copy(update={"meta": named})
     state = _record_reply(state, message, meta.usage)
     if state.ending is not None or outcome.stop == "cancelled":
         return answer_calls(state, message, "the run was ended")
     return _apply_stop(state, event, message)
+
+
+def _fold_overflowed(state: AgentState, message: Message) -> AgentState:
+    """Return the state after a reply ran into the end of the context: it is kept only where nothing follows it."""
+    state = _redo_step(state)
+    if state.ending is not None:
+        return state
+    state = fold_overflow(state, REPLY_OVERFLOWED)
+    # Hooks have not seen its text.
+    end = state.end
+    if end is None or "after_model" in state.spec.hooks or not message.text.strip():
+        return state
+    state = append(state, message.model_copy(update={"parts": [Text(text=message.text)]}))
+    return replace(state, end=replace(end, output=early_end(state, "context_overflow").output))
 
 
 def _record_reply(state: AgentState, message: Message, usage: Usage) -> AgentState:
@@ -259,7 +272,7 @@ def fold_model_failure(state: AgentState, event: ModelFailed) -> AgentState:
         case "stale":
             return _retry_stale(state, event.failure)
         case "context_overflow":
-            return _cut_window(state)
+            return fold_overflow(state, event.failure.message)
         case "reservation_spent":
             return state  # booked above: the same step is reserved for anew, if anything is left
         case _:
@@ -283,16 +296,3 @@ def _retry_stale(state: AgentState, failure: ModelFailure) -> AgentState:
 
 def _redo_step(state: AgentState) -> AgentState:
     return replace(state, step=replace(state.step, redo=True))
-
-
-def _cut_window(state: AgentState) -> AgentState:
-    """Return the state after the provider found the context too long: a larger model, half the window, or the end."""
-    state = _redo_step(state)
-    larger = parking.with_next_model(state, "context_overflow", "the conversation does not fit")
-    if larger is not None:
-        return larger
-    start = half_window_start(state)
-    if start > state.transcript.window_start and state.step.overflow_cuts < MOST_OVERFLOW_CUTS:
-        state = move_window(state, start)
-        return replace(state, step=replace(state.step, overflow_cuts=state.step.overflow_cuts + 1))
-    return replace(state, end=early_end(state, "context_overflow"))

@@ -17,7 +17,16 @@ from .events import (
 from .family import book_outcome
 from .hooks import withhold_unreviewed
 from .state import AgentState, Call
-from .step import close_step, exchange_call, receive, set_result, text_result, unrun_result, with_calls
+from .step import (
+    close_step,
+    exchange_call,
+    offer_rest,
+    receive,
+    set_result,
+    text_result,
+    unrun_result,
+    with_calls,
+)
 
 
 def mark_running(state: AgentState, event: CallsStarted) -> AgentState:
@@ -65,7 +74,9 @@ def fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
     )
     if call is not None:
         return close_step(_finish_call(state, call, with_result((call,), event.result)[0]))
-    message = Message(role="user", parts=[*late_answer(event.key, event.result)])
+    parts = [*late_answer(event.key, event.result)]
+    message = Message(role="user", parts=parts, answer_of=event.key)
+    state = offer_rest(state, cut=event.result.spilled is not None)
     # A call that waited for the child to give something back may be refused by now.
     return close_step(receive(state, message))
 

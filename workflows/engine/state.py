@@ -129,6 +129,8 @@ class Transcript:
     """Keys of attachments that a provider has refused: the model reads words in their place."""
     planned_at: int = 0
     """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
+    result_tokens: int = 0
+    """Most tokens of the results of one step, as an overflow has shown; 0: the usual bound holds."""
     pinned: int | None = None
     """Index of the request that the model sees before the window. It changes only when the window moves."""
 

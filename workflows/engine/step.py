@@ -7,23 +7,19 @@ Rules
 
 from dataclasses import replace
 
-from perdure.messages import (
-    Message,
-    Text,
-    ToolCall,
-    ToolResult,
-    estimated_tokens,
-)
+from perdure.fitting import must_cut
+from perdure.messages import Message, Text, ToolCall, ToolResult
 from perdure.wire.names import HANDOFF
 
 from .calls import with_result
 from .ends import end_by_hook
+from .input_tokens import added_tokens, result_bound
 from .state import AgentState, Call, End
 
 
 def append(state: AgentState, *messages: Message) -> AgentState:
     """Return the state with these messages at the end of its transcript."""
-    new_tokens = sum(estimated_tokens(message) for message in messages)
+    new_tokens = added_tokens(state, messages)
     transcript = replace(
         state.transcript,
         messages=state.transcript.messages + messages,
@@ -70,10 +66,9 @@ def close_step(state: AgentState) -> AgentState:
         return state
     if _gives_up_handoff(state):
         results = [_undo_handoff(result) for result in results]
-    # Once a result was cut, the model is offered the tool that reads on, for the rest of the run.
-    spilled = state.transcript.spilled or any(result.spilled for result in results)
-    state = replace(with_calls(state, ()), transcript=replace(state.transcript, spilled=spilled))
-    state = append(state, Message(role="tool", parts=list(results)))
+    message = Message(role="tool", parts=list(results))
+    spilled = any(result.spilled for result in results) or must_cut([message], result_bound(state))
+    state = append(offer_rest(with_calls(state, ()), cut=spilled), message)
     if state.step.ending_text is not None and state.end is None and state.ending is None:
         return end_by_hook(state, state.step.ending_text)
     handoff = state.step.handoff
@@ -94,6 +89,13 @@ def _undo_handoff(result: ToolResult) -> ToolResult:
     return result.model_copy(
         update={"content": [Text(text="not handed over: the run was ended")], "is_error": True}
     )
+
+
+def offer_rest(state: AgentState, *, cut: bool) -> AgentState:
+    """Offer the tool that reads on, for the rest of the run, once a result was cut."""
+    if not cut or state.transcript.spilled:
+        return state
+    return replace(state, transcript=replace(state.transcript, spilled=True))
 
 
 def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:

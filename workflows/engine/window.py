@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from perdure.context import SlidingWindow, Summary
+from perdure.fitting import fit_results
 from perdure.messages import estimated_tokens
 
-from .input_tokens import unmoved_tokens, visible_tokens
+from .input_tokens import result_bound, unmoved_tokens, visible_tokens
 from .state import AgentState
 
 
@@ -123,10 +124,11 @@ def slide(state: AgentState, *, most: int | None, tokens: int | None) -> int:
     messages, start, request = state.messages, state.transcript.window_start, state.first_message
     newest = _newest_exchange(state)
     keep, kept_tokens = newest, 0
+    shown = messages[start:] if tokens is None else fit_results(messages[start:], result_bound(state))
     pinned_tokens = 0 if tokens is None else estimated_tokens(messages[request])
     for index in range(len(messages) - 1, start - 1, -1):
         if tokens is not None:
-            kept_tokens += estimated_tokens(messages[index])
+            kept_tokens += estimated_tokens(shown[index - start])
         too_many = most is not None and len(messages) - index > most
         too_long = tokens is not None and kept_tokens + (pinned_tokens if index > request else 0) > tokens
         if index < newest:
