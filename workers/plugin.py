@@ -46,6 +46,7 @@ from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.outgoing import OutgoingGuard
 from ..activities.providers.registry import default_models
+from ..activities.rebuild import rebuild
 from ..activities.relay import relay
 from ..activities.remote import count_attempts
 from ..activities.renewal import BlobRenewal
@@ -167,6 +168,7 @@ class PerdurePlugin(SimplePlugin):
             count_attempts,
             BlobRenewal(blobs=self.blobs).renew_blobs,
             end_earlier_child,
+            rebuild,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

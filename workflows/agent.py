@@ -8,19 +8,22 @@ from perdure.limits import Limits
 from perdure.wire.names import WORKFLOW
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import RunResult
+from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 from .arguments import Carried, read_arguments
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
 from .engine.family import deadline_of
+from .engine.program import RunningProgram
 from .engine.state import Origin
-from .handlers import RunHandlers, bound_program
-from .inputs import request_of
+from .extension import ExtendableRun
+from .handlers import bound_program
+from .inputs import is_extension, request_of
 
 
 @workflow.defn(name=WORKFLOW)
-class AgentWorkflow(RunHandlers):
+class AgentWorkflow(ExtendableRun):
     """Workflow of a run of an agent, a swarm or a graph."""
 
     @workflow.run
@@ -36,12 +39,18 @@ class AgentWorkflow(RunHandlers):
                 self._loop.restore(bound_program(spec_in(carried.state)), carried.state, carried.chunks)
                 return await self._loop.run(request)
             case request, child:
-                run_request = request_of(request, is_child=child is not None)
+                pass
         try:
-            await self._begin(run_request, child)
+            if child is None and is_extension(request):
+                await self._go_on(request)
+            elif not (child and child.extension and await self._go_on(child.extension, child)):
+                await self._begin(request_of(request, is_child=child is not None), child)
         except EndedBeforeBeginningError as end:
             return await self._end_early(end)
         return await self._loop.run(request)
+
+    def _bind(self, spec: AnySpec) -> RunningProgram[Any]:
+        return bound_program(spec)
 
     async def _begin(self, request: RunRequest, child: ChildInput | None) -> None:
         self._agent = request.agent

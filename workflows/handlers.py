@@ -29,7 +29,15 @@ from perdure.wire.names import (
     WAKE,
 )
 from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, TranscriptQuery
-from perdure.wire.results import ApprovalAnswer, Receipt, RunResult, RunStatus, Status, TranscriptPage
+from perdure.wire.results import (
+    ApprovalAnswer,
+    ExtensionRecord,
+    Receipt,
+    RunResult,
+    RunStatus,
+    Status,
+    TranscriptPage,
+)
 from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
@@ -88,6 +96,8 @@ class RunHandlers:
         self._held_up = ""
         self._relays = Relays(self._loop)
         self._redriving = False
+        self._asked: list[ExtensionRecord] = []
+        """Extension by which the run is to go on, before it does."""
         self._early_result: RunResult | None = None
         """Result of a run that ended before it had its agent."""
 
@@ -381,7 +391,8 @@ class RunHandlers:
         """Return where the run is."""
         if self._loop.state is None:
             reason = self._early_result.stop_reason if self._early_result else None
-            return starting_status(self._agent, self._early_status, self._held_up, reason)
+            starting = starting_status(self._agent, self._early_status, self._held_up, reason)
+            return starting.model_copy(update={"extensions": self._asked})
         status: RunStatus = self._program.status(self._loop.state)
         return status
 

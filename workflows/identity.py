@@ -16,6 +16,8 @@ def identity_of(state: RunState) -> str:
     lineage = state.tree.lineage
     if lineage is not None and lineage.identity:
         return lineage.identity
+    if state.past.identity:
+        return state.past.identity
     info = workflow.info()
     return root_identity(info.namespace, info.workflow_id, info.first_execution_run_id)
 

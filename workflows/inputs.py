@@ -21,7 +21,7 @@ from perdure.wire.effects import BindArguments
 from perdure.wire.ids import RESERVED, has_child_form
 from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.plain import problem_as_json
-from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, SessionRequest
+from perdure.wire.requests import ApprovalDecision, ExtendRequest, Redrive, RunRequest, SessionRequest
 from perdure.wire.results import ApprovalAnswer
 from perdure.wire.spec import AgentSpec, ResolvedAgent
 
@@ -97,6 +97,25 @@ def request_of(raw: Any, *, is_child: bool = False) -> RunRequest:
         _check_parts("prompt", request.prompt, check_bytes=not is_child)
     _check_user("run request", request.user)
     return request
+
+
+def is_extension(raw: Any) -> bool:
+    """Return whether the input is that of a run which goes on from a closed one."""
+    return isinstance(raw, dict) and "origin" in raw
+
+
+def extend_request_of(raw: Any) -> ExtendRequest:
+    """Return the checked input of a run that goes on from a closed one, whatever client wrote it."""
+    request = _validate("extension", lambda: ExtendRequest.model_validate(raw))
+    _check_writable("extension", request.to_json())
+    return request
+
+
+def check_extension_prices(state: RunState, limits: Limits) -> None:
+    """Check that a granted bound in money can be kept: the price of each model must be known."""
+    specs = [spec for spec in (state.spec, *state.members) if isinstance(spec, AgentSpec)]
+    for spec in specs if limits.cost_usd is not None else ():
+        check_prices(spec, limited=True, what="extension")
 
 
 def session_request_of(raw: Any) -> SessionRequest:
@@ -276,7 +295,7 @@ def check_redrive(state: RunState | None, redrive: Redrive) -> None:
         check_prices(cast("AgentSpec", state.spec), limited=redrive.limits.cost_usd is not None)
 
 
-def check_prices(spec: AgentSpec, *, limited: bool) -> None:
+def check_prices(spec: AgentSpec, *, limited: bool, what: str = "redrive") -> None:
     """Check that a cost limit can be kept: the price of each model must be known.
 
     Raises:
@@ -286,7 +305,7 @@ def check_prices(spec: AgentSpec, *, limited: bool) -> None:
     models = [*spec.models, *([spec.summary_model] if spec.summary_model else [])]
     unknown = [model.config.name for model in models if model.price is None]
     if limited and unknown:
-        raise refuse(f"redrive: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
+        raise refuse(f"{what}: the cost cannot be bounded: the price of {', '.join(unknown)} is not known")
 
 
 def check_repeated(made: MadeDecision, decision: ApprovalDecision) -> None:

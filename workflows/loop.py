@@ -87,6 +87,7 @@ class Loop:
         self._children = ChildRuns(self.events.append, self.ending)
         self._written = HistoryFormat()
         self._is_new = True
+        self._renews_blobs = False
         self._blob_renewal: asyncio.Task[None] | None = None
         self._woken = False
         self._is_finishing = False
@@ -99,15 +100,24 @@ class Loop:
 
     def restore(self, program: RunningProgram[Any], carried: dict[str, Any], chunks: Any) -> None:
         """Set the program, and the state that continue-as-new has carried."""
-        self.program, self._is_new = program, False
+        self.program, self._is_new, self._renews_blobs = program, False, True
         self.state, self._written = unpack(program, carried, chunks)
+
+    def go_on(self, program: RunningProgram[Any], state: RunState, written: HistoryFormat) -> None:
+        """Set the program and the state of a run that goes on from a closed execution."""
+        self.begin(program, state, written)
+        self._renews_blobs = True
+
+    def packed(self, state: RunState) -> list[Any]:
+        """Return the arguments with which the run would continue as new, were this its state."""
+        return pack(self._program, state, self._written)
 
     async def run(self, request: Any) -> RunResult:
         """Run to the end. `request` is the run's first argument, which continue-as-new hands on."""
         display = Display(self._now, self._written, fresh=self._is_new)
         display.show(self._program, self._now)
         self._clocks.start()
-        if not self._is_new:
+        if self._renews_blobs:
             self._blob_renewal = renew_blobs(self._now.messages)
         try:
             end = await self._loop(display, request)

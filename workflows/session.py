@@ -16,6 +16,7 @@ from perdure.limits import Limits
 from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
 from perdure.wire.requests import SessionMessage, SessionRequest
 from perdure.wire.results import RunResult, StopReason, TurnReply
+from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 from .arguments import Carried, read_arguments
@@ -25,14 +26,15 @@ from .engine.events import Said, TurnInterrupted
 from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session, Utterance
-from .handlers import RunHandlers, bound_program
-from .inputs import check_alone, check_tool_limits, no_room, refuse, session_request_of
+from .extension import ExtendableRun
+from .handlers import bound_program
+from .inputs import check_alone, check_tool_limits, is_extension, no_room, refuse, session_request_of
 from .questions import Delivery, Incoming, said_of
 from .renewal import MOST_REPEATING, MOST_WAITING
 
 
 @workflow.defn(name=SESSION_WORKFLOW)
-class SessionWorkflow(RunHandlers):
+class SessionWorkflow(ExtendableRun):
     """Workflow of a session with an agent, a swarm or a graph."""
 
     def __init__(self) -> None:
@@ -58,8 +60,9 @@ class SessionWorkflow(RunHandlers):
         try:
             match read_arguments(arguments):
                 case request, Carried() as carried:
-                    program = SessionProgram(bound_program(spec_in(carried.state)))
-                    self._loop.restore(program, carried.state, carried.chunks)
+                    self._loop.restore(self._bind(spec_in(carried.state)), carried.state, carried.chunks)
+                case request, None if is_extension(request):
+                    await self._go_on(request)
                 case request, None:
                     await self._open(session_request_of(request))
                 case _, ChildInput():
@@ -72,6 +75,9 @@ class SessionWorkflow(RunHandlers):
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise
 
+    def _bind(self, spec: AnySpec) -> SessionProgram:
+        return SessionProgram(bound_program(spec))
+
     async def _open(self, request: SessionRequest) -> None:
         self._agent = request.agent
         # One clock: the time in which the session cannot begin counts too.
@@ -80,7 +86,7 @@ class SessionWorkflow(RunHandlers):
         resolved = await self._resolve(priced_request(request), None, deadline)
         check_tool_limits(resolved, request.limits, request.session_limits)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members)
-        program = SessionProgram(bound_program(resolved.spec))
+        program = self._bind(resolved.spec)
         state = program.open(request, began, origin)
         self._loop.begin(program, state, format_of(resolved))
 

@@ -361,6 +361,29 @@ class EarlierChild(Value):
     run_id: str
 
 
+class Rebuild(Value):
+    """Part of the state of the closed execution from which a run goes on."""
+
+    execution_id: str
+    part: int = 0
+    parent_id: str | None = Field(default=None, exclude_if=is_empty)
+    """Parent of the run that goes on, as the server names it. The closed execution must have the same."""
+
+
+class CarriedPart(Value):
+    """Argument of continue-as-new, as the closed execution would have carried it."""
+
+    argument: Any
+    parts: int
+    """Number of all parts."""
+    closed_at: datetime | None = Field(default=None, exclude_if=is_empty)
+    """End of the closed execution, by the server's clock."""
+    executions: dict[str, str] = Field(default_factory=dict[str, str], exclude_if=is_empty)
+    """Newest execution of each run below that was cut short with the run, by its workflow id."""
+    cut_short: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """Workflow ids of those runs."""
+
+
 class Relay(Value):
     """Update for another run of the tree."""
 

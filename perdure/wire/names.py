@@ -22,6 +22,10 @@ STATUS: Final = "status"
 TRANSCRIPT: Final = "transcript"
 REDRIVE: Final = "redrive"
 RESULT: Final = "result"
+EXTENDABLE: Final = "extendable"
+"""Query of a closed run: refuses, in words, an extension that it cannot go on with."""
+CARRIED: Final = "carried"
+"""Query of a closed run: its state as continue-as-new would carry it, a part at a time."""
 
 # Updates, signals and queries that only SessionWorkflow has.
 SAY: Final = "say"
@@ -53,6 +57,7 @@ CALL_TOOL: Final = "call_tool"
 RUN_HOOKS: Final = "run_hooks"
 COUNT_ATTEMPTS: Final = "count_attempts"
 RENEW_BLOBS: Final = "renew_blobs"
+REBUILD: Final = "rebuild"
 ACTIVITIES: Final = frozenset(
     {
         RESOLVE_AGENT,
@@ -64,6 +69,7 @@ ACTIVITIES: Final = frozenset(
         RUN_HOOKS,
         COUNT_ATTEMPTS,
         RENEW_BLOBS,
+        REBUILD,
     }
 )
 

@@ -137,6 +137,34 @@ class Redrive(_Strict):
     """Bounds that replace those of the same name. `timeout` cannot be replaced: its clock is running."""
 
 
+class RunOrigin(_Strict):
+    """Closed execution from which a run goes on."""
+
+    workflow_id: str
+    execution_id: str = Field(min_length=1)
+    """Temporal's run id of the newest execution under that workflow id."""
+
+
+class ExtendRequest(_Strict):
+    """The input of a run that goes on from a closed one, under the same id.
+
+    It names the origin and what is granted, never a state: a worker rebuilds that from the server's history.
+    """
+
+    origin: RunOrigin
+    limits: dict[str, JsonValue]
+    """Bounds that replace those of the same name. They are totals: what the run has used counts."""
+    by: str = Field(default="", max_length=200)
+    """Person or program that grants more."""
+    reason: str = Field(default="", max_length=2000)
+    user: str | None = None
+    """With a value: the request is refused unless the run acts on behalf of this user."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as JSON, without fields that were not set."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
 class TranscriptQuery(Value):
     """Argument of `transcript`: messages `start` to `stop`, of which a page returns as many as fit."""
 

@@ -247,6 +247,20 @@ class ChildResult(RunResult):
     for_any_client: ClassVar[bool] = False
 
 
+class ExtensionRecord(Value):
+    """Extension of a run that a limit had ended: who has granted what, and from which end it went on."""
+
+    at: datetime
+    by: str = ""
+    reason: str = Field(default="", exclude_if=is_empty)
+    limits: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """Bounds that were replaced, with their new values."""
+    ended: StopReason | None = None
+    """Limit that had ended the run; None while its state is being rebuilt."""
+    execution_id: str = ""
+    """Closed execution from which the run goes on."""
+
+
 class RunStatus(Value):
     """Status of a run."""
 
@@ -282,6 +296,8 @@ class RunStatus(Value):
     turn: int = Field(default=0, exclude_if=is_empty)
     """Of a session: number of the current turn, or of the last."""
     plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=is_empty)
+    extensions: list[ExtensionRecord] = Field(default_factory=list[ExtensionRecord], exclude_if=is_empty)
+    """Extensions of the run, the oldest first."""
     shared_context: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
     )

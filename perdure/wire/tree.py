@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from perdure.messages import Message, Usage, Value, is_empty
+from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import RunResult, StopReason, Waiting
 
 _MOST: Final = 2**53
@@ -106,6 +107,8 @@ class ChildInput(Value):
     """Agents that the child can hand off to; with any, its model gets the handoff tool."""
     history: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
     """Messages that come before its prompt."""
+    extension: ExtendRequest | None = Field(default=None, exclude_if=is_empty)
+    """With a value: the child goes on from this closed execution of its own id."""
 
 
 class BudgetRequest(Value):

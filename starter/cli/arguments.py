@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from perdure.errors import InvalidRequest
-from perdure.limits import Limits, explain
+from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits, explain
 from perdure.settings import Duration
 
 
@@ -42,7 +42,19 @@ def _read_stdin() -> str:
         raise InvalidRequest(f"stdin: {error}") from None
 
 
-def limits_of(words: Sequence[str]) -> Limits | None:
+def granted_of(words: Sequence[str]) -> Limits | None:
+    """Return the limits that an extension grants, of the kind that has all of these names; None without words.
+
+    Raises:
+        InvalidRequest: as `limits_of`.
+
+    """
+    names = {word.partition("=")[0].partition(".")[0] for word in words}
+    kinds = (Limits, SwarmLimits, GraphLimits, PatternLimits)
+    return limits_of(words, next((kind for kind in kinds if names <= set(kind.model_fields)), Limits))
+
+
+def limits_of(words: Sequence[str], kind: type[Limits] = Limits) -> Limits | None:
     """Return limits from `steps=3`, `cost_usd=0.5`, `timeout=2m`, `per_tool.refund=1`; None without words.
 
     Raises:
@@ -61,15 +73,15 @@ def limits_of(words: Sequence[str]) -> Limits | None:
         values["per_tool"] = per_tool
     if not values:
         return None
-    unknown = sorted(values.keys() - Limits.model_fields.keys())
+    unknown = sorted(values.keys() - kind.model_fields.keys())
     if unknown:
-        known = ", ".join(name for name in Limits.model_fields if name != "per_tool")
+        known = ", ".join(name for name in kind.model_fields if name != "per_tool")
         raise InvalidRequest(f"--limit: no limit {unknown[0]!r}; the limits are {known}, per_tool.TOOL")
     # Parsed here: pydantic takes other spellings, such as PT90S, and not 2m.
-    if "timeout" in values:
-        values["timeout"] = duration_of(values["timeout"], "--limit timeout=")
+    for name in values.keys() & {"timeout", "node_timeout"}:
+        values[name] = duration_of(values[name], f"--limit {name}=")
     try:
-        return Limits.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InvalidRequest(f"--limit: {explain(error)}") from None
 

@@ -51,13 +51,16 @@ class RunCalls:
         """Temporal's handle. It follows the run when that continues as new."""
         return self._client.get_workflow_handle(self._id)
 
-    async def describe(self) -> WorkflowExecutionDescription:
-        """Return what the server knows of the run; no worker is asked."""
+    async def describe(self, *, execution_id: str | None = None) -> WorkflowExecutionDescription:
+        """Return what the server knows of the run, or of an execution of it; no worker is asked."""
+        handle = self._client.get_workflow_handle(self._id, run_id=execution_id)
         async with self.translate_errors():
-            return await ride_out(self.handle.describe)
+            return await ride_out(handle.describe)
 
-    async def query(self, name: str, result_type: type[_T], *args: Any) -> _T:
-        """Ask the run's worker.
+    async def query(
+        self, name: str, result_type: type[_T], *args: Any, execution_id: str | None = None
+    ) -> _T:
+        """Ask the run's worker, of the newest execution or of a certain one.
 
         Raises:
             InvalidRequest: the run refused the query.
@@ -66,7 +69,8 @@ class RunCalls:
         """
 
         async def query() -> _T:
-            answer: _T = await self.handle.query(
+            handle = self._client.get_workflow_handle(self._id, run_id=execution_id)
+            answer: _T = await handle.query(
                 name, args=args, result_type=result_type, rpc_timeout=ANSWER_WITHIN
             )
             return answer

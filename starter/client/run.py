@@ -49,6 +49,7 @@ from ..watch.tree import watch_tree
 from .bulk import Outcome, act_on_each
 from .calls import RunCalls
 from .errors import run_ended_error, run_failure
+from .extension import extend_run
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
 from .messages import address_of, plain_content, receipt_of
 from .outages import ride_out
@@ -355,6 +356,25 @@ class Run:
             # Only limits that were set: defaults would replace the run's own.
             changes["limits"] = limits.model_dump(mode="json", exclude_unset=True)
         await self.calls.update(REDRIVE, changes)
+
+    async def extend(
+        self, *, limits: Limits, by: str = "", reason: str = "", user: str | None = None
+    ) -> "Run":
+        """Let a run go on that a limit has ended, from where it stood; returns this handle.
+
+        Each limit that is set replaces the run's own. It is a total: what the run has used counts. The id stays, and
+        so do transcript, costs and idempotency keys. `by` and `reason` are recorded, and the model reads them. With
+        `user`, the run must act on behalf of this user. The same extension again changes nothing while the run
+        goes on.
+
+        Raises:
+            InvalidRequest: no limit has ended it, or it could not go on with these; nothing was changed.
+            RunNotFound: there is no such run, or the server no longer keeps its history.
+            NotReachable: no worker answers.
+
+        """
+        await extend_run(self, limits=limits, by=by, reason=reason, user=user)
+        return self
 
     async def check_parked(self) -> None:
         """Check that `redrive` would find the run parked.

@@ -31,7 +31,19 @@ def test_every_command_has_the_common_options() -> None:
 
     assert {command.name for command in app.registered_commands} == {
         *("dev", "worker", "doctor", "run", "watch", "list", "show", "transcript", "send"),
-        *("approve", "deny", "pause", "resume", "stop", "cancel", "redrive", "agents", "chat", "graph"),
+        *(
+            "approve",
+            "deny",
+            "pause",
+            "resume",
+            "stop",
+            "cancel",
+            "redrive",
+            "extend",
+            "agents",
+            "chat",
+            "graph",
+        ),
         "replay-check",
     }
     assert {command.name for command in deploys.registered_commands} == {

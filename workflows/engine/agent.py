@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from perdure.limits import Limits
 from perdure.messages import Message
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import RunResult, RunStatus
+from perdure.wire.results import RunResult, RunStatus, StopReason
 from perdure.wire.spec import AgentSpec
 from perdure.wire.tree import Amount
 
@@ -16,9 +17,20 @@ from .commands import Command
 from .decide import decide
 from .ends import newest_words
 from .events import Event
+from .extension import (
+    amounts_needed,
+    calls_needed,
+    deadline_after,
+    extension_note,
+    limits_after,
+    past_after,
+    with_granted,
+)
 from .hooks import with_hooks
+from .past import Extension
 from .state import AgentState, Chain, End, Origin, Parking, Step
-from .step import append_unread
+from .step import append, append_unread
+from .tree import tree_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,37 @@ class AgentProgram:
     def restore(self, state: AgentState) -> AgentState:
         """Return the carried state: all of it is values already."""
         return state
+
+    def go_on(self, state: AgentState, extension: Extension) -> AgentState:
+        """Return the closed run's state with its end taken back; its model reads who has granted what."""
+        past, limits = past_after(state, extension), limits_after(state, extension)
+        state = replace(
+            state,
+            limits=limits,
+            new_limits=with_granted(state.new_limits or Limits(), extension.limits),
+            deadline_at=deadline_after(state, limits, past, extension.child),
+            past=past,
+            tree=tree_of(extension.child),
+            step=Step(redo=state.step.redo, start_checked=state.step.start_checked),
+            chain=Chain(),
+            parking=Parking(),
+            paused=False,
+            ending=None,
+            end=None,
+        )
+        return append(state, Message.user(extension_note(extension.record)))
+
+    def needs(self, state: AgentState, reason: StopReason) -> list[str]:
+        """Return each bound that leaves no room for another model call, or for the call that was refused."""
+        limits, steps = state.limits, state.ledger.steps
+        at_end = limits.steps is not None and not state.step.redo and steps >= limits.steps
+        short_of_steps = [f"steps to {steps + 1} or more"] if at_end else []
+        wanted = call_amount(state, LEAST_REPLY_TOKENS)
+        return [
+            *short_of_steps,
+            *calls_needed(state, limits, reason),
+            *amounts_needed(limits, state, wanted),
+        ]
 
     def fold(self, state: AgentState, event: Event) -> AgentState:
         """Return the state after the event."""

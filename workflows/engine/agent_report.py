@@ -16,6 +16,7 @@ from .report import (
     STATUS_WORDS,
     cost_of,
     end_words,
+    extension_lines,
     failure_shown,
     how_to_answer,
     literal,
@@ -59,6 +60,7 @@ def agent_status(state: AgentState) -> RunStatus:
         waiting=waiting_of(state),
         nodes=[_child_status(state, child) for child in state.tree.children],
         plan=list(state.transcript.plan),
+        extensions=list(state.past.extensions),
         calls=[_call_status(call) for call in state.step.calls],
         failure=failure_shown(state),
         stop_reason=state.end.stop_reason if state.end else None,
@@ -107,6 +109,7 @@ def agent_details(state: AgentState) -> str:
             lines.append(f"- **waits for a person**: `{call.call.id}` {literal(text)}")
             lines.append(f"  - {how_to_answer(state, call)}")
     lines += people_below(state)
+    lines += extension_lines(state)
     if state.tree.children:
         lines.append(f"- runs below: {', '.join(f'`{child.key}`' for child in state.tree.children)}")
     if state.transcript.plan:

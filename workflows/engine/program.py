@@ -9,11 +9,12 @@ from typing import Protocol, TypeVar
 
 from perdure.messages import Message
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import RunResult, RunStatus
+from perdure.wire.results import RunResult, RunStatus, StopReason
 from perdure.wire.tree import Amount
 
 from .commands import Command
 from .events import Event
+from .past import Extension
 from .state import End, Origin, RunState
 
 # Invariant: a program reads and returns its own kind of state, and never that of another.
@@ -30,6 +31,17 @@ class RunningProgram(Protocol[S]):
 
     def restore(self, state: S) -> S:
         """Return the carried state with every part as a value."""
+        ...
+
+    def go_on(self, state: S, extension: Extension) -> S:
+        """Return the closed run's state with its end taken back and the granted bounds in it."""
+        ...
+
+    def needs(self, state: S, reason: StopReason) -> list[str]:
+        """Return each bound that still keeps the state from going on, with its least value.
+
+        `reason`: the limit that had ended the run.
+        """
         ...
 
     def fold(self, state: S, event: Event) -> S:

@@ -200,6 +200,15 @@ def literal(text: str) -> str:
     return f"`{visible(text).replace('`', BACKTICK)}`"
 
 
+def extension_lines(state: RunState) -> list[str]:
+    """Return the lines of the UI page about extensions of the run."""
+    return [
+        f"- extended at {record.at:%Y-%m-%d %H:%M} UTC after `{record.ended}` by {literal(record.by or 'a person')}: "
+        f"{literal(shorten(f'{record.limits} {record.reason}', 300))}"
+        for record in state.past.extensions
+    ]
+
+
 def people_below(state: RunState) -> list[str]:
     """Return the lines of the UI page about people that runs below wait for."""
     lines: list[str] = []

@@ -37,7 +37,9 @@ from .events import (
     TurnEnded,
     TurnInterrupted,
 )
+from .extension import amounts_needed, calls_needed, deadline_after, past_after, with_granted
 from .leftovers import bounded, unread_lines
+from .past import Extension
 from .program import Program
 from .questions import has_question
 from .report import cost_of
@@ -108,6 +110,32 @@ class SessionProgram:
         """Return the carried state, as the inner program restores it."""
         restored: RunState = self.inner.restore(state)
         return restored
+
+    def go_on(self, state: RunState, extension: Extension) -> RunState:
+        """Return the closed session, open again. Messages that wait get their turns now."""
+        session, past = session_of(state), past_after(state, extension)
+        limits = with_granted(session.limits, extension.limits)
+        deadline = deadline_after(state, limits, past, None)
+        session = replace(
+            session,
+            limits=limits,
+            deadline_at=deadline,
+            closing=None,
+            start=replace(session.start, at=extension.at),
+        )
+        return replace(
+            state, session=session, deadline_at=deadline, past=past, paused=False, ending=None, end=None
+        )
+
+    def needs(self, state: RunState, reason: StopReason) -> list[str]:
+        """Return each bound of the session that leaves no room for another turn."""
+        limits, steps = session_of(state).limits, state.ledger.steps
+        at_end = limits.steps is not None and steps >= limits.steps
+        return [
+            *([f"steps to {steps + 1} or more"] if at_end else []),
+            *calls_needed(state, limits, reason),
+            *amounts_needed(limits, state, self.inner.least_turn(state)),
+        ]
 
     def decide(self, state: RunState) -> Command:
         """Return the next command."""

@@ -23,11 +23,13 @@ from typing import Any, ClassVar, Literal, Self
 from perdure.hooks import HookPoint
 from perdure.limits import Limits
 from perdure.messages import ApprovalRecord, HookRecord, Message, Part, ToolCall, ToolResult, Usage
+from perdure.scheduling import Start
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, StopReason, TurnReply
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
+from .past import Cut, Past
 from .people import RelayedAnswer, RelayedDecision
 from .tree import Tree
 
@@ -309,6 +311,7 @@ class RunState:
     paused: bool = False
     resets: int = 0
     """Resets of the run before it last continued as new."""
+    past: Past = Past()  # noqa: RUF009 - a frozen value
     # Five fields concern an end. `ending`: requested from outside, pending work is being cancelled. `end`: made.
     # `Step.proposed_end`: made, but hooks must let it through. `Step.ending_text`: a hook's answer, which becomes
     # the end once the step is over. `Session.closing`: the session, not only its turn, is to end.
@@ -487,6 +490,9 @@ class TeamState(RunState):
     """Name of the agent, swarm or graph that a node ran, by node."""
     conversation: tuple[Message, ...] = ()
     """Messages and answers of a session. A node is given the newest of them."""
+    starts: tuple[Start, ...] = ()
+    """Starts of the running nodes."""
+    cut: Cut = Cut()  # noqa: RUF009 - a frozen value
 
     counts_steps: ClassVar[bool] = False
     reads_messages: ClassVar[bool] = False

@@ -97,6 +97,11 @@ class SwarmScheduler:
         progress = _keep_output(progress, result.output)
         return replace(progress, end=_end_of(progress, result))
 
+    def restart(self, progress: SwarmProgress, start: Start) -> Start:
+        """Return the start of the pending run with the peers that it may hand off to by now."""
+        before = replace(progress, visits=progress.visits[:-1])
+        return replace(start, peers=_peers(before, self.spec))
+
     def over(self, progress: SwarmProgress) -> Over | None:
         """Return the end, or None while the swarm goes on."""
         return progress.end

@@ -24,6 +24,7 @@ from . import tree
 from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
+from .cut import Restarts, is_cut_short, restarted, unbooked, unbooked_child
 from .events import (
     AnswerRelayed,
     ApprovalRelayed,
@@ -40,7 +41,16 @@ from .events import (
     Paused,
     Resumed,
 )
+from .extension import (
+    FIELDS_BY_REASON,
+    amounts_needed,
+    calls_needed,
+    deadline_after,
+    limits_after,
+    past_after,
+)
 from .family import book, command_for_children, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .past import Cut, Extension
 from .state import End, Origin, TeamState
 from .team_report import team_details, team_result, team_status
 
@@ -84,9 +94,58 @@ class TeamProgram:
         """Return the carried state with its progress as a value: the state itself holds it as JSON."""
         if state.progress is None:
             return state
-        return replace(
-            state, progress=progress_adapter(self.scheduler.progress_type).validate_python(state.progress)
+        read = progress_adapter(self.scheduler.progress_type).validate_python
+        # The state itself holds both as JSON.
+        cut = (
+            state.cut if state.cut.progress is None else replace(state.cut, progress=read(state.cut.progress))
         )
+        return replace(state, progress=read(state.progress), cut=cut)
+
+    # -- after a limit
+
+    def go_on(self, state: TeamState, extension: Extension) -> TeamState:
+        """Return the closed team's state with its end taken back; what its limit cut short goes on."""
+        past, limits = past_after(state, extension), limits_after(state, extension)
+        own = extension.limits.model_fields_set - set(Limits.model_fields)
+        granted = {name: getattr(extension.limits, name) for name in own}
+        spec_limits = state.spec.limits.model_copy(update=granted)
+        progress = state.progress if state.cut.progress is None else state.cut.progress
+        return replace(
+            state,
+            # The scheduler reads the bounds of its own kind from the spec.
+            spec=state.spec.model_copy(update={"limits": spec_limits}),
+            limits=limits,
+            deadline_at=deadline_after(state, limits, past, extension.child),
+            past=past,
+            progress=progress,
+            cut=restarted(state, extension),
+            tree=tree.tree_of(extension.child),
+            paused=False,
+            ending=None,
+            end=None,
+        )
+
+    def needs(self, state: TeamState, reason: StopReason) -> list[str]:
+        """Return each bound that leaves nothing to start a node with.
+
+        Raises:
+            ValueError: the scheduler's own end cannot be taken back.
+
+        """
+        over = None if state.cut.again else self.scheduler.over(state.progress)
+        if over is not None and over.stop_reason == reason:
+            return [" or ".join(FIELDS_BY_REASON[reason])]
+        if over is not None:
+            raise ValueError(f"its course is over ({over.stop_reason}), and no node was cut short")
+        limits, keys = state.limits, [start.key for start in state.cut.again]
+        steps = max((result.steps for result in state.results if result.key in keys), default=0)
+        granted = state.past.extensions[-1].limits.get("steps", steps)
+        at_end = reason == "max_steps" and isinstance(granted, int) and granted <= steps
+        return [
+            *([f"steps to {steps + 1} or more"] if at_end else []),
+            *calls_needed(state, limits, reason),
+            *amounts_needed(limits, state, _LEAST_ROOM),
+        ]
 
     def _with_task(self, team: TeamState, task: str | list[Part]) -> TeamState:
         descriptions = {member.name: member.description for member in team.members}
@@ -96,7 +155,9 @@ class TeamProgram:
 
     def begin_turn(self, state: TeamState, message: Message) -> TeamState:
         """Return the state with the message as the team's next task."""
-        state = replace(state, running=(), results=(), conversation=(*state.conversation, message))
+        state = replace(
+            state, running=(), results=(), starts=(), cut=Cut(), conversation=(*state.conversation, message)
+        )
         text_only = len(message.parts) == 1 and isinstance(message.parts[0], Text)
         return self._with_task(state, message.text if text_only else list(message.parts))
 
@@ -143,6 +204,7 @@ class TeamProgram:
                 return state
 
     def _record_start(self, team: TeamState, event: NodesStarted) -> TeamState:
+        again = {start.key for start in team.cut.again}
         leased = [start for start in event.starts if start.kind != "function"]
         lease = tree.lease_for(
             team.tree, limits_of(team), spent(team), len(leased), alone=self.scheduler.runs_alone
@@ -157,21 +219,53 @@ class TeamProgram:
                 child = tree.Child(key=start.key, name=start.member, run_id=run_id, lease=lease)
                 member_of = {**team.member_of, start.node: start.member}
                 team = replace(team, tree=tree.add_child(team.tree, child), member_of=member_of)
-        starts = [replace(start, key=_scheduler_key(team, start.key)) for start in event.starts]
-        return replace(team, progress=self.scheduler.record_start(team.progress, starts))
+        if team.cut.progress is None:
+            team = replace(team, starts=(*team.starts, *event.starts))
+        keys = {start.key for start in event.starts}
+        remaining = tuple(start for start in team.cut.again if start.key not in keys)
+        team = replace(team, cut=replace(team.cut, again=remaining))
+        # For the scheduler, a node that was cut short still runs.
+        fresh = [start for start in event.starts if start.key not in again]
+        starts = [replace(start, key=_scheduler_key(team, start.key)) for start in fresh]
+        return replace(team, progress=self.scheduler.record_start(team.progress, starts)) if starts else team
 
     def _fold_child_end(self, team: TeamState, event: ChildEnded) -> TeamState:
         node = next((node for node in team.running if node.key == event.key), None)
         if node is None:
             return team  # it was given up before it answered
         child = team.tree.child(event.key)
-        outcome = tree.outcome_of(child, event.outcome) if child else event.outcome
+        rest = unbooked(team, event.key, event.outcome)
+        outcome = tree.outcome_of(unbooked_child(team, child), rest) if child else rest
         result = _node_result(node, _state_of(event), outcome, event.at)
         return self._record_end(_book_result(team, result), result)
 
     def _record_end(self, team: TeamState, result: NodeResult) -> TeamState:
         planned = result.model_copy(update={"key": _scheduler_key(team, result.key)})
-        return replace(team, progress=self.scheduler.record_end(team.progress, planned))
+        ended = replace(team, progress=self.scheduler.record_end(team.progress, planned))
+        return self._keep_cut(team, ended, result)
+
+    def _keep_cut(self, before: TeamState, team: TeamState, result: NodeResult) -> TeamState:
+        """Return the team after the end of a node, with what it needs to let the node go on: see `cut`."""
+        started = next((start for start in before.starts if start.key == result.key), None)
+        team = replace(team, starts=tuple(start for start in team.starts if start.key != result.key))
+        cut = team.cut
+        if started is None or (cut.progress is None and not self._is_cut(team, result)):
+            return team
+        memory = before.progress if cut.progress is None else cut.progress
+        if is_cut_short(result):
+            return replace(team, cut=replace(cut, progress=memory, nodes=(*cut.nodes, started)))
+        planned = result.model_copy(update={"key": _scheduler_key(team, result.key)})
+        return replace(team, cut=replace(cut, progress=self.scheduler.record_end(memory, planned)))
+
+    def _is_cut(self, team: TeamState, result: NodeResult) -> bool:
+        """Return whether a limit of the team has ended the node, or the node's limit the team."""
+        if not is_cut_short(result):
+            return False
+        is_shared = _is_at_deadline(team, result) or _shared_reason(team, result) is not None
+        if is_shared or team.ending in FIELDS_BY_REASON:
+            return True
+        over = self.scheduler.over(team.progress) if result.stop_reason in FIELDS_BY_REASON else None
+        return over is not None and over.stop_reason == result.stop_reason
 
     def _give_up_running(self, team: TeamState) -> TeamState:
         """Go on without nodes that did not answer. Their usage is booked as an estimate."""
@@ -181,7 +275,8 @@ class TeamProgram:
             result = _node_result(node, "cancelled", outcome, None)
             team = _book_result(team, result)
             # A team that is ended from outside asks its scheduler for nothing more.
-            team = self._record_end(team, result) if team.ending is None else team
+            asks = team.ending is None
+            team = self._record_end(team, result) if asks else self._keep_cut(team, team, result)
         return team
 
     # -- what to do
@@ -208,7 +303,7 @@ class TeamProgram:
     def _next_nodes(self, team: TeamState) -> Command:
         if team.paused or team.tree.lease.is_asking:
             return Wait()
-        startable = self.startable(team)
+        startable = self._again(team) or self.startable(team)
         if not startable:
             return Wait()
         starts = _within_one_task(team, startable)
@@ -217,6 +312,12 @@ class TeamProgram:
         if all(start.kind == "function" for start in starts):
             return command
         return self._if_affordable(team, command)
+
+    def _again(self, team: TeamState) -> tuple[Start, ...]:
+        """Return the nodes that go on after an extension, with the peers that the new limits allow."""
+        if not isinstance(self.scheduler, Restarts):
+            return team.cut.again
+        return tuple(self.scheduler.restart(team.progress, start) for start in team.cut.again)
 
     def startable(self, team: TeamState) -> tuple[Start, ...]:
         """Return the nodes to start now, with keys that are unique in the run."""
@@ -344,24 +445,28 @@ def _book_result(team: TeamState, result: NodeResult) -> TeamState:
 
 def _shared_limit(team: TeamState) -> StopReason | None:
     """Return the limit of the whole team that cut a node short: one that the node's own spec does not have."""
-    # A node's deadline may be the team's own, and be noticed by the node first.
-    due = team.deadline_at
-    for result in team.results:
-        if (
-            result.stop_reason == "deadline"
-            and due is not None
-            and result.ended_at
-            and result.ended_at >= due
-        ):
-            return "deadline"
+    # What was cut short before an extension went on after it.
+    results = team.results[team.cut.results :]
+    if any(_is_at_deadline(team, result) for result in results):
+        return "deadline"
+    return next((reason for result in results if (reason := _shared_reason(team, result))), None)
+
+
+def _is_at_deadline(team: TeamState, result: NodeResult) -> bool:
+    """Return whether the team's own deadline has ended the node. The node may notice it first."""
+    due, ended_at = team.deadline_at, result.ended_at
+    return result.stop_reason == "deadline" and due is not None and ended_at is not None and ended_at >= due
+
+
+def _shared_reason(team: TeamState, result: NodeResult) -> StopReason | None:
+    """Return the limit that has ended the node, if the team has it and the node's own spec does not."""
     bounds = least(limits_of(team), team.tree.lease.amount)
     bounded = [name for name in fields_of(bounds) if of(bounds, name) is not None]
     own = {member.name: bounds_of(member.limits) for member in team.members}
-    for result in team.results:
-        limits = own.get(team.member_of.get(result.node, result.node), Amount())
-        for name in bounded:
-            if result.stop_reason == reason_of(name) and of(limits, name) is None:
-                return reason_of(name)
+    limits = own.get(team.member_of.get(result.node, result.node), Amount())
+    for name in bounded:
+        if result.stop_reason == reason_of(name) and of(limits, name) is None:
+            return reason_of(name)
     return None
 
 

@@ -12,6 +12,7 @@ from .report import (
     cost_of,
     dollars,
     end_words,
+    extension_lines,
     people_below,
     shorten,
     spent_words,
@@ -48,6 +49,7 @@ def team_status(team: TeamState, notes: Notes) -> RunStatus:
         stop_reason=team.end.stop_reason if team.end else None,
         spec_hash=team.spec.hash,
         shared_context=notes.shared_context,
+        extensions=list(team.past.extensions),
         queued=team.unread_count,
         turn=team.session.turn if team.session else 0,
     )
@@ -85,6 +87,7 @@ def team_details(team: TeamState, notes: Notes) -> str:
         f"- {team.spec.kind} `{team.spec.name}`, spec `{team.spec.hash[:12]}`",
         # First, because it is the only part that asks somebody to act.
         *people_below(team),
+        *extension_lines(team),
         "",
         "| run | state | steps | cost |",
         "| --- | --- | --- | --- |",

@@ -1,0 +1,34 @@
+"""The command `extend`: a run that a limit has ended is given more, and goes on."""
+
+from typing import Annotated
+
+import typer
+
+from .control import By, Reason
+from .options import Common, Id, command, out, refuse
+
+
+@command("extend")
+async def extend(
+    common: Common,
+    *,
+    id: Id,  # noqa: A002
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="steps=100, cost_usd=5 ... in all.")
+    ] = None,
+    by: By = None,
+    reason: Reason = "",
+    user: Annotated[str | None, typer.Option(help="The user on whose behalf the run must act.")] = None,
+) -> None:
+    """Let a run go on that a limit has ended, from where it stood, with larger limits."""
+    from .arguments import granted_of
+    from .person import user_name
+
+    granted = granted_of(limit or [])
+    if granted is None:
+        refuse("say what is granted: --limit steps=100, as the total of the run")
+    client = await common.connect()
+    person = user_name() if by is None else by
+    await client.get(id).extend(limits=granted, by=person, reason=reason, user=user)
+    plain = {"id": id, "limits": granted.model_dump(mode="json", exclude_unset=True), "by": person}
+    out(common, plain, f"{id}: extended, and goes on")

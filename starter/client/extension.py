@@ -1,0 +1,148 @@
+"""Extension: the start of a run that goes on from a closed one, under the same id."""
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+
+from perdure.errors import InvalidRequest, RunConflict
+from perdure.limits import Limits, explain
+from perdure.wire.names import EXTENDABLE, WORKFLOWS
+from perdure.wire.requests import ExtendRequest
+from perdure.wire.results import RunStatus
+
+from .errors import rpc_error
+from .outages import ride_out
+
+if TYPE_CHECKING:
+    from .run import Run
+
+_MOST_REFUSED = 20
+"""Executions in a row that never began, behind which the closed one is looked for."""
+
+
+async def extend_run(run: "Run", *, limits: Limits, by: str, reason: str, user: str | None) -> None:
+    """Start the execution that goes on from the newest one of the run.
+
+    Raises:
+        InvalidRequest: the run cannot go on so; nothing was changed.
+
+    """
+    described = await run.describe()
+    request = _request(run.id, described.run_id, limits, by=by, reason=reason, user=user)
+    if described.workflow_type not in WORKFLOWS:
+        raise RunConflict(f"id {run.id!r} belongs to a workflow of type {described.workflow_type!r}")
+    if described.parent_id is not None:
+        raise InvalidRequest(
+            f"run {run.id!r} was started by run {described.parent_id!r}; extend the root of the tree"
+        )
+    if described.status == WorkflowExecutionStatus.RUNNING:
+        return await _check_repeated(run, request)
+    origin = await _execution_to_extend(run, described.run_id, request)
+    request = _from(request, origin)
+    closed = await run.calls.describe(execution_id=origin)
+    try:
+        await ride_out(lambda: _start(run, closed, request))
+    except WorkflowAlreadyStartedError:
+        await _check_repeated(run, request)
+    except RPCError as error:
+        raise rpc_error(error) from error
+
+
+def _request(workflow_id: str, execution_id: str, limits: Limits, **words: Any) -> ExtendRequest:
+    fields: dict[str, Any] = {name: value for name, value in words.items() if value}
+    # Only limits that were set: defaults would replace the run's own.
+    fields["limits"] = limits.model_dump(mode="json", exclude_unset=True)
+    fields["origin"] = {"workflow_id": workflow_id, "execution_id": execution_id}
+    try:
+        return ExtendRequest.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRequest(f"extension: {explain(error)}") from None
+
+
+async def _check_repeated(run: "Run", request: ExtendRequest) -> None:
+    """Check that the run goes on by this extension, which was made before.
+
+    Raises:
+        InvalidRequest: it goes on by itself, or by another extension.
+
+    """
+    status = await run.status()
+    newest = status.extensions[-1] if status.extensions else None
+    asked = (request.by, request.reason, request.limits)
+    if newest is not None and asked == (newest.by, newest.reason, newest.limits):
+        return
+    raise InvalidRequest(_why_not(run.id, status))
+
+
+def _why_not(run_id: str, status: RunStatus) -> str:
+    made = ""
+    if status.extensions:
+        newest = status.extensions[-1]
+        made = f", extended by {newest.by or 'a person'} at {newest.at:%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        f"run {run_id!r} is not over ({status.doing}{made}); only a run that a limit has ended is extended. "
+        "Use resume or redrive for one that stands still, and send for one that works"
+    )
+
+
+async def _execution_to_extend(run: "Run", newest: str, request: ExtendRequest) -> str:
+    """Return the execution from which the run goes on: the newest that has begun.
+
+    Raises:
+        InvalidRequest: it cannot go on from there; in the words of the closed run.
+
+    """
+    async for execution_id in _executions(run, newest):
+        request = _from(request, execution_id)
+        answer = await run.calls.query(
+            EXTENDABLE, dict[str, str], request.to_json(), execution_id=execution_id
+        )
+        if answer["execution_id"] == execution_id:
+            return execution_id
+    raise InvalidRequest(f"run {run.id!r}: its newest {_MOST_REFUSED} executions never began")
+
+
+async def _executions(run: "Run", newest: str) -> AsyncIterator[str]:
+    """Yield the executions of the run, the newest first. The server's list may lack the newest for a moment."""
+    yield newest
+    quoted = run.id.replace("'", "''")
+    listed = run.client.list_workflows(f"WorkflowId = '{quoted}'", limit=_MOST_REFUSED)
+    async with run.calls.translate_errors():
+        found = [execution async for execution in listed]
+    for execution in sorted(found, key=lambda execution: execution.start_time, reverse=True):
+        if execution.run_id != newest:
+            yield execution.run_id
+
+
+def _from(request: ExtendRequest, execution_id: str) -> ExtendRequest:
+    origin = request.origin.model_copy(update={"execution_id": execution_id})
+    return request.model_copy(update={"origin": origin})
+
+
+async def _start(run: "Run", described: WorkflowExecutionDescription, request: ExtendRequest) -> None:
+    await run.client.start_workflow(
+        described.workflow_type,
+        request.to_json(),
+        id=run.id,
+        task_queue=described.task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        # A repeated start of the run itself finds it by this memo.
+        memo=dict(await described.memo()),
+        static_summary=await described.static_summary(),
+        priority=_priority_of(described),
+    )
+
+
+def _priority_of(described: WorkflowExecutionDescription) -> Priority:
+    given = described.raw_description.workflow_execution_info.priority
+    return Priority(
+        priority_key=given.priority_key or None,
+        fairness_key=given.fairness_key or None,
+        fairness_weight=given.fairness_weight or None,
+    )

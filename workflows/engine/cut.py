@@ -1,0 +1,150 @@
+"""Cut: nodes of a team that its limit ends before they are done, and how they go on after an extension.
+
+Rules
+1. A node is cut short by a limit that the whole team shares, by the end of the team's time, or if its end by a limit
+   is the end of the team.
+2. From the first such end on, the scheduler's memory is kept as it would be if these nodes still ran. Nodes that end
+   well meanwhile are recorded there too. Nodes that start later are not: they saw what was cut short.
+3. An extended team takes that memory, and starts the nodes that were cut short under their old keys. A run below goes
+   on from its closed execution; a function is called anew, with its key.
+4. What a run below had used before is booked already. Of its result only the rest is booked, and its lease is that
+   much larger than what the team holds for it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+from perdure.messages import Usage
+from perdure.scheduling import Start
+from perdure.wire.requests import ExtendRequest, RunOrigin
+from perdure.wire.results import NodeResult, RunResult
+from perdure.wire.tree import Amount, Spent
+
+from .amounts import spent_of
+from .extension import FIELDS_BY_REASON
+from .past import Cut, Extension
+from .state import RunState, TeamState
+from .tree import Child
+
+
+@runtime_checkable
+class Restarts(Protocol):
+    """Scheduler that sets the start of a node anew, because the limits have changed since."""
+
+    def restart(self, progress: Any, start: Start) -> Start:
+        """Return the start of a node that runs by the scheduler's memory, and is started once more."""
+        ...
+
+
+def is_cut_short(result: NodeResult) -> bool:
+    """Return whether the node ended before it was done, though it did not fail."""
+    return result.stop_reason in FIELDS_BY_REASON or result.stop_reason in ("stopped", "cancelled")
+
+
+def restarted(team: TeamState, extension: Extension) -> Cut:
+    """Return the nodes that an extended team starts again, and the executions from which they go on."""
+    runs = {node.run_id: node.key for node in team.results if node.run_id is not None}
+    origins = {
+        runs[run_id]: execution for run_id, execution in extension.executions.items() if run_id in runs
+    }
+    longer = getattr(extension.limits, "node_timeout", None)
+    before = getattr(team.spec.limits, "node_timeout", None)
+    nodes = tuple(
+        replace(start, timeout=longer) if longer is not None and start.timeout == before else start
+        for start in team.cut.nodes
+    )
+    again = tuple(_attempt(start, origins) for start in nodes)
+    return Cut(again=again, origins=origins, results=len(team.results))
+
+
+def _attempt(start: Start, origins: dict[str, str]) -> Start:
+    """Return the start of a node that begins anew as one more attempt, of one that goes on as the same."""
+    return start if start.key in origins else replace(start, attempt=start.attempt + 1)
+
+
+def extension_for(state: RunState, key: str, run_id: str) -> ExtendRequest | None:
+    """Return the extension of a run below that goes on; None for a run that begins."""
+    execution = state.cut.origins.get(key) if isinstance(state, TeamState) else None
+    if execution is None:
+        return None
+    record = state.past.extensions[-1]
+    return ExtendRequest(
+        origin=RunOrigin(workflow_id=run_id, execution_id=execution),
+        limits=record.limits,
+        by=record.by,
+        reason=record.reason,
+    )
+
+
+def _booked(team: TeamState, key: str) -> list[NodeResult]:
+    """Return what was booked before of the node of that key, if it goes on."""
+    return [result for result in team.results if result.key == key] if key in team.cut.origins else []
+
+
+def booked_amount(state: RunState, key: str) -> Amount:
+    """Return the amount that a run which goes on had used before."""
+    booked = _booked(state, key) if isinstance(state, TeamState) else []
+    usage = sum((result.usage for result in booked), Usage())
+    per_tool = _sum_by_tool(result.per_tool for result in booked)
+    cost = sum(result.cost_microusd or 0 for result in booked)
+    return spent_of(usage, cost, sum(result.tool_calls for result in booked), per_tool)
+
+
+def unbooked(team: TeamState, key: str, outcome: RunResult) -> RunResult:
+    """Return the outcome without what was booked before of the same node."""
+    booked = _booked(team, key)
+    if not booked:
+        return outcome
+    spent = _rest(
+        Spent(
+            usage=outcome.usage,
+            cost_microusd=outcome.cost_microusd,
+            tool_calls=outcome.tool_calls,
+            per_tool=outcome.per_tool,
+            steps=outcome.steps,
+        ),
+        booked,
+    )
+    return outcome.model_copy(update={name: getattr(spent, name) for name in Spent.model_fields})
+
+
+def unbooked_child(team: TeamState, child: Child) -> Child:
+    """Return the child with its reports counted from where it went on."""
+    booked = _booked(team, child.key)
+    if not booked:
+        return child
+    return replace(
+        child,
+        spent=None if child.spent is None else _rest(child.spent, booked),
+        final=None if child.final is None else unbooked(team, child.key, child.final),
+    )
+
+
+def _rest(spent: Spent, booked: list[NodeResult]) -> Spent:
+    used = sum((result.usage for result in booked), Usage())
+    usage = spent.usage
+    cost = sum(result.cost_microusd or 0 for result in booked)
+    tools = _sum_by_tool(result.per_tool for result in booked)
+    return Spent(
+        usage=usage.model_copy(
+            update={
+                # Never below zero: what was not heard of was booked with all that it might have been.
+                name: max(getattr(usage, name) - getattr(used, name), 0)
+                for name in Usage.model_fields
+                if name != "estimated"
+            }
+        ),
+        cost_microusd=None if spent.cost_microusd is None else max(spent.cost_microusd - cost, 0),
+        tool_calls=max(spent.tool_calls - sum(result.tool_calls for result in booked), 0),
+        per_tool={name: max(calls - tools.get(name, 0), 0) for name, calls in spent.per_tool.items()},
+        steps=max(spent.steps - sum(result.steps for result in booked), 0),
+    )
+
+
+def _sum_by_tool(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for calls in counts:
+        for name, number in calls.items():
+            total[name] = total.get(name, 0) + number
+    return total

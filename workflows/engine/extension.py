@@ -1,0 +1,298 @@
+"""Extension: a run that a limit has ended is given more, and goes on from where it stood.
+
+Rules
+1. Only the end by a limit is taken back. Every other end is an answer, a failure, or a person's word.
+2. Granted bounds are totals and replace those of the same name: what the run has used counts. None is made smaller.
+3. An extension is refused unless the run can go on with it. The refusal names each bound and its least value.
+4. The clock stands still while the run is closed: `timeout` counts the time for which it was open.
+5. Transcript, ledger, plan, inbox, known message ids and identity stay. Calls that were not run keep their results.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from perdure.limits import Limits, explain
+from perdure.wire.requests import ExtendRequest
+from perdure.wire.results import ExtensionRecord, StopReason
+from perdure.wire.spec import AnySpec
+from perdure.wire.tree import Amount, ChildInput
+
+from .account import spent
+from .amounts import bounds_of, fields_of, minus, missing, of
+from .past import Extension, Past
+from .program import RunningProgram
+from .state import RunState
+
+FIELDS_BY_REASON: Final[dict[StopReason, tuple[str, ...]]] = {
+    "max_steps": ("steps",),
+    "max_tool_calls": ("tool_calls", "per_tool"),
+    "token_budget": ("input_tokens", "output_tokens", "total_tokens"),
+    "cost_budget": ("cost_usd",),
+    "deadline": ("timeout",),
+    "node_timeout": ("node_timeout",),
+    "max_handoffs": ("max_handoffs",),
+    "max_iterations": ("max_iterations",),
+    "repetitive_handoff": (
+        "repetitive_handoff_detection_window",
+        "repetitive_handoff_min_unique_agents",
+    ),
+    "max_node_executions": ("max_node_executions",),
+}
+"""Limits that end a run with each reason. No other end can be taken back."""
+_FREE_FIELDS: Final = FIELDS_BY_REASON["repetitive_handoff"]
+"""Settings of a check, not bounds: a smaller value may allow more."""
+_IN_SPEC: Final = (
+    *("node_timeout", "max_handoffs", "max_iterations", "repetitive_handoff"),
+    "max_node_executions",
+)
+"""Ends by bounds that only teams have. Their scheduler reads them from the spec."""
+_WHY_NOT: Final[dict[StopReason, str]] = {
+    "end_turn": "it has given its answer; start a new run, or hold a session",
+    "stopped": "a person has stopped it; start a new run",
+    "cancelled": "it was cancelled; start a new run",
+    "error": "it failed; start a new run",
+    "max_tokens": "its reply was cut by the agent's `max_tokens`, which is a setting of the model",
+    "context_overflow": "its conversation does not fit the model's context, which no limit can change",
+    "idle": "nobody has said anything for too long; open the session anew with reopen=True",
+    "unmet_join": "a join waits for edges that nothing will take",
+}
+
+
+def granted_limits(state: RunState, request: ExtendRequest) -> Limits:
+    """Return the granted bounds, as the kind of limits that the run has.
+
+    Raises:
+        ValueError: there is no such limit, or a value does not fit it; the message says which.
+
+    """
+    kind: type[Limits] = Limits if state.session else type(state.spec.limits)
+    if state.tree.lineage is not None:  # of what its team was given, a run below takes what it has itself
+        return kind.model_validate({k: v for k, v in request.limits.items() if k in kind.model_fields})
+    if not request.limits:
+        raise ValueError("limits: say what is granted, such as steps=80")
+    unknown = sorted(request.limits.keys() - kind.model_fields.keys())
+    if unknown:
+        raise ValueError(f"limits: no limit {unknown[0]!r} here; there are: {', '.join(kind.model_fields)}")
+    try:
+        return kind.model_validate(request.limits)
+    except ValidationError as error:
+        raise ValueError(f"limits: {explain(error)}") from None
+
+
+def extension_of(
+    state: RunState,
+    request: ExtendRequest,
+    *,
+    at: datetime,
+    closed_at: datetime,
+    child: ChildInput | None = None,
+    executions: Mapping[str, str] | None = None,
+) -> Extension:
+    """Return the extension that a request asks for.
+
+    Raises:
+        ValueError: the run has not ended by a limit, is another user's, or the limits do not fit; in words.
+
+    """
+    if request.user is not None and request.user != state.request.user:
+        raise ValueError(f"the run acts on behalf of another user than {request.user!r}")
+    # A run below goes on together with its team, whatever has ended it.
+    reason = state.end.stop_reason if child and state.end else _limit_that_ended(state, request)
+    limits = granted_limits(state, request)
+    record = ExtensionRecord(
+        at=at,
+        by=request.by,
+        reason=request.reason,
+        limits=limits.model_dump(mode="json", include=limits.model_fields_set),
+        ended=reason,
+        execution_id=request.origin.execution_id,
+    )
+    return Extension(
+        limits=limits, record=record, closed_at=closed_at, child=child, executions=executions or {}
+    )
+
+
+def _limit_that_ended(state: RunState, request: ExtendRequest) -> StopReason:
+    if state.end is None:
+        raise ValueError("the run is not over")
+    reason = state.end.stop_reason
+    if state.end.failure is None and reason in FIELDS_BY_REASON:
+        return reason
+    why = _WHY_NOT.get(reason, "no limit has ended it")
+    before = next((x for x in reversed(state.past.extensions) if is_same(x, request)), None)
+    made = f"it was extended so at {before.at:%Y-%m-%d %H:%M:%S} UTC, and has ended since. " if before else ""
+    raise ValueError(f"{made}the run has ended with {reason!r}: {why}")
+
+
+def is_same(record: ExtensionRecord, request: ExtendRequest) -> bool:
+    """Return whether the request asks again for an extension that was made."""
+    asked = (request.by, request.reason, request.limits)
+    return asked == (record.by, record.reason, record.limits)
+
+
+def extend(
+    program: RunningProgram[Any],
+    state: RunState,
+    extension: Extension,
+    bind: Callable[[AnySpec], RunningProgram[Any]],
+) -> RunState:
+    """Return the state with which the run goes on. `bind` makes the program of a spec.
+
+    Raises:
+        ValueError: the run cannot go on with these limits; the message names the least values.
+
+    """
+    if extension.child is not None:
+        below: RunState = program.go_on(state, extension)
+        return below
+    _check_larger(state, extension)
+    extended: RunState = program.go_on(state, extension)
+    reason = extension.ended
+    # The bounds of a swarm or graph stand in its spec.
+    needs = [*bind(extended.spec).needs(extended, reason), *_time_needed(extended, extension)]
+    # A team does not know how much the run needs that was cut short below it.
+    before = bounds_before(state)
+    fields = [name for name in FIELDS_BY_REASON[reason] if before.get(name)] or FIELDS_BY_REASON[reason]
+    if not needs and not extension.limits.model_fields_set.intersection(fields):
+        needs = [" or ".join(fields)]
+    if needs:
+        raise ValueError(f"the run cannot go on: raise {', and '.join(needs)}")
+    return extended
+
+
+def bounds_before(state: RunState) -> dict[str, Any]:
+    """Return the bounds of the run by name: those of its spec, and in their place those that hold now."""
+    held = state.session.limits if state.session else state.limits
+    own = {} if state.session else state.spec.limits.model_dump()
+    return {**own, **held.model_dump()}
+
+
+def _check_larger(state: RunState, extension: Extension) -> None:
+    """Check that no bound becomes smaller, and that one which has ended the run becomes larger."""
+    before, reason = bounds_before(state), extension.ended
+    for name, value in _flat({name: getattr(extension.limits, name) for name in _set_in(extension)}).items():
+        bound = _flat(before).get(name)
+        # A bound that a team does not have is for the run below that was cut short.
+        lower = state.counts_steps if bound is None else value is not None and value < bound
+        if name not in _FREE_FIELDS and value is not None and lower:
+            now = "no bound" if bound is None else f"{bound}"
+            raise ValueError(f"limits: {name}={value} is less than what the run has ({now})")
+    if reason in _IN_SPEC:
+        fields = FIELDS_BY_REASON[reason]
+        changed = [name for name in fields if name in _set_in(extension)]
+        if not any(getattr(extension.limits, name) != before[name] for name in changed):
+            bounds = " or ".join(f"{name} (now {before[name]})" for name in fields)
+            raise ValueError(f"{reason!r} has ended the run: raise {bounds}")
+
+
+def _set_in(extension: Extension) -> list[str]:
+    return sorted(extension.limits.model_fields_set)
+
+
+def _flat(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    tools = {f"per_tool.{name}": bound for name, bound in bounds.get("per_tool", {}).items()}
+    return {**{name: bound for name, bound in bounds.items() if name != "per_tool"}, **tools}
+
+
+def _time_needed(extended: RunState, extension: Extension) -> list[str]:
+    due = extended.deadline_at
+    if due is None or due > extension.at:
+        return []
+    used = open_for(extended, extension.at)
+    return [f"timeout to more than {timedelta(seconds=int(used.total_seconds()))}"]
+
+
+def open_for(state: RunState, at: datetime) -> timedelta:
+    """Return for how long the run has been open."""
+    return at - state.started_at - state.past.closed_for
+
+
+def amounts_needed(limits: Limits, state: RunState, wanted: Amount) -> list[str]:
+    """Return each bound that leaves too little for the wanted amount, with its least value."""
+    used = spent(state)
+    short = missing(wanted, minus(bounds_of(limits), used))
+    if short is None:
+        return []
+    names = [name for name in fields_of(short) if of(short, name)]
+    least = {name: (of(used, name) or 0) + (of(wanted, name) or 0) for name in names}
+    return [_at_least(name, value) for name, value in least.items()]
+
+
+def _at_least(name: str, value: int) -> str:
+    if name == "cost_microusd":
+        return f"cost_usd to {value / 1_000_000:.6f} or more"
+    return f"{name.removeprefix('tool ')} to {value} or more"
+
+
+def calls_needed(state: RunState, limits: Limits, reason: StopReason) -> list[str]:
+    """Return the bounds of tool calls that have ended the run and leave no call."""
+    if reason != "max_tool_calls":
+        return []
+    ledger = state.ledger
+    if limits.tool_calls is not None and ledger.tool_calls >= limits.tool_calls:
+        return [f"tool_calls to {ledger.tool_calls + 1} or more"]
+    made = {name: ledger.per_tool.get(name, 0) for name in sorted(limits.per_tool)}
+    used_up = [name for name, bound in sorted(limits.per_tool.items()) if made[name] >= bound]
+    granted = state.past.extensions[-1].limits.get("per_tool")
+    return [f"per_tool.{name} to {made[name] + 1} or more" for name in used_up] if not granted else []
+
+
+def past_after(state: RunState, extension: Extension) -> Past:
+    """Return the run's past with this extension in it."""
+    past = state.past
+    return Past(
+        extensions=(*past.extensions, extension.record),
+        identity=extension.identity or past.identity,
+        closed_for=past.closed_for + max(extension.at - extension.closed_at, timedelta()),
+    )
+
+
+def deadline_after(state: RunState, limits: Limits, past: Past, child: ChildInput | None) -> datetime | None:
+    """Return the deadline of a run that goes on: its own, without the time for which it was closed, or its parent's."""
+    own = None if limits.timeout is None else state.started_at + past.closed_for + limits.timeout
+    above = child.deadline_at if child else None
+    return min((at for at in (own, above) if at is not None), default=None)
+
+
+def extension_note(record: ExtensionRecord) -> str:
+    """Return the message by which the model learns that it was given more."""
+    by = record.by or "a person"
+    granted = ", ".join(f"{name}={value}" for name, value in sorted(_flat(record.limits).items()))
+    why = f" The reason: {record.reason}" if record.reason else ""
+    return (
+        f"You were stopped ({record.ended}). {by} has granted more ({granted}), so you can go on.{why}\n"
+        "Go on with the task from where you stopped. What is done stays done: do not repeat it."
+    )
+
+
+def limits_after(state: RunState, extension: Extension) -> Limits:
+    """Return the limits of a run that goes on. Of a run below, only bounds of its own are raised."""
+    below = extension.child is not None or not state.counts_steps
+    return (raised_by if below else with_granted)(state.limits, extension.limits)
+
+
+def with_granted(limits: Limits, granted: Limits) -> Limits:
+    """Return the limits with the granted bounds of the names that every run has."""
+    return limits.replaced_by(_common(granted, granted.model_fields_set))
+
+
+def raised_by(limits: Limits, granted: Limits) -> Limits:
+    """Return the limits with those bounds raised that are smaller than the granted ones; none is added."""
+    smaller = {
+        name
+        for name in granted.model_fields_set.intersection(Limits.model_fields) - {"per_tool"}
+        if (own := getattr(limits, name)) is not None
+        and ((more := getattr(granted, name)) is None or more > own)
+    }
+    tools = {
+        name: max(bound, granted.per_tool.get(name, bound)) for name, bound in sorted(limits.per_tool.items())
+    }
+    return limits.replaced_by(_common(granted, smaller)).model_copy(update={"per_tool": tools})
+
+
+def _common(limits: Limits, names: Collection[str]) -> Limits:
+    included = set(names).intersection(Limits.model_fields)
+    return Limits.model_validate(limits.model_dump(include=included))
