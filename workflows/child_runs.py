@@ -45,16 +45,14 @@ from perdure.wire.names import (
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import Failure, RunResult, StopReason
 from perdure.wire.spec import ResolvedAgent
-from perdure.wire.tree import Amount, ChildInput, Grant, Lease, Lineage, Report
+from perdure.wire.tree import ChildInput, Grant, Lease, Lineage, Report
 from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_uncertain
 
 from .ending import Ending, RunIsEndingError
 from .engine.agent_calls import is_error, may_have_effect, result_text
-from .engine.amounts import plus
-from .engine.cut import booked_amount, extension_for
+from .engine.cut import extension_for, lease_below
 from .engine.events import ChildEnded, Event
 from .engine.state import AgentState, Call, RunState, TeamState
-from .engine.tree import Child
 from .identity import earlier_attempts, function_key, identity_below
 from .payloads import read_json, read_payload
 
@@ -353,7 +351,7 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
     deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
     return ChildInput(
         lineage=lineage,
-        lease=Lease(lender=state.id, amount=_lease_of(state, start.key, child)),
+        lease=Lease(lender=state.id, amount=lease_below(state, child)),
         deadline_at=deadline,
         deadline_reason="node_timeout" if own is not None and deadline == own else _reason_above(state),
         grace=state.tree.grace,
@@ -361,13 +359,6 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
         history=list(start.history),
         extension=extension_for(state, start.key, child_run_id(state.id, start.key)),
     )
-
-
-def _lease_of(state: RunState, key: str, child: Child | None) -> Amount:
-    """Return the lease of a child. One that goes on counts all that it ever used, so that comes on top."""
-    if child is None:
-        return Amount()
-    return plus(child.lease, booked_amount(state, key))
 
 
 def _reason_above(state: RunState) -> StopReason:

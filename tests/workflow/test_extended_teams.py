@@ -91,8 +91,8 @@ class Stage:
             Swarm(name="own_steps", agents=[self.worker("frugal", limits=Limits(steps=2))]),
             Swarm(name="handoffs", agents=pair, limits=SwarmLimits(max_handoffs=0)),
             Swarm(name="iterations", agents=pair, limits=SwarmLimits(max_iterations=1)),
-            Swarm(name="deadline", agents=[slow], limits=SwarmLimits(timeout=timedelta(seconds=3))),
-            Swarm(name="node_time", agents=[slow], limits=SwarmLimits(node_timeout=timedelta(seconds=3))),
+            Swarm(name="deadline", agents=[slow], limits=SwarmLimits(timeout=timedelta(seconds=8))),
+            Swarm(name="node_time", agents=[slow], limits=SwarmLimits(node_timeout=timedelta(seconds=8))),
             Graph(
                 name="graph_cost",
                 nodes={"begin": self.join, "x": worker, "y": self.worker("other"), "both": self.join},
@@ -105,7 +105,7 @@ class Stage:
                 nodes={"begin": self.join, "x": slow, "after": self.join},
                 entry="begin",
                 edges=[("begin", "x"), ("x", "after")],
-                limits=GraphLimits(timeout=timedelta(seconds=3)),
+                limits=GraphLimits(timeout=timedelta(seconds=8)),
             ),
             Graph(
                 name="executions",

@@ -21,7 +21,7 @@ from perdure.wire.requests import ExtendRequest, RunOrigin
 from perdure.wire.results import NodeResult, RunResult
 from perdure.wire.tree import Amount, Spent
 
-from .amounts import spent_of
+from .amounts import plus, spent_of
 from .extension import FIELDS_BY_REASON
 from .past import Cut, Extension
 from .state import RunState, TeamState
@@ -82,13 +82,16 @@ def _booked(team: TeamState, key: str) -> list[NodeResult]:
     return [result for result in team.results if result.key == key] if key in team.cut.origins else []
 
 
-def booked_amount(state: RunState, key: str) -> Amount:
-    """Return the amount that a run which goes on had used before."""
-    booked = _booked(state, key) if isinstance(state, TeamState) else []
+def lease_below(state: RunState, child: Child | None) -> Amount:
+    """Return the lease of a child. One that goes on counts all that it ever used, so that comes on top."""
+    if child is None:
+        return Amount()
+    booked = _booked(state, child.key) if isinstance(state, TeamState) else []
     usage = sum((result.usage for result in booked), Usage())
     per_tool = _sum_by_tool(result.per_tool for result in booked)
     cost = sum(result.cost_microusd or 0 for result in booked)
-    return spent_of(usage, cost, sum(result.tool_calls for result in booked), per_tool)
+    used = spent_of(usage, cost, sum(result.tool_calls for result in booked), per_tool)
+    return plus(child.lease, used)
 
 
 def unbooked(team: TeamState, key: str, outcome: RunResult) -> RunResult:
