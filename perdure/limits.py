@@ -30,7 +30,13 @@ class Limits(BaseModel):
     total_tokens: _Count | None = None
     cost_usd: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] | None = None
     timeout: _Span | None = None
-    """Wall clock from the start of the run, including the time in which it waits for people."""
+    """Wall clock from the start of the run, including the time in which it waits for people.
+
+    Of a turn, and of an agent that another run called, it counts no time in which people alone are waited for.
+    """
+    timeout_excludes_people: bool | None = Field(default=None, exclude_if=lambda v: v is None)
+    """True: `timeout` counts no time in which an approval or a question waits, and nothing else is pending. False: it
+    counts all time. None: as said there."""
 
     @property
     def cost_microusd(self) -> int | None:
@@ -41,13 +47,22 @@ class Limits(BaseModel):
         """Return the smaller of the two bounds, field by field and tool by tool."""
         if request is None:
             return self
-        own = self.model_dump(exclude={"per_tool"})
+        own = self.model_dump(exclude={"per_tool", "timeout_excludes_people"})
         # Only fields that are set: a default of the request must not bound what nobody wanted bounded.
         requested = request.model_dump(exclude={"per_tool"}, exclude_unset=True)
         merged = {name: _smaller(own[name], requested.get(name)) for name in own}
         tools = sorted({*self.per_tool, *request.per_tool})
         per_tool = {name: _smaller(self.per_tool.get(name), request.per_tool.get(name)) for name in tools}
-        return type(self)(**merged, per_tool=per_tool)
+        stands = self._merge_people(request)
+        return type(self)(**merged, per_tool=per_tool, timeout_excludes_people=stands)
+
+    def _merge_people(self, request: "Limits") -> bool | None:
+        """Return whether the merged `timeout` excludes people: a request cannot widen a `timeout` of ours."""
+        own, requested = self.timeout_excludes_people, request.timeout_excludes_people
+        if requested is None:
+            return own
+        strictness: list[bool | None] = [False, None, True]
+        return requested if self.timeout is None else min(own, requested, key=strictness.index)
 
     def replaced_by(self, request: "Limits | None") -> Self:
         """Return the limits with those bounds replaced that are set in `request`, tool by tool."""
@@ -68,7 +83,9 @@ class SwarmLimits(Limits):
     max_iterations: _Count = 20
     """Most agent runs, the first included."""
     node_timeout: _Span | None = timedelta(minutes=5)
-    """Wall clock of one agent run."""
+    """Time of one agent run, without that in which people alone are waited for."""
+    node_timeout_excludes_people: bool = Field(default=True, exclude_if=lambda v: v is True)
+    """False: `node_timeout` counts all time."""
     repetitive_handoff_detection_window: Annotated[int, Field(ge=0)] = 0
     """Number of latest agent runs in which the swarm looks for a circle; 0 turns the check off."""
     repetitive_handoff_min_unique_agents: Annotated[int, Field(ge=0)] = 0
@@ -83,7 +100,9 @@ class GraphLimits(Limits):
     max_node_executions: _Count | None = None
     """Most runs of nodes, retries included. A graph with a cycle needs this bound or a timeout."""
     node_timeout: _Span | None = None
-    """Wall clock of one run of a node."""
+    """Time of one run of a node, without that in which people alone are waited for."""
+    node_timeout_excludes_people: bool = Field(default=True, exclude_if=lambda v: v is True)
+    """False: `node_timeout`, and the `timeout` of each node, count all time."""
 
 
 class PatternLimits(Limits):
@@ -95,7 +114,9 @@ class PatternLimits(Limits):
     max_node_executions: _Count | None = 100
     """Most runs of nodes."""
     node_timeout: _Span | None = None
-    """Wall clock of one run of a node, unless the scheduler sets another."""
+    """Time of one run of a node, without that in which people alone are waited for. The scheduler may set another."""
+    node_timeout_excludes_people: bool = Field(default=True, exclude_if=lambda v: v is True)
+    """False: `node_timeout`, and the `timeout` of each node, count all time."""
 
 
 def _smaller(first: Any, second: Any) -> Any:

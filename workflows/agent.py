@@ -14,7 +14,7 @@ from perdure.wire.tree import ChildInput
 from .arguments import Carried, read_arguments
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
-from .engine.family import deadline_of
+from .engine.clocks import deadline_of
 from .engine.program import RunningProgram
 from .engine.state import Origin
 from .extension import ExtendableRun

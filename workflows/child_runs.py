@@ -50,6 +50,7 @@ from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_u
 
 from .ending import Ending, RunIsEndingError
 from .engine.agent_calls import is_error, may_have_effect, result_text
+from .engine.clocks import node_clock_stands
 from .engine.cut import extension_for, lease_below
 from .engine.events import ChildEnded, Event
 from .engine.state import AgentState, Call, RunState, TeamState
@@ -348,12 +349,15 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
     )
     # An absolute time, because the child may start late: its queue must not lengthen the deadline.
     own = None if start.timeout is None else now + start.timeout
-    deadline = min((at for at in (own, state.deadline_at) if at is not None), default=None)
+    stands = node_clock_stands(state.spec)
+    counted = None if stands else own
+    deadline = min((at for at in (counted, state.deadline_at) if at is not None), default=None)
     return ChildInput(
         lineage=lineage,
         lease=Lease(lender=state.id, amount=lease_below(state, child)),
         deadline_at=deadline,
-        deadline_reason="node_timeout" if own is not None and deadline == own else _reason_above(state),
+        deadline_reason="node_timeout" if counted and deadline == counted else _reason_above(state),
+        clock_at=own if stands else None,
         grace=state.tree.grace,
         peers=list(start.peers),
         history=list(start.history),

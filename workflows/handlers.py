@@ -153,7 +153,7 @@ class RunHandlers:
     async def send(self, message: Any = None, *_more: Any) -> Receipt:
         """Give the agent a message, or the answer to a question; return what became of it."""
         self._loop.renewal.updates += 1
-        incoming = self._sent(message)
+        incoming = self._read_sent(message)
         delivery = self._delivery(incoming)
         if delivery.run_id is not None:
             return await self._relays.deliver(delivery, incoming)
@@ -167,11 +167,11 @@ class RunHandlers:
     @send.validator
     def _check_send(self, message: Any = None, *more: Any) -> None:
         check_alone(SEND, more)
-        incoming = self._sent(message)
+        incoming = self._read_sent(message)
         self._refuse_when_over()
         self._refuse_without_room(self._delivery(incoming))
 
-    def _sent(self, message: Any) -> Incoming:
+    def _read_sent(self, message: Any) -> Incoming:
         update = workflow.current_update_info()
         return sent_message(message, update.id if update else None)
 

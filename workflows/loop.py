@@ -23,6 +23,7 @@ from .child_runs import ChildRuns
 from .display import Display
 from .ending import Ending, requested_end
 from .engine.carry import HistoryFormat, pack, unpack
+from .engine.clocks import people_event
 from .engine.commands import (
     CallModel,
     CallTools,
@@ -90,6 +91,8 @@ class Loop:
         self._renews_blobs = False
         self._blob_renewal: asyncio.Task[None] | None = None
         self._woken = False
+        self._waited_in: RunState | None = None
+        """State at the last wait for an event."""
         self._is_finishing = False
         self._cancelled_once = False
         self._cancelled_for: StopReason | None = None
@@ -165,12 +168,14 @@ class Loop:
         while True:
             self._fold_events()
             command = self._program.decide(self._now)
+            self._note_people(command)
             match command:
                 # Asked before the command is carried out: the new execution decides it again.
                 case _ if self.renewal.may_renew(command, self._now):
                     await self._renew_or_drain(display, request)
                 case Wait():
                     self._report_to_parent()
+                    self._clocks.set_for(self._now)
                     self.retry_timer.set_for(self._now)
                     display.show(self._program, self._now)
                     await self._wait_for_event()
@@ -186,6 +191,15 @@ class Loop:
                     self._carry_out(command)
                     if isinstance(command, StartNodes) and command.more:
                         await self._next_task()
+
+    def _note_people(self, command: Command) -> None:
+        """Fold since when, or until when, the run waits for people alone: its clocks stand still meanwhile."""
+        waits = isinstance(command, Wait)
+        event = people_event(self._waited_in, self._now, workflow.now(), waits=waits)
+        if event is not None:
+            self._apply(event)
+        if waits:
+            self._waited_in = self._now
 
     async def _wait_for_handlers(self) -> None:
         """Let handlers end: what they wait for beside the loop is given up, see `ending`."""
@@ -233,7 +247,7 @@ class Loop:
                 self._apply(ModelSwitched(model=command.model))
             case OpenTurn():
                 self._apply(TurnBegan(at=workflow.now()))
-                self._clocks.start_turn()
+                self._clocks.set_for(self._now)
             case CloseTurn():
                 self._apply(TurnEnded(end=command.end, at=workflow.now()))
                 self._forget_turn()
@@ -253,7 +267,7 @@ class Loop:
     def _forget_turn(self) -> None:
         """Forget work that was given up in a turn: it must not come back in another."""
         self._cancelled_once = False
-        self._clocks.cancel_turn()
+        self._clocks.set_for(self._now)
         self._pending.abandon()
         self._children.abandon()
 
@@ -334,6 +348,7 @@ class Loop:
         if self.events:
             return
         self._report_to_parent()
+        self._clocks.set_for(self._now)
         display.show(self._program, self._now)
         await self._wait_for_event()
 

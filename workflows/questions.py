@@ -68,11 +68,11 @@ def sent_message(raw: Any, update_id: str | None) -> Incoming:
 
 def said_of(raw: Any) -> tuple[SessionMessage, Incoming]:
     """Return the checked argument of `say`, and the message in it with its address."""
-    said = parse("message", SessionMessage, raw)
-    run_id, call_id = _split(said.run_id, said.call_id)
-    text: Any = said.text if isinstance(said.text, str) else raw["text"]
+    request = parse("message", SessionMessage, raw)
+    run_id, call_id = _split(request.run_id, request.call_id)
+    text: Any = request.text if isinstance(request.text, str) else raw["text"]
     message = message_of(text)
-    return said, Incoming(message=message, text=raw["text"], id=said.id, call_id=call_id, run_id=run_id)
+    return request, Incoming(message=message, text=raw["text"], id=request.id, call_id=call_id, run_id=run_id)
 
 
 def _split(run_id: str | None, call_id: str | None) -> tuple[str | None, str | None]:
@@ -109,7 +109,7 @@ def delivery_of(
         return Delivery()
     questions = open_questions(state, unfolded)
     if incoming.call_id is not None:
-        return _named(state, incoming, incoming.call_id, questions, unfolded)
+        return _find_named(state, incoming, incoming.call_id, questions, unfolded)
     waiting = [item for item in questions if (item.run_id, item.call_id) not in relaying]
     if incoming.run_id is not None:
         waiting = [item for item in waiting if item.run_id == incoming.run_id]
@@ -121,7 +121,7 @@ def delivery_of(
     return _to(state, waiting[0]) if waiting else _ordinary(state, incoming)
 
 
-def _named(
+def _find_named(
     state: RunState,
     incoming: Incoming,
     call_id: str,

@@ -66,7 +66,7 @@ class Relays:
         try:
             taken = read_receipt(await self.update(run_id, SEND, plain))
         except ApplicationError as error:
-            raise self._with_others(error, run_id) if call_id else error from None
+            raise self._with_elsewhere(error, run_id) if call_id else error from None
         finally:
             self._under_way.remove((run_id, call_id or ""))
         # The run below may have found its only question by itself.
@@ -84,14 +84,14 @@ class Relays:
         reached = Delivery(run_id=taken.run_id or run_id, call_id=taken.call_id)
         return receipt(self._loop.state, reached, taken.unread, self._loop.events)
 
-    def _with_others(self, error: ApplicationError, run_id: str) -> ApplicationError:
+    def _with_elsewhere(self, error: ApplicationError, run_id: str) -> ApplicationError:
         """Return the refusal with the questions of other runs: the run below has listed its own."""
         state = self._loop.state
         questions = [] if state is None else open_questions(state, self._loop.events)
-        others = [item for item in questions if not is_within(item.run_id, run_id)]
-        if not others or error.type == NO_ROOM:
+        elsewhere = [item for item in questions if not is_within(item.run_id, run_id)]
+        if not elsewhere or error.type == NO_ROOM:
             return error
-        return refuse(f"{error.message}; elsewhere these wait: {list_questions(others)}")
+        return refuse(f"{error.message}; elsewhere these wait: {list_questions(elsewhere)}")
 
     async def update(self, run_id: str, name: str, argument: Any) -> Any:
         """Give an update to a run below; its answer, or its refusal, is the caller's."""

@@ -77,6 +77,8 @@ def _time_left(deadline: datetime | None, child: ChildInput | None) -> timedelta
     left = deadline - workflow.now()
     if left > timedelta():
         return left
+    if child is not None and child.clock_at == deadline:
+        raise EndedBeforeBeginningError("node_timeout")
     from_above = child is not None and child.deadline_at == deadline
     raise EndedBeforeBeginningError(child.deadline_reason if child and from_above else "deadline")
 

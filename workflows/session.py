@@ -22,8 +22,8 @@ from perdure.wire.tree import ChildInput
 from .arguments import Carried, read_arguments
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
+from .engine.clocks import deadline_of
 from .engine.events import Said, TurnInterrupted
-from .engine.family import deadline_of
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session, Utterance
 from .extension import ExtendableRun
@@ -102,9 +102,9 @@ class SessionWorkflow(ExtendableRun):
     async def say(self, message: Any = None, *_more: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
         self._loop.renewal.updates += 1
-        said, incoming = said_of(message)
-        message_id = said.id
-        await self._take_in(said, incoming)
+        request, incoming = said_of(message)
+        message_id = request.id
+        await self._take_in(request, incoming)
         self._waiting += 1
         try:
             # More senders than that get `done: false` at once, and poll.
@@ -119,19 +119,19 @@ class SessionWorkflow(ExtendableRun):
     @say.validator
     def _check_say(self, message: Any = None, *more: Any) -> None:
         check_alone(SAY, more)
-        said, incoming = said_of(message)
+        request, incoming = said_of(message)
         state = self._loop.state
-        if state is None or reply_to(state, said.id) is None:
+        if state is None or reply_to(state, request.id) is None:
             self._refuse_when_over()
-        is_arriving = said.id in self._arriving
+        is_arriving = request.id in self._arriving
         # Of a message that is arriving already, the question may be answered by now.
         self._refuse_without_room(Delivery() if is_arriving else self._delivery(incoming))
         if is_arriving and self._repeating >= MOST_REPEATING:
             raise no_room("the same message is arriving already; ask for its reply by the query `reply`")
 
-    async def _take_in(self, said: SessionMessage, incoming: Incoming) -> None:
+    async def _take_in(self, request: SessionMessage, incoming: Incoming) -> None:
         """Bring the message into the state: once, however often it is said meanwhile."""
-        message_id = said.id
+        message_id = request.id
         self._repeating += 1
         try:
             while message_id in self._arriving:
@@ -142,14 +142,16 @@ class SessionWorkflow(ExtendableRun):
             return
         self._arriving.add(message_id)
         try:
-            self._loop.events.append(await self._deliver(said, incoming))
+            self._loop.events.append(await self._deliver(request, incoming))
             await workflow.wait_condition(lambda: self._is_taken(message_id))
         finally:
             self._arriving.discard(message_id)
 
-    async def _deliver(self, said: SessionMessage, incoming: Incoming) -> Said:
+    async def _deliver(self, request: SessionMessage, incoming: Incoming) -> Said:
         """Hand the answer to a question of a run below to that run; return what the session itself takes in."""
-        event = Said(utterance=Utterance(id=said.id, message=incoming.message), when_busy=said.when_busy)
+        event = Said(
+            utterance=Utterance(id=request.id, message=incoming.message), when_busy=request.when_busy
+        )
         delivery = self._delivery(incoming)
         if delivery.made is not None and not self._session.turn_is_open:
             raise refuse(f"question {delivery.made.call_id!r} was answered already, and its turn is over")

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 
+from .engine.clocks import run_due, session_due, turn_due
 from .engine.events import EndRequested, Event, IdleChecked, RetryDue, TurnInterrupted
 from .engine.session import idle_at
 from .engine.state import RunState
@@ -62,64 +63,86 @@ class RetryTimer:
         self._report(RetryDue(at=max(due, workflow.now())))
 
 
+class _Alarm:
+    """At most one timer, set for the time at which something is due."""
+
+    def __init__(self, summary: str, fire: Callable[[datetime], None]) -> None:
+        self._summary = summary
+        self._fire = fire
+        self._due: datetime | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def set_for(self, due: datetime | None, summary: str = "") -> None:
+        """Set the timer for this time, or cancel it; a timer that is set for it already, or has fired, stays."""
+        # The loop asks after each event. A timer that is set anew each time would cost two events.
+        if due == self._due:
+            return
+        self.cancel()
+        if due is not None:
+            self._due = due
+            self._task = asyncio.create_task(self._fire_at(due, summary or self._summary))
+
+    def cancel(self) -> None:
+        """Cancel the timer."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task, self._due = None, None
+
+    async def _fire_at(self, due: datetime, summary: str) -> None:
+        await sleep_until(due, summary)
+        self._fire(due)
+
+
 class RunClocks:
-    """Deadline of a run; of a session also its turn's deadline and its idle time."""
+    """Deadline of a run; of a session also its turn's deadline and its idle time. See `engine.clocks`."""
 
     def __init__(self, report: Callable[[Event], None], current: Callable[[], RunState]) -> None:
         self._report = report
         self._current = current
-        self._tasks: list[asyncio.Task[None]] = []
-        self._turn: asyncio.Task[None] | None = None
+        self._idle: asyncio.Task[None] | None = None
+        self._run = _Alarm("deadline of the run", self._end_run)
+        self._turn = _Alarm("deadline of the turn", self._end_turn)
+        self._session = _Alarm("deadline of the session", self._end_session)
 
     def start(self) -> None:
-        """Set the timers that last as long as the run."""
-        session = self._current().session
+        """Set the timers. A session that has continued as new in the middle of a turn gets that turn's again."""
+        self.set_for(self._current())
+        if self._current().session is not None:
+            self._idle = asyncio.create_task(self._idle_clock())
+
+    def set_for(self, state: RunState) -> None:
+        """Set the timers as the state asks for: a clock that stands still has none."""
+        session = state.session
         if session is None:
-            self._tasks = [asyncio.create_task(self._run_deadline())]
+            due = run_due(state)
+            self._run.set_for(due[0] if due else None)
             return
-        # A session that has continued as new in the middle of a turn needs that turn's timer again.
-        self.start_turn()
-        self._tasks = [asyncio.create_task(self._session_deadline()), asyncio.create_task(self._idle_clock())]
+        self._turn.set_for(turn_due(state), f"deadline of turn {session.turn}")
+        self._session.set_for(session_due(state))
 
     def cancel(self) -> None:
         """Cancel all timers."""
-        for task in self._tasks:
-            task.cancel()
-        self.cancel_turn()
+        if self._idle is not None:
+            self._idle.cancel()
+        for alarm in (self._run, self._turn, self._session):
+            alarm.cancel()
 
-    def start_turn(self) -> None:
-        """Set the deadline of the turn that is open, if it has one."""
-        session = self._current().session
-        if session is None or not session.turn_is_open or session.turn_limits.timeout is None:
-            return
-        due = session.start.at + session.turn_limits.timeout
-        self._turn = asyncio.create_task(self._turn_deadline(session.turn, due))
+    # What is due may have changed in the same moment: then the timer is set anew at the next wait.
 
-    def cancel_turn(self) -> None:
-        """Cancel the deadline of the turn."""
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+    def _end_run(self, at: datetime) -> None:
+        due = run_due(self._current())
+        if due is not None and due[0] <= at:
+            self._report(EndRequested(reason=due[1]))
 
-    async def _run_deadline(self) -> None:
-        state = self._current()
-        if state.deadline_at is None:
-            return
-        await sleep_until(state.deadline_at, "deadline of the run")
-        # The reason of the level that set the time: a node's timeout is no deadline of the run.
-        from_above = state.tree.deadline_at == state.deadline_at
-        reason = state.tree.deadline_reason if from_above else "deadline"
-        self._report(EndRequested(reason=reason))
+    def _end_turn(self, at: datetime) -> None:
+        session, due = self._current().session, turn_due(self._current())
+        if session is not None and due is not None and due <= at:
+            self._report(TurnInterrupted(turn=session.turn, reason="deadline"))
 
-    async def _session_deadline(self) -> None:
-        session = self._current().session
-        if session is not None and session.deadline_at is not None:
-            await sleep_until(session.deadline_at, "deadline of the session")
+    def _end_session(self, at: datetime) -> None:
+        due = session_due(self._current())
+        if due is not None and due <= at:
             self._report(EndRequested(reason="deadline"))
-
-    async def _turn_deadline(self, turn: int, due: datetime) -> None:
-        await sleep_until(due, f"deadline of turn {turn}")
-        self._report(TurnInterrupted(turn=turn, reason="deadline"))
 
     async def _idle_clock(self) -> None:
         """Run one timer, not one a turn: when it fires too early, it is set for the rest."""

@@ -100,7 +100,10 @@ class ChildInput(Value):
     lineage: Lineage
     lease: Lease
     deadline_at: datetime | None = None
+    """Deadline from above that counts all time."""
     deadline_reason: StopReason = "deadline"
+    clock_at: datetime | None = Field(default=None, exclude_if=is_empty)
+    """Deadline of this run that counts no time in which it waits for people alone."""
     grace: timedelta = timedelta(milliseconds=1500)
     """Time in which the child must end after its parent cancels it."""
     peers: list[Peer] = Field(default_factory=list[Peer], exclude_if=is_empty)
@@ -131,6 +134,8 @@ class Report(Value):
     request: BudgetRequest | None = None
     idle: bool = False
     """True when the child only waits for people: it frees nothing of its lease before they answer."""
+    people_since: datetime | None = Field(default=None, exclude_if=is_empty)
+    """Since when the child, with all runs below it, waits for approvals and answers alone."""
     returned: Amount | None = None
     """Part of its lease that the child gives back."""
     spent: Spent | None = Field(default=None, exclude_if=is_empty)

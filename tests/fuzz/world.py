@@ -25,6 +25,7 @@ from perdure.workflows.engine.account import limits_of, spent
 from perdure.workflows.engine.agent_calls import is_error, result_text
 from perdure.workflows.engine.amounts import FIELDS, least, of
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
+from perdure.workflows.engine.clocks import people_event, waits_for_people
 from perdure.workflows.engine.commands import (
     CallModel,
     CallTools,
@@ -97,6 +98,8 @@ class Shell:
     parts: int = 1
     end: End | None = None
     result: RunResult | None = None
+    waited_in: RunState | None = None
+    """Its state when it last waited."""
 
     @property
     def program(self) -> RunningProgram[Any]:
@@ -136,9 +139,29 @@ class Shell:
                     self._tell_all(event)
             command = self.decided()
             self.world.check_command(self, command)
+            self._note_people(command)
             if self._carried_out(command):
                 return
         raise AssertionError("decide and fold go round in circles")
+
+    def _note_people(self, command: Command) -> None:
+        """Fold since when it waits for people alone, and see that nothing else is under way then."""
+        waits = isinstance(command, Wait)
+        now = self.world.time
+        event = people_event(self.waited_in, self.state, now, waits=waits)
+        if event is not None:
+            self.apply(event)
+        people = self.state.people
+        if people.since is not None:
+            assert not any(kind != "child" for kind in self.flying.values())
+            assert waiting_of(self.state), "somebody is asked something"
+            assert self.state.started_at <= people.since <= now
+        waited = people.total + (now - people.since if people.since else timedelta())
+        assert waited <= now - self.state.started_at, "no time counts twice"
+        # What was called back ends before anybody looks at the clock again.
+        if waits and self.state.ending is None:
+            assert (people.since is not None) == waits_for_people(self.state)
+            self.waited_in = self.state
 
     def _carried_out(self, command: Command) -> bool:
         """Do it; True when there is something to wait for."""
@@ -354,6 +377,11 @@ class World:
     def now(self) -> Any:
         """The time; it never stands still."""
         self.ticks += 1
+        return self.time
+
+    @property
+    def time(self) -> Any:
+        """The time, for who only looks at it."""
         return NOW + timedelta(seconds=self.ticks)
 
     # -- runs

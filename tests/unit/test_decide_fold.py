@@ -496,7 +496,8 @@ def test_the_end_fills_in_calls_that_were_never_started_and_keeps_the_results_of
     state = fold(state, EndRequested(reason="stopped"))
     worked, paid = state.messages[-1].tool_results
     assert worked.text == "worked"
-    assert (paid.is_error, paid.text) == (True, "not run: the run was ended")
+    waited = "nobody had approved or denied the call, which waited since 2026-11-20 00:00:01 UTC"
+    assert (paid.is_error, paid.text) == (True, f"not run: the run was ended (stopped); {waited}")
     assert isinstance(decide(state), Finish)
     assert_well_formed(state.messages)
 
@@ -507,7 +508,8 @@ def test_only_a_call_that_was_under_way_may_have_taken_effect() -> None:
     state = fold(fold(state, EndRequested(reason="cancelled")), GraceExpired())
     texts = [r.text for r in state.messages[-1].tool_results]
     assert "may or may not have taken effect" in texts[0]
-    assert texts[1:] == ["not run: the run was ended"] * 2
+    assert texts[1] == "not run: the run was ended"
+    assert texts[2].startswith("not run: the run was ended (cancelled); nobody had approved or denied")
 
 
 def test_a_persons_answer_may_be_a_picture() -> None:

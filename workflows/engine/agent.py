@@ -20,7 +20,7 @@ from .events import Event
 from .extension import (
     amounts_needed,
     calls_needed,
-    deadline_after,
+    clocks_after,
     extension_note,
     limits_after,
     past_after,
@@ -59,7 +59,7 @@ class AgentProgram:
             state,
             limits=limits,
             new_limits=with_granted(state.new_limits or Limits(), extension.limits),
-            deadline_at=deadline_after(state, limits, past, extension.child),
+            **clocks_after(state, limits, past, extension.child),
             past=past,
             tree=tree_of(extension.child),
             step=Step(redo=state.step.redo, start_checked=state.step.start_checked),

@@ -121,6 +121,20 @@ class AnswerRelayed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeopleAwaited:
+    """From this time on the run, with all runs below it, waits for people alone."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleAnswered:
+    """The run goes on, or waits for something else too."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Paused:
     """A person paused the run: nothing new is started."""
 
@@ -297,6 +311,8 @@ TreeEvent = (
     | ParentInformed
     | ApprovalRelayed
     | AnswerRelayed
+    | PeopleAwaited
+    | PeopleAnswered
 )
 # The order has no meaning. A new event needs a case in the agent's `fold`; mypy finds it by `assert_never`, as it does
 # for a `TreeEvent` in `family`. The folds of `team` and `session` end in `case _`: mypy does not check them.

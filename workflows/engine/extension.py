@@ -22,6 +22,7 @@ from perdure.wire.tree import Amount, ChildInput
 
 from .account import spent
 from .amounts import bounds_of, fields_of, minus, missing, of
+from .clocks import clock_of, counted_deadline, run_due, session_due
 from .past import Extension, Past
 from .program import RunningProgram
 from .state import RunState
@@ -198,7 +199,8 @@ def _flat(bounds: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _time_needed(extended: RunState, extension: Extension) -> list[str]:
-    due = extended.deadline_at
+    run = run_due(extended)
+    due = run[0] if run else session_due(extended)
     if due is None or due > extension.at:
         return []
     used = open_for(extended, extension.at)
@@ -250,11 +252,18 @@ def past_after(state: RunState, extension: Extension) -> Past:
     )
 
 
-def deadline_after(state: RunState, limits: Limits, past: Past, child: ChildInput | None) -> datetime | None:
-    """Return the deadline of a run that goes on: its own, without the time for which it was closed, or its parent's."""
-    own = None if limits.timeout is None else state.started_at + past.closed_for + limits.timeout
-    above = child.deadline_at if child else None
-    return min((at for at in (own, above) if at is not None), default=None)
+def deadline_after(state: RunState, limits: Limits, past: Past) -> datetime | None:
+    """Return the own deadline of a run that goes on, without the time for which it was closed."""
+    return None if limits.timeout is None else state.started_at + past.closed_for + limits.timeout
+
+
+def clocks_after(state: RunState, limits: Limits, past: Past, child: ChildInput | None) -> dict[str, Any]:
+    """Return the deadlines of a run that goes on, as fields of its state: its own, or its parent's."""
+    began = state.started_at + past.closed_for
+    return {
+        "deadline_at": counted_deadline(state.spec, limits, began, child),
+        "clock": clock_of(state.spec, limits, began, child, before=state.people.total),
+    }
 
 
 def extension_note(record: ExtensionRecord) -> str:

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import TypeVar, assert_never
 
-from perdure.limits import Limits
 from perdure.messages import Usage
 from perdure.wire.results import RunResult, StopReason
-from perdure.wire.tree import Amount, ChildInput
+from perdure.wire.tree import Amount
 
 from . import tree
 from .account import limits_of, spent
 from .amounts import plus
 from .approvals import remember_relayed
+from .clocks import fold_people, waited_lines
 from .commands import Command, GrantChildren, RequestBudget
 from .events import (
     AnswerRelayed,
@@ -23,6 +22,8 @@ from .events import (
     ChildGranted,
     ChildReported,
     ParentInformed,
+    PeopleAnswered,
+    PeopleAwaited,
     TreeEvent,
 )
 from .questions import remember_answer
@@ -32,18 +33,13 @@ from .tree import Child
 AnyState = TypeVar("AnyState", bound=RunState)
 
 
-def deadline_of(limits: Limits, now: datetime, child: ChildInput | None) -> datetime | None:
-    """Return the earlier deadline: the run's own, or the one from above."""
-    own = None if limits.timeout is None else now + limits.timeout
-    above = child.deadline_at if child else None
-    return min((at for at in (own, above) if at is not None), default=None)
-
-
 def fold_tree_event(state: AnyState, event: TreeEvent) -> AnyState:
     """Return the state after something passed between the run and its parent or a child."""
     match event:
         case ApprovalRelayed():
             return replace(state, relayed=remember_relayed(state, event.decision))
+        case PeopleAwaited() | PeopleAnswered():
+            return fold_people(state, event)
         case AnswerRelayed():
             answer = event.answer
             # The child's own report comes later: the next message must not go to this question.
@@ -124,7 +120,12 @@ def _sum_by_tool(calls: Mapping[str, int], more: Mapping[str, int]) -> dict[str,
 
 def unheard_outcome(child: Child) -> RunResult:
     """Return the outcome to book for a child that is given up: its usage is marked as estimated."""
-    unheard = RunResult(agent=child.name, stop_reason="cancelled", usage=Usage(estimated=True))
+    unheard = RunResult(
+        agent=child.name,
+        stop_reason="cancelled",
+        usage=Usage(estimated=True),
+        missing=waited_lines(child),
+    )
     return tree.outcome_of(child, unheard)
 
 

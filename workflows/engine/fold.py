@@ -16,6 +16,7 @@ from .approvals import digest_of, record_of, tool_of
 from .budget import exhausted_limit, unheard_usage
 from .calls import admit_paid_calls, with_arguments
 from .chain import use_model
+from .clocks import clock_of, counted_deadline, waited_words
 from .ends import is_chosen_by_model
 from .events import (
     AnswerRelayed,
@@ -41,6 +42,8 @@ from .events import (
     NodesStarted,
     ParentInformed,
     Paused,
+    PeopleAnswered,
+    PeopleAwaited,
     Redriven,
     Replied,
     Resumed,
@@ -54,7 +57,7 @@ from .events import (
     TurnInterrupted,
     WindowMoved,
 )
-from .family import book, book_outcome, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .family import book, book_outcome, ending_reason, fold_tree_event, unheard_outcome
 from .input_tokens import fixed_tokens
 from .questions import answer_parts, has_question
 from .reply import begin_step, fold_model_failure, fold_reply
@@ -96,7 +99,8 @@ def empty_state(request: RunRequest, spec: AgentSpec, now: datetime, origin: Ori
         spec=spec,
         limits=limits,
         started_at=now,
-        deadline_at=deadline_of(limits, now, origin.child),
+        deadline_at=counted_deadline(spec, limits, now, origin.child),
+        clock=clock_of(spec, limits, now, origin.child),
         transcript=Transcript(context_tokens=fixed),
         id=origin.id,
         members=origin.members,
@@ -152,7 +156,9 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
         case ChildReported() | BudgetGranted():
             # Either may free what an unpaid call waits for.
             return close_step(admit_paid_calls(fold_tree_event(state, event)))
-        case ChildGranted() | BudgetRequested() | ParentInformed() | ApprovalRelayed() | AnswerRelayed():
+        case ChildGranted() | BudgetRequested() | ParentInformed():
+            return fold_tree_event(state, event)
+        case ApprovalRelayed() | AnswerRelayed() | PeopleAwaited() | PeopleAnswered():
             return fold_tree_event(state, event)
         case NodesStarted():
             return state  # an agent has no nodes
@@ -218,8 +224,9 @@ def _begin_end(state: AgentState, event: EndRequested) -> AgentState:
     if state.end is not None:
         return state
     unstarted = ("unpaid", "unchecked", "checking", "ready", "asking")
-    for call in [call.call for call in state.step.calls if call.state in unstarted]:
-        state = set_result(state, unrun_result(call, "the run was ended"))
+    for call in [call for call in state.step.calls if call.state in unstarted]:
+        waited = f" ({event.reason}); {waited_words(call)}" if call.state == "asking" else ""
+        state = set_result(state, unrun_result(call.call, f"the run was ended{waited}"))
     state = hooks.withhold_unreviewed(state)
     # The hooks at the end are asked about the new end instead.
     state = replace(state, step=replace(state.step, proposed_end=None))

@@ -107,7 +107,9 @@ def report_due(state: RunState, request: BudgetRequest | None) -> tuple[Report |
     # An outage may end by itself at any time, so a run that waits for its end keeps its lease.
     idle = request is None and outage is None and not state.works_itself and status_of(state) in _IDLE
     spare = idle_lease(state.tree, limits_of(state), spent(state)) if idle else None
-    informed = ParentInformed(waiting=(*ids, "idle") if idle else ids, returned=spare)
+    people_since = state.people.since
+    ids = (*ids, *(["idle"] if idle else []), *(["people"] if people_since else []))
+    informed = ParentInformed(waiting=ids, returned=spare)
     if not is_new and spare is None and informed.waiting == state.tree.reported:
         return None, informed
     report = Report(
@@ -116,6 +118,7 @@ def report_due(state: RunState, request: BudgetRequest | None) -> tuple[Report |
         waiting=waiting,
         request=request,
         idle=idle,
+        people_since=people_since,
         returned=spare,
         spent=spent_so_far(state),
     )

@@ -25,6 +25,7 @@ from perdure.wire.results import RunResult, RunStatus, StopReason, TurnReply
 from .account import spent
 from .amounts import bounds_of, minus, missing
 from .budget import short_of
+from .clocks import counted_session_deadline, turn_deadline
 from .commands import CloseTurn, Command, Finish, OpenTurn, Wait
 from .events import (
     EndRequested,
@@ -104,7 +105,8 @@ class SessionProgram:
             deadline_at=deadline,
             start=TurnStart(at=now),
         )
-        return replace(state, session=session, deadline_at=deadline)
+        # The clocks are the turns' and the session's, not the run's.
+        return replace(state, session=session, deadline_at=counted_session_deadline(session), clock=None)
 
     def restore(self, state: Any) -> RunState:
         """Return the carried state, as the inner program restores it."""
@@ -115,7 +117,7 @@ class SessionProgram:
         """Return the closed session, open again. Messages that wait get their turns now."""
         session, past = session_of(state), past_after(state, extension)
         limits = with_granted(session.limits, extension.limits)
-        deadline = deadline_after(state, limits, past, None)
+        deadline = deadline_after(state, limits, past)
         session = replace(
             session,
             limits=limits,
@@ -124,7 +126,13 @@ class SessionProgram:
             start=replace(session.start, at=extension.at),
         )
         return replace(
-            state, session=session, deadline_at=deadline, past=past, paused=False, ending=None, end=None
+            state,
+            session=session,
+            deadline_at=counted_session_deadline(session),
+            past=past,
+            paused=False,
+            ending=None,
+            end=None,
         )
 
     def needs(self, state: RunState, reason: StopReason) -> list[str]:
@@ -231,9 +239,7 @@ class SessionProgram:
             return state
         first, *rest = session.queue
         # The time that messages wait in the queue is not the turn's.
-        own = None if session.turn_limits.timeout is None else at + session.turn_limits.timeout
-        deadline = min((due for due in (own, session.deadline_at) if due is not None), default=None)
-        start = TurnStart(at=at, messages=len(state.messages), ledger=state.ledger)
+        start = TurnStart(at=at, people=state.people.total, messages=len(state.messages), ledger=state.ledger)
         session = replace(
             session,
             turn=session.turn + 1,
@@ -242,7 +248,7 @@ class SessionProgram:
             queue=tuple(rest),
             start=start,
         )
-        state = replace(state, session=session, limits=turn_limits(state), deadline_at=deadline)
+        state = replace(state, session=session, limits=turn_limits(state), deadline_at=turn_deadline(session))
         begun: RunState = self.inner.begin_turn(state, first.message)
         return begun
 
@@ -265,7 +271,7 @@ class SessionProgram:
             start=replace(session.start, at=event.at),
             closing=closing,
         )
-        return replace(state, session=session, deadline_at=session.deadline_at)
+        return replace(state, session=session, deadline_at=counted_session_deadline(session))
 
     def _answered_turn(self, state: RunState, end: End) -> AnsweredTurn:
         session = session_of(state)

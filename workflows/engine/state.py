@@ -30,7 +30,7 @@ from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
 from .past import Cut, Past
-from .people import RelayedAnswer, RelayedDecision
+from .people import Clock, PeopleTime, RelayedAnswer, RelayedDecision
 from .tree import Tree
 
 # See `Call` for the transitions.
@@ -239,6 +239,8 @@ class TurnStart:
 
     at: datetime
     """Start of the turn. Between two turns it is the end of the last one, from which idle time counts."""
+    people: timedelta = timedelta()
+    """Sum of the waits for people before the turn."""
     messages: int = 0
     ledger: Ledger = Ledger()
 
@@ -300,6 +302,9 @@ class RunState:
     """The spec's limits, tightened by the request's."""
     started_at: datetime
     deadline_at: datetime | None = None
+    """Deadline that counts all time."""
+    clock: Clock | None = None
+    people: PeopleTime = PeopleTime()  # noqa: RUF009 - a frozen value
     id: str = ""
     """Workflow id of the run. The ids of its children begin with it."""
     members: tuple[AnySpec, ...] = ()

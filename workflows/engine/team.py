@@ -23,6 +23,7 @@ from perdure.wire.tree import Amount, BudgetRequest
 from . import tree
 from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
+from .clocks import clock_of, counted_deadline
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
 from .cut import Restarts, is_cut_short, restarted, unbooked, unbooked_child
 from .events import (
@@ -39,17 +40,19 @@ from .events import (
     NodesStarted,
     ParentInformed,
     Paused,
+    PeopleAnswered,
+    PeopleAwaited,
     Resumed,
 )
 from .extension import (
     FIELDS_BY_REASON,
     amounts_needed,
     calls_needed,
-    deadline_after,
+    clocks_after,
     limits_after,
     past_after,
 )
-from .family import book, command_for_children, deadline_of, ending_reason, fold_tree_event, unheard_outcome
+from .family import book, command_for_children, ending_reason, fold_tree_event, unheard_outcome
 from .past import Cut, Extension
 from .state import End, Origin, TeamState
 from .team_report import team_details, team_result, team_status
@@ -84,7 +87,8 @@ class TeamProgram:
             spec=self.spec,
             limits=limits,
             started_at=now,
-            deadline_at=deadline_of(limits, now, origin.child),
+            deadline_at=counted_deadline(self.spec, limits, now, origin.child),
+            clock=clock_of(self.spec, limits, now, origin.child),
             id=origin.id,
             members=origin.members,
             tree=tree.tree_of(origin.child),
@@ -115,7 +119,7 @@ class TeamProgram:
             # The scheduler reads the bounds of its own kind from the spec.
             spec=state.spec.model_copy(update={"limits": spec_limits}),
             limits=limits,
-            deadline_at=deadline_after(state, limits, past, extension.child),
+            **clocks_after(state, limits, past, extension.child),
             past=past,
             progress=progress,
             cut=restarted(state, extension),
@@ -190,7 +194,7 @@ class TeamProgram:
                 return self._fold_child_end(state, event)
             case ChildReported() | ChildGranted() | BudgetRequested() | BudgetGranted() | ParentInformed():
                 return fold_tree_event(state, event)
-            case ApprovalRelayed() | AnswerRelayed():
+            case ApprovalRelayed() | AnswerRelayed() | PeopleAwaited() | PeopleAnswered():
                 return fold_tree_event(state, event)
             case Paused():
                 return replace(state, paused=True)

@@ -47,6 +47,8 @@ class Child:
     waiting: tuple[Waiting, ...] = ()
     idle: bool = False
     """True while it only waits for people, and has returned what it could."""
+    people_since: datetime | None = None
+    """Since when it, with all runs below it, waits for approvals and answers alone."""
     spent: Spent | None = None
     """What it had spent when it reported; None: it has not reported."""
     final: RunResult | None = None
@@ -212,6 +214,7 @@ def apply_report(tree: Tree, report: Report) -> Tree:
         child,
         waiting=tuple(report.waiting),
         idle=report.idle,
+        people_since=report.people_since,
         lease=lease,
         request=report.request,
         report_number=tree.reports + 1,
