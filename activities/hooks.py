@@ -35,9 +35,9 @@ from perdure.hooks import (
     Verdict,
 )
 from perdure.messages import Text, ToolCall, ToolResult
-from perdure.model import check_json
 from perdure.wire.effects import CheckedCall, HookInput, HookOutcome, Progress
 from perdure.wire.names import RUN_HOOKS
+from perdure.wire.plain import problem_as_json
 
 from .content.redact import mask_value, redact, redact_and_cut, redact_error
 from .heartbeat import Heartbeats, worker_is_ending
@@ -238,11 +238,9 @@ def _mask_verdict(verdict: Verdict, point: HookPoint) -> Verdict:
 def _check_replaced(hook: Hook, arguments: Any) -> None:
     if not isinstance(arguments, dict):
         raise HookFailed(f"hook {hook.name} at before_tool must replace the arguments by an object")
-    try:
-        check_json(arguments)
-    except ValueError as error:
-        message = f"hook {hook.name} at before_tool must replace the arguments by JSON: {error}"
-        raise HookFailed(message) from None
+    problem = problem_as_json(arguments)
+    if problem is not None:
+        raise HookFailed(f"hook {hook.name} at before_tool must replace the arguments by JSON: {problem}")
 
 
 def _reason(verdict: Verdict) -> str:

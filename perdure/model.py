@@ -8,14 +8,12 @@ the provider's own terminal mark. A stream that ends without a `Reply` was cut, 
 
 import hashlib
 import json
-import math
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
-from pydantic_core import from_json, to_json
 
 from perdure.messages import Message, Part, Usage, is_empty
 
@@ -219,35 +217,3 @@ def canonical_json(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """Return the SHA-256 of the value's canonical JSON, in hex."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-def check_json(value: Any) -> None:
-    """Check that the value can be written as JSON and read again, in any payload.
-
-    Raises:
-        ValueError: it cannot; the message says why, and where a number is not finite.
-
-    """
-    for place, number in _numbers(value):
-        if not math.isfinite(number):
-            raise ValueError(f"{place or 'it'} is {number}, and JSON has no such number")
-    # Wrapped as deep as it will ever stand in a payload. A value that can be written may be nested too deep, or
-    # have a number too long, to be read again; then the run could never go on.
-    from_json(to_json([[[[[[[[[[value]]]]]]]]]], inf_nan_mode="constants"), allow_inf_nan=False)
-
-
-def _numbers(value: Any) -> Iterable[tuple[str, float]]:
-    """Yield each float in the value, with its place."""
-    stack: list[tuple[str, Any]] = [("", value)]
-    while stack:
-        place, node = stack.pop()
-        if isinstance(node, float):
-            yield place, node
-        elif isinstance(node, dict):
-            stack.extend(_children(place, dict[Any, Any](node).items()))  # pyright: ignore[reportUnknownArgumentType]
-        elif isinstance(node, list | tuple):
-            stack.extend(_children(place, enumerate(list[Any](node))))  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _children(place: str, items: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
-    return [(f"{place}.{key}".lstrip("."), item) for key, item in items]

@@ -15,7 +15,6 @@ from perdure.limits import Limits, explain
 from perdure.media import problem_with_attachment
 from perdure.members import tool_names
 from perdure.messages import Document, Image, Message, Part, Text
-from perdure.model import check_json
 from perdure.schema import problem_with
 from perdure.wire.effects import BindArguments
 from perdure.wire.ids import RESERVED, has_child_form
@@ -248,10 +247,9 @@ def decision_of(raw: Any) -> ApprovalDecision:
     decision = _validate("decision", lambda: ApprovalDecision.model_validate(raw))
     if decision.arguments is not None and not decision.allow:
         raise refuse("arguments can be changed only when the call is allowed")
-    try:
-        check_json(decision.arguments)
-    except ValueError as error:
-        raise refuse(f"decision: the arguments cannot be used: {error}") from None
+    problem = problem_as_json(decision.arguments)
+    if problem is not None:
+        raise refuse(f"decision: the arguments cannot be used: {problem}")
     run_id, _, call_id = decision.call_id.rpartition("/")
     if not run_id:
         return decision

@@ -15,7 +15,7 @@ from pydantic_core import from_json, to_json
 from perdure.agent import Agent
 from perdure.limits import explain
 from perdure.messages import Part, Text, Thinking, ToolCall
-from perdure.model import Reply, ToolDefinition, check_json
+from perdure.model import Reply, ToolDefinition
 from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates
 from perdure.tools import Tool
@@ -99,14 +99,12 @@ def _mark_cut_call(parts: list[Part]) -> list[Part]:
 
 def _ensure_json(call: ToolCall) -> ToolCall:
     """Return the call; with a problem if its arguments cannot be written as JSON and read again."""
-    try:
-        check_json(call.arguments)
-    except ValueError as error:
-        problem = redact_and_cut(f"the arguments cannot be read: {error}", 1000)
-        return call.model_copy(
-            update={"name": fix_surrogates(call.name), "arguments": {}, "problem": problem}
-        )
-    return call.model_copy(update={"name": fix_surrogates(call.name)})
+    named = call.model_copy(update={"name": fix_surrogates(call.name)})
+    problem = problem_as_json(call.arguments)
+    if problem is None:
+        return named
+    problem = redact_and_cut(f"the arguments cannot be read: {problem}", 1000)
+    return named.model_copy(update={"arguments": {}, "problem": problem})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from temporalio.exceptions import CancelledError
 from perdure.errors import InvalidRequest, PerdureError, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
-from perdure.model import check_json
 from perdure.wire.events import Event, TreeEvent
 from perdure.wire.names import (
     PAUSE,
@@ -30,6 +29,7 @@ from perdure.wire.names import (
     STOP,
     TRANSCRIPT,
 )
+from perdure.wire.plain import problem_as_json
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import (
     Approval,
@@ -283,10 +283,9 @@ class Run:
         if isinstance(call_id, Approval):
             digest, run_id = digest or call_id.digest, run_id or (call_id.run_id if call_id.path else None)
             call_id = call_id.call_id
-        try:
-            check_json(arguments)
-        except ValueError as error:
-            raise InvalidRequest(f"the arguments cannot be used: {error}") from None
+        problem = problem_as_json(arguments)
+        if problem is not None:
+            raise InvalidRequest(f"the arguments cannot be used: {problem}")
         # The digest and the run are checked by the run itself, in the order of its history.
         optional = {"arguments": arguments, "digest": digest, "run_id": run_id}
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}

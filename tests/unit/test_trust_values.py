@@ -1,19 +1,25 @@
 """Values of strangers, before they reach a run: addresses, headers, grants, nesting."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from temporalio.api.common.v1 import Payload
+from temporalio.exceptions import ApplicationError
 
 from perdure import Agent, ModelConfig
+from perdure.activities.content.reply import check_reply
 from perdure.activities.providers.addresses import known_addresses
 from perdure.errors import ModelError
+from perdure.messages import ToolCall, Usage
+from perdure.model import Reply
 from perdure.wire.plain import MOST_NESTING, problem_as_json
 from perdure.wire.tree import Amount, BudgetRequest, ChildInput, Grant, Lease, Lineage
 from perdure.workers.observe.headers import readable
 from perdure.workflows.engine.tree import apply_grant, mark_requested, tree_of
+from perdure.workflows.inputs import decision_of, request_of
 
 GOOD = "https://gateway.example/v1"
 
@@ -113,6 +119,39 @@ def test_plain_values_pass(value: Any) -> None:
     assert problem_as_json(value) is None
 
 
+def _edited(arguments: Any) -> str:
+    try:
+        decision_of({"call_id": "call-1-1", "allow": True, "arguments": arguments})
+    except ApplicationError as error:
+        return error.message
+    return ""
+
+
+def _called(arguments: Any) -> str:
+    reply = Reply(
+        parts=(ToolCall(id="x", name="work", arguments=arguments),), stop="tool_calls", usage=Usage()
+    )
+    [part] = check_reply(reply, 1, Agent(name="a", model="scripted:x").spec(), [], None).parts
+    assert isinstance(part, ToolCall)
+    return part.problem or ""
+
+
+def _requested(context: Any) -> str:
+    try:
+        request_of({"agent": "a", "prompt": "go", "context": context})
+    except ApplicationError as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize("door", [_edited, _called, _requested])
+def test_doors_agree_on_nesting(door: Callable[[Any], str]) -> None:
+    """Arguments of a model, of a person's edit and of a request may nest equally deep, with all that is around them."""
+    at_most, around = MOST_NESTING, 1 if door is _requested else 0
+    assert "nested deeper" not in door({"k": nested(at_most - 1 - around)})
+    assert f"nested deeper than {MOST_NESTING} levels" in door({"k": nested(at_most - around)})
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -123,8 +162,10 @@ def test_plain_values_pass(value: Any) -> None:
         [float("nan")],
         10**5000,
         {"x": object()},
+        {"k": [b"\xff"]},
+        {"\ud83d": 1},
     ],
-    ids=["101", "500", "100000", "half", "nan", "long", "object"],
+    ids=["101", "500", "100000", "half", "nan", "long", "object", "bytes", "half key"],
 )
 def test_deep_values_are_refused(value: Any) -> None:
     """What could not be written as JSON and read again is refused, in words."""
