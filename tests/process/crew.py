@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import signal
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from perdure import Agent, Hook, Limits, ToolContext, tool
 from perdure.hooks import HookedCall
-from perdure.model import ModelRequest
+from perdure.model import ModelEvent, ModelRequest, Reply
 from perdure.testing import Line, ScriptedModel, calls, says
 
 LEDGER = Path(os.environ.get("CREW_LEDGER", "/nonexistent/ledger.db"))
@@ -18,6 +20,8 @@ LEDGER = Path(os.environ.get("CREW_LEDGER", "/nonexistent/ledger.db"))
 
 ANSWER = "".join(f"word{n} " for n in range(4_000))
 """About 9,000 tokens."""
+
+BRIEF = " ".join(f"word{n}" for n in range(100))
 
 _SCHEMA = """
 create table if not exists happened (what text, run text, detail text);
@@ -108,6 +112,25 @@ def _long(request: ModelRequest) -> Line:
     return says(ANSWER)
 
 
+async def _brief(request: ModelRequest) -> Any:
+    if request.tools and request.messages[-1].role != "tool":
+        return [calls("look", n=1), calls("charge")]
+    return says(BRIEF)
+
+
+class Mortal(ScriptedModel):
+    """Model whose first call ends its process, after the last word and before the end of the answer."""
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        async for event in super().stream(request):
+            has_died = LEDGER.with_suffix(".died")
+            if isinstance(event, Reply) and not has_died.exists():
+                has_died.touch()
+                await asyncio.sleep(0.5)  # the heartbeat with the words is on its way
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield event
+
+
 class Noting(Hook):
     """Hook that writes down each question."""
 
@@ -152,6 +175,9 @@ impatient = Agent(name="impatient", model="outlive:x", tools=[outlive_quickly])
 hanging = Agent(name="hanging", model="hang:x", limits=Limits(timeout=timedelta(minutes=10)))
 clerk = Agent(name="clerk", model="talk:x", tools=[charge, look])
 talker = Agent(name="talker", model="long:x")
+teller = Agent(name="teller", model="brief:x")
+counter = Agent(name="counter", model="brief:x", tools=[charge, look])
+mortal = Agent(name="mortal", model="mortal:x")
 
 models = {
     "scripted": ScriptedModel(_work),
@@ -160,4 +186,6 @@ models = {
     "outlive": ScriptedModel(_outlive_once),
     "talk": ScriptedModel(_talk),
     "long": ScriptedModel(_long, delay=timedelta(milliseconds=100), chunk=300),
+    "brief": ScriptedModel(_brief, delay=timedelta(milliseconds=20), chunk=40),
+    "mortal": Mortal([says(BRIEF)], delay=timedelta(milliseconds=20), chunk=40),
 }
