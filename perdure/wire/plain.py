@@ -58,7 +58,7 @@ def _numbers(value: Any) -> Iterable[tuple[str, float]]:
 def _inside(value: Any) -> Iterable[tuple[Any, Any]]:
     match value:
         case dict():
-            return cast("dict[Any, Any]", value).items()
+            return cast("dict[str, Any]", value).items()
         case list() | tuple():
             return enumerate(cast("list[Any]", value))
         case _:

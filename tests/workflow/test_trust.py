@@ -12,7 +12,7 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client as TemporalClient
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 from temporalio.worker import Worker
 
 from perdure import Agent, InvalidRequest, ModelConfig, ask_person, run_agent
@@ -20,7 +20,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire.ids import child_run_id
-from perdure.wire.names import SESSION_WORKFLOW, WORKFLOW
+from perdure.wire.names import RESOLVE_AGENT, SESSION_WORKFLOW, WORKFLOW
 from tests.conftest import HANGS, Serve, until, until_status
 
 TICKET = Agent(name="ticket", model="scripted:x", description="Handles a ticket.", tools=[ask_person])
@@ -269,3 +269,52 @@ async def test_run_of_other_host_parks(serve: Serve) -> None:
         await run.resume()
         assert (await run.result()).output == "done"
     assert asked == ["https://old.example/v1"] * 2
+
+
+@workflow.defn(sandboxed=False)
+class Asks:
+    """A user's own workflow, which asks a worker for a spec, in the name of another run or by a child."""
+
+    @workflow.run
+    async def run(self, parent: str, task_queue: str) -> str:
+        now = workflow.now().isoformat()
+        try:
+            if parent != workflow.info().workflow_id:
+                asked = {"agent": "boss", "as_of": now, "parent": parent, "spec_digest": "of another version"}
+                once = RetryPolicy(maximum_attempts=1)
+                await workflow.execute_activity(
+                    RESOLVE_AGENT,
+                    asked,
+                    task_queue=task_queue,
+                    start_to_close_timeout=timedelta(seconds=30),
+                    retry_policy=once,
+                )
+            else:
+                lineage = {"parent": parent, "key": "k", "spec_digest": "of another version", "as_of": now}
+                child = {"lineage": lineage, "lease": {"lender": parent}}
+                await workflow.execute_child_workflow(
+                    WORKFLOW, args=[REQUEST, child], id=child_run_id(parent, "k"), task_queue=task_queue
+                )
+        except FailureError as error:
+            return str(error.cause)
+        return "answered"
+
+
+async def test_spec_is_asked_of_real_parent(serve: Serve) -> None:
+    """A worker without the pinned version asks no run that the server does not name, and none that pins nothing."""
+    async with serve(BOSS, models=MODELS) as client, asyncio.timeout(HANGS):
+        victim = await client.start("boss", "go")
+        plain = await TemporalClient.connect(client.temporal.service_client.config.target_host)
+        async with Worker(plain, task_queue=f"asks-{client.task_queue}", workflows=[Asks]) as worker:
+
+            async def answer(parent: str, own: str) -> str:
+                return await plain.execute_workflow(
+                    Asks.run, args=[parent, client.task_queue], id=own, task_queue=worker.task_queue
+                )
+
+            stranger, without = f"{victim.id}-stranger", f"{victim.id}-without"
+            assert f"is pinned by {victim.id!r}, but the parent of this run is None" in await answer(
+                victim.id, stranger
+            )
+            assert "which is a 'Asks' and pins none" in await answer(without, without)
+        await victim.cancel()
