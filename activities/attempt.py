@@ -30,6 +30,7 @@ from perdure.model import (
     ThinkingDelta,
     UsageSoFar,
 )
+from perdure.prices import Price
 from perdure.providers.count import CallCount
 from perdure.texts import fix_surrogates
 from perdure.wire.effects import ModelFailure, ModelInput, Progress
@@ -202,23 +203,14 @@ class ModelAttempt:
 
     def stopped(self) -> ApplicationError:
         """Return the error of a call that a person stopped while it was not being sent."""
-        return self._end("cancelled", "called back", self.before + self.usage())
+        earlier = EarlierAttempts(spent=self.before + self.usage(), unheard=self.unheard)
+        return stopped_call(earlier, self.model.price)
 
     def reservation_spent(self) -> ApplicationError:
         """Return the error of a call whose earlier attempts have left too little: the run reserves anew."""
-        return self._end("reservation_spent", "earlier attempts have spent what was reserved", self.before)
-
-    def _end(self, kind: str, message: str, spent: Usage) -> ApplicationError:
-        failure = ModelFailure(
-            kind=kind,
-            message=message,
-            wasted=spent,
-            wasted_microusd=self.cost_microusd(spent),
-            unheard=self.unheard,
-        )
-        return ApplicationError(
-            message, failure, type=kind, non_retryable=True, category=ApplicationErrorCategory.BENIGN
-        )
+        earlier = EarlierAttempts(spent=self.before, unheard=self.unheard)
+        message = "earlier attempts have spent what was reserved"
+        return _given_up("reservation_spent", message, earlier, self.model.price)
 
     def cost_microusd(self, usage: Usage) -> int:
         """Return the cost of the usage at the model's pinned price; 0 where the price is unknown."""
@@ -294,6 +286,27 @@ def earlier_attempts() -> EarlierAttempts:
         return EarlierAttempts(unheard=earlier)
     spent = progress.spent if progress.at_most is None else progress.at_most
     return EarlierAttempts(spent=spent, unheard=progress.unheard + max(earlier - progress.attempt, 0))
+
+
+def stopped_call(earlier: EarlierAttempts, price: Price | None = None) -> ApplicationError:
+    """Return the error of a call that a person stopped while it was not being sent.
+
+    Without a price the run adds it: an attempt that has no spec yet does not know it.
+    """
+    return _given_up("cancelled", "called back", earlier, price)
+
+
+def _given_up(kind: str, message: str, earlier: EarlierAttempts, price: Price | None) -> ApplicationError:
+    failure = ModelFailure(
+        kind=kind,
+        message=message,
+        wasted=earlier.spent,
+        wasted_microusd=price.cost_microusd(earlier.spent) if price else 0,
+        unheard=earlier.unheard,
+    )
+    return ApplicationError(
+        message, failure, type=kind, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
 
 
 class ReservationSpent(Exception):

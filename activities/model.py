@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
@@ -47,7 +47,14 @@ from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progres
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
 
-from .attempt import EarlierAttempts, ModelAttempt, ReservationSpent, earlier_attempts, progress_of
+from .attempt import (
+    EarlierAttempts,
+    ModelAttempt,
+    ReservationSpent,
+    earlier_attempts,
+    progress_of,
+    stopped_call,
+)
 from .content.attachments import newest_attachments, readable_messages
 from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
@@ -115,7 +122,7 @@ class ModelCalls:
             except asyncio.CancelledError:
                 if not _stop_was_requested():
                     raise
-                raise _add_usage(call, _stopped(), before) from None
+                raise stopped_call(before) from None
             attempt = ModelAttempt(
                 call=call,
                 spec=spec,
@@ -372,13 +379,6 @@ class ModelCalls:
 def _model_for(spec: AgentSpec, call: ModelInput) -> ModelSpec:
     model = spec.models[call.model]
     return spec.summary_model or model if call.summarize else model
-
-
-def _stopped() -> ApplicationError:
-    """Return the error of a call that a person stopped before it was sent."""
-    return ApplicationError(
-        "called back", type="cancelled", non_retryable=True, category=ApplicationErrorCategory.BENIGN
-    )
 
 
 def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempts) -> ApplicationError:

@@ -406,12 +406,12 @@ def _reported_failure(cause: ApplicationError, price: Price | None) -> ModelFail
     for detail in cause.details:
         with suppress(ValidationError):
             reported = ModelFailure.model_validate(detail)
-            return _with_price(reported.model_copy(update={"kind": kind}), price)
+            return with_price(reported.model_copy(update={"kind": kind}), price)
     # The SDK's own error: what the attempt has spent is not in it.
     return ModelFailure(kind=kind, message=message, unheard=1)
 
 
-def _with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:
+def with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:
     """Add the price: an attempt that could not fetch the spec did not know it."""
     if price is None or failure.wasted_microusd or not failure.wasted.total_tokens:
         return failure
