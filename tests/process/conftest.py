@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ class Crew:
     settings: Settings
     ledger: Path
     log: Path
-    module: str = "tests.process.crew"
-    """What the workers serve."""
+    program: Sequence[str] = ("perdure.workers", "tests.process.crew")
+    """Module that a worker runs, and its arguments."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
     def start(self) -> None:
@@ -44,13 +44,29 @@ class Crew:
         }
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "perdure.workers", self.module],
+                [sys.executable, "-m", *self.program],
                 env=environment,
                 cwd=Path(__file__).parents[2],
                 stdout=log,
                 stderr=log,
             )
         self.processes.append(process)
+
+    def beside(self, *program: str) -> Iterator["Crew"]:
+        """Yield another crew with the same ledger, whose first worker runs; in the end none of its workers does."""
+        other = Crew(settings=self.settings, ledger=self.ledger, log=self.log, program=program)
+        other.start()
+        try:
+            yield other
+        finally:
+            other.end()
+
+    def end(self) -> None:
+        """End all workers."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
 
     def kill(self) -> None:
         """`kill -9` the newest worker, and wait until it is gone."""
@@ -80,12 +96,10 @@ def workers(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) 
     ledger = tmp_path / "ledger.db"
     crew.prepare(ledger)
     module = str(getattr(cast("Any", request.module), "CREW", "tests.process.crew"))
-    made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log", module=module)
+    program = ("perdure.workers", module)
+    made = Crew(settings=settings, ledger=ledger, log=tmp_path / "worker.log", program=program)
     made.start()
     try:
         yield made
     finally:
-        for process in made.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+        made.end()

@@ -4,10 +4,11 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
@@ -15,9 +16,23 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client as TemporalClient
 from temporalio.worker import Worker
 
-from perdure import Agent, Client, Graph, Node, NodeInput, RemoteTool, ToolContext, ToolRetry, tool
+from perdure import (
+    Agent,
+    Client,
+    Graph,
+    Node,
+    NodeInput,
+    NodeResult,
+    RemoteTool,
+    ToolContext,
+    ToolRetry,
+    tool,
+)
+from perdure.hooks import Hook, HookedCall
 from perdure.members import Member
+from perdure.messages import Part
 from perdure.model import ModelRequest
+from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start
 from perdure.settings import load_settings
 from perdure.testing import ScriptedModel, calls, fails, running, says
 from perdure.tools import Tool
@@ -50,6 +65,79 @@ class Journal:
         mine = row.startswith(repetition) and row not in self.over
         self.over.update({row} if mine else ())
         return mine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tries:
+    """Progress of a pattern that runs its only member again once it has failed."""
+
+    attempt: int = 1
+    is_running: bool = False
+    end: Over | None = None
+
+
+class Insists(Scheduler[Tries]):
+    """Scheduler of a user's own, which names the first attempt of a node that it runs again."""
+
+    progress_type = Tries
+    runs_alone = True
+
+    def __init__(self, spec: PatternSpec) -> None:
+        self.node = next(iter(spec.members))
+
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Tries:
+        return Tries()
+
+    def startable(self, progress: Tries) -> list[Start]:
+        if progress.is_running or progress.end is not None:
+            return []
+        first = Start(key=f"{self.node}-1", node=self.node, prompt="post it")
+        if progress.attempt == 1:
+            return [first]
+        return [
+            replace(
+                first, key=f"{first.key}.{progress.attempt}", retry_of=first.key, attempt=progress.attempt
+            )
+        ]
+
+    def record_start(self, progress: Tries, starts: Sequence[Start]) -> Tries:
+        return replace(progress, is_running=bool(starts))
+
+    def record_end(self, progress: Tries, result: NodeResult) -> Tries:
+        if result.error is not None and progress.attempt == 1:
+            return Tries(attempt=2)
+        over = Over(stop_reason="end_turn", output=result.output, failure=result.error)
+        return replace(progress, is_running=False, end=over)
+
+    def over(self, progress: Tries) -> Over | None:
+        return progress.end
+
+    def partial(self, progress: Tries) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insistent(Pattern):
+    """Pattern of a user's own, of one member."""
+
+    pattern: ClassVar = "insistent"
+    scheduler: ClassVar = Insists
+
+    member: Member
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return {self.member.name: self.member}
+
+
+class Watches(Hook):
+    """Hook at every point of a call: the worker is asked in activities of their own, or in those of the call."""
+
+    async def before_tool(self, call: HookedCall) -> None:
+        """Let it pass."""
+
+    async def after_tool(self, call: HookedCall) -> None:
+        """Let it pass."""
 
 
 @dataclass
@@ -102,8 +190,14 @@ class Cast:
         post, post_slowly, remote = self.tools()
         function, remote_agent = _agent("function", post), _agent("remote", remote)
         sub_agent = _agent("sub_agent", function.as_tool())
+        patterns = [
+            Insistent(name=f"pattern_{member.name}", member=member)
+            for member in (function, remote_agent, sub_agent)
+        ]
         return [
-            *(function, remote_agent, sub_agent),
+            *(function, remote_agent, sub_agent, *patterns),
+            _agent("hooked_function", post, hooks=[Watches()]),
+            _agent("hooked_remote", remote, hooks=[Watches()]),
             _agent("slow", post_slowly),
             _agent("parking", post, on_failure="park"),
             _graph("node_function", self.post_node),
@@ -125,8 +219,15 @@ class Cast:
         return says("done")
 
 
-def _agent(name: str, *tools: Any, on_failure: Any = "fail") -> Agent:
-    return Agent(name=name, model="scripted:x", description=name, tools=list(tools), on_failure=on_failure)
+def _agent(name: str, *tools: Any, on_failure: Any = "fail", hooks: Sequence[Hook] = ()) -> Agent:
+    return Agent(
+        name=name,
+        model="scripted:x",
+        description=name,
+        tools=list(tools),
+        on_failure=on_failure,
+        hooks=hooks,
+    )
 
 
 def _graph(name: str, run: Any) -> Graph:
@@ -139,8 +240,9 @@ async def _first(job: NodeInput) -> str:
     return "go on"
 
 
-RETRIED = ("function", "remote", "sub_agent", "node_function", "node_agent", "node_remote", "node_sub_agent")
-NODES = ("node_function", "node_agent", "node_remote", "node_sub_agent")
+PATTERNS = ("pattern_function", "pattern_remote", "pattern_sub_agent")
+NODES = ("node_function", "node_agent", "node_remote", "node_sub_agent", *PATTERNS)
+RETRIED = ("function", "remote", "sub_agent", "hooked_function", "hooked_remote", *NODES)
 ROWS = [
     *(f"retry {name}" for name in RETRIED),
     *(f"node {name}" for name in NODES),
