@@ -47,7 +47,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 
 def _stored(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file()}
+    # The first two digits of a name are a folder.
+    return {path.parent.name + path.name for path in folder.rglob("*") if path.is_file()}
 
 
 def _make_old(folder: Path) -> None:

@@ -24,8 +24,8 @@ def bank(workers: Crew) -> Iterator[Crew]:
     ("killed", "expected"),
     [
         ("bank", ("had been done already", ["1", "2"])),
-        ("perdure", ("done", ["1"])),
-        ("both", ("had been done already", ["1", "2"])),
+        pytest.param("perdure", ("done", ["1"]), marks=pytest.mark.cold),
+        pytest.param("both", ("had been done already", ["1", "2"]), marks=pytest.mark.cold),
     ],
 )
 async def test_killed_remote_call_keeps_its_key(

@@ -190,12 +190,10 @@ class Cast:
         post, post_slowly, remote = self.tools()
         function, remote_agent = _agent("function", post), _agent("remote", remote)
         sub_agent = _agent("sub_agent", function.as_tool())
-        patterns = [
-            Insistent(name=f"pattern_{member.name}", member=member)
-            for member in (function, remote_agent, sub_agent)
-        ]
+        plain = [function, remote_agent, sub_agent]
         return [
-            *(function, remote_agent, sub_agent, *patterns),
+            *plain,
+            *(Insistent(name=f"pattern_{member.name}", member=member) for member in plain),
             _agent("hooked_function", post, hooks=[Watches()]),
             _agent("hooked_remote", remote, hooks=[Watches()]),
             _agent("slow", post_slowly),
