@@ -24,7 +24,7 @@ stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; 
 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
-	FUZZ_TIMES=10 $(BIN)/pytest -q tests/workflow/test_broken_input.py
+	FUZZ_TIMES=10 $(BIN)/pytest -q tests/workflow/test_broken_input.py tests/workflow/test_broken_answers.py
 
 ending: .venv/ready          ## Seconds from a stop, a cancel or a deadline to the end, at each moment: a quiet machine
 	$(BIN)/python -m proofs.ending

@@ -26,7 +26,6 @@ from perdure.wire.effects import (
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
     HookInput,
-    HookOutcome,
     ModelFailure,
     ModelInput,
     ModelOutcome,
@@ -34,7 +33,6 @@ from perdure.wire.effects import (
     RemoteArguments,
     RemoteContext,
     ToolInput,
-    ToolOutcome,
     most_attempts,
 )
 from perdure.wire.names import (
@@ -51,6 +49,7 @@ from perdure.wire.names import (
 )
 from perdure.wire.spec import ModelSpec, ToolSpec
 
+from .answers import hook_answer, model_answer, tool_answer
 from .engine.commands import CallModel, RunHooks, Summarize
 from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied, Summarized
 from .engine.remote import remote_result
@@ -107,7 +106,7 @@ class PendingActivities:
             model_summary(state, chosen),
             time_for_hooks=_time_for_hooks(state),
         )
-        self._launch("model", handle, self._model_event(handle, chosen), _model_bug)
+        self._launch("model", handle, self._model_event(handle, state, chosen), _model_bug)
 
     def summarize(self, state: AgentState, command: Summarize) -> None:
         """Start the model call that summarizes what leaves the window."""
@@ -214,9 +213,11 @@ class PendingActivities:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _model_event(self, handle: "workflow.ActivityHandle[RawValue]", chosen: ModelSpec) -> Event:
+    async def _model_event(
+        self, handle: "workflow.ActivityHandle[RawValue]", state: AgentState, chosen: ModelSpec
+    ) -> Event:
         try:
-            return Replied(outcome=read_payload(await handle, ModelOutcome), at=workflow.now())
+            return Replied(outcome=model_answer(await handle, state.ledger.steps), at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
             return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
 
@@ -228,7 +229,7 @@ class PendingActivities:
 
     async def _hook_event(self, handle: "workflow.ActivityHandle[RawValue]", command: RunHooks) -> Event:
         try:
-            return HooksAnswered(point=command.point, outcome=read_payload(await handle, HookOutcome))
+            return HooksAnswered(point=command.point, outcome=hook_answer(await handle, command))
         except (ActivityError, asyncio.CancelledError) as error:
             cause = error.cause if isinstance(error, ActivityError) else error
             message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
@@ -245,7 +246,7 @@ class PendingActivities:
             result = await failed_result(call, tool, error, began=began, repeated=repeated)
             return CallReturned(result=result)
         if tool.kind != "remote":
-            outcome = read_payload(value, ToolOutcome)
+            outcome = tool_answer(value, call)
             return CallReturned(
                 result=outcome.result, arguments=outcome.arguments, ask=outcome.ask, end_turn=outcome.end_turn
             )

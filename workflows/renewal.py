@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from temporalio import workflow
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError
 
 from perdure.messages import Message
@@ -43,6 +44,9 @@ MOST_REPEATING: Final = 1
 """Senders that wait because the same message is on its way to a run below."""
 MOST_RELAYED: Final = 2
 """Messages on their way to runs below."""
+
+
+_RENEWAL_HEARTBEAT: Final = timedelta(seconds=10)
 
 
 class Renewal:
@@ -120,7 +124,9 @@ def renew_blobs(messages: Sequence[Message]) -> "asyncio.Task[None] | None":
     handle = workflow.start_activity(
         RENEW_BLOBS,
         names,
+        result_type=RawValue,  # nobody reads it, so it need not be decoded
         start_to_close_timeout=timedelta(minutes=10),
+        heartbeat_timeout=_RENEWAL_HEARTBEAT,
         schedule_to_close_timeout=timedelta(hours=1),
         summary=f"renew {len(names)} blobs",
     )

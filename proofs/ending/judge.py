@@ -51,15 +51,23 @@ class End:
     """Attempts of activities that began between them, in the run and below it."""
     left_waiting: int
     """Callers whom the end did not answer."""
+    read: int
+    """Input tokens that the run's calls have read."""
 
     def faults(self) -> list[str]:
         """Return what is wrong, whatever the machine: the reason, the counts, and callers without an answer."""
         moment, wanted = self.row.moment, REASONS[self.row.how]
+        booked = self.result.usage.all_input_tokens
         found = [
             (self.result.stop_reason != wanted, f"ended as {self.result.stop_reason}, not {wanted}"),
             (self.tasks > moment.tasks, f"{self.tasks} workflow tasks, at most {moment.tasks}"),
             (self.attempts > moment.attempts, f"{self.attempts} attempts, at most {moment.attempts}"),
             (self.left_waiting > 0, f"{self.left_waiting} callers were not answered"),
+            # A run below that is given up is booked with its whole lease.
+            (
+                moment.wide and booked != self.read,
+                f"{booked} tokens are booked for the {self.read} that were read",
+            ),
         ]
         return [f"{self.row.id}: {words}" for is_wrong, words in found if is_wrong]
 
@@ -105,6 +113,7 @@ async def end(played: Played, row: Row, *, within: timedelta = HANGS) -> End:
         tasks=sum(_time(event) >= requested for event in begun),
         attempts=sum(at >= requested for at in played.stage.attempts.begun[row.id]),
         left_waiting=unanswered,
+        read=played.stage.model.read[row.id],
     )
 
 

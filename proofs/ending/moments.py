@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar
 
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionDescription
 
 from perdure.errors import InvalidRequest, NotReachable, PerdureError
@@ -18,9 +20,11 @@ from perdure.wire.results import RunStatus
 
 from .stage import CROWD, EVENTS_BEFORE_RENEWAL, Stage, until
 
-Kind = Literal["run", "session", "swarm", "graph"]
+Kind = Literal["run", "session", "swarm", "graph", "pattern"]
 _T = TypeVar("_T")
 How = Literal["stop", "cancel", "deadline"]
+_MOST_TOKENS: Final = 10_000_000
+"""Limit of each run: with one, each run below has a lease, which it gives back at its end."""
 _WAITING_FOR_SLOT: Final = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
 
 
@@ -42,12 +46,14 @@ class Played:
 
     async def begin(self) -> None:
         """Start the run, or the session with a first message."""
-        limits = Limits(timeout=self.timeout) if self.timeout else None
+        limits = Limits(total_tokens=_MOST_TOKENS, **({"timeout": self.timeout} if self.timeout else {}))
         client = self.stage.client
         if self.kind != "session":
-            await client.start(self.agent, "go", id=self.id, limits=limits, stream=False)
+            await client.start(self.agent, "go", id=self.id, user=self.id, limits=limits, stream=False)
             return
-        opened = await client.session(self.id, agent=self.agent, session_limits=limits, stream=False)
+        opened = await client.session(
+            self.id, agent=self.agent, user=self.id, session_limits=limits, stream=False
+        )
         self.wait_for(insist(lambda: opened.say("go", id="first")))
 
     def wait_for(self, call: Awaitable[Any]) -> None:
@@ -147,6 +153,23 @@ async def _ask(played: Played) -> None:
     await played.until_asking()
 
 
+async def _ask_again(played: Played) -> None:
+    """Reset the run to its beginning, and wait until it asks again."""
+    await _ask(played)
+    temporal = played.stage.client.temporal
+    reset = await temporal.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=played.id),
+            reason="proof",
+            request_id=f"reset-{played.id}",
+            workflow_task_finish_event_id=4,  # the first workflow task's end
+        )
+    )
+    await played.until_described(lambda described: described.run_id == reset.run_id)
+    await played.until_asking()
+
+
 async def _nothing(played: Played) -> None:
     """Stay where the run is."""
 
@@ -209,10 +232,12 @@ async def _crowd(played: Played) -> None:
     await until(are_hanging)
 
 
+_TEAMS: Final[tuple[tuple[Kind, str], ...]] = (("swarm", "swarm"), ("graph", "graph"), ("pattern", "pattern"))
+
 MOMENTS: Final = (
     Moment(
         name="not begun",
-        kinds=(("run", "plain"), ("session", "plain"), ("swarm", "swarm"), ("graph", "graph")),
+        kinds=(("run", "plain"), ("session", "plain"), *_TEAMS),
         arrive=_wait_to_begin,
     ),
     Moment(
@@ -237,7 +262,7 @@ MOMENTS: Final = (
     ),
     Moment(
         name="relaying a decision",
-        kinds=(("run", "boss"), ("session", "boss"), ("swarm", "swarm"), ("graph", "graph")),
+        kinds=(("run", "boss"), ("session", "boss"), *_TEAMS),
         prepare=_ask,
         arrive=_relay,
         tasks=8,
@@ -270,8 +295,15 @@ MOMENTS: Final = (
         tasks=3,
     ),
     Moment(
+        name="hooks after a reset have no slot",
+        kinds=(("run", "inspected"),),
+        prepare=_ask_again,
+        arrive=_nothing,
+        tasks=3,
+    ),
+    Moment(
         name="run below has not begun",
-        kinds=(("graph", "graph"),),
+        kinds=(("graph", "graph"), ("pattern", "pattern")),
         prepare=_ask,
         arrive=_wait_below,
         tasks=8,

@@ -2,25 +2,26 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from perdure import Agent, Graph, Swarm, tool
+from perdure import Agent, Graph, NodeResult, Swarm, tool
 from perdure.activities.content.blobs import open_store
 from perdure.blobs import BlobStore
 from perdure.errors import ModelError
 from perdure.hooks import Hook
 from perdure.members import Member
-from perdure.messages import Text, ToolCall, Usage
+from perdure.messages import Part, Text, ToolCall, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, TextDelta, UsageSoFar
+from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start, by_name
 from perdure.settings import load_settings
 from perdure.starter.client.connect import Client
 from perdure.testing import running
@@ -88,13 +89,16 @@ class Hanging:
     """Calls of hogs that have a slot."""
     hanging: Counter[str] = field(default_factory=Counter[str])
     """Other calls that hang, by model."""
+    read: Counter[str] = field(default_factory=Counter[str])
+    """Input tokens that calls have read, by user."""
 
     def check(self, config: ModelConfig) -> None:
         """Accept any name."""
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Answer as the model's name says."""
-        yield UsageSoFar(usage=Usage(input_tokens=100))
+        self.read[str(request.user)] += _READ.input_tokens
+        yield UsageSoFar(usage=_READ)
         role, step = request.config.model, request.step
         match role:
             case "hog":
@@ -127,17 +131,19 @@ class Hanging:
 
 
 _STEPS_BEFORE_RENEWAL: Final = 3
+_READ: Final = Usage(input_tokens=100)
+_USED: Final = Usage(input_tokens=100, output_tokens=5)
 
 
 def _says(text: str) -> Reply:
-    return Reply(parts=(Text(text=text),), stop="end_turn", usage=Usage(input_tokens=100, output_tokens=5))
+    return Reply(parts=(Text(text=text),), stop="end_turn", usage=_USED)
 
 
 def _calls(*names: str) -> Reply:
     calls = tuple(
         ToolCall(id=f"x{number}", name=name, arguments=_arguments(name)) for number, name in enumerate(names)
     )
-    return Reply(parts=calls, stop="tool_calls", usage=Usage(input_tokens=100, output_tokens=5))
+    return Reply(parts=calls, stop="tool_calls", usage=_USED)
 
 
 def _arguments(name: str) -> dict[str, Any]:
@@ -167,10 +173,72 @@ def _agent(name: str, role: str, **settings: Any) -> Agent:
     return Agent(name=name, model=f"hanging:{role}", description=f"{role}.", **settings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Progress of a pattern that runs its members in their order."""
+
+    started: int = 0
+    ended: int = 0
+    output: Any = None
+
+
+class OneByOne(Scheduler[Progress]):
+    """Scheduler of a user's own."""
+
+    progress_type = Progress
+    runs_alone = True
+
+    def __init__(self, spec: PatternSpec) -> None:
+        self.names = tuple(spec.members)
+
+    def begin(self, task: str | list[Part], descriptions: Mapping[str, str]) -> Progress:
+        """Return the progress before the first member."""
+        return Progress()
+
+    def startable(self, progress: Progress) -> list[Start]:
+        """Return the next member, once the one before it has ended."""
+        if progress.started > progress.ended or progress.started == len(self.names):
+            return []
+        name = self.names[progress.started]
+        return [Start(key=f"{name}-1", node=name, prompt="go")]
+
+    def record_start(self, progress: Progress, starts: Sequence[Start]) -> Progress:
+        """Return the progress with that member running."""
+        return replace(progress, started=progress.started + len(starts))
+
+    def record_end(self, progress: Progress, result: NodeResult) -> Progress:
+        """Return the progress with the member's answer."""
+        return replace(progress, ended=progress.ended + 1, output=result.output)
+
+    def over(self, progress: Progress) -> Over | None:
+        """Return the last answer, once all members have ended."""
+        is_over = progress.ended == len(self.names)
+        return Over(stop_reason="end_turn", output=progress.output) if is_over else None
+
+    def partial(self, progress: Progress) -> Any:
+        """Return the newest answer."""
+        return progress.output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue(Pattern):
+    """Pattern of a user's own, whose members work one by one."""
+
+    pattern: ClassVar = "queue"
+    scheduler: ClassVar = OneByOne
+
+    steps: tuple[Agent, ...]
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Members, in their order."""
+        return by_name(self.steps)
+
+
 def cast() -> Sequence[Member]:
     """Return the agents and teams of the proof."""
     payer = _agent("payer", "pays", tools=[pay])
-    hanger = _agent("hanger", "hangs")
+    hanger, following = _agent("hanger", "hangs"), _agent("next", "says")
     return (
         _agent("hog", "hog"),
         _agent("plain", "says"),
@@ -184,9 +252,10 @@ def cast() -> Sequence[Member]:
         _agent("worker", "works", tools=[tick, payer.as_tool()]),
         _agent("leader", "crowds", tools=[hanger.as_tool()]),
         Swarm(name="swarm", agents=[payer]),
+        Queue(name="pattern", steps=(payer, following)),
         Graph(
             name="graph",
-            nodes={"first": payer, "second": _agent("next", "says")},
+            nodes={"first": payer, "second": following},
             edges=[("first", "second")],
             entry="first",
         ),

@@ -5,6 +5,7 @@ same. As in `test_broken_input`, no workflow task may fail. `FUZZ_TIMES=20` digs
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from perdure import Agent, RemoteTool, Swarm, ToolRetry, tool
+from perdure import Agent, Limits, RemoteTool, Swarm, ToolRetry, tool
 from perdure.errors import PerdureError
 from perdure.model import ModelRequest
 from perdure.settings import load_settings
@@ -259,6 +260,35 @@ def test_activity_answers_end_in_words(world: World, target: str) -> None:
 
     play()
     assert given_out, "the answers were asked for"
+
+
+_OTHER = {"call_id": "call-9-9", "name": "work", "content": [{"kind": "text", "text": "x"}]}
+ABOUT_OTHERS: dict[str, tuple[str, Any]] = {
+    "hooks give no verdict": (RUN_HOOKS, {"calls": []}),
+    "hooks judge another call": (RUN_HOOKS, {"calls": [{"call_id": "call-9-9"}]}),
+    "hooks judge one of two calls": (RUN_HOOKS, {"calls": [{"call_id": "call-1-1"}]}),
+    "tool answers another call": (CALL_TOOL, {"result": _OTHER}),
+    "model gives an id twice": (
+        CALL_MODEL,
+        {"message": {**MESSAGE, "parts": [CALL, CALL]}, "stop": "tool_calls"},
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ABOUT_OTHERS)
+def test_answers_about_others_hold_up_no_run(world: World, row: str) -> None:
+    """An answer that leaves out what was asked, or is about something else, ends or parks the run, or lets it go on."""
+    target, told = ABOUT_OTHERS[row]
+    forged = Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(told).encode())
+
+    async def example() -> None:
+        world.forger.target = target
+        world.forger.answer = lambda: RawValue(forged)
+        run_id = world.new_id()
+        await world.client.start("a", "go", id=run_id, limits=Limits(steps=3))
+        await world.settles(run_id)
+
+    world.do(example())
 
 
 def test_heartbeats_of_strangers_do_no_harm(world: World, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, running, says
 from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
+from perdure.workflows import renewal
 from tests.conftest import Serve, until_queried
 
 MOST_UPDATES = 30
@@ -61,6 +62,8 @@ asked_away = RemoteTool(
 
 
 def _script(request: ModelRequest) -> Any:
+    if request.config.model == "boss":
+        return [calls("payee", input=str(n)) for n in range(BELOW)] if request.step == 1 else says("Done.")
     if request.messages[-1].role == "user" and not any(m.role == "tool" for m in request.messages):
         names = {tool.name for tool in request.tools}
         return [calls("pay", cents=5), *(calls(name) for name in ("away", "asked_away") if name in names)]
@@ -71,8 +74,18 @@ def _clerk(name: str, *more: RemoteTool) -> Agent:
     return Agent(name=name, model="scripted:x", tools=[pay, *more])
 
 
+BELOW = 6
+"""Runs below a parent that run at once."""
+
+_PAYEE = Agent(name="payee", model="scripted:x", description="Pays one bill.", tools=[pay])
 AGENTS: list[Member] = [
     _clerk("clerk"),
+    Agent(name="boss", model="scripted:boss", tools=[_PAYEE.as_tool()]),
+    Graph(
+        name="wide",
+        nodes={f"n{number}": _PAYEE for number in range(BELOW)},
+        entry=[f"n{number}" for number in range(BELOW)],
+    ),
     _clerk("remote", away),
     _clerk("asked", asked_away),
     Swarm(name="swarm", agents=[_clerk("one"), _clerk("two")]),
@@ -198,6 +211,23 @@ async def _team(client: Client, name: str) -> None:
     assert (await run.result()).stop_reason == "end_turn"
 
 
+async def _parent_of_many(client: Client, name: str) -> None:
+    """With many runs below, the parent refuses messages early, and every one of them gets its decision through it."""
+    run, flood = await client.start(name, "Pay."), Flood()
+    approvals = await _approvals(run, BELOW)
+    assert len({approval.run_id for approval in approvals}) == BELOW
+    if name == "wide":  # a team reads no messages: somebody must be named
+        with pytest.raises(InvalidRequest, match="say to whom"):
+            await run.send("Note")
+    else:
+        await flood.send(run)
+        assert flood.taken < MOST_UPDATES
+        assert "takes no more messages until its pending calls have ended" in flood.refused[0]
+    outcomes = await run.resolve_approvals(allow=True, by="lee", approvals=approvals)
+    assert [outcome.error for outcome in outcomes] == [None] * BELOW
+    assert (await run.result()).stop_reason == "end_turn"
+
+
 async def _session_of_a_team(client: Client) -> None:
     session, flood = await client.session(f"t-{uuid.uuid4().hex[:6]}", agent="swarm"), Flood()
     first = asyncio.create_task(session.say("Pay."))
@@ -222,6 +252,8 @@ async def test_room_for_decisions_is_reserved(narrow: DevServer, settings: Setti
             _remote_call_under_way(client),
             _team(client, "swarm"),
             _team(client, "graph"),
+            _parent_of_many(client, "boss"),
+            _parent_of_many(client, "wide"),
             _session_of_a_team(client),
         )
 
@@ -243,6 +275,34 @@ async def test_reserve_below_a_root_never_ends(narrow: DevServer, settings: Sett
         outcomes = await run.resolve_approvals(allow=True, by="lee", approvals=approvals)
         assert [outcome.error for outcome in outcomes] == [None] * len(approvals)
         assert (await run.result()).stop_reason == "end_turn"
+
+
+async def test_growing_history_leaves_room_for_decisions(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports of runs below make a parent's history grow: it then refuses messages in words, and no decision."""
+    monkeypatch.setattr(renewal, "_MOST_EVENTS", 100)
+    rounds = 4
+
+    def script(request: ModelRequest) -> Any:
+        if request.config.model == "boss":
+            return _script(request)
+        return calls("pay", cents=request.step) if request.step <= rounds else says("Done.")
+
+    boss = Agent(name="boss", model="scripted:boss", tools=[_PAYEE.as_tool()])
+    async with serve(boss, models={"scripted": ScriptedModel(script)}) as client:
+        run, refused = await client.start("boss", "Pay."), list[int]()
+        for number in range(rounds):
+            approvals = await _approvals(run, BELOW)
+            flood = Flood()
+            await flood.send(run, 1)
+            refused.append(len(flood.refused))
+            outcomes = await run.resolve_approvals(allow=True, by="lee", approvals=approvals)
+            assert [outcome.error for outcome in outcomes] == [None] * BELOW, number
+        assert (await run.result()).stop_reason == "end_turn"
+    assert refused[0] == 0
+    assert refused[-1] == 1
+    assert refused == sorted(refused), "once it is short of room, it stays so while runs below go on"
 
 
 async def test_second_click_pays_nothing_else(serve: Serve) -> None:
