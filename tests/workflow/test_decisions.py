@@ -107,9 +107,9 @@ class Flood:
 
     async def send(self, run: Run, count: int = MESSAGES) -> None:
         for number in range(count):
-            await self._send(run, f"Note {number}")
+            await self.send_one(run, f"Note {number}")
 
-    async def _send(self, run: Run, text: str) -> None:
+    async def send_one(self, run: Run, text: str) -> None:
         for patience in reversed(range(3)):
             try:
                 await run.send(text, id=text)
@@ -295,7 +295,7 @@ async def test_growing_history_leaves_room_for_decisions(
         for number in range(rounds):
             approvals = await _approvals(run, BELOW)
             flood = Flood()
-            await flood.send(run, 1)
+            await flood.send_one(run, f"Note {number}")
             refused.append(len(flood.refused))
             outcomes = await run.resolve_approvals(allow=True, by="lee", approvals=approvals)
             assert [outcome.error for outcome in outcomes] == [None] * BELOW, number
