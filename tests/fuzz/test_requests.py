@@ -98,14 +98,17 @@ def test_session_request_is_explained_or_serializable(raw: Any) -> None:
         json.dumps(request.to_json(), ensure_ascii=False).encode()
 
 
+def _said_message(raw: Any) -> Incoming:
+    return said_of(raw)[1]
+
+
 @examples(300)
 @given(mutations(SAY, SEND, "go on", {"text": "go on"}, {"run_id": "r/~a-1", "text": PARTS}, PARTS))
 def test_input_is_explained_or_a_message(raw: Any) -> None:
     """Input is rejected with an explanation, or becomes a message."""
     state = answered(begun(), call("ask_person", question="Which?"))
-    for read in (said_of, partial(sent_message, update_id="u"), message_of):
-        read_value: Any = taken(read, delivered(raw))
-        made: Any = read_value[1] if isinstance(read_value, tuple) else read_value
+    for read in (_said_message, partial(sent_message, update_id="u"), message_of):
+        made = taken(read, delivered(raw))
         if isinstance(made, Incoming):
             taken(partial(delivery_of, state), made)
             made = made.message
