@@ -7,6 +7,7 @@ state and asks the program again. That order is in history, so a replay repeats 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from temporalio import workflow
 from perdure.errors import rule_for
 from perdure.wire.names import PAUSE, RESUME
 from perdure.wire.results import ChildResult, RunResult, StopReason
+from perdure.wire.spec import AnySpec
 from perdure.wire.tree import Lineage, Report
 
 from .child_runs import ChildRuns
@@ -83,6 +85,8 @@ class Loop:
         self.events: deque[Event] = deque()
         self.program: RunningProgram[Any] | None = None
         self.state: RunState | None = None
+        self.bind: Callable[[AnySpec], RunningProgram[Any]] | None = None
+        """Maker of the program of another spec, for runs whose spec may change."""
         self.ending = Ending(lambda: self.is_ending)
         self.renewal = Renewal()
         self.retry_timer = RetryTimer(self.events.append)
@@ -279,7 +283,11 @@ class Loop:
         return cast("AgentState", self._now)
 
     def _apply(self, event: Event) -> None:
+        spec = self._now.spec
         self.state = self._program.fold(self._now, event)
+        # A program is bound to its spec, and a scheduler to its functions.
+        if self.bind is not None and self.state.spec is not spec:
+            self.program = self.bind(self.state.spec)
 
     def _fold_events(self) -> None:
         while self.events:

@@ -70,7 +70,7 @@ class Renewal:
         session = state.session
         if session is None or not isinstance(command, OpenTurn | Wait):
             return False
-        if self._moves_to_new_version(session):
+        if self.moves_to_new_version(session):
             return True
         is_idle = isinstance(command, Wait) and not session.turn_is_open and not session.queue
         info = workflow.info()
@@ -98,10 +98,10 @@ class Renewal:
 
     def versioning(self, state: RunState) -> "workflow.ContinueAsNewVersioningBehavior | None":
         """Return which version goes on; None: the one that this run is pinned to."""
-        moves = state.session is not None and self._moves_to_new_version(state.session)
+        moves = state.session is not None and self.moves_to_new_version(state.session)
         return workflow.ContinueAsNewVersioningBehavior.AUTO_UPGRADE if moves else None
 
-    def _moves_to_new_version(self, session: Session) -> bool:
+    def moves_to_new_version(self, session: Session) -> bool:
         """Return whether new sessions go to another version than this one's, and no turn is open.
 
         Not before this execution has waited once: a session that stays where it is in spite of all, because a

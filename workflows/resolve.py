@@ -83,8 +83,10 @@ def _time_left(deadline: datetime | None, child: ChildInput | None) -> timedelta
     raise EndedBeforeBeginningError(child.deadline_reason if child and from_above else "deadline")
 
 
-async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -> ResolvedAgent:
-    """Return the agent with which a parked run goes on: its own or the newest, perhaps with another model.
+async def resolve_anew(
+    spec: AnySpec, redrive: Redrive, *, cost_limited: bool, within: timedelta = _CHANGED_WITHIN
+) -> ResolvedAgent:
+    """Return the agent with which a parked run or a session goes on: its own or the newest, perhaps of another model.
 
     Raises:
         ApplicationError: as `resolve`; also for a model without a known price, where the run has a cost
@@ -103,7 +105,7 @@ async def resolve_anew(spec: AnySpec, redrive: Redrive, *, cost_limited: bool) -
             model=redrive.model,
             layout=LAYOUT,
         ),
-        within=_CHANGED_WITHIN,
+        within=within,
     )
 
 

@@ -7,15 +7,16 @@ message id.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 from perdure.limits import Limits
-from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW
-from perdure.wire.requests import SessionMessage, SessionRequest
-from perdure.wire.results import RunResult, StopReason, TurnReply
+from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW, UPGRADE
+from perdure.wire.requests import SessionMessage, SessionRequest, UpgradeRequest
+from perdure.wire.results import RunResult, StopReason, TurnReply, UpgradeAnswer
 from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
@@ -23,7 +24,7 @@ from .arguments import Carried, read_arguments
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
 from .engine.clocks import deadline_of
-from .engine.events import Said, TurnInterrupted
+from .engine.events import Said, TurnInterrupted, Upgraded
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session, Utterance
 from .extension import ExtendableRun
@@ -31,6 +32,7 @@ from .handlers import bound_program
 from .inputs import check_alone, check_tool_limits, is_extension, no_room, refuse, session_request_of
 from .questions import Delivery, Incoming, said_of
 from .renewal import MOST_REPEATING, MOST_WAITING
+from .upgrade import ASKED_WITHIN, EACH_TURN_WITHIN, fetch_newest, is_newer, upgrade_of
 
 
 @workflow.defn(name=SESSION_WORKFLOW)
@@ -39,6 +41,7 @@ class SessionWorkflow(ExtendableRun):
 
     def __init__(self) -> None:
         super().__init__()
+        self._loop.bind = self._bind
         self._waiting = 0
         self._arriving = set[str]()
         """Ids of messages that no event has brought into the state yet."""
@@ -142,6 +145,7 @@ class SessionWorkflow(ExtendableRun):
             return
         self._arriving.add(message_id)
         try:
+            await self._look_for_newest()
             self._loop.events.append(await self._deliver(request, incoming))
             await workflow.wait_condition(lambda: self._is_taken(message_id))
         finally:
@@ -186,6 +190,47 @@ class SessionWorkflow(ExtendableRun):
         if self._is_answered(message_id):
             raise _unread_error(self._session.closing)
         return TurnReply(message_id=message_id, done=False, turn=self._session.turn)
+
+    # -- the version of the agent
+
+    @workflow.update(
+        name=UPGRADE,
+        description="Take the newest version of the agent, once no turn is under way: "
+        '{"by": "you", "reason": "...", "agent_version": null}.',
+    )
+    async def upgrade(self, how: Any = None, *_more: Any) -> UpgradeAnswer:
+        """Take the agent as the workers have it now, between two turns."""
+        self._loop.renewal.updates += 1
+        if self._loop.renewal.moves_to_new_version(self._session):
+            self._loop.wake()  # then a worker of the new version fetches its own agent
+            raise no_room("the session moves to a newer version of its worker; ask again in a moment")
+        return await self._upgrade(upgrade_of(how), within=ASKED_WITHIN)
+
+    @upgrade.validator
+    def _check_upgrade(self, how: Any = None, *more: Any) -> None:
+        check_alone(UPGRADE, more)
+        upgrade_of(how)
+        self._ready()
+        self._refuse_when_over()
+
+    async def _upgrade(self, request: UpgradeRequest, *, within: timedelta) -> UpgradeAnswer:
+        agent = await fetch_newest(self._ready(), request, self._loop.ending, within=within)
+        changed, before = is_newer(self._ready(), agent), self._ready().spec.hash
+        if changed:
+            self._loop.events.append(Upgraded(agent=agent))
+        after_turn = changed and self._session.turn_is_open
+        return UpgradeAnswer(before=before, after=agent.spec.hash, changed=changed, after_turn=after_turn)
+
+    async def _look_for_newest(self) -> None:
+        """Take the newest version, in a session that was opened so. A message never waits long, or fails, for it."""
+        state = self._loop.state
+        if state is None or not session_of(state).upgrades_each_turn:
+            return
+        request = UpgradeRequest(reason="each turn takes the newest version")
+        try:
+            await self._upgrade(request, within=EACH_TURN_WITHIN)
+        except ApplicationError as error:
+            workflow.logger.warning("the session keeps the version that it has: %s", error.message)
 
     @workflow.query(name=REPLY, description="The reply to the message of that id, as far as there is one.")
     def reply(self, message_id: Any = None, *_more: Any) -> TurnReply:

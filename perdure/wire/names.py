@@ -31,6 +31,7 @@ CARRIED: Final = "carried"
 SAY: Final = "say"
 REPLY: Final = "reply"
 INTERRUPT: Final = "interrupt"
+UPGRADE: Final = "upgrade"
 
 # Error types with which a run or a request fails, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"

@@ -58,6 +58,10 @@ MAX_IDLE: Final = timedelta(days=30)
 """Time for which a session waits for the next message, unless its request sets another."""
 
 
+WhenToUpgrade = Literal["never", "each_turn"]
+"""Time at which a session takes the newest version of its agent by itself: with each message that is said, or never."""
+
+
 class SessionRequest(_Strict):
     """The input of a session. `{"agent": "support"}` is enough."""
 
@@ -70,6 +74,7 @@ class SessionRequest(_Strict):
     """Bounds of each turn. They tighten the agent's own limits."""
     session_limits: Limits | None = None
     """Bounds of the whole session, without defaults. `timeout` is wall clock from its start."""
+    upgrade: WhenToUpgrade = "never"
     max_idle: timedelta | None = Field(default=MAX_IDLE, gt=timedelta(), le=timedelta(days=3650))
     """Time without a message after which the session closes; None: it never does."""
 
@@ -135,6 +140,15 @@ class Redrive(_Strict):
     """Model to try first, as "provider:model", with the settings of the model it precedes."""
     limits: Limits | None = None
     """Bounds that replace those of the same name. `timeout` cannot be replaced: its clock is running."""
+
+
+class UpgradeRequest(_Strict):
+    """Argument of `upgrade`: a session takes its agent as the workers have it now."""
+
+    by: str = Field(default="", max_length=200)
+    reason: str = Field(default="", max_length=2000)
+    agent_version: str | None = Field(default=None, min_length=1)
+    """Spec hash, or its beginning, that the newest agent must have. Otherwise the upgrade is refused."""
 
 
 class RunOrigin(_Strict):

@@ -261,6 +261,30 @@ class ExtensionRecord(Value):
     """Closed execution from which the run goes on."""
 
 
+class UpgradeRecord(Value):
+    """Another version of its agent that a session has taken, between two turns."""
+
+    at: datetime
+    by: str = Field(default="", exclude_if=is_empty)
+    reason: str = Field(default="", exclude_if=is_empty)
+    before: str
+    """Spec hash of the version until then."""
+    after: str
+    turn: int = 0
+    """Last turn of the version until then."""
+
+
+class UpgradeAnswer(Value):
+    """Answer of `upgrade`: the versions before and after it."""
+
+    before: str
+    after: str
+    changed: bool
+    """False: the session has this version already, or takes it after its turn."""
+    after_turn: bool = Field(default=False, exclude_if=is_empty)
+    """True: a turn is under way, and ends with the version that it began with."""
+
+
 class RunStatus(Value):
     """Status of a run."""
 
@@ -298,6 +322,10 @@ class RunStatus(Value):
     plan: list[PlanItem] = Field(default_factory=list[PlanItem], exclude_if=is_empty)
     extensions: list[ExtensionRecord] = Field(default_factory=list[ExtensionRecord], exclude_if=is_empty)
     """Extensions of the run, the oldest first."""
+    upgrades: list[UpgradeRecord] = Field(default_factory=list[UpgradeRecord], exclude_if=is_empty)
+    """Of a session: the newest changes of its agent's version. `spec_hash` is the version that it has."""
+    next_spec_hash: str = Field(default="", exclude_if=is_empty)
+    """Of a session: version that it takes after the current turn."""
     shared_context: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict[str, dict[str, JsonValue]], exclude_if=is_empty
     )

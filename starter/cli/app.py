@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 # Imported for the commands that they register.
-from . import blobs, chat, control, deploys, extend, graph, redrive, runs
+from . import blobs, chat, control, deploys, extend, graph, redrive, runs, upgrade
 from .loader import load_in_process
 from .options import DONE, USAGE, Common, app, command, command_line, out, pretty, refuse, say
 from .process import replace_process
@@ -20,7 +20,19 @@ from .process import replace_process
 if TYPE_CHECKING:
     from ..client.listing import RunInfo
 
-__all__ = ["app", "blobs", "chat", "control", "deploys", "extend", "graph", "redrive", "run", "runs"]
+__all__ = [
+    "app",
+    "blobs",
+    "chat",
+    "control",
+    "deploys",
+    "extend",
+    "graph",
+    "redrive",
+    "run",
+    "runs",
+    "upgrade",
+]
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="path/to/file.py, or package.module.")]
 
@@ -178,7 +190,7 @@ def _print_recent(common: Common, infos: "list[RunInfo]") -> None:
 _ORDER: Final = (
     *("dev", "worker", "run", "chat", "watch"),
     *("list", "show", "transcript", "graph", "agents"),
-    *("send", "approve", "deny", "redrive", "extend", "pause", "resume", "stop", "cancel"),
+    *("send", "approve", "deny", "redrive", "extend", "upgrade", "pause", "resume", "stop", "cancel"),
     *("replay-check", "doctor"),
 )
 """Commands in the order of the help: as a newcomer meets them, whatever file they are in."""

@@ -183,6 +183,7 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
         ("doing", short(status.doing, 300)),
         ("so far", amounts),
     ]
+    rows += _version_rows(status)
     if status.queued:
         rows.append(("unread", plural(status.queued, "message")))
     if status.failure is not None:
@@ -196,6 +197,21 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     if status.shared_context:
         shared = json.dumps(status.shared_context, ensure_ascii=False)
         rows.append(("shared", short(shared, 1000)))
+    return rows
+
+
+def _version_rows(status: "RunStatus") -> list[tuple[str, str]]:
+    """Return who has extended the run, and who has changed the version of a session's agent."""
+    rows: list[tuple[str, str]] = []
+    for made in status.extensions:
+        granted = ", ".join(f"{name}={value}" for name, value in made.limits.items())
+        who = made.by or "a person"
+        rows.append(("extended", short(f"{made.at:%Y-%m-%d %H:%M} UTC by {who}: {granted}", 300)))
+    for upgrade in status.upgrades[-1:]:
+        who = f" by {upgrade.by}" if upgrade.by else ""
+        rows.append(("upgraded", short(f"{upgrade.at:%Y-%m-%d %H:%M} UTC{who} {upgrade.reason}", 300)))
+    if status.next_spec_hash:
+        rows.append(("next", f"spec {status.next_spec_hash[:12]}, after this turn"))
     return rows
 
 

@@ -22,7 +22,7 @@ from perdure.limits import Limits
 from perdure.messages import Part
 from perdure.settings import Settings, load_settings
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW
-from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest
+from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest, WhenToUpgrade
 from perdure.wire.results import ListedStatus, RunResult
 
 from ...workers.connection import connect_temporal, describe_task_queue
@@ -184,6 +184,7 @@ class Client:
         limits: Limits | None = None,
         session_limits: Limits | None = None,
         max_idle: timedelta | None = MAX_IDLE,
+        upgrade: WhenToUpgrade = "never",
         stream: bool = True,
         reopen: bool = False,
         priority: Priority = Priority.default,
@@ -191,7 +192,8 @@ class Client:
         """Return the session of that id. With an `agent`, its first message starts it if it does not exist.
 
         `limits` tighten the agent's own in each turn, `session_limits` bound the whole session. It closes
-        after `max_idle` without a message (None: never).
+        after `max_idle` without a message (None: never). It keeps the version of the agent that it was opened with,
+        until `Session.upgrade`; with `upgrade="each_turn"`, each message brings the newest.
 
         Raises:
             InvalidRequest: the request is wrong.
@@ -212,6 +214,8 @@ class Client:
             context=context or {},
             limits=limits,
             session_limits=session_limits,
+            # The default stays unset: a request is compared as it was given.
+            upgrade=upgrade if upgrade != "never" else None,
             stream=stream,
         )
         if max_idle != MAX_IDLE:

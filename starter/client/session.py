@@ -27,9 +27,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.errors import NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
 from perdure.messages import Message, Part
 from perdure.wire.events import Event
-from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW
+from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW, UPGRADE
 from perdure.wire.requests import WhenBusy
-from perdure.wire.results import Approval, ApprovalAnswer, Question, RunStatus, TurnReply
+from perdure.wire.results import Approval, ApprovalAnswer, Question, RunStatus, TurnReply, UpgradeAnswer
 
 from ..watch.run import watch_turn
 from .calls import ANSWER_WITHIN
@@ -165,6 +165,33 @@ class Session:
     # Scripts written before `resolve_approval` had its name call it so.
     decide = resolve_approval
     """Earlier name of `resolve_approval`."""
+
+    async def upgrade(
+        self, *, by: str = "", reason: str = "", agent_version: str | None = None
+    ) -> UpgradeAnswer:
+        """Let the session take its agent or team as the workers have it now, between two turns.
+
+        A turn that is under way ends with the version that it began with. Transcript and costs stay. With
+        `agent_version`, the newest must have that spec hash, or one with this beginning. `status()` says which
+        version the session has, and who has changed it.
+
+        Raises:
+            InvalidRequest: the newest version does not fit the session; nothing was changed.
+            RunEnded: the session has ended.
+            NotReachable: no worker answers.
+
+        """
+        words = {"by": by, "reason": reason, "agent_version": agent_version}
+        plain = {name: value for name, value in words.items() if value}
+        for attempt in range(_TRIES):
+            try:
+                return UpgradeAnswer.model_validate(await self.run.calls.update(UPGRADE, plain))
+            except RunEnded:
+                # A session that continues as new refuses updates for a moment, as one that has ended does.
+                if not await self._is_open():
+                    raise
+            await asyncio.sleep(min(_FIRST_PAUSE * 1.3**attempt, _LONGEST_PAUSE))
+        raise ServerBusy(f"session {self.id!r} continues as new all the time; try again later")
 
     async def interrupt(self) -> None:
         """End the current turn gracefully; the session goes on."""

@@ -12,7 +12,7 @@ from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.wire.effects import CheckedCall, HookOutcome, ModelFailure
 from perdure.wire.requests import ApprovalDecision
-from perdure.wire.results import RunResult
+from perdure.wire.results import RunResult, UpgradeRecord
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
 from perdure.workflows.engine.events import (
@@ -36,7 +36,9 @@ from perdure.workflows.engine.events import (
     RetryDue,
     Said,
     TurnInterrupted,
+    Upgraded,
 )
+from perdure.workflows.engine.past import NextAgent
 from perdure.workflows.engine.state import AgentState, End, Utterance
 from tests.unit.runs import NOW, call, details, reply, result, result_of, spec_of, status_report
 
@@ -65,6 +67,9 @@ outcomes = st.builds(
     usage=st.builds(Usage, input_tokens=st.integers(0, 50), estimated=st.booleans()),
     cost_microusd=st.none() | st.integers(0, 99),
 )
+UPGRADE = UpgradeRecord(at=NOW, by="ann", before="old", after="new")
+NEXT_AGENT = NextAgent(spec=spec_of(instructions="Go on."), record=UPGRADE)
+NEXT_GUARDED = NextAgent(spec=spec_of(hooks=get_args(HookPoint)), record=UPGRADE)
 POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 points: st.SearchStrategy[HookPoint] = st.sampled_from(POINTS)
 checked_calls = st.builds(
@@ -102,6 +107,7 @@ events: st.SearchStrategy[Any] = st.one_of(
         ),
         at=st.none() | st.just(NOW),
     ),
+    st.builds(Upgraded, agent=st.sampled_from([NEXT_AGENT, NEXT_GUARDED])),
     st.builds(RetryDue, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
     st.builds(
         Redriven,

@@ -40,6 +40,7 @@ def test_every_command_has_the_common_options() -> None:
             "cancel",
             "redrive",
             "extend",
+            "upgrade",
             "agents",
             "chat",
             "graph",

@@ -13,6 +13,7 @@ from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 
+from .past import NextAgent
 from .people import RelayedAnswer, RelayedDecision
 from .state import End, Utterance
 
@@ -257,6 +258,13 @@ class ParentInformed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Upgraded:
+    """A session is to take another version of its agent."""
+
+    agent: NextAgent
+
+
+@dataclass(frozen=True, kw_only=True)
 class Said:
     """A person said something to the session.
 
@@ -302,7 +310,7 @@ class IdleChecked:
 
 
 # Groups by who folds them: `session`, `family`, and for the rest the program.
-SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked
+SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked | Upgraded
 TreeEvent = (
     ChildReported
     | ChildGranted

@@ -55,6 +55,7 @@ from .events import (
     TurnBegan,
     TurnEnded,
     TurnInterrupted,
+    Upgraded,
     WindowMoved,
 )
 from .family import book, book_outcome, ending_reason, fold_tree_event, unheard_outcome
@@ -162,7 +163,7 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
             return fold_tree_event(state, event)
         case NodesStarted():
             return state  # an agent has no nodes
-        case Said() | TurnBegan() | TurnEnded() | TurnInterrupted() | IdleChecked():
+        case Said() | TurnBegan() | TurnEnded() | TurnInterrupted() | IdleChecked() | Upgraded():
             return state  # a session's: see `session`
         case _:
             assert_never(event)

@@ -7,7 +7,8 @@ from typing import Any
 
 from perdure.limits import Limits
 from perdure.scheduling import Start
-from perdure.wire.results import ExtensionRecord, StopReason
+from perdure.wire.results import ExtensionRecord, StopReason, UpgradeRecord
+from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 
@@ -20,6 +21,15 @@ class Past:
     """Identity of the root from its first execution on; empty: the run was never extended."""
     closed_for: timedelta = timedelta()
     """Time for which the run was closed: no clock of the run counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextAgent:
+    """Version of its agent that a session takes between two turns."""
+
+    spec: AnySpec
+    members: tuple[AnySpec, ...] = ()
+    record: UpgradeRecord
 
 
 @dataclass(frozen=True, kw_only=True)

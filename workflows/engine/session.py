@@ -37,6 +37,7 @@ from .events import (
     TurnBegan,
     TurnEnded,
     TurnInterrupted,
+    Upgraded,
 )
 from .extension import amounts_needed, calls_needed, deadline_after, past_after, with_granted
 from .leftovers import bounded, unread_lines
@@ -45,6 +46,7 @@ from .program import Program
 from .questions import has_question
 from .report import cost_of
 from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
+from .upgrade import apply_next_agent, take_agent, with_upgrades
 
 MOST_ANSWERED: Final = 512
 """Turns whose replies are kept for a message that comes again."""
@@ -104,6 +106,7 @@ class SessionProgram:
             max_idle=request.max_idle,
             deadline_at=deadline,
             start=TurnStart(at=now),
+            upgrades_each_turn=request.upgrade == "each_turn",
         )
         # The clocks are the turns' and the session's, not the run's.
         return replace(state, session=session, deadline_at=counted_session_deadline(session), clock=None)
@@ -169,6 +172,8 @@ class SessionProgram:
                 return self._end_turn(state, event)
             case TurnInterrupted():
                 return self._interrupt(state, event)
+            case Upgraded():
+                return take_agent(state, event.agent)
             case IdleChecked():
                 return _close_when_idle(state, event.at)
             case EndRequested():
@@ -185,7 +190,7 @@ class SessionProgram:
     def status(self, state: RunState) -> RunStatus:
         """Return the status."""
         status: RunStatus = self.inner.status(state)
-        return status
+        return with_upgrades(state, status)
 
     def result(self, state: RunState, end: End) -> RunResult:
         """Return the result."""
@@ -271,7 +276,9 @@ class SessionProgram:
             start=replace(session.start, at=event.at),
             closing=closing,
         )
-        return replace(state, session=session, deadline_at=counted_session_deadline(session))
+        return apply_next_agent(
+            replace(state, session=session, deadline_at=counted_session_deadline(session))
+        )
 
     def _answered_turn(self, state: RunState, end: End) -> AnsweredTurn:
         session = session_of(state)

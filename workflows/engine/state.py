@@ -25,11 +25,19 @@ from perdure.limits import Limits
 from perdure.messages import ApprovalRecord, HookRecord, Message, Part, ToolCall, ToolResult, Usage
 from perdure.scheduling import Start
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import Failure, NodeResult, NodeStatus, PlanItem, StopReason, TurnReply
+from perdure.wire.results import (
+    Failure,
+    NodeResult,
+    NodeStatus,
+    PlanItem,
+    StopReason,
+    TurnReply,
+    UpgradeRecord,
+)
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
-from .past import Cut, Past
+from .past import Cut, NextAgent, Past
 from .people import Clock, PeopleTime, RelayedAnswer, RelayedDecision
 from .tree import Tree
 
@@ -279,6 +287,10 @@ class Session:
     """Number of messages that came without an id of their own."""
     closing: StopReason | None = None
     """Set when the session is to end after the turn."""
+    upgrades_each_turn: bool = False
+    next_agent: NextAgent | None = None
+    """Version that the session takes after the turn."""
+    upgrades: tuple[UpgradeRecord, ...] = ()  # bounded in `upgrade`
 
 
 @dataclass(frozen=True, kw_only=True)

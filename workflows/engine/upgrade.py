@@ -1,0 +1,65 @@
+"""Upgrade: a session takes another version of its agent or team, between two turns.
+
+Rules
+1. A turn ends with the version that it began with. Until then the next version waits, and a newer one replaces it.
+2. Transcript, conversation, ledger and messages stay. Limits of a turn are those of the new version, tightened by the
+   session's request; limits of the session stay.
+3. What a provider counted of the old version says nothing of the new one: its instructions and tools are others.
+"""
+
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from perdure.limits import Limits
+from perdure.wire.results import RunStatus
+
+from .input_tokens import visible_tokens
+from .past import NextAgent
+from .state import AgentState, Chain, RunState
+
+AnyState = TypeVar("AnyState", bound=RunState)
+
+MOST_UPGRADES: Final = 16
+"""Newest changes of the version that a session remembers. History has all."""
+
+
+def take_agent(state: AnyState, agent: NextAgent) -> AnyState:
+    """Return the session with the version, or with its turn under way and the version next in line."""
+    session = state.session
+    if session is None:
+        return state
+    state = replace(state, session=replace(session, next_agent=agent))
+    return state if session.turn_is_open else apply_next_agent(state)
+
+
+def apply_next_agent(state: AnyState) -> AnyState:
+    """Return the session, whose turn is over, with the version that was next in line."""
+    session = state.session
+    if session is None or session.next_agent is None:
+        return state
+    agent = session.next_agent
+    tightened = agent.spec.limits.tightened_by(state.request.limits)
+    limits = Limits.model_validate(tightened.model_dump(include=set(Limits.model_fields)))
+    session = replace(
+        session,
+        turn_limits=limits,
+        next_agent=None,
+        upgrades=(*session.upgrades, agent.record)[-MOST_UPGRADES:],
+    )
+    changed = replace(state, spec=agent.spec, members=agent.members, session=session)
+    return _recounted(changed) if isinstance(changed, AgentState) else changed
+
+
+def _recounted(state: AnyState) -> AnyState:
+    assert isinstance(state, AgentState), "only an agent has a transcript to count"
+    counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
+    return replace(state, transcript=counted, chain=Chain())
+
+
+def with_upgrades(state: RunState, status: RunStatus) -> RunStatus:
+    """Return the status with the versions of the session's agent."""
+    session = state.session
+    if session is None or not (session.upgrades or session.next_agent):
+        return status
+    following = session.next_agent.spec.hash if session.next_agent else ""
+    return status.model_copy(update={"upgrades": list(session.upgrades), "next_spec_hash": following})
