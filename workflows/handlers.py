@@ -1,6 +1,7 @@
 """Handlers that every run has: updates, signals and queries of people and of the runs around it."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -153,6 +154,7 @@ class RunHandlers:
     async def send(self, message: Any = None, *_more: Any) -> Receipt:
         """Give the agent a message, or the answer to a question; return what became of it."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_send(message))
         incoming = self._read_sent(message)
         delivery = self._delivery(incoming)
         if delivery.run_id is not None:
@@ -169,7 +171,24 @@ class RunHandlers:
         check_alone(SEND, more)
         incoming = self._read_sent(message)
         self._refuse_when_over()
-        self._refuse_without_room(self._delivery(incoming))
+        if not self._is_restoring:
+            self._refuse_without_room(self._delivery(incoming))
+
+    @property
+    def _is_restoring(self) -> bool:
+        """True at the beginning of an execution that continues a run: its updates come before its state."""
+        return self._loop.state is None and workflow.info().continued_run_id is not None
+
+    async def _await_state(self, check: Callable[[], None]) -> None:
+        """Wait until a run that continues has its state again, and check what the validator could not.
+
+        Raises:
+            ApplicationError: for the caller; the check has refused the update.
+
+        """
+        if self._is_restoring:
+            await workflow.wait_condition(lambda: self._loop.state is not None)
+            check()
 
     def _read_sent(self, message: Any) -> Incoming:
         update = workflow.current_update_info()
@@ -197,6 +216,7 @@ class RunHandlers:
     async def resolve_approval(self, decision: Any = None, *_more: Any) -> ApprovalAnswer:
         """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_resolve_approval(decision))
         resolved = decision_of(decision)
         made = self._made_decision(resolved)
         if made is not None:
@@ -266,6 +286,8 @@ class RunHandlers:
         check_alone(RESOLVE_APPROVAL, more)
         resolved = decision_of(decision)
         self._refuse_when_over()
+        if self._is_restoring:
+            return
         made = self._made_decision(resolved)
         if made is not None:
             check_repeated(made, resolved)
@@ -297,6 +319,7 @@ class RunHandlers:
     async def redrive(self, how: Any = None, *_more: Any) -> None:
         """Go on from where the run was parked, with what is to be changed."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_redrive(how))
         wanted, state = redrive_of(how), self._ready()
         if not wanted.newest and wanted.model is None:
             self._loop.events.append(Redriven(limits=wanted.limits))
@@ -338,6 +361,8 @@ class RunHandlers:
         check_alone(REDRIVE, more)
         wanted = redrive_of(how)
         self._refuse_when_over()
+        if self._is_restoring:
+            return
         check_redrive(self._loop.state, wanted)
         # It keeps its update open while the agent is fetched.
         if self._redriving:

@@ -105,6 +105,7 @@ class SessionWorkflow(ExtendableRun):
     async def say(self, message: Any = None, *_more: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_say(message))
         request, incoming = said_of(message)
         message_id = request.id
         await self._take_in(request, incoming)
@@ -126,6 +127,8 @@ class SessionWorkflow(ExtendableRun):
         state = self._loop.state
         if state is None or reply_to(state, request.id) is None:
             self._refuse_when_over()
+        if self._is_restoring:
+            return
         is_arriving = request.id in self._arriving
         # Of a message that is arriving already, the question may be answered by now.
         self._refuse_without_room(Delivery() if is_arriving else self._delivery(incoming))

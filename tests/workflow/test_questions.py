@@ -3,22 +3,27 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowUpdateFailedError
 
-from perdure import Agent, Graph, InvalidRequest, RunEnded, RunNotFound, Swarm, ask_person, tool
+from perdure import Agent, Graph, InvalidRequest, Limits, RunEnded, RunNotFound, Swarm, ask_person, tool
 from perdure.members import Member
 from perdure.messages import Image, Text
 from perdure.model import ModelRequest
+from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.testing import ScriptedModel, calls, says
+from perdure.testing import ScriptedModel, calls, running, says
 from perdure.wire.results import Question, Receipt
-from tests.conftest import Gate, Serve, check_rows, until_queried
+from perdure.workers.dev.server import DevServer
+from tests.conftest import Gate, Serve, check_rows, until_queried, until_status
 from tests.pictures import PNG
+from tests.workflow.test_history import history_sizes
 
 ROOMS = ("hall", "roof")
 
@@ -274,3 +279,53 @@ async def test_message_meets_no_later_question(serve: Serve) -> None:
         await open_questions(run, 1)
         await run.send("the red one")
         assert (await run.result()).output == "Which?: the red one"
+
+
+async def test_answers_survive_continue_as_new(impatient: DevServer, settings: Settings) -> None:
+    """A run that continues as new while it waits knows its answers, and its clock still stands."""
+    limits = Limits(timeout=timedelta(minutes=10), timeout_excludes_people=True)
+    painter = Agent(name="painter", model="scripted:painter", tools=[ask_person], limits=limits)
+    mine = settings.model_copy(update={"address": impatient.address})
+    models = {"scripted": ScriptedModel(_script)}
+    async with running([painter], models=models, address=impatient.address, settings=mine) as client:
+        run = await client.start("painter", "Paint.", id="painter-renewed")
+        hall, roof = await open_questions(run, 2)
+        assert not (await run.send("red", call_id=roof)).repeated
+        for _ in range(30):
+            assert (await run.send("red", call_id=roof)).repeated
+        assert await open_questions(run, 1) == [hall]
+        assert (await run.send("white")).call_id == hall.call_id
+        assert (await run.result()).output == "hall: white; roof: red"
+        sizes = await history_sizes(client, run.id)
+        newest = [event.event_type async for event in run.handle.fetch_history_events()]
+    assert len(sizes) > 1, "it has continued as new"
+    assert newest.count(EventType.EVENT_TYPE_TIMER_STARTED) == 1, "set once, when the last answer was there"
+
+
+async def test_continued_run_refuses_no_decision(impatient: DevServer, settings: Settings) -> None:
+    """A decision that comes with the first task of a continued run finds the call that waits."""
+
+    @tool(approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    def script(request: ModelRequest) -> Any:
+        return calls("pay") if request.step == 1 else says("Done.")
+
+    mine = settings.model_copy(update={"address": impatient.address})
+    models = {"scripted": ScriptedModel(script)}
+    payer = Agent(name="payer", model="scripted:x", tools=[pay])
+    async with running([payer], models=models, address=impatient.address, settings=mine) as client:
+        run = await client.start("payer", "Pay.", id="payer-renewed")
+        await until_status(client, run.id, "waiting_approval")
+        for number in range(25):
+            # Without looking first: a query would wait until the run has its state.
+            await run.send(f"note {number}")
+            with pytest.raises(InvalidRequest, match="is not what you saw"):
+                await run.resolve_approval("call-1-1", allow=True, digest="0" * 64)
+        sizes = await history_sizes(client, run.id)
+        await run.resolve_approval("call-1-1", allow=True)
+        result = await run.result()
+    assert len(sizes) > 1, "it has continued as new"
+    assert result.tool_calls == 1
