@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick money money-quick token-counts proofs lint types mypy pyright lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick money money-quick conversations token-counts proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -54,9 +54,13 @@ money: .venv/ready           ## 500 trees with limits under kills; the provider'
 money-quick: .venv/ready     ## Some of the trees, two kills of a worker and one of the server: 25 seconds
 	$(BIN)/python -m proofs.money quick
 
+conversations: .venv/ready   ## Twenty public tasks in a session, in a window of 8,000 tokens, then docs/conversations (ten minutes)
+	$(BIN)/python -m proofs.conversations run
+	$(BIN)/python -m proofs.conversations report
+
 # One after the other: each measures, so none may share the machine. A failure does not stop the rest.
 proofs: .venv/ready          ## Every heavy suite: four hours, two of them the soak; SOAK_MINUTES=... for another length
-	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos money bench soak
+	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos money conversations bench soak
 
 lint: .venv/ready            ## Style, and who may import whom
 	$(BIN)/ruff check .
@@ -66,7 +70,7 @@ lint: .venv/ready            ## Style, and who may import whom
 types: mypy pyright          ## mypy by package name, pyright by real path
 
 mypy: .venv/ready
-	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.ending -p proofs.money
+	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.conversations -p proofs.ending -p proofs.money
 
 pyright: .venv/ready
 	$(BIN)/pyright

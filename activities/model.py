@@ -56,7 +56,7 @@ from .attempt import (
     stopped_call,
 )
 from .content.attachments import newest_attachments, readable_messages
-from .content.reply import FINAL_ANSWER_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
+from .content.reply import FINAL_ANSWER_TOOL, READ_BACK_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, worker_is_ending
@@ -138,7 +138,7 @@ class ModelCalls:
             if attempt.call.summarize:
                 config = attempt.model.config
                 request = attempt.admit(summary_request(attempt.spec, config, attempt.call, view))
-                return await self._call_with_span(attempt, request)
+                return await self._call_with_room(attempt, request)
             request = attempt.admit(await self._build_request(attempt, view))
             hooked = await self._ask_before(attempt, request)
             if isinstance(hooked, Reply):
@@ -446,4 +446,6 @@ def _tool_definitions(spec: AgentSpec, call: ModelInput) -> tuple[ToolDefinition
         tools.append(HANDOFF_TOOL)
     if call.offer_read_result:
         tools.append(READ_RESULT_TOOL)
+    if call.offer_read_back:
+        tools.append(READ_BACK_TOOL)
     return tuple(tools)

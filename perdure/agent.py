@@ -19,12 +19,12 @@ from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped_prices
 from perdure.stable_schema import StableSchema
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
-from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN
 from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 # Tools that the package adds by itself.
-_RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN})
+_RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN})
 
 
 @dataclass(frozen=True, kw_only=True)

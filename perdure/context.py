@@ -16,7 +16,7 @@ class _Bounds(BaseModel):
     tokens: Annotated[int, Field(ge=256)] | None = 150_000
     """Most tokens that the model sees, by the provider's last count; None is no bound."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """Share of a passed bound that a cut leaves."""
+    """Share that a cut leaves: of the messages, and of the tokens that instructions and tools leave for messages."""
 
 
 class SlidingWindow(_Bounds):
@@ -28,6 +28,8 @@ class SlidingWindow(_Bounds):
     """
 
     kind: Literal["sliding_window"] = "sliding_window"
+    read_back: bool = Field(default=False, exclude_if=lambda v: v is False)
+    """True: the model gets the tool `read_back`, which reads what has left the window."""
 
 
 class Summary(_Bounds):
@@ -35,7 +37,7 @@ class Summary(_Bounds):
 
     The model sees the summary from then on, behind the request that it works on. The next summary covers the
     earlier one. The summary costs a model call, which limits bound and the result counts. Without room for it, or
-    when the call fails, the window slides without it.
+    when the call fails, the window slides without it. The tool `read_back` reads the messages themselves.
     """
 
     kind: Literal["summary"] = "summary"
@@ -43,6 +45,11 @@ class Summary(_Bounds):
     """Model that writes the summary, as "provider:model"; None is the model in use."""
     instructions: str = ""
     """Further instructions for that model, such as what must not be lost."""
+    budget_share: float = Field(default=0.25, gt=0, le=1, exclude_if=lambda v: v == 0.25)
+    """Part of what is left of each bound on tokens and money that one summary may use. Without room for it in that
+    part, the window slides without a summary."""
+    read_back: bool = Field(default=True, exclude_if=lambda v: v is True)
+    """False: the model does not get the tool `read_back`, which reads what has left the window."""
 
 
 ContextStrategy = Annotated[SlidingWindow | Summary, Field(discriminator="kind")]

@@ -12,6 +12,7 @@ from perdure.wire.effects import (
 from perdure.wire.spec import ModelSpec
 
 from .engine.commands import CallModel, Summarize
+from .engine.read_on import offers_read_back
 from .engine.state import AgentState
 from .engine.window import request_before
 
@@ -44,6 +45,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
         note=command.note,
         result_tokens=state.transcript.result_tokens,
         offer_read_result=state.transcript.spilled,
+        offer_read_back=offers_read_back(state),
         offer_handoff=bool(state.peers),
         stream=state.request.stream,
         user=state.request.user,

@@ -21,7 +21,7 @@ from perdure.texts import fix_surrogates
 from perdure.tools import Tool
 from perdure.wire.effects import CUT_CALL
 from perdure.wire.ids import tool_call_id
-from perdure.wire.names import FINAL_ANSWER, READ_RESULT
+from perdure.wire.names import FINAL_ANSWER, READ_BACK, READ_RESULT
 from perdure.wire.plain import problem_as_json
 from perdure.wire.spec import AgentSpec, ToolSpec
 
@@ -42,6 +42,22 @@ READ_RESULT_TOOL = ToolDefinition(
             "offset": {"type": "integer", "minimum": 0, "description": "First byte to read."},
         },
         "required": ["result"],
+        "additionalProperties": False,
+    },
+)
+READ_BACK_TOOL = ToolDefinition(
+    name=READ_BACK,
+    description=(
+        "Read earlier messages of this conversation that are no longer shown: those that hold the given words, "
+        "or those from number `first` to number `last`. Without either, the newest of them."
+    ),
+    input_schema={
+        "type": "object",
+        "properties": {
+            "words": {"type": "string", "description": "Words to search for, such as a name or a number."},
+            "first": {"type": "integer", "minimum": 1, "description": "Number of the first message to read."},
+            "last": {"type": "integer", "minimum": 1, "description": "Number of the last message to read."},
+        },
         "additionalProperties": False,
     },
 )

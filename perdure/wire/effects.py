@@ -74,6 +74,8 @@ class ModelInput(Value):
     """Most tokens of the results of one step, as an overflow has shown; 0: the usual bound holds."""
     offer_read_result: bool = Field(default=False, exclude_if=is_empty)
     """True once a result was cut: the model gets the tool that reads the rest."""
+    offer_read_back: bool = Field(default=False, exclude_if=is_empty)
+    """True once messages have left the window: the model gets the tool that reads them, where the strategy says so."""
     offer_handoff: bool = Field(default=False, exclude_if=is_empty)
     """True in a swarm: the model gets the handoff tool."""
     stream: bool = Field(default=True, exclude_if=lambda v: v is True)

@@ -80,6 +80,9 @@ FINAL_ANSWER: Final = "final_answer"
 READ_RESULT: Final = "read_result"
 """Tool that reads the rest of a result that was cut; offered once a result was cut."""
 
+READ_BACK: Final = "read_back"
+"""Tool that reads messages which have left the window; offered once some have, where the context strategy says so."""
+
 HANDOFF: Final = "handoff_to_agent"
 """Tool by which an agent of a swarm hands off to another."""
 

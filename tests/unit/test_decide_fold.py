@@ -105,7 +105,9 @@ POLICIES = st.sampled_from(
 )
 CALLS = st.builds(
     call,
-    st.sampled_from(["work", "single", "pay", "ask_person", "read_result", "nobody", "final_answer"]),
+    st.sampled_from(
+        ["work", "single", "pay", "ask_person", "read_result", "read_back", "nobody", "final_answer"]
+    ),
     st.none() | st.none() | st.just("does not fit"),
 )
 STOPS: st.SearchStrategy[ModelStop] = st.sampled_from(

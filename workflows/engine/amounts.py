@@ -55,6 +55,12 @@ def _amount(values: Mapping[str, int | None]) -> Amount:
     return Amount.model_validate({**common, "per_tool": per_tool})
 
 
+def share_of(amount: Amount, share: float) -> Amount:
+    """Return that share of each bound on tokens and money, rounded down; calls of tools have none."""
+    values = {field: of(amount, field) for field in FIELDS if field != "tool_calls"}
+    return Amount(**{field: None if value is None else int(value * share) for field, value in values.items()})
+
+
 def bounds_of(limits: Limits) -> Amount:
     """Return the most that the limits allow in all."""
     return Amount(

@@ -116,10 +116,13 @@ def _configured_tokens(state: AgentState) -> int:
     return state.spec.models[state.chain.model].config.max_tokens
 
 
-def allowance(state: AgentState) -> Allowance:
-    """Return the longest answer with which no budget can be passed, and what all attempts at it may spend."""
+def allowance(state: AgentState, available: Amount | None = None) -> Allowance:
+    """Return the longest answer with which no budget can be passed, and what all attempts at it may spend.
+
+    `available` is what they may spend; None: all that is left.
+    """
     configured = _configured_tokens(state)
-    available = room(state)
+    available = available or room(state)
     model = state.spec.models[state.chain.model]
     bounded = available.model_copy(update={"tool_calls": None, "per_tool": {}})
     if not is_bounded(bounded):

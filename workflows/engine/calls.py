@@ -28,13 +28,13 @@ from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
 from perdure.schema import canonical_arguments
 from perdure.wire.effects import CheckedCall
-from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN
 from perdure.wire.results import PlanItem, StopReason
 from perdure.wire.spec import ToolKind, ToolSpec
 from perdure.wire.tree import Amount, Handoff, Peer
 
 from .amounts import bounds_of, calls_of, least, minus, missing
-from .read_on import rest_of_result
+from .read_on import offers_read_back, read_back, rest_of_result
 from .state import AgentState, Call
 from .tree import held_by_children
 
@@ -255,6 +255,8 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
         if rest is not None:
             return _done_call(call, rest, now)
         return Call(call=call, kind="function", state="ready", since=now)
+    if call.name == READ_BACK and offers_read_back(state):
+        return _done_call(call, read_back(state, call), now)
     tool = state.spec.tool(call.name)
     if tool is None:
         known = ", ".join(repr(t.name) for t in state.spec.tools) or "none"

@@ -15,6 +15,7 @@ from perdure.swarm import HANDOFF_TOOL
 from perdure.tokens import text_tokens, tool_prompt_tokens
 from perdure.wire.spec import AgentSpec
 
+from .read_on import offers_read_back
 from .state import AgentState
 
 _OWN_TOOL_TOKENS = 400
@@ -83,7 +84,8 @@ def _unlisted_tokens(state: AgentState) -> int:
     """Return the tokens of what only some calls carry: the note of a last call, the plan, the tool that reads on."""
     transcript = state.transcript
     step = state.step
-    tokens = _OWN_TOOL_TOKENS * ((step.wrap_up is not None) + transcript.spilled + bool(step.summarizing))
+    offered = transcript.spilled + offers_read_back(state)
+    tokens = _OWN_TOOL_TOKENS * ((step.wrap_up is not None) + offered + bool(step.summarizing))
     if transcript.plan and transcript.planned_at < transcript.window_start:
         tokens += text_tokens(plan_reminder(transcript.plan))
     return tokens

@@ -2,15 +2,26 @@
 
 Rules
 1. A summary is a model call beside the steps: `asking_model` is set, and `summarizing` says up to where.
-2. Its cost is booked as any call's. It is written only if every limit and the lease have room for it.
+2. Its cost is booked as any call's. It is written only if its share of what every limit and the lease have left is
+   enough for it.
 3. Whatever becomes of it, the window then moves. Without a new summary the earlier one stays.
 """
 
 from dataclasses import replace
 
+from perdure.context import Summary
 from perdure.tokens import text_tokens
 
-from .budget import allowance, as_summarizer, exhausted_limit, unheard_usage
+from .account import room
+from .amounts import missing, share_of
+from .budget import (
+    LEAST_REPLY_TOKENS,
+    allowance,
+    as_summarizer,
+    call_amount,
+    exhausted_limit,
+    unheard_usage,
+)
 from .commands import MoveWindow, Summarize
 from .events import Summarized, SummaryBegan
 from .family import book
@@ -23,7 +34,11 @@ def command_for_summary(state: AgentState, move: SummarizeTo) -> Summarize | Mov
     summarizer = as_summarizer(state)
     if state.step.wrap_up is not None or exhausted_limit(summarizer) is not None:
         return MoveWindow(start=move.stop)
-    return Summarize(stop=move.stop, allowance=allowance(summarizer))
+    context = state.spec.context
+    available = share_of(room(summarizer), context.budget_share if isinstance(context, Summary) else 1)
+    if missing(call_amount(summarizer, LEAST_REPLY_TOKENS), available) is not None:
+        return MoveWindow(start=move.stop)
+    return Summarize(stop=move.stop, allowance=allowance(summarizer, available))
 
 
 def begin_summary(state: AgentState, event: SummaryBegan) -> AgentState:
