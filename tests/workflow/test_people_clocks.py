@@ -32,7 +32,7 @@ from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Approval, Question, RunResult, Waiting
 from tests.conftest import Serve, check_rows, until_queried
 
-SHORT = timedelta(seconds=4)
+SHORT = timedelta(seconds=5)
 LONG = timedelta(minutes=15)
 
 
@@ -75,7 +75,7 @@ def _sub(excludes: bool | None) -> Any:
     return _agent(name, "clerk", pay, timeout=SHORT, timeout_excludes_people=excludes).as_tool(name="clerk")
 
 
-INNER = _swarm("inner", timeout=LONG)
+INNER, COUNTS = _swarm("inner", timeout=LONG), _sub(False)
 ROWS: dict[str, tuple[Member, Member]] = {
     "node of a swarm": (
         _swarm("swarm", node_timeout=SHORT),
@@ -96,7 +96,11 @@ ROWS: dict[str, tuple[Member, Member]] = {
     ),
     "sub-agent": (
         _agent("boss", "boss", _sub(None)),
-        _agent("boss-counts", "boss", _sub(False)),
+        _agent("boss-counts", "boss", COUNTS),
+    ),
+    "called within a time": (
+        _agent("caller", "boss", CLERK.as_tool(timeout=SHORT)),
+        _agent("caller-counts", "boss", COUNTS),
     ),
     "root": (
         _agent("root", "clerk", pay, timeout=SHORT, timeout_excludes_people=True),
@@ -159,30 +163,47 @@ def worker(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {} if request.param == "warm" else {"max_cached_workflows": 0}
 
 
-async def test_clocks_stand_still_while_people_decide(serve: Serve, worker: dict[str, Any]) -> None:
+async def test_clocks_stand_still_while_people_decide(serve: Serve) -> None:
     members = [member for pair in ROWS.values() for member in pair]
-    async with serve(*members, models={"scripted": ScriptedModel(_script)}, worker=worker) as client:
+    async with serve(*members, models={"scripted": ScriptedModel(_script)}) as client:
         await check_rows({name: _row(client, *pair) for name, pair in ROWS.items()})
+
+
+TURNS: dict[str, tuple[Member, Member]] = {
+    "of an agent": (
+        _agent("turns", "clerk", pay, timeout=SHORT),
+        _agent("turns-count", "clerk", pay, timeout=SHORT, timeout_excludes_people=False),
+    ),
+    "with a run below": (
+        _agent("turns-above", "boss", CLERK.as_tool(), timeout=SHORT),
+        _agent("turns-above-count", "boss", CLERK.as_tool(), timeout=SHORT, timeout_excludes_people=False),
+    ),
+    "of a swarm": (
+        _swarm("turns-desk", timeout=SHORT),
+        _swarm("turns-desk-count", timeout=SHORT, timeout_excludes_people=False),
+    ),
+}
+
+
+async def _turn(client: Client, standing: Member, counting: Member, tag: str) -> None:
+    session = await client.session(f"{standing.name}-{tag}", agent=standing.name)
+    turn = asyncio.create_task(session.say("Pay."))
+    item = await _waiting(session.run)
+    twin = await client.session(f"{counting.name}-{tag}", agent=counting.name)
+    assert (await twin.say("Pay.")).stop_reason == "deadline"
+    await _resolve(session.run, item)
+    assert "paid 5" in (await turn).text
+    history = [event async for event in session.run.handle.fetch_history_events()]
+    kinds = [event.event_type for event in history]
+    assert kinds.count(EventType.EVENT_TYPE_TIMER_FIRED) == 0
+    assert kinds.count(EventType.EVENT_TYPE_TIMER_CANCELED) >= 1, "it was unset while a person decided"
 
 
 async def test_turn_clock_stands_still(
     serve: Serve, worker: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """A turn's time is not a person's; the next turn has its own time again."""
-    standing = _agent("turns", "clerk", pay, timeout=SHORT)
-    counting = _agent("turns-count", "clerk", pay, timeout=SHORT, timeout_excludes_people=False)
-    async with serve(
-        standing, counting, models={"scripted": ScriptedModel(_script)}, worker=worker
-    ) as client:
-        session = await client.session(f"stands-{request.node.name}", agent="turns")
-        turn = asyncio.create_task(session.say("Pay."))
-        item = await _waiting(session.run)
-        twin = await client.session(f"counts-{request.node.name}", agent="turns-count")
-        late = await twin.say("Pay.")
-        assert late.stop_reason == "deadline"
-        await _resolve(session.run, item)
-        assert (await turn).output == "paid 5"
-        history = [event async for event in session.run.handle.fetch_history_events()]
-        kinds = [event.event_type for event in history]
-        assert kinds.count(EventType.EVENT_TYPE_TIMER_FIRED) == 0
-        assert kinds.count(EventType.EVENT_TYPE_TIMER_CANCELED) >= 1, "it was unset while a person decided"
+    """A turn's time is not a person's, wherever below the person is asked."""
+    tag = request.node.callspec.id
+    members = [member for pair in TURNS.values() for member in pair]
+    async with serve(*members, models={"scripted": ScriptedModel(_script)}, worker=worker) as client:
+        await check_rows({name: _turn(client, *pair, tag) for name, pair in TURNS.items()})
