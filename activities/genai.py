@@ -71,6 +71,11 @@ _lost_threads = _meter.create_counter(
     unit="{thread}",
     description="Threads that went on running a function whose call was given up.",
 )
+_refusals = _meter.create_counter(
+    "perdure.call.refusals",
+    unit="{call}",
+    description="Tool calls of ended runs that a limit has refused, by tool.",
+)
 _run_steps = _meter.create_histogram(
     "perdure.run.steps",
     unit="{step}",
@@ -219,9 +224,13 @@ def run_span(agent: str, run_id: str) -> Span:
     )
 
 
-def count_run(agent: str, stop_reason: str, *, steps: int, cost_microusd: int | None) -> None:
-    """Count a run that ended, its steps and its cost."""
+def count_run(
+    agent: str, stop_reason: str, *, steps: int, cost_microusd: int | None, refused: Mapping[str, int]
+) -> None:
+    """Count a run that ended, its steps, its cost, and its calls that a limit has refused."""
     _outcomes.add(1, {AGENT: agent, STOP_REASON: stop_reason})
+    for tool, calls in refused.items():
+        _refusals.add(calls, {AGENT: agent, "gen_ai.tool.name": tool})
     _run_steps.record(steps, {AGENT: agent})
     if cost_microusd is not None:
         _run_cost.record(cost_microusd / 1_000_000, {AGENT: agent})

@@ -185,6 +185,10 @@ class ModelCalls:
         try:
             return await self._call_with_span(attempt, request)
         except ModelError as error:
+            if error.kind == "bad_request" and request.tool_choice == "required":
+                # Some models cannot be forced, or not while they think. The request lists nothing else to call.
+                attempt.before = attempt.before + attempt.usage_of(error)
+                return await self._call_or_use_words(attempt, replace(request, tool_choice="auto"))
             refused = newest_attachments(request.messages)
             if error.kind != "bad_request" or not refused or attempt.can_fall_back("bad_request"):
                 raise
@@ -436,10 +440,16 @@ def _stop_was_requested() -> bool:
 
 
 def _tool_definitions(spec: AgentSpec, call: ModelInput) -> tuple[ToolDefinition, ...]:
-    """Return the agent's tools in their fixed order, then ours: the provider's prompt cache counts on it."""
+    """Return the agent's tools in their fixed order, then ours: the provider's prompt cache counts on it.
+
+    A call that must give the output lists the final answer alone: a provider may be unable to force one of several.
+    """
     tools = [tool.definition for tool in spec.tools]
     if spec.output_schema is not None:
-        tools.append(FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema}))
+        final_answer = FINAL_ANSWER_TOOL.model_copy(update={"input_schema": spec.output_schema})
+        if call.tool_choice == "required":
+            return (final_answer,)
+        tools.append(final_answer)
     if spec.planning:
         tools.append(PLAN_TOOL)
     if call.offer_handoff:

@@ -9,12 +9,21 @@ _Count = Annotated[int, Field(ge=1)]
 
 _Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
+_MERGED_APART = frozenset({"per_tool", "per_tool_ends", "timeout_excludes_people"})
 _MOST_EXPLAINED = 8
 """Problems of a validation error that its message lists."""
 
 
+def is_unset(value: Any) -> bool:
+    """Check whether an option has its default: specs of those who do not use it stay as they are."""
+    return value is None or value is False
+
+
 class Limits(BaseModel):
-    """Hard bounds of an agent; None is no bound. A limit ends the run as completed, with its StopReason."""
+    """Hard bounds of an agent; None is no bound.
+
+    A limit ends the run as completed, with its StopReason. `per_tool` and `identical_calls` refuse single calls.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +32,12 @@ class Limits(BaseModel):
     tool_calls: Annotated[int, Field(ge=0)] | None = None
     """Tool calls of the run, including those that are answered with an error."""
     per_tool: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict[str, int])
-    """Calls of each tool, by its name."""
+    """Calls of each tool, by its name. A call beyond the bound is refused in words, and the run goes on."""
+    per_tool_ends: bool = Field(default=False, exclude_if=is_unset)
+    """True: a call beyond a bound of `per_tool` ends the run, after one last call of the model without tools."""
+    identical_calls: _Count | None = Field(default=None, exclude_if=is_unset)
+    """Calls of one tool with the same arguments, in a run or a turn. One more is refused in words. A tool that is
+    made to be asked again has `polls=True`: its calls are not counted."""
     input_tokens: _Count | None = None
     """Input tokens of all model calls together, cached ones included."""
     output_tokens: _Count | None = None
@@ -47,10 +61,11 @@ class Limits(BaseModel):
         """Return the smaller of the two bounds, field by field and tool by tool."""
         if request is None:
             return self
-        own = self.model_dump(exclude={"per_tool", "timeout_excludes_people"})
+        own = {name: getattr(self, name) for name in type(self).model_fields if name not in _MERGED_APART}
         # Only fields that are set: a default of the request must not bound what nobody wanted bounded.
-        requested = request.model_dump(exclude={"per_tool"}, exclude_unset=True)
+        requested = {name: getattr(request, name) for name in request.model_fields_set}
         merged = {name: _smaller(own[name], requested.get(name)) for name in own}
+        merged["per_tool_ends"] = self.per_tool_ends or request.per_tool_ends
         tools = sorted({*self.per_tool, *request.per_tool})
         per_tool = {name: _smaller(self.per_tool.get(name), request.per_tool.get(name)) for name in tools}
         stands = self._merge_people(request)

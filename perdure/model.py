@@ -30,7 +30,7 @@ ModelStop = Literal[
 ]
 """Reasons why a reply ended. No provider sends "cancelled": then a stop of the run cut the call."""
 
-ToolChoice = Literal["auto", "none"]
+ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
@@ -119,7 +119,8 @@ class ModelRequest:
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: ToolChoice = "auto"
     """With "none" the model must answer in words. The tools stay listed, so that the provider's prompt cache
-    holds."""
+    holds. With "required" it must call one of the tools, where the provider can force it: the last call of an agent
+    with an output type lists the final answer alone."""
     max_tokens: int = 8192
     """Bound of this reply: the config's, or less when a budget leaves less."""
     step: int = 1

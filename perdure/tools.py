@@ -76,6 +76,8 @@ class Tool:
     """Stand-in that answers once its attempts are used up; None: the model gets the error."""
     circuit: bool = False
     """True: after some failures in a row, this worker fails its calls at once for a while."""
+    polls: bool = False
+    """True: it is made to be asked the same again, and `Limits.identical_calls` does not count its calls."""
 
     def __post_init__(self) -> None:
         check_tool(self)
@@ -113,6 +115,8 @@ class RemoteTool:
     concurrency: int | None = None
     fallback: ToolFallback | None = None
     """Stand-in, as `Tool.fallback`. Results of remote tools are not remembered."""
+    polls: bool = False
+    """As `Tool.polls`."""
 
     def __post_init__(self) -> None:
         if not self.description.strip():
@@ -254,6 +258,7 @@ def tool(
     task_queue: str | None = None,
     fallback: ToolFallback | None = None,
     circuit: bool = False,
+    polls: bool = False,
 ) -> _Decorator: ...
 def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool | _Decorator:
     """Make a tool of a function: its type hints become the schema, its docstring the description.

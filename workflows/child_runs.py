@@ -307,11 +307,13 @@ def request_for(state: RunState, start: Start) -> RunRequest:
 
 
 def _limits_for_child(state: RunState) -> Limits | None:
-    """Return a team's bound of each single run. What the runs share is leased."""
+    """Return a team's bounds of each single run. What the runs share is leased."""
     # An agent's child has limits of its own spec; the lease bounds what it shares with its parent.
-    if state.counts_steps or state.limits.steps is None:
+    if state.counts_steps:
         return None
-    return Limits.model_validate({"steps": state.limits.steps})
+    each = {"steps": state.limits.steps, "identical_calls": state.limits.identical_calls}
+    set_bounds = {name: bound for name, bound in each.items() if bound is not None}
+    return Limits.model_validate(set_bounds) if set_bounds else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +356,11 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
     deadline = min((at for at in (counted, state.deadline_at) if at is not None), default=None)
     return ChildInput(
         lineage=lineage,
-        lease=Lease(lender=state.id, amount=lease_below(state, child)),
+        lease=Lease(
+            lender=state.id,
+            amount=lease_below(state, child),
+            per_tool_ends=state.limits.per_tool_ends or state.tree.lease.per_tool_ends,
+        ),
         deadline_at=deadline,
         deadline_reason="node_timeout" if counted and deadline == counted else _reason_above(state),
         clock_at=own if stands else None,

@@ -104,9 +104,12 @@ def _tool_choice(request: ModelRequest, options: AnthropicOptions) -> dict[str, 
     # The tools of past calls stay listed where none is offered, and must not be called.
     if request.tool_choice == "none" or not request.tools:
         return {"type": "none"}
+    # The API refuses to force a tool of a model that thinks.
+    forced = request.tool_choice == "required" and request.config.thinking in (None, "off")
+    choice = "any" if forced else "auto"
     if not options.parallel_tool_calls:
-        return {"type": "auto", "disable_parallel_tool_use": True}
-    return None
+        return {"type": choice, "disable_parallel_tool_use": True}
+    return None if choice == "auto" else {"type": choice}
 
 
 def _thinking(thinking: Literal["adaptive", "off"] | int, max_tokens: int) -> dict[str, Any]:

@@ -89,7 +89,10 @@ def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]
     if system := _system(request, options):
         body["system"] = system
     if tools := [_tool(tool.name, tool.description, tool.input_schema) for tool in tools_to_list(request)]:
-        body["toolConfig"] = {"tools": [*tools, *_cache_mark(request, options, "anthropic.")]}
+        # As with Anthropic's own API, a model that thinks cannot be forced.
+        forced = request.tool_choice == "required" and request.config.thinking in (None, "off")
+        choice: dict[str, Any] = {"toolChoice": {"any": {}}} if forced and request.tools else {}
+        body["toolConfig"] = {"tools": [*tools, *_cache_mark(request, options, "anthropic.")], **choice}
     if options.guardrail is not None:
         body["guardrailConfig"] = _guardrail(options.guardrail)
     if fields := _thinking(request.config) | options.extra_body:

@@ -82,7 +82,7 @@ def _tools(request: ModelRequest, options: OpenAIOptions) -> dict[str, Any]:
         }
         for tool in request.tools
     ]
-    choice = {"tool_choice": "none"} if request.tool_choice == "none" else {}
+    choice = {} if request.tool_choice == "auto" else {"tool_choice": request.tool_choice}
     return {"tools": tools, **choice, "parallel_tool_calls": options.parallel_tool_calls}
 
 

@@ -235,6 +235,8 @@ class RunResult(Value):
     conversation did not fit the model."""
     per_tool: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     """Of a run with bounds of single tools: their calls, those of the runs below it included."""
+    refused_calls: dict[str, int] = Field(default_factory=dict[str, int], exclude_if=is_empty)
+    """Of an agent: its own calls that a limit has refused, by tool."""
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """What the run and all below it have left undone, a line each: messages that no model has read, calls that were
     not carried out or failed, and of a run that ended early the rest of its plan."""

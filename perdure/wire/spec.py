@@ -64,6 +64,8 @@ class ToolSpec(_Frozen):
     """Of kind "agent": wall clock of one run of that member."""
     fallback: ToolFallback | None = Field(default=None, exclude_if=is_empty)
     """Stand-in that answers once the tool's attempts are used up."""
+    polls: bool = Field(default=False, exclude_if=is_empty)
+    """True: the same call may come again and again, and `Limits.identical_calls` does not count it."""
 
     @property
     def definition(self) -> ToolDefinition:

@@ -92,6 +92,8 @@ class Lease(Value):
     lender: str
     """Workflow id of the lender: today always the parent. Requests go to `lineage.parent`, not to this id."""
     amount: Amount = Amount()
+    per_tool_ends: bool = Field(default=False, exclude_if=is_empty)
+    """True: a run ends that has used up its calls of a tool in `amount`; False: it goes on without the tool."""
 
 
 class ChildInput(Value):
@@ -149,3 +151,5 @@ class Grant(Value):
 
     amount: Amount | None = None
     """Budget added to the lease; None: nothing is left, now or later."""
+    tools: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """With `amount` None: only calls of these tools are not left. Other requests may be met."""

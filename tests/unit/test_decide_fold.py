@@ -50,6 +50,7 @@ from perdure.workflows.engine.events import (
 from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.input_tokens import next_input_tokens
 from perdure.workflows.engine.questions import open_questions
+from perdure.workflows.engine.refusals import MOST_COUNTED, count_identical
 from perdure.workflows.engine.reply import MOST_STALE_RETRIES
 from perdure.workflows.engine.report import status_of
 from perdure.workflows.engine.state import AgentState, End, Step
@@ -78,6 +79,8 @@ LIMITS = st.builds(
     steps=st.integers(1, 30),
     tool_calls=st.none() | st.integers(0, 12),
     per_tool=st.sampled_from([{}, {"work": 2}, {"pay": 0, "work": 5}]),
+    per_tool_ends=st.booleans(),
+    identical_calls=st.none() | st.integers(1, 3),
     input_tokens=st.none() | st.integers(500, 20_000),
     output_tokens=st.none() | st.integers(20, 2_000),
     total_tokens=st.none() | st.integers(500, 20_000),
@@ -218,7 +221,8 @@ class Run(RuleBasedStateMachine):
         assert state.end is None
         assert command.allowance.max_tokens > 0
         assert command.allowance.max_tokens <= state.spec.models[state.chain.model].config.max_tokens
-        assert (command.tool_choice == "none") == (state.step.wrap_up is not None)
+        last = "none" if state.spec.output_schema is None else "required"
+        assert command.tool_choice == ("auto" if state.step.wrap_up is None else last)
 
     # What comes back.
 
@@ -625,3 +629,22 @@ def test_a_state_can_be_made_only_whole() -> None:
     assert meta.attempts == 1
     with pytest.raises(TypeError):
         AgentState()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def test_identical_calls_are_kept_within_bounds() -> None:
+    """Only digests are kept, of the newest calls, and continue-as-new carries them."""
+    counts: dict[str, int] = {}
+    for number in range(3 * MOST_COUNTED):
+        count_identical(counts, "again")
+        count_identical(counts, str(number))
+    assert len(counts) == MOST_COUNTED
+    assert counts["again"] == 3 * MOST_COUNTED
+    state = asked(begun(limits=Limits(identical_calls=1)))
+    state = fold(state, reply(state, call("work"), call("work"), call("work", n=2)))
+    assert [one.state for one in state.step.calls] == ["ready", "done", "ready"]
+    first, *chunks = json.loads(json.dumps(pack(program_of(state), state, HistoryFormat())))
+    again, _ = unpack(program_of(state), first, chunks)
+    assert isinstance(again, AgentState)
+    assert again.step.identical == state.step.identical
+    assert len(again.step.identical) == 2
+    assert begun().step.identical == {}

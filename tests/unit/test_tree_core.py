@@ -7,7 +7,7 @@ from perdure.messages import Usage
 from perdure.model import ModelConfig
 from perdure.wire.results import RunResult
 from perdure.wire.spec import ModelSpec
-from perdure.wire.tree import Amount, BudgetRequest, Report
+from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 from perdure.workflows.engine.commands import CallModel, CallTools, GrantChildren, Wait
 from perdure.workflows.engine.decide import decide
 from perdure.workflows.engine.events import (
@@ -20,7 +20,16 @@ from perdure.workflows.engine.events import (
 )
 from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.state import AgentState
-from perdure.workflows.engine.tree import Child, outcome_of
+from perdure.workflows.engine.tree import (
+    Child,
+    LeaseState,
+    Tree,
+    answer_requests,
+    apply_grant,
+    mark_requested,
+    outcome_of,
+    shortage,
+)
 from tests.fuzz import casts
 from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
 
@@ -76,6 +85,42 @@ def granted(state: AgentState) -> Amount | None:
     assert isinstance(command, GrantChildren)
     ((_, grant),) = command.grants
     return grant.amount
+
+
+def asking(key: str, wanted: Amount, number: int, lease: Amount = Amount()) -> Child:
+    request = BudgetRequest(minimum=wanted, preferred=wanted)
+    return Child(key=key, name=key, run_id=key, lease=lease, request=request, report_number=number)
+
+
+def test_lack_of_one_tool_is_refused_alone() -> None:
+    """A run that lacks calls of a tool is refused these; others get what they asked for, and nobody has to end."""
+    limits, nothing = Amount(output_tokens=100, per_tool={"pay": 1}), Amount()
+    spent = Amount(output_tokens=0, per_tool={"pay": 1})
+    payer, writer = (
+        asking("payer", Amount(per_tool={"pay": 1}), 1),
+        asking("writer", Amount(output_tokens=50), 2),
+    )
+    answers = answer_requests(Tree(children=(payer, writer)), limits, spent, busy=False)
+    assert answers.grants == (("writer", Grant(amount=Amount(output_tokens=50))),)
+    alone = answer_requests(Tree(children=(payer,)), limits, spent, busy=False)
+    assert alone.grants == (("payer", Grant(tools=["pay"])),)
+    holder = Child(key="holder", name="h", run_id="h", lease=Amount(per_tool={"pay": 1}))
+    held = answer_requests(Tree(children=(payer, holder)), limits, nothing, busy=False)
+    assert held.grants == (), "the holder may give it back"
+
+
+def test_run_without_a_tool_may_ask_for_the_rest() -> None:
+    """The refusal of a tool's calls is no refusal of tokens, and is remembered for that tool alone."""
+    lease = LeaseState(lender="boss", amount=Amount(output_tokens=9, per_tool={"pay": 0}))
+    tree = mark_requested(Tree(lease=lease), BudgetRequest(minimum=CALL, preferred=CALL))
+    tree = apply_grant(tree, Grant(tools=["pay"]))
+    assert not tree.lease.is_asking
+    assert shortage(tree, Amount(), Amount(), CALL) == (CALL, False)
+    more = Amount(output_tokens=10)
+    assert shortage(tree, Amount(), Amount(), more) == (Amount(output_tokens=1), True)
+
+
+CALL = Amount(per_tool={"pay": 1})
 
 
 def test_a_lost_helper_is_booked_with_no_more_than_it_could_have_used_of_each_kind() -> None:

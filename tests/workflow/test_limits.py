@@ -41,7 +41,7 @@ async def work(n: int) -> str:
     [
         (Limits(steps=3), "max_steps", 3, "step 3"),
         (Limits(tool_calls=2), "max_tool_calls", 4, "that is all I know"),
-        (Limits(per_tool={"work": 1}), "max_tool_calls", 3, "that is all I know"),
+        (Limits(per_tool={"work": 1}, per_tool_ends=True), "max_tool_calls", 3, "that is all I know"),
         (Limits(input_tokens=2500), "token_budget", 2, "step 2"),
         (Limits(output_tokens=250), "token_budget", 3, "step 3"),
         (Limits(total_tokens=3500), "token_budget", 3, "step 3"),

@@ -300,7 +300,7 @@ async def test_stream_has_its_turn_alone(serve: Serve) -> None:
 
 
 async def test_limits_per_turn_and_session(serve: Serve) -> None:
-    agent = chatty(limits=Limits(steps=3, per_tool={"work": 2}))
+    agent = chatty(limits=Limits(steps=3, per_tool={"work": 2}, per_tool_ends=True))
     async with serve(agent, models=models()) as client:
         session = await client.session("bounded", agent="chatty", session_limits=Limits(steps=8))
         replies = [await session.say(text) for text in ("work 9", "work 1", "hello", "hi", "work 9")]

@@ -241,7 +241,7 @@ with report_telemetry(load_settings(metrics="prometheus", metrics_address=f"127.
                        usage=Usage(input_tokens=10, output_tokens=3), cost_microusd=2_500_000)
     with genai.tool_call("search", call_id="c", agent="a", run_id="r"):
         pass
-    genai.count_run("a", "end_turn", steps=4, cost_microusd=2_500_000)
+    genai.count_run("a", "end_turn", steps=4, cost_microusd=2_500_000, refused={"search": 3})
     circuits = Circuits(threshold=1, on_open=genai.count_circuit_opening)
     genai.watch_circuits(circuits)
     circuits.record_failure(circuits.admit("anthropic:claude"), "timeout")
@@ -265,6 +265,7 @@ async def test_prometheus_metric_names() -> None:
         "gen_ai_execute_tool_duration_seconds_count",
         "perdure_cost_total",
         "perdure_run_outcomes_total",
+        "perdure_call_refusals_total",
         "perdure_run_steps_sum",
         "perdure_run_cost_sum",
         "perdure_circuit_openings_total",

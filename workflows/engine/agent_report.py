@@ -86,6 +86,7 @@ def agent_result(state: AgentState, end: End) -> RunResult:
         error=end.failure,
         missing=left_undone(state, end),
         per_tool=bounded_calls(state),
+        refused_calls=dict(state.ledger.refused),
         answered=end.answers,
     )
 

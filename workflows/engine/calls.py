@@ -33,13 +33,15 @@ from perdure.wire.results import PlanItem, StopReason
 from perdure.wire.spec import ToolKind, ToolSpec
 from perdure.wire.tree import Amount, Handoff, Peer
 
-from .amounts import bounds_of, calls_of, least, minus, missing
+from .amounts import bounds_of, least, minus
 from .read_on import offers_read_back, read_back, rest_of_result
-from .state import AgentState, Call
+from .refusals import CallsMade, Refusal, count_identical, hopeless_refusal, refusal_of, shortfall
+from .state import AgentState, Call, Ledger
 from .tree import held_by_children
 
 _ANSWER_AND_HANDOFF = "not handed over: a final answer stands in the same reply; decide which of the two"
-_NO_CALLS_ABOVE = "not run: all tool calls of the runs that this one belongs to are used up"
+_KEY_CHARS = 16
+"""Length of the digest by which identical calls are told: a collision would only refuse a call too early."""
 
 NOT_ACCEPTED_YET = (
     "not accepted yet: the other calls of this reply were carried out first; read their results, "
@@ -59,6 +61,10 @@ class OpenedStep:
     plan: tuple[PlanItem, ...] | None = None
     unpaid: list[str] = field(default_factory=list[str])
     """Tools of the calls that wait for the lender."""
+    identical: dict[str, int]
+    """Identical calls, by their digest."""
+    refused: dict[str, int]
+    """Calls that a limit has refused, by tool."""
 
 
 def open_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime) -> OpenedStep:
@@ -120,15 +126,21 @@ def close_calls(state: AgentState, requested: Sequence[ToolCall], now: datetime,
 def _counters(state: AgentState) -> OpenedStep:
     ledger = state.ledger
     return OpenedStep(
-        tool_calls=ledger.tool_calls, per_tool=dict(ledger.per_tool), wrap_up=state.step.wrap_up
+        tool_calls=ledger.tool_calls,
+        per_tool=dict(ledger.per_tool),
+        wrap_up=state.step.wrap_up,
+        identical=dict(state.step.identical),
+        refused=dict(ledger.refused),
     )
 
 
 def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedStep) -> Call:
-    problem = _limit_problem(state, call.name, opened)
-    if problem is not None:
-        opened.wrap_up = "max_tool_calls"
-        return _error_call(call, problem, now)
+    key = _identical_key(state, call)
+    refusal = refusal_of(state, call, _made(opened), opened.identical.get(key, 0))
+    if refusal is not None:
+        return _refuse(opened, call, refusal, now)
+    if key:
+        count_identical(opened.identical, key)
     if not _is_paid(state, opened, call.name):
         opened.unpaid.append(call.name)
         # The kind is a placeholder: the tool is looked up once the call is paid.
@@ -137,31 +149,33 @@ def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedS
     return _check_call(state, call, now)
 
 
+def _identical_key(state: AgentState, call: ToolCall) -> str:
+    """Return the digest under which the call is counted, or an empty text when it is not."""
+    tool = state.spec.tool(call.name)
+    if state.limits.identical_calls is None or call.problem is not None or (tool and tool.polls):
+        return ""
+    return call_digest(call)[:_KEY_CHARS]
+
+
+def _made(opened: OpenedStep) -> CallsMade:
+    return CallsMade(tool_calls=opened.tool_calls, per_tool=opened.per_tool, unpaid=opened.unpaid)
+
+
+def _refuse(opened: OpenedStep, call: ToolCall, refusal: Refusal, now: datetime) -> Call:
+    if refusal.ends:
+        opened.wrap_up = "max_tool_calls"
+    opened.refused[call.name] = opened.refused.get(call.name, 0) + 1
+    return _error_call(call, refusal.words, now)
+
+
 def _pay(opened: OpenedStep, name: str) -> None:
     opened.tool_calls += 1
     opened.per_tool[name] = opened.per_tool.get(name, 0) + 1
 
 
-def _limit_problem(state: AgentState, name: str, opened: OpenedStep) -> str | None:
-    """Return the limit that forbids one more call of this tool, in words for the model, or None."""
-    limit = state.limits.tool_calls
-    if limit is not None and opened.tool_calls + len(opened.unpaid) >= limit:
-        return f"not run: all {limit} tool calls of this run are used up"
-    # A call that the lender may still pay is not refused: it waits.
-    bound = state.limits.per_tool.get(name)
-    # Calls that still wait for the lender count too.
-    if bound is not None and opened.per_tool.get(name, 0) + opened.unpaid.count(name) >= bound:
-        return f"not run: all {bound} calls of {name!r} are used up"
-    if _is_hopeless(state, opened, name) and not _is_paid(state, opened, name):
-        return _NO_CALLS_ABOVE
-    return None
-
-
 def _is_paid(state: AgentState, opened: OpenedStep, name: str) -> bool:
     """Return whether the run may make one more call of the tool without asking its lender."""
-    own = least(bounds_of(state.limits), state.tree.lease.amount)
-    made = Amount(tool_calls=opened.tool_calls, per_tool=opened.per_tool)
-    return missing(calls_of(name), minus(own, held_by_children(state.tree), made)) is None
+    return shortfall(state, name, _made(opened)) is None
 
 
 def admit_paid_calls(state: AgentState) -> AgentState:
@@ -174,23 +188,22 @@ def admit_paid_calls(state: AgentState) -> AgentState:
         elif _is_paid(state, opened, call.call.name):
             _pay(opened, call.call.name)
             calls.append(_check_call(state, call.call, call.since))
-        elif _is_hopeless(state, opened, call.call.name):
-            opened.wrap_up = "max_tool_calls"
-            calls.append(_error_call(call.call, _NO_CALLS_ABOVE, call.since))
+        elif (refusal := hopeless_refusal(state, call.call.name, _made(opened))) is not None:
+            calls.append(_refuse(opened, call.call, refusal, call.since))
         else:
             calls.append(call)
     return replace(
         state,
         step=replace(state.step, calls=tuple(calls), wrap_up=opened.wrap_up),
-        ledger=replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool),
+        ledger=ledger_after(state, opened),
     )
 
 
-def _is_hopeless(state: AgentState, opened: OpenedStep, name: str) -> bool:
-    """Return whether waiting is of no use: nobody will lend, or give back, what a call needs."""
-    made = Amount(tool_calls=opened.tool_calls, per_tool=opened.per_tool)
-    used_up = missing(calls_of(name), minus(bounds_of(state.limits), made)) is not None
-    return used_up or (state.tree.lease.refused and not state.tree.children)
+def ledger_after(state: AgentState, opened: OpenedStep) -> Ledger:
+    """Return the ledger with the calls of a step."""
+    return replace(
+        state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool, refused=opened.refused
+    )
 
 
 def _open_handoff(

@@ -1,6 +1,8 @@
 """`decide` of an agent: the next command of its run. Teams decide in `team`; the rules stand in `state`."""
 
 from perdure.planning import plan_reminder
+from perdure.wire.names import FINAL_ANSWER
+from perdure.wire.results import StopReason
 from perdure.wire.tree import BudgetRequest
 
 from .account import limits_of, room, spent
@@ -29,6 +31,10 @@ _EMPTY = "Your last reply was empty. Give your answer in words now, or call a to
 _LAST_CALL = (
     "You have used up what you may do here ({reason}). Do not call tools any more. "
     "Answer now with what you have, and say what is missing."
+)
+_LAST_TYPED_CALL = (
+    "You have used up what you may do here ({reason}). Call no other tool any more. "
+    f"Call {FINAL_ANSWER!r} now, with what you have."
 )
 
 
@@ -96,9 +102,17 @@ def _command_for_step(state: AgentState) -> Command:
         reason = state.step.wrap_up or limit
         return CancelPending() if state.is_busy else Finish(end=early_end(state, reason))
     if state.step.wrap_up is not None:
-        note = _LAST_CALL.format(reason=state.step.wrap_up)
-        return CallModel(allowance=allowance(state), tool_choice="none", note=note)
+        return _last_call(state, state.step.wrap_up)
     return CallModel(allowance=allowance(state), note=_reminder_note(state))
+
+
+def _last_call(state: AgentState, reason: StopReason) -> CallModel:
+    """Return the model call that ends a run at a limit: for words, or for an output of the agent's type."""
+    if state.spec.output_schema is None:
+        note = _LAST_CALL.format(reason=reason)
+        return CallModel(allowance=allowance(state), tool_choice="none", note=note)
+    note = _LAST_TYPED_CALL.format(reason=reason)
+    return CallModel(allowance=allowance(state), tool_choice="required", note=note)
 
 
 def startable(state: AgentState) -> tuple[Call, ...]:

@@ -4,7 +4,8 @@ Rules
 1. Nothing disappears. Every accepted message is read by a model, goes on to whoever reads it next, or is named.
    Every call that a model asked for is carried out, goes back to a model with its reason, or is named.
 2. This holds for every end, also for those that the model chooses itself. There a failed call is named only if no
-   reply has followed: a model that has seen it, and went on, has decided about it.
+   reply has followed: a model that has seen it, and went on, has decided about it. A write that a limit has refused
+   is named always: no model has decided that it is not needed.
 3. Unread messages of a session's turn are the next turn's. Those of a run below go to whoever takes over from it.
 """
 
@@ -15,6 +16,7 @@ from perdure.messages import Message, ToolCall, ToolResult
 
 from .agent_calls import LEFT_UNDONE
 from .calls import NOT_ACCEPTED_YET
+from .refusals import is_refused
 from .report import shorten, signature
 from .state import AgentState, End
 
@@ -25,7 +27,9 @@ _MOST_CHARS: Final = 200
 
 def left_undone(state: AgentState, end: End) -> list[str]:
     """Return what an agent's run, or its turn, has left undone: messages, calls, and the rest of its plan."""
-    lines = [*_unread_lines(state, end), *_call_lines(state, end)]
+    # A refused write may stand in both lists.
+    calls = dict.fromkeys([*_refused_writes(state), *_call_lines(state, end)])
+    lines = [*_unread_lines(state, end), *calls]
     # An agent that ends by itself, or hands over, may leave its plan as it is.
     if end.stop_reason not in ("end_turn", "handoff"):
         items = state.transcript.plan
@@ -83,6 +87,29 @@ def _call_lines(state: AgentState, end: End) -> list[str]:
         for result in messages[at].tool_results
         if result.call_id in made and _is_left(result)
     ]
+
+
+def _refused_writes(state: AgentState) -> list[str]:
+    """Return the writes that a limit has refused. The caller must know, though the model has gone on without them."""
+    if not state.ledger.refused:
+        return []
+    messages = state.messages[state.first_message :]
+    made = {call.id: call for message in messages for call in message.tool_calls}
+    results = [result for message in messages for result in message.tool_results if result.call_id in made]
+    done = [made[result.call_id] for result in results if not result.is_error]
+    return [
+        _call_line(call, result)
+        for result in results
+        if is_refused(result)
+        and _writes(state, call := made[result.call_id])
+        # A person may have given the run more, and the model may have made the call again.
+        and not any(other.name == call.name and other.arguments == call.arguments for other in done)
+    ]
+
+
+def _writes(state: AgentState, call: ToolCall) -> bool:
+    tool = state.spec.tool(call.name)
+    return tool is not None and tool.effect == "write"
 
 
 def _is_left(result: ToolResult) -> bool:

@@ -26,7 +26,7 @@ from perdure.wire.names import FINAL_ANSWER
 
 from . import parking
 from .budget import exhausted_limit, unheard_usage
-from .calls import OpenedStep, close_calls, needs_another_reply, open_calls
+from .calls import OpenedStep, close_calls, ledger_after, needs_another_reply, open_calls
 from .chain import use_base_model
 from .ends import early_end, fail, words_since_message
 from .events import (
@@ -36,6 +36,7 @@ from .events import (
 )
 from .family import book
 from .overflow import REPLY_OVERFLOWED, fold_overflow
+from .refusals import is_refused
 from .report import shorten
 from .state import AgentState, End
 from .step import answer_calls, append, append_unread, close_step
@@ -237,15 +238,20 @@ def _count_repair(state: AgentState) -> AgentState:
 
 def _open_step(state: AgentState, calls: list[ToolCall], now: datetime) -> AgentState:
     state = _with_opened(state, open_calls(state, calls, now))
+    refused = {call.call.id for call in state.step.calls if call.result and is_refused(call.result)}
     invalid = (
         state.step.invalid_steps + 1
-        if all(call.problem or call.name == FINAL_ANSWER for call in calls)
+        if all(call.problem or call.name == FINAL_ANSWER or call.id in refused for call in calls)
         else 0
     )
     state = replace(state, step=replace(state.step, invalid_steps=invalid))
     # A final answer that does not fit the type is an invalid call too, with a bound of its own. So is a cut reply.
     if any(call.problem not in (None, CUT_CALL) and call.name == FINAL_ANSWER for call in calls):
         state = _count_repair(state)
+    if invalid >= MOST_INVALID_STEPS and refused:
+        # The model knows its tools, but asks for nothing that may still run: it gets its last word.
+        wrap_up = state.step.wrap_up or "max_tool_calls"
+        return replace(state, step=replace(state.step, wrap_up=wrap_up))
     if invalid >= MOST_INVALID_STEPS:
         return fail(state, "malformed_reply", f"{invalid} steps in a row made no call that can be run")
     return state
@@ -253,9 +259,14 @@ def _open_step(state: AgentState, calls: list[ToolCall], now: datetime) -> Agent
 
 def _with_opened(state: AgentState, opened: OpenedStep) -> AgentState:
     """Return the state with the calls of a reply, and all that they change at once."""
-    step = replace(state.step, calls=tuple(opened.calls), wrap_up=opened.wrap_up, handoff=opened.handoff)
-    ledger = replace(state.ledger, tool_calls=opened.tool_calls, per_tool=opened.per_tool)
-    state = replace(state, step=step, ledger=ledger)
+    step = replace(
+        state.step,
+        calls=tuple(opened.calls),
+        wrap_up=opened.wrap_up,
+        handoff=opened.handoff,
+        identical=opened.identical,
+    )
+    state = replace(state, step=step, ledger=ledger_after(state, opened))
     if opened.plan is None:
         return state
     planned_at = len(state.messages) - 1

@@ -381,6 +381,8 @@ def turn_limits(state: RunState) -> Limits:
         steps=_add(limits.steps, ledger.steps if state.counts_steps else 0),
         tool_calls=_add(limits.tool_calls, ledger.tool_calls),
         per_tool={name: bound + ledger.per_tool.get(name, 0) for name, bound in limits.per_tool.items()},
+        per_tool_ends=limits.per_tool_ends,
+        identical_calls=limits.identical_calls,
         input_tokens=_add(limits.input_tokens, used.all_input_tokens),
         output_tokens=_add(limits.output_tokens, used.output_tokens),
         total_tokens=_add(limits.total_tokens, used.total_tokens),

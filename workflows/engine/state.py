@@ -111,6 +111,8 @@ class Ledger:
     tool_calls: int = 0
     per_tool: dict[str, int] = field(default_factory=dict[str, int])
     """Calls of each tool: the run's own, and those of ended children that a bound counts."""
+    refused: dict[str, int] = field(default_factory=dict[str, int])
+    """The run's own calls that a limit has refused, by tool."""
     steps: int = 0
     """Model calls: the run's own, or those of a team's nodes."""
     estimates: int = 0
@@ -170,6 +172,8 @@ class Step:
     """True when the model has ended its turn while children run: their answers wake it."""
     invalid_steps: int = 0
     """Steps in a row of which no call could be carried out."""
+    identical: dict[str, int] = field(default_factory=dict[str, int])
+    """Identical calls, by digest, the newest last; empty where `Limits.identical_calls` is not set."""
     repairs: int = 0
     """Attempts at an output that did not fit the output type."""
     stale_retries: int = 0

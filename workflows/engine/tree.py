@@ -5,7 +5,8 @@ Rules
    the leases of its living children are taken from that; the rest is left.
 2. A child's lease is taken out of what is left before the child has it. So the sum never passes the limits.
 3. A budget request that cannot be met waits as long as somebody may still give something back. When nobody can,
-   the newest request is refused, one at a time: the refused run ends, and what it held is free.
+   the newest request is refused, one at a time: the refused run ends, and what it held is free. A request that
+   lacks only calls of single tools is refused by itself: its run goes on without these tools.
 4. A run asks its lender when its lease, and not its own limits, stops it. Today the lender is always the parent;
    a budget of a user or a month would be the lender of a root.
 
@@ -69,8 +70,12 @@ class LeaseState:
     is_asking: bool = False
     lender_is_short: bool = False
     """True after the lender gave less than was preferred: then only the minimum is asked for."""
+    per_tool_ends: bool = False
+    """True when a bound of a tool that the lender has set ends the run."""
     refused: bool = False
     """True when the lender has no more."""
+    refused_tools: tuple[str, ...] = ()
+    """Tools of which the lender has no more calls. It may have more of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,8 @@ def tree_of(child_input: ChildInput | None) -> Tree:
     """Return the tree of a run that begins."""
     if child_input is None:
         return Tree()
-    lease = LeaseState(lender=child_input.lease.lender, amount=child_input.lease.amount)
+    given = child_input.lease
+    lease = LeaseState(lender=given.lender, amount=given.amount, per_tool_ends=given.per_tool_ends)
     return Tree(
         lineage=child_input.lineage,
         lease=lease,
@@ -135,7 +141,8 @@ def shortage(tree: Tree, limits: Amount, spent: Amount, wanted: Amount) -> tuple
         return None, False
     # The lender cannot help where the run's own limits are too small.
     own = missing(wanted, minus(limits, spent, held_by_children(tree)))
-    return short, own is None and not tree.lease.refused
+    is_refused = tree.lease.refused or any(name in tree.lease.refused_tools for name in short.per_tool)
+    return short, own is None and not is_refused
 
 
 def lease_for(tree: Tree, limits: Amount, spent: Amount, starting: int, *, alone: bool) -> Amount:
@@ -246,16 +253,45 @@ def answer_requests(tree: Tree, limits: Amount, spent: Amount, *, busy: bool) ->
         (child for child in tree.children if child.request is not None), key=lambda c: c.report_number
     )
     grants: list[tuple[str, Grant]] = []
+    lacking_tools: list[Child] = []
     for child in asking:
         assert child.request is not None
         # Asked anew for each child: the grant before has made it less.
         available = remaining_amount(tree, limits, spent)
-        if missing(child.request.minimum, available) is not None:
+        short = missing(child.request.minimum, available)
+        if short is not None and short == Amount(per_tool=short.per_tool):
+            lacking_tools.append(child)  # the others need not wait for calls of a tool that they do not want
+            continue
+        if short is not None:
             return _answers_when_short(tree, limits, spent, child.request, tuple(grants), busy=busy)
         amount = _grant_for(tree, child.request, available)
         tree = apply_child_grant(tree, child.key, amount)
         grants.append((child.key, Grant(amount=amount)))
-    return Answers(grants=tuple(grants))
+    if grants or not lacking_tools:
+        return Answers(grants=tuple(grants))
+    return _answers_without_tools(tree, limits, spent, lacking_tools)
+
+
+def _answers_without_tools(tree: Tree, limits: Amount, spent: Amount, lacking: list[Child]) -> Answers:
+    """Answer children that lack only calls of single tools: nobody ends for them, because they go on without."""
+    for child in lacking:
+        assert child.request is not None
+        minimum = child.request.minimum
+        short, lender_could = shortage(tree, limits, spent, minimum)
+        if short is not None and lender_could:
+            return Answers(
+                request=None if tree.lease.is_asking else BudgetRequest(minimum=short, preferred=short)
+            )
+        tools = missing(minimum, remaining_amount(tree, limits, spent)) or Amount()
+        if not any(_may_return(sibling, tools) for sibling in tree.children if sibling.key != child.key):
+            return Answers(grants=((child.key, Grant(tools=sorted(tools.per_tool))),))
+    return Answers()
+
+
+def _may_return(child: Child, tools: Amount) -> bool:
+    """Return whether the child holds calls of these tools, and may give them back by itself."""
+    held = any(child.lease.per_tool.get(name) for name in tools.per_tool)
+    return held and child.request is None and not child.idle
 
 
 def _grant_for(tree: Tree, request: BudgetRequest, available: Amount) -> Amount:
@@ -311,6 +347,9 @@ def apply_grant(tree: Tree, grant: Grant) -> Tree:
     # Whoever may signal a run may write a grant: it never gives more than the run has asked for.
     if not lease.is_asking or lease.request is None:
         return tree
+    if grant.tools:
+        refused_tools = tuple(sorted({*lease.refused_tools, *grant.tools}))
+        return replace(tree, lease=replace(lease, is_asking=False, refused_tools=refused_tools))
     if grant.amount is None:
         return replace(tree, lease=replace(lease, is_asking=False, refused=True))
     less = missing(lease.request.preferred, grant.amount) is not None
@@ -354,4 +393,5 @@ def mark_reported(tree: Tree, waiting: tuple[str, ...], returned: Amount | None)
     if returned is None:
         return tree
     amount = minus(tree.lease.amount, returned)
-    return replace(tree, lease=replace(tree.lease, amount=amount, lender_is_short=False, refused=False))
+    lease = replace(tree.lease, amount=amount, lender_is_short=False, refused=False, refused_tools=())
+    return replace(tree, lease=lease)

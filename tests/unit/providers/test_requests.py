@@ -265,6 +265,25 @@ async def test_tools_can_be_forbidden(wire: Wire) -> None:
             assert body["tool_choice"] == "none"
 
 
+@pytest.mark.parametrize("thinking", [None, "adaptive"])
+async def test_tool_is_forced_where_possible(wire: Wire, thinking: Any) -> None:
+    """A model must call a tool when it is told so; the providers refuse to force one that thinks."""
+    is_claude = wire.dialect.name in ("anthropic", "bedrock")
+    config = {"thinking": thinking} if is_claude and thinking else {}
+    request = wire.request(
+        config, messages=(Message.user("a"),), tools=(SEARCH,), tool_choice="required", max_tokens=4000
+    )
+    body = await wire.body_of(request)
+    match wire.dialect.name:
+        case "anthropic":
+            assert body.get("tool_choice") == (None if thinking else {"type": "any"})
+        case "bedrock":
+            assert body["toolConfig"].get("toolChoice") == (None if thinking else {"any": {}})
+            assert "call no tool" not in str(body.get("system", ""))
+        case _:
+            assert body["tool_choice"] == "required"
+
+
 async def test_signed_thinking_goes_back_unchanged(claude_wire: Wire) -> None:
     """Tool calls do, too."""
     scripted = StubReply(
