@@ -3,20 +3,23 @@
 from datetime import timedelta
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 _Count = Annotated[int, Field(ge=1)]
 
 _Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
+_OPTIONS = frozenset({"per_tool_ends", "identical_calls"})
 _MERGED_APART = frozenset({"per_tool", "per_tool_ends", "timeout_excludes_people"})
 _MOST_EXPLAINED = 8
 """Problems of a validation error that its message lists."""
-
-
-def is_unset(value: Any) -> bool:
-    """Check whether an option has its default: specs of those who do not use it stay as they are."""
-    return value is None or value is False
 
 
 class Limits(BaseModel):
@@ -33,9 +36,9 @@ class Limits(BaseModel):
     """Tool calls of the run, including those that are answered with an error."""
     per_tool: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict[str, int])
     """Calls of each tool, by its name. A call beyond the bound is refused in words, and the run goes on."""
-    per_tool_ends: bool = Field(default=False, exclude_if=is_unset)
+    per_tool_ends: bool = False
     """True: a call beyond a bound of `per_tool` ends the run, after one last call of the model without tools."""
-    identical_calls: _Count | None = Field(default=None, exclude_if=is_unset)
+    identical_calls: _Count | None = None
     """Calls of one tool with the same arguments, in a run or a turn. One more is refused in words. A tool that is
     made to be asked again has `polls=True`: its calls are not counted."""
     input_tokens: _Count | None = None
@@ -51,6 +54,16 @@ class Limits(BaseModel):
     timeout_excludes_people: bool | None = Field(default=None, exclude_if=lambda v: v is None)
     """True: `timeout` counts no time in which an approval or a question waits, and nothing else is pending. False: it
     counts all time. None: as said there."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_options(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that nobody has set: a run that does not use them writes the same spec as before."""
+        fields: dict[str, Any] = write(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _OPTIONS or name in self.model_fields_set
+        }
 
     @property
     def cost_microusd(self) -> int | None:

@@ -159,6 +159,8 @@ LIMITS = st.builds(
     steps=st.none() | st.integers(1, 99),
     tool_calls=st.none() | st.integers(0, 99),
     per_tool=st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)),
+    per_tool_ends=st.booleans(),
+    identical_calls=st.none() | st.integers(1, 9),
     total_tokens=st.none() | st.integers(1, 999),
     cost_usd=st.none() | st.floats(0.01, 9),
 )
@@ -167,7 +169,8 @@ LIMITS = st.builds(
 @given(LIMITS, LIMITS)
 def test_a_request_can_only_tighten_limits(mine: Limits, theirs: Limits) -> None:
     both = mine.tightened_by(theirs)
-    for field in ("steps", "tool_calls", "total_tokens", "cost_usd"):
+    assert both.per_tool_ends == (mine.per_tool_ends or theirs.per_tool_ends)
+    for field in ("steps", "tool_calls", "identical_calls", "total_tokens", "cost_usd"):
         bounds = [b for b in (getattr(mine, field), getattr(theirs, field)) if b is not None]
         assert getattr(both, field) == min(bounds, default=None)
     for name in {*mine.per_tool, *theirs.per_tool}:
@@ -181,6 +184,13 @@ def test_a_request_can_only_tighten_limits(mine: Limits, theirs: Limits) -> None
 def test_omitted_limits_do_not_tighten() -> None:
     """Limits that a request leaves out do not tighten the agent's."""
     assert Limits(steps=90).tightened_by(Limits(tool_calls=1)) == Limits(steps=90, tool_calls=1)
+
+
+def test_options_are_written_when_set() -> None:
+    """A spec of an agent that does not use an option stays as it was; a value that somebody has set is written."""
+    assert not {"per_tool_ends", "identical_calls"} & Limits().model_dump().keys()
+    said = Limits(per_tool_ends=False, identical_calls=None)
+    assert Limits.model_validate_json(said.model_dump_json()).model_fields_set >= said.model_fields_set
 
 
 @pytest.mark.parametrize("cost", [1e308, float("inf"), float("nan"), 0, -1])
