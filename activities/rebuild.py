@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.wire.effects import CarriedPart, Rebuild
-from perdure.wire.names import CARRIED, EXTENDABLE, INVALID_REQUEST, REBUILD, WORKFLOWS
+from perdure.wire.names import CARRIED, EXTENDABLE, FIND_EXECUTIONS, INVALID_REQUEST, REBUILD, WORKFLOWS
 
 _ANSWER_WITHIN: Final = timedelta(seconds=15)
 _ENDED: Final = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.CANCELED)
@@ -53,6 +53,12 @@ async def rebuild(request: Rebuild) -> CarriedPart:
         raise _refuse(f"{_name(execution_id)}: {error}") from None
     executions = await _executions(part.cut_short, workflow_id)
     return part.model_copy(update={"closed_at": described.close_time, "executions": executions})
+
+
+@activity.defn(name=FIND_EXECUTIONS)
+async def find_executions(workflow_ids: Sequence[str]) -> dict[str, str]:
+    """Return the newest execution of each run below from which it can go on, by its workflow id."""
+    return await _executions(workflow_ids, str(activity.info().workflow_id))
 
 
 async def _query(handle: Any, number: int) -> CarriedPart:

@@ -46,7 +46,7 @@ from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.outgoing import OutgoingGuard
 from ..activities.providers.registry import default_models
-from ..activities.rebuild import rebuild
+from ..activities.rebuild import find_executions, rebuild
 from ..activities.relay import relay
 from ..activities.remote import count_attempts
 from ..activities.renewal import BlobRenewal
@@ -169,6 +169,7 @@ class PerdurePlugin(SimplePlugin):
             BlobRenewal(blobs=self.blobs).renew_blobs,
             end_earlier_child,
             rebuild,
+            find_executions,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

@@ -15,7 +15,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.wire.effects import CarriedPart, Rebuild
-from perdure.wire.names import CARRIED, EXTENDABLE, REBUILD
+from perdure.wire.names import CARRIED, EXTENDABLE, FIND_EXECUTIONS, REBUILD
 from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import ExtensionRecord
 from perdure.wire.spec import AnySpec
@@ -207,6 +207,27 @@ class ExtendableRun(RunHandlers):
             raise refuse(f"there is no part {number!r}; there are {len(parts)}")
         below = [] if number or not isinstance(state, TeamState) else _cut_short(state)
         return CarriedPart(argument=parts[number], parts=len(parts), cut_short=below)
+
+
+async def executions_below(state: RunState) -> dict[str, str]:
+    """Return the closed executions of the runs below that were cut short with the last turn of a team.
+
+    Raises:
+        ActivityError: no worker was free to ask the server in time.
+
+    """
+    runs = _cut_short(state) if isinstance(state, TeamState) else []
+    if not runs:
+        return {}
+    found = await workflow.execute_activity(
+        FIND_EXECUTIONS,
+        runs,
+        result_type=RawValue,
+        start_to_close_timeout=timedelta(seconds=10),
+        schedule_to_close_timeout=timedelta(minutes=1),
+        summary=f"newest executions of {len(runs)} runs below",
+    )
+    return read_payload(found, dict[str, str])
 
 
 def _cut_short(team: TeamState) -> list[str]:

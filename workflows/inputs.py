@@ -20,7 +20,14 @@ from perdure.wire.effects import BindArguments
 from perdure.wire.ids import RESERVED, has_child_form
 from perdure.wire.names import INVALID_REQUEST, NO_ROOM
 from perdure.wire.plain import problem_as_json
-from perdure.wire.requests import ApprovalDecision, ExtendRequest, Redrive, RunRequest, SessionRequest
+from perdure.wire.requests import (
+    ApprovalDecision,
+    ExtendRequest,
+    ExtendTurn,
+    Redrive,
+    RunRequest,
+    SessionRequest,
+)
 from perdure.wire.results import ApprovalAnswer
 from perdure.wire.spec import AgentSpec, ResolvedAgent
 
@@ -107,6 +114,13 @@ def extend_request_of(raw: Any) -> ExtendRequest:
     """Return the checked input of a run that goes on from a closed one, whatever client wrote it."""
     request = _validate("extension", lambda: ExtendRequest.model_validate(raw))
     _check_writable("extension", request.to_json())
+    return request
+
+
+def extend_turn_of(raw: Any) -> ExtendTurn:
+    """Return the checked argument of `extend`."""
+    request = _validate("extend", lambda: ExtendTurn.model_validate(raw))
+    _check_writable("extend", request.model_dump(mode="json"))
     return request
 
 

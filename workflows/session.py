@@ -11,25 +11,36 @@ from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 from perdure.limits import Limits
-from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW, UPGRADE
-from perdure.wire.requests import SessionMessage, SessionRequest, UpgradeRequest
+from perdure.wire.names import EXTEND, INTERRUPT, REPLY, SAY, SESSION_OVER, SESSION_WORKFLOW, UPGRADE
+from perdure.wire.requests import ExtendTurn, SessionMessage, SessionRequest, UpgradeRequest
 from perdure.wire.results import RunResult, StopReason, TurnReply, UpgradeAnswer
 from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 from .arguments import Carried, read_arguments
-from .ending import EndedBeforeBeginningError
+from .ending import EndedBeforeBeginningError, RunIsEndingError
 from .engine.carry import format_of, spec_in
 from .engine.clocks import deadline_of
-from .engine.events import Said, TurnInterrupted, Upgraded
+from .engine.events import Said, TurnExtended, TurnInterrupted, Upgraded
+from .engine.extension import granted_limits
 from .engine.session import SessionProgram, is_pending, priced_request, reply_to, session_of
 from .engine.state import Origin, Session, Utterance
-from .extension import ExtendableRun
+from .engine.turn_extension import checked_turn_extension
+from .extension import ExtendableRun, executions_below
 from .handlers import bound_program
-from .inputs import check_alone, check_tool_limits, is_extension, no_room, refuse, session_request_of
+from .inputs import (
+    check_alone,
+    check_extension_prices,
+    check_tool_limits,
+    extend_turn_of,
+    is_extension,
+    no_room,
+    refuse,
+    session_request_of,
+)
 from .questions import Delivery, Incoming, said_of
 from .renewal import MOST_REPEATING, MOST_WAITING
 from .upgrade import ASKED_WITHIN, EACH_TURN_WITHIN, fetch_newest, is_newer, upgrade_of
@@ -109,6 +120,9 @@ class SessionWorkflow(ExtendableRun):
         request, incoming = said_of(message)
         message_id = request.id
         await self._take_in(request, incoming)
+        return await self._reply_when_done(message_id)
+
+    async def _reply_when_done(self, message_id: str) -> TurnReply:
         self._waiting += 1
         try:
             # More senders than that get `done: false` at once, and poll.
@@ -193,6 +207,52 @@ class SessionWorkflow(ExtendableRun):
         if self._is_answered(message_id):
             raise _unread_error(self._session.closing)
         return TurnReply(message_id=message_id, done=False, turn=self._session.turn)
+
+    # -- more for the last turn
+
+    @workflow.update(
+        name=EXTEND,
+        description="Let the last turn go on, which a limit has ended: "
+        '{"id": "yours", "limits": {"steps": 80}, "by": "you", "reason": "..."}. Answers as `say`.',
+    )
+    async def extend(self, how: Any = None, *_more: Any) -> TurnReply:
+        """Let the last turn go on with larger limits; return its reply, or `done: false` before that."""
+        self._loop.renewal.updates += 1
+        request = extend_turn_of(how)
+        while request.id in self._arriving:
+            await workflow.wait_condition(lambda: request.id not in self._arriving)
+        if not self._is_taken(request.id):
+            self._arriving.add(request.id)
+            try:
+                await self._take_extension(request)
+            finally:
+                self._arriving.discard(request.id)
+        return await self._reply_when_done(request.id)
+
+    @extend.validator
+    def _check_extend(self, how: Any = None, *more: Any) -> None:
+        check_alone(EXTEND, more)
+        request = extend_turn_of(how)
+        if reply_to(self._ready(), request.id) is None:
+            self._refuse_when_over()
+
+    async def _take_extension(self, request: ExtendTurn) -> None:
+        try:
+            executions = await self._loop.ending.race(executions_below(self._ready()))
+            bind, state = bound_program, self._ready()
+            extension = checked_turn_extension(state, request, workflow.now(), bind, executions)
+        except RunIsEndingError:
+            raise refuse("the session is ending") from None
+        except ActivityError:
+            raise refuse("extend: no worker was free to look at the runs below; try again later") from None
+        except ValueError as error:
+            raise refuse(f"extend: {error}") from None
+        check_extension_prices(state, granted_limits(type(state.spec.limits), request.limits))
+        event = TurnExtended(extension=extension)
+        self._loop.events.append(event)
+        await workflow.wait_condition(lambda: event not in self._loop.events)
+        if not self._is_taken(request.id):
+            raise refuse("extend: a turn has begun meanwhile; nothing was changed")
 
     # -- the version of the agent
 

@@ -32,6 +32,7 @@ SAY: Final = "say"
 REPLY: Final = "reply"
 INTERRUPT: Final = "interrupt"
 UPGRADE: Final = "upgrade"
+EXTEND: Final = "extend"
 
 # Error types with which a run or a request fails, beside the kinds of `perdure.errors.RULES`.
 UNKNOWN_AGENT: Final = "UnknownAgent"
@@ -59,6 +60,7 @@ RUN_HOOKS: Final = "run_hooks"
 COUNT_ATTEMPTS: Final = "count_attempts"
 RENEW_BLOBS: Final = "renew_blobs"
 REBUILD: Final = "rebuild"
+FIND_EXECUTIONS: Final = "find_executions"
 ACTIVITIES: Final = frozenset(
     {
         RESOLVE_AGENT,
@@ -71,6 +73,7 @@ ACTIVITIES: Final = frozenset(
         COUNT_ATTEMPTS,
         RENEW_BLOBS,
         REBUILD,
+        FIND_EXECUTIONS,
     }
 )
 

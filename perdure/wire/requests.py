@@ -151,6 +151,17 @@ class UpgradeRequest(_Strict):
     """Spec hash, or its beginning, that the newest agent must have. Otherwise the upgrade is refused."""
 
 
+class ExtendTurn(_Strict):
+    """Argument of `extend`: a turn of a session that a limit has ended goes on, with larger limits."""
+
+    id: str = Field(min_length=1, max_length=256)
+    """Id of the request, as of a message. Sent again under the same id, it has the same reply."""
+    limits: dict[str, JsonValue]
+    """Bounds of the turn that replace those of the same name. They are totals of the turn."""
+    by: str = Field(default="", max_length=200)
+    reason: str = Field(default="", max_length=2000)
+
+
 class RunOrigin(_Strict):
     """Closed execution from which a run goes on."""
 

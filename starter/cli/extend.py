@@ -20,7 +20,11 @@ async def extend(
     reason: Reason = "",
     user: Annotated[str | None, typer.Option(help="The user on whose behalf the run must act.")] = None,
 ) -> None:
-    """Let a run go on that a limit has ended, from where it stood, with larger limits."""
+    """Let a run go on that a limit has ended, or the last turn of an open session, with larger limits."""
+    from temporalio.client import WorkflowExecutionStatus
+
+    from perdure.wire.names import SESSION_WORKFLOW
+
     from .arguments import granted_of
     from .person import user_name
 
@@ -29,6 +33,14 @@ async def extend(
         refuse("say what is granted: --limit steps=100, as the total of the run")
     client = await common.connect()
     person = user_name() if by is None else by
-    await client.get(id).extend(limits=granted, by=person, reason=reason, user=user)
+    run = client.get(id)
+    described = await run.describe()
+    is_open = described.status == WorkflowExecutionStatus.RUNNING
+    if is_open and described.workflow_type == SESSION_WORKFLOW:
+        session = await client.session(id)
+        reply = await session.extend(limits=granted, by=person, reason=reason)
+        out(common, reply.model_dump(mode="json"), reply.text)
+        return
+    await run.extend(limits=granted, by=person, reason=reason, user=user)
     plain = {"id": id, "limits": granted.model_dump(mode="json", exclude_unset=True), "by": person}
     out(common, plain, f"{id}: extended, and goes on")

@@ -25,9 +25,10 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.errors import NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
+from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.wire.events import Event
-from perdure.wire.names import INTERRUPT, REPLY, SAY, SESSION_WORKFLOW, UPGRADE
+from perdure.wire.names import EXTEND, INTERRUPT, REPLY, SAY, SESSION_WORKFLOW, UPGRADE
 from perdure.wire.requests import WhenBusy
 from perdure.wire.results import Approval, ApprovalAnswer, Question, RunStatus, TurnReply, UpgradeAnswer
 
@@ -166,6 +167,31 @@ class Session:
     decide = resolve_approval
     """Earlier name of `resolve_approval`."""
 
+    async def extend(
+        self,
+        *,
+        limits: Limits,
+        by: str = "",
+        reason: str = "",
+        id: str | None = None,  # noqa: A002
+    ) -> TurnReply:
+        """Let the last turn go on, which a limit has ended, and wait for its reply.
+
+        Each limit that is set replaces the turn's own, as the total of the turn. It holds for this turn alone. What
+        was done is not done again; the model reads who has granted what. With an `id`, sending it again changes
+        nothing. A session that its own limits have closed is extended by `session.run.extend`.
+
+        Raises:
+            InvalidRequest: no limit has ended the last turn, or it could not go on with these; nothing was changed.
+            RunEnded: the session has ended.
+            NotReachable: no worker took the request; send it again, under the same id.
+
+        """
+        granted = limits.model_dump(mode="json", exclude_unset=True)
+        request = {"id": id or uuid.uuid4().hex, "limits": granted, "by": by, "reason": reason}
+        accepted = await self._hand_over(request, EXTEND)
+        return await self._wait_for_reply(accepted, request, EXTEND)
+
     async def upgrade(
         self, *, by: str = "", reason: str = "", agent_version: str | None = None
     ) -> UpgradeAnswer:
@@ -205,13 +231,13 @@ class Session:
         """End the session at once, as cancelled."""
         await self.run.cancel()
 
-    async def _hand_over(self, message: dict[str, Any]) -> _Accepted:
+    async def _hand_over(self, message: dict[str, Any], update: str = SAY) -> _Accepted:
         """Hand over the message until the session accepts it; then it is durable."""
         reason = "it has too much to do"
         for attempt in range(_TRIES):
             try:
                 async with self._slots:
-                    accepted = await self._try_update(message)
+                    accepted = await self._try_update(message, update)
             except RPCError as error:
                 if error.status != RPCStatusCode.RESOURCE_EXHAUSTED:
                     raise
@@ -229,10 +255,10 @@ class Session:
             f"session {self.id!r} did not take the message: {reason}; say it again, under the same id"
         )
 
-    async def _try_update(self, message: dict[str, Any]) -> _Accepted:
+    async def _try_update(self, message: dict[str, Any], update: str) -> _Accepted:
         try:
             async with self.run.calls.translate_errors(passing=(RPCStatusCode.RESOURCE_EXHAUSTED,)):
-                return await ride_out(lambda: self._update(message))
+                return await ride_out(lambda: self._update(message, update))
         except WorkflowUpdateFailedError as error:
             raise refusal_error(error) from None
         except WorkflowAlreadyStartedError:
@@ -243,11 +269,11 @@ class Session:
                 f"{self.run.calls.no_answer_message()}; say it again, under the same id"
             ) from None
 
-    async def _update(self, message: dict[str, Any]) -> _Accepted:
+    async def _update(self, message: dict[str, Any], update: str) -> _Accepted:
         accepted = WorkflowUpdateStage.ACCEPTED
-        if self._opening is None:
+        if self._opening is None or update != SAY:
             return await self.run.handle.start_update(
-                SAY,
+                update,
                 message,
                 wait_for_stage=accepted,
                 result_type=TurnReply,
@@ -278,7 +304,7 @@ class Session:
         return description.status == WorkflowExecutionStatus.RUNNING
 
     async def _wait_for_reply(
-        self, accepted: _Accepted, message: dict[str, Any], *, lost: int = 0
+        self, accepted: _Accepted, message: dict[str, Any], update: str = SAY, *, lost: int = 0
     ) -> TurnReply:
         """Wait for the turn's reply: on the update, then by query, which adds nothing to the history."""
         reply = await self._update_result(accepted)
@@ -290,7 +316,8 @@ class Session:
                         f"session {self.id!r} lost the message {lost + 1} times; "
                         "say it again, under the same id"
                     )
-                return await self._wait_for_reply(await self._hand_over(message), message, lost=lost + 1)
+                again = await self._hand_over(message, update)
+                return await self._wait_for_reply(again, message, update, lost=lost + 1)
             if not await self._is_open():
                 # It may have answered just before its end.
                 reply = await self._query_reply(message["id"])

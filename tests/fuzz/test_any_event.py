@@ -11,7 +11,7 @@ from perdure.hooks import HookPoint
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.wire.effects import CheckedCall, HookOutcome, ModelFailure
-from perdure.wire.requests import ApprovalDecision
+from perdure.wire.requests import ApprovalDecision, ExtendTurn
 from perdure.wire.results import RunResult, UpgradeRecord
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
@@ -35,10 +35,11 @@ from perdure.workflows.engine.events import (
     Resumed,
     RetryDue,
     Said,
+    TurnExtended,
     TurnInterrupted,
     Upgraded,
 )
-from perdure.workflows.engine.past import NextAgent
+from perdure.workflows.engine.past import NextAgent, TurnExtension
 from perdure.workflows.engine.state import AgentState, End, Utterance
 from tests.unit.runs import NOW, call, details, reply, result, result_of, spec_of, status_report
 
@@ -68,6 +69,7 @@ outcomes = st.builds(
     cost_microusd=st.none() | st.integers(0, 99),
 )
 UPGRADE = UpgradeRecord(at=NOW, by="ann", before="old", after="new")
+MORE_FOR_TURN = TurnExtension(request=ExtendTurn(id="more", limits={"steps": 99}), ended="max_steps")
 NEXT_AGENT = NextAgent(spec=spec_of(instructions="Go on."), record=UPGRADE)
 NEXT_GUARDED = NextAgent(spec=spec_of(hooks=get_args(HookPoint)), record=UPGRADE)
 POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
@@ -107,6 +109,7 @@ events: st.SearchStrategy[Any] = st.one_of(
         ),
         at=st.none() | st.just(NOW),
     ),
+    st.just(TurnExtended(extension=MORE_FOR_TURN)),
     st.builds(Upgraded, agent=st.sampled_from([NEXT_AGENT, NEXT_GUARDED])),
     st.builds(RetryDue, at=st.sampled_from([NOW, NOW + timedelta(hours=1), NOW + timedelta(days=1)])),
     st.builds(

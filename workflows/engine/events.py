@@ -13,7 +13,7 @@ from perdure.wire.results import RunResult, StopReason
 from perdure.wire.spec import AgentSpec, AnySpec
 from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
 
-from .past import NextAgent
+from .past import NextAgent, TurnExtension
 from .people import RelayedAnswer, RelayedDecision
 from .state import End, Utterance
 
@@ -258,6 +258,13 @@ class ParentInformed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnExtended:
+    """The last turn of a session, which a limit has ended, is to go on."""
+
+    extension: TurnExtension
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upgraded:
     """A session is to take another version of its agent."""
 
@@ -310,7 +317,7 @@ class IdleChecked:
 
 
 # Groups by who folds them: `session`, `family`, and for the rest the program.
-SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked | Upgraded
+SessionEvent = Said | TurnBegan | TurnEnded | TurnInterrupted | IdleChecked | Upgraded | TurnExtended
 TreeEvent = (
     ChildReported
     | ChildGranted

@@ -62,23 +62,20 @@ _WHY_NOT: Final[dict[StopReason, str]] = {
 }
 
 
-def granted_limits(state: RunState, request: ExtendRequest) -> Limits:
+def granted_limits(kind: type[Limits], granted: Mapping[str, Any]) -> Limits:
     """Return the granted bounds, as the kind of limits that the run has.
 
     Raises:
         ValueError: there is no such limit, or a value does not fit it; the message says which.
 
     """
-    kind: type[Limits] = Limits if state.session else type(state.spec.limits)
-    if state.tree.lineage is not None:  # of what its team was given, a run below takes what it has itself
-        return kind.model_validate({k: v for k, v in request.limits.items() if k in kind.model_fields})
-    if not request.limits:
+    if not granted:
         raise ValueError("limits: say what is granted, such as steps=80")
-    unknown = sorted(request.limits.keys() - kind.model_fields.keys())
+    unknown = sorted(granted.keys() - kind.model_fields.keys())
     if unknown:
         raise ValueError(f"limits: no limit {unknown[0]!r} here; there are: {', '.join(kind.model_fields)}")
     try:
-        return kind.model_validate(request.limits)
+        return kind.model_validate(granted)
     except ValidationError as error:
         raise ValueError(f"limits: {explain(error)}") from None
 
@@ -102,7 +99,11 @@ def extension_of(
         raise ValueError(f"the run acts on behalf of another user than {request.user!r}")
     # A run below goes on together with its team, whatever has ended it.
     reason = state.end.stop_reason if child and state.end else _limit_that_ended(state, request)
-    limits = granted_limits(state, request)
+    kind: type[Limits] = Limits if state.session else type(state.spec.limits)
+    granted = request.limits
+    if child is not None:  # of what its team was given, a run below takes what it has itself
+        granted = {name: value for name, value in granted.items() if name in kind.model_fields}
+    limits = granted_limits(kind, granted) if granted or child is None else kind()
     record = ExtensionRecord(
         at=at,
         by=request.by,
@@ -149,19 +150,24 @@ def extend(
     if extension.child is not None:
         below: RunState = program.go_on(state, extension)
         return below
-    _check_larger(state, extension)
-    extended: RunState = program.go_on(state, extension)
-    reason = extension.ended
-    # The bounds of a swarm or graph stand in its spec.
-    needs = [*bind(extended.spec).needs(extended, reason), *_time_needed(extended, extension)]
-    # A team does not know how much the run needs that was cut short below it.
     before = bounds_before(state)
+    check_larger(state, before, extension)
+    extended: RunState = program.go_on(state, extension)
+    # The bounds of a swarm or graph stand in its spec.
+    needs = [*bind(extended.spec).needs(extended, extension.ended), *_time_needed(extended, extension)]
+    check_needs(needs, before, extension)
+    return extended
+
+
+def check_needs(needs: list[str], before: Mapping[str, Any], extension: Extension) -> None:
+    """Check that nothing is needed beside what is granted, and that the limit which has ended the run is raised."""
+    reason = extension.ended
+    # A team does not know how much the run needs that was cut short below it.
     fields = [name for name in FIELDS_BY_REASON[reason] if before.get(name)] or FIELDS_BY_REASON[reason]
     if not needs and not extension.limits.model_fields_set.intersection(fields):
         needs = [" or ".join(fields)]
     if needs:
         raise ValueError(f"the run cannot go on: raise {', and '.join(needs)}")
-    return extended
 
 
 def bounds_before(state: RunState) -> dict[str, Any]:
@@ -171,14 +177,15 @@ def bounds_before(state: RunState) -> dict[str, Any]:
     return {**own, **held.model_dump()}
 
 
-def _check_larger(state: RunState, extension: Extension) -> None:
+def check_larger(state: RunState, before: Mapping[str, Any], extension: Extension) -> None:
     """Check that no bound becomes smaller, and that one which has ended the run becomes larger."""
-    before, reason = bounds_before(state), extension.ended
+    reason = extension.ended
     for name, value in _flat({name: getattr(extension.limits, name) for name in _set_in(extension)}).items():
         bound = _flat(before).get(name)
         # A bound that a team does not have is for the run below that was cut short.
         lower = state.counts_steps if bound is None else value is not None and value < bound
-        if name not in _FREE_FIELDS and value is not None and lower:
+        is_bound = name not in _FREE_FIELDS and value is not None and not isinstance(value, bool | str)
+        if is_bound and lower:
             now = "no bound" if bound is None else f"{bound}"
             raise ValueError(f"limits: {name}={value} is less than what the run has ({now})")
     if reason in _IN_SPEC:

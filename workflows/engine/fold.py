@@ -54,6 +54,7 @@ from .events import (
     SummaryBegan,
     TurnBegan,
     TurnEnded,
+    TurnExtended,
     TurnInterrupted,
     Upgraded,
     WindowMoved,
@@ -163,7 +164,9 @@ def fold(state: AgentState, event: Event) -> AgentState:  # noqa: C901 - one cas
             return fold_tree_event(state, event)
         case NodesStarted():
             return state  # an agent has no nodes
-        case Said() | TurnBegan() | TurnEnded() | TurnInterrupted() | IdleChecked() | Upgraded():
+        case Said() | TurnBegan() | TurnEnded() | TurnInterrupted() | IdleChecked():
+            return state  # a session's: see `session`
+        case Upgraded() | TurnExtended():
             return state  # a session's: see `session`
         case _:
             assert_never(event)

@@ -7,6 +7,7 @@ from typing import Any
 
 from perdure.limits import Limits
 from perdure.scheduling import Start
+from perdure.wire.requests import ExtendTurn
 from perdure.wire.results import ExtensionRecord, StopReason, UpgradeRecord
 from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
@@ -30,6 +31,24 @@ class NextAgent:
     spec: AnySpec
     members: tuple[AnySpec, ...] = ()
     record: UpgradeRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnExtension:
+    """Request that the last turn of a session goes on, as JSON can hold it."""
+
+    request: ExtendTurn
+    ended: StopReason
+    """Limit that had ended the turn."""
+    executions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsualTurn:
+    """Limits of other turns, and the spec without what was granted to the present one."""
+
+    limits: Limits
+    spec: AnySpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from .events import (
     StepBegan,
     TurnBegan,
     TurnEnded,
+    TurnExtended,
     TurnInterrupted,
     Upgraded,
 )
@@ -46,6 +47,7 @@ from .program import Program
 from .questions import has_question
 from .report import cost_of
 from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
+from .turn_extension import begin_extended_turn, with_usual_limits
 from .upgrade import apply_next_agent, take_agent, with_upgrades
 
 MOST_ANSWERED: Final = 512
@@ -157,9 +159,10 @@ class SessionProgram:
             return CloseTurn(end=command.end) if isinstance(command, Finish) else command
         if session.closing is not None:
             return Finish(end=End(stop_reason=session.closing, output=_newest_output(state)))
-        return OpenTurn() if session.queue and not state.paused else Wait()
+        waiting = session.queue or session.extension is not None
+        return OpenTurn() if waiting and not state.paused else Wait()
 
-    def fold(self, state: RunState, event: Event) -> RunState:
+    def fold(self, state: RunState, event: Event) -> RunState:  # noqa: C901 - one case an event
         """Return the state after the event."""
         match event:
             case Said():
@@ -172,6 +175,8 @@ class SessionProgram:
                 return self._end_turn(state, event)
             case TurnInterrupted():
                 return self._interrupt(state, event)
+            case TurnExtended():
+                return _take_extension(state, event)
             case Upgraded():
                 return take_agent(state, event.agent)
             case IdleChecked():
@@ -240,6 +245,9 @@ class SessionProgram:
 
     def _begin_turn(self, state: RunState, at: datetime) -> RunState:
         session = session_of(state)
+        if session.extension is not None and not session.turn_is_open:
+            opened = begin_extended_turn(self.inner, state, at)
+            return replace(opened, limits=turn_limits(opened))
         if session.turn_is_open or not session.queue:
             return state
         first, *rest = session.queue
@@ -253,7 +261,8 @@ class SessionProgram:
             queue=tuple(rest),
             start=start,
         )
-        state = replace(state, session=session, limits=turn_limits(state), deadline_at=turn_deadline(session))
+        state = replace(state, session=session, deadline_at=turn_deadline(session))
+        state = replace(state, limits=turn_limits(state))
         begun: RunState = self.inner.begin_turn(state, first.message)
         return begun
 
@@ -276,9 +285,8 @@ class SessionProgram:
             start=replace(session.start, at=event.at),
             closing=closing,
         )
-        return apply_next_agent(
-            replace(state, session=session, deadline_at=counted_session_deadline(session))
-        )
+        state = replace(state, session=session, deadline_at=counted_session_deadline(session))
+        return apply_next_agent(with_usual_limits(state))
 
     def _answered_turn(self, state: RunState, end: End) -> AnsweredTurn:
         session = session_of(state)
@@ -332,9 +340,17 @@ def _with(state: RunState, session: Session) -> RunState:
     return replace(state, session=session)
 
 
+def _take_extension(state: RunState, event: TurnExtended) -> RunState:
+    session = session_of(state)
+    idle = not (session.turn_is_open or session.queue or session.extension or session.closing)
+    return _with(state, replace(session, extension=event.extension)) if idle else state
+
+
 def is_pending(state: RunState, message_id: str) -> bool:
     """Return whether the message waits for its reply."""
     session = session_of(state)
+    if session.extension is not None and session.extension.request.id == message_id:
+        return True
     waiting = (*session.queue, *session.unread)
     return message_id in session.ids or any(utterance.id == message_id for utterance in waiting)
 
@@ -375,7 +391,8 @@ def _mark_read(state: RunState) -> RunState:
 
 def turn_limits(state: RunState) -> Limits:
     """Return the bounds of a turn that begins now, in the session's own counts."""
-    session, ledger = session_of(state), state.ledger
+    session = session_of(state)
+    ledger = session.start.counted_from or state.ledger
     limits, used = session.turn_limits, ledger.usage
     of_turn = Limits(
         steps=_add(limits.steps, ledger.steps if state.counts_steps else 0),
@@ -392,7 +409,7 @@ def turn_limits(state: RunState) -> Limits:
     bounds = session.limits
     if bounds.steps is not None and not state.counts_steps:
         # A team's bound of steps holds for each run below: what the session has left is the most that one may use.
-        bounds = bounds.model_copy(update={"steps": max(1, bounds.steps - ledger.steps)})
+        bounds = bounds.model_copy(update={"steps": max(1, bounds.steps - state.ledger.steps)})
     return of_turn.tightened_by(bounds)
 
 

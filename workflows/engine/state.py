@@ -37,7 +37,7 @@ from perdure.wire.results import (
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
-from .past import Cut, NextAgent, Past
+from .past import Cut, NextAgent, Past, TurnExtension, UsualTurn
 from .people import Clock, PeopleTime, RelayedAnswer, RelayedDecision
 from .tree import Tree
 
@@ -255,6 +255,8 @@ class TurnStart:
     """Sum of the waits for people before the turn."""
     messages: int = 0
     ledger: Ledger = Ledger()
+    counted_from: Ledger | None = None
+    """Of a turn that goes on: counts at its first start, from which its limits count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +293,10 @@ class Session:
     """Number of messages that came without an id of their own."""
     closing: StopReason | None = None
     """Set when the session is to end after the turn."""
+    extension: TurnExtension | None = None
+    """Set when the last turn is to go on."""
+    usual: UsualTurn | None = None
+    """Set while a turn goes on with limits of its own."""
     upgrades_each_turn: bool = False
     next_agent: NextAgent | None = None
     """Version that the session takes after the turn."""

@@ -325,8 +325,9 @@ class TeamProgram:
 
     def startable(self, team: TeamState) -> tuple[Start, ...]:
         """Return the nodes to start now, with keys that are unique in the run."""
-        # The newest message of the conversation is the task itself.
-        history = _newest(team.conversation[:-1]) if team.session else ()
+        # The newest message of a person's is the task itself. In a turn that goes on, a partial answer follows it.
+        asked = [at for at, message in enumerate(team.conversation) if message.role == "user"]
+        history = _newest(team.conversation[: asked[-1]]) if team.session and asked else ()
         return tuple(
             replace(
                 start,

@@ -1,0 +1,147 @@
+"""Extension of a turn: the last turn of an open session, which a limit has ended, goes on with larger limits.
+
+Rules
+1. Only the last turn goes on, and only if a limit of a turn has ended it. It keeps its number, and so its keys.
+2. Granted bounds are totals of the turn, counted from its first start. Its clock begins anew.
+3. The grant holds for this turn alone: the next one has the usual limits.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from perdure.limits import Limits
+from perdure.wire.requests import ExtendTurn
+from perdure.wire.results import ExtensionRecord, StopReason
+from perdure.wire.spec import AnySpec
+
+from .clocks import turn_deadline
+from .extension import (
+    FIELDS_BY_REASON,
+    check_larger,
+    check_needs,
+    granted_limits,
+    raised_by,
+    with_granted,
+)
+from .past import Extension, TurnExtension, UsualTurn
+from .program import RunningProgram
+from .state import Ledger, RunState, Session, TurnStart
+
+
+def checked_turn_extension(
+    state: RunState,
+    request: ExtendTurn,
+    at: datetime,
+    bind: Callable[[AnySpec], RunningProgram[Any]],
+    executions: Mapping[str, str],
+) -> TurnExtension:
+    """Return the extension of the session's last turn. `bind` makes the program of a turn.
+
+    Raises:
+        ValueError: the turn cannot go on so; in words.
+
+    """
+    session = _session(state)
+    ended = _limit_that_ended(session)
+    upgraded = bool(session.upgrades) and session.upgrades[-1].turn >= session.turn
+    if upgraded and not state.reads_messages:
+        raise ValueError("the session has taken another version of its team since; say what is next")
+    wanted = TurnExtension(request=request, ended=ended, executions=dict(executions))
+    extension = _extension(state, wanted, at)
+    before = {**state.spec.limits.model_dump(), **session.turn_limits.model_dump()}
+    check_larger(state, before, extension)
+    # In the counts of the turn, so that the least values are those of the turn too.
+    counted = replace(state, limits=session.turn_limits, ledger=_since(state.ledger, _first_counts(session)))
+    extended: RunState = bind(state.spec).go_on(counted, extension)
+    check_needs(bind(extended.spec).needs(extended, ended), before, extension)
+    return wanted
+
+
+def begin_extended_turn(program: RunningProgram[Any], state: RunState, at: datetime) -> RunState:
+    """Return the session with its last turn open again. Its limits are still to be counted."""
+    session = _session(state)
+    assert session.extension is not None, "the turn is to go on"
+    extension = _extension(state, session.extension, at)
+    limits = (with_granted if state.counts_steps else raised_by)(session.turn_limits, extension.limits)
+    start = TurnStart(
+        at=at,
+        people=state.people.total,
+        messages=session.start.messages,
+        ledger=state.ledger,
+        counted_from=_first_counts(session),
+    )
+    opened = replace(
+        session,
+        turn_is_open=True,
+        ids=(session.extension.request.id,),
+        start=start,
+        turn_limits=limits,
+        usual=UsualTurn(limits=session.turn_limits, spec=state.spec),
+        extension=None,
+    )
+    extended: RunState = program.go_on(state, extension)
+    return replace(extended, session=opened, deadline_at=turn_deadline(opened), clock=None)
+
+
+def with_usual_limits(state: RunState) -> RunState:
+    """Return the session, whose turn is over, without what was granted to that turn."""
+    session = _session(state)
+    if session.usual is None:
+        return state
+    usual = session.usual
+    return replace(state, spec=usual.spec, session=replace(session, turn_limits=usual.limits, usual=None))
+
+
+def _session(state: RunState) -> Session:
+    assert state.session is not None, "only sessions have turns"
+    return state.session
+
+
+def _limit_that_ended(session: Session) -> StopReason:
+    if session.turn_is_open or session.queue or session.extension is not None:
+        raise ValueError("a turn is under way; wait for its end, or interrupt it")
+    if not session.answered:
+        raise ValueError("the session has had no turn yet")
+    reply = session.answered[-1].reply
+    if reply.error is not None or reply.stop_reason not in FIELDS_BY_REASON:
+        raise ValueError(
+            f"the last turn has ended with {reply.stop_reason!r}, and not by a limit; say what is next"
+        )
+    return reply.stop_reason
+
+
+def _first_counts(session: Session) -> Ledger:
+    return session.start.counted_from or session.start.ledger
+
+
+def _extension(state: RunState, wanted: TurnExtension, at: datetime) -> Extension:
+    request = wanted.request
+    kind: type[Limits] = type(state.spec.limits)
+    limits = granted_limits(kind, request.limits)
+    record = ExtensionRecord(
+        at=at,
+        by=request.by,
+        reason=request.reason,
+        limits=limits.model_dump(mode="json", include=limits.model_fields_set),
+        ended=wanted.ended,
+    )
+    return Extension(limits=limits, record=record, closed_at=at, executions=wanted.executions)
+
+
+def _since(ledger: Ledger, before: Ledger) -> Ledger:
+    usage, used = ledger.usage, before.usage
+    return Ledger(
+        usage=usage.model_copy(
+            update={
+                name: getattr(usage, name) - getattr(used, name)
+                for name in type(usage).model_fields
+                if name != "estimated"
+            }
+        ),
+        cost_microusd=ledger.cost_microusd - before.cost_microusd,
+        tool_calls=ledger.tool_calls - before.tool_calls,
+        per_tool={name: calls - before.per_tool.get(name, 0) for name, calls in ledger.per_tool.items()},
+        steps=ledger.steps - before.steps,
+    )
