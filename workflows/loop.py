@@ -73,9 +73,9 @@ from .timers import RetryTimer, RunClocks
 
 _FIRST_RETRY = timedelta(seconds=30)
 """Wait before the first retry of an outage that only Temporal noticed: nobody named a delay."""
-_BETWEEN_ENDS = timedelta(milliseconds=150)
+_BETWEEN_ENDS = timedelta(milliseconds=300)
 """Time without an end of a child after which no other is waited for, once the grace is over."""
-_MOST_WAITS = 10
+_MOST_WAITS = 5
 
 
 class Loop:
@@ -340,30 +340,29 @@ class Loop:
         display.show(self._program, self._now)
         # A timer of its own, not that of `wait_condition`: results that arrive together with it still count.
         grace = asyncio.create_task(workflow.sleep(self._now.tree.grace))
-        started = self._children.count
+        known = len(self.events)
         self._pending.cancel()
         self._children.cancel(ending)
         try:
             await workflow.wait_condition(lambda: grace.done() or not self._has_pending)
-            await self._let_ends_arrive(started)
+            await self._let_ends_arrive(known)
         except asyncio.CancelledError:  # work that was asked to stop is to be cancelled by now
             self.events.append(EndRequested(reason="cancelled"))
         finally:
             grace.cancel()
         return None
 
-    async def _let_ends_arrive(self, before: int) -> None:
-        """Wait, for a bounded time, while ends of children keep coming.
+    async def _let_ends_arrive(self, known: int) -> None:
+        """Wait, for a bounded time, while ends and last reports of children keep coming.
 
         The server refuses an end of the run that an event overtakes, and the worker then replays the run: while many
         ends arrive, closing is slower than waiting. Children that do report need not be booked with their leases.
         Only the root waits: all others must report before the grace of the run above is over.
         """
         for _ in range(0 if self._now.tree.lineage else _MOST_WAITS):
-            count = self._children.count
-            if count in (0, before):  # none has come since the last look
+            if not self._children.count or len(self.events) == known:  # none has come since the last look
                 return
-            before = count
+            known = len(self.events)
             with suppress(TimeoutError):
                 await workflow.wait_condition(
                     lambda: not self._has_pending, timeout=_BETWEEN_ENDS, timeout_summary="ends keep coming"
