@@ -28,6 +28,8 @@ _ENDED: Final = ("already completed", "aborted by closing workflow")
 _BROKEN: Final = ("transport error", "h2 protocol error")
 # Text of the server for a run that takes no more updates until it has continued as new.
 _NO_ROOM: Final = "limit on the total number of distinct updates"
+# Text of the server for a run that takes no more signals until it has continued as new. A cancellation is none.
+_NO_SIGNALS: Final = "limit for signal events"
 # Text for a message that is too large. It has the status of a busy server, but trying again never helps.
 _TOO_LARGE: Final = "larger than max"
 
@@ -71,6 +73,11 @@ def run_error(error: RPCError, run_id: str, namespace: str, within: float) -> Pe
         return unreachable
     if _NO_ROOM in error.message:
         return ServerBusy(f"run {run_id!r} takes no more requests until its pending calls have ended")
+    if _NO_SIGNALS in error.message:
+        return ServerBusy(
+            f"run {run_id!r} takes no more signals, such as a stop, until its pending calls have ended; "
+            "it can be cancelled"
+        )
     if "no poller" in error.message:
         return NotReachable(no_answer_message(run_id, within))
     if "Workflow Task in failed state" in error.message:

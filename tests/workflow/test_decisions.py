@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -303,6 +304,26 @@ async def test_growing_history_leaves_room_for_decisions(
     assert refused[0] == 0
     assert refused[-1] == 1
     assert refused == sorted(refused), "once it is short of room, it stays so while runs below go on"
+
+
+async def test_used_up_signals_leave_decision_and_cancel(settings: Settings) -> None:
+    """A parent that takes no more signals says so, and decisions and a cancellation still get in."""
+    boss = Agent(name="boss", model="scripted:boss", tools=[_PAYEE.as_tool()])
+    config = {"history.maximumSignalsPerExecution": str(4 * BELOW)}
+    async with DevServer.start(db=None, ui_port=False, dynamic_config=config) as server:
+        mine = settings.model_copy(update={"address": server.address})
+        models = {"scripted": ScriptedModel(_script)}
+        async with running([boss], models=models, address=server.address, settings=mine) as client:
+            run = await client.start("boss", "Pay.")
+            first, *_ = await _approvals(run, BELOW)
+            with suppress(ServerBusy):
+                for _ in range(4 * BELOW):
+                    await run.resume()
+            with pytest.raises(ServerBusy, match=r"no more signals, such as a stop, .* it can be cancelled"):
+                await run.stop()
+            assert (await run.resolve_approval(first, allow=True, by="lee")).by == "lee"
+            await run.cancel()
+            assert (await run.result()).stop_reason == "cancelled"
 
 
 async def test_second_click_pays_nothing_else(serve: Serve) -> None:
