@@ -34,6 +34,7 @@ A run of fewer than 200 tasks takes them from all parts of the set.
 
 | column | meaning |
 | --- | --- |
+| date, version | day of the run, and the version of Perdure then |
 | faults | number of faults that happened |
 | finished | tasks whose caller got the right last words of each turn, and whose run then ended |
 | right | tasks whose final state and results are right by the set's own checkers |
@@ -65,7 +66,7 @@ python -m proofs.chaos report
 - Stalls grow with the load of the machine, and so do the model calls that a slow worker loses to its
   heartbeat timeout. A killed worker is back in seconds on a quiet machine, in half a minute on a crowded one.
   Read these figures as bounds, and do not compare them between subjects.
-- Versions in a table's head are those of the conductor's environment. Those of the peers stand in their
+- Versions above a table are those of the conductor's environment. Those of the peers stand in their
   requirements.
 - Temporal notices a worker's death by missing heartbeats: after 5 s for a model call, after 10 s for a tool.
 - A tool's call that `kill -9` loses before its effect never reached the tools. Its retry did.
@@ -125,13 +126,13 @@ def _verdict(results: Iterable[Result]) -> str:
 
 
 def _subject_section(title: str, results: Sequence[Result]) -> str:
-    lines = [f"## {title}\n", _head_line(results[-1][0])]
+    lines = [f"## {title}\n", *_head_lines(head for head, _ in results)]
     lines.append(
-        "| kind | seed | faults | finished | right | equal | effects | flagged repeats "
+        "| kind | seed | date | version | faults | finished | right | equal | effects | flagged repeats "
         "| unflagged duplicates | models | stall | resumed | lost | runs |"
     )
-    lines.append("| --- " + "| ---: " * 13 + "|")
-    lines += [_row(record) for _, record in results]
+    lines.append("| --- | ---: | --- | --- " + "| ---: " * 12 + "|")
+    lines += [_row(head, record) for head, record in results]
     lines.append("")
     failures = [line for _, record in results for line in _failure_lines(record)]
     lines += failures + [""] * bool(failures)
@@ -139,16 +140,22 @@ def _subject_section(title: str, results: Sequence[Result]) -> str:
     return "\n".join([*lines, *(f"- **{kind}**: {MEANING[kind]}" for kind in kinds), ""])  # type: ignore[index]
 
 
-def _head_line(head: Head) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(head.versions.items()))
-    return f"{head.at[:10]}, {head.cores} cores, {head.system}, Python {head.python}; {versions}.\n"
+def _head_lines(heads: Iterable[Head]) -> list[str]:
+    """Return a line for each environment: a table may hold results of several days and versions."""
+    lines: dict[str, None] = {}
+    for head in heads:
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(head.versions.items()))
+        lines[f"- {head.cores} cores, {head.system}, Python {head.python}; {versions}"] = None
+    return [*lines, ""]
 
 
-def _row(record: Record) -> str:
+def _row(head: Head, record: Record) -> str:
     tasks = record.tasks
     cells = [
         record.kind,
         str(record.seed),
+        head.at[:10],
+        head.versions["perdure"],
         str(sum(record.faults.values())),
         f"{record.finished} of {tasks}",
         f"{record.right} of {tasks}",

@@ -115,7 +115,7 @@ def test_results_stored_by_kind_and_seed(tmp_path: Any) -> None:
     report.write(tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert "in 2 of 2 runs" in page
-    assert "| server | 1 | 10 | 1 of 1 |" in page
+    assert f"| server | 1 | {head.at[:10]} | {head.versions['perdure']} | 10 | 1 of 1 |" in page
 
 
 def test_runs_counts_equal_outcomes_in_row(tmp_path: Any) -> None:
