@@ -283,8 +283,10 @@ def answer_of(raw: Any, decision: ApprovalDecision, run_id: str) -> ApprovalAnsw
 def redrive_of(raw: Any) -> Redrive:
     """Return the checked argument of `redrive`."""
     redrive = _validate("redrive", lambda: Redrive.model_validate(raw or {}))
-    if redrive.limits is not None and "timeout" in redrive.limits.model_fields_set:
-        raise refuse("redrive: limits.timeout: a run's clock cannot be set anew; leave it out")
+    set_limits = redrive.limits.model_fields_set if redrive.limits is not None else set[str]()
+    for name in ("timeout", "timeout_excludes_people"):
+        if name in set_limits:
+            raise refuse(f"redrive: limits.{name}: a run's clock cannot be set anew; leave it out")
     return redrive
 
 

@@ -486,8 +486,9 @@ async def test_redrive_takes_newest_version(serve: Serve) -> None:
         await run.resume()
         await until(lambda: asyncio.sleep(0, len(heard) == 2))
         await _parked(client, run)
-        with pytest.raises(InvalidRequest, match="timeout"):
-            await run.redrive(limits=Limits(timeout=timedelta(hours=1)))
+        for clock in (Limits(timeout=timedelta(hours=1)), Limits(timeout_excludes_people=True)):
+            with pytest.raises(InvalidRequest, match="clock cannot be set anew"):
+                await run.redrive(limits=clock)
         await run.redrive(newest=True, limits=Limits(steps=3))
         assert (await run.result()).output == "hi"
         with pytest.raises(InvalidRequest, match=r"not parked|ending|over"):
