@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from pydantic import JsonValue, TypeAdapter
 
 from perdure.messages import Message, Part
-from perdure.wire.results import Failure, NodeResult, StopReason
+from perdure.wire.results import Failure, HandedOn, NodeResult, StopReason
 from perdure.wire.spec import NodeKind
 from perdure.wire.tree import Peer
 
@@ -45,6 +45,8 @@ class Start:
     """Agents that the node may hand off to."""
     inputs: dict[str, object] = field(default_factory=dict[str, object])
     """For a function: outputs of the nodes that led to it, by name."""
+    handed_on: HandedOn | None = None
+    """What the run before it leaves to this one. The engine fills it in."""
 
     @property
     def act(self) -> str:

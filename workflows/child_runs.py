@@ -4,19 +4,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
-    ChildWorkflowError,
     FailureError,
-    TerminatedError,
     TimeoutError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
@@ -24,7 +21,7 @@ from temporalio.exceptions import (
 
 from perdure.limits import Limits
 from perdure.members import for_member
-from perdure.messages import Text, ToolResult, Usage
+from perdure.messages import Text, ToolResult
 from perdure.scheduling import Start
 from perdure.texts import first_bytes, mark_cut, mask_secrets, truncate_middle
 from perdure.wire.effects import FUNCTION_ATTEMPTS, EarlierChild, KeepText, KeptText, NodeCall, most_attempts
@@ -48,12 +45,15 @@ from perdure.wire.spec import ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Lease, Lineage, Report
 from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_uncertain
 
+from .child_outcomes import outcome_of_bug, outcome_of_error
 from .ending import Ending, RunIsEndingError
 from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.clocks import node_clock_stands
 from .engine.cut import extension_for, lease_below
 from .engine.events import ChildEnded, Event
-from .engine.state import AgentState, Call, RunState, TeamState
+from .engine.handovers import preview_bytes, prompt_with_notes
+from .engine.state import AgentState, Call, RunState
+from .engine.team_state import TeamState
 from .identity import earlier_attempts, function_key, identity_below
 from .payloads import read_json, read_payload
 
@@ -189,7 +189,7 @@ class ChildRuns:
             try:
                 event: Event = await body
             except Exception as error:  # an end that nobody hears of would leave the run waiting
-                event = ChildEnded(key=key, outcome=_bug(key, error), at=workflow.now())
+                event = ChildEnded(key=key, outcome=outcome_of_bug(key, error), at=workflow.now())
             # Abandoned, or replaced by a child of the same key in another turn.
             if self._tasks.get(key) is not task:
                 return
@@ -200,8 +200,26 @@ class ChildRuns:
         task = self._tasks[key] = asyncio.create_task(report())
 
     async def _child(self, state: RunState, start: Start) -> Event:
-        outcome = await self._outcome(state, start)
+        outcome = await self._outcome(state, await self._with_short_notes(state, start))
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
+
+    async def _with_short_notes(self, state: RunState, start: Start) -> Start:
+        """Return the start with what the run before it has done in as many bytes as a result of it may have.
+
+        The whole is kept aside, and the run can read on in it.
+        """
+        left = start.handed_on
+        most = preview_bytes(state, start)
+        if left is None or len(left.done.encode(errors="replace")) <= most:
+            return start
+        try:
+            kept = await self._ending.race(_keep_text(left.done, most))
+        except RunIsEndingError:
+            kept = _cut_text(
+                left.done.encode(errors="replace"), most, "the run ended before the rest was kept"
+            )
+        spilled = left.spilled or kept.spilled is not None
+        return replace(start, handed_on=left.model_copy(update={"done": kept.shown, "spilled": spilled}))
 
     async def _called_agent(self, state: AgentState, start: Start, call: Call) -> Event:
         outcome = await self._outcome(state, start)
@@ -297,7 +315,7 @@ def request_for(state: RunState, start: Start) -> RunRequest:
     request = state.request
     own: dict[str, Any] = {
         "agent": start.member,
-        "prompt": start.prompt,
+        "prompt": prompt_with_notes(start),
         "stream": request.stream,
         "limits": _limits_for_child(state),
     }
@@ -368,6 +386,8 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
         peers=list(start.peers),
         history=list(start.history),
         extension=extension_for(state, start.key, child_run_id(state.id, start.key)),
+        unread=list(start.handed_on.messages) if start.handed_on else [],
+        reads_results=start.handed_on is not None and start.handed_on.spilled,
     )
 
 
@@ -376,55 +396,10 @@ def _reason_above(state: RunState) -> StopReason:
     return state.tree.deadline_reason if state.tree.deadline_at == state.deadline_at else "deadline"
 
 
-def _bug(key: str, error: Exception) -> RunResult:
-    failure = Failure(
-        kind="bug", message=truncate_middle(mask_secrets(f"{type(error).__name__}: {error}"), 1000)
-    )
-    usage = Usage(estimated=True)
-    return RunResult(agent=key, stop_reason="error", error=failure, usage=usage, cost_microusd=None)
-
-
 def summary_of(start: Start) -> str:
     """Return the line that the UI shows for a child."""
     words = start.prompt if isinstance(start.prompt, str) else f"{len(start.prompt)} parts"
     return f"{start.key}: {' '.join(words.split())[:150]}"
-
-
-def outcome_of_error(start: Start, error: BaseException, *, began: bool = True) -> RunResult:
-    """Return the outcome of a run that gave no result: as much as its end says."""
-    cause = error.cause if isinstance(error, ChildWorkflowError) else error
-    name = start.member or start.node
-    if isinstance(cause, ApplicationError) and cause.details:
-        with suppress(ValidationError):
-            return RunResult.model_validate(cause.details[0])
-    if is_cancelled_exception(error):
-        return RunResult(
-            agent=name,
-            stop_reason="cancelled",
-            usage=Usage(estimated=began),
-            cost_microusd=None if began else 0,
-        )
-    kind, message = "bug", str(cause or error)
-    if isinstance(cause, ApplicationError):
-        kind, message = cause.type or "bug", cause.message
-    elif isinstance(cause, TerminatedError):
-        kind, message = "Terminated", "the run was terminated"
-    elif isinstance(cause, TimeoutError):
-        kind, message = "TimedOut", "the workflow's own timeout ended the run"
-    elif isinstance(error, WorkflowAlreadyStartedError):
-        kind, message = "conflict", f"a run {error.workflow_id!r} goes on already"
-    elif isinstance(error, ValueError):
-        message = f"the result cannot be read: {error}"
-    failure = Failure(kind=kind, message=truncate_middle(mask_secrets(message)))
-    cut = kind in ("Terminated", "TimedOut")  # then the lease says what it may have used
-    unread = isinstance(error, ValueError)  # it ended as it should, but nobody knows with which cost
-    return RunResult(
-        agent=name,
-        stop_reason="error",
-        error=failure,
-        usage=Usage(estimated=cut or unread),
-        cost_microusd=None if cut or unread else 0,
-    )
 
 
 async def _keep_text(text: str, most: int) -> KeptText:

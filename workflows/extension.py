@@ -25,7 +25,8 @@ from .ending import EndedBeforeBeginningError, RunIsEndingError, requested_end
 from .engine.carry import spec_in, unpack
 from .engine.extension import extend, extension_of
 from .engine.program import RunningProgram
-from .engine.state import RunState, TeamState
+from .engine.state import RunState
+from .engine.team_state import TeamState
 from .handlers import RunHandlers
 from .identity import identity_of, resets
 from .inputs import check_extension_prices, extend_request_of, refuse

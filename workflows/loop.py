@@ -64,7 +64,8 @@ from .engine.events import (
 )
 from .engine.program import RunningProgram
 from .engine.report import report_due
-from .engine.state import AgentState, End, RunState, TeamState
+from .engine.state import AgentState, End, RunState
+from .engine.team_state import TeamState
 from .identity import resets
 from .outcome import return_or_raise
 from .pending_activities import PendingActivities

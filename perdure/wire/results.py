@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, JsonValue
 
-from perdure.messages import Message, Usage, Value, is_empty
+from perdure.messages import Message, ResultPart, Usage, Value, is_empty
 from perdure.shown import call_text
 
 # Statuses that a run and a list both know. A list says `working` for `thinking` and `acting`: these change
@@ -195,6 +195,8 @@ class NodeResult(NodeStatus):
     """Result of a node's run."""
 
     output: Any = None
+    missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """What the run has left undone, unless another attempt or agent took over from it."""
 
 
 class PlanItem(Value):
@@ -202,6 +204,21 @@ class PlanItem(Value):
 
     text: str
     state: Literal["pending", "in_progress", "done", "dropped"] = "pending"
+
+
+class HandedOn(Value):
+    """What a run leaves to the run that takes over from it: after a handoff, or in another attempt of its node."""
+
+    messages: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
+    """Accepted messages that no model has read."""
+    done: str = Field(default="", exclude_if=is_empty)
+    """Calls beside the handoff with their results, in words."""
+    refused: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """Calls that a person has refused, a line each: the next agent should know, and not ask again."""
+    media: list[ResultPart] = Field(default_factory=list[ResultPart], exclude_if=is_empty)
+    """Images and documents of these results."""
+    spilled: bool = Field(default=False, exclude_if=is_empty)
+    """True when a text in `done` is cut, and names the whole for `read_result`."""
 
 
 class RunResult(Value):
@@ -240,6 +257,8 @@ class RunResult(Value):
     missing: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """What the run and all below it have left undone, a line each: messages that no model has read, calls that were
     not carried out or failed, and of a run that ended early the rest of its plan."""
+    handed_on: HandedOn | None = Field(default=None, exclude_if=is_empty)
+    """Of a run below another: what it leaves to the run that takes over. The result of a root has none."""
 
 
 class ChildResult(RunResult):

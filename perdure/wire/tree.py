@@ -114,6 +114,10 @@ class ChildInput(Value):
     """Messages that come before its prompt."""
     extension: ExtendRequest | None = Field(default=None, exclude_if=is_empty)
     """With a value: the child goes on from this closed execution of its own id."""
+    unread: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
+    """Messages that the run before it has not read: they come after the prompt."""
+    reads_results: bool = Field(default=False, exclude_if=is_empty)
+    """True when its prompt names results that `read_result` reads on in."""
 
 
 class BudgetRequest(Value):

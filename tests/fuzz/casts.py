@@ -3,6 +3,7 @@
 from typing import Any
 
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from perdure import Agent, Graph, GraphLimits, Limits, Node, Swarm, SwarmLimits, ask_person, tool
 from perdure.graph import Edge, GraphState, NodeInput
@@ -31,6 +32,12 @@ def single() -> str:
 def pay() -> str:
     """Pay."""
     return "paid"
+
+
+class Verdict(BaseModel):
+    """Answer of the typed agents."""
+
+    n: int
 
 
 TOOLS = (work, single, pay, ask_person)
@@ -73,14 +80,15 @@ def family(limits: list[dict[str, Any]], *, planning: bool = False, park: bool =
     on_failure = "park" if park else "fail"
     minion = agent("minion", limits[0], on_failure=on_failure)
     worker = agent("worker", limits[1], minion.as_tool(), on_failure=on_failure)
-    helper = agent("helper", limits[2], on_failure=on_failure)
+    helper = agent("helper", limits[2], on_failure=on_failure, output_type=Verdict)
     tools = (worker.as_tool(concurrency=2), helper.as_tool(collect="completion"))
     return agent("boss", limits[3], *tools, planning=planning, on_failure=on_failure)
 
 
 def swarm(limits: list[dict[str, Any]], **settings: Any) -> Swarm:
     """Three agents, of which one has a family."""
-    members = [agent("first", limits[0]), family(limits, **settings), agent("last", limits[1])]
+    last = agent("last", limits[1], output_type=Verdict)
+    members = [agent("first", limits[0]), family(limits, **settings), last]
     return Swarm(name="swarm", agents=members, limits=SwarmLimits(max_handoffs=4, **limits[4]))
 
 

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from perdure.errors import RULES
 from perdure.messages import Message, ToolCall, Usage
-from perdure.wire.effects import ModelFailure
-from perdure.wire.names import HANDOFF, READ_RESULT, UPDATE_PLAN
+from perdure.wire.effects import CUT_CALL, ModelFailure
+from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_RESULT, UPDATE_PLAN
 from perdure.wire.requests import ApprovalDecision
 from perdure.wire.results import Approval, Parked, Question, RunResult
 from perdure.workflows.engine.amounts import bounds_of
@@ -43,6 +43,7 @@ from tests.unit.runs import call, result
 
 from . import casts
 from .depth import examples
+from .kept import check_kept
 from .world import Shell, World, flights
 
 NAMES = ["work", "work", "single", "pay", "ask_person", "worker", "helper", "minion", "nobody", READ_RESULT]
@@ -72,6 +73,7 @@ CALLS = st.lists(
     min_size=1,
     max_size=4,
 )
+FINAL = call(FINAL_ANSWER, n=1)
 STOPS = ["end_turn", *["tool_calls"] * 6, "pause_turn", "stop_sequence"]
 LAST_STOPS = ["max_tokens", "refusal", "guardrail", "context_overflow", "cancelled"]
 PICK = st.integers(0, 2**16)
@@ -139,8 +141,12 @@ class Trees(RuleBasedStateMachine):
             made = [handing_off(chance.choice(peers))]
         if chance.random() < 0.1:
             made = []
+            if shell.state.spec.output_schema is not None:
+                return self.answered(shell, "")
         stop: Any = "tool_calls" if made else "end_turn"
-        self.world.answer(shell, made, stop=stop, text="so far", part=chance.random(), cached=chance.random())
+        return self.world.answer(
+            shell, made, stop=stop, text="so far", part=chance.random(), cached=chance.random()
+        )
 
     @precondition(lambda self: bool(self.world.new))
     @rule(pick=PICK)
@@ -159,6 +165,19 @@ class Trees(RuleBasedStateMachine):
     ) -> None:
         shell, _ = picked(flights(self.world, "model"), pick)
         self.world.answer(shell, calls, stop=stop, text="so far", part=part, cached=cached)
+
+    @precondition(lambda self: bool(flights(self.world, "model")))
+    @rule(pick=PICK, calls=CALLS, how=st.sampled_from(["cut", "empty", "answer", "answer"]))
+    def a_model_answers_oddly(self, pick: int, calls: list[ToolCall], how: str) -> None:
+        """A reply is cut in the midst of its last call, or empty, or has a final answer beside other calls."""
+        shell, _ = picked(flights(self.world, "model"), pick)
+        if how == "cut":
+            cut = calls[-1].model_copy(update={"problem": CUT_CALL})
+            self.world.answer(shell, [*calls[:-1], cut], stop="max_tokens")
+        elif how == "empty":
+            self.world.answer(shell, [], stop="end_turn")
+        elif shell.state.spec.output_schema is not None:
+            self.world.answer(shell, [*calls, FINAL], stop="tool_calls", output={"n": 1})
 
     @precondition(lambda self: self.world.ticks > 10 and bool(flights(self.world, "model")))
     @rule(pick=PICK, stop=st.sampled_from(LAST_STOPS), part=PART)
@@ -231,21 +250,57 @@ class Trees(RuleBasedStateMachine):
     @rule(pick=PICK, steer=FLAG, answers=FLAG)
     def somebody_speaks(self, pick: int, steer: bool, answers: bool) -> None:
         shell = picked(self.agents, pick)
-        if shell.state.ending is None:
-            text = f"message {len(self.said)}"
-            message = Message.user(text)
-            # As the handlers address it, or late: to a question that is answered by then.
-            asked = [item.call_id for item in own_questions(shell)]
-            name = picked([*asked, "call-9-9"], pick) if answers else None
-            if shell.state.session:
-                self.said.append(text)
-                spoken = Utterance(id=text, message=message)
-                shell.wake(Said(utterance=spoken, when_busy="steer" if steer else "queue", call_id=name))
-            else:
-                shell.wake(MessageSent(message=message, id=text if steer else None, call_id=name))
-            if not shell.recalling and shell.end is None:
-                left = [item.call_id for item in own_questions(shell)]
-                assert set(asked) - set(left) <= {name}, "an answer reaches its own question alone"
+        # As the handlers address it, or late: to a question that is answered by then.
+        asked = [item.call_id for item in own_questions(shell)]
+        name = picked([*asked, "call-9-9"], pick) if answers else None
+        self.speak(shell, steer=steer, name=name)
+        if not shell.recalling and shell.end is None:
+            left = [item.call_id for item in own_questions(shell)]
+            assert set(asked) - set(left) <= {name}, "an answer reaches its own question alone"
+
+    def speak(self, shell: Shell, *, steer: bool, name: str | None = None) -> None:
+        """Send a message that no other is like, to a run that takes one."""
+        if shell.end is not None or shell.state.ending is not None or shell.state.end is not None:
+            return
+        text = f"message {len(self.said) + len(self.world.accepted):03}"
+        message = Message.user(text)
+        self.world.accepted[text] = shell.id
+        if shell.state.session:
+            self.said.append(text)
+            spoken = Utterance(id=text, message=message)
+            shell.wake(Said(utterance=spoken, when_busy="steer" if steer else "queue", call_id=name))
+        else:
+            shell.wake(MessageSent(message=message, id=text if steer else None, call_id=name))
+
+    @precondition(lambda self: bool(self.agents))
+    @rule(pick=PICK, then=st.sampled_from(["refusal", "guardrail", "stopped", "deadline"]))
+    def somebody_speaks_too_late(self, pick: int, then: Any) -> None:
+        """A message comes right before an end that does not wait for it."""
+        shell = picked(self.agents, pick)
+        self.speak(shell, steer=True)
+        if shell.end is None and then in ("stopped", "deadline"):
+            shell.wake(EndRequested(reason=then))
+        elif "model" in shell.flying:
+            self.world.answer(shell, [], stop=then, text="no")
+
+    @precondition(lambda self: bool(self.handing_over))
+    @rule(pick=PICK, tool=st.sampled_from(["work", "pay", "nobody"]), speaks=FLAG, end=FLAG)
+    def an_agent_hands_over_beside_work(self, pick: int, tool: str, speaks: bool, end: bool) -> None:
+        """A call stands beside a handoff; a message, or the end, comes before the handoff takes effect."""
+        shell, peer = picked(self.handing_over, pick)
+        self.world.answer(shell, [call(tool, input="do"), handing_off(peer)], stop="tool_calls")
+        if speaks:
+            self.speak(shell, steer=True)
+        if end and shell.end is None:
+            shell.wake(EndRequested(reason="stopped"))
+
+    @property
+    def handing_over(self) -> list[tuple[Shell, str]]:
+        """Agents whose model is asked, each with one that it may hand over to."""
+        asked = [shell for shell, _ in flights(self.world, "model")]
+        return [
+            (shell, peer.name) for shell in asked for peer in shell.state.tree.peers if peer.barred is None
+        ]
 
     @precondition(lambda self: bool(self.begun_runs))
     @rule(pick=PICK)
@@ -315,6 +370,7 @@ class Trees(RuleBasedStateMachine):
         assert self.world.alive == []
         self.all_together_keep_the_limits()
         self.everything_was_counted_once()
+        check_kept(self.world)
 
     def coming(self, answer: Callable[[Shell, str], None]) -> list[Callable[[], None]]:
         """All that may happen next by itself, when models answer like this."""
@@ -348,7 +404,9 @@ class Trees(RuleBasedStateMachine):
         return True
 
     def answered(self, shell: Shell, _: str) -> None:
-        self.world.answer(shell, [], stop="end_turn", text="done", part=0.1)
+        if isinstance(shell.state, AgentState) and shell.state.spec.output_schema is not None:
+            return self.world.answer(shell, [FINAL], stop="tool_calls", part=0.1, output={"n": 1})
+        return self.world.answer(shell, [], stop="end_turn", text="done", part=0.1)
 
     def somebody_comes(self) -> None:
         """People look at the root, and do what it says that it waits for."""

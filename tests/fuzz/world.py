@@ -59,6 +59,7 @@ from perdure.workflows.engine.events import (
     TurnEnded,
     WindowMoved,
 )
+from perdure.workflows.engine.family import NOT_HEARD
 from perdure.workflows.engine.program import RunningProgram
 from perdure.workflows.engine.programs import program_for
 from perdure.workflows.engine.report import report_due, status_of, waiting_of
@@ -154,7 +155,8 @@ class Shell:
         people = self.state.people
         if people.since is not None:
             assert not any(kind != "child" for kind in self.flying.values())
-            assert waiting_of(self.state), "somebody is asked something"
+            # A child whose question was just answered has not reported yet that it goes on.
+            assert waiting_of(self.state) or self.state.tree.children, "somebody is asked something"
             assert self.state.started_at <= people.since <= now
         waited = people.total + (now - people.since if people.since else timedelta())
         assert waited <= now - self.state.started_at, "no time counts twice"
@@ -210,6 +212,7 @@ class Shell:
                 self.flying["model"] = "model"
             case CallTools():
                 self.apply(CallsStarted(ids=tuple(call.call.id for call in command.calls)))
+                self.world.ran |= {(self.id, call.call.id) for call in command.calls}
                 for call in command.calls:
                     self._call(call)
             case StartNodes():
@@ -279,6 +282,9 @@ class Shell:
 
     def _over(self, end: End) -> None:
         self.world.unheard(self)
+        self.world.unheard_of |= {
+            self.children[key].id for key, kind in self.flying.items() if kind == "child"
+        }
         self.state = replace(self.state, end=end)
         self.end = end
         self.result = self.program.result(self.state, end)
@@ -341,6 +347,8 @@ class Shell:
     def child_ended(self, key: str, outcome: RunResult) -> None:
         """The run of that key is over."""
         self.flying.pop(key, None)
+        if not self._waits_for(key):
+            self.world.unheard_of.add(self.children[key].id)
         result = None
         call = self.called_by.get(key)
         if call is not None:
@@ -349,6 +357,10 @@ class Shell:
                 call_id=call.call.id, name=call.call.name, content=[text], is_error=is_error(outcome)
             )
         self.wake(ChildEnded(key=key, outcome=outcome, at=self.world.now(), result=result))
+
+    def _waits_for(self, key: str) -> bool:
+        """It has not given the child up."""
+        return self.state.tree.child(key) is not None
 
     def land(self, key: str, *events: Event) -> None:
         """A model call, tool call or function has come back."""
@@ -373,6 +385,12 @@ class World:
     unknowable: bool = False
     """Something was lost that nobody could have counted or forbidden."""
     ticks: int = 0
+    accepted: dict[str, str] = field(default_factory=dict[str, str])
+    """The messages that were accepted, each with the run that it was sent to."""
+    ran: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """The calls that were started, by run."""
+    unheard_of: set[str] = field(default_factory=set[str])
+    """Runs that were given up, or ended by force: what they have left undone, nobody knows."""
 
     def now(self) -> Any:
         """The time; it never stands still."""
@@ -458,6 +476,7 @@ class World:
         """Somebody ends a run by force: it says nothing any more."""
         assert shell.parent is not None
         self.unknowable = True
+        self.unheard_of.add(shell.id)
         shell.end = End(stop_reason="error")
         failure = Failure(kind="Terminated", message="the run was terminated")
         outcome = RunResult(
@@ -466,6 +485,7 @@ class World:
             error=failure,
             usage=Usage(estimated=True),
             cost_microusd=0,
+            missing=[NOT_HEARD],
         )
         self.send(shell, shell.parent, outcome)
         self.orphaned(shell)
@@ -489,6 +509,7 @@ class World:
         text: str = "",
         part: float = 0.0,
         cached: float = 0.0,
+        output: Any = None,
     ) -> None:
         """The model of that run answers, with as much of what it was allowed."""
         state = shell.state
@@ -510,7 +531,7 @@ class World:
         )
         self.truth += usage
         self.truth_microusd += cost or 0
-        outcome = ModelOutcome(message=message, stop=stop)
+        outcome = ModelOutcome(message=message, stop=stop, output=output)
         shell.land("model", Replied(outcome=outcome, at=self.now()))
 
     # -- what always holds

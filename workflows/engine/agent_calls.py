@@ -9,8 +9,6 @@ from perdure.wire.results import RunResult
 
 from .report import shorten
 
-LEFT_UNDONE: Final = "[it left undone: "
-"""Beginning of the answer of a child that has left something undone."""
 _MOST_LEFT_CHARS: Final = 2000
 
 
@@ -28,12 +26,23 @@ def late_answer(key: str, result: ToolResult) -> Sequence[Part]:
 
 def result_text(outcome: RunResult) -> str:
     """Return a child's answer for the model, why it ended if not by itself, and what it has left undone."""
-    answer = _answer_text(outcome)
-    if not outcome.missing:
-        return answer
     # First, because the end of a long text is cut.
-    left = shorten("; ".join(outcome.missing), _MOST_LEFT_CHARS)
-    return f"{LEFT_UNDONE}{left}]\n{answer}"
+    left = _left_text(outcome)
+    return f"{left}\n{_answer_text(outcome)}" if left else _answer_text(outcome)
+
+
+def with_left_undone(result: ToolResult, outcome: RunResult) -> ToolResult:
+    """Return a child's answer with what the child has left undone, which was not known when it was written."""
+    left = _left_text(outcome)
+    if not left or result.text.startswith(left):
+        return result
+    return result.model_copy(update={"content": [Text(text=left), *result.content]})
+
+
+def _left_text(outcome: RunResult) -> str:
+    if not outcome.missing:
+        return ""
+    return f"[it left undone: {shorten('; '.join(outcome.missing), _MOST_LEFT_CHARS)}]"
 
 
 def _answer_text(outcome: RunResult) -> str:

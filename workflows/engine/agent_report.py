@@ -10,6 +10,7 @@ from perdure.wire.spec import NodeKind
 
 from .account import bounded_calls
 from .approvals import tool_of
+from .handovers import handed_on_by
 from .leftovers import left_undone
 from .report import (
     MOST_SHOWN,
@@ -85,6 +86,7 @@ def agent_result(state: AgentState, end: End) -> RunResult:
         spec_hash=state.spec.hash,
         error=end.failure,
         missing=left_undone(state, end),
+        handed_on=handed_on_by(state, end),
         per_tool=bounded_calls(state),
         refused_calls=dict(state.ledger.refused),
         answered=end.answers,

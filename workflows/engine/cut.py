@@ -24,7 +24,8 @@ from perdure.wire.tree import Amount, Spent
 from .amounts import plus, spent_of
 from .extension import FIELDS_BY_REASON
 from .past import Cut, Extension
-from .state import RunState, TeamState
+from .state import RunState
+from .team_state import TeamState
 from .tree import Child
 
 

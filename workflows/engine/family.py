@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar, assert_never
+from typing import Final, TypeVar, assert_never
 
 from perdure.messages import Usage
 from perdure.wire.results import RunResult, StopReason
@@ -30,6 +30,8 @@ from .questions import remember_answer
 from .state import RunState
 from .tree import Child
 
+NOT_HEARD: Final = "it gave no result: what it has not read or not done is not known"
+"""Line in `missing` for a run of which nobody hears any more."""
 AnyState = TypeVar("AnyState", bound=RunState)
 
 
@@ -124,7 +126,7 @@ def unheard_outcome(child: Child) -> RunResult:
         agent=child.name,
         stop_reason="cancelled",
         usage=Usage(estimated=True),
-        missing=waited_lines(child),
+        missing=[NOT_HEARD, *waited_lines(child)],
     )
     return tree.outcome_of(child, unheard)
 

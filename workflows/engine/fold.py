@@ -61,6 +61,7 @@ from .events import (
 )
 from .family import book, book_outcome, ending_reason, fold_tree_event, unheard_outcome
 from .input_tokens import fixed_tokens
+from .leftovers import add_left_below
 from .questions import answer_parts, has_question
 from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
@@ -87,8 +88,10 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
     origin = origin or Origin()
     history = origin.child.history if origin.child else []
     state = append(empty_state(request, spec, now, origin), *history)
-    state = append_unread(state, Message.user(request.prompt))
-    return replace(state, transcript=replace(state.transcript, own_start=len(history)))
+    unread = origin.child.unread if origin.child else []
+    state = append_unread(state, Message.user(request.prompt), *unread)
+    spilled = origin.child is not None and origin.child.reads_results
+    return replace(state, transcript=replace(state.transcript, own_start=len(history), spilled=spilled))
 
 
 def empty_state(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin) -> AgentState:
@@ -257,5 +260,5 @@ def give_up_children(state: AgentState) -> AgentState:
     """Go on without the children that did not answer. The usage says that a part of it is missing."""
     for child in state.tree.children:
         outcome = unheard_outcome(child)
-        state = book_outcome(state, outcome)
+        state = add_left_below(book_outcome(state, outcome), child.key, outcome)
     return replace(state, tree=replace(state.tree, children=()))

@@ -10,11 +10,12 @@ Rules
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from perdure.messages import Message, ToolCall, ToolResult
+from perdure.wire.results import RunResult
 
-from .agent_calls import LEFT_UNDONE
 from .calls import NOT_ACCEPTED_YET
 from .refusals import is_refused
 from .report import shorten, signature
@@ -29,7 +30,8 @@ def left_undone(state: AgentState, end: End) -> list[str]:
     """Return what an agent's run, or its turn, has left undone: messages, calls, and the rest of its plan."""
     # A refused write may stand in both lists.
     calls = dict.fromkeys([*_refused_writes(state), *_call_lines(state, end)])
-    lines = [*_unread_lines(state, end), *calls]
+    below = [line for _, line in state.inbox.below]
+    lines = [*_unread_lines(state, end), *calls, *below]
     # An agent that ends by itself, or hands over, may leave its plan as it is.
     if end.stop_reason not in ("end_turn", "handoff"):
         items = state.transcript.plan
@@ -62,6 +64,14 @@ def unread_messages(state: AgentState) -> list[Message]:
     return [*sent, *state.inbox.messages]
 
 
+def add_left_below(state: AgentState, key: str, outcome: RunResult) -> AgentState:
+    """Return the state that knows what a run below has left undone, until a model has seen it."""
+    if not outcome.missing:
+        return state
+    lines = tuple((state.ledger.steps + 1, f"{key}: {line}") for line in outcome.missing)
+    return replace(state, inbox=replace(state.inbox, below=(*state.inbox.below, *lines)))
+
+
 def _unread_lines(state: AgentState, end: End) -> list[str]:
     if state.session is not None:
         # The next turn reads them: they stand in the transcript, or in the queue.
@@ -82,10 +92,13 @@ def _call_lines(state: AgentState, end: End) -> list[str]:
         return []
     made = {call.id: call for message in messages for call in message.tool_calls}
     # Only the last step's failures count: the model has seen earlier ones, and went on.
+    results = messages[at].tool_results
+    failed = [result for result in results if result.call_id in made and _is_left(result)]
+    # A person's answer is a message too.
+    answers = [] if was_seen else [result for result in results if _is_answer(state, result)]
     return [
-        _call_line(made[result.call_id], result)
-        for result in messages[at].tool_results
-        if result.call_id in made and _is_left(result)
+        *(_call_line(made[result.call_id], result) for result in failed),
+        *(f"answer not read: {shorten(result.text, _MOST_CHARS)}" for result in answers),
     ]
 
 
@@ -112,10 +125,14 @@ def _writes(state: AgentState, call: ToolCall) -> bool:
     return tool is not None and tool.effect == "write"
 
 
+def _is_answer(state: AgentState, result: ToolResult) -> bool:
+    tool = state.spec.tool(result.name)
+    return tool is not None and tool.kind == "person" and not result.is_error
+
+
 def _is_left(result: ToolResult) -> bool:
-    """Return whether the call failed, or was made and left something undone itself."""
     # An answer that stood beside other calls is the output, if the run has ended before another one came.
-    return (result.is_error and result.text != NOT_ACCEPTED_YET) or result.text.startswith(LEFT_UNDONE)
+    return result.is_error and result.text != NOT_ACCEPTED_YET
 
 
 def _call_line(call: ToolCall, result: ToolResult) -> str:

@@ -111,7 +111,11 @@ def _record_reply(state: AgentState, message: Message, usage: Usage) -> AgentSta
     state = replace(
         state,
         transcript=transcript,
-        inbox=replace(state.inbox, unanswered=()),
+        inbox=replace(
+            state.inbox,
+            unanswered=(),
+            below=tuple(left for left in state.inbox.below if left[0] > state.ledger.steps),
+        ),
         step=replace(state.step, overflow_cuts=0),
         chain=replace(state.chain, tried=()),
         parking=replace(state.parking, auto_retries=0, outage=None, force_once=False),

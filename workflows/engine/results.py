@@ -7,7 +7,7 @@ from perdure.wire.ids import child_key, child_run_id
 
 from . import tree
 from .account import limits_of, spent
-from .agent_calls import late_answer, receipt
+from .agent_calls import late_answer, receipt, with_left_undone
 from .calls import admit_paid_calls, apply_result, asks_hooks, with_arguments, with_result
 from .events import (
     CallReturned,
@@ -16,6 +16,7 @@ from .events import (
 )
 from .family import book_outcome
 from .hooks import withhold_unreviewed
+from .leftovers import add_left_below
 from .state import AgentState, Call
 from .step import (
     close_step,
@@ -69,14 +70,15 @@ def fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
     state = admit_paid_calls(replace(state, tree=tree.remove_child(state.tree, event.key)))
     if event.result is None:
         return close_step(state)
-    call = next(
-        (c for c in state.step.calls if c.call.id == event.result.call_id and c.state == "running"), None
-    )
+    # The last report of a cancelled child says more than its end.
+    result = event.result if outcome is event.outcome else with_left_undone(event.result, outcome)
+    state = add_left_below(state, event.key, outcome)
+    call = next((c for c in state.step.calls if c.call.id == result.call_id and c.state == "running"), None)
     if call is not None:
-        return close_step(_finish_call(state, call, with_result((call,), event.result)[0]))
-    parts = [*late_answer(event.key, event.result)]
+        return close_step(_finish_call(state, call, with_result((call,), result)[0]))
+    parts = [*late_answer(event.key, result)]
     message = Message(role="user", parts=parts, answer_of=event.key)
-    state = offer_rest(state, cut=event.result.spilled is not None)
+    state = offer_rest(state, cut=result.spilled is not None)
     # A call that waited for the child to give something back may be refused by now.
     return close_step(receive(state, message))
 

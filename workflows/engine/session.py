@@ -273,6 +273,11 @@ class SessionProgram:
         # Before the inner program forgets the turn: the reply is made of its parts.
         answered = self._answered_turn(state, event.end)
         closing = session.closing or self._used_up(state, event.end)
+        # What runs below have not read gets the next turn, as what the run itself has not read does.
+        below = tuple(
+            Utterance(id=f"unread-{session.turn}-{number}", message=message)
+            for number, message in enumerate(state.unread_below, 1)
+        )
         state = self.inner.end_turn(state, event.end)
         session = replace(
             session,
@@ -280,7 +285,7 @@ class SessionProgram:
             ids=(),
             unread=(),
             # Unread messages were meant for this turn, so they are answered before the queue.
-            queue=(*session.unread, *session.queue),
+            queue=(*session.unread, *below, *session.queue),
             answered=_newest_answers((*session.answered, answered)),
             start=replace(session.start, at=event.at),
             closing=closing,

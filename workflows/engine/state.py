@@ -18,26 +18,17 @@ Theory of operation
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from perdure.hooks import HookPoint
 from perdure.limits import Limits
-from perdure.messages import ApprovalRecord, HookRecord, Message, Part, ToolCall, ToolResult, Usage
-from perdure.scheduling import Start
+from perdure.messages import ApprovalRecord, HookRecord, Message, ToolCall, ToolResult, Usage
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import (
-    Failure,
-    NodeResult,
-    NodeStatus,
-    PlanItem,
-    StopReason,
-    TurnReply,
-    UpgradeRecord,
-)
+from perdure.wire.results import Failure, PlanItem, StopReason, TurnReply, UpgradeRecord
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
-from .past import Cut, NextAgent, Past, TurnExtension, UsualTurn
+from .past import NextAgent, Past, TurnExtension, UsualTurn
 from .people import Clock, PeopleTime, RelayedAnswer, RelayedDecision
 from .tree import Tree
 
@@ -232,6 +223,8 @@ class Inbox:
     messages: tuple[Message, ...] = ()
     unanswered: tuple[int, ...] = ()
     """Indexes of messages that are in the transcript, and that no reply has followed yet."""
+    below: tuple[tuple[int, str], ...] = ()
+    """What runs below have left undone: a line, and the step whose model call is the first to see it."""
     # Bounded by `MOST_SEEN_IDS`: a message that comes again comes soon.
     seen_ids: tuple[str, ...] = ()
     """Update ids of the newest messages. Temporal forgets them when a run continues as new."""
@@ -396,6 +389,11 @@ class RunState:
         return len(self.session.queue) if self.session else 0
 
     @property
+    def unread_below(self) -> tuple[Message, ...]:
+        """Accepted messages that runs below have not read, and that nobody there reads any more."""
+        return ()
+
+    @property
     def is_priced(self) -> bool:
         """True when the cost of what comes next is known."""
         return True
@@ -501,50 +499,3 @@ class AgentState(RunState):
     def activity(self) -> Literal["thinking", "acting"]:
         """Status of a run that waits for nobody."""
         return "acting" if self.step.calls or self.step.resting else "thinking"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeamState(RunState):
-    """State of a swarm, a graph, or a pattern of one's own."""
-
-    task: str | list[Part] = ""
-    # Any, because the scheduler alone knows its type. Continue-as-new restores it by `progress_type`.
-    progress: Any = None
-    """Memory of the scheduler; None in a session before its first turn."""
-    running: tuple[NodeStatus, ...] = ()
-    results: tuple[NodeResult, ...] = ()
-    member_of: dict[str, str] = field(default_factory=dict[str, str])
-    """Name of the agent, swarm or graph that a node ran, by node."""
-    conversation: tuple[Message, ...] = ()
-    """Messages and answers of a session. A node is given the newest of them."""
-    starts: tuple[Start, ...] = ()
-    """Starts of the running nodes."""
-    cut: Cut = Cut()  # noqa: RUF009 - a frozen value
-
-    counts_steps: ClassVar[bool] = False
-    reads_messages: ClassVar[bool] = False
-    can_be_redriven: ClassVar[bool] = False
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The conversation of a session. The transcripts of a team's work are those of its nodes' runs."""
-        return self.conversation
-
-    def with_messages(self, messages: tuple[Message, ...]) -> Self:
-        """Return the state with these messages as its conversation."""
-        return replace(self, conversation=messages)
-
-    @property
-    def is_busy(self) -> bool:
-        """True while a node runs."""
-        return bool(self.running)
-
-    @property
-    def works_itself(self) -> bool:
-        """True while a function of the graph runs: it has no run of its own."""
-        return any(node.run_id is None for node in self.running)
-
-    @property
-    def activity(self) -> Literal["thinking", "acting"]:
-        """Status of a team that waits for nobody."""
-        return "acting"

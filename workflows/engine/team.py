@@ -53,9 +53,11 @@ from .extension import (
     past_after,
 )
 from .family import book, command_for_children, ending_reason, fold_tree_event, unheard_outcome
+from .handovers import handed_on_to, record_handover, record_takeover
 from .past import Cut, Extension
-from .state import End, Origin, TeamState
+from .state import End, Origin
 from .team_report import team_details, team_result, team_status
+from .team_state import TeamState
 
 MOST_STARTED_BYTES: Final = 1024 * 1024
 """Most bytes of prompts and inputs in one workflow task: the server ends a run that sends it more."""
@@ -173,7 +175,7 @@ class TeamProgram:
             reply = Message(role="assistant", parts=[Text(text=answer)])
             conversation = (*conversation, reply)
         state = replace(state, conversation=conversation, ending=None, end=None)
-        return replace(state, tree=replace(state.tree, children=()))
+        return replace(state, tree=replace(state.tree, children=()), handovers=(), refused=())
 
     def newest_words(self, state: TeamState, end: End) -> tuple[str, int | None]:
         """Return the turn's answer as text. It stands in no message."""
@@ -223,6 +225,7 @@ class TeamProgram:
                 child = tree.Child(key=start.key, name=start.member, run_id=run_id, lease=lease)
                 member_of = {**team.member_of, start.node: start.member}
                 team = replace(team, tree=tree.add_child(team.tree, child), member_of=member_of)
+        team = record_takeover(team, event.starts)
         if team.cut.progress is None:
             team = replace(team, starts=(*team.starts, *event.starts))
         keys = {start.key for start in event.starts}
@@ -241,6 +244,7 @@ class TeamProgram:
         rest = unbooked(team, event.key, event.outcome)
         outcome = tree.outcome_of(unbooked_child(team, child), rest) if child else rest
         result = _node_result(node, _state_of(event), outcome, event.at)
+        team, result = record_handover(team, result, outcome)
         return self._record_end(_book_result(team, result), result)
 
     def _record_end(self, team: TeamState, result: NodeResult) -> TeamState:
@@ -334,6 +338,9 @@ class TeamProgram:
                 key=_run_key(team, start.key),
                 retry_of=_run_key(team, start.retry_of) if start.retry_of else "",
                 history=(*history, *start.history),
+                handed_on=handed_on_to(
+                    team, start.member, _run_key(team, start.retry_of) if start.retry_of else ""
+                ),
             )
             for start in self.scheduler.startable(team.progress)
         )
@@ -420,6 +427,7 @@ def _node_result(
             "per_tool",
             "error",
             "output",
+            "missing",
         }
     )
     return NodeResult.model_validate(
@@ -480,7 +488,9 @@ def _within_one_task(team: TeamState, starts: tuple[Start, ...]) -> tuple[Start,
     each = len(canonical_json(team.request.context))
     available = MOST_STARTED_BYTES
     for number, start in enumerate(starts):
-        available -= each + len(canonical_json([start.prompt, start.inputs, list(start.history)]))
+        available -= each + len(
+            canonical_json([start.prompt, start.inputs, list(start.history), start.handed_on])
+        )
         if available < 0 and number > 0:
             return starts[:number]
     return starts

@@ -7,6 +7,7 @@ from perdure.scheduling import Notes
 from perdure.wire.results import NodeStatus, RunResult, RunStatus, Status
 
 from .account import bounded_calls
+from .handovers import handed_on_by_team, left_by_team
 from .report import (
     STATUS_WORDS,
     cost_of,
@@ -20,7 +21,8 @@ from .report import (
     turn_words,
     waiting_of,
 )
-from .state import End, TeamState
+from .state import End
+from .team_state import TeamState
 
 MOST_NODES: Final = 200
 """Most ended runs of nodes that a status holds."""
@@ -72,6 +74,8 @@ def team_result(team: TeamState, end: End, notes: Notes) -> RunResult:
         shared_context=notes.shared_context,
         unmet=notes.unmet,
         per_tool=bounded_calls(team),
+        missing=left_by_team(team),
+        handed_on=handed_on_by_team(team),
     )
 
 
