@@ -93,7 +93,8 @@ async def play(way: str, sessions: Sequence[LongSession], settings: Settings | N
     )
     began = time.monotonic()
     models = {"scripted": ScriptedModel(clerk)}
-    async with running(agents=[agent], models=models, settings=settings) as client:
+    address = None if settings is None else settings.address
+    async with running([agent], models=models, settings=settings, address=address) as client:
         door = asyncio.Semaphore(_AT_ONCE)
         used = await asyncio.gather(
             *(_talk(client, f"{way}-{session.number}", session, door) for session in sessions)

@@ -13,9 +13,8 @@ from temporalio.testing import ActivityEnvironment
 
 from perdure.activities.content.transcripts import StaleTranscript, Transcripts
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
-from perdure.wire.effects import ModelInput, TranscriptView, tail_digest
+from perdure.wire.effects import ModelInput, TranscriptView, summary_digest, tail_digest
 from perdure.wire.requests import TranscriptQuery
-from perdure.wire.results import TranscriptPage
 from perdure.wire.spec import AgentSpec, ResolvedAgent
 from perdure.workflows.engine.pages import page
 
@@ -42,6 +41,7 @@ class Run:
     spec: AgentSpec = field(default_factory=spec_of)
     error: Exception | None = None
     asked: list[tuple[int, int | None]] = field(default_factory=list[tuple[int, int | None]])
+    summary: str = ""
     most: int = 100
     door: asyncio.Event | None = None
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,8 +56,8 @@ class Run:
             return ResolvedAgent(spec=self.spec)
         want: TranscriptQuery = args[0]
         self.asked.append((want.start, want.stop))
-        whole = page(self.messages, want)
-        return TranscriptPage(start=whole.start, length=whole.length, messages=whole.messages[: self.most])
+        whole = page(self.messages, want, self.summary)
+        return whole.model_copy(update={"messages": whole.messages[: self.most]})
 
 
 @dataclass
@@ -188,6 +188,37 @@ async def test_window_shows_pins_and_range() -> None:
     again = await desk.get_view(want(9, start=7, pinned=1))
     assert [message.text for message in again] == ["0", "7", "8"]
     assert run.asked == [(6, 9), (0, 1)], "the task is remembered"
+
+
+async def test_summary_is_queried_where_it_is_not_known() -> None:
+    """A worker that did not write the summary asks the run for it, once; another summary than the named is stale."""
+    desk = Desk()
+    run = desk.run("r", TASK)
+    run.summary = "the user wants bread"
+    named = want(1).model_copy(update={"summary": summary_digest(run.summary)})
+
+    async def seen() -> str:
+        return (await desk.attempt(lambda: desk.cache.get_view(named))).summary
+
+    assert await seen() == await seen() == "the user wants bread"
+    assert run.asked.count((0, 0)) == 1
+    named = want(1).model_copy(update={"summary": summary_digest("another")})
+    with pytest.raises(StaleTranscript):
+        await seen()
+    desk.cache.add_summary("another")
+    assert await seen() == "another"
+
+
+async def test_pinned_request_of_any_turn_is_shown() -> None:
+    """The pinned request is any message: cached, or queried once; the next pin replaces it."""
+    desk = Desk()
+    run = desk.run("r", *(Message.user(str(n)) for n in range(9)))
+    for pinned, expected in ((4, "3"), (4, "3"), (6, "5"), (8, "7")):
+        seen = await desk.get_view(want(9, start=7, pinned=pinned))
+        assert [message.text for message in seen] == [expected, "7", "8"]
+    assert run.asked == [(7, 9), (3, 4), (5, 6)], "what is cached is not asked for"
+    remembered = desk.cache._entries.values()  # pyright: ignore[reportPrivateUsage]
+    assert desk.cache._bytes == sum(entry.size_bytes for entry in remembered)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_tail_digest_proves_cached_results() -> None:

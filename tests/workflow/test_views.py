@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,8 +11,10 @@ from temporalio.api.history.v1 import HistoryEvent
 from perdure import Agent, Edge, Graph, GraphLimits, Limits, SlidingWindow, Summary, tool
 from perdure.messages import estimated_tokens
 from perdure.model import ModelRequest
-from perdure.testing import Line, ScriptedModel, calls, fails, says
+from perdure.settings import load_settings
+from perdure.testing import Line, ScriptedModel, calls, fails, running, says
 from perdure.tools import AnyTool
+from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve
 
 
@@ -113,7 +116,7 @@ def facts(town: int) -> str:
 
 
 async def test_results_of_a_step_fit_and_read_on(serve: Serve) -> None:
-    """Forty long results of one step fit the model, of tools and of agents, and it can read the rest of each."""
+    """Twenty long results of one step fit the model, of tools and of agents, and it can read the rest of each."""
     most: list[int] = []
     counts: list[int] = []
 
@@ -124,13 +127,13 @@ async def test_results_of_a_step_fit_and_read_on(serve: Serve) -> None:
             by_agent = any("input" in tool.input_schema["properties"] for tool in request.tools)
             return [
                 calls(request.tools[0].name, **({"input": str(town)} if by_agent else {"town": town}))
-                for town in range(40)
+                for town in range(20)
             ]
-        if "the end of 39" in results[-1]:
+        if "the end of 19" in results[-1]:
             return says("read")
         long = [text for text in results if text.startswith("town")]
         counts.append(len(long))
-        first = next(text for text in long if "town 39" in text)
+        first = next(text for text in long if "town 19" in text)
         name = NAMED.search(first)
         offset = OFFSET.findall(first if request.step == 2 else results[-1])
         assert name is not None
@@ -142,18 +145,18 @@ async def test_results_of_a_step_fit_and_read_on(serve: Serve) -> None:
         "tools": look_up,
         "agents": scout.as_tool(),
     }
-    window = SlidingWindow(tokens=24_000)
+    window = SlidingWindow(tokens=16_000)
     asking = [
         Agent(name=name, model="e:x", tools=[used], context=window, limits=Limits(steps=60))
         for name, used in by_kind.items()
     ]
     async with serve(*asking, models={"s": scouts, "e": ScriptedModel(script)}) as client:
         outcomes = await asyncio.gather(
-            *(client.run(agent.name, "Write about forty towns.") for agent in asking)
+            *(client.run(agent.name, "Write about twenty towns.") for agent in asking)
         )
     assert [outcome.output for outcome in outcomes] == ["read"] * 2
-    assert max(most) < 24_000
-    assert set(counts) == {40}
+    assert max(most) < 16_000
+    assert set(counts) == {20}
 
 
 NAMED = re.compile(r'read_result\(result="([^"]+)"')
@@ -209,6 +212,43 @@ async def test_overflow_is_never_silent(serve: Serve) -> None:
     assert {outcome.stop_reason for outcome in outcomes} == {"context_overflow"}
     assert {outcome.error.message for outcome in outcomes if outcome.error} == {"4096 tokens are the most"}
     assert reply.text == because
+
+
+async def test_read_back_outlives_a_continued_run(impatient: DevServer, tmp_path: Path) -> None:
+    """A run that has continued as new reads back what left its window before, by words and by number."""
+    read: list[str] = []
+
+    def script(request: ModelRequest) -> Line:
+        if not request.tools:
+            return says("boxes were counted")
+        if request.step <= 20:
+            return calls("count_shelf", shelf=request.step)
+        offered = [tool.name for tool in request.tools]
+        assert "read_back" in offered
+        if request.step > 21:
+            read.append(request.messages[-1].text)
+        if request.step == 21:
+            return calls("read_back", words="shelf 2:")
+        return calls("read_back", first=2, last=3) if request.step == 22 else says("read")
+
+    depot = Agent(
+        name="depot",
+        model="scripted:x",
+        tools=[count_shelf],
+        context=Summary(messages=8, tokens=None),
+        limits=Limits(steps=40),
+    )
+    used = load_settings(home=tmp_path, address=impatient.address, task_queue="read-back")
+    models = {"scripted": ScriptedModel(script)}
+    async with running([depot], models=models, settings=used, address=impatient.address) as client:
+        run = await client.start("depot", "count", id="read-back")
+        result = await run.result()
+        described = await run.describe()
+    first = described.raw_description.workflow_execution_info.first_run_id
+    assert described.run_id != first, "it has continued as new"
+    assert result.output == "read"
+    assert all("shelf 2: 3 boxes" in text for text in read[:1])
+    assert "[3] tool: count_shelf returned: shelf 1: 3 boxes" in read[1]
 
 
 async def test_summary_is_in_history_once(serve: Serve) -> None:
