@@ -187,7 +187,9 @@ class RunHandlers:
 
         """
         if self._is_restoring:
-            await workflow.wait_condition(lambda: self._loop.state is not None)
+            await workflow.wait_condition(
+                lambda: self._loop.state is not None or self._early_status == "failed"
+            )
             check()
 
     def _read_sent(self, message: Any) -> Incoming:

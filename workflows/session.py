@@ -218,6 +218,7 @@ class SessionWorkflow(ExtendableRun):
     async def extend(self, how: Any = None, *_more: Any) -> TurnReply:
         """Let the last turn go on with larger limits; return its reply, or `done: false` before that."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_extend(how))
         request = extend_turn_of(how)
         while request.id in self._arriving:
             await workflow.wait_condition(lambda: request.id not in self._arriving)
@@ -233,7 +234,7 @@ class SessionWorkflow(ExtendableRun):
     def _check_extend(self, how: Any = None, *more: Any) -> None:
         check_alone(EXTEND, more)
         request = extend_turn_of(how)
-        if reply_to(self._ready(), request.id) is None:
+        if not self._is_restoring and reply_to(self._ready(), request.id) is None:
             self._refuse_when_over()
 
     async def _take_extension(self, request: ExtendTurn) -> None:
@@ -264,6 +265,7 @@ class SessionWorkflow(ExtendableRun):
     async def upgrade(self, how: Any = None, *_more: Any) -> UpgradeAnswer:
         """Take the agent as the workers have it now, between two turns."""
         self._loop.renewal.updates += 1
+        await self._await_state(lambda: self._check_upgrade(how))
         if self._loop.renewal.moves_to_new_version(self._session):
             self._loop.wake()  # then a worker of the new version fetches its own agent
             raise no_room("the session moves to a newer version of its worker; ask again in a moment")
@@ -273,7 +275,8 @@ class SessionWorkflow(ExtendableRun):
     def _check_upgrade(self, how: Any = None, *more: Any) -> None:
         check_alone(UPGRADE, more)
         upgrade_of(how)
-        self._ready()
+        if not self._is_restoring:
+            self._ready()
         self._refuse_when_over()
 
     async def _upgrade(self, request: UpgradeRequest, *, within: timedelta) -> UpgradeAnswer:
