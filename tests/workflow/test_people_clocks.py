@@ -150,8 +150,7 @@ async def _row(client: Client, standing: Member, counting: Member) -> None:
     twin = await client.start(counting.name, "Pay.")
     ended = await asyncio.wait_for(twin.result(), 60)
     assert "paid 5" not in str(ended.output)
-    if isinstance(counting, Agent):
-        _check_named(ended)
+    _check_named(ended)
     await _resolve(run, item)
     result = await run.result()
     assert (result.stop_reason, "paid 5" in str(result.output)) == ("end_turn", True)
@@ -190,7 +189,9 @@ async def _turn(client: Client, standing: Member, counting: Member, tag: str) ->
     turn = asyncio.create_task(session.say("Pay."))
     item = await _waiting(session.run)
     twin = await client.session(f"{counting.name}-{tag}", agent=counting.name)
-    assert (await twin.say("Pay.")).stop_reason == "deadline"
+    late = await twin.say("Pay.")
+    assert late.stop_reason == "deadline"
+    assert "nobody had approved or denied" in "; ".join(late.missing)
     await _resolve(session.run, item)
     assert "paid 5" in (await turn).text
     history = [event async for event in session.run.handle.fetch_history_events()]

@@ -316,8 +316,7 @@ class RunState:
     limits: Limits
     """The spec's limits, tightened by the request's."""
     started_at: datetime
-    deadline_at: datetime | None = None
-    """Deadline that counts all time."""
+    deadline_at: datetime | None = None  # counts all time; `clock` does not
     clock: Clock | None = None
     people: PeopleTime = PeopleTime()  # noqa: RUF009 - a frozen value
     id: str = ""
