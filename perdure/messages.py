@@ -182,6 +182,8 @@ class ToolResult(Value):
     """True when a write failed and may have had its effect all the same: see `perdure.wire.uncertain`."""
     approval: ApprovalRecord | None = Field(default=None, exclude_if=is_empty)
     """Decision of the person who was asked about the call. No model sees it."""
+    not_run: bool = Field(default=False, exclude_if=is_empty)
+    """True when the call was never started: it was wrong, refused, cut, or came too late."""
 
     @property
     def text(self) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perdure.messages import Value
+from perdure.messages import Value, is_empty
 from perdure.wire.results import (
     Approval,
     Failure,
@@ -72,13 +72,18 @@ class ToolProgress(Value):
 
 
 class ToolFinished(Value):
-    """A tool call has its result; `text` is its beginning."""
+    """A tool call has its result; `text` is its beginning.
+
+    A call that was never started has no ToolStarted before it, and says so by `not_run`.
+    """
 
     kind: Literal["tool_finished"] = "tool_finished"
     call_id: str
     tool: str
     is_error: bool
     text: str
+    not_run: bool = Field(default=False, exclude_if=is_empty)
+    """True when the call was refused, wrong, cut, or came too late: its tool did nothing."""
 
 
 class Retrying(Value):

@@ -133,6 +133,8 @@ class CallStatus(Value):
     arguments: dict[str, Any]
     state: Literal["ready", "waiting", "running", "done"]
     is_error: bool = False
+    not_run: bool = Field(default=False, exclude_if=is_empty)
+    """True when the call was answered without having been started."""
     summary: str = ""
     """Beginning of the result."""
 

@@ -185,8 +185,10 @@ class ChangeTracker:
 
     def _result(self, result: ToolResult) -> Iterator[Event]:
         call = self.calls.pop(result.call_id, None)
-        yield from self._start(result.call_id, result.name, call.arguments if call else {})
-        yield from self._finish(result.call_id, result.name, result.is_error, result.text[:_SUMMARY])
+        if not result.not_run:
+            yield from self._start(result.call_id, result.name, call.arguments if call else {})
+        text = result.text[:_SUMMARY]
+        yield from self._finish(result.call_id, result.name, result.is_error, text, not_run=result.not_run)
 
     def _start(self, call_id: str, tool: str, arguments: dict[str, object]) -> Iterator[Event]:
         if call_id not in self.started:
@@ -195,13 +197,15 @@ class ChangeTracker:
             if call_id in self.call_runs:
                 yield from self._node_started(self.call_runs[call_id])
 
-    def _finish(self, call_id: str, tool: str, is_error: bool, text: str) -> Iterator[Event]:
+    def _finish(
+        self, call_id: str, tool: str, is_error: bool, text: str, *, not_run: bool
+    ) -> Iterator[Event]:
         if call_id not in self.finished:
             self.finished.add(call_id)
             self.notes.pop(call_id, None)
             if call_id in self.call_runs:
                 yield from self._node_ended(self.call_runs[call_id])
-            yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text)
+            yield ToolFinished(call_id=call_id, tool=tool, is_error=is_error, text=text, not_run=not_run)
 
     def track_status(self, status: RunStatus, nodes: Sequence[NodeStatus] | None = None) -> Iterator[Event]:
         """Yield changes of the run itself, its calls and its plan. Call it after `track_messages`.
@@ -209,10 +213,12 @@ class ChangeTracker:
         `nodes` are its child runs, where more is known of them than the status says.
         """
         for call in status.calls:
-            if call.state in ("running", "done"):
+            if call.state in ("running", "done") and not call.not_run:
                 yield from self._start(call.call_id, call.tool, call.arguments)
             if call.state == "done":
-                yield from self._finish(call.call_id, call.tool, call.is_error, call.summary)
+                yield from self._finish(
+                    call.call_id, call.tool, call.is_error, call.summary, not_run=call.not_run
+                )
         yield from self.track_nodes(status.nodes if nodes is None else nodes)
         shown = (status.status, _parked_kind(status))
         # The end has an event of its own, `Finished`, with the result.

@@ -12,6 +12,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client.run import Run
 from perdure.testing import ScriptedModel, calls, says
 from perdure.testing import fails as breaks
+from perdure.wire.events import ToolFinished, ToolStarted
 from tests.conftest import Serve, until_queried
 
 LONG = "".join(f"line {number:05}\n" for number in range(3000))
@@ -303,3 +304,26 @@ async def test_silence_is_no_success(serve: Serve, ends: bool) -> None:
             return
         with pytest.raises(RunFailed, match="said nothing, twice"):
             await client.run("a", "go")
+
+
+async def test_events_start_only_what_ran(serve: Serve) -> None:
+    """A call that was wrong, refused or not accepted has no start among the events; its end says that it did not run."""
+    answer = calls("final_answer", paid=True)
+    cast = Cast(a=[[calls("nobody"), credit_call(), calls("read_meter", site="north"), answer], answer])
+    async with serve(agent("a", output_type=Receipt), models=cast.models) as client:
+        run = await client.start("a", "go")
+        approval = await waiting(run)
+        await run.decide(approval, allow=False)
+        events = [event async for event in run.events()]
+    assert [event.tool for event in events if isinstance(event, ToolStarted)] == [
+        "read_meter",
+        "final_answer",
+    ]
+    ended = [(event.tool, event.not_run) for event in events if isinstance(event, ToolFinished)]
+    assert sorted(ended) == [
+        ("credit", True),
+        ("final_answer", False),
+        ("final_answer", True),
+        ("nobody", True),
+        ("read_meter", False),
+    ]

@@ -156,5 +156,6 @@ def _call_status(call: Call) -> CallStatus:
         arguments=call.call.arguments,
         state=_SHOWN[call.state],
         is_error=result.is_error if result else False,
+        not_run=result.not_run if result else False,
         summary=shorten(text, 200),
     )

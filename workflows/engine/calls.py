@@ -22,7 +22,7 @@ from typing import Any, cast
 from perdure.errors import rule_for
 from perdure.fallbacks import ToolFallback
 from perdure.hooks import HookPoint
-from perdure.messages import Text, ToolCall, ToolResult
+from perdure.messages import ResultPart, Text, ToolCall, ToolResult
 from perdure.model import canonical_json, digest
 from perdure.planning import plan_of, plan_receipt
 from perdure.policy import Verdict
@@ -307,11 +307,11 @@ def apply_check(state: AgentState, call: Call, checked: CheckedCall) -> Call:
         call = replace(call, call=with_arguments(tool, call.call, dict(checked.arguments)))
     call = replace(call, checked=True, records=(*call.records, *checked.records))
     if checked.deny is not None or checked.end_turn is not None:
-        return _finish(call, _error_result(call.call, checked.deny or "not run: the turn was ended"))
+        return _finish(call, _denied_result(call, checked.deny or "not run: the turn was ended"))
     tool = state.spec.tool(call.stand_in or call.call.name)
     verdict: Verdict = "allow" if tool is None else verdict_on(state, tool, call.call)
     if verdict == "deny":
-        return _finish(call, _error_result(call.call, f"the policy does not allow {call.call.name!r} here"))
+        return _finish(call, _denied_result(call, f"the policy does not allow {call.call.name!r} here"))
     if checked.ask is not None or verdict == "ask":
         return replace(call, state="asking", ask_reason=checked.ask or "")
     return replace(call, state="ready")
@@ -379,7 +379,13 @@ def _error_call(call: ToolCall, message: str, now: datetime) -> Call:
 
 
 def _error_result(call: ToolCall, message: str) -> ToolResult:
-    return ToolResult(call_id=call.id, name=call.name, content=[Text(text=message)], is_error=True)
+    content: list[ResultPart] = [Text(text=message)]
+    return ToolResult(call_id=call.id, name=call.name, content=content, is_error=True, not_run=True)
+
+
+def _denied_result(call: Call, message: str) -> ToolResult:
+    # Before a stand-in is denied, the call's own tool has run.
+    return _error_result(call.call, message).model_copy(update={"not_run": call.stand_in is None})
 
 
 def with_result(calls: tuple[Call, ...], result: ToolResult) -> tuple[Call, ...]:

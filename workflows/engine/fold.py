@@ -211,7 +211,8 @@ def _resolve_approval(state: AgentState, event: ApprovalResolved) -> AgentState:
         by = f" by {decision.by}" if decision.by else ""
         why = f": {decision.reason}" if decision.reason else "."
         state = exchange_call(state, waiting, replace(waiting, approval=record))
-        return set_result(state, text_result(waiting.call, f"This call was refused{by}{why}", is_error=True))
+        refused = text_result(waiting.call, f"This call was refused{by}{why}", is_error=True)
+        return set_result(state, refused.model_copy(update={"not_run": waiting.stand_in is None}))
     call = waiting.call
     if decision.arguments is not None:
         call = with_arguments(state.spec.tool(tool_of(waiting)), call, decision.arguments)
@@ -233,7 +234,8 @@ def _begin_end(state: AgentState, event: EndRequested) -> AgentState:
     unstarted = ("unpaid", "unchecked", "checking", "ready", "asking")
     for call in [call for call in state.step.calls if call.state in unstarted]:
         waited = f" ({event.reason}); {waited_words(call)}" if call.state == "asking" else ""
-        state = set_result(state, unrun_result(call.call, f"the run was ended{waited}"))
+        unrun = unrun_result(call.call, f"the run was ended{waited}")
+        state = set_result(state, unrun.model_copy(update={"not_run": call.stand_in is None}))
     state = hooks.withhold_unreviewed(state)
     # The hooks at the end are asked about the new end instead.
     state = replace(state, step=replace(state.step, proposed_end=None))

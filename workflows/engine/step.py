@@ -87,7 +87,11 @@ def _undo_handoff(result: ToolResult) -> ToolResult:
     if result.name != HANDOFF or result.is_error:
         return result
     return result.model_copy(
-        update={"content": [Text(text="not handed over: the run was ended")], "is_error": True}
+        update={
+            "content": [Text(text="not handed over: the run was ended")],
+            "is_error": True,
+            "not_run": True,
+        }
     )
 
 
@@ -107,7 +111,12 @@ def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:
 
 def unrun_result(call: ToolCall, why: str) -> ToolResult:
     """Return the result of a call that is never run, with the reason."""
-    return text_result(call, f"not run: {why}", is_error=True)
+    return not_run_result(call, f"not run: {why}")
+
+
+def not_run_result(call: ToolCall, text: str) -> ToolResult:
+    """Return the error of a call that was never started."""
+    return text_result(call, text, is_error=True).model_copy(update={"not_run": True})
 
 
 def text_result(call: ToolCall, text: str, *, is_error: bool) -> ToolResult:
