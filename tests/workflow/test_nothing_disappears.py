@@ -307,7 +307,7 @@ async def test_silence_is_no_success(serve: Serve, ends: bool) -> None:
 
 
 async def test_events_start_only_what_ran(serve: Serve) -> None:
-    """A call that was wrong, refused or not accepted has no start among the events; its end says that it did not run."""
+    """A call that was wrong, refused or not accepted has no start among the events, and its end says so."""
     answer = calls("final_answer", paid=True)
     cast = Cast(a=[[calls("nobody"), credit_call(), calls("read_meter", site="north"), answer], answer])
     async with serve(agent("a", output_type=Receipt), models=cast.models) as client:
