@@ -427,7 +427,8 @@ def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
 
 
 def _fitted(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
-    return fit_results(view.messages, most_result_tokens(spec.context, call.result_tokens))
+    config = spec.models[call.model].config
+    return fit_results(view.messages, most_result_tokens(spec.context, config, call.result_tokens))
 
 
 def _input_tokens(request: ModelRequest) -> int:

@@ -147,7 +147,7 @@ def _config_for(config: ModelConfig, name: str) -> ModelConfig:
     and headers of its predecessor, nor a setting that the provider may refuse.
     """
     if name.partition(":")[0] == config.provider:
-        return config.model_copy(update={"name": name})
+        return config.model_copy(update={"name": name, "context_tokens": None})
     shared = ("max_tokens", "stop_sequences", "timeout", "read_timeout")
     values: dict[str, Any] = {setting: getattr(config, setting) for setting in shared}
     return ModelConfig(name=name, **values)

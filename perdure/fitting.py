@@ -14,23 +14,32 @@ from typing import Final
 
 from perdure.context import SlidingWindow, Summary
 from perdure.messages import Message, Part, ResultPart, Text, ToolResult
+from perdure.model import ModelConfig
 from perdure.texts import first_bytes
 from perdure.tokens import text_tokens
 
 USUAL_CONTEXT_TOKENS: Final = 150_000
-"""Context that is assumed where the strategy bounds no tokens."""
+"""Context that is assumed where neither the strategy nor the model's settings bound it."""
 RESULTS_SHARE: Final = 2
 """One step's results have this part of the context: a half. The rest is for the conversation and the reply."""
 LEAST_SHOWN_TOKENS: Final = 192
 """Tokens that are shown of each result at least, its mark included."""
 
 
-def most_result_tokens(context: SlidingWindow | Summary, learnt: int) -> int:
-    """Return the tokens that the results of one step may have together.
+def window_tokens(context: SlidingWindow | Summary, config: ModelConfig) -> int | None:
+    """Return the most tokens that the model may see: the strategy's bound, and what a known context leaves it."""
+    bounds = [context.tokens]
+    if config.context_tokens is not None:
+        bounds.append(config.context_tokens - config.max_tokens)
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def most_result_tokens(context: SlidingWindow | Summary, config: ModelConfig, learnt: int) -> int:
+    """Return the tokens that the results of one step may have together, for that model.
 
     `learnt` is the bound that an overflow has shown; 0: there was none.
     """
-    usual = (context.tokens or USUAL_CONTEXT_TOKENS) // RESULTS_SHARE
+    usual = (window_tokens(context, config) or USUAL_CONTEXT_TOKENS) // RESULTS_SHARE
     return min(usual, learnt) if learnt else usual
 
 

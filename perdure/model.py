@@ -43,6 +43,8 @@ class ModelConfig(BaseModel):
     """"provider:model", for example "anthropic:claude-sonnet-5-5"."""
     max_tokens: Annotated[int, Field(ge=1)] = 8192
     """Most tokens of a reply."""
+    context_tokens: Annotated[int, Field(ge=1024)] | None = Field(default=None, exclude_if=is_empty)
+    """Size of the model's context, where you know it: the window and long results then leave room for a reply."""
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stop_sequences: tuple[str, ...] = ()
@@ -77,6 +79,11 @@ class ModelConfig(BaseModel):
         # Zero would time out every call, and look like an outage of the provider.
         if self.read_timeout is not None and self.read_timeout <= timedelta():
             raise ValueError(f"read_timeout must be positive, not {self.read_timeout}")
+        if self.context_tokens is not None and self.max_tokens >= self.context_tokens:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must be less than context_tokens ({self.context_tokens}): "
+                "the conversation needs the rest"
+            )
         # Thinking counts into the reply's tokens: without this, no token would be left for the answer.
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
             raise ValueError(f"thinking ({self.thinking}) must be less than max_tokens ({self.max_tokens})")

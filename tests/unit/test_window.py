@@ -5,10 +5,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from perdure.context import SlidingWindow
+from perdure.fitting import most_result_tokens, window_tokens
 from perdure.messages import Message
+from perdure.model import ModelConfig
 from perdure.wire.effects import ModelFailure
+from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine.commands import CallModel, CallTools, CloseTurn, MoveWindow, OpenTurn
 from perdure.workflows.engine.events import (
     CallReturned,
@@ -24,7 +28,7 @@ from perdure.workflows.engine.input_tokens import unmoved_tokens, visible_tokens
 from perdure.workflows.engine.state import AgentState, Utterance
 from perdure.workflows.engine.window import slide
 
-from .runs import NOW, call, reply, result
+from .runs import NOW, PRICE, call, reply, result
 from .test_session_fold import decide, fold, opened
 
 MOVES = st.lists(
@@ -162,3 +166,24 @@ def test_failed_call_loses_no_message(unread: int) -> None:
             shown = [message.text for message in state.transcript.visible]
             assert [f"and {n}" for n in range(unread)] == [text for text in shown if text.startswith("and")]
             assert "the question" in shown
+
+
+def test_known_context_bounds_the_window() -> None:
+    """Of a model whose context is known, the window and a step's results leave room for the reply."""
+    small = ModelConfig(name="scripted:small", context_tokens=3000, max_tokens=1000)
+    assert window_tokens(SlidingWindow(), small) == 2000
+    assert window_tokens(SlidingWindow(tokens=500), small) == 500
+    assert most_result_tokens(SlidingWindow(), small, 0) == 1000
+    assert "context_tokens" not in ModelConfig(name="scripted:x").model_dump(mode="json")
+    state = opened(models=(ModelSpec(config=small, price=PRICE),))
+    heard = Utterance(id="m", message=Message.user("the question"))
+    state = settle(fold(state, Said(utterance=heard, when_busy="queue")))
+    for _ in range(12):
+        state = fold(state, reply(state, call("work")))
+        [made] = state.step.calls
+        state = fold(state, CallsStarted(ids=(made.call.id,)))
+        state = settle(fold(state, CallReturned(result=result(made.call.id, text="row " * 300))))
+        assert state.transcript.context_tokens <= 2000
+    assert state.transcript.window_start > 0
+    with pytest.raises(ValidationError, match="less than context_tokens"):
+        ModelConfig(name="scripted:x", context_tokens=4096)

@@ -42,7 +42,8 @@ def visible_tokens(state: AgentState) -> int:
 
 def result_bound(state: AgentState) -> int:
     """Return the most tokens of what the model is shown of the results of one step."""
-    return most_result_tokens(state.spec.context, state.transcript.result_tokens)
+    config = state.spec.models[state.chain.model].config
+    return most_result_tokens(state.spec.context, config, state.transcript.result_tokens)
 
 
 def shown_tokens(state: AgentState, messages: Sequence[Message]) -> int:

@@ -16,7 +16,7 @@ from perdure.fitting import LEAST_SHOWN_TOKENS
 
 from . import parking
 from .ends import early_end, failure_of
-from .input_tokens import newest_results, result_bound, shown_tokens
+from .input_tokens import newest_results, result_bound, shown_tokens, visible_tokens
 from .state import AgentState, End
 from .step import offer_rest
 from .window import half_window_start, move_window
@@ -57,10 +57,10 @@ def _with_shorter_results(state: AgentState) -> AgentState | None:
     texts = sum(sum(message.result_tokens) for message in results)
     bound = min(texts, result_bound(state)) // 2
     shorter = replace(state, transcript=replace(state.transcript, result_tokens=bound))
-    saved = shown_tokens(state, results) - shown_tokens(shorter, results)
-    if bound < LEAST_SHOWN_TOKENS or saved <= 0:
+    if bound < LEAST_SHOWN_TOKENS or shown_tokens(shorter, results) >= shown_tokens(state, results):
         return None
-    tokens = max(state.transcript.context_tokens - saved, 0)
+    # Both are upper bounds, as when the window moves.
+    tokens = min(state.transcript.context_tokens, visible_tokens(shorter))
     shorter = replace(shorter, transcript=replace(shorter.transcript, context_tokens=tokens))
     return offer_rest(shorter, cut=True)
 

@@ -14,8 +14,7 @@ effect, such as a summary, names it; `decide` asks for it, and falls back to pla
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from perdure.context import SlidingWindow, Summary
-from perdure.fitting import fit_results
+from perdure.fitting import fit_results, window_tokens
 from perdure.messages import estimated_tokens
 
 from .input_tokens import result_bound, unmoved_tokens, visible_tokens
@@ -52,13 +51,16 @@ def choose_window(state: AgentState) -> WindowMove:
 def _choose_slide(state: AgentState) -> Keep | MoveTo:
     """Return where the window is to start, so that what the model sees fits both bounds."""
     window, transcript = state.spec.context, state.transcript
+    bound = window_tokens(window, state.spec.models[state.chain.model].config)
     visible = len(transcript.messages) - transcript.window_start + (transcript.pinned is not None)
-    if not _is_overfull(window, visible, transcript.context_tokens):
+    too_many = window.messages is not None and visible > window.messages
+    too_long = bound is not None and transcript.context_tokens > bound
+    if not (too_many or too_long):
         return Keep()
     most = None if window.messages is None else max(2, int(window.messages * window.keep))
     tokens = None
-    if window.tokens is not None:
-        tokens = int(max(window.tokens - unmoved_tokens(state), 0) * window.keep)
+    if bound is not None:
+        tokens = int(max(bound - unmoved_tokens(state), 0) * window.keep)
     start = slide(state, most=most, tokens=tokens)
     return MoveTo(start=start) if start > transcript.window_start else Keep()
 
@@ -99,12 +101,6 @@ def half_window_start(state: AgentState) -> int:
     """Return the start of a window with half the visible messages."""
     visible = len(state.messages) - state.transcript.window_start
     return slide(state, most=max(2, visible // 2), tokens=None)
-
-
-def _is_overfull(window: SlidingWindow | Summary, visible: int, tokens: int) -> bool:
-    too_many = window.messages is not None and visible > window.messages
-    too_long = window.tokens is not None and tokens > window.tokens
-    return too_many or too_long
 
 
 def _leaves_something(state: AgentState, start: int) -> bool:
