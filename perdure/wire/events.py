@@ -7,6 +7,7 @@ from pydantic import Field
 from perdure.messages import Value, is_empty
 from perdure.wire.results import (
     Approval,
+    ExtensionRecord,
     Failure,
     NodeState,
     Parked,
@@ -16,6 +17,7 @@ from perdure.wire.results import (
     Status,
     StopReason,
     TurnReply,
+    UpgradeRecord,
 )
 from perdure.wire.spec import NodeKind
 
@@ -161,6 +163,20 @@ class StatusChanged(Value):
     failure: Failure | None = None
 
 
+class Extended(Value):
+    """A run, or the turn of a session, that a limit had ended was given more, and goes on."""
+
+    kind: Literal["extended"] = "extended"
+    extension: ExtensionRecord
+
+
+class AgentChanged(Value):
+    """A session has taken another version of its agent."""
+
+    kind: Literal["agent_changed"] = "agent_changed"
+    upgrade: UpgradeRecord
+
+
 class EventsMissing(Value):
     """Events before this one are missing, and do not come any more: no worker could be asked for them.
 
@@ -202,6 +218,8 @@ Event = Annotated[
     | NodeFinished
     | PlanChanged
     | StatusChanged
+    | Extended
+    | AgentChanged
     | EventsMissing
     | Finished
     | TurnFinished,

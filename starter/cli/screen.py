@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.status import Status
 
 from perdure.wire.events import (
+    AgentChanged,
     ApprovalRequested,
     ChildEvent,
     Event,
     EventsMissing,
+    Extended,
     Finished,
     MessageFinished,
     NodeFinished,
@@ -323,6 +325,8 @@ def event_line(event: Event) -> str | None:  # noqa: C901 - one case an event
             return _node_line(event)
         case PlanChanged():
             return "\n".join(f"  {escape(line)}" for line in tables.plan_lines(event.items)) or None
+        case Extended() | AgentChanged():
+            return _change_line(event)
         case StatusChanged():
             return _status_line(event)
         case Finished():
@@ -346,6 +350,17 @@ def child_line(event: ChildEvent) -> str | None:
             line = event_line(inner)
     prefix = f"[dim]{escape(label(event.path))} |[/] "
     return None if line is None else "\n".join(f"{prefix}{row}" for row in line.split("\n"))
+
+
+def _change_line(event: Extended | AgentChanged) -> str:
+    """Say who has given the run more, or its session another version of the agent."""
+    if isinstance(event, Extended):
+        made = event.extension
+        granted = ", ".join(f"{name}={value}" for name, value in made.limits.items())
+        return f"[yellow]+[/] {escape(made.by or 'a person')} has granted more: {escape(display.short(granted, 200))}"
+    upgrade = event.upgrade
+    by = f" by {escape(upgrade.by)}" if upgrade.by else ""
+    return f"[yellow]+[/] another version of the agent{by}: {upgrade.before[:12]} → {upgrade.after[:12]}"
 
 
 def _node_line(event: NodeStarted | NodeFinished) -> str:

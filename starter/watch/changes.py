@@ -13,9 +13,11 @@ from typing import Final
 from perdure.messages import Message, Text, Thinking, ToolCall, ToolResult
 from perdure.wire.effects import Progress
 from perdure.wire.events import (
+    AgentChanged,
     ApprovalRequested,
     Event,
     EventsMissing,
+    Extended,
     MessageFinished,
     NodeFinished,
     NodeStarted,
@@ -95,10 +97,19 @@ class ChangeTracker:
     call_runs: dict[str, NodeStatus] = field(default_factory=dict[str, NodeStatus])
     """Runs of agents called as tools, as they are now, by call id."""
     plan: list[PlanItem] = field(default_factory=list[PlanItem])
+    extensions: int = 0
+    """Number of extensions that were reported."""
+    upgraded_at: datetime | None = None
+    """Time of the newest upgrade that was reported."""
     notes: dict[str, str] = field(default_factory=dict[str, str])
     """Newest progress note of each running call."""
     retries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     """By call and attempt."""
+
+    def skip_changes(self, status: RunStatus) -> None:
+        """Take extensions and upgrades as reported that the status knows."""
+        self.extensions = len(status.extensions)
+        self.upgraded_at = max((upgrade.at for upgrade in status.upgrades), default=None)
 
     def track_pending(self, pending: Sequence[PendingActivity]) -> Iterator[Event]:
         """Yield partial text, progress of tools, and retries."""
@@ -225,6 +236,13 @@ class ChangeTracker:
         if shown != (self.status, self.parked_kind) and status.status not in ENDED:
             self.status, self.parked_kind = shown
             yield StatusChanged(status=status.status, doing=status.doing, failure=_failure(status))
+        for extension in status.extensions[self.extensions :]:
+            self.extensions += 1
+            yield Extended(extension=extension)
+        for upgrade in status.upgrades:
+            if self.upgraded_at is None or upgrade.at > self.upgraded_at:
+                self.upgraded_at = upgrade.at
+                yield AgentChanged(upgrade=upgrade)
         if status.plan != self.plan:
             self.plan = status.plan
             yield PlanChanged(items=status.plan)

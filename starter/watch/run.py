@@ -92,6 +92,8 @@ async def watch_turn(
 
     """
     watcher = _Watcher(run, known.messages if known else 0, WatchGroup())
+    if known is not None:
+        watcher.tracker.skip_changes(known)
     # The status of a team's session lists the nodes of its last turn until the next begins.
     ended = [node for node in (known.nodes if known else []) if node.state != "running"]
     watcher.tracker.nodes.update({node.key: node for node in ended})

@@ -65,7 +65,7 @@ async def hang() -> str:
 
 ALONE = (
     *("parallel", "approval", "stopped", "cancelled", "deadline", "parked", "typed", "limited", "window"),
-    *("question", "continued", "fallback", "stood_in", "redriven"),
+    *("question", "continued", "fallback", "stood_in", "redriven", "extended"),
 )
 
 
@@ -96,6 +96,7 @@ AGENTS = [
         tools=[tool(name="break_down", fallback=ToolFallback(tool="look"))(break_down.function), look],
     ),
     _agent("redriven", model="broken:x"),
+    _agent("extended", limits=Limits(steps=3)),
 ]
 
 _sub = _agent("sub", description="Does one thing.", tools=[look, pay])
@@ -255,6 +256,13 @@ async def _resume(client: Client, run: Run) -> None:
     await run.resume()
 
 
+async def _extend(client: Client, run: Run) -> None:
+    await run.result()
+    await run.extend(limits=Limits(steps=6), by="lee", reason="it is worth it")
+    await run.result()
+    await run.extend(limits=Limits(steps=30), by="lee")
+
+
 async def _redrive(client: Client, run: Run) -> None:
     await until_status(client, run.id, "parked")
     await run.redrive(model="scripted:x", limits=Limits(steps=30))
@@ -315,6 +323,7 @@ _PEOPLE: dict[str, Callable[[Client, Run], Awaitable[None]]] = {
     "cancelled": _cancel,
     "parked": _resume,
     "redriven": _redrive,
+    "extended": _extend,
     "question": _answer,
     "swarm": _approve_below,
     "supervisor": _approve_below,

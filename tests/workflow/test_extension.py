@@ -19,6 +19,7 @@ from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import Line, ScriptedModel, calls, running, says
+from perdure.wire.events import Extended
 from perdure.wire.identity import idempotency_key, root_identity
 from perdure.wire.ids import child_run_id
 from perdure.wire.names import SESSION_WORKFLOW, WORKFLOW
@@ -124,6 +125,8 @@ async def test_limited_run_goes_on(serve: Serve) -> None:
         assert [(record.by, record.reason, record.ended) for record in made] == [
             ("ann", "it is worth it", reason)
         ]
+        events = [event async for event in run.events()]
+        assert [e.extension.by for e in events if isinstance(e, Extended)] == ["ann"]
         with pytest.raises(InvalidRequest, match=r"extended so at .* it has given its answer"):
             await run.extend(limits=granted, by="ann", reason="it is worth it")
 

@@ -11,6 +11,7 @@ from perdure import Agent, InvalidRequest, Limits, Swarm, tool
 from perdure.limits import SwarmLimits
 from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, says
+from perdure.wire.events import AgentChanged
 from tests.conftest import HANGS, Gate, Serve, check_rows
 
 
@@ -76,7 +77,9 @@ async def test_session_takes_new_version(serve: Serve) -> None:
             assert (answer.changed, answer.after_turn, answer.before) == (True, False, before)
             again = await session.upgrade(by="ann")
             assert (again.changed, again.after) == (False, answer.after)
-            third = await session.say("how much?")
+            events = [event async for event in session.stream("how much?", id="third")]
+            assert not any(isinstance(event, AgentChanged) for event in events), "it was before the turn"
+            third = await session.say("how much?", id="third")
             assert third.output == {"price": 5, "currency": "EUR"}
             status = await session.status()
             assert (status.spec_hash, status.next_spec_hash) == (answer.after, "")
@@ -97,14 +100,16 @@ async def test_turn_ends_with_its_version(serve: Serve) -> None:
             session = await client.session("busy")
             waiting = asyncio.create_task(session.say("wait"))
             await seller.gate.reached.wait()
-            queued = asyncio.create_task(session.say("next", id="next"))
+            known = session.stream("next", id="next")
+            queued = asyncio.create_task(anext(e async for e in known if isinstance(e, AgentChanged)))
             answer = await session.upgrade(by="ann")
             assert answer.after_turn
             status = await session.status()
             assert (status.spec_hash, status.next_spec_hash) == (answer.before, answer.after)
             seller.gate.opened.set()
             assert "old knows" in (await waiting).text
-            assert (await queued).output == {"price": 5, "currency": "EUR"}
+            assert (await queued).upgrade.by == "ann"
+            assert (await session.say("next", id="next")).output == {"price": 5, "currency": "EUR"}
 
 
 async def test_each_turn_takes_the_newest(serve: Serve) -> None:
