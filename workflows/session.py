@@ -170,9 +170,10 @@ class SessionWorkflow(ExtendableRun):
 
     async def _deliver(self, request: SessionMessage, incoming: Incoming) -> Said:
         """Hand the answer to a question of a run below to that run; return what the session itself takes in."""
-        event = Said(
-            utterance=Utterance(id=request.id, message=incoming.message), when_busy=request.when_busy
-        )
+        utterance = Utterance(id=request.id, message=incoming.message)
+        # The turn that asks: it may be over by the time at which the run below has the answer.
+        turn = session_of(self._loop.state).turn if self._loop.state is not None else 0
+        event = Said(utterance=utterance, when_busy=request.when_busy, turn=turn)
         delivery = self._delivery(incoming)
         if delivery.made is not None and not self._session.turn_is_open:
             raise refuse(f"question {delivery.made.call_id!r} was answered already, and its turn is over")

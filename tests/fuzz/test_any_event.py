@@ -128,6 +128,8 @@ events: st.SearchStrategy[Any] = st.one_of(
         Said,
         utterance=st.sampled_from("abc").map(lambda one: Utterance(id=one, message=Message.user("hi"))),
         when_busy=st.sampled_from(["queue", "steer"]),
+        delivered=st.booleans(),
+        turn=st.integers(0, 2),
         call_id=st.none() | st.sampled_from(CALL_IDS),
     ),
     st.builds(

@@ -150,6 +150,19 @@ def test_answer_belongs_to_the_turn_that_asks() -> None:
     assert [replied(state, name).turn for name in ("m1", "m2", "m3")] == [1, 1, 1]
 
 
+def test_late_relay_belongs_to_its_turn() -> None:
+    """The run below has the answer, and its turn is over before the session hears so: the reply is that turn's."""
+    state = answered(say(opened(), "m1"), text="done")
+    state = asked(say(state, "m2"))
+    utterance = Utterance(id="answer", message=Message.user("the red one"))
+    state = fold(state, Said(utterance=utterance, delivered=True, turn=1))
+    assert replied(state, "answer").turn == 1
+    assert session_of(state).queue == ()
+    state = fold(state, Said(utterance=replace(utterance, id="other"), delivered=True, turn=2))
+    state = go(fold(state, reply(state, text="two")))
+    assert [replied(state, name).turn for name in ("m2", "other")] == [2, 2]
+
+
 def test_answer_to_a_closed_question_is_a_message() -> None:
     """A question that has ended by the time takes no answer: the words get a turn of their own, or steer this one."""
     state = asked(say(opened(), "m1"))

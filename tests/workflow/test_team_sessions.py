@@ -477,3 +477,21 @@ async def test_continue_as_new_waits_for_relay_only(settings: Settings) -> None:
             sizes = await history_sizes(client, "team-relayed")
     assert len(sizes) > 1
     assert [(reply.turn, reply.text) for reply in replies] == [(1, "ok")] * 2
+
+
+async def test_held_relay_begins_no_turn(serve: Serve) -> None:
+    """The turn ends before the session hears that its answer has arrived: the answer is no turn of its own."""
+    gate = Gate()
+    swarm = team(agent("front", tools=[ask_person]))
+    worker: dict[str, Any] = {"interceptors": [HeldRelay(gate)]}
+    async with serve(swarm, models=Cast({"front": asks}).models, worker=worker) as client:
+        session = await client.session(f"held-relay-{client.task_queue}", agent="team")
+        saying = asyncio.create_task(session.say("go"))
+        await waiting(session, Question)
+        answering = asyncio.create_task(session.say("the red one"))
+        assert (await saying).text == "the red one"
+        assert gate.reached.is_set()
+        gate.opened.set()
+        assert (await answering).turn == 1
+        status = await session.status()
+    assert (status.turn, status.queued) == (1, 0)

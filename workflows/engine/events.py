@@ -275,12 +275,13 @@ class Upgraded:
 class Said:
     """A person said something to the session.
 
-    `delivered` is True when a run below has the message already: then it only belongs to the turn.
+    `delivered` is True when a run below has the message already: then it only belongs to the turn of that number.
     """
 
     utterance: Utterance
     when_busy: WhenBusy = "queue"
     delivered: bool = False
+    turn: int = 0
     call_id: str | None = None
     """The run's own question that it answers."""
 

@@ -214,9 +214,8 @@ class SessionProgram:
         if _is_known(state, event.utterance.id):
             return state
         session = session_of(state)
-        # The run below has the message; here it only needs an id that the reply will answer.
-        if event.delivered and session.turn_is_open:
-            return _with(state, replace(session, ids=(*session.ids, event.utterance.id)))
+        if event.delivered:
+            return _with(state, _join_turn(session, event))
         steers = event.when_busy == "steer" or has_question(state, event.call_id)
         if not (steers and session.turn_is_open) or state.ending is not None or session.closing is not None:
             return _with(state, replace(session, queue=(*session.queue, event.utterance)))
@@ -343,6 +342,22 @@ class SessionProgram:
 
 def _with(state: RunState, session: Session) -> RunState:
     return replace(state, session=session)
+
+
+def _join_turn(session: Session, event: Said) -> Session:
+    """Return the session with a message that a run below has: it only needs an id that the turn's reply answers.
+
+    The turn may be over by now. A message of a turn whose reply is no longer kept gets a turn of its own.
+    """
+    if session.turn_is_open and session.turn == event.turn:
+        return replace(session, ids=(*session.ids, event.utterance.id))
+    answered = tuple(
+        replace(turn, ids=(*turn.ids, event.utterance.id)) if turn.reply.turn == event.turn else turn
+        for turn in session.answered
+    )
+    if answered != session.answered:
+        return replace(session, answered=answered)
+    return replace(session, queue=(*session.queue, event.utterance))
 
 
 def _take_extension(state: RunState, event: TurnExtended) -> RunState:
