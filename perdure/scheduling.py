@@ -22,6 +22,18 @@ Progress = TypeVar("Progress")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Earlier run of the same team whose transcript comes before a prompt."""
+
+    key: str
+    """Key of the earlier run, which has ended."""
+    visit: int
+    """Number of that run in the team, from 1."""
+    prompt: str | list[Part]
+    """Prompt in place of the usual one: the model has read what the earlier run was told."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """A node to run now."""
 
@@ -36,6 +48,8 @@ class Start:
     timeout: timedelta | None = None
     history: tuple[Message, ...] = ()
     """Messages before the prompt."""
+    memory: Memory | None = None
+    """Earlier run to remember, in place of `history`. If it cannot be read any more, the run begins without it."""
     visit: int = 1
     retry_of: str = ""
     """Key of the first attempt, when the node is run again: its calls get the idempotency keys of that attempt."""

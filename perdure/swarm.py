@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, get_args
 
 from perdure.agent import _NAME, Agent
 from perdure.errors import DefinitionError
@@ -12,7 +12,7 @@ from perdure.members import collect_members
 from perdure.model import ToolDefinition
 from perdure.prices import PriceTable
 from perdure.wire.names import HANDOFF
-from perdure.wire.spec import SwarmSpec
+from perdure.wire.spec import SwarmMemory, SwarmSpec
 
 HANDOFF_TOOL: Final = ToolDefinition(
     name=HANDOFF,
@@ -57,6 +57,9 @@ class Swarm:
     entry: Agent | str | None = None
     """Agent that gets the task; None: the first."""
     limits: SwarmLimits = field(default_factory=SwarmLimits)
+    memory: SwarmMemory = "own"
+    """What comes before the prompt of an agent that gets the task again. "own": the transcript of its earlier visits.
+    "shared": before every visit but the first, the transcripts of all visits. "none": nothing."""
     description: str = ""
     """Purpose of the swarm, for agents that call it."""
     entry_name: str = field(init=False, repr=False)
@@ -69,6 +72,8 @@ class Swarm:
         # The dataclass is frozen, and these fields are normalized or derived.
         object.__setattr__(self, "agents", self._check_agents())
         object.__setattr__(self, "entry_name", self._check_entry())
+        if self.memory not in get_args(SwarmMemory):
+            raise self._wrong(f"memory must be 'own', 'shared' or 'none', not {self.memory!r}")
         self._check_limits()
         collect_members(self)
 

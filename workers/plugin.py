@@ -48,6 +48,7 @@ from ..activities.outgoing import OutgoingGuard
 from ..activities.providers.registry import default_models
 from ..activities.rebuild import find_executions, rebuild
 from ..activities.relay import relay
+from ..activities.remember import remember
 from ..activities.remote import count_attempts
 from ..activities.renewal import BlobRenewal
 from ..activities.resolve import Resolver
@@ -170,6 +171,7 @@ class PerdurePlugin(SimplePlugin):
             end_earlier_child,
             rebuild,
             find_executions,
+            remember,
         ]
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

@@ -20,6 +20,7 @@ from .engine.state import Origin
 from .extension import ExtendableRun
 from .handlers import bound_program
 from .inputs import is_extension, request_of
+from .memory import remember
 
 
 @workflow.defn(name=WORKFLOW)
@@ -58,6 +59,8 @@ class AgentWorkflow(ExtendableRun):
         began = workflow.now()
         deadline = deadline_of(request.limits or Limits(), began, child)
         resolved = await self._resolve(request, child, deadline)
+        if child is not None and child.remembers is not None:
+            request, child = await self._race_to_begin(remember(request, child), child)
         origin = Origin(id=workflow.info().workflow_id, members=resolved.members, child=child)
         program = bound_program(resolved.spec)
         state = program.initial(request, began, origin)

@@ -55,6 +55,7 @@ from .engine.handovers import preview_bytes, prompt_with_notes
 from .engine.state import AgentState, Call, RunState
 from .engine.team_state import TeamState
 from .identity import earlier_attempts, function_key, identity_below
+from .memory import earlier_run
 from .payloads import read_json, read_payload
 
 _FUNCTION_TIMEOUT = timedelta(minutes=10)
@@ -385,6 +386,7 @@ def input_for(state: RunState, start: Start, now: datetime, place: PlaceBelow) -
         grace=state.tree.grace,
         peers=list(start.peers),
         history=list(start.history),
+        remembers=earlier_run(state, start),
         extension=extension_for(state, start.key, child_run_id(state.id, start.key)),
         unread=list(start.handed_on.messages) if start.handed_on else [],
         reads_results=start.handed_on is not None and start.handed_on.spilled,

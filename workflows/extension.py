@@ -5,10 +5,10 @@ by an activity (`activities/rebuild.py`), in the parts in which continue-as-new 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
@@ -32,6 +32,7 @@ from .identity import identity_of, resets
 from .inputs import check_extension_prices, extend_request_of, refuse
 from .payloads import read_payload
 
+_T = TypeVar("_T")
 _FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=3)
 _PART_WITHIN: Final = timedelta(seconds=60)
 
@@ -140,9 +141,15 @@ class ExtendableRun(RunHandlers):
         self._loop.go_on(self._bind(state.spec), state, written)
         return True
 
-    async def _race_to_begin(self, work: Any, child: ChildInput | None) -> Rebuilt:
+    async def _race_to_begin(self, work: Coroutine[Any, Any, _T], child: ChildInput | None) -> _T:
+        """Return the value of work without which the run cannot begin.
+
+        Raises:
+            EndedBeforeBeginningError: a stop, a cancel or the deadline came first.
+
+        """
         try:
-            rebuilt: Rebuilt = await self._loop.ending.race(work)
+            return await self._loop.ending.race(work)
         except RunIsEndingError:
             reason = requested_end(self._loop.events) or "stopped"
             raise EndedBeforeBeginningError(reason, child) from None
@@ -151,7 +158,6 @@ class ExtendableRun(RunHandlers):
         except BaseException:
             self._early_status = "failed"
             raise
-        return rebuilt
 
     def _extended(
         self,

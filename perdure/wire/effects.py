@@ -363,6 +363,21 @@ class EarlierChild(Value):
     run_id: str
 
 
+class Remember(Value):
+    """Earlier run whose transcript another run is to remember."""
+
+    run_id: str
+    visit: int
+    parent_id: str
+    """Parent of the run that remembers, as the server names it. The earlier run must have the same."""
+
+
+class Remembered(Value):
+    """Messages of an earlier run, with call ids of their own."""
+
+    messages: list[Message]
+
+
 class Rebuild(Value):
     """Part of the state of the closed execution from which a run goes on."""
 

@@ -61,6 +61,7 @@ COUNT_ATTEMPTS: Final = "count_attempts"
 RENEW_BLOBS: Final = "renew_blobs"
 REBUILD: Final = "rebuild"
 FIND_EXECUTIONS: Final = "find_executions"
+REMEMBER: Final = "remember"
 ACTIVITIES: Final = frozenset(
     {
         RESOLVE_AGENT,
@@ -74,6 +75,7 @@ ACTIVITIES: Final = frozenset(
         RENEW_BLOBS,
         REBUILD,
         FIND_EXECUTIONS,
+        REMEMBER,
     }
 )
 

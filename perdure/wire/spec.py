@@ -27,6 +27,8 @@ OnFailure = Literal["park", "fail", "answer"]
 ToolKind = Literal["function", "remote", "person", "agent"]
 Collect = Literal["all", "completion"]
 """Return of answers of agents called as tools: all of a step together, or each on its completion."""
+SwarmMemory = Literal["own", "shared", "none"]
+"""Memory of a swarm's agent: its own earlier visits, those of all agents, or nothing."""
 NodeKind = Literal["agent", "swarm", "graph", "pattern", "function"]
 OnError = Literal["fail", "skip"]
 
@@ -158,6 +160,7 @@ class SwarmSpec(_TeamSpec):
     agents: tuple[str, ...]
     """Names of its agents, in the order in which they were given."""
     entry: str
+    memory: SwarmMemory = Field(default="own", exclude_if=lambda v: v == "own")
     limits: SwarmLimits = SwarmLimits()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from perdure.messages import Message, Usage, Value, is_empty
+from perdure.messages import Message, Part, Usage, Value, is_empty
 from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import RunResult, StopReason, Waiting
 
@@ -65,6 +65,17 @@ class Handoff(Value):
     context: dict[str, object] = Field(default_factory=dict[str, object])
 
 
+class EarlierRun(Value):
+    """Run whose transcript comes before the prompt of another run of the same team."""
+
+    run_id: str
+    """Workflow id of the earlier run."""
+    visit: int
+    """Number of that run in its team: it tells its call ids from those of other runs."""
+    prompt: str | list[Part]
+    """Prompt in place of the request's, once the transcript is there."""
+
+
 class Lineage(Value):
     """Place of a run below another: whose child it is, and where its spec is pinned."""
 
@@ -112,6 +123,8 @@ class ChildInput(Value):
     """Agents that the child can hand off to; with any, its model gets the handoff tool."""
     history: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
     """Messages that come before its prompt."""
+    remembers: EarlierRun | None = Field(default=None, exclude_if=lambda v: v is None)
+    """Run whose transcript comes before its prompt, in place of `history`. The child fetches it as it begins."""
     extension: ExtendRequest | None = Field(default=None, exclude_if=is_empty)
     """With a value: the child goes on from this closed execution of its own id."""
     unread: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)

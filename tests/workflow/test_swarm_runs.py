@@ -24,6 +24,7 @@ from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.results import Approval, RunResult
+from perdure.wire.spec import SwarmMemory
 from tests.conftest import HANGS, Gate, Serve, until, until_queried, until_status
 from tests.pictures import PNG
 
@@ -78,9 +79,9 @@ def agent(name: str, **changed: Any) -> Agent:
     return Agent(name=name, **{**settings, **changed})
 
 
-def team(*agents: Agent | str, **limits: Any) -> Swarm:
+def team(*agents: Agent | str, memory: SwarmMemory = "own", **limits: Any) -> Swarm:
     made = [agent(one) if isinstance(one, str) else one for one in agents]
-    return Swarm(name="team", agents=made, limits=SwarmLimits(**limits))
+    return Swarm(name="team", agents=made, memory=memory, limits=SwarmLimits(**limits))
 
 
 def to(name: str, message: str = "your turn", **context: Any) -> Line:
@@ -246,12 +247,14 @@ async def test_next_agent_gets_full_briefing(serve: ServeTeam) -> None:
     assert third.endswith("your answer is final and the task is complete.")
 
 
-async def test_repeated_agent_begins_anew(serve: ServeTeam) -> None:
+async def test_repeated_agent_may_begin_anew(serve: ServeTeam) -> None:
+    """With memory="none" an agent that gets the task again knows nothing of its earlier visit."""
+
     def a(request: ModelRequest) -> Answer:
         return says("done") if "Handoff Message" in request.messages[0].text else to("b", "first")
 
     cast = Cast({"a": a, "b": to("a", "back to you")})
-    async with serve(team("a", "b"), models=cast.models) as client:
+    async with serve(team("a", "b", memory="none"), models=cast.models) as client:
         result = await client.run("team", "do it")
     assert [key for key, _, _ in keys(result)] == ["a-1", "b-1", "a-2"]
     assert len(cast.asked[2].messages) == 1
@@ -444,7 +447,7 @@ async def test_tokens_bind_all_agents_together(serve: ServeTeam) -> None:
 async def test_repeated_agent_usage_counts_once(serve: ServeTeam) -> None:
     # Strands B1-7: counted twice, 105 instead of 75.
     def a(request: ModelRequest) -> Answer:
-        return says("done") if "Handoff Message" in request.messages[0].text else to("b")
+        return says("done") if "Handoff Message" in request.messages[-1].text else to("b")
 
     cast = Cast({"a": a, "b": to("a")})
     async with serve(team("a", "b"), models=cast.models) as client:

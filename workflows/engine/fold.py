@@ -90,7 +90,9 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
     state = append(empty_state(request, spec, now, origin), *history)
     unread = origin.child.unread if origin.child else []
     state = append_unread(state, Message.user(request.prompt), *unread)
-    spilled = origin.child is not None and origin.child.reads_results
+    # What an earlier run read in part, this one can read on.
+    handed = origin.child is not None and origin.child.reads_results
+    spilled = handed or any(result.spilled for message in history for result in message.tool_results)
     return replace(state, transcript=replace(state.transcript, own_start=len(history), spilled=spilled))
 
 

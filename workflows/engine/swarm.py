@@ -7,7 +7,9 @@ Theory of operation
 3. What bars a handoff is decided once, when the run that might make it starts: its peers say so.
    The same rule is asked again when the handoff arrives, so no result can pass a limit.
 4. A run counts when it has started, a handoff when it has arrived. A count never goes down.
-5. Everything needed to go on is in the progress, save the spec, which the run pins anyway.
+5. An agent that gets the task again remembers its own earlier visits, or all of them: the newest such run has what
+   was before it in its transcript. The new run fetches that transcript when it begins.
+6. Everything needed to go on is in the progress, save the spec, which the run pins anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,7 @@ from pydantic import JsonValue, ValidationError
 
 from perdure.messages import Part, Text
 from perdure.model import canonical_json
-from perdure.scheduling import Notes, Over, Start
+from perdure.scheduling import Memory, Notes, Over, Start
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
@@ -75,6 +77,7 @@ class SwarmScheduler:
             prompt=_prompt(progress, peers),
             timeout=self.spec.limits.node_timeout,
             peers=peers,
+            memory=_memory(progress, self.spec, peers),
         )
         return (start,)
 
@@ -213,18 +216,48 @@ def _prompt(progress: SwarmProgress, peers: tuple[Peer, ...]) -> str | list[Part
     return [*attachments, Text(text=text)] if attachments else text
 
 
+def _memory(progress: SwarmProgress, spec: SwarmSpec, peers: tuple[Peer, ...]) -> Memory | None:
+    """Return the earlier visit that the starting run remembers, or None."""
+    known = progress.visits if spec.memory == "shared" else (progress.turn,)
+    remembered = [at for at, name in enumerate(progress.visits) if name in known]
+    # The newest of these visits has remembered those before it.
+    if spec.memory == "none" or not remembered:
+        return None
+    at = remembered[-1]
+    name = progress.visits[at]
+    key = f"{name}-{progress.visits[: at + 1].count(name)}"
+    return Memory(key=key, visit=at + 1, prompt=_prompt_again(progress, spec, peers, since=at + 1))
+
+
+def _prompt_again(progress: SwarmProgress, spec: SwarmSpec, peers: tuple[Peer, ...], *, since: int) -> str:
+    """Return the prompt of an agent that remembers the visits before `since`: what is new, and nothing else."""
+    blocks = [f"Handoff Message from {progress.sender}: {progress.message}"]
+    if spec.memory == "own":
+        others = progress.visits[since:]
+        blocks.append(f"Agents who worked on this since your last turn: {' → '.join(others)}")
+        blocks += _shared_block(
+            {name: progress.shared_context.get(name, {}) for name in dict.fromkeys(others)}
+        )
+    # The list of peers stands in the agent's first prompt. A bar on one of them does not.
+    if progress.turn in progress.visits and not any(peer.barred for peer in peers):
+        blocks.append("You can hand over to the same agents as before. Otherwise your answer is final.")
+    else:
+        blocks.append(_handoff_help(peers))
+    return "\n\n".join(blocks)
+
+
+def _shared_block(shared: Mapping[str, dict[str, JsonValue]]) -> list[str]:
+    known = [f"• {name}: {canonical_json(values).decode()}" for name, values in shared.items() if values]
+    return ["\n".join(["Shared knowledge from previous agents:", *known])] if known else []
+
+
 def _context_blocks(progress: SwarmProgress) -> list[str]:
     blocks = [f"User Request: {_task_text(progress.task)}"]
     if progress.sender is not None:
         blocks.insert(0, f"Handoff Message from {progress.sender}: {progress.message}")
     if progress.visits:
         blocks.append(f"Previous agents who worked on this: {' → '.join(progress.visits)}")
-    if progress.shared_context:
-        known = [
-            f"• {name}: {canonical_json(values).decode()}" for name, values in progress.shared_context.items()
-        ]
-        blocks.append("\n".join(["Shared knowledge from previous agents:", *known]))
-    return blocks
+    return [*blocks, *_shared_block(progress.shared_context)]
 
 
 def _task_text(task: str | list[Part]) -> str:

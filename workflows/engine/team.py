@@ -341,6 +341,7 @@ class TeamProgram:
                 handed_on=handed_on_to(
                     team, start.member, _run_key(team, start.retry_of) if start.retry_of else ""
                 ),
+                memory=start.memory and replace(start.memory, key=_run_key(team, start.memory.key)),
             )
             for start in self.scheduler.startable(team.progress)
         )

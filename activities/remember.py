@@ -1,0 +1,103 @@
+"""Remembering: the transcript of an earlier run of a team, for a run that comes after it.
+
+Rules
+1. The transcript comes from the server's history alone: a worker replays it to answer a query.
+2. The earlier run has the parent of the run that remembers it, and is a run of ours.
+3. Call ids are unique within a run only, and providers want them unique in a request: each gets the number of its run.
+4. A reply's reasoning belongs to its own model and turn, and its bill to its own run: both are left out.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio import activity
+from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from perdure.messages import Message, Opaque, Part, Thinking, ToolCall, ToolResult, size_bytes
+from perdure.wire.effects import Remember, Remembered
+from perdure.wire.names import INVALID_REQUEST, REMEMBER, TRANSCRIPT, WORKFLOWS
+from perdure.wire.requests import TranscriptQuery
+from perdure.wire.results import TranscriptPage
+
+MOST_REMEMBERED_BYTES: Final = 2 * 1024 * 1024
+"""Most bytes that a run remembers: the newest messages. The whole stays in the transcripts of the earlier runs."""
+_ANSWER_WITHIN: Final = timedelta(seconds=15)
+_LEFT_OUT: Final = "(Earlier messages are left out here: they are too long to be remembered.)"
+
+
+@activity.defn(name=REMEMBER)
+async def remember(request: Remember) -> Remembered:
+    """Return the messages of the earlier run, those that it remembered itself included.
+
+    Raises:
+        ApplicationError: "InvalidRequest": there is no such run, or it is none of the same parent.
+
+    """
+    client = activity.client()
+    try:
+        described = await client.get_workflow_handle(request.run_id).describe()
+        if described.parent_id != request.parent_id or described.workflow_type not in WORKFLOWS:
+            raise _refuse(f"{request.run_id!r} is no run of {request.parent_id!r}")
+        handle = client.get_workflow_handle(request.run_id, run_id=described.run_id)
+        messages = await _read_transcript(handle)
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise _refuse(f"{request.run_id!r} is gone: the server no longer keeps its history") from None
+        raise
+    except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+        raise _refuse(f"{request.run_id!r} does not answer: {error}") from None
+    return Remembered(messages=as_memory(messages, request.visit))
+
+
+async def _read_transcript(handle: Any) -> list[Message]:
+    messages: list[Message] = []
+    while True:
+        page: TranscriptPage = await handle.query(
+            TRANSCRIPT,
+            TranscriptQuery(start=len(messages)),
+            result_type=TranscriptPage,
+            rpc_timeout=_ANSWER_WITHIN,
+        )
+        messages += page.messages
+        if not page.messages or len(messages) >= page.length:
+            return messages
+
+
+def as_memory(messages: Sequence[Message], visit: int) -> list[Message]:
+    """Return the newest messages within the bound, as another run may send them: see rules 3 and 4."""
+    kept: list[Message] = []
+    size = 0
+    for message in reversed(messages):
+        size += size_bytes(message)
+        if size > MOST_REMEMBERED_BYTES:
+            break
+        kept.append(message)
+    kept.reverse()
+    # A conversation begins with a person: a result without its call is refused by every provider.
+    while len(kept) < len(messages) and kept and kept[0].role != "user":
+        del kept[0]
+    left_out = [Message.user(_LEFT_OUT)] if len(kept) < len(messages) else []
+    own = (_as_remembered(message, visit) for message in kept)
+    return [*left_out, *(message for message in own if message.parts)]
+
+
+def _as_remembered(message: Message, visit: int) -> Message:
+    parts = [_with_own_id(part, visit) for part in message.parts if not isinstance(part, Thinking | Opaque)]
+    return message.model_copy(update={"parts": parts, "meta": None})
+
+
+def _with_own_id(part: Part, visit: int) -> Part:
+    match part:
+        case ToolCall(id=id_) if id_.startswith("call-"):
+            return part.model_copy(update={"id": f"v{visit}-{id_}"})
+        case ToolResult(call_id=id_) if id_.startswith("call-"):
+            return part.model_copy(update={"call_id": f"v{visit}-{id_}"})
+        case _:
+            return part
+
+
+def _refuse(message: str) -> ApplicationError:
+    return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)
