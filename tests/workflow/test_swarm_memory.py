@@ -160,6 +160,23 @@ async def test_memory_in_sessions_and_nested(serve: ServeTeam) -> None:
     assert read(newest).count("2 areas known") == 1, "the conversation stands there once"
 
 
+async def test_work_beside_a_handback_is_known(serve: ServeTeam) -> None:
+    """What was done beside the handoff, by whoever hands back, stands after the prompt that builds on a memory."""
+
+    def first(request: ModelRequest) -> Answer:
+        new = request.messages[-1].text
+        return says(new) if "Message from b" in new else to("b", "measure it")
+
+    KEYS.clear()
+    played = Cast({"a": first, "b": [calls("measure", room="hall") + to("a", "back")]})
+    pair = Swarm(name="pair", agents=[agent("a"), agent("b", tools=[measure])])
+    async with serve(pair, models=played.models) as client:
+        result = await client.run("pair", "do it")
+    assert "Handoff Message from b: back" in str(result.output)
+    assert "hall: 13.5 square metres" in str(result.output)
+    assert_sendable(played.asked[-1])
+
+
 async def test_lost_memory_does_not_stop_swarm(serve: ServeTeam) -> None:
     """A visit whose transcript is gone is not remembered: the agent is told so, and gets the whole prompt."""
     clients: list[Client] = []

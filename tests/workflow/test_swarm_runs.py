@@ -24,7 +24,6 @@ from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
 from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.results import Approval, RunResult
-from perdure.wire.spec import SwarmMemory
 from tests.conftest import HANGS, Gate, Serve, until, until_queried, until_status
 from tests.pictures import PNG
 
@@ -79,7 +78,7 @@ def agent(name: str, **changed: Any) -> Agent:
     return Agent(name=name, **{**settings, **changed})
 
 
-def team(*agents: Agent | str, memory: SwarmMemory = "own", **limits: Any) -> Swarm:
+def team(*agents: Agent | str, memory: Any = "own", **limits: Any) -> Swarm:
     made = [agent(one) if isinstance(one, str) else one for one in agents]
     return Swarm(name="team", agents=made, memory=memory, limits=SwarmLimits(**limits))
 
