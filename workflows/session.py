@@ -111,6 +111,7 @@ class SessionWorkflow(ExtendableRun):
     @workflow.update(
         name=SAY,
         description='Say something: {"id": "yours", "text": "...", "when_busy": "queue" or "steer"}. '
+        'With "call_id" it answers that question. '
         "Answers with the turn's reply; the same id again, with the same one.",
     )
     async def say(self, message: Any = None, *_more: Any) -> TurnReply:
