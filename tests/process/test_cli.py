@@ -355,6 +355,10 @@ def test_doctor_fails_where_something_is_wrong(shell: Shell) -> None:
         (["redrive", "x", "--all"], 2, "name the runs one way: by their ids"),
         (["redrive", "--cause", "sunshine"], 2, "no cause 'sunshine'; the causes are rate_limited,"),
         (["redrive", "nosuchrun"], 2, "there is no run 'nosuchrun'"),
+        (["extend", "x"], 2, "say what is granted: --limit steps=100"),
+        (["extend", "x", "--limit", "dollars=9"], 2, "no limit 'dollars'; the limits are steps,"),
+        (["extend", "nosuchrun", "--limit", "steps=9"], 2, "there is no run 'nosuchrun'"),
+        (["upgrade", "nosuchrun"], 2, "there is no run 'nosuchrun'"),
         (["dev", "desk.py", "--address", "x:1"], 2, "perdure worker FILE --address"),
     ],
 )
