@@ -165,6 +165,15 @@ def test_cut_final_answer_costs_no_repair() -> None:
     assert isinstance(decide(state), CallModel)
 
 
+def test_call_in_an_overflowed_reply_is_named() -> None:
+    """A reply that ran into the end of the context, and ends the run, names its calls."""
+    state = asked(begun())
+    state = fold(state, reply(state, call("work"), text="so far", stop="context_overflow"))
+    end = finished(state)
+    assert (end.stop_reason, end.output) == ("context_overflow", "so far")
+    assert "work(): not run: the reply ran into the end of the context" in missing(state)
+
+
 # -- empty replies
 
 
@@ -244,6 +253,23 @@ def test_refusal_names_the_message(stop: ModelStop) -> None:
 def test_limit_names_the_message() -> None:
     state = fold(asked(begun(limits=Limits(steps=1))), SENT)
     state = fold(state, reply(state, text="done"))
+    assert missing(state) == ["message not read: wait"]
+
+
+def test_answer_that_no_model_read_is_named() -> None:
+    """An answer to a question is a message too."""
+    state = answered(begun(), call("ask_person", question="which?"), call("work"))
+    state = fold(state, MessageSent(message=Message.user("the red one"), call_id="call-1-1"))
+    state = fold(state, EndRequested(reason="stopped"))
+    assert missing(state) == ["work(): not run: the run was ended", "answer not read: the red one"]
+
+
+def test_hook_ends_a_turn_and_names_the_message() -> None:
+    """An end that a hook gives does not wait for a message: the hook has decided that nothing goes on."""
+    state = fold(answered(begun(), call("work")), SENT)
+    state = fold(state, CallsStarted(ids=("call-1-1",)))
+    state = fold(state, CallReturned(result=result("call-1-1"), end_turn="enough"))
+    assert finished(state) == End(stop_reason="guardrail", output="enough")
     assert missing(state) == ["message not read: wait"]
 
 

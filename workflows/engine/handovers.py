@@ -108,7 +108,7 @@ def _taken_by(handover: Handover, member: str | None, first_key: str) -> bool:
     """Return whether the run of that member, or that attempt after the first of that key, takes over."""
     if handover.target:
         return handover.target == member
-    return bool(first_key) and first_key in (handover.key, handover.key.rpartition(".")[0])
+    return _is_attempt_of(handover.key, first_key)
 
 
 def handed_on_to(team: TeamState, member: str | None, first_key: str) -> HandedOn | None:
@@ -134,13 +134,19 @@ def record_takeover(team: TeamState, starts: Sequence[Start]) -> TeamState:
         # A run that goes on after an extension has its own messages.
         handovers = tuple(h for h in handovers if h.key != start.key or h.key not in team.cut.origins)
         # Another attempt does the work anew, or goes on with it.
-        results = tuple(_without_missing(result, start.act, start.key) for result in results)
+        results = tuple(_without_missing(result, start) for result in results)
     return replace(team, handovers=handovers, results=results)
 
 
-def _without_missing(result: NodeResult, first_key: str, key: str) -> NodeResult:
-    is_earlier = result.key == key or first_key in (result.key, result.key.rpartition(".")[0])
+def _without_missing(result: NodeResult, start: Start) -> NodeResult:
+    """Return the result of an earlier attempt of the starting run without what it has left; any other as it is."""
+    is_earlier = result.key == start.key or _is_attempt_of(result.key, start.retry_of)
     return result.model_copy(update={"missing": []}) if is_earlier and result.missing else result
+
+
+def _is_attempt_of(key: str, first_key: str) -> bool:
+    """Return whether the key is that of a node's first attempt, or of one after it such as "draft-2.1"."""
+    return bool(first_key) and first_key in (key, key.rpartition(".")[0])
 
 
 def left_by_team(team: TeamState) -> list[str]:

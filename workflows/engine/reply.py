@@ -92,9 +92,11 @@ def _fold_overflowed(state: AgentState, message: Message) -> AgentState:
     state = fold_overflow(state, REPLY_OVERFLOWED)
     # Hooks have not seen its text.
     end = state.end
-    if end is None or "after_model" in state.spec.hooks or not message.text.strip():
+    if end is None or "after_model" in state.spec.hooks or not (message.text.strip() or message.tool_calls):
         return state
-    state = append(state, message.model_copy(update={"parts": [Text(text=message.text)]}))
+    kept = [part for part in message.parts if isinstance(part, Text | ToolCall)]
+    state = append(state, message.model_copy(update={"parts": kept}))
+    state = answer_calls(state, message, "the reply ran into the end of the context")
     return replace(state, end=replace(end, output=early_end(state, "context_overflow").output))
 
 

@@ -455,6 +455,7 @@ def _newest_answers(answered: tuple[AnsweredTurn, ...]) -> tuple[AnsweredTurn, .
     room = MOST_ANSWERED_BYTES
     for turn in reversed(answered[-MOST_ANSWERED:]):
         reply = turn.reply
+        room -= sum(len(line) for line in reply.missing)
         # A short text is bounded by its length; a long one stands in the transcript, or nowhere else.
         if not isinstance(reply.output, str) or len(reply.text) > _LONG_TEXT:
             room -= len(canonical_json([reply.output, reply.text]))
