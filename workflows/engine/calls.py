@@ -136,7 +136,7 @@ def _counters(state: AgentState) -> OpenedStep:
 
 def _open_call(state: AgentState, call: ToolCall, now: datetime, opened: OpenedStep) -> Call:
     key = _identical_key(state, call)
-    refusal = refusal_of(state, call, _made(opened), opened.identical.get(key, 0))
+    refusal = refusal_of(state, call, _calls_made(opened), opened.identical.get(key, 0))
     if refusal is not None:
         return _refuse(opened, call, refusal, now)
     if key:
@@ -157,7 +157,7 @@ def _identical_key(state: AgentState, call: ToolCall) -> str:
     return call_digest(call)[:_KEY_CHARS]
 
 
-def _made(opened: OpenedStep) -> CallsMade:
+def _calls_made(opened: OpenedStep) -> CallsMade:
     return CallsMade(tool_calls=opened.tool_calls, per_tool=opened.per_tool, unpaid=opened.unpaid)
 
 
@@ -175,7 +175,7 @@ def _pay(opened: OpenedStep, name: str) -> None:
 
 def _is_paid(state: AgentState, opened: OpenedStep, name: str) -> bool:
     """Return whether the run may make one more call of the tool without asking its lender."""
-    return shortfall(state, name, _made(opened)) is None
+    return shortfall(state, name, _calls_made(opened)) is None
 
 
 def admit_paid_calls(state: AgentState) -> AgentState:
@@ -188,7 +188,7 @@ def admit_paid_calls(state: AgentState) -> AgentState:
         elif _is_paid(state, opened, call.call.name):
             _pay(opened, call.call.name)
             calls.append(_check_call(state, call.call, call.since))
-        elif (refusal := hopeless_refusal(state, call.call.name, _made(opened))) is not None:
+        elif (refusal := hopeless_refusal(state, call.call.name, _calls_made(opened))) is not None:
             calls.append(_refuse(opened, call.call, refusal, call.since))
         else:
             calls.append(call)
