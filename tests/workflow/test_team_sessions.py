@@ -82,14 +82,14 @@ async def node_keys(session: Session) -> list[str]:
 async def test_swarm_knows_earlier_turns(serve: ServeTeam) -> None:
     cast = Cast({"front": to("back"), "back": says("It is about W7.")})
     async with serve(team("front", "back"), models=cast.models) as client:
-        session = await client.session("swarm-knows", agent="team")
+        session = await client.session(f"swarm-knows-{client.task_queue}", agent="team")
         first = await session.say("My order is W7")
         keys = await node_keys(session)
         second = await session.say("What is it about?")
         keys += await node_keys(session)
         status = await session.status()
         transcript = await session.transcript()
-        events = [event async for event in client.get("swarm-knows/~turn2.back-1").events()]
+        events = [event async for event in client.get(f"{session.id}/~turn2.back-1").events()]
     assert (first.turn, first.text, first.stop_reason) == (1, "It is about W7.", "end_turn")
     assert (second.turn, second.steps) == (2, 2)
     for request in cast.asked[2:]:
@@ -123,7 +123,7 @@ async def test_graph_knows_earlier_turns(serve: ServeTeam) -> None:
         name="shop", nodes={"draft": agent("draft"), "ship": ship}, edges=[("draft", "ship")], entry="draft"
     )
     async with serve(shop, models=cast.models) as client:
-        session = await client.session("graph-knows", agent="shop")
+        session = await client.session(f"graph-knows-{client.task_queue}", agent="shop")
         replies = [await session.say(text) for text in ("a red one", "and a blue one")]
         keys = await node_keys(session)
         transcript = await session.transcript()
@@ -138,7 +138,7 @@ async def test_long_conversation_is_kept_and_passed_in_part(serve: ServeTeam) ->
     """The transcript of a team's session is whole; its nodes are given the newest 64 KB of it."""
     cast = Cast({"front": lambda request: says(str(len(request.messages)))})
     async with serve(team("front"), models=cast.models) as client:
-        session = await client.session("swarm-long", agent="team")
+        session = await client.session(f"swarm-long-{client.task_queue}", agent="team")
         seen = [int((await session.say(f"{n}: {'x' * 20_000}")).text) for n in range(6)]
         streamed = [event async for event in session.stream("last")]
         transcript = await session.transcript()
@@ -161,7 +161,7 @@ async def test_stream_of_team_has_its_turn_alone(serve: ServeTeam) -> None:
     )
     cast = Cast({"draft": says("a draft")})
     async with serve(pair, models=cast.models) as client:
-        session = await client.session("team-streamed", agent="pair")
+        session = await client.session(f"team-streamed-{client.task_queue}", agent="pair")
         turns = [[event async for event in session.stream(text)] for text in ("one", "two")]
     for events, prefix in zip(turns, ("", "turn2."), strict=True):
         started = [event.key for event in events if isinstance(event, NodeStarted)]
@@ -189,7 +189,9 @@ async def test_limits_of_turn_and_session_of_team(serve: ServeTeam) -> None:
         name="team", agents=[agent("front", tools=[look])], limits=SwarmLimits(tool_calls=3, max_handoffs=1)
     )
     async with serve(swarm, models=Cast({"front": front}).models) as client:
-        session = await client.session("team-bounded", agent="team", session_limits=Limits(tool_calls=5))
+        session = await client.session(
+            f"team-bounded-{client.task_queue}", agent="team", session_limits=Limits(tool_calls=5)
+        )
         replies = [await session.say(text) for text in ("long", "short", "long")]
         result = await session.run.result()
         with pytest.raises(RunEnded):
@@ -213,7 +215,9 @@ async def test_steps_of_session_bound_team(serve: ServeTeam) -> None:
 
     swarm = Swarm(name="team", agents=[agent("front", tools=[look])], limits=SwarmLimits(steps=4))
     async with serve(swarm, models=Cast({"front": front}).models) as client:
-        session = await client.session("team-steps", agent="team", session_limits=Limits(steps=6))
+        session = await client.session(
+            f"team-steps-{client.task_queue}", agent="team", session_limits=Limits(steps=6)
+        )
         replies = [await session.say(text) for text in ("one", "two")]
         result = await session.run.result()
     assert [reply.steps for reply in replies] == [4, 2]
@@ -230,7 +234,7 @@ async def test_turn_of_team_has_its_deadline(serve: ServeTeam) -> None:
 
     swarm = team("front", timeout=timedelta(seconds=1))
     async with serve(swarm, models=Cast({"front": front}).models) as client:
-        session = await client.session("team-timed", agent="team")
+        session = await client.session(f"team-timed-{client.task_queue}", agent="team")
         replies = [await session.say(text) for text in ("hello", "hang", "still there?")]
     assert [reply.stop_reason for reply in replies] == ["end_turn", "deadline", "end_turn"]
 
@@ -248,7 +252,7 @@ def asks(request: ModelRequest) -> Any:
 async def test_question_of_node_is_answered(serve: ServeTeam, how: str) -> None:
     swarm = team(agent("front", tools=[ask_person]))
     async with serve(swarm, models=Cast({"front": asks}).models) as client:
-        session = await client.session(f"team-asked-{how.replace(' ', '-')}", agent="team")
+        session = await client.session(f"{how.replace(' ', '-')}-{client.task_queue}", agent="team")
         saying = asyncio.create_task(session.say("go"))
         question = await waiting(session, Question)
         assert question.path == ["front-1"]
@@ -278,7 +282,7 @@ async def test_message_to_working_team_gets_own_turn(serve: ServeTeam) -> None:
         return says(heard(request)[-1].splitlines()[-1])
 
     async with serve(team("front"), models=Cast({"front": front}).models) as client:
-        session = await client.session("team-busy", agent="team")
+        session = await client.session(f"team-busy-{client.task_queue}", agent="team")
         first = asyncio.create_task(session.say("first"))
         await gate.reached.wait()
         second = asyncio.create_task(session.say("second", when_busy="steer"))
@@ -300,7 +304,7 @@ async def test_approval_within_turn_of_team(serve: ServeTeam) -> None:
         return says(request.messages[-1].tool_results[0].text)
 
     async with serve(team(agent("front", tools=[pay])), models=Cast({"front": front}).models) as client:
-        session = await client.session("team-pays", agent="team")
+        session = await client.session(f"team-pays-{client.task_queue}", agent="team")
         texts: list[str] = []
         for allow in (True, False):
             saying = asyncio.create_task(session.say("pay"))
@@ -324,7 +328,7 @@ async def test_interrupt_ends_turn_of_team(serve: ServeTeam) -> None:
         return says("here")
 
     async with serve(team("front"), models=Cast({"front": front}).models) as client:
-        session = await client.session("team-interrupted", agent="team")
+        session = await client.session(f"team-interrupted-{client.task_queue}", agent="team")
         hanging = asyncio.create_task(session.say("hang"))
         await gate.reached.wait()
         await session.interrupt()
@@ -342,7 +346,7 @@ async def test_failing_turn_of_team_fails_alone(serve: ServeTeam) -> None:
         return fails("bad_request", "no") if heard(request)[-1].endswith("bad") else says("good")
 
     async with serve(team(agent("front", on_failure="fail")), models=Cast({"front": front}).models) as client:
-        session = await client.session("team-failing", agent="team")
+        session = await client.session(f"team-failing-{client.task_queue}", agent="team")
         replies = [await session.say(text) for text in ("fine", "bad", "fine again")]
         status = await session.status()
     assert [reply.stop_reason for reply in replies] == ["end_turn", "error", "end_turn"]
@@ -362,13 +366,13 @@ async def test_end_of_session_of_team(serve: ServeTeam, how: str) -> None:
         return says("late")
 
     async with serve(team("front"), models=Cast({"front": front}).models) as client:
-        session = await client.session(f"team-{how}", agent="team")
+        session = await client.session(f"team-{how}-{client.task_queue}", agent="team")
         saying = asyncio.create_task(session.say("go"))
         await gate.reached.wait()
         await (session.close() if how == "close" else session.cancel())
         reply = await saying
         result = await session.run.result()
-        node = await client.get(f"team-{how}/~front-1").describe()
+        node = await client.get(f"{session.id}/~front-1").describe()
     reason = "stopped" if how == "close" else "cancelled"
     assert reply.stop_reason == result.stop_reason == reason
     assert node.close_time is not None, "no node outlives its session"
@@ -460,11 +464,11 @@ async def test_continue_as_new_waits_for_relay_only(settings: Settings) -> None:
         async with running(
             [swarm], models=cast.models, address=impatient.address, settings=mine, worker=worker
         ) as client:
-            session = await client.session("team-relayed", agent="team")
+            session = await client.session(f"team-relayed-{client.task_queue}", agent="team")
             saying = asyncio.create_task(session.say("go"))
             await waiting(session, Question)
             answering = asyncio.create_task(session.say("this", when_busy="steer"))
-            await client.get("team-relayed/~front-1").result()
+            await client.get(f"{session.id}/~front-1").result()
 
             async def is_moving_on() -> bool:
                 return (await session.status()).nodes[0].state != "running"
@@ -474,7 +478,7 @@ async def test_continue_as_new_waits_for_relay_only(settings: Settings) -> None:
             gate.opened.set()
             async with asyncio.timeout(HANGS):
                 replies = await asyncio.gather(saying, answering)
-            sizes = await history_sizes(client, "team-relayed")
+            sizes = await history_sizes(client, session.id)
     assert len(sizes) > 1
     assert [(reply.turn, reply.text) for reply in replies] == [(1, "ok")] * 2
 
