@@ -88,6 +88,8 @@ class ChangeTracker:
     """By step, until its message is there."""
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
     """Calls of the transcript without a result, by id."""
+    remembered: set[str] = field(default_factory=set[str])
+    """Ids of calls of an earlier run, which this run only reads of."""
     started: set[str] = field(default_factory=set[str])
     finished: set[str] = field(default_factory=set[str])
     waiting: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
@@ -173,7 +175,9 @@ class ChangeTracker:
 
     def _answer(self, message: Message) -> Iterator[Event]:
         if message.meta is None and not self.is_team:
-            return  # an answer of an earlier run or turn, which the parent gave the run to read
+            # An answer of an earlier run or turn, which this run was given to read, and with it its calls.
+            self.remembered.update(call.id for call in message.tool_calls)
+            return
         step = message.meta.step if message.meta else 0
         attempt = message.meta.attempts if message.meta else 1
         self.last_step = max(self.last_step, step)
@@ -195,6 +199,8 @@ class ChangeTracker:
             yield self._delta(step, streamed, text[len(streamed.text) :], 0)
 
     def _result(self, result: ToolResult) -> Iterator[Event]:
+        if result.call_id in self.remembered:
+            return
         call = self.calls.pop(result.call_id, None)
         if not result.not_run:
             yield from self._start(result.call_id, result.name, call.arguments if call else {})

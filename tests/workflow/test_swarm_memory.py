@@ -13,6 +13,7 @@ from perdure.model import ModelRequest
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.testing import calls, says
+from perdure.wire.events import ChildEvent, ToolFinished
 from perdure.wire.spec import SwarmMemory
 from tests.conftest import until
 from tests.pictures import PNG
@@ -88,6 +89,7 @@ async def test_agent_remembers_its_own_visits(serve: ServeTeam) -> None:
         result = await run.result()
         below = [await activities(client, client.get(f"{run.id}/~{key}")) for key, _, _ in keys(result)]
         own = await client.get(f"{run.id}/~surveyor-3").steps()
+        seen = [event.event async for event in run.events(tree=True) if isinstance(event, ChildEvent)]
     # Three visits of the surveyor, of which two measured; the planner handed back twice.
     assert result.output == "2 areas known"
     assert [key for key, _, _ in keys(result)] == [
@@ -110,6 +112,8 @@ async def test_agent_remembers_its_own_visits(serve: ServeTeam) -> None:
     assert "User Request" not in new
     assert sum(isinstance(part, Image) for message in last.messages for part in message.parts) == 1
     assert len(own) == 1, "earlier visits are billed where they were made"
+    finished = [event.tool for event in seen if isinstance(event, ToolFinished)]
+    assert finished.count("measure") == 2, "who watches sees each call once"
 
 
 @pytest.mark.parametrize("memory", ["shared", "none"])
