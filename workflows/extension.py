@@ -135,7 +135,7 @@ class ExtendableRun(RunHandlers):
             return False
         program = self._bind(spec_in(rebuilt.first.argument))
         state, written = unpack(program, rebuilt.first.argument, rebuilt.chunks)
-        state = self._extended(program, state, request, rebuilt=rebuilt, child=child)
+        state = self._extend_state(program, state, request, rebuilt=rebuilt, child=child)
         self._agent = state.spec.name
         # The bounds of a swarm or graph stand in its spec.
         self._loop.go_on(self._bind(state.spec), state, written)
@@ -159,7 +159,7 @@ class ExtendableRun(RunHandlers):
             self._early_status = "failed"
             raise
 
-    def _extended(
+    def _extend_state(
         self,
         program: RunningProgram[Any],
         state: RunState,
@@ -196,7 +196,7 @@ class ExtendableRun(RunHandlers):
             return {"execution_id": ""}  # it never began: the run goes on from the execution before
         if self._early_result is not None:
             raise refuse("the run ended before it began; start a new one")
-        self._extended(self._program, self._ready(), extend_request_of(request))
+        self._extend_state(self._program, self._ready(), extend_request_of(request))
         return {"execution_id": workflow.info().run_id}
 
     @workflow.query(name=CARRIED, description="State of a closed run, a part at a time, for its extension.")

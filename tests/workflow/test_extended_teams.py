@@ -157,6 +157,8 @@ ROWS: dict[str, tuple[Limits, str, str, int]] = {
     "debate_cost": (PatternLimits(cost_usd=1), "cost_budget", "judge2: all done", 3),
 }
 
+TIMED = ("deadline", "node_time", "graph_time")
+
 
 async def test_limited_team_goes_on(serve: Serve) -> None:
     """A node that a limit has cut short goes on from its own transcript; all is done once, and booked once."""
@@ -175,9 +177,12 @@ async def test_limited_team_goes_on(serve: Serve) -> None:
         assert result.stop_reason == "end_turn"
         assert output in str(result.output)
         made = stage.keys[row]
-        assert len(set(made)) == WANTED * workers
+        # A call that the deadline has met may have been made: its result says so, and the script asks for another.
+        cut = len(made) - WANTED * workers if row in TIMED else 0
+        assert len(set(made)) == WANTED * workers + cut
+        assert cut in (0, 1)
         if row != "debate_cost":  # its judge had begun with what was cut short, and begins anew
-            assert len(made) == WANTED * workers
+            assert len(made) == WANTED * workers + cut
         if not result.usage.estimated:
             assert result.usage.input_tokens == 1000 * stage.asked[row]
             assert sum(node.usage.input_tokens for node in result.nodes) == result.usage.input_tokens

@@ -43,7 +43,7 @@ def is_cut_short(result: NodeResult) -> bool:
     return result.stop_reason in FIELDS_BY_REASON or result.stop_reason in ("stopped", "cancelled")
 
 
-def restarted(team: TeamState, extension: Extension) -> Cut:
+def cut_to_restart(team: TeamState, extension: Extension) -> Cut:
     """Return the nodes that an extended team starts again, and the executions from which they go on."""
     runs = {node.run_id: node.key for node in team.results if node.run_id is not None}
     origins = {
@@ -78,7 +78,7 @@ def extension_for(state: RunState, key: str, run_id: str) -> ExtendRequest | Non
     )
 
 
-def _booked(team: TeamState, key: str) -> list[NodeResult]:
+def _results_before(team: TeamState, key: str) -> list[NodeResult]:
     """Return what was booked before of the node of that key, if it goes on."""
     return [result for result in team.results if result.key == key] if key in team.cut.origins else []
 
@@ -87,7 +87,7 @@ def lease_below(state: RunState, child: Child | None) -> Amount:
     """Return the lease of a child. One that goes on counts all that it ever used, so that comes on top."""
     if child is None:
         return Amount()
-    booked = _booked(state, child.key) if isinstance(state, TeamState) else []
+    booked = _results_before(state, child.key) if isinstance(state, TeamState) else []
     usage = sum((result.usage for result in booked), Usage())
     per_tool = _sum_by_tool(result.per_tool for result in booked)
     cost = sum(result.cost_microusd or 0 for result in booked)
@@ -95,9 +95,9 @@ def lease_below(state: RunState, child: Child | None) -> Amount:
     return plus(child.lease, used)
 
 
-def unbooked(team: TeamState, key: str, outcome: RunResult) -> RunResult:
+def outcome_since(team: TeamState, key: str, outcome: RunResult) -> RunResult:
     """Return the outcome without what was booked before of the same node."""
-    booked = _booked(team, key)
+    booked = _results_before(team, key)
     if not booked:
         return outcome
     spent = _rest(
@@ -113,15 +113,15 @@ def unbooked(team: TeamState, key: str, outcome: RunResult) -> RunResult:
     return outcome.model_copy(update={name: getattr(spent, name) for name in Spent.model_fields})
 
 
-def unbooked_child(team: TeamState, child: Child) -> Child:
+def child_since(team: TeamState, child: Child) -> Child:
     """Return the child with its reports counted from where it went on."""
-    booked = _booked(team, child.key)
+    booked = _results_before(team, child.key)
     if not booked:
         return child
     return replace(
         child,
         spent=None if child.spent is None else _rest(child.spent, booked),
-        final=None if child.final is None else unbooked(team, child.key, child.final),
+        final=None if child.final is None else outcome_since(team, child.key, child.final),
     )
 
 

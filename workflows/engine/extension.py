@@ -154,14 +154,14 @@ def extend(
     check_larger(state, before, extension)
     extended: RunState = program.go_on(state, extension)
     # The bounds of a swarm or graph stand in its spec.
-    needs = [*bind(extended.spec).needs(extended, extension.ended), *_time_needed(extended, extension)]
+    needs = [*bind(extended.spec).needs(extended, extension.ended_by), *_time_needed(extended, extension)]
     check_needs(needs, before, extension)
     return extended
 
 
 def check_needs(needs: list[str], before: Mapping[str, Any], extension: Extension) -> None:
     """Check that nothing is needed beside what is granted, and that the limit which has ended the run is raised."""
-    reason = extension.ended
+    reason = extension.ended_by
     # A team does not know how much the run needs that was cut short below it.
     fields = [name for name in FIELDS_BY_REASON[reason] if before.get(name)] or FIELDS_BY_REASON[reason]
     if not needs and not extension.limits.model_fields_set.intersection(fields):
@@ -179,7 +179,7 @@ def bounds_before(state: RunState) -> dict[str, Any]:
 
 def check_larger(state: RunState, before: Mapping[str, Any], extension: Extension) -> None:
     """Check that no bound becomes smaller, and that one which has ended the run becomes larger."""
-    reason = extension.ended
+    reason = extension.ended_by
     for name, value in _flat({name: getattr(extension.limits, name) for name in _set_in(extension)}).items():
         bound = _flat(before).get(name)
         # A bound that a team does not have is for the run below that was cut short.

@@ -87,7 +87,7 @@ class Extension:
         return self.record.at
 
     @property
-    def ended(self) -> StopReason:
+    def ended_by(self) -> StopReason:
         """Limit that had ended the run."""
         assert self.record.ended is not None, "the state is rebuilt"
         return self.record.ended

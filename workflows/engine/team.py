@@ -25,7 +25,7 @@ from .account import limits_of, room, spent
 from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
 from .clocks import clock_of, counted_deadline
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
-from .cut import Restarts, is_cut_short, restarted, unbooked, unbooked_child
+from .cut import Restarts, child_since, cut_to_restart, is_cut_short, outcome_since
 from .events import (
     AnswerRelayed,
     ApprovalRelayed,
@@ -124,7 +124,7 @@ class TeamProgram:
             **clocks_after(state, limits, past, extension.child),
             past=past,
             progress=progress,
-            cut=restarted(state, extension),
+            cut=cut_to_restart(state, extension),
             tree=tree.tree_of(extension.child),
             paused=False,
             ending=None,
@@ -241,8 +241,8 @@ class TeamProgram:
         if node is None:
             return team  # it was given up before it answered
         child = team.tree.child(event.key)
-        rest = unbooked(team, event.key, event.outcome)
-        outcome = tree.outcome_of(unbooked_child(team, child), rest) if child else rest
+        rest = outcome_since(team, event.key, event.outcome)
+        outcome = tree.outcome_of(child_since(team, child), rest) if child else rest
         result = _node_result(node, _state_of(event), outcome, event.at)
         team, result = record_handover(team, result, outcome)
         return self._record_end(_book_result(team, result), result)

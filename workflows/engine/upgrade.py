@@ -47,10 +47,10 @@ def apply_next_agent(state: AnyState) -> AnyState:
         upgrades=(*session.upgrades, agent.record)[-MOST_UPGRADES:],
     )
     changed = replace(state, spec=agent.spec, members=agent.members, session=session)
-    return _recounted(changed) if isinstance(changed, AgentState) else changed
+    return _count_anew(changed) if isinstance(changed, AgentState) else changed
 
 
-def _recounted(state: AnyState) -> AnyState:
+def _count_anew(state: AnyState) -> AnyState:
     assert isinstance(state, AgentState), "only an agent has a transcript to count"
     counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
     return replace(state, transcript=counted, chain=Chain())
