@@ -232,7 +232,7 @@ async def test_turn_of_team_has_its_deadline(serve: ServeTeam) -> None:
             await gate.wait()
         return says("here")
 
-    swarm = team("front", timeout=timedelta(seconds=1))
+    swarm = team("front", timeout=timedelta(seconds=4))
     async with serve(swarm, models=Cast({"front": front}).models) as client:
         session = await client.session(f"team-timed-{client.task_queue}", agent="team")
         replies = [await session.say(text) for text in ("hello", "hang", "still there?")]
