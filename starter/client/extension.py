@@ -1,10 +1,10 @@
 """Extension: the start of a run that goes on from a closed one, under the same id."""
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
-from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
@@ -15,17 +15,28 @@ from perdure.wire.names import EXTENDABLE, WORKFLOWS
 from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import RunStatus
 
+from .calls import RunCalls
 from .errors import rpc_error
 from .outages import ride_out
-
-if TYPE_CHECKING:
-    from .run import Run
 
 _MOST_REFUSED = 20
 """Executions in a row that never began, behind which the closed one is looked for."""
 
 
-async def extend_run(run: "Run", *, limits: Limits, by: str, reason: str, user: str | None) -> None:
+class _ClosedRun(Protocol):
+    """Part of `Run` that an extension needs; `Run` itself imports this file."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def client(self) -> Client: ...
+    @property
+    def calls(self) -> RunCalls: ...
+    async def describe(self) -> WorkflowExecutionDescription: ...
+    async def status(self) -> RunStatus: ...
+
+
+async def extend_run(run: _ClosedRun, *, limits: Limits, by: str, reason: str, user: str | None) -> None:
     """Start the execution that goes on from the newest one of the run.
 
     Raises:
@@ -64,7 +75,7 @@ def _request(workflow_id: str, execution_id: str, limits: Limits, **words: Any) 
         raise InvalidRequest(f"extension: {explain(error)}") from None
 
 
-async def _check_repeated(run: "Run", request: ExtendRequest) -> None:
+async def _check_repeated(run: _ClosedRun, request: ExtendRequest) -> None:
     """Check that the run goes on by this extension, which was made before.
 
     Raises:
@@ -90,7 +101,7 @@ def _why_not(run_id: str, status: RunStatus) -> str:
     )
 
 
-async def _execution_to_extend(run: "Run", newest: str, request: ExtendRequest) -> str:
+async def _execution_to_extend(run: _ClosedRun, newest: str, request: ExtendRequest) -> str:
     """Return the execution from which the run goes on: the newest that has begun.
 
     Raises:
@@ -107,7 +118,7 @@ async def _execution_to_extend(run: "Run", newest: str, request: ExtendRequest) 
     raise InvalidRequest(f"run {run.id!r}: its newest {_MOST_REFUSED} executions never began")
 
 
-async def _executions(run: "Run", newest: str) -> AsyncIterator[str]:
+async def _executions(run: _ClosedRun, newest: str) -> AsyncIterator[str]:
     """Yield the executions of the run, the newest first. The server's list may lack the newest for a moment."""
     yield newest
     quoted = run.id.replace("'", "''")
@@ -124,7 +135,7 @@ def _from(request: ExtendRequest, execution_id: str) -> ExtendRequest:
     return request.model_copy(update={"origin": origin})
 
 
-async def _start(run: "Run", described: WorkflowExecutionDescription, request: ExtendRequest) -> None:
+async def _start(run: _ClosedRun, described: WorkflowExecutionDescription, request: ExtendRequest) -> None:
     await run.client.start_workflow(
         described.workflow_type,
         request.to_json(),
