@@ -270,7 +270,7 @@ def progress_of(call: ModelInput, seq: int, **fields: Any) -> Progress:
 
 @dataclass(frozen=True)
 class EarlierAttempts:
-    """What the attempts before this one have spent: it is billed with this one."""
+    """Usage of the attempts before this one: it is billed with this one."""
 
     spent: Usage = Usage()
     """What they reported. Of one that was cut off it is an upper bound."""

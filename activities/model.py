@@ -116,7 +116,7 @@ class ModelCalls:
             try:
                 spec = await self.transcripts.get_spec(call.spec)
                 view = await self.transcripts.get_view(call)
-                view = replace(view, messages=_fitted(spec, call, view))
+                view = replace(view, messages=_fit_messages(spec, call, view))
             except ApplicationError as error:
                 raise _add_usage(call, error, before) from None
             except asyncio.CancelledError:
@@ -426,7 +426,7 @@ def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
     )
 
 
-def _fitted(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
+def _fit_messages(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
     config = spec.models[call.model].config
     return fit_results(view.messages, most_result_tokens(spec.context, config, call.result_tokens))
 

@@ -42,7 +42,7 @@ def read_arguments(arguments: Sequence[Any]) -> "tuple[Any, Carried | ChildInput
         raise refuse("a run cannot have a cron schedule; start runs by a Temporal Schedule")
     # A retry by the server, too, gets the arguments of the first attempt.
     if info.continued_run_id is not None and info.attempt == 1 and further:
-        return request, _carried(request, *further)
+        return request, _carried_state(request, *further)
     for position, argument in enumerate(arguments, start=1):
         if isinstance(argument, Undecodable):
             raise refuse(
@@ -56,7 +56,7 @@ def read_arguments(arguments: Sequence[Any]) -> "tuple[Any, Carried | ChildInput
     return request, _child_input(further, info)
 
 
-def _carried(request: Any, *arguments: Any) -> Carried:
+def _carried_state(request: Any, *arguments: Any) -> Carried:
     # Not refused: the state is ours. A worker that can read it goes on with the run.
     if any(isinstance(argument, Undecodable) for argument in (request, *arguments)):
         raise RuntimeError(f"the carried state cannot be decoded: {arguments}")

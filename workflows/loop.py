@@ -285,10 +285,11 @@ class Loop:
 
     def _apply(self, event: Event) -> None:
         spec = self._now.spec
-        self.state = self._program.fold(self._now, event)
+        state: RunState = self._program.fold(self._now, event)
+        self.state = state
         # A program is bound to its spec, and a scheduler to its functions.
-        if self.bind is not None and self.state.spec is not spec:
-            self.program = self.bind(self.state.spec)
+        if self.bind is not None and state.spec is not spec:
+            self.program = self.bind(state.spec)
 
     def _fold_events(self) -> None:
         while self.events:

@@ -209,7 +209,7 @@ class PlanItem(Value):
 
 
 class HandedOn(Value):
-    """What a run leaves to the run that takes over from it: after a handoff, or in another attempt of its node."""
+    """Leftovers of a run for the run that takes over from it: after a handoff, or in another attempt of its node."""
 
     messages: list[Message] = Field(default_factory=list[Message], exclude_if=is_empty)
     """Accepted messages that no model has read."""

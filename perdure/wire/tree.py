@@ -35,7 +35,7 @@ class Amount(Value):
 
 
 class Spent(Value):
-    """What a run and those of its children that have ended had spent when it reported."""
+    """Sums of a run, and of those of its children that have ended, when it reported."""
 
     usage: Usage = Usage()
     cost_microusd: int | None = Field(default=0, ge=0, le=_MOST, exclude_if=lambda v: v == 0)

@@ -139,7 +139,7 @@ async def _talk(
 
 def keep(file: Path, score: Score, head: dict[str, Any]) -> None:
     """Store the score in place of an older one of the same way."""
-    stored = json.loads(file.read_text()) if file.exists() else {"scores": {}}
+    stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"scores": {}}
     stored["head"] = head
     stored["scores"][score.way] = asdict(score)
     stored["scores"] = {way: stored["scores"][way] for way in WAYS if way in stored["scores"]}

@@ -46,7 +46,7 @@ class Played:
 
     async def begin(self) -> None:
         """Start the run, or the session with a first message."""
-        limits = Limits(total_tokens=_MOST_TOKENS, **({"timeout": self.timeout} if self.timeout else {}))
+        limits = Limits(total_tokens=_MOST_TOKENS, timeout=self.timeout)
         client = self.stage.client
         if self.kind != "session":
             await client.start(self.agent, "go", id=self.id, user=self.id, limits=limits, stream=False)

@@ -206,8 +206,8 @@ class Client:
         if agent is None:
             check_workflow_type(id, await run.describe(), SESSION_WORKFLOW)
             return Session(run)
-        request = build_request(
-            SessionRequest,
+        request = _session_request(
+            max_idle,
             agent=agent,
             user=user,
             roles=list(roles),
@@ -218,9 +218,6 @@ class Client:
             upgrade=upgrade if upgrade != "never" else None,
             stream=stream,
         )
-        if max_idle != MAX_IDLE:
-            # None is a value here, and means never; `build_request` takes it for an empty field.
-            request = validate_request(SessionRequest, {**request.to_json(), "max_idle": max_idle})
         plain = request_json(request)
         check_id(id)
         # An open session needs no start with its first message, which is the cheaper update.
@@ -438,6 +435,14 @@ class Client:
         condition = visibility.runs(status=status, agent=agent, user=user, query=query)
         async for info in list_runs(self.temporal, condition, most=most, roots=roots):
             yield info
+
+
+def _session_request(max_idle: timedelta | None, **fields: Any) -> SessionRequest:
+    request = build_request(SessionRequest, **fields)
+    if max_idle == MAX_IDLE:
+        return request
+    # None is a value here, and means never; `build_request` takes it for an empty field.
+    return validate_request(SessionRequest, {**request.to_json(), "max_idle": max_idle})
 
 
 async def connect(

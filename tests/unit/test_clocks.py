@@ -83,7 +83,7 @@ def team_state(member: Member, child: ChildInput | None = None) -> Any:
 
 def swarm(**limits: Any) -> Swarm:
     agent = Agent(name="a", model="scripted:x", tools=[ask_person])
-    return Swarm(name="s", agents=[agent], limits=SwarmLimits(**{"timeout": None, **limits}))
+    return Swarm(name="s", agents=[agent], limits=SwarmLimits.model_validate({"timeout": None, **limits}))
 
 
 # -- which clocks stand still

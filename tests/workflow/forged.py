@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -237,7 +237,7 @@ class World:
 @contextmanager
 def open_world(
     settings: Settings, more: Sequence[Member] = (), answer: Callable[[ModelRequest], Any] = script
-) -> Iterator[World]:
+) -> Generator[World]:
     """Serve the agents of this file and some more, with a model that answers so."""
     forger = Forger()
     with asyncio.Runner() as runner:

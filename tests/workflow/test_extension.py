@@ -344,7 +344,8 @@ async def test_extended_run_continues_as_new(impatient: DevServer, tmp_path: Pat
         first = (await run.describe()).run_id
         for steps in range(4, WANTED + 2):
             await run.extend(limits=Limits(steps=steps), by=f"ann {steps}")
-            result = await run.result()
+            await run.result()
+        result = await run.result()
         assert result.output == "all done"
         assert len((await run.status()).extensions) == WANTED - 2
         identity = root_identity(client.temporal.namespace, run.id, first)

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -176,15 +177,18 @@ async def test_handoff_beside_an_answer_is_refused(serve: Serve) -> None:
 # -- sub-agents
 
 
+def _ask_worker(task: str, request: ModelRequest) -> Any:
+    """Call the sub-agent, then say what came back."""
+    return calls("worker", input=task) if request.step == 1 else says(request.messages[-1].text)
+
+
 async def test_sub_agent_without_words_is_not_done(serve: Serve) -> None:
     """A sub-agent that says nothing fails in words, with its last results; it is never `done`."""
     cast = Cast(
-        boss=[calls("worker", input="read it"), lambda _: None],
+        boss=None,
         worker=[calls("read_meter", site="north"), says(""), says("")],
     )
-    cast.parts["boss"] = lambda request: (
-        calls("worker", input="read it") if request.step == 1 else says(request.messages[-1].text)
-    )
+    cast.parts["boss"] = partial(_ask_worker, "read it")
     async with serve(agent("boss", tools=[agent("worker").as_tool()]), models=cast.models) as client:
         result = await client.run("boss", "go")
     assert result.output.startswith(
@@ -196,9 +200,7 @@ async def test_sub_agents_leftovers_reach_the_model(serve: Serve) -> None:
     """A message that a sub-agent has not read stands beside its answer, for the agent that called it."""
     worker = agent("worker", limits=Limits(steps=1))
     cast = Cast(worker=[[says("half of it"), credit_call()]], boss=None)
-    cast.parts["boss"] = lambda request: (
-        calls("worker", input="do it") if request.step == 1 else says(request.messages[-1].text)
-    )
+    cast.parts["boss"] = partial(_ask_worker, "do it")
     async with serve(agent("boss", tools=[worker.as_tool()]), models=cast.models) as client:
         run = await client.start("boss", "go")
         approval = await waiting(run)
@@ -251,19 +253,23 @@ async def test_message_to_a_node_is_not_lost(serve: Serve, fails: bool) -> None:
         await run.send("STOP", run_id=approval.run_id)
         await run.decide(approval, allow=True)
         result = await run.result()
-    expected = ("the task / STOP", []) if fails else ("half of it", ["work-1: message not read: STOP"])
-    assert (result.output, result.missing) == expected
+    unread = [] if fails else ["work-1: message not read: STOP"]
+    output = "the task / STOP" if fails else "half of it"
+    assert (result.output, result.missing) == (output, unread)
 
 
 # -- sessions
 
 
+def _pay_or_repeat(request: ModelRequest) -> Any:
+    newest = request.messages[-1].text
+    return credit_call() if newest == "pay" else says(f"heard {newest}")
+
+
 async def test_message_below_is_the_next_turns(serve: Serve) -> None:
     """A message to an agent of a team that its turn did not read begins the next turn of the session."""
     cast = Cast(a=None)
-    cast.parts["a"] = lambda request: (
-        credit_call() if request.messages[-1].text == "pay" else says(f"heard {request.messages[-1].text}")
-    )
+    cast.parts["a"] = _pay_or_repeat
     async with serve(Swarm(name="desk", agents=[agent("a")]), models=cast.models) as client:
         session = await client.session("s-left", agent="desk")
         turn = asyncio.create_task(session.say("pay"))

@@ -55,7 +55,8 @@ def searches_then_books(request: ModelRequest) -> Any:
 
 
 def agent(name: str = "a", **settings: Any) -> Agent:
-    return Agent(name=name, model="scripted:x", **{"tools": [search, book, look], **settings})
+    settings.setdefault("tools", [search, book, look])
+    return Agent(name=name, model="scripted:x", **settings)
 
 
 def scripted(script: Any) -> dict[str, Any]:

@@ -195,12 +195,12 @@ async def test_overflow_is_never_silent(serve: Serve) -> None:
     def script(request: ModelRequest) -> Line:
         return says("First I count.") + calls("count_shelf", shelf=1) if request.step == 1 else refused
 
-    told: dict[str, Any] = {"model": "o:x", "tools": [count_shelf]}
+    told: dict[str, Any] = {"tools": [count_shelf]}
     agents = [
-        Agent(name="words", **{**told, "model": "w:x"}),
-        Agent(name="message", fallback_message="Ask in the shop.", **told),
-        Agent(name="reason", **told),
-        Agent(name="typed", output_type=Boxes, **told),
+        Agent(name="words", model="w:x", **told),
+        Agent(name="message", model="o:x", fallback_message="Ask in the shop.", **told),
+        Agent(name="reason", model="o:x", **told),
+        Agent(name="typed", model="o:x", output_type=Boxes, **told),
     ]
     models = {"o": ScriptedModel(lambda _: refused), "w": ScriptedModel(script)}
     async with serve(*agents, models=models) as client:

@@ -158,7 +158,7 @@ def _end_span(span: Span, agent: str, result: Mapping[str, Any], error: BaseExce
         span.set_status(StatusCode.ERROR, reason)
     span.end()
     if not workflow.unsafe.is_replaying_history_events():
-        refused = result.get("refused_calls") or {}
+        refused: dict[str, int] = result.get("refused_calls") or {}
         genai.count_run(agent, reason, steps=steps, cost_microusd=cost, refused=refused)
 
 

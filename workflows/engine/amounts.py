@@ -58,7 +58,8 @@ def _amount(values: Mapping[str, int | None]) -> Amount:
 def share_of(amount: Amount, share: float) -> Amount:
     """Return that share of each bound on tokens and money, rounded down; calls of tools have none."""
     values = {field: of(amount, field) for field in FIELDS if field != "tool_calls"}
-    return Amount(**{field: None if value is None else int(value * share) for field, value in values.items()})
+    shares = {field: None if value is None else int(value * share) for field, value in values.items()}
+    return Amount.model_validate(shares)
 
 
 def bounds_of(limits: Limits) -> Amount:

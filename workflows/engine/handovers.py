@@ -19,7 +19,7 @@ from perdure.wire.names import HANDOFF, UPDATE_PLAN
 from perdure.wire.results import HandedOn, NodeResult, RunResult
 from perdure.wire.spec import AgentSpec
 
-from .leftovers import bounded, unread_lines, unread_messages
+from .leftovers import cut_lines, unread_lines, unread_messages
 from .report import shorten, signature
 from .state import AgentState, End, RunState
 from .team_state import Handover, TeamState
@@ -46,7 +46,7 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
     ]
     return HandedOn(
         messages=messages,
-        done="\n\n".join(_told(call, result) for call, result in beside),
+        done="\n\n".join(_describe_result(call, result) for call, result in beside),
         refused=refused,
         media=media,
         spilled=any(result.spilled for _, result in beside),
@@ -57,12 +57,12 @@ def _calls_beside(state: AgentState) -> list[tuple[ToolCall, ToolResult]]:
     """Return the calls beside the handoff, whose results no model has seen."""
     newest = next(message for message in reversed(state.messages) if message.role == "tool")
     beside = [result for result in newest.tool_results if result.name not in (HANDOFF, UPDATE_PLAN)]
-    return [(_made(state)[result.call_id], result) for result in beside]
+    return [(_calls_by_id(state)[result.call_id], result) for result in beside]
 
 
 def _refusals(state: AgentState) -> list[str]:
     """Return a line for each call of the run that a person has refused."""
-    made = _made(state)
+    made = _calls_by_id(state)
     return [
         f"{signature(made[result.call_id])}: {shorten(result.text, 500)}"
         for message in state.messages[state.first_message :]
@@ -71,11 +71,11 @@ def _refusals(state: AgentState) -> list[str]:
     ][-_MOST_REFUSED:]
 
 
-def _made(state: AgentState) -> dict[str, ToolCall]:
+def _calls_by_id(state: AgentState) -> dict[str, ToolCall]:
     return {call.id: call for message in state.messages[state.first_message :] for call in message.tool_calls}
 
 
-def _told(call: ToolCall, result: ToolResult) -> str:
+def _describe_result(call: ToolCall, result: ToolResult) -> str:
     mark = "failed: " if result.is_error else ""
     return f"{signature(call, 1000)}\n→ {mark}{result.text}"
 
@@ -157,7 +157,7 @@ def left_by_team(team: TeamState) -> list[str]:
         # In a session the next turn reads the messages.
         unread = [] if turn_is_open else unread_lines(handover.left.messages)
         lines += [f"{handover.key}: {line}" for line in (*handover.missing, *unread)]
-    return bounded(lines)
+    return cut_lines(lines)
 
 
 def handed_on_by_team(team: TeamState) -> HandedOn | None:

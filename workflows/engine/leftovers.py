@@ -36,10 +36,10 @@ def left_undone(state: AgentState, end: End) -> list[str]:
     if end.stop_reason not in ("end_turn", "handoff"):
         items = state.transcript.plan
         lines += [f"planned: {item.text}" for item in items if item.state in ("pending", "in_progress")]
-    return bounded(lines)
+    return cut_lines(lines)
 
 
-def bounded(lines: Sequence[str]) -> list[str]:
+def cut_lines(lines: Sequence[str]) -> list[str]:
     """Return the lines, or the first of them and the number of the others."""
     if len(lines) <= MOST_LINES:
         return list(lines)

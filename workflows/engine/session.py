@@ -41,7 +41,7 @@ from .events import (
     Upgraded,
 )
 from .extension import amounts_needed, calls_needed, deadline_after, past_after, with_granted
-from .leftovers import bounded, unread_lines
+from .leftovers import cut_lines, unread_lines
 from .past import Extension
 from .program import Program
 from .questions import has_question
@@ -202,7 +202,7 @@ class SessionProgram:
         result: RunResult = self.inner.result(state, end)
         session = session_of(state)
         waiting = [utterance.message for utterance in (*session.unread, *session.queue)]
-        return result.model_copy(update={"missing": bounded([*result.missing, *unread_lines(waiting)])})
+        return result.model_copy(update={"missing": cut_lines([*result.missing, *unread_lines(waiting)])})
 
     def details(self, state: RunState) -> str:
         """Return the page in the Temporal UI."""

@@ -13,7 +13,7 @@ from .state import RunState
 
 @dataclass(frozen=True, kw_only=True)
 class Handover:
-    """What an ended run of a team leaves to the run that takes over from it. Its rules stand in `handovers`."""
+    """Leftovers of an ended run of a team for the run that takes over. The rules stand in `handovers`."""
 
     key: str
     """Key of the ended run."""
