@@ -190,12 +190,20 @@ class ModelCalls:
                 attempt.before = attempt.before + attempt.usage_of(error)
                 return await self._call_or_use_words(attempt, replace(request, tool_choice="auto"))
             refused = newest_attachments(request.messages)
-            if error.kind != "bad_request" or not refused or attempt.can_fall_back("bad_request"):
+            # A bound of the reply that is too large is no fault of the attachments.
+            is_about_bound = shorter_bound(error, request.max_tokens) is not None
+            if error.kind != "bad_request" or is_about_bound or not refused:
                 raise
-            attempt.refused = refused
+            if attempt.can_fall_back("bad_request"):
+                raise
             attempt.before = attempt.before + attempt.usage_of(error)
         in_words = readable_messages(request.messages, request.blobs, refused)
-        return await self._call_with_span(attempt, replace(request, messages=in_words))
+        attempt.refused = refused
+        try:
+            return await self._call_with_span(attempt, replace(request, messages=in_words))
+        except ModelError:
+            attempt.refused = ()  # it was refused for something else
+            raise
 
     async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec

@@ -7,6 +7,7 @@ Rules
 4. A reply's reasoning belongs to its own model and turn, and its bill to its own run: both are left out.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -25,6 +26,7 @@ from perdure.wire.results import TranscriptPage
 MOST_REMEMBERED_BYTES: Final = 2 * 1024 * 1024
 """Most bytes that a run remembers: the newest messages. The whole stays in the transcripts of the earlier runs."""
 _ANSWER_WITHIN: Final = timedelta(seconds=15)
+_VISIT: Final = re.compile(r"v\d+-")
 _LEFT_OUT: Final = "(Earlier messages are left out here: they are too long to be remembered.)"
 
 
@@ -86,7 +88,10 @@ def as_memory(messages: Sequence[Message], visit: int) -> list[Message]:
 
 def _as_remembered(message: Message, visit: int) -> Message:
     parts = [_with_own_id(part, visit) for part in message.parts if not isinstance(part, Thinking | Opaque)]
-    return message.model_copy(update={"parts": parts, "meta": None})
+    # Names of calls and of late answers begin anew in each visit. Those of earlier visits have their number already.
+    is_new = bool(message.answer_of) and _VISIT.match(message.answer_of) is None
+    answer_of = f"v{visit}-{message.answer_of}" if is_new else message.answer_of
+    return message.model_copy(update={"parts": parts, "meta": None, "answer_of": answer_of})
 
 
 def _with_own_id(part: Part, visit: int) -> Part:

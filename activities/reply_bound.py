@@ -20,5 +20,5 @@ def shorter_bound(error: ModelError, asked: int) -> int | None:
     if error.kind not in ("bad_request", "context_overflow"):
         return None
     room = reply_room(str(error), asked)
-    least = min(_LEAST_WORTH, asked // 2)
+    least = min(_LEAST_WORTH, max(1, asked // 2))
     return room if room is not None and least <= room < asked else None

@@ -8,8 +8,8 @@ from perdure.texts import truncate_middle
 
 def written_message(message: Message, most_part_chars: int) -> str:
     """Return the message as lines that begin with its role; each part has at most so many characters."""
-    lines = (f"{message.role}: {_written_part(part, most_part_chars)}" for part in message.parts)
-    return "\n".join(line for line in lines if not line.endswith(": "))
+    texts = (_written_part(part, most_part_chars) for part in message.parts)
+    return "\n".join(f"{message.role}: {text}" for text in texts if text)
 
 
 def _written_part(part: Part, most: int) -> str:
@@ -19,7 +19,9 @@ def _written_part(part: Part, most: int) -> str:
         case ToolCall():
             text = f"calls {part.name}({json.dumps(part.arguments, ensure_ascii=False)})"
         case ToolResult():
-            text = f"{part.name} {'failed' if part.is_error else 'returned'}: {part.text}"
+            media = [f"[{piece.kind}]" for piece in part.content if not isinstance(piece, Text)]
+            content = " ".join([*([part.text] if part.text else []), *media]) or "(nothing)"
+            text = f"{part.name} {'failed' if part.is_error else 'returned'}: {content}"
         case Image() | Document():
             text = f"[{part.kind}]"
         case _:

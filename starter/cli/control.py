@@ -30,13 +30,28 @@ async def send(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The message, or the answer to its question.")],
     call: Annotated[
         str | None,
-        typer.Option("--call", metavar="CALL", help="The question it answers; of a run below: RUN_ID/CALL."),
+        typer.Option(
+            "--call",
+            metavar="CALL",
+            help="The question it answers; of a run below: PATH/CALL or RUN_ID/CALL.",
+        ),
     ] = None,
     run_id: ChildId = None,
 ) -> None:
     """Send a message to a run, or answer a question; to a run below it with --run-id, or by that run's own id."""
+    from perdure.errors import InvalidRequest
+    from perdure.wire.results import Question
+
     client = await common.connect()
-    receipt = await client.get(id).send(text, call_id=call, run_id=run_id)
+    run = client.get(id)
+    question: Question | str | None = call
+    # The chat and the status show the path to a question below; a repeated answer names one that waits no more.
+    if call is not None:
+        with contextlib.suppress(InvalidRequest):
+            question = await run.find_question(call, run_id=run_id)
+    receipt = await run.send(
+        text, call_id=question, run_id=None if isinstance(question, Question) else run_id
+    )
     plain: dict[str, Any] = {"id": id, "unread": receipt.unread}
     plain |= {"call_id": receipt.call_id, "run_id": receipt.run_id} if receipt.call_id else {}
     plain |= {"repeated": True} if receipt.repeated else {}

@@ -19,6 +19,8 @@ from .calls import RunCalls
 from .errors import rpc_error
 from .outages import ride_out
 
+_CUT_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
+"""Statuses of an execution that had no time to end itself."""
 _MOST_REFUSED = 20
 """Executions in a row that never began, behind which the closed one is looked for."""
 
@@ -110,9 +112,18 @@ async def _execution_to_extend(run: _ClosedRun, newest: str, request: ExtendRequ
     """
     async for execution_id in _executions(run, newest):
         request = _from(request, execution_id)
-        answer = await run.calls.query(
-            EXTENDABLE, dict[str, str], request.to_json(), execution_id=execution_id
-        )
+        try:
+            answer = await run.calls.query(
+                EXTENDABLE, dict[str, str], request.to_json(), execution_id=execution_id
+            )
+        except InvalidRequest as error:
+            described = await run.calls.describe(execution_id=execution_id)
+            if described.status is None or described.status not in _CUT_OFF:
+                raise
+            status = described.status.name.lower().replace("_", " ")
+            raise InvalidRequest(
+                f"run {run.id!r} was {status}: only a run that a limit has ended is extended; start a new one"
+            ) from error
         if answer["execution_id"] == execution_id:
             return execution_id
     raise InvalidRequest(f"run {run.id!r}: its newest {_MOST_REFUSED} executions never began")

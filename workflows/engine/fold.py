@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import assert_never
 
+from perdure.fitting import fit_results
 from perdure.limits import Limits
 from perdure.messages import Message, ToolCall, ToolResult
 from perdure.wire.names import HANDOFF
@@ -60,7 +61,7 @@ from .events import (
     WindowMoved,
 )
 from .family import book, book_outcome, ending_reason, fold_tree_event, unheard_outcome
-from .input_tokens import fixed_tokens
+from .input_tokens import fixed_tokens, result_bound
 from .leftovers import add_left_below
 from .questions import answer_parts, has_question
 from .reply import begin_step, fold_model_failure, fold_reply
@@ -92,7 +93,10 @@ def initial(request: RunRequest, spec: AgentSpec, now: datetime, origin: Origin 
     state = append_unread(state, Message.user(request.prompt), *unread)
     # What an earlier run read in part, this one can read on.
     handed = origin.child is not None and origin.child.reads_results
-    spilled = handed or any(result.spilled for message in history for result in message.tool_results)
+    is_cut = bool(history) and fit_results(history, result_bound(state)) != tuple(history)
+    spilled = (
+        handed or is_cut or any(result.spilled for message in history for result in message.tool_results)
+    )
     return replace(state, transcript=replace(state.transcript, own_start=len(history), spilled=spilled))
 
 

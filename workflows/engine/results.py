@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from perdure.fitting import must_cut
 from perdure.messages import Message, ToolResult
 from perdure.wire.ids import child_key, child_run_id
 
@@ -16,6 +17,7 @@ from .events import (
 )
 from .family import book_outcome
 from .hooks import withhold_unreviewed
+from .input_tokens import newest_results, result_bound
 from .leftovers import add_left_below
 from .state import AgentState, Call
 from .step import (
@@ -78,7 +80,9 @@ def fold_child_end(state: AgentState, event: ChildEnded) -> AgentState:
         return close_step(_finish_call(state, call, with_result((call,), result)[0]))
     parts = [*late_answer(event.key, result)]
     message = Message(role="user", parts=parts, answer_of=event.key)
-    state = offer_rest(state, cut=result.spilled is not None)
+    # Late answers, and the results of the step that they come to, are shown together.
+    together = [*newest_results(state), *(m for m in state.inbox.messages if m.answer_of), message]
+    state = offer_rest(state, cut=result.spilled is not None or must_cut(together, result_bound(state)))
     # A call that waited for the child to give something back may be refused by now.
     return close_step(receive(state, message))
 
