@@ -201,24 +201,29 @@ class ChildRuns:
         task = self._tasks[key] = asyncio.create_task(report())
 
     async def _child(self, state: RunState, start: Start) -> Event:
-        outcome = await self._outcome(state, await self._with_short_notes(state, start))
+        try:
+            started = await self._with_short_notes(state, start)
+        except (RunIsEndingError, asyncio.CancelledError):
+            # Nothing was begun. Its messages are named, as those of any run that never began.
+            outcome = outcome_of_error(start, asyncio.CancelledError(), began=False)
+        else:
+            outcome = await self._outcome(state, started)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
 
     async def _with_short_notes(self, state: RunState, start: Start) -> Start:
         """Return the start with what the run before it has done in as many bytes as a result of it may have.
 
         The whole is kept aside, and the run can read on in it.
+
+        Raises:
+            RunIsEndingError: the team is to end, so the run is not to be started.
+
         """
         left = start.handed_on
         most = preview_bytes(state, start)
         if left is None or len(left.done.encode(errors="replace")) <= most:
             return start
-        try:
-            kept = await self._ending.race(_keep_text(left.done, most))
-        except RunIsEndingError:
-            kept = _cut_text(
-                left.done.encode(errors="replace"), most, "the run ended before the rest was kept"
-            )
+        kept = await self._ending.race(_keep_text(left.done, most))
         spilled = left.spilled or kept.spilled is not None
         return replace(start, handed_on=left.model_copy(update={"done": kept.shown, "spilled": spilled}))
 
@@ -248,7 +253,7 @@ class ChildRuns:
             try:
                 # The outcome is known, and so is its cost: a run that is to end must not lose it to a slow store.
                 kept = await self._ending.race(_keep_text(text, most))
-            except RunIsEndingError:
+            except (RunIsEndingError, asyncio.CancelledError):
                 kept = _cut_text(data, most, "the run ended before the rest was kept")
         result = ToolResult(
             call_id=call.call.id,

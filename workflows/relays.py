@@ -62,6 +62,8 @@ class Relays:
         run_id, call_id = delivery.run_id or "", delivery.call_id
         plain = {"run_id": run_id, "text": incoming.text}
         plain |= {"call_id": call_id} if call_id else {}
+        # By its id the run below knows a message that comes twice.
+        plain |= {"id": incoming.id} if incoming.id else {}
         self._under_way.append((run_id, call_id or ""))
         try:
             taken = read_receipt(await self.update(run_id, SEND, plain))

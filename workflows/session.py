@@ -184,7 +184,9 @@ class SessionWorkflow(ExtendableRun):
         try:
             await self._relays.deliver(delivery, incoming)
         except ApplicationError:
-            if incoming.call_id is not None or incoming.run_id is not None:
+            named = incoming.call_id is not None or incoming.run_id is not None
+            # A question that still waits needs the answer: its turn, and every later one, waits for it.
+            if named or (not self._loop.is_ending and self._delivery(incoming).run_id is not None):
                 raise
             return event  # the question is answered, or its run has ended: the message gets a turn of its own
         return replace(event, delivered=True)

@@ -81,7 +81,10 @@ def _check(state: RunState, resolved: ResolvedAgent, request: UpgradeRequest, *,
 
 def is_newer(state: RunState, agent: NextAgent) -> bool:
     """Return whether the version is another than the session has, or takes after its turn."""
-    waiting = session_of(state).next_agent
-    spec, members = (waiting.spec, waiting.members) if waiting else (state.spec, state.members)
+    session = session_of(state)
+    waiting, usual = session.next_agent, session.usual
+    # In a turn that was given more, the spec has other limits than the version itself.
+    present = usual.spec if usual else state.spec
+    spec, members = (waiting.spec, waiting.members) if waiting else (present, state.members)
     had = [member.full_digest for member in (spec, *members)]
     return had != [member.full_digest for member in (agent.spec, *agent.members)]

@@ -10,6 +10,7 @@ from perdure.agent import Agent
 from perdure.context import SlidingWindow, Summary
 from perdure.errors import DefinitionError
 from perdure.limits import Limits
+from perdure.messages import Image, Message, ToolResult
 from perdure.tools import tool
 from perdure.workflows.engine.calls import open_calls
 from perdure.workflows.engine.commands import CallModel, MoveWindow, Summarize
@@ -19,6 +20,7 @@ from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.read_on import offers_read_back
 from perdure.workflows.engine.state import AgentState
 from perdure.workflows.model_inputs import model_input
+from perdure.written import written_message
 
 from .runs import NOW, answered, begun, call, result
 
@@ -138,3 +140,14 @@ def test_summary_keeps_to_its_share() -> None:
         outcomes.append(decide(state))
     assert isinstance(outcomes[0], Summarize)
     assert isinstance(outcomes[1], MoveWindow)
+
+
+def test_what_has_no_text_is_written_too() -> None:
+    """A result without text, with media alone, or that ends in a colon, is written: its call must not stand alone."""
+    empty, shot = (
+        ToolResult(call_id="a", name="save"),
+        ToolResult(call_id="b", name="shot", content=[Image(data="eA==")]),
+    )
+    lines = written_message(Message(role="tool", parts=[empty, shot]), 100).splitlines()
+    assert lines == ["tool: save returned: (nothing)", "tool: shot returned: [image]"]
+    assert written_message(Message.user("So: "), 100) == "user: So: "

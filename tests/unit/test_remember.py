@@ -23,6 +23,14 @@ def test_memory_has_ids_and_bills_of_its_own() -> None:
     assert not any(isinstance(part, Thinking) for message in both for part in message.parts)
 
 
+def test_late_answers_are_named_by_their_visit() -> None:
+    """The name of a late answer names the visit too: names begin anew in each."""
+    late = Message(role="user", parts=[Text(text="[worker-1 answered] yes")], answer_of="worker-1")
+    first = as_memory([Message.user("go"), late], 1)
+    both = as_memory([*first, late], 2)
+    assert [message.answer_of for message in both if message.answer_of] == ["v1-worker-1", "v2-worker-1"]
+
+
 def test_memory_is_bounded_and_whole() -> None:
     """The newest messages are remembered, from a person's on, and the cut is told."""
     long = [message for n in range(1, 8) for message in exchange("x" * (MOST_REMEMBERED_BYTES // 5), n)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from perdure import Agent, InvalidRequest, Limits, Swarm, tool
+from perdure import Agent, Graph, InvalidRequest, Limits, Swarm, tool
 from perdure.limits import SwarmLimits
 from perdure.model import ModelRequest
 from perdure.testing import Line, ScriptedModel, calls, says
@@ -169,6 +169,24 @@ async def test_upgrade_refuses_in_words(serve: Serve) -> None:
 
     async with asyncio.timeout(HANGS):
         await check_rows({row: play(row) for row in REFUSED})
+
+
+async def test_graph_session_takes_other_nodes(serve: Serve) -> None:
+    """A session with a graph takes one with other nodes: what its last turn knew of nodes is forgotten."""
+    seller = Seller()
+    a, b = replace(OLD, name="a"), replace(OLD, name="b", instructions="new")
+    old = Graph(name="desk", nodes={"first": a}, entry="first")
+    new = Graph(name="desk", nodes={"second": b}, entry="second")
+    async with asyncio.timeout(HANGS):
+        async with serve(old, models=seller.models) as client:
+            session = await client.session("graph", agent="desk")
+            assert "old knows" in (await session.say("hello")).text
+        async with serve(new, models=seller.models) as client:
+            session = await client.session("graph")
+            assert (await session.upgrade()).changed
+            assert (await session.status()).turn == 1
+            assert "new knows" in (await session.say("again")).text
+            assert [node.node for node in (await session.status()).nodes] == ["second"]
 
 
 async def test_team_session_takes_new_version(serve: Serve) -> None:

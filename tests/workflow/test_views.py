@@ -9,13 +9,14 @@ from pydantic import BaseModel
 from temporalio.api.history.v1 import HistoryEvent
 
 from perdure import Agent, Edge, Graph, GraphLimits, Limits, SlidingWindow, Summary, tool
-from perdure.messages import estimated_tokens
+from perdure.messages import Image, Text, estimated_tokens
 from perdure.model import ModelRequest
 from perdure.settings import load_settings
 from perdure.testing import Line, ScriptedModel, calls, fails, running, says
 from perdure.tools import AnyTool
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve
+from tests.pictures import PNG
 
 
 @tool
@@ -182,6 +183,27 @@ async def test_reply_bound_is_made_smaller(serve: Serve) -> None:
     assert result.output == "done"
     assert [count for bound, count in asked if bound == 1000] == [1, 3, 5, 7]
     assert all("at most 1000 completion tokens" in meta.errors[0] for meta in replies)
+
+
+async def test_large_reply_bound_is_no_fault_of_an_image(serve: Serve) -> None:
+    """A model that refuses the reply's bound goes on seeing the image that came with it."""
+    seen: list[tuple[int, bool]] = []
+
+    def script(request: ModelRequest) -> Line:
+        has_image = any(part.kind == "image" for message in request.messages for part in message.parts)
+        seen.append((request.max_tokens, has_image))
+        if request.max_tokens > 1000:
+            return fails(
+                "bad_request", "max_tokens is too large: this model supports at most 1000 completion tokens"
+            )
+        return says("done") if request.step == 2 else calls("count_shelf", shelf=1)
+
+    depot = Agent(name="depot", model="scripted:x", tools=[count_shelf])
+    async with serve(depot, models={"scripted": ScriptedModel(script)}) as client:
+        result = await client.run("depot", [Text(text="count"), Image(data=PNG)])
+    assert result.output == "done"
+    assert all(has_image for _, has_image in seen)
+    assert [bound for bound, _ in seen].count(1000) == 2
 
 
 class Boxes(BaseModel):

@@ -127,5 +127,8 @@ def redrive(state: AgentState, event: Redriven) -> AgentState:
     if state.session is None:
         state = replace(state, limits=limits.replaced_by(state.new_limits))
     elif event.spec is not None:
-        state = replace(state, session=replace(state.session, turn_limits=limits))
+        usual = state.session.usual
+        # After an extended turn, the usual limits and spec come back: those of the new agent.
+        usual = None if usual is None else replace(usual, limits=limits, spec=event.spec)
+        state = replace(state, session=replace(state.session, turn_limits=limits, usual=usual))
     return replace(resume(state), paused=paused)

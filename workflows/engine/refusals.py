@@ -105,7 +105,8 @@ def shortfall(state: AgentState, name: str, made: CallsMade) -> Amount | None:
 def _own_refusal(state: AgentState, name: str, bound: int) -> Refusal:
     session = state.session
     # In a session the bound counts the earlier turns too; the model must read what this turn may do.
-    allowed = bound - (session.start.ledger.per_tool.get(name, 0) if session else 0)
+    before = (session.start.counted_from or session.start.ledger) if session else None
+    allowed = bound - (before.per_tool.get(name, 0) if before else 0)
     calls = "1 call" if allowed == 1 else f"{allowed} calls"
     return Refusal(
         words=f"{_REFUSED}{calls} of {name!r} reached; {_do_not_repeat(state)}",

@@ -47,7 +47,7 @@ from .program import Program
 from .questions import has_question
 from .report import cost_of
 from .state import AnsweredTurn, End, Origin, RunState, Session, TurnStart, Utterance
-from .turn_extension import begin_extended_turn, with_usual_limits
+from .turn_extension import begin_extended_turn, has_lost_turn, with_usual_limits
 from .upgrade import apply_next_agent, take_agent, with_upgrades
 
 MOST_ANSWERED: Final = 512
@@ -363,7 +363,9 @@ def _join_turn(session: Session, event: Said) -> Session:
 def _take_extension(state: RunState, event: TurnExtended) -> RunState:
     session = session_of(state)
     idle = not (session.turn_is_open or session.queue or session.extension or session.closing)
-    return _with(state, replace(session, extension=event.extension)) if idle else state
+    # A version that came at the same time goes first; the caller is refused.
+    can_go_on = idle and not has_lost_turn(state)
+    return _with(state, replace(session, extension=event.extension)) if can_go_on else state
 
 
 def is_pending(state: RunState, message_id: str) -> bool:

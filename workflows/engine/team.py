@@ -119,7 +119,8 @@ class TeamProgram:
         return replace(
             state,
             # The scheduler reads the bounds of its own kind from the spec.
-            spec=state.spec.model_copy(update={"limits": spec_limits}),
+            # Made anew: a copy would have the old one's digests.
+            spec=state.spec.model_validate({**dict(state.spec), "limits": spec_limits}),
             limits=limits,
             **clocks_after(state, limits, past, extension.child),
             past=past,

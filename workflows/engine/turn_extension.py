@@ -45,8 +45,7 @@ def checked_turn_extension(
     """
     session = _session(state)
     ended = _limit_that_ended(session)
-    upgraded = bool(session.upgrades) and session.upgrades[-1].turn >= session.turn
-    if upgraded and not state.reads_messages:
+    if has_lost_turn(state):
         raise ValueError("the session has taken another version of its team since; say what is next")
     wanted = TurnExtension(request=request, ended=ended, executions=dict(executions))
     extension = _extension(state, wanted, at)
@@ -83,6 +82,13 @@ def begin_extended_turn(program: RunningProgram[Any], state: RunState, at: datet
     )
     extended: RunState = program.go_on(state, extension)
     return replace(extended, session=opened, deadline_at=turn_deadline(opened), clock=None)
+
+
+def has_lost_turn(state: RunState) -> bool:
+    """Return whether the last turn cannot go on: a team has taken another version since."""
+    session = _session(state)
+    upgraded = bool(session.upgrades) and session.upgrades[-1].turn >= session.turn
+    return upgraded and not state.reads_messages
 
 
 def with_usual_limits(state: RunState) -> RunState:

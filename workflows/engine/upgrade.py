@@ -4,7 +4,8 @@ Rules
 1. A turn ends with the version that it began with. Until then the next version waits, and a newer one replaces it.
 2. Transcript, conversation, ledger and messages stay. Limits of a turn are those of the new version, tightened by the
    session's request; limits of the session stay.
-3. What a provider counted of the old version says nothing of the new one: its instructions and tools are others.
+3. A team forgets the course of its last turn, which only the old version can go on with.
+4. What a provider counted of the old version says nothing of the new one: its instructions and tools are others.
 """
 
 from dataclasses import replace
@@ -14,8 +15,9 @@ from perdure.limits import Limits
 from perdure.wire.results import RunStatus
 
 from .input_tokens import visible_tokens
-from .past import NextAgent
+from .past import Cut, NextAgent
 from .state import AgentState, Chain, RunState
+from .team_state import TeamState
 
 AnyState = TypeVar("AnyState", bound=RunState)
 
@@ -29,7 +31,9 @@ def take_agent(state: AnyState, agent: NextAgent) -> AnyState:
     if session is None:
         return state
     state = replace(state, session=replace(session, next_agent=agent))
-    return state if session.turn_is_open else apply_next_agent(state)
+    # A turn that is to go on was begun with the present version.
+    is_free = not session.turn_is_open and session.extension is None
+    return apply_next_agent(state) if is_free else state
 
 
 def apply_next_agent(state: AnyState) -> AnyState:
@@ -47,7 +51,10 @@ def apply_next_agent(state: AnyState) -> AnyState:
         upgrades=(*session.upgrades, agent.record)[-MOST_UPGRADES:],
     )
     changed = replace(state, spec=agent.spec, members=agent.members, session=session)
-    return _count_anew(changed) if isinstance(changed, AgentState) else changed
+    if isinstance(changed, TeamState):
+        # The course of the last turn names nodes that the new version need not have.
+        return replace(changed, progress=None, cut=Cut(), running=(), starts=())
+    return _count_anew(changed)
 
 
 def _count_anew(state: AnyState) -> AnyState:
