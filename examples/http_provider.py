@@ -33,7 +33,7 @@ class OllamaModel(HttpModel):
         functions = [
             {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
             for tool in request.tools
-            if request.tool_choice == "auto"  # this API cannot forbid a tool that is listed
+            if request.tool_choice != "none"  # this API cannot forbid a tool that is listed
         ]
         turns: list[dict[str, Any]] = [{"role": "system", "content": request.instructions}]
         for message in put_results_after_calls(request.messages):

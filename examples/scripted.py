@@ -6,7 +6,9 @@ from perdure.testing import Line, calls, says
 
 def research(request: ModelRequest) -> Line:
     """The swarm: its instructions tell who is speaking."""
-    told, handed = request.messages[0].text, "handoff_to_agent"
+    # An agent that gets the task again remembers its visits, so the newest prompt is not the first message.
+    told = "\n".join(message.text for message in request.messages if message.role == "user")
+    handed = "handoff_to_agent"
     if request.instructions.startswith("Find"):
         topic = "springs" if "Handoff Message" in told else "tides"
         if request.step == 1:

@@ -73,6 +73,8 @@ _HAN_SETS: Final = (("gb2312", 0xB0, 0xD7), ("shift_jis", 0x88, 0x97))
 for _charset, *_ in _HAN_SETS:
     codecs.lookup(_charset)  # now: a workflow must not load modules later
 
+_LONG_TEXT: Final = 100_000
+"""Characters from which on a count is remembered."""
 _OTHER: Final = re.compile(r"[^\x00-\x7f]")
 _OWN_SPACE: Final = re.compile(r" (?=[0-9\u0900-\U0010ffff])")
 """Space that is no part of the token after it."""
@@ -80,6 +82,16 @@ _OWN_SPACE: Final = re.compile(r" (?=[0-9\u0900-\U0010ffff])")
 
 def text_tokens(text: str) -> int:
     """Return an upper bound of the tokens of a text."""
+    return _count_tokens(text) if len(text) < _LONG_TEXT else _count_long_text(text)
+
+
+@lru_cache(maxsize=8)
+def _count_long_text(text: str) -> int:
+    # A run counts its window before each step: a prompt of megabytes would take a tenth of a second each time.
+    return _count_tokens(text)
+
+
+def _count_tokens(text: str) -> int:
     if not text:
         return 0
     windows = (text[at : at + _WINDOW] for at in range(0, len(text), _WINDOW))

@@ -137,20 +137,20 @@ async def test_closed_session_is_open_again(serve: Serve) -> None:
     """A session that its own limits have closed is extended like a run, and knows what was said."""
     desk = Desk()
     async with serve(desk.agent(), models=desk.models) as client, asyncio.timeout(HANGS):
-        session = await client.session("closed", agent="desk", session_limits=Limits(steps=3))
+        session = await client.session("closed-extended", agent="desk", session_limits=Limits(steps=3))
         reply = await session.say("task1", id="first")
         assert reply.stop_reason == "max_steps"
         assert (await session.run.result()).stop_reason == "max_steps"
         with pytest.raises(InvalidRequest, match="raise steps to 4 or more"):
             await session.run.extend(limits=Limits(steps=3))
         await session.run.extend(limits=Limits(steps=40, timeout=None), by="ann")
-        again = await client.session("closed")
+        again = await client.session("closed-extended")
         assert await again.say("task1", id="first") == reply
         second = await again.extend(limits=Limits(steps=60))
         assert second.text == "all done for task1"
         assert (await again.say("hello")).text == "hello"
         assert len(set(desk.keys)) == len(desk.keys) == WANTED
-        idle = await client.session("idle", agent="desk", max_idle=timedelta(milliseconds=300))
+        idle = await client.session("idle-extended", agent="desk", max_idle=timedelta(milliseconds=300))
         await idle.say("hello")
         await idle.run.result()
         with pytest.raises(InvalidRequest, match="open the session anew"):

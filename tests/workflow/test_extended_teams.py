@@ -41,14 +41,14 @@ class Stage:
     keys: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     functions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    gate: Gate = field(default_factory=Gate)
+    gates: dict[str, Gate] = field(default_factory=lambda: defaultdict(Gate))
 
     async def script(self, request: ModelRequest) -> Line:
         """Work until enough is done, then answer, or hand over where somebody can take over."""
         row, name = str(request.user), request.config.model
         self.asked[row] += 1
         if name == "slow" and request.step == 2:
-            await self.gate.wait()
+            await self.gates[row].wait()
         results = [result for message in request.messages for result in message.tool_results]
         worked = sum(result.name == "work" and not result.is_error for result in results)
         if request.tool_choice == "none":
@@ -171,7 +171,7 @@ async def test_limited_team_goes_on(serve: Serve) -> None:
         assert first.stop_reason == reason
         with pytest.raises(InvalidRequest, match=r"raise|is less than"):
             await run.extend(limits=Limits(output_tokens=1_000_000))
-        stage.gate.opened.set()
+        stage.gates[row].opened.set()
         await run.extend(limits=granted, by="ann")
         result = await run.result()
         assert result.stop_reason == "end_turn"
