@@ -32,7 +32,7 @@ from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Approval, Question, RunResult, Waiting
 from tests.conftest import Serve, check_rows, until_queried
 
-SHORT = timedelta(seconds=5)
+SHORT = timedelta(seconds=12)
 LONG = timedelta(minutes=15)
 
 
