@@ -18,11 +18,12 @@ from temporalio.client import (
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.wire.effects import CarriedPart, Rebuild
-from perdure.wire.names import CARRIED, EXTENDABLE, FIND_EXECUTIONS, INVALID_REQUEST, REBUILD, WORKFLOWS
+from perdure.wire.names import CARRIED, EXTENDABLE, FIND_EXECUTIONS, REBUILD, WORKFLOWS
+
+from .refusal import refusal
 
 _ANSWER_WITHIN: Final = timedelta(seconds=15)
 _ENDED: Final = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.CANCELED)
@@ -47,10 +48,10 @@ async def rebuild(request: Rebuild) -> CarriedPart:
         part = await _query(handle, 0)
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
-            raise _refuse(f"{_name(execution_id)} is gone: the server no longer keeps its history") from None
+            raise refusal(f"{_name(execution_id)} is gone: the server no longer keeps its history") from None
         raise
     except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
-        raise _refuse(f"{_name(execution_id)}: {error}") from None
+        raise refusal(f"{_name(execution_id)}: {error}") from None
     executions = await _executions(part.cut_short, workflow_id)
     return part.model_copy(update={"closed_at": described.close_time, "executions": executions})
 
@@ -71,15 +72,15 @@ async def _query(handle: Any, number: int) -> CarriedPart:
 async def _check_origin(described: WorkflowExecutionDescription, request: Rebuild) -> None:
     info, name = activity.info(), _name(request.execution_id)
     if described.workflow_type != info.workflow_type:
-        raise _refuse(f"{name} is a {described.workflow_type!r}, and this run a {info.workflow_type!r}")
+        raise refusal(f"{name} is a {described.workflow_type!r}, and this run a {info.workflow_type!r}")
     # Whoever polls another task queue answers for it: what such a worker says of a state is not ours.
     if described.task_queue != info.task_queue:
-        raise _refuse(f"{name} ran on task queue {described.task_queue!r}, not on {info.task_queue!r}")
+        raise refusal(f"{name} ran on task queue {described.task_queue!r}, not on {info.task_queue!r}")
     if described.parent_id != request.parent_id:
-        raise _refuse(f"{name} was started by {described.parent_id!r}, not by {request.parent_id!r}")
+        raise refusal(f"{name} was started by {described.parent_id!r}, not by {request.parent_id!r}")
     if described.status not in _ENDED:
         status = described.status.name.lower() if described.status else "unknown"
-        raise _refuse(f"{name} is {status}: only a run that a limit has ended can be extended")
+        raise refusal(f"{name} is {status}: only a run that a limit has ended can be extended")
     if request.parent_id is None:
         await _check_newest(described)
 
@@ -94,7 +95,7 @@ async def _check_newest(described: WorkflowExecutionDescription) -> None:
         if not is_later or found.run_id in (own, described.run_id):
             continue
         if not await _never_began(workflow_id, found.run_id):
-            raise _refuse(
+            raise refusal(
                 f"{_name(described.run_id)} is not the newest: {found.run_id} has begun since; "
                 "extend that one, if a limit has ended it"
             )
@@ -129,7 +130,3 @@ async def _execution(workflow_id: str, parent_id: str) -> str | None:
 
 def _name(execution_id: str) -> str:
     return f"execution {execution_id!r} of this run"
-
-
-def _refuse(message: str) -> ApplicationError:
-    return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)

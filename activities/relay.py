@@ -14,6 +14,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.wire.effects import Relay
 from perdure.wire.names import INVALID_REQUEST, LOST_UPDATE, NO_ROOM, RELAY
 
+from .refusal import refusal
+
 _RPC_TIMEOUT = timedelta(seconds=8)
 
 
@@ -49,5 +51,5 @@ async def relay(request: Relay) -> Any:
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             message = f"run {request.run_id!r} is over"
-            raise ApplicationError(message, type=INVALID_REQUEST, non_retryable=True) from None
+            raise refusal(message) from None
         raise

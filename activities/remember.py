@@ -14,14 +14,15 @@ from typing import Any, Final
 
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError, WorkflowQueryRejectedError
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.messages import Message, Opaque, Part, Thinking, ToolCall, ToolResult, size_bytes
 from perdure.wire.effects import Remember, Remembered
-from perdure.wire.names import INVALID_REQUEST, REMEMBER, TRANSCRIPT, WORKFLOWS
+from perdure.wire.names import REMEMBER, TRANSCRIPT, WORKFLOWS
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
+
+from .refusal import refusal
 
 MOST_REMEMBERED_BYTES: Final = 2 * 1024 * 1024
 """Most bytes that a run remembers: the newest messages. The whole stays in the transcripts of the earlier runs."""
@@ -42,15 +43,15 @@ async def remember(request: Remember) -> Remembered:
     try:
         described = await client.get_workflow_handle(request.run_id).describe()
         if described.parent_id != request.parent_id or described.workflow_type not in WORKFLOWS:
-            raise _refuse(f"{request.run_id!r} is no run of {request.parent_id!r}")
+            raise refusal(f"{request.run_id!r} is no run of {request.parent_id!r}")
         handle = client.get_workflow_handle(request.run_id, run_id=described.run_id)
         messages = await _read_transcript(handle)
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
-            raise _refuse(f"{request.run_id!r} is gone: the server no longer keeps its history") from None
+            raise refusal(f"{request.run_id!r} is gone: the server no longer keeps its history") from None
         raise
     except (WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
-        raise _refuse(f"{request.run_id!r} does not answer: {error}") from None
+        raise refusal(f"{request.run_id!r} does not answer: {error}") from None
     return Remembered(messages=as_memory(messages, request.visit))
 
 
@@ -102,7 +103,3 @@ def _with_own_id(part: Part, visit: int) -> Part:
             return part.model_copy(update={"call_id": f"v{visit}-{id_}"})
         case _:
             return part
-
-
-def _refuse(message: str) -> ApplicationError:
-    return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)

@@ -17,10 +17,11 @@ from perdure.members import Member, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import INVALID_REQUEST, RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
+from perdure.wire.names import RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
 from .content.transcripts import Transcripts
+from .refusal import refusal
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
 
@@ -72,15 +73,15 @@ class Resolver:
         provider = self.providers.get(name.partition(":")[0])
         if provider is None:
             known = ", ".join(sorted(self.providers))
-            raise _invalid(f"model {name!r}: no such provider here; there are: {known}")
+            raise refusal(f"model {name!r}: no such provider here; there are: {known}")
         price = self.prices.find(name, request.as_of.date())
         if price is None and request.cost_limited:
-            raise _invalid(f"model {name!r}: its price is not known, and the run has a cost limit to keep")
+            raise refusal(f"model {name!r}: its price is not known, and the run has a cost limit to keep")
         config = _config_for(spec.models[0].config, name)
         try:
             provider.check(config)
         except PerdureError as error:
-            raise _invalid(f"model {name!r}: {error}") from None
+            raise refusal(f"model {name!r}: {error}") from None
         fallbacks = tuple(model for model in spec.models[1:] if model.config.name != name)
         return spec.model_copy(update={"models": (ModelSpec(config=config, price=price), *fallbacks)})
 
@@ -98,7 +99,7 @@ class Resolver:
                 member, prices=self.prices, today=request.as_of.date(), cost_limited=request.cost_limited
             )
         except DefinitionError as error:
-            raise _invalid(str(error)) from None
+            raise refusal(str(error)) from None
         if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):
             self.transcripts.add_spec(resolved.spec)
         return resolved
@@ -115,7 +116,7 @@ class Resolver:
             SPEC_QUERY, request.agent, result_type=ResolvedAgent, rpc_timeout=_QUERY_TIMEOUT
         )
         if resolved.spec.full_digest != request.spec_digest:
-            raise _invalid(
+            raise refusal(
                 f"run {parent!r} has pinned another {request.agent!r} than its child was started with"
             )
         return resolved
@@ -133,10 +134,10 @@ async def _run_that_pinned(parent: str) -> str:
         return str(info.workflow_run_id)
     own = await client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id).describe()
     if own.parent_id != parent or own.parent_run_id is None:
-        raise _invalid(f"the spec is pinned by {parent!r}, but the parent of this run is {own.parent_id!r}")
+        raise refusal(f"the spec is pinned by {parent!r}, but the parent of this run is {own.parent_id!r}")
     above = await client.get_workflow_handle(parent, run_id=own.parent_run_id).describe()
     if above.workflow_type not in WORKFLOWS:
-        raise _invalid(f"the spec is pinned by {parent!r}, which is a {above.workflow_type!r} and pins none")
+        raise refusal(f"the spec is pinned by {parent!r}, which is a {above.workflow_type!r} and pins none")
     return own.parent_run_id
 
 
@@ -151,7 +152,3 @@ def _config_for(config: ModelConfig, name: str) -> ModelConfig:
     shared = ("max_tokens", "stop_sequences", "timeout", "read_timeout")
     values: dict[str, Any] = {setting: getattr(config, setting) for setting in shared}
     return ModelConfig(name=name, **values)
-
-
-def _invalid(message: str) -> ApplicationError:
-    return ApplicationError(message, type=INVALID_REQUEST, non_retryable=True)

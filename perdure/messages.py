@@ -245,10 +245,7 @@ class Message(Value):
     def has_attachments(self) -> bool:
         """True: the message, or a result in it, has an image or a document."""
         # Cached: each step looks at every message of the view.
-        parts: list[Part | ResultPart] = [*self.parts]
-        for result in self.tool_results:
-            parts += result.content
-        return any(isinstance(part, Image | Document) for part in parts)
+        return bool(media_of(self))
 
     @cached_property
     def result_bytes(self) -> int:

@@ -4,8 +4,7 @@ The rules stand in `engine.extension`. The input names the closed execution and 
 by an activity (`activities/rebuild.py`), in the parts in which continue-as-new would have carried it.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -21,7 +20,6 @@ from perdure.wire.results import ExtensionRecord
 from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
-from .ending import EndedBeforeBeginningError, RunIsEndingError, requested_end
 from .engine.carry import spec_in, unpack
 from .engine.extension import extend, extension_of
 from .engine.program import RunningProgram
@@ -31,9 +29,9 @@ from .handlers import RunHandlers
 from .identity import identity_of, resets
 from .inputs import check_extension_prices, extend_request_of, refuse
 from .payloads import read_payload
+from .waits import growing_pauses
 
 _T = TypeVar("_T")
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=3)
 _PART_WITHIN: Final = timedelta(seconds=60)
 
 
@@ -59,12 +57,12 @@ async def rebuild(request: Rebuild, held_up: Callable[[str], None]) -> Rebuilt:
 
     """
     first = await _part(request, held_up)
-    others = [await _part(request.model_copy(update={"part": n}), held_up) for n in range(1, first.parts)]
-    return Rebuilt(first=first, chunks=[part.argument for part in others])
+    rest = [await _part(request.model_copy(update={"part": n}), held_up) for n in range(1, first.parts)]
+    return Rebuilt(first=first, chunks=[part.argument for part in rest])
 
 
 async def _part(request: Rebuild, held_up: Callable[[str], None]) -> CarriedPart:
-    wait = _FIRST_WAIT
+    pauses = growing_pauses()
     while True:
         try:
             raw = await workflow.execute_activity(
@@ -84,9 +82,7 @@ async def _part(request: Rebuild, held_up: Callable[[str], None]) -> CarriedPart
             held_up("no worker has rebuilt the state in time" if is_late else str(cause))
         except ValueError as error:  # a worker of a later version may have written it
             held_up(str(error))
-        # By chance, because the runs of an outage would otherwise try again together.
-        await workflow.sleep(wait * (0.5 + workflow.random().random()), summary="try again to go on")
-        wait = min(2 * wait, _LONGEST_WAIT)
+        await workflow.sleep(next(pauses), summary="try again to go on")
 
 
 class ExtendableRun(RunHandlers):
@@ -141,24 +137,6 @@ class ExtendableRun(RunHandlers):
         self._loop.go_on(self._bind(state.spec), state, written)
         return True
 
-    async def _race_to_begin(self, work: Coroutine[Any, Any, _T], child: ChildInput | None) -> _T:
-        """Return the value of work without which the run cannot begin.
-
-        Raises:
-            EndedBeforeBeginningError: a stop, a cancel or the deadline came first.
-
-        """
-        try:
-            return await self._loop.ending.race(work)
-        except RunIsEndingError:
-            reason = requested_end(self._loop.events) or "stopped"
-            raise EndedBeforeBeginningError(reason, child) from None
-        except asyncio.CancelledError:
-            raise EndedBeforeBeginningError("cancelled", child) from None
-        except BaseException:
-            self._early_status = "failed"
-            raise
-
     def _extend_state(
         self,
         program: RunningProgram[Any],
@@ -200,7 +178,7 @@ class ExtendableRun(RunHandlers):
         return {"execution_id": workflow.info().run_id}
 
     @workflow.query(name=CARRIED, description="State of a closed run, a part at a time, for its extension.")
-    def carried(self, number: Any = 0, *_more: Any) -> CarriedPart:
+    def carried_part(self, number: Any = 0, *_more: Any) -> CarriedPart:
         """Return an argument with which the closed run would have continued as new."""
         if self._early_result is not None:
             return CarriedPart(argument=None, parts=0)
@@ -208,8 +186,8 @@ class ExtendableRun(RunHandlers):
         if state.end is None:
             raise refuse("the run is not over")
         past = replace(state.past, identity=identity_of(state))
-        whole = replace(state, resets=resets(state), past=past)
-        parts = self._loop.packed(whole)
+        complete = replace(state, resets=resets(state), past=past)
+        parts = self._loop.pack_state(complete)
         if not isinstance(number, int) or not 0 <= number < len(parts):
             raise refuse(f"there is no part {number!r}; there are {len(parts)}")
         below = [] if number or not isinstance(state, TeamState) else _cut_short(state)

@@ -1,9 +1,9 @@
 """Handlers that every run has: updates, signals and queries of people and of the runs around it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -84,6 +84,7 @@ from .questions import Delivery, Incoming, delivery_of, receipt, sent_message
 from .relays import IS_ENDING, Relays
 from .resolve import resolve, resolve_anew
 
+_T = TypeVar("_T")
 _BOUND_WITHIN = timedelta(seconds=10)
 
 
@@ -114,12 +115,24 @@ class RunHandlers:
 
         """
         self._agent = request.agent
-        work = resolve(request, child, deadline=deadline, held_up=self._show_held_up)
-        try:
-            resolved = await self._loop.ending.race(work)
+
+        async def resolve_checked() -> ResolvedAgent:
+            resolved = await resolve(request, child, deadline=deadline, held_up=self._show_held_up)
             if child is None:
                 check_tool_limits(resolved, request.limits)
             return resolved
+
+        return await self._race_to_begin(resolve_checked(), child)
+
+    async def _race_to_begin(self, work: Coroutine[Any, Any, _T], child: ChildInput | None) -> _T:
+        """Return the value of work without which the run cannot begin.
+
+        Raises:
+            EndedBeforeBeginningError: a stop, a cancel or the deadline came first.
+
+        """
+        try:
+            return await self._loop.ending.race(work)
         except EndedBeforeBeginningError as end:
             raise EndedBeforeBeginningError(end.reason, child) from None
         except RunIsEndingError:
@@ -153,8 +166,7 @@ class RunHandlers:
     )
     async def send(self, message: Any = None, *_more: Any) -> Receipt:
         """Give the agent a message, or the answer to a question; return what became of it."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_send(message))
+        await self._begin_update(lambda: self._check_send(message))
         incoming = self._read_sent(message)
         delivery = self._delivery(incoming)
         if delivery.run_id is not None:
@@ -179,13 +191,14 @@ class RunHandlers:
         """True at the beginning of an execution that continues a run: its updates come before its state."""
         return self._loop.state is None and workflow.info().continued_run_id is not None
 
-    async def _await_state(self, check: Callable[[], None]) -> None:
-        """Wait until a run that continues has its state again, and check what the validator could not.
+    async def _begin_update(self, check: Callable[[], None]) -> None:
+        """Count the update; wait until a run that continues has its state, and check what the validator could not.
 
         Raises:
             ApplicationError: for the caller; the check has refused the update.
 
         """
+        self._loop.renewal.updates += 1
         if self._is_restoring:
             await workflow.wait_condition(
                 lambda: self._loop.state is not None or self._early_status == "failed"
@@ -217,8 +230,7 @@ class RunHandlers:
     )
     async def resolve_approval(self, decision: Any = None, *_more: Any) -> ApprovalAnswer:
         """Allow a waiting call, with other arguments if wanted, or deny it with a reason."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_resolve_approval(decision))
+        await self._begin_update(lambda: self._check_resolve_approval(decision))
         resolved = decision_of(decision)
         made = self._made_decision(resolved)
         if made is not None:
@@ -320,8 +332,7 @@ class RunHandlers:
     )
     async def redrive(self, how: Any = None, *_more: Any) -> None:
         """Go on from where the run was parked, with what is to be changed."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_redrive(how))
+        await self._begin_update(lambda: self._check_redrive(how))
         wanted, state = redrive_of(how), self._ready()
         if not wanted.newest and wanted.model is None:
             self._loop.events.append(Redriven(limits=wanted.limits))

@@ -119,7 +119,7 @@ class Loop:
         self.begin(program, state, written)
         self._renews_blobs = True
 
-    def packed(self, state: RunState) -> list[Any]:
+    def pack_state(self, state: RunState) -> list[Any]:
         """Return the arguments with which the run would continue as new, were this its state."""
         return pack(self._program, state, self._written)
 

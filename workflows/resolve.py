@@ -16,12 +16,11 @@ from perdure.wire.tree import ChildInput
 
 from .ending import EndedBeforeBeginningError
 from .payloads import read_payload
+from .waits import growing_pauses
 
 LAYOUT = 1
 """Layout in which a run that begins now writes its history, if the resolving worker knows it too."""
 
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=3)
-"""With chance, a wait is between half and one and a half times as long: the longest is four and a half minutes."""
 _CHANGED_WITHIN = timedelta(minutes=1)
 """Time for a redrive to fetch its agent, the wait for a worker's slot included: the run stands still meanwhile."""
 _TRANSIENT = (BLOB_STORE_FAILED, SPEC_UNREADABLE, "RPCError", "TimeoutError")
@@ -45,7 +44,7 @@ async def resolve(
         EndedBeforeBeginningError: the deadline passed first.
 
     """
-    resolve_request, wait = _request_for(request, child), _FIRST_WAIT
+    resolve_request, pauses = _request_for(request, child), growing_pauses()
     while True:
         try:
             # The bound costs no timer. Without a deadline the run may wait for a worker's slot, however long.
@@ -59,10 +58,8 @@ async def resolve(
                 raise
             held_up("no worker has fetched the agent in time")
         left = _time_left(deadline, child)
-        # By chance, because the runs of an outage would otherwise try again together.
-        pause = wait * (0.5 + workflow.random().random())
+        pause = next(pauses)
         await workflow.sleep(pause if left is None else min(pause, left), summary="try again to begin")
-        wait = min(2 * wait, _LONGEST_WAIT)
 
 
 def _time_left(deadline: datetime | None, child: ChildInput | None) -> timedelta | None:

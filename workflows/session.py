@@ -5,7 +5,8 @@ a reply never delays it: a `say` that would is answered with `done: false`, and 
 message id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -116,8 +117,7 @@ class SessionWorkflow(ExtendableRun):
     )
     async def say(self, message: Any = None, *_more: Any) -> TurnReply:
         """Give the session a message; return the reply when its turn is over, or `done: false` before that."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_say(message))
+        await self._begin_update(lambda: self._check_say(message))
         request, incoming = said_of(message)
         message_id = request.id
         await self._take_in(request, incoming)
@@ -152,20 +152,28 @@ class SessionWorkflow(ExtendableRun):
 
     async def _take_in(self, request: SessionMessage, incoming: Incoming) -> None:
         """Bring the message into the state: once, however often it is said meanwhile."""
-        message_id = request.id
         self._repeating += 1
         try:
-            while message_id in self._arriving:
-                await workflow.wait_condition(lambda: message_id not in self._arriving)
+            await self._until_arrived(request.id)
         finally:
             self._repeating -= 1
-        if self._is_taken(message_id):
+        if self._is_taken(request.id):
             return
-        self._arriving.add(message_id)
-        try:
+        with self._arrival(request.id):
             await self._look_for_newest()
             self._loop.events.append(await self._deliver(request, incoming))
-            await workflow.wait_condition(lambda: self._is_taken(message_id))
+            await workflow.wait_condition(lambda: self._is_taken(request.id))
+
+    async def _until_arrived(self, message_id: str) -> None:
+        while message_id in self._arriving:
+            await workflow.wait_condition(lambda: message_id not in self._arriving)
+
+    @contextmanager
+    def _arrival(self, message_id: str) -> Generator[None]:
+        """Keep others of the same id waiting while it is brought into the state."""
+        self._arriving.add(message_id)
+        try:
+            yield
         finally:
             self._arriving.discard(message_id)
 
@@ -221,17 +229,12 @@ class SessionWorkflow(ExtendableRun):
     )
     async def extend(self, how: Any = None, *_more: Any) -> TurnReply:
         """Let the last turn go on with larger limits; return its reply, or `done: false` before that."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_extend(how))
+        await self._begin_update(lambda: self._check_extend(how))
         request = extend_turn_of(how)
-        while request.id in self._arriving:
-            await workflow.wait_condition(lambda: request.id not in self._arriving)
+        await self._until_arrived(request.id)
         if not self._is_taken(request.id):
-            self._arriving.add(request.id)
-            try:
+            with self._arrival(request.id):
                 await self._take_extension(request)
-            finally:
-                self._arriving.discard(request.id)
         return await self._reply_when_done(request.id)
 
     @extend.validator
@@ -268,8 +271,7 @@ class SessionWorkflow(ExtendableRun):
     )
     async def upgrade(self, how: Any = None, *_more: Any) -> UpgradeAnswer:
         """Take the agent as the workers have it now, between two turns."""
-        self._loop.renewal.updates += 1
-        await self._await_state(lambda: self._check_upgrade(how))
+        await self._begin_update(lambda: self._check_upgrade(how))
         if self._loop.renewal.moves_to_new_version(self._session):
             self._loop.wake()  # then a worker of the new version fetches its own agent
             raise no_room("the session moves to a newer version of its worker; ask again in a moment")

@@ -13,56 +13,6 @@ from .engine.session import idle_at
 from .engine.state import RunState
 
 
-class RetryTimer:
-    """At most one timer, set for the time at which a parked run tries again."""
-
-    def __init__(self, report: Callable[[Event], None]) -> None:
-        self._report = report
-        self._due: datetime | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._holds = 0
-
-    @property
-    def is_on_hold(self) -> bool:
-        """True while a person is changing the run."""
-        return self._holds > 0
-
-    @contextmanager
-    def hold(self) -> Generator[None]:
-        """Keep the timer unset while people change the parked run: it must not go on in between."""
-        self._holds += 1
-        self.cancel()
-        try:
-            yield
-        finally:
-            self._holds -= 1
-
-    def set_for(self, state: RunState) -> None:
-        """Set the timer as the state asks for; a timer for another time is cancelled."""
-        if self._holds:
-            return
-        parked = state.parking.parked
-        due = parked.resumes_at if parked else None
-        # The loop asks after each event. A timer that is set anew each time would cost two events.
-        if due == self._due:
-            return
-        self.cancel()
-        if parked is not None and due is not None:
-            self._due = due
-            self._task = asyncio.create_task(self._fire_at(due, f"try again after {parked.kind}"))
-
-    def cancel(self) -> None:
-        """Cancel the timer."""
-        if self._task is not None:
-            self._task.cancel()
-        self._task, self._due = None, None
-
-    async def _fire_at(self, due: datetime, why: str) -> None:
-        await sleep_until(due, why)
-        # The server's clock counts milliseconds: a timer that fires is due.
-        self._report(RetryDue(at=max(due, workflow.now())))
-
-
 class _Alarm:
     """At most one timer, set for the time at which something is due."""
 
@@ -91,6 +41,48 @@ class _Alarm:
     async def _fire_at(self, due: datetime, summary: str) -> None:
         await sleep_until(due, summary)
         self._fire(due)
+
+
+class RetryTimer:
+    """At most one timer, set for the time at which a parked run tries again."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._alarm = _Alarm("try again", self._fire)
+        self._holds = 0
+
+    @property
+    def is_on_hold(self) -> bool:
+        """True while a person is changing the run."""
+        return self._holds > 0
+
+    @contextmanager
+    def hold(self) -> Generator[None]:
+        """Keep the timer unset while people change the parked run: it must not go on in between."""
+        self._holds += 1
+        self.cancel()
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+    def set_for(self, state: RunState) -> None:
+        """Set the timer as the state asks for; a timer for another time is cancelled."""
+        if self._holds:
+            return
+        parked = state.parking.parked
+        if parked is None:
+            self.cancel()
+        else:
+            self._alarm.set_for(parked.resumes_at, f"try again after {parked.kind}")
+
+    def cancel(self) -> None:
+        """Cancel the timer."""
+        self._alarm.cancel()
+
+    def _fire(self, due: datetime) -> None:
+        # The server's clock counts milliseconds: a timer that fires is due.
+        self._report(RetryDue(at=max(due, workflow.now())))
 
 
 class RunClocks:

@@ -283,6 +283,10 @@ class ExtensionRecord(Value):
     execution_id: str = ""
     """Closed execution from which the run goes on."""
 
+    def is_of(self, *, by: str, reason: str, limits: dict[str, JsonValue]) -> bool:
+        """Return whether it is the extension that somebody asks for with these words and limits."""
+        return (self.by, self.reason, self.limits) == (by, reason, limits)
+
 
 class UpgradeRecord(Value):
     """Another version of its agent that a session has taken, between two turns."""

@@ -86,8 +86,7 @@ async def _check_repeated(run: _ClosedRun, request: ExtendRequest) -> None:
     """
     status = await run.status()
     newest = status.extensions[-1] if status.extensions else None
-    asked = (request.by, request.reason, request.limits)
-    if newest is not None and asked == (newest.by, newest.reason, newest.limits):
+    if newest is not None and newest.is_of(by=request.by, reason=request.reason, limits=request.limits):
         return
     raise InvalidRequest(_why_not(run.id, status))
 
@@ -162,9 +161,9 @@ async def _start(run: _ClosedRun, described: WorkflowExecutionDescription, reque
 
 
 def _priority_of(described: WorkflowExecutionDescription) -> Priority:
-    given = described.raw_description.workflow_execution_info.priority
+    priority = described.raw_description.workflow_execution_info.priority
     return Priority(
-        priority_key=given.priority_key or None,
-        fairness_key=given.fairness_key or None,
-        fairness_weight=given.fairness_weight or None,
+        priority_key=priority.priority_key or None,
+        fairness_key=priority.fairness_key or None,
+        fairness_weight=priority.fairness_weight or None,
     )

@@ -59,7 +59,7 @@ def share_of(amount: Amount, share: float) -> Amount:
     """Return that share of each bound on tokens and money, rounded down; calls of tools have none."""
     values = {field: of(amount, field) for field in FIELDS if field != "tool_calls"}
     shares = {field: None if value is None else int(value * share) for field, value in values.items()}
-    return Amount.model_validate(shares)
+    return _amount(shares)
 
 
 def bounds_of(limits: Limits) -> Amount:
@@ -84,6 +84,27 @@ def spent_of(usage: Usage, cost_microusd: int, tool_calls: int, per_tool: Mappin
         tool_calls=tool_calls,
         per_tool=dict(per_tool),
     )
+
+
+def usage_since(usage: Usage, before: Usage, *, estimated: bool) -> Usage:
+    """Return the usage since an earlier count, never below zero.
+
+    Below zero happens: what was not heard of was booked with all that it might have been.
+    """
+    return Usage(
+        input_tokens=max(usage.input_tokens - before.input_tokens, 0),
+        cache_read_tokens=max(usage.cache_read_tokens - before.cache_read_tokens, 0),
+        cache_write_tokens=max(usage.cache_write_tokens - before.cache_write_tokens, 0),
+        cache_write_1h_tokens=max(usage.cache_write_1h_tokens - before.cache_write_1h_tokens, 0),
+        output_tokens=max(usage.output_tokens - before.output_tokens, 0),
+        estimated=estimated,
+    )
+
+
+def sum_by_tool(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums of counts of calls, by tool."""
+    names = sorted({name for calls in counts for name in calls})
+    return {name: sum(calls.get(name, 0) for calls in counts) for name in names}
 
 
 def calls_of(name: str) -> Amount:

@@ -11,7 +11,6 @@ Rules
    much larger than what the team holds for it.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from perdure.wire.requests import ExtendRequest, RunOrigin
 from perdure.wire.results import NodeResult, RunResult
 from perdure.wire.tree import Amount, Spent
 
-from .amounts import plus, spent_of
+from .amounts import plus, spent_of, sum_by_tool, usage_since
 from .extension import FIELDS_BY_REASON
 from .past import Cut, Extension
 from .state import RunState
@@ -89,7 +88,7 @@ def lease_below(state: RunState, child: Child | None) -> Amount:
         return Amount()
     booked = _results_before(state, child.key) if isinstance(state, TeamState) else []
     usage = sum((result.usage for result in booked), Usage())
-    per_tool = _sum_by_tool(result.per_tool for result in booked)
+    per_tool = sum_by_tool(*(result.per_tool for result in booked))
     cost = sum(result.cost_microusd or 0 for result in booked)
     used = spent_of(usage, cost, sum(result.tool_calls for result in booked), per_tool)
     return plus(child.lease, used)
@@ -127,28 +126,12 @@ def child_since(team: TeamState, child: Child) -> Child:
 
 def _rest(spent: Spent, booked: list[NodeResult]) -> Spent:
     used = sum((result.usage for result in booked), Usage())
-    usage = spent.usage
     cost = sum(result.cost_microusd or 0 for result in booked)
-    tools = _sum_by_tool(result.per_tool for result in booked)
+    tools = sum_by_tool(*(result.per_tool for result in booked))
     return Spent(
-        usage=usage.model_copy(
-            update={
-                # Never below zero: what was not heard of was booked with all that it might have been.
-                name: max(getattr(usage, name) - getattr(used, name), 0)
-                for name in Usage.model_fields
-                if name != "estimated"
-            }
-        ),
+        usage=usage_since(spent.usage, used, estimated=spent.usage.estimated),
         cost_microusd=None if spent.cost_microusd is None else max(spent.cost_microusd - cost, 0),
         tool_calls=max(spent.tool_calls - sum(result.tool_calls for result in booked), 0),
         per_tool={name: max(calls - tools.get(name, 0), 0) for name, calls in spent.per_tool.items()},
         steps=max(spent.steps - sum(result.steps for result in booked), 0),
     )
-
-
-def _sum_by_tool(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for calls in counts:
-        for name, number in calls.items():
-            total[name] = total.get(name, 0) + number
-    return total

@@ -124,15 +124,11 @@ def _limit_that_ended(state: RunState, request: ExtendRequest) -> StopReason:
     if state.end.failure is None and reason in FIELDS_BY_REASON:
         return reason
     why = _WHY_NOT.get(reason, "no limit has ended it")
-    before = next((x for x in reversed(state.past.extensions) if is_same(x, request)), None)
+    words = {"by": request.by, "reason": request.reason}
+    made_before = (x for x in reversed(state.past.extensions) if x.is_of(**words, limits=request.limits))
+    before = next(made_before, None)
     made = f"it was extended so at {before.at:%Y-%m-%d %H:%M:%S} UTC, and has ended since. " if before else ""
     raise ValueError(f"{made}the run has ended with {reason!r}: {why}")
-
-
-def is_same(record: ExtensionRecord, request: ExtendRequest) -> bool:
-    """Return whether the request asks again for an extension that was made."""
-    asked = (request.by, request.reason, request.limits)
-    return asked == (record.by, record.reason, record.limits)
 
 
 def extend(

@@ -10,7 +10,7 @@ from perdure.wire.tree import Amount
 
 from . import tree
 from .account import limits_of, spent
-from .amounts import plus
+from .amounts import plus, sum_by_tool
 from .approvals import remember_relayed
 from .clocks import fold_people, waited_lines
 from .commands import Command, GrantChildren, RequestBudget
@@ -99,7 +99,7 @@ def book(
             cost_unknown=ledger.cost_unknown or cost_microusd is None,
             estimates=ledger.estimates + usage.estimated,
             tool_calls=ledger.tool_calls + tool_calls,
-            per_tool=_sum_by_tool(ledger.per_tool, per_tool) if per_tool else ledger.per_tool,
+            per_tool=sum_by_tool(ledger.per_tool, per_tool) if per_tool else ledger.per_tool,
             steps=ledger.steps + steps,
         ),
     )
@@ -114,10 +114,6 @@ def book_outcome(state: AnyState, outcome: RunResult) -> AnyState:
         tool_calls=outcome.tool_calls,
         per_tool=outcome.per_tool,
     )
-
-
-def _sum_by_tool(calls: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    return {name: calls.get(name, 0) + more.get(name, 0) for name in sorted({*calls, *more})}
 
 
 def unheard_outcome(child: Child) -> RunResult:

@@ -19,7 +19,7 @@ from perdure.wire.names import HANDOFF, UPDATE_PLAN
 from perdure.wire.results import HandedOn, NodeResult, RunResult
 from perdure.wire.spec import AgentSpec
 
-from .leftovers import cut_lines, unread_lines, unread_messages
+from .leftovers import calls_by_id, cut_lines, unread_lines, unread_messages
 from .report import shorten, signature
 from .state import AgentState, End, RunState
 from .team_state import Handover, TeamState
@@ -57,22 +57,19 @@ def _calls_beside(state: AgentState) -> list[tuple[ToolCall, ToolResult]]:
     """Return the calls beside the handoff, whose results no model has seen."""
     newest = next(message for message in reversed(state.messages) if message.role == "tool")
     beside = [result for result in newest.tool_results if result.name not in (HANDOFF, UPDATE_PLAN)]
-    return [(_calls_by_id(state)[result.call_id], result) for result in beside]
+    made = calls_by_id(state)
+    return [(made[result.call_id], result) for result in beside]
 
 
 def _refusals(state: AgentState) -> list[str]:
     """Return a line for each call of the run that a person has refused."""
-    made = _calls_by_id(state)
+    made = calls_by_id(state)
     return [
         f"{signature(made[result.call_id])}: {shorten(result.text, 500)}"
         for message in state.messages[state.first_message :]
         for result in message.tool_results
         if result.approval is not None and not result.approval.allow
     ][-_MOST_REFUSED:]
-
-
-def _calls_by_id(state: AgentState) -> dict[str, ToolCall]:
-    return {call.id: call for message in state.messages[state.first_message :] for call in message.tool_calls}
 
 
 def _describe_result(call: ToolCall, result: ToolResult) -> str:

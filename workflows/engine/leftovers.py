@@ -64,6 +64,11 @@ def unread_messages(state: AgentState) -> list[Message]:
     return [*sent, *state.inbox.messages]
 
 
+def calls_by_id(state: AgentState) -> dict[str, ToolCall]:
+    """Return the calls that the model asked for in the run, or in the current turn."""
+    return {call.id: call for message in state.messages[state.first_message :] for call in message.tool_calls}
+
+
 def add_left_below(state: AgentState, key: str, outcome: RunResult) -> AgentState:
     """Return the state that knows what a run below has left undone, until a model has seen it."""
     if not outcome.missing:
@@ -90,7 +95,7 @@ def _call_lines(state: AgentState, end: End) -> list[str]:
     was_seen = any(message.role == "assistant" for message in messages[at + 1 :])
     if was_seen and end.stop_reason in ("end_turn", "handoff"):
         return []
-    made = {call.id: call for message in messages for call in message.tool_calls}
+    made = calls_by_id(state)
     # Only the last step's failures count: the model has seen earlier ones, and went on.
     results = messages[at].tool_results
     failed = [result for result in results if result.call_id in made and _is_left(result)]
@@ -107,7 +112,7 @@ def _refused_writes(state: AgentState) -> list[str]:
     if not state.ledger.refused:
         return []
     messages = state.messages[state.first_message :]
-    made = {call.id: call for message in messages for call in message.tool_calls}
+    made = calls_by_id(state)
     results = [result for message in messages for result in message.tool_results if result.call_id in made]
     done = [made[result.call_id] for result in results if not result.is_error]
     return [

@@ -17,13 +17,12 @@ from datetime import datetime
 from typing import Any, Final
 
 from perdure.limits import Limits
-from perdure.messages import Usage
 from perdure.model import canonical_json
 from perdure.wire.requests import RunRequest, SessionRequest
 from perdure.wire.results import RunResult, RunStatus, StopReason, TurnReply
 
 from .account import spent
-from .amounts import bounds_of, minus, missing
+from .amounts import bounds_of, minus, missing, usage_since
 from .budget import short_of
 from .clocks import counted_session_deadline, turn_deadline
 from .commands import CloseTurn, Command, Finish, OpenTurn, Wait
@@ -237,8 +236,8 @@ class SessionProgram:
         number = session_of(state).unnamed + 1
         utterance = Utterance(id=event.id or f"sent-{number}", message=event.message)
         state = _with(state, replace(session_of(state), unnamed=number))
-        said = Said(utterance=utterance, when_busy="steer", call_id=event.call_id)
-        return self._take_message(state, said)
+        as_said = Said(utterance=utterance, when_busy="steer", call_id=event.call_id)
+        return self._take_message(state, as_said)
 
     # -- turns
 
@@ -437,18 +436,6 @@ def turn_limits(state: RunState) -> Limits:
 
 def _add(bound: int | None, used: int) -> int | None:
     return None if bound is None else bound + used
-
-
-def usage_since(usage: Usage, before: Usage, *, estimated: bool) -> Usage:
-    """Return the usage since an earlier count."""
-    return Usage(
-        input_tokens=usage.input_tokens - before.input_tokens,
-        cache_read_tokens=usage.cache_read_tokens - before.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens - before.cache_write_tokens,
-        cache_write_1h_tokens=usage.cache_write_1h_tokens - before.cache_write_1h_tokens,
-        output_tokens=usage.output_tokens - before.output_tokens,
-        estimated=estimated,
-    )
 
 
 def _newest_answers(answered: tuple[AnsweredTurn, ...]) -> tuple[AnsweredTurn, ...]:

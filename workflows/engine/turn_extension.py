@@ -16,6 +16,7 @@ from perdure.wire.requests import ExtendTurn
 from perdure.wire.results import ExtensionRecord, StopReason
 from perdure.wire.spec import AnySpec
 
+from .amounts import usage_since
 from .clocks import turn_deadline
 from .extension import (
     FIELDS_BY_REASON,
@@ -137,15 +138,8 @@ def _extension(state: RunState, wanted: TurnExtension, at: datetime) -> Extensio
 
 
 def _since(ledger: Ledger, before: Ledger) -> Ledger:
-    usage, used = ledger.usage, before.usage
     return Ledger(
-        usage=usage.model_copy(
-            update={
-                name: getattr(usage, name) - getattr(used, name)
-                for name in type(usage).model_fields
-                if name != "estimated"
-            }
-        ),
+        usage=usage_since(ledger.usage, before.usage, estimated=ledger.usage.estimated),
         cost_microusd=ledger.cost_microusd - before.cost_microusd,
         tool_calls=ledger.tool_calls - before.tool_calls,
         per_tool={name: calls - before.per_tool.get(name, 0) for name, calls in ledger.per_tool.items()},
