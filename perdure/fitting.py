@@ -127,12 +127,12 @@ def _cut(text: str, share: int, name: str) -> Text:
     data = text.encode(errors="replace")
     length = len(data) * share // text_tokens(text)
     # The mark takes its part, and the beginning may be denser than the whole.
-    while text_tokens(shown := _marked(data, length, name)) > share and length:
+    while text_tokens(shown := _with_mark(data, length, name)) > share and length:
         length = length * 7 // 8
     return Text(text=shown)
 
 
-def _marked(data: bytes, length: int, name: str) -> str:
+def _with_mark(data: bytes, length: int, name: str) -> str:
     shown = first_bytes(data, length)
     end = len(shown.encode())
     return (

@@ -44,9 +44,9 @@ def call_text(name: str, arguments: Mapping[str, Any], most: int | None = None) 
     Within `most` characters, if it is given: then values are cut, and the text says by how much.
     """
     pairs = [(_name_text(key), visible(_json(value))) for key, value in arguments.items()]
-    whole = f"{visible(name)}({', '.join(f'{key}={value}' for key, value in pairs)})"
-    if most is None or len(whole) <= most:
-        return whole
+    text = f"{visible(name)}({', '.join(f'{key}={value}' for key, value in pairs)})"
+    if most is None or len(text) <= most:
+        return text
     return _cut_call(visible(name), pairs, most)
 
 

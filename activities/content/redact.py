@@ -77,8 +77,8 @@ def mask_stream(text: str) -> str:
     own = own_secrets()
     end = len(text) - max((_overlap(text, secret, len(secret) - 1) for secret in own), default=0)
     # A secret that is whole is not held back: its end may look like the beginning of another.
-    whole = (found.end() for found in _pattern(own).finditer(text) if found.start() < end < found.end())
-    return _mask(text[: next(whole, end)], own)
+    ends = (found.end() for found in _pattern(own).finditer(text) if found.start() < end < found.end())
+    return _mask(text[: next(ends, end)], own)
 
 
 def mask_value(value: Any) -> Any:

@@ -90,8 +90,8 @@ def reply_room(message: str, asked: int) -> int | None:
         # The model's longest reply: the largest number below what was asked for.
         return max((n for n in numbers if 1 < n < asked), default=asked // 2)
     rest = [n for n in numbers if n not in (context, asked)]
-    given = _conversation_tokens(lowered, rest)
-    return asked // 2 if given is None else context - given
+    conversation = _conversation_tokens(lowered, rest)
+    return asked // 2 if conversation is None else context - conversation
 
 
 _CONTEXT_SIZES = (

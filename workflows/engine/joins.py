@@ -155,17 +155,19 @@ def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output
     progress = _count_late(progress, target, len({**waiting, source: arrival}) - len(kept))
     if len(kept) < deliveries_needed(spec.node(target).join, len(incoming(spec, target))):
         return replace(progress, arrivals={**progress.arrivals, target: kept})
-    others = {name: held for name, held in progress.arrivals.items() if name != target}
+    arrivals = {name: held for name, held in progress.arrivals.items() if name != target}
     ready = progress.ready if target in progress.ready else (*progress.ready, target)
-    return replace(progress, arrivals=others, met={**progress.met, target: kept}, ready=ready)
+    return replace(progress, arrivals=arrivals, met={**progress.met, target: kept}, ready=ready)
 
 
 def _of_round(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
     """Return the arrivals with the new one, without those that have an older visit: rule 5 above."""
-    others = {
-        name: other for name, other in held.items() if name != source and not _has_older_visit(other, arrival)
+    kept = {
+        name: arrived
+        for name, arrived in held.items()
+        if name != source and not _has_older_visit(arrived, arrival)
     }
-    return {**others, source: arrival}
+    return {**kept, source: arrival}
 
 
 def _has_older_visit(first: Arrival, second: Arrival) -> bool:

@@ -81,8 +81,8 @@ def _join(head: str, pieces: Sequence[tuple[int, str]], most: int, advice: str) 
         size = len(piece.encode(errors="replace"))
         if size > room and position:
             return f"{text}\n[{len(pieces) - position} more; {advice.format(number)}]"
-        whole = size <= room
-        text += "\n" + (piece if whole else f"{first_bytes(piece.encode(errors='replace'), room)}[cut here]")
+        fits = size <= room
+        text += "\n" + (piece if fits else f"{first_bytes(piece.encode(errors='replace'), room)}[cut here]")
         room -= size
     return text
 

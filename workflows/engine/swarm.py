@@ -233,10 +233,10 @@ def _prompt_again(progress: SwarmProgress, spec: SwarmSpec, peers: tuple[Peer, .
     """Return the prompt of an agent that remembers the visits before `since`: what is new, and nothing else."""
     blocks = [f"Handoff Message from {progress.sender}: {progress.message}"]
     if spec.memory == "own":
-        others = progress.visits[since:]
-        blocks.append(f"Agents who worked on this since your last turn: {' → '.join(others)}")
+        visitors = progress.visits[since:]
+        blocks.append(f"Agents who worked on this since your last turn: {' → '.join(visitors)}")
         blocks += _shared_block(
-            {name: progress.shared_context.get(name, {}) for name in dict.fromkeys(others)}
+            {name: progress.shared_context.get(name, {}) for name in dict.fromkeys(visitors)}
         )
     # The list of peers stands in the agent's first prompt. A bar on one of them does not.
     if progress.turn in progress.visits and not any(peer.barred for peer in peers):

@@ -331,8 +331,8 @@ class TeamProgram:
     def startable(self, team: TeamState) -> tuple[Start, ...]:
         """Return the nodes to start now, with keys that are unique in the run."""
         # The newest message of a person's is the task itself. In a turn that goes on, a partial answer follows it.
-        asked = [at for at, message in enumerate(team.conversation) if message.role == "user"]
-        history = _newest(team.conversation[: asked[-1]]) if team.session and asked else ()
+        messages_at = [at for at, message in enumerate(team.conversation) if message.role == "user"]
+        history = _newest(team.conversation[: messages_at[-1]]) if team.session and messages_at else ()
         return tuple(
             replace(
                 start,

@@ -111,8 +111,8 @@ def tree_of(child_input: ChildInput | None) -> Tree:
     """Return the tree of a run that begins."""
     if child_input is None:
         return Tree()
-    given = child_input.lease
-    lease = LeaseState(lender=given.lender, amount=given.amount, per_tool_ends=given.per_tool_ends)
+    lent = child_input.lease
+    lease = LeaseState(lender=lent.lender, amount=lent.amount, per_tool_ends=lent.per_tool_ends)
     return Tree(
         lineage=child_input.lineage,
         lease=lease,
