@@ -123,6 +123,26 @@ async def test_rejection_below_reaches_root(serve: Serve, decision: dict[str, An
         assert (await run.result()).output == "paid 1"
 
 
+async def test_message_below_comes_once(serve: Serve) -> None:
+    """A message to a run below keeps its id on the way there: sent again, it changes nothing."""
+    read: list[str] = []
+
+    def pays_and_reads(request: ModelRequest) -> Any:
+        read[:] = [message.text for message in request.messages if message.role == "user"]
+        return _pays(request) if request.step == 1 else says("done")
+
+    async with serve(_tree(), models={"scripted": _script(pays_and_reads, ("a",))}) as client:
+        run = await client.start("boss", "go")
+        [approval] = (await _waiting(run, 1)).waiting
+        message = {"id": "m1", "run_id": approval.run_id, "text": "be quick"}
+        sent = [await run.handle.execute_update("send", message) for _ in range(2)]
+        assert isinstance(approval, Approval)
+        await run.decide(approval, allow=True)
+        await run.result()
+    assert [receipt.get("repeated", False) for receipt in sent] == [False, True]
+    assert read.count("be quick") == 1
+
+
 async def test_root_answers_question_below(serve: Serve, worker: dict[str, Any]) -> None:
     def asks(request: ModelRequest) -> Any:
         if request.step == 1:
