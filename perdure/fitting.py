@@ -15,7 +15,7 @@ from typing import Final
 from perdure.context import SlidingWindow, Summary
 from perdure.messages import Message, Part, ResultPart, Text, ToolResult
 from perdure.model import ModelConfig
-from perdure.texts import first_bytes
+from perdure.texts import first_bytes, read_on_call
 from perdure.tokens import text_tokens
 
 USUAL_CONTEXT_TOKENS: Final = 150_000
@@ -59,6 +59,11 @@ def fit_results(messages: Sequence[Message], most: int) -> tuple[Message, ...]:
 def must_cut(messages: Sequence[Message], most: int) -> bool:
     """Return whether something of the messages, which belong to one step, is not shown."""
     return _fair_share(messages, most) is not None
+
+
+def any_is_cut(messages: Sequence[Message], most: int) -> bool:
+    """Return whether something of the messages of several steps is not shown."""
+    return any(shown is not whole for shown, whole in zip(fit_results(messages, most), messages, strict=True))
 
 
 def text_of_result(messages: Iterable[Message], name: str) -> str | None:
@@ -137,7 +142,7 @@ def _with_mark(data: bytes, length: int, name: str) -> str:
     end = len(shown.encode())
     return (
         f"{shown}\n[{end} of {len(data)} bytes: this step's results are long together; "
-        f'read on with read_result(result="{name}", offset={end})]'
+        f"read on with {read_on_call(name, end)}]"
     )
 
 

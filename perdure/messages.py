@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from perdure.texts import blobs_to_read_on
 from perdure.tokens import (
     LARGEST_DOCUMENT,
     LARGEST_IMAGE,
@@ -272,7 +273,10 @@ class Message(Value):
     @property
     def all_blobs(self) -> tuple[str, ...]:
         """Names of every blob that it needs: its media, and the whole texts of results that were cut."""
-        return (*self.blobs, *(result.spilled for result in self.tool_results if result.spilled))
+        spilled = [result.spilled for result in self.tool_results if result.spilled]
+        # Late answers, and notes of a run before this one, are texts that say where they go on.
+        texts = [part.text for part in self.parts if isinstance(part, Text)] if self.role == "user" else []
+        return (*self.blobs, *spilled, *(name for text in texts for name in blobs_to_read_on(text)))
 
     @classmethod
     def user(cls, content: "str | list[Part]") -> "Message":

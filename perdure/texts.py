@@ -33,6 +33,9 @@ _PATTERNS = (
 )
 
 
+_READ_ON_IN_BLOB = re.compile(r'read_result\(result="([0-9a-f]{64})"')
+
+
 def mask_secrets(text: str) -> str:
     """Return the text, safe to write, with everything that looks like a secret masked."""
     text = fix_surrogates(text)
@@ -77,6 +80,16 @@ def next_piece(data: bytes, offset: int, most: int) -> str:
     end = offset + len(piece.encode())
     note = "" if end >= len(data) else f"\n[{len(data) - end} bytes follow, from offset {end}]"
     return piece + note if piece else "(nothing there: the result has ended)"
+
+
+def read_on_call(name: str, offset: int) -> str:
+    """Return the call with which the model reads on in a text that was cut: a blob, or another result, of that name."""
+    return f'read_result(result="{name}", offset={offset})'
+
+
+def blobs_to_read_on(text: str) -> list[str]:
+    """Return the names of the blobs in which a text says that the model can read on."""
+    return _READ_ON_IN_BLOB.findall(text) if "read_result" in text else []
 
 
 def mark_cut(shown: str, total_bytes: int, advice: str) -> str:

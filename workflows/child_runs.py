@@ -228,8 +228,12 @@ class ChildRuns:
         return replace(start, handed_on=left.model_copy(update={"done": kept.shown, "spilled": spilled}))
 
     async def _called_agent(self, state: AgentState, start: Start, call: Call) -> Event:
-        outcome = await self._outcome(state, start)
-        result = await self._tool_result(state, call, outcome)
+        try:
+            outcome = await self._outcome(state, start)
+            result = await self._tool_result(state, call, outcome)
+        except Exception as error:  # without a result the call, and so the run, would wait for ever
+            outcome = outcome_of_bug(start.key, error)
+            result = _as_result(call, KeptText(shown=result_text(outcome)), outcome)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now(), result=result)
 
     async def _outcome(self, state: RunState, start: Start) -> RunResult:
@@ -255,14 +259,7 @@ class ChildRuns:
                 kept = await self._ending.race(_keep_text(text, most))
             except (RunIsEndingError, asyncio.CancelledError):
                 kept = _cut_text(data, most, "the run ended before the rest was kept")
-        result = ToolResult(
-            call_id=call.call.id,
-            name=call.call.name,
-            content=[Text(text=kept.shown)],
-            is_error=is_error(outcome),
-            spilled=kept.spilled,
-        )
-        return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
+        return _as_result(call, kept, outcome)
 
     async def _start(self, state: RunState, start: Start) -> "workflow.ChildWorkflowHandle[Any, RawValue]":
         """Start the child. The id may be that of a child of an earlier execution, which is ended then."""
@@ -277,6 +274,17 @@ class ChildRuns:
     async def _function(self, team: TeamState, start: Start) -> Event:
         outcome = await _function_outcome(team, start)
         return ChildEnded(key=start.key, outcome=outcome, at=workflow.now())
+
+
+def _as_result(call: Call, kept: KeptText, outcome: RunResult) -> ToolResult:
+    result = ToolResult(
+        call_id=call.call.id,
+        name=call.call.name,
+        content=[Text(text=kept.shown)],
+        is_error=is_error(outcome),
+        spilled=kept.spilled,
+    )
+    return mark_uncertain(result, _CALLS_BELOW) if may_have_effect(outcome) else result
 
 
 async def _start_child(

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from perdure.blobs import BlobStore
 from perdure.messages import Document, Image, ResultPart, Text
-from perdure.texts import first_bytes, fix_surrogates, mark_cut, next_piece
+from perdure.texts import first_bytes, fix_surrogates, mark_cut, next_piece, read_on_call
 from perdure.tokens import media_tokens
 from perdure.wire.effects import ToolInput
 
@@ -89,8 +89,7 @@ async def _cut(text: str, blobs: BlobStore, most: int) -> tuple[str, str | None]
         name = await blobs.put(data)
     except Exception as error:
         return mark_cut(shown, len(data), f"the rest could not be kept: {redact_error(error, 500)}"), None
-    more = f'read_result(result="{name}", offset={len(shown.encode())})'
-    return mark_cut(shown, len(data), f"read on with {more}"), name
+    return mark_cut(shown, len(data), f"read on with {read_on_call(name, len(shown.encode()))}"), name
 
 
 async def _store_media(part: Image | Document, blobs: BlobStore) -> ResultPart:

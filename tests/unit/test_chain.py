@@ -28,13 +28,14 @@ from perdure.workflows.engine.events import (
     Redriven,
     Resumed,
     RetryDue,
+    StepBegan,
 )
 from perdure.workflows.engine.fold import fold, initial
 from perdure.workflows.engine.report import report_due
 from perdure.workflows.engine.state import AgentState, Origin
 from perdure.workflows.model_inputs import model_input
 
-from .runs import NOW, asked, begun, call, reply, spec_of, tool_spec
+from .runs import NOW, asked, begun, call, reply, result, spec_of, tool_spec
 
 DEAR = Price(input=1_000_000, output=2_000_000, cache_read=0, cache_write=1_000_000)
 CHEAP = Price(input=1_000, output=2_000, cache_read=0, cache_write=1_000)
@@ -356,3 +357,15 @@ def test_agents_that_use_none_of_it_keep_their_hash() -> None:
     plain = Agent(name="a", model="a:b", fallbacks=["c:d"], tools=[work]).spec()
     shown = plain.model_dump_json()
     assert not any(word in shown for word in ("sticky", "least_cost", "fallback", '"on"'))
+
+
+def test_smaller_model_can_read_on() -> None:
+    """A fallback with room for less of the results than the model before it is offered the rest."""
+    small = {"config": ModelConfig(name="small:x", context_tokens=8_000, max_tokens=1_000)}
+    state = asked(begun(models=chain(small)))
+    state = fold(fold(state, reply(state, call("work"))), CallsStarted(ids=("call-1-1",)))
+    state = fold(state, CallReturned(result=result("call-1-1", text="a word " * 4_000)))
+    state = fold(state, StepBegan())
+    assert not state.transcript.spilled
+    state = fold(state, ModelFailed(failure=ModelFailure(kind="overloaded", message="why"), at=NOW))
+    assert (state.chain.model, state.transcript.spilled) == (1, True)

@@ -26,6 +26,7 @@ from perdure.messages import (
 )
 from perdure.policy import Policy, Rule
 from perdure.prices import Entry, Price, PriceTable, load_prices, shipped_prices
+from perdure.texts import read_on_call
 from perdure.tokens import LARGEST_IMAGE
 
 WORDS = st.text(max_size=20)
@@ -299,3 +300,11 @@ def test_unreadable_price_table_is_named(tmp_path: Any, text: str | None) -> Non
         path.write_text(text)
     with pytest.raises(DefinitionError, match="price table"):
         load_prices(path)
+
+
+def test_texts_name_the_blobs_that_they_go_on_in() -> None:
+    """A late answer, or a note of an earlier run, needs the blob that holds its rest."""
+    name = "ab" * 32
+    note = f"[line 1\n[9 of 99 bytes; read on with {read_on_call(name, 9)}]"
+    assert Message.user(note).all_blobs == (name,)
+    assert Message.user(f"{name} and {read_on_call('call-1-0', 9)}").all_blobs == ()

@@ -19,7 +19,7 @@ from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.reply import MOST_CUT_REPLIES
 from perdure.workflows.engine.state import AgentState, End, Step
 
-from .runs import answered, asked, begun, call, reply, result, result_of
+from .runs import answered, asked, begun, call, reply, result, result_of, tool_spec
 
 TYPED = {"type": "object"}
 BONN = {"city": "Bonn"}
@@ -276,3 +276,14 @@ def test_hook_ends_a_turn_and_names_the_message() -> None:
 def test_unanswered_task_is_named() -> None:
     """A run that ends before any reply says so, also where the model call had begun."""
     assert missing(fold(begun(), EndRequested(reason="stopped"))) == ["the task: no model has answered it"]
+
+
+def test_words_of_a_tool_are_no_refusal_of_ours() -> None:
+    """A write whose own error begins with the words of a limit is judged as any failed call."""
+    state = begun(tools=(tool_spec("work", effect="write"),), limits=Limits(per_tool={"work": 1}))
+    state = fold(answered(state, call("work", n=1)), CallsStarted(ids=("call-1-1",)))
+    own = "not run: limit of the day reached"
+    state = fold(state, CallReturned(result=result("call-1-1", text=own, is_error=True)))
+    state = answered(answered(state, call("work", n=2)), text="done")
+    assert [line for line in missing(state) if "of the day" in line] == []
+    assert len(missing(state)) == 1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
+from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import SessionRequest, WhenBusy
 from perdure.wire.results import TurnReply
 from perdure.workflows.engine import session as turns
@@ -399,3 +400,12 @@ def test_a_session_that_must_end_ends(course: list[Action], reason: Any) -> None
     assert isinstance(ending, Finish)
     assert ending.end.stop_reason == reason
     assert not session_of(play.state).turn_is_open
+
+
+def test_closed_session_names_a_message_without_answer() -> None:
+    state = asked(say(opened(), "m1", "hello"))
+    failure = ModelFailure(kind="invalid_request", message="no")
+    state = go(fold(state, ModelFailed(failure=failure, at=NOW)))
+    command = decide(fold(state, EndRequested(reason="stopped")))
+    assert isinstance(command, Finish), command
+    assert program_of(state).result(state, command.end).missing == ["message not read: hello"]

@@ -16,6 +16,7 @@ from .account import room
 from .amounts import missing
 from .budget import LEAST_REPLY_TOKENS, call_amount
 from .state import AgentState
+from .step import offer_rest_if_cut
 
 
 def next_model(state: AgentState, kind: str) -> int | None:
@@ -32,14 +33,14 @@ def use_model(state: AgentState, index: int) -> AgentState:
     """Return the state with that model in use."""
     # After a model that is not sticky the chain goes back to the base, which is kept.
     base = index if state.spec.models[index].sticky else state.chain.base_model
-    return replace(state, chain=replace(state.chain, model=index, base_model=base))
+    return offer_rest_if_cut(replace(state, chain=replace(state.chain, model=index, base_model=base)))
 
 
 def use_base_model(state: AgentState) -> AgentState:
     """Return the state after a step was answered: the next one begins with the base model."""
     if state.spec.models[state.chain.model].sticky:
         return state
-    return replace(state, chain=replace(state.chain, model=state.chain.base_model))
+    return offer_rest_if_cut(replace(state, chain=replace(state.chain, model=state.chain.base_model)))
 
 
 def _later_models(state: AgentState) -> list[int]:

@@ -64,6 +64,10 @@ def unread_messages(state: AgentState) -> list[Message]:
     return [*sent, *state.inbox.messages]
 
 
+def _all_unread(state: AgentState) -> list[Message]:
+    return [*(state.messages[index] for index in state.inbox.unanswered), *state.inbox.messages]
+
+
 def calls_by_id(state: AgentState) -> dict[str, ToolCall]:
     """Return the calls that the model asked for in the run, or in the current turn."""
     return {call.id: call for message in state.messages[state.first_message :] for call in message.tool_calls}
@@ -80,7 +84,7 @@ def add_left_below(state: AgentState, key: str, outcome: RunResult) -> AgentStat
 def _unread_lines(state: AgentState, end: End) -> list[str]:
     if state.session is not None:
         # The next turn reads them: they stand in the transcript, or in the queue.
-        return [] if state.session.turn_is_open else unread_lines(unread_messages(state))
+        return [] if state.session.turn_is_open else unread_lines(_all_unread(state))
     task = state.transcript.own_start in state.inbox.unanswered
     taken_along = end.stop_reason == "handoff" and state.tree.lineage is not None
     unread = [] if taken_along else unread_lines(unread_messages(state))
@@ -137,7 +141,7 @@ def _is_answer(state: AgentState, result: ToolResult) -> bool:
 
 def _is_left(result: ToolResult) -> bool:
     # An answer that stood beside other calls is the output, if the run has ended before another one came.
-    return result.is_error and result.text != NOT_ACCEPTED_YET
+    return result.is_error and not (result.not_run and result.text == NOT_ACCEPTED_YET)
 
 
 def _call_line(call: ToolCall, result: ToolResult) -> str:

@@ -21,6 +21,7 @@ from .chain import next_model, use_model
 from .ends import fail, failure_of
 from .events import Redriven
 from .state import AgentState, Chain, Parking
+from .step import offer_rest_if_cut
 
 LONGEST_WAIT: Final = timedelta(minutes=5)
 """Longest wait between two retries, unless the provider itself asks for more."""
@@ -124,6 +125,7 @@ def redrive(state: AgentState, event: Redriven) -> AgentState:
         # An answer of the old agent need not fit the new one's type.
         step = replace(state.step, kept_output=None)
         state = replace(state, spec=event.spec, members=event.members, step=step)
+        state = offer_rest_if_cut(replace(state, chain=Chain()))
     if state.session is None:
         state = replace(state, limits=limits.replaced_by(state.new_limits))
     elif event.spec is not None:

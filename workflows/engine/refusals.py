@@ -127,4 +127,5 @@ def count_identical(counts: dict[str, int], key: str) -> None:
 
 def is_refused(result: ToolResult) -> bool:
     """Return whether a limit of a single tool, or of identical calls, has refused the call."""
-    return result.is_error and result.text.startswith(_REFUSED)
+    # A tool's own error may begin with the same words.
+    return result.not_run and result.text.startswith(_REFUSED)

@@ -7,7 +7,7 @@ Rules
 
 from dataclasses import replace
 
-from perdure.fitting import must_cut
+from perdure.fitting import any_is_cut, must_cut
 from perdure.messages import Message, Text, ToolCall, ToolResult
 from perdure.wire.names import HANDOFF
 
@@ -100,6 +100,13 @@ def offer_rest(state: AgentState, *, cut: bool) -> AgentState:
     if not cut or state.transcript.spilled:
         return state
     return replace(state, transcript=replace(state.transcript, spilled=True))
+
+
+def offer_rest_if_cut(state: AgentState) -> AgentState:
+    """Offer the tool that reads on, if the model that is asked from here on has room for less of the results."""
+    if state.transcript.spilled:
+        return state
+    return offer_rest(state, cut=any_is_cut(state.transcript.visible, result_bound(state)))
 
 
 def answer_calls(state: AgentState, message: Message, why: str) -> AgentState:

@@ -17,6 +17,7 @@ from perdure.wire.results import RunStatus
 from .input_tokens import visible_tokens
 from .past import Cut, NextAgent
 from .state import AgentState, Chain, RunState
+from .step import offer_rest_if_cut
 from .team_state import TeamState
 
 AnyState = TypeVar("AnyState", bound=RunState)
@@ -60,7 +61,7 @@ def apply_next_agent(state: AnyState) -> AnyState:
 def _count_anew(state: AnyState) -> AnyState:
     assert isinstance(state, AgentState), "only an agent has a transcript to count"
     counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
-    return replace(state, transcript=counted, chain=Chain())
+    return offer_rest_if_cut(replace(state, transcript=counted, chain=Chain()))
 
 
 def with_upgrades(state: RunState, status: RunStatus) -> RunStatus:
