@@ -3,7 +3,8 @@
 Rules
 1. The state comes from the server's history alone: a worker replays it to answer a query. Nobody hands a state in.
 2. The closed execution has the workflow id, the type, the task queue and the parent of the run that goes on.
-3. No other execution of that id has begun since. Two would do the same work under the same keys.
+3. No other execution of that id has begun since, but for those that a reset has put this one in the place of. Two
+   would do the same work under the same keys.
 """
 
 import asyncio
@@ -81,8 +82,14 @@ async def _check_origin(described: WorkflowExecutionDescription, request: Rebuil
     if described.status not in _ENDED:
         status = described.status.name.lower() if described.status else "unknown"
         raise refusal(f"{name} is {status}: only a run that a limit has ended can be extended")
-    if request.parent_id is None:
+    # A parent of ours names the newest execution of a run below itself. Any other may name one twice.
+    if request.parent_id is None or not await _is_ours(request.parent_id):
         await _check_newest(described)
+
+
+async def _is_ours(workflow_id: str) -> bool:
+    described = await activity.client().get_workflow_handle(workflow_id).describe()
+    return described.workflow_type in WORKFLOWS
 
 
 async def _check_newest(described: WorkflowExecutionDescription) -> None:
@@ -94,11 +101,19 @@ async def _check_newest(described: WorkflowExecutionDescription) -> None:
         is_later = described.close_time is not None and found.start_time >= described.close_time
         if not is_later or found.run_id in (own, described.run_id):
             continue
+        if await _first_of_chain(workflow_id, found.run_id) == await _first_of_chain(workflow_id, own):
+            continue
         if not await _never_began(workflow_id, found.run_id):
             raise refusal(
                 f"{_name(described.run_id)} is not the newest: {found.run_id} has begun since; "
                 "extend that one, if a limit has ended it"
             )
+
+
+async def _first_of_chain(workflow_id: str, run_id: str) -> str:
+    """Return the first execution of the chain that resets and continue-as-new make of one start."""
+    described = await activity.client().get_workflow_handle(workflow_id, run_id=run_id).describe()
+    return described.raw_description.workflow_execution_info.first_run_id
 
 
 async def _never_began(workflow_id: str, run_id: str) -> bool:

@@ -6,10 +6,16 @@ from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from temporalio import workflow
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ChildWorkflowError
+from temporalio.worker import Worker
 
 from perdure import Agent, InvalidRequest, Limits, SwarmLimits, ToolContext, tool
 from perdure.errors import RunNotFound
@@ -300,6 +306,91 @@ async def test_old_execution_is_not_extended_twice(serve: Serve) -> None:
         await run.extend(limits=Limits(steps=40))
         assert (await run.result()).output == "all done"
     assert len(journal.keys["u"]) == WANTED
+
+
+async def test_reset_extension_goes_on(serve: Serve) -> None:
+    """An extension that is reset to its beginning is rebuilt again. It makes its calls again, under the same keys."""
+    journal = Journal()
+    async with serve(journal.agent(), models=journal.models) as client, asyncio.timeout(HANGS):
+        run = await client.start("a", "go", limits=Limits(steps=2), user="u")
+        await run.result()
+        await run.extend(limits=Limits(steps=40))
+        await run.result()
+        extended = (await run.describe()).run_id
+        for _ in range(2):
+            await reset_to_first_task(client, run.id, (await run.describe()).run_id)
+            assert (await client.get(run.id).result()).output == "all done"
+        assert (await run.describe()).run_id != extended
+    keys = journal.keys["u"]
+    assert keys == [*keys[:2], *3 * keys[2:WANTED]]
+    assert len(set(keys)) == WANTED
+
+
+async def reset_to_first_task(client: Client, run_id: str, execution_id: str) -> None:
+    history = await client.temporal.get_workflow_handle(run_id, run_id=execution_id).fetch_history()
+    done = next(
+        event.event_id
+        for event in history.events
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    )
+    await client.temporal.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=run_id, run_id=execution_id),
+            workflow_task_finish_event_id=done,
+            request_id=str(uuid4()),
+            reason="test",
+        )
+    )
+
+
+@workflow.defn(sandboxed=False)
+class Extends:
+    """A user's own workflow, which extends an agent's run below it again and again from the same execution."""
+
+    @workflow.run
+    async def run(self, run_id: str, task_queue: str) -> list[str]:
+        ends: list[str] = []
+
+        async def start(request: dict[str, Any]) -> None:
+            child = await workflow.start_child_workflow(WORKFLOW, request, id=run_id, task_queue=task_queue)
+            self.first = self.first or str(child.first_execution_run_id)
+            try:
+                ends.append((await child)["stop_reason"])
+            except ChildWorkflowError as error:
+                ends.append(str(error.cause))
+
+        self.first = ""
+        await start({"agent": "a", "prompt": "go", "limits": {"steps": 2}, "user": "u"})
+        origin = {"workflow_id": run_id, "execution_id": self.first}
+        await start({"origin": origin, "limits": {"steps": 4}})
+        await workflow.wait_condition(lambda: self.is_listed)
+        await start({"origin": origin, "limits": {"steps": 40}})
+        return ends
+
+    is_listed = False
+
+    @workflow.signal
+    def listed(self) -> None:
+        """Let the last extension begin."""
+        self.is_listed = True
+
+
+async def test_other_parent_extends_once(serve: Serve) -> None:
+    """A run below a user's own workflow goes on once from an execution, as a run without a parent does."""
+    journal = Journal()
+    async with serve(journal.agent(), models=journal.models) as client, asyncio.timeout(HANGS):
+        queue = f"{client.task_queue}-own"
+        async with Worker(client.temporal, task_queue=queue, workflows=[Extends]):
+            own = await client.temporal.start_workflow(
+                Extends.run, args=["below", client.task_queue], id="extends", task_queue=queue
+            )
+            await until_listed(client, "below", 2)
+            await own.signal(Extends.listed)
+            ends = await own.result()
+    assert ends[:2] == ["max_steps", "max_steps"]
+    assert "is not the newest" in ends[2]
+    assert len(journal.keys["u"]) == 4
 
 
 async def until_listed(client: Client, run_id: str, executions: int) -> None:

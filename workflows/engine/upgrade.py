@@ -61,7 +61,8 @@ def apply_next_agent(state: AnyState) -> AnyState:
 def _count_anew(state: AnyState) -> AnyState:
     assert isinstance(state, AgentState), "only an agent has a transcript to count"
     counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
-    return offer_rest_if_cut(replace(state, transcript=counted, chain=Chain()))
+    anew = replace(state, transcript=counted, chain=Chain())
+    return replace(anew, transcript=offer_rest_if_cut(anew).transcript)
 
 
 def with_upgrades(state: RunState, status: RunStatus) -> RunStatus:
