@@ -58,6 +58,7 @@ class SessionWorkflow(ExtendableRun):
         self._arriving = set[str]()
         """Ids of messages that no event has brought into the state yet."""
         self._repeating = 0
+        self._is_looking = False
         """Senders of a message that is arriving already."""
         self._refused: ApplicationError | None = None
 
@@ -298,11 +299,18 @@ class SessionWorkflow(ExtendableRun):
         state = self._loop.state
         if state is None or not session_of(state).upgrades_each_turn:
             return
+        if self._is_looking:
+            # Whoever comes meanwhile waits for the same answer, so that messages keep their order.
+            await workflow.wait_condition(lambda: not self._is_looking)
+            return
         request = UpgradeRequest(reason="each turn takes the newest version")
+        self._is_looking = True
         try:
             await self._upgrade(request, within=EACH_TURN_WITHIN)
         except ApplicationError as error:
             workflow.logger.warning("the session keeps the version that it has: %s", error.message)
+        finally:
+            self._is_looking = False
 
     @workflow.query(name=REPLY, description="The reply to the message of that id, as far as there is one.")
     def reply(self, message_id: Any = None, *_more: Any) -> TurnReply:
