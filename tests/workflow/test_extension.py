@@ -351,18 +351,18 @@ class Extends:
     @workflow.run
     async def run(self, run_id: str, task_queue: str) -> list[str]:
         ends: list[str] = []
+        executions: list[str] = []
 
         async def start(request: dict[str, Any]) -> None:
             child = await workflow.start_child_workflow(WORKFLOW, request, id=run_id, task_queue=task_queue)
-            self.first = self.first or str(child.first_execution_run_id)
+            executions.append(str(child.first_execution_run_id))
             try:
                 ends.append((await child)["stop_reason"])
             except ChildWorkflowError as error:
                 ends.append(str(error.cause))
 
-        self.first = ""
         await start({"agent": "a", "prompt": "go", "limits": {"steps": 2}, "user": "u"})
-        origin = {"workflow_id": run_id, "execution_id": self.first}
+        origin = {"workflow_id": run_id, "execution_id": executions[0]}
         await start({"origin": origin, "limits": {"steps": 4}})
         await workflow.wait_condition(lambda: self.is_listed)
         await start({"origin": origin, "limits": {"steps": 40}})
