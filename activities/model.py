@@ -55,7 +55,8 @@ from .attempt import (
     progress_of,
     stopped_call,
 )
-from .content.attachments import newest_attachments, readable_messages
+from .content.attachments import readable_messages
+from .content.plain import plain_request
 from .content.reply import FINAL_ANSWER_TOOL, READ_BACK_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import shorten_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
@@ -178,9 +179,9 @@ class ModelCalls:
         return await self._call_or_use_words(attempt, request)
 
     async def _call_or_use_words(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
-        """Call the model; once more without its newest attachments if the provider refuses the request.
+        """Call the model; once more in plain form if the provider refuses the request.
 
-        The provider has taken the older ones before. A later model of the chain, which may read them, goes first.
+        A later model of the chain, which may take it as it is, goes first.
         """
         try:
             return await self._call_with_span(attempt, request)
@@ -189,25 +190,26 @@ class ModelCalls:
                 # Some models cannot be forced, or not while they think. The request lists nothing else to call.
                 attempt.before = attempt.before + attempt.usage_of(error)
                 return await self._call_or_use_words(attempt, replace(request, tool_choice="auto"))
-            refused = newest_attachments(request.messages)
-            # A bound of the reply that is too large is no fault of the attachments.
+            # A bound of the reply that is too large is no fault of the messages.
             is_about_bound = shorter_bound(error, request.max_tokens) is not None
-            if error.kind != "bad_request" or is_about_bound or not refused:
+            if error.kind != "bad_request" or is_about_bound or attempt.can_fall_back("bad_request"):
                 raise
-            if attempt.can_fall_back("bad_request"):
+            plain = plain_request(request, str(error))
+            if plain is None:
                 raise
             attempt.before = attempt.before + attempt.usage_of(error)
-        in_words = readable_messages(request.messages, request.blobs, refused)
-        attempt.refused = refused
+            attempt.note_refusal("asked once more in plain form", error)
+        attempt.refused = plain.refused
         try:
-            return await self._call_with_span(attempt, replace(request, messages=in_words))
+            return await self._call_with_span(attempt, plain.request)
         except ModelError:
             attempt.refused = ()  # it was refused for something else
             raise
 
     async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec
-        instructions = spec.instructions
+        own = attempt.model.instructions
+        instructions = spec.instructions if own is None else own
         if call.note:
             instructions = f"{instructions}\n\n{call.note}".strip()
         blobs = await self._read_blobs(view.blobs)

@@ -301,6 +301,7 @@ def _model_spec(config: ModelConfig, link: str | ModelConfig | Fallback, price: 
         on=None if link.on is None else tuple(sorted(link.on)),
         sticky=link.sticky,
         least_cost_left_microusd=None if least is None else round(least * 1_000_000),
+        instructions=link.instructions,
     )
 
 

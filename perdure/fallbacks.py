@@ -32,6 +32,8 @@ class Fallback:
     step tries the model before it again, which costs next to nothing while that circuit is open."""
     least_cost_left_usd: float | None = None
     """Least part of the run's cost budget that must be left for it to be taken."""
+    instructions: str | None = None
+    """Instructions of this model in place of the agent's, such as simpler ones. None: the agent's."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.on or ()) - _CONDITIONS)

@@ -85,6 +85,8 @@ class ModelSpec(_Frozen):
     """Error kinds on which this fallback is taken, see `perdure.fallbacks.Fallback`."""
     sticky: bool = Field(default=True, exclude_if=lambda v: v is True)
     least_cost_left_microusd: int | None = Field(default=None, exclude_if=is_empty)
+    instructions: str | None = Field(default=None, exclude_if=is_none)
+    """Instructions in place of the agent's, None for those."""
 
 
 class _MemberSpec(_Frozen):

@@ -52,25 +52,30 @@ async def finished(client: Client, *ids: str) -> list[str]:
 
 
 async def test_fallback_answers_one_call(serve: Serve) -> None:
-    """The first model is used again for the next call, and the step names the error."""
+    """The first model is used again for the next call, and the step names the error. Each has its instructions."""
     first, second = Provider(calls("nothing"), says("back")), Provider(calls("nothing"))
     first.broken = fails("authentication", "expired")
-    agent = Agent(
-        name="a",
-        model="first:x",
-        fallbacks=[Fallback(model="second:y", on={"authentication"}, sticky=False)],
-    )
+    simpler = Fallback(model="second:y", on={"authentication"}, sticky=False, instructions="Be brief.")
+    agent = Agent(name="a", model="first:x", instructions="Think it over.", fallbacks=[simpler])
+    read: list[str] = []
+
+    def answer(request: ModelRequest) -> Line:
+        read.append(request.instructions)
+        return first(request)
 
     def mend(request: ModelRequest) -> Line:
+        read.append(request.instructions)
         first.broken = None
         return second(request)
 
-    async with serve(agent, models={"first": ScriptedModel(first), "second": ScriptedModel(mend)}) as client:
+    chain = {"first": ScriptedModel(answer), "second": ScriptedModel(mend)}
+    async with serve(agent, models=chain) as client:
         run = await client.start("a", "go")
         assert (await run.result()).output == "back"
         steps = await run.steps()
     assert [step.model for step in steps] == ["second:y", "first:x"]
     assert steps[0].errors[0] == "first:x: authentication: expired"
+    assert [text.partition("\n")[0] for text in read] == ["Think it over.", "Be brief.", "Think it over."]
 
 
 async def test_open_circuit_falls_back(serve: Serve) -> None:

@@ -746,3 +746,27 @@ async def test_session_survives_refused_picture(serve: Serve) -> None:
     last = picky.requests[-1].messages
     assert [part.data for message in last for part in message.parts if isinstance(part, Image)] == [PNG]
     assert "the provider has refused it" in last[2].text
+
+
+async def test_session_survives_refused_thought(serve: Serve) -> None:
+    """A thought that the provider refuses is left out of the request, without thinking, and stays in the transcript."""
+    asked: list[ModelRequest] = []
+
+    def script(request: ModelRequest) -> Line:
+        asked.append(request)
+        thoughts = [part for message in request.messages for part in message.parts if part.kind == "thinking"]
+        if thoughts:
+            return fails("bad_request", "messages.1.content.0: Invalid `signature` in `thinking` block")
+        return says("hello", thinking="" if request.config.thinking == "off" else "hm")
+
+    config = ModelConfig(name="scripted:x", thinking="adaptive")
+    async with serve(chatty(model=config), models={"scripted": ScriptedModel(script)}) as client:
+        session = await client.session("thoughts", agent="chatty")
+        ends = [(await session.say(text)).text for text in ("one", "two")]
+        messages = await session.transcript()
+    assert ends == ["hello", "hello"]
+    assert [request.config.thinking for request in asked] == ["adaptive", "adaptive", "off"]
+    assert [part.kind for part in messages[1].parts] == ["thinking", "text"]
+    reply = messages[3].meta
+    assert reply is not None
+    assert "asked once more in plain form" in reply.errors[0]

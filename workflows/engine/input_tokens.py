@@ -29,7 +29,10 @@ def fixed_tokens(spec: AgentSpec, *, has_peers: bool) -> int:
         tools.append(HANDOFF_TOOL.model_dump())
     if spec.planning:
         tools.append(PLAN_TOOL.model_dump())
-    fixed = text_tokens(canonical_json([spec.instructions, tools, spec.output_schema or ""]).decode())
+    # A fallback may have longer instructions of its own.
+    own = [model.instructions for model in spec.models if model.instructions is not None]
+    texts = (canonical_json([text, tools, spec.output_schema or ""]) for text in [spec.instructions, *own])
+    fixed = max(text_tokens(text.decode()) for text in texts)
     if not tools and spec.output_schema is None:
         return fixed
     return fixed + max(tool_prompt_tokens(model.config.provider) for model in spec.models)
