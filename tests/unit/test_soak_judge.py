@@ -53,6 +53,7 @@ def test_only_second_half_counts() -> None:
         (samples_of(0.0, noise=2.0), True),
         (samples_of(0.0, fills=90.0, noise=2.0), True),
         (samples_of(10.0, noise=1.0), True),
+        (samples_of(15.0, noise=1.0), True),  # 5 MB in twenty minutes: a step of the allocator
         (samples_of(30.0, noise=2.0), False),
         (samples_of(30.0, fills=90.0, noise=2.0), False),
     ],
