@@ -36,6 +36,9 @@ _MOST_CHARS: Final = 1_000_000
 """Characters of an error that are read: far more than are kept."""
 
 _registered: set[str] = set()
+_MOST_RENEWED: Final = 64
+"""Renewed keys that are remembered. Tokens of identity services change each hour."""
+_renewed: dict[str, None] = {}
 
 
 def register_secrets(settings: BaseSettings) -> None:
@@ -44,6 +47,15 @@ def register_secrets(settings: BaseSettings) -> None:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
             _registered.add(value.get_secret_value())
+
+
+def register_secret(value: str) -> None:
+    """Add a secret that stands in no variable and no setting: a key read from a file, or given by a function."""
+    if value in _renewed:
+        return
+    _renewed[value] = None
+    if len(_renewed) > _MOST_RENEWED:
+        _renewed.pop(next(iter(_renewed)))
 
 
 def redact(text: str) -> str:
@@ -103,7 +115,7 @@ def own_secrets() -> tuple[str, ...]:
         dotenv = (str(file.absolute()), found.st_mtime_ns, found.st_size)
     except OSError:
         dotenv = None
-    return _own_secrets(tuple(sorted(os.environ.items())), dotenv, frozenset(_registered))
+    return _own_secrets(tuple(sorted(os.environ.items())), dotenv, frozenset((*_registered, *_renewed)))
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,6 @@ the call, half a JSON object for a complete one, and a stream that ends early fo
 """
 
 import json
-import os
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -24,7 +23,9 @@ from perdure.providers import (
     parse_retry_after,
 )
 
+from ._anthropic_client import AnthropicClients
 from ._anthropic_request import AnthropicOptions, build_body, read_config
+from .keys import KeySource
 
 _STOPS: dict[str, ModelStop] = {
     "end_turn": "end_turn",
@@ -61,31 +62,27 @@ _TYPES: dict[str, ErrorKind] = {
     "timeout_error": "timeout",
 }
 
-_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
-
 
 class AnthropicModel:
-    """Models of Anthropic; the key is `api_key`, or comes from the environment."""
+    """Models of Anthropic; the key is `api_key`, or a function that gives it, or comes from the environment."""
 
-    def __init__(self, api_key: str | None = None, base_url: str | None = None) -> None:
-        self._api_key = api_key
-        self._base_url = base_url
-        self._clients: dict[str | None, anthropic.AsyncAnthropic] = {}
+    def __init__(self, api_key: KeySource = None, base_url: str | None = None) -> None:
+        self._clients = AnthropicClients(api_key, base_url)
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, settings the API has dropped, and a missing key."""
         read_config(config)
-        self._require_key()
+        self._clients.check()
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_config(request.config)
-        client = self._client(options.base_url)
         body = build_body(request, options)
         draft = ReplyDraft(request, digest(body | options.extra_body))
         deadline = CallDeadline(request.config)
         answer: anthropic.AsyncStream[Any] | None = None
         try:
+            client = await deadline.wait_for(self._clients.get(options.base_url))
             answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("request-id"))
             while (event := await deadline.wait_for(anext(answer, None))) is not None:
@@ -102,28 +99,7 @@ class AnthropicModel:
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next call."""
-        for client in self._clients.values():
-            await client.close()
-        self._clients.clear()
-
-    def _client(self, base_url: str | None) -> anthropic.AsyncAnthropic:
-        url = base_url or self._base_url
-        if url not in self._clients:
-            self._require_key()
-            self._clients[url] = anthropic.AsyncAnthropic(
-                api_key=self._api_key,
-                base_url=url,
-                max_retries=0,  # Temporal retries, and its retries are seen in history
-                open_telemetry=False,  # the activity has a span of its own for the call
-            )
-        return self._clients[url]
-
-    def _require_key(self) -> None:
-        if not self._api_key and not any(os.environ.get(name) for name in _KEYS):
-            raise ModelError(
-                "authentication",
-                "no key for Anthropic: set ANTHROPIC_API_KEY in the worker's environment and restart it",
-            )
+        await self._clients.aclose()
 
 
 async def _send(

@@ -7,23 +7,19 @@ together make an answer.
 
 import asyncio
 import base64
-import math
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, cast
 
-import boto3
 import botocore.exceptions as boto_errors
 import urllib3.exceptions
-from botocore.config import Config
 from botocore.eventstream import ParserError
 from botocore.parsers import ResponseParserError
 
-from perdure.errors import DefinitionError, ErrorKind, ModelError
+from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
 from perdure.providers import (
@@ -34,7 +30,9 @@ from perdure.providers import (
     parse_retry_after,
 )
 
-from ._bedrock_request import BedrockOptions, as_json, build_body, read_config
+from ._aws_credentials import credentials_failure
+from ._bedrock_client import BedrockClients
+from ._bedrock_request import as_json, build_body, read_config
 
 _STOPS: dict[str, ModelStop] = {
     "end_turn": "end_turn",
@@ -67,11 +65,6 @@ _CODES: dict[str, ErrorKind] = {
     "resourceNotFoundException": "not_found",
 }
 
-_NO_CREDENTIALS = (
-    "no AWS credentials found: set AWS_PROFILE, AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or "
-    "AWS_BEARER_TOKEN_BEDROCK in the worker's environment and restart it"
-)
-
 
 class BedrockModel:
     """Models of Bedrock; credentials come from AWS's usual chain.
@@ -82,28 +75,20 @@ class BedrockModel:
     def __init__(
         self, region: str | None = None, endpoint_url: str | None = None, *, connections: int = 64
     ) -> None:
-        self._region = region
-        self._endpoint_url = endpoint_url
-        self._connections = connections
-        self._lock = threading.Lock()
-        self._clients: dict[tuple[str, str | None, int], Any] = {}
-        self._has_credentials = False
+        self._clients = BedrockClients(region, endpoint_url, connections)
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, a missing region, and missing credentials.
 
         Looks credentials up once, which may ask the machine's metadata service.
         """
-        self._find_region(config, read_config(config))
-        if not self._has_credentials and not os.environ.get("AWS_BEARER_TOKEN_BEDROCK"):
-            if _new_session().get_credentials() is None:
-                raise ModelError("authentication", _NO_CREDENTIALS)
-            self._has_credentials = True
+        self._clients.find_region(config, read_config(config).region)
+        self._clients.check_credentials()
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_config(request.config)
-        region = self._find_region(request.config, options)
+        region = self._clients.find_region(request.config, options.region)
         body = build_body(request, options)
         draft = ReplyDraft(request, digest(as_json(body)))
         deadline = CallDeadline(request.config)
@@ -116,60 +101,21 @@ class BedrockModel:
                     yield delta
             yield _finish(draft)
         except Exception as error:
-            raise _classify(error, draft) from error
+            failure = _classify(error, draft)
+            if failure.kind == "authentication":
+                self._clients.forget()
+            raise failure from error
         finally:
             call.close()
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next call."""
-        with self._lock:
-            clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            client.close()
-
-    def _find_region(self, config: ModelConfig, options: BedrockOptions) -> str:
-        region = options.region or self._region or os.environ.get("AWS_REGION") or self._profile_region
-        if region is None:
-            raise DefinitionError(
-                f'{config.name}: no AWS region; set options={{"region": ...}} or AWS_REGION for the worker'
-            )
-        return region
-
-    @cached_property
-    def _profile_region(self) -> str | None:
-        return cast("str | None", _new_session().region_name)
+        self._clients.close()
 
     def _open_stream(
         self, region: str, base_url: str | None, timeout: timedelta, body: dict[str, Any]
     ) -> Any:
-        return self._client(region, base_url or self._endpoint_url, timeout).converse_stream(**body)
-
-    def _client(self, region: str, endpoint: str | None, timeout: timedelta) -> Any:
-        """Return the client for that endpoint, made on first use."""
-        # The call is timed in the loop; this bound only frees the thread. Rounded up, any number of
-        # timeouts need few clients.
-        read_timeout = 2 ** math.ceil(math.log2(max(1.0, timeout.total_seconds())))
-        key = (region, endpoint, read_timeout)
-        # Making a client reads files for a while, and is not thread-safe.
-        with self._lock:
-            if key not in self._clients:
-                config = Config(
-                    retries={"total_max_attempts": 1},  # Temporal retries, and its retries are in history
-                    connect_timeout=5,
-                    read_timeout=read_timeout,  # 60 s by default: less than a long thought
-                    max_pool_connections=self._connections,
-                )
-                session = _new_session(region)
-                self._clients[key] = session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
-            return self._clients[key]
-
-
-def _new_session(region: str | None = None) -> Any:
-    # A session for each client: the library's shared one is not thread-safe.
-    try:
-        return boto3.session.Session(region_name=region)
-    except boto_errors.ProfileNotFound as error:
-        raise ModelError("authentication", f"{error}; correct AWS_PROFILE and restart the worker") from None
+        return self._clients.get(region, base_url, timeout).converse_stream(**body)
 
 
 class _ThreadedCall:
@@ -350,15 +296,11 @@ def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
 
 def _classify_local(error: Exception, draft: ReplyDraft) -> ModelError:
     """Return the error for a failure on our side of the connection."""
+    # Credentials expire, and are renewed, while a request is signed.
+    failure = credentials_failure(error) if isinstance(error, boto_errors.BotoCoreError) else None
+    if failure is not None:
+        return draft.error(failure.kind, str(failure))
     match error:
-        case (
-            boto_errors.NoCredentialsError()
-            | boto_errors.PartialCredentialsError()
-            | boto_errors.CredentialRetrievalError()
-            | boto_errors.SSOError()
-            | boto_errors.TokenRetrievalError()
-        ):
-            return draft.error("authentication", f"{_NO_CREDENTIALS} ({error})")
         case boto_errors.ParamValidationError():
             return draft.error("bad_request", str(error))
         case ResponseParserError() | ParserError():

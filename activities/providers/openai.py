@@ -4,11 +4,10 @@ The library is an optional extra, imported when a model is first called or check
 """
 
 import json
-import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DefinitionError, ErrorKind, ModelError
+from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
 from perdure.providers import (
@@ -19,7 +18,9 @@ from perdure.providers import (
     parse_retry_after,
 )
 
+from ._openai_client import OpenAIClients, import_library
 from ._openai_request import OpenAIOptions, build_body, read_config
+from .keys import KeySource
 
 if TYPE_CHECKING:
     import openai
@@ -63,34 +64,35 @@ _CODES: dict[str, ErrorKind] = {
 class OpenAIModel:
     """Models of a server that speaks chat completions; `provider` decides its address, key and habits.
 
-    "openai" takes OPENAI_API_KEY and OPENAI_BASE_URL. "ollama" takes OLLAMA_HOST, "vllm"
-    VLLM_BASE_URL and VLLM_API_KEY; both are local by default and need no key. Any other name needs
-    a `base_url`.
+    A name of `SERVERS` brings its address along; any other needs a `base_url`, of the worker or of the agent. The
+    key is `api_key`, or a function that gives it, or NAME_API_KEY of the environment. `keys` gives addresses keys of
+    their own.
     """
 
     def __init__(
-        self, api_key: str | None = None, base_url: str | None = None, provider: str = "openai"
+        self,
+        api_key: KeySource = None,
+        base_url: str | None = None,
+        provider: str = "openai",
+        *,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
-        self._api_key = api_key
-        self._base_url = base_url
         self._provider = provider
-        self._clients: dict[str | None, openai.AsyncOpenAI] = {}
+        self._clients = OpenAIClients(provider, api_key, base_url, keys)
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse unknown options, settings the API does not have, a missing library or key."""
-        read_config(config)
-        _import_library()
-        self._require_key()
+        """Refuse unknown options, settings the API does not have, a missing library, address or key."""
+        self._clients.check(read_config(config).base_url)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_config(request.config)
-        client = self._client(options.base_url)
         body = build_body(request, options, self._provider)
         draft = ReplyDraft(request, digest(body | options.extra_body))
         deadline = CallDeadline(request.config)
         answer: openai.AsyncStream[Any] | None = None
         try:
+            client = await deadline.wait_for(self._clients.get(options.base_url))
             answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("x-request-id"))
             while (chunk := await deadline.wait_for(anext(answer, None))) is not None:
@@ -108,82 +110,13 @@ class OpenAIModel:
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next call."""
-        for client in self._clients.values():
-            await client.close()
-        self._clients.clear()
-
-    def _client(self, base_url: str | None) -> "openai.AsyncOpenAI":
-        url = base_url or self._base_url or _default_address(self._provider)
-        if url not in self._clients:
-            self._clients[url] = _import_library().AsyncOpenAI(
-                api_key=self._require_key(),
-                base_url=url,
-                max_retries=0,  # Temporal retries, and its retries are seen in history
-            )
-        return self._clients[url]
-
-    def _require_key(self) -> str:
-        if self._provider == "openai":
-            key = self._api_key or os.environ.get("OPENAI_API_KEY")
-            if not key:
-                raise ModelError(
-                    "authentication",
-                    "no key for OpenAI: set OPENAI_API_KEY in the worker's environment and restart it",
-                )
-            return key
-        # Local servers take any key, but the library wants one. OpenAI's own must not leak to them.
-        return self._api_key or os.environ.get(f"{self._provider.upper()}_API_KEY") or "none"
-
-
-def _import_library() -> Any:
-    """Return the openai module.
-
-    Raises:
-        DefinitionError: it is not installed.
-
-    """
-    try:
-        import openai
-    except ImportError:
-        raise DefinitionError(
-            'models of this provider need the openai library: pip install "perdure[openai]"'
-        ) from None
-    return openai
-
-
-def _default_address(provider: str) -> str | None:
-    """Return the address of a provider that is configured no other; None where the library knows it.
-
-    Raises:
-        DefinitionError: the provider is not known here.
-
-    """
-    match provider:
-        case "openai":
-            return None
-        case "ollama":
-            return _ollama_url(os.environ.get("OLLAMA_HOST", ""))
-        case "vllm":
-            return os.environ.get("VLLM_BASE_URL") or "http://localhost:8000/v1"
-        case _:
-            raise DefinitionError(f"{provider!r} needs a base_url: its address is not known here")
-
-
-def _ollama_url(host: str) -> str:
-    """Return the API's address for OLLAMA_HOST, which may lack the scheme, the host or the port."""
-    scheme, _, rest = host.strip().rstrip("/").rpartition("://")
-    name, _, port = rest.partition(":")
-    # A server listens on 0.0.0.0, but is not reached there.
-    if name in ("", "0.0.0.0"):  # noqa: S104 - compared, not listened on
-        name = "localhost"
-    default = {"http": "80", "https": "443"}.get(scheme, "11434")
-    return f"{scheme or 'http'}://{name}:{port or default}/v1"
+        await self._clients.aclose()
 
 
 async def _send(
     client: Any, body: dict[str, Any], options: OpenAIOptions, config: ModelConfig
 ) -> "openai.AsyncStream[Any]":
-    timeout = _import_library().Timeout(
+    timeout = import_library().Timeout(
         config.timeout.total_seconds(), connect=5.0, read=config.longest_silence
     )
     answer: openai.AsyncStream[Any] = await client.chat.completions.create(
@@ -259,7 +192,7 @@ def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
     """Return the error of our vocabulary for anything that the call raised."""
     if isinstance(error, ModelError):
         return error
-    openai = _import_library()
+    openai = import_library()
     match error:
         case TimeoutError() | openai.APITimeoutError():
             return draft.timeout_error()
