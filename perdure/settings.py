@@ -74,6 +74,12 @@ def _check_hosts(hosts: str) -> str:
     return hosts
 
 
+def _check_model_keys(keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for address in keys:
+        _check_hosts(address)
+    return keys
+
+
 def _check_deployment_name(name: str) -> str:
     if name.startswith("__") or "." in name or ":" in name:
         raise ValueError('must contain no "." or ":" and not begin with "__": Temporal reserves these')
@@ -202,10 +208,29 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible API. Unset: `OPENAI_BASE_URL`, then OpenAI."
     )
+    azure_api_key: SecretStr | None = Field(
+        None, description="Azure OpenAI key. Unset: `AZURE_OPENAI_API_KEY`, then `AZURE_OPENAI_AD_TOKEN`."
+    )
+    azure_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Address of your Azure OpenAI resource. Unset: `AZURE_OPENAI_ENDPOINT`.",
+    )
+    azure_api_version: str | None = Field(
+        None, description="Date of Azure's API, such as `2024-10-21`. Unset: the API without dates."
+    )
+    gemini_api_key: SecretStr | None = Field(
+        None, description="Gemini API key. Unset: `GEMINI_API_KEY`, then `GOOGLE_API_KEY` of the environment."
+    )
     ollama_base_url: str | None = Field(
-        None, description="Base URL of Ollama. Unset: `http://localhost:11434/v1`."
+        None, description="Base URL of Ollama. Unset: `OLLAMA_HOST`, then `http://localhost:11434/v1`."
     )
     bedrock_region: str | None = Field(None, description="Region of Bedrock. Unset: the AWS configuration's.")
+    model_keys: Annotated[dict[str, SecretStr], AfterValidator(_check_model_keys)] = Field(
+        default_factory=dict,
+        description='Keys of servers that speak OpenAI\'s API, by address: `{"https://gateway.example": "..."}`. '
+        "Each goes to that address only.",
+    )
     model_hosts: Annotated[str, AfterValidator(_check_hosts)] | None = Field(
         None,
         description="Addresses, separated by commas, to which the worker's keys may go beside those that its "

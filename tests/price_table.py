@@ -7,7 +7,7 @@ with the output of this generator.
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from importlib.metadata import version
@@ -20,8 +20,22 @@ from genai_prices.data import providers
 from perdure.prices import Entry, Price, PriceTable, Tier
 
 TABLE: Final = Path(__file__).parents[1] / "perdure/prices.json"
-OUR_NAMES: Final = {"anthropic": "anthropic", "aws": "bedrock", "openai": "openai"}
-"""Our names of the providers whose prices the table has, by their names in genai-prices."""
+OUR_NAMES: Final = {
+    "anthropic": ("anthropic",),
+    "aws": ("bedrock",),
+    "deepseek": ("deepseek",),
+    "fireworks": ("fireworks",),
+    "google": ("gemini",),
+    "groq": ("groq",),
+    "mistral": ("mistral",),
+    "openai": ("openai", "responses"),
+    "together": ("together",),
+    "x-ai": ("xai",),
+}
+"""Our names of the providers whose prices the table has, by their names in genai-prices.
+
+Not OpenRouter, whose list is twice as long as all the others. Not Azure, where everybody names their deployments.
+"""
 _ALWAYS: Final = date(2020, 1, 1)
 OWN_ENTRIES: Final = (
     Entry(
@@ -32,9 +46,12 @@ OWN_ENTRIES: Final = (
 )
 """Entries that genai-prices does not have, or has otherwise. They come first, so they win."""
 
-# Models for sound and pictures are billed in units that a `Price` does not have.
-_OTHER_UNITS: Final = re.compile("audio|image|mchars")
+# Models for sound and pictures are billed in units that a `Price` does not have. Sound that is only read is no
+# matter: no message holds any.
+_OTHER_UNITS: Final = re.compile("output_audio|image|video|mchars")
 _DIGITS: Final = "[0-9]"
+_NO_SPEECH: Final = "^(?!.*-[tT][tT][sS](?:$|-))"
+"""Exception for models that speak, which no agent can use."""
 
 
 def generate() -> str:
@@ -52,8 +69,9 @@ def _entries() -> Iterator[Entry]:
                 yield from _entries_of(OUR_NAMES[provider.id], model)
 
 
-def _entries_of(provider: str, model: types.ModelInfo) -> Iterator[Entry]:
-    patterns = tuple(f"{provider}:{pattern}" for pattern in _patterns(model.match))
+def _entries_of(names: Sequence[str], model: types.ModelInfo) -> Iterator[Entry]:
+    found = tuple(_patterns(model.match))
+    patterns = tuple(f"{name}:{pattern}" for name in names for pattern in found)
     batch_rates = [v.prices for v in model.price_variants or [] if v.when == {"processing": "batch"}]
     # The newest price comes first, since our table takes the first entry that is in effect.
     for effective, rates in sorted(_dated_rates(model), key=lambda dated: dated[0], reverse=True):
@@ -74,6 +92,8 @@ def _dated_rates(model: types.ModelInfo) -> Iterator[tuple[date, types.ModelPric
         yield _ALWAYS, model.prices
         return
     for conditional in model.prices:
+        if isinstance(conditional.constraint, types.TimeOfDateConstraint):
+            continue  # a discount at night: our costs are upper bounds
         yield _start_of(conditional.constraint), conditional.prices
 
 
@@ -131,6 +151,8 @@ def _patterns(clause: Any) -> Iterator[str]:
         case types.ClauseOr():
             for part in clause.or_:
                 yield from _patterns(part)
+        case types.ClauseAnd(and_=[wanted, types.ClauseRegex(regex=regex)]) if regex == _NO_SPEECH:
+            yield from _patterns(wanted)
         case types.ClauseEquals():
             yield clause.equals
         case types.ClauseStartsWith():
@@ -148,10 +170,11 @@ def _patterns(clause: Any) -> Iterator[str]:
 def _pattern_of(regex: str) -> str:
     """Return the shell pattern of a regular expression that is fixed text with digits and character sets."""
     text = regex.removeprefix("^").removesuffix("$").replace(r"\.", ".")
-    pattern = re.sub(r"\\d\{(\d)\}", lambda count: _DIGITS * int(count[1]), text)
-    if f"^{text}$".replace(".", r"\.") != regex or re.search(r"[\\(){}+?|]", pattern):
+    pattern = re.sub(r"\\d(?:\{(\d)\})?", lambda count: _DIGITS * int(count[1] or 1), text)
+    end = "$" if regex.endswith("$") else ""
+    if f"^{text}{end}".replace(".", r"\.") != regex or re.search(r"[\\(){}+?|]", pattern):
         raise ValueError(f"no shell pattern matches what {regex!r} matches")
-    return pattern
+    return pattern if end else f"{pattern}*"
 
 
 if __name__ == "__main__":

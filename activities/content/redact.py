@@ -45,8 +45,9 @@ def register_secrets(settings: BaseSettings) -> None:
     """Add the secrets of the settings to this process's own: they may come from `.env` or from code."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            _registered.add(value.get_secret_value())
+        for secret in value.values() if isinstance(value, dict) else (value,):  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(secret, SecretStr):
+                _registered.add(secret.get_secret_value())
 
 
 def register_secret(value: str) -> None:

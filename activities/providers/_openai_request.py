@@ -20,6 +20,10 @@ from perdure.providers import (
     unsupported_media_text,
 )
 
+from ._openai_servers import server_of
+
+_ASK_FOR_USAGE = {"stream_options": {"include_usage": True}}
+
 
 class OpenAIOptions(ProviderOptions):
     """Options of `ModelConfig.options` for OpenAI, and for servers that speak its API."""
@@ -51,7 +55,7 @@ def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> 
     """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
     config = request.config
     # Newer models of OpenAI refuse the old name; servers that imitate the API know no other.
-    usual_field = "max_completion_tokens" if provider == "openai" else "max_tokens"
+    usual_field = "max_completion_tokens" if provider in ("openai", "azure") else "max_tokens"
     optional: dict[str, Any] = {
         options.max_tokens_field or usual_field: request.max_tokens,
         "temperature": config.temperature,
@@ -67,7 +71,7 @@ def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> 
         "model": config.model,
         "messages": _messages(request),
         "stream": True,
-        "stream_options": {"include_usage": True},  # else a stream carries no usage
+        **({} if server_of(provider).counts_unasked else _ASK_FOR_USAGE),
         **{key: value for key, value in optional.items() if value is not None},
     }
 

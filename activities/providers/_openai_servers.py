@@ -32,6 +32,7 @@ SERVERS: Final[Mapping[str, Server]] = {
     "openai": Server(title="OpenAI", address=None),
     "ollama": Server(title="Ollama", address="http://localhost:11434/v1", needs_key=False),
     "vllm": Server(title="vLLM", address="http://localhost:8000/v1", needs_key=False),
+    "compatible": Server(title="the server", address=None, needs_key=False),
     "lmstudio": Server(title="LM Studio", address="http://localhost:1234/v1", needs_key=False),
     "deepseek": Server(title="DeepSeek", address="https://api.deepseek.com/v1"),
     "fireworks": Server(title="Fireworks", address="https://api.fireworks.ai/inference/v1"),

@@ -139,8 +139,11 @@ C = TypeVar("C", bound=_SdkClient)
 class SdkClients(Generic[C]):
     """Clients of a provider's library, one an address; a renewed key goes into the next call."""
 
-    def __init__(self, make: Callable[[str | None, str], C]) -> None:
+    def __init__(
+        self, make: Callable[[str | None, str], C], renew: Callable[[C, str], C] | None = None
+    ) -> None:
         self._make = make
+        self._renew = renew or _with_key
         self._clients: dict[str | None, tuple[str, C]] = {}
 
     def get(self, address: str | None, key: str) -> C:
@@ -149,7 +152,7 @@ class SdkClients(Generic[C]):
         if known is None:
             client = self._make(address, key)
         elif known[0] != key:
-            client = known[1].with_options(api_key=key)
+            client = self._renew(known[1], key)
         else:
             return known[1]
         self._clients[address] = key, client
@@ -160,3 +163,7 @@ class SdkClients(Generic[C]):
         for _, client in self._clients.values():
             await client.close()
         self._clients.clear()
+
+
+def _with_key(client: C, key: str) -> C:
+    return client.with_options(api_key=key)

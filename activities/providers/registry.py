@@ -14,7 +14,9 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from perdure.model import Model, ModelConfig, ModelEvent, ModelRequest
-from perdure.settings import Settings
+from perdure.settings import Settings, variables
+
+from .env_file import EnvFileKey, key_of_setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,13 @@ class BuiltInProvider:
     """Errors of the provider's library for an answer that did not come in time, as "package.Class"."""
 
 
+_COMPATIBLE: Final = (
+    *("vllm", "lmstudio", "deepseek", "fireworks", "groq", "mistral", "openrouter", "together", "xai"),
+    "compatible",
+)
+"""Servers that speak OpenAI's chat completions. The last is any: the agent or the worker gives its address."""
+_TELEMETRY_NAMES: Final = {"mistral": "mistral_ai", "xai": "x_ai"}
+
 BUILT_IN: Final[Mapping[str, BuiltInProvider]] = {
     "anthropic": BuiltInProvider(
         module=".anthropic",
@@ -54,17 +63,36 @@ BUILT_IN: Final[Mapping[str, BuiltInProvider]] = {
     "openai": BuiltInProvider(
         module=".openai",
         model="OpenAIModel",
-        settings={"api_key": "openai_api_key", "base_url": "openai_base_url"},
+        settings={"api_key": "openai_api_key", "base_url": "openai_base_url", "keys": "model_keys"},
         connection_errors=("openai.APIConnectionError",),
         timeout_errors=("openai.APITimeoutError",),
+    ),
+    "azure": BuiltInProvider(
+        module=".azure",
+        model="AzureModel",
+        settings={
+            "api_key": "azure_api_key",
+            "endpoint": "azure_endpoint",
+            "api_version": "azure_api_version",
+        },
+        telemetry_name="azure.ai.openai",
     ),
     "ollama": BuiltInProvider(
         module=".openai",
         model="OpenAIModel",
-        settings={"base_url": "ollama_base_url"},
+        settings={"base_url": "ollama_base_url", "keys": "model_keys"},
         arguments={"provider": "ollama"},
     ),
-    "vllm": BuiltInProvider(module=".openai", model="OpenAIModel", arguments={"provider": "vllm"}),
+    **{
+        name: BuiltInProvider(
+            module=".openai",
+            model="OpenAIModel",
+            settings={"keys": "model_keys"},
+            arguments={"provider": name},
+            telemetry_name=_TELEMETRY_NAMES.get(name),
+        )
+        for name in _COMPATIBLE
+    },
 }
 """Built-in providers by the name before the colon of a model's name."""
 
@@ -103,12 +131,20 @@ def default_models(settings: Settings | None = None) -> dict[str, Model]:
 
 
 def _lazy_model(provider: BuiltInProvider, settings: Settings) -> LazyModel:
-    configured = {name: _reveal(getattr(settings, key)) for name, key in provider.settings.items()}
+    configured = {name: _reveal(key, getattr(settings, key)) for name, key in provider.settings.items()}
     return LazyModel(provider.module, provider.model, **configured, **provider.arguments)
 
 
-def _reveal(value: SecretStr | str | None) -> str | None:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+def _reveal(name: str, value: Any) -> str | EnvFileKey | dict[str, str] | None:
+    """Return the value of a setting, with its secrets: one that stands in `.env` is read again when that changes."""
+    match value:
+        case SecretStr():
+            return key_of_setting(variables(name)[0], value.get_secret_value())
+        case dict():
+            secrets: Mapping[str, SecretStr] = value  # pyright: ignore[reportUnknownVariableType]
+            return {address: secret.get_secret_value() for address, secret in secrets.items()}
+        case _:
+            return value  # type: ignore[no-any-return]
 
 
 def telemetry_name(provider: str) -> str:

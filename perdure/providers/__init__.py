@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.activities.providers.anthropic import AnthropicModel
+    from perdure.activities.providers.azure import AzureModel
     from perdure.activities.providers.bedrock import BedrockModel
     from perdure.activities.providers.http import HttpModel
     from perdure.activities.providers.openai import OpenAIModel
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
+    "perdure.activities.providers.azure": ("AzureModel",),
     "perdure.activities.providers.bedrock": ("BedrockModel",),
     "perdure.activities.providers.http": ("HttpModel",),
     "perdure.activities.providers.openai": ("OpenAIModel",),
@@ -96,6 +98,7 @@ __all__ = [
     "EMPTY_TEXT",
     "AnthropicModel",
     "ArgumentsDelta",
+    "AzureModel",
     "BedrockModel",
     "Block",
     "CallCount",

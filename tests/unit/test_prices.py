@@ -12,7 +12,7 @@ from perdure.prices import Entry, Price, PriceTable, Tier, shipped_prices
 from tests.price_table import OUR_NAMES, TABLE, generate
 
 TODAY = date(2026, 11, 20)
-THEIR_NAMES = {ours: theirs for theirs, ours in OUR_NAMES.items()}
+THEIR_NAMES = {ours: theirs for theirs, names in OUR_NAMES.items() for ours in names}
 SMALL = Usage(input_tokens=1_000, cache_read_tokens=2_000, cache_write_tokens=3_000, output_tokens=500)
 LONG = SMALL.model_copy(update={"cache_read_tokens": 400_000})
 ONE_HOUR = SMALL.model_copy(update={"cache_write_1h_tokens": 4_000})
@@ -71,6 +71,12 @@ def _their_cost(name: str, usage: Usage, *, batch: bool) -> int:
         "openai:gpt-5.6",
         "openai:o3",
         "openai:gpt-4o",
+        "responses:gpt-6.1-sol",
+        "gemini:gemini-2.5-pro",
+        "gemini:gemini-3.8-flash",
+        "groq:llama-3.3-70b-versatile",
+        "mistral:mistral-large-latest",
+        "xai:grok-4",
     ],
 )
 @pytest.mark.parametrize("usage", [SMALL, LONG, ONE_HOUR], ids=["small", "long", "one hour"])

@@ -48,8 +48,15 @@ _KEYS: Final = {
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "PERDURE_ANTHROPIC_API_KEY"),
     "openai": ("OPENAI_API_KEY", "PERDURE_OPENAI_API_KEY"),
     "bedrock": ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "AWS_ROLE_ARN"),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY", "PERDURE_GEMINI_API_KEY"),
+    "azure": ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "PERDURE_AZURE_API_KEY"),
 }
-"""Environment variables that hold a key of each provider. Ollama and vLLM need none."""
+"""Environment variables that hold a key of each provider. Ollama, vLLM and LM Studio need none."""
+_FURTHER_KEYS: Final = {
+    name: (f"{name.upper()}_API_KEY",)
+    for name in ("deepseek", "fireworks", "groq", "mistral", "openrouter", "together", "xai")
+}
+"""The same of providers that are named only when they have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +122,14 @@ def _check_binary() -> Finding:
 
 def _check_keys(settings: Settings) -> Finding:
     """Report which keys are set, by name only: a value must not get into a bug report."""
-    names = {provider: _key_of(settings, provider, variables) for provider, variables in _KEYS.items()}
+    names = {
+        provider: _key_of(settings, provider, variables)
+        for provider, variables in (_KEYS | _FURTHER_KEYS).items()
+    }
     present = [f"{provider} ({name})" for provider, name in names.items() if name]
-    missing = [f"{provider}: set {_KEYS[provider][0]}" for provider, name in names.items() if not name]
+    missing = [
+        f"{provider}: set {variables[0]}" for provider, variables in _KEYS.items() if not names[provider]
+    ]
     if not present:
         text = f"none found in this shell (a worker's environment may differ); {'; '.join(missing)}"
         return Finding(name="provider keys", verdict="warn", text=text)
@@ -127,7 +139,8 @@ def _check_keys(settings: Settings) -> Finding:
 
 def _key_of(settings: Settings, provider: str, names: Sequence[str]) -> str | None:
     """Return the name of what gives the provider its key, or None."""
-    variable = next((name for name in names if os.environ.get(name)), None)
+    in_files = (f"{name}_FILE" for name in names if name.endswith(("_KEY", "_TOKEN")))
+    variable = next((name for name in (*names, *in_files) if os.environ.get(name)), None)
     if variable is None and getattr(settings, f"{provider}_api_key", None) is not None:
         return f"PERDURE_{provider.upper()}_API_KEY in .env"
     if variable is None and provider == "bedrock" and (Path.home() / ".aws" / "credentials").exists():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from perdure.activities.providers._openai_servers import SERVERS
 from perdure.errors import ModelError
 from perdure.model import ModelEvent, ModelRequest, Reply
 
@@ -57,6 +58,10 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"),
         *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OLLAMA_HOST", "VLLM_BASE_URL", "VLLM_API_KEY"),
+        *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_ENDPOINT"),
+        *("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        *(f"{name.upper()}_API_KEY" for name in SERVERS),
+        *(f"{name.upper()}_BASE_URL" for name in SERVERS),
         *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_BEARER_TOKEN_BEDROCK"),
     ):
         monkeypatch.delenv(name, raising=False)

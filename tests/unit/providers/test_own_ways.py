@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from perdure.activities.providers._openai_servers import SERVERS, address_of, ollama_address
 from perdure.activities.providers.anthropic import AnthropicModel
 from perdure.activities.providers.bedrock import BedrockModel
-from perdure.activities.providers.openai import OpenAIModel, _default_address, _ollama_url
-from perdure.activities.providers.registry import LazyModel, default_models
+from perdure.activities.providers.openai import OpenAIModel
+from perdure.activities.providers.registry import BUILT_IN, LazyModel, default_models
 from perdure.errors import DefinitionError, ModelError
 from perdure.messages import Image, Message, Text, Thinking, ToolCall
 from perdure.model import Model, ModelConfig, ModelRequest, Reply
@@ -26,7 +27,7 @@ from .server import Stub
 
 def test_built_in_providers_are_named() -> None:
     models = default_models()
-    assert list(models) == ["anthropic", "bedrock", "openai", "ollama", "vllm"]
+    assert list(models) == list(BUILT_IN)
     assert all(isinstance(model, Model) for model in models.values())
 
 
@@ -152,18 +153,48 @@ def test_missing_openai_library_says_what_to_install(monkeypatch: pytest.MonkeyP
         ("http://box", "http://box:80/v1"),
         ("https://box/", "https://box:443/v1"),
         ("http://box:11434", "http://box:11434/v1"),
+        ("http://box/shop", "http://box:80/shop/v1"),
+        ("box/shop/", "http://box:11434/shop/v1"),
+        ("https://box:9/a/b", "https://box:9/a/b/v1"),
+        ("[::1]", "http://[::1]:11434/v1"),
+        ("::1", "http://[::1]:11434/v1"),
+        ("[::1]:99", "http://[::1]:99/v1"),
+        ("http://[fe80::2]/x", "http://[fe80::2]:80/x/v1"),
+        ("[::]:11434", "http://localhost:11434/v1"),
+        (" 'box:1' ", "http://box:1/v1"),
+        ("box:99999", "http://box:11434/v1"),
+        ("box:x", "http://box:11434/v1"),
+        ("ollama.com", "https://ollama.com:443/v1"),
     ],
 )
 def test_ollama_host_gives_the_address(host: str, url: str) -> None:
-    assert _ollama_url(host) == url
+    """It is read as Ollama itself reads it."""
+    assert ollama_address(host) == url
 
 
 def test_unknown_provider_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DefinitionError, match="base_url"):
-        _default_address("mine")
-    assert _default_address("vllm") == "http://localhost:8000/v1"
+    for provider in ("mine", "compatible"):
+        with pytest.raises(DefinitionError, match="base_url"):
+            OpenAIModel(provider=provider).check(ModelConfig(name=f"{provider}:m"))
+        monkeypatch.setenv(f"{provider.upper()}_BASE_URL", "https://box/v1")
+        OpenAIModel(provider=provider).check(ModelConfig(name=f"{provider}:m"))
+    assert address_of("vllm") == "http://localhost:8000/v1"
     monkeypatch.setenv("VLLM_BASE_URL", "http://gpu/v1")
-    assert _default_address("vllm") == "http://gpu/v1"
+    assert address_of("vllm") == "http://gpu/v1"
+
+
+@pytest.mark.parametrize("name", [name for name, server in SERVERS.items() if server.needs_key])
+def test_named_servers_need_their_own_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other provider's key stands in for it, and their addresses are on TLS."""
+    config = ModelConfig(name=f"{name}:m")
+    if name != "openai":
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+        assert str(address_of(name)).startswith("https://")
+    with pytest.raises(ModelError, match=f"{name.upper()}_API_KEY") as caught:
+        OpenAIModel(provider=name).check(config)
+    assert caught.value.kind == "authentication"
+    monkeypatch.setenv(f"{name.upper()}_API_KEY", "own")
+    OpenAIModel(provider=name).check(config)
 
 
 async def test_local_server_never_gets_openai_key(
@@ -309,7 +340,7 @@ async def test_bedrock_shares_a_client_among_timeouts(bedrock_wire: Wire) -> Non
         )
     model = bedrock_wire.model
     assert isinstance(model, BedrockModel)
-    assert list(model._clients) == [("eu-central-1", bedrock_wire.server.url, 512)]
+    assert list(model._clients._clients) == [("eu-central-1", bedrock_wire.server.url, 512)]
 
 
 async def test_botocore_validation_is_bad_request(bedrock_wire: Wire) -> None:
