@@ -1,7 +1,7 @@
 """Clients of the openai library: addresses and keys. The library is an optional extra."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from perdure.errors import DefinitionError
 
@@ -28,6 +28,28 @@ def import_library() -> Any:
     return openai
 
 
+class ChatClients(Protocol):
+    """Clients of the library, by the addresses and keys of a provider."""
+
+    def check(self, base_url: str | None) -> None:
+        """Check the library, the address and the key; `base_url` is the one that the agent names, if any.
+
+        Raises:
+            DefinitionError: the library or the address is missing.
+            ModelError: "authentication": the key is missing.
+
+        """
+        ...
+
+    async def get(self, base_url: str | None) -> "openai.AsyncOpenAI":
+        """Return the client for a call, with the key that is valid now; raises as `check` does."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept open for the next call."""
+        ...
+
+
 class OpenAIClients:
     """Clients for the servers of a provider; `base_url` and the key are those that the worker is configured with."""
 
@@ -40,18 +62,12 @@ class OpenAIClients:
         self._clients: SdkClients[openai.AsyncOpenAI] = SdkClients(_make_client)
 
     def check(self, base_url: str | None) -> None:
-        """Check the library, the address and the key; `base_url` is the one that the agent names, if any.
-
-        Raises:
-            DefinitionError: the library or the address is missing.
-            ModelError: "authentication": the key is missing.
-
-        """
+        """Check as `ChatClients.check` does."""
         import_library()
         self._keys.check(self._address(base_url))
 
     async def get(self, base_url: str | None) -> "openai.AsyncOpenAI":
-        """Return the client for a call, with the key that is valid now; raises as `check` does."""
+        """Return the client for a call, as `ChatClients.get` does."""
         address = self._address(base_url)
         return self._clients.get(address, await self._keys.read(address))
 

@@ -49,20 +49,14 @@ class AzureClients:
         self._by_token: SdkClients[openai.AsyncOpenAI] = SdkClients(self._make_token_client, _renew_token)
 
     def check(self, base_url: str | None) -> None:
-        """Check the library, the address and the key; `base_url` is the one that the agent names, if any.
-
-        Raises:
-            DefinitionError: the library or the address is missing.
-            ModelError: "authentication": the key is missing.
-
-        """
+        """Check as `ChatClients.check` does."""
         import_library()
         self._address(base_url)
         if not self._takes_token and not self._token.find():
             self._key.check()
 
     async def get(self, base_url: str | None) -> "openai.AsyncOpenAI":
-        """Return the client for a call, with the key or token that is valid now; raises as `check` does."""
+        """Return the client for a call, as `ChatClients.get` does; it brings a key or a token."""
         address = self._address(base_url)
         if self._takes_token or not self._key.find():
             token = await (self._token.read() if self._takes_token else self._token.read_optional())

@@ -18,7 +18,7 @@ from perdure.providers import (
     parse_retry_after,
 )
 
-from ._openai_client import OpenAIClients, import_library
+from ._openai_client import ChatClients, OpenAIClients, import_library
 from ._openai_request import OpenAIOptions, build_body, read_config
 from .keys import KeySource
 
@@ -78,7 +78,7 @@ class OpenAIModel:
         keys: Mapping[str, str] | None = None,
     ) -> None:
         self._provider = provider
-        self._clients = OpenAIClients(provider, api_key, base_url, keys)
+        self._clients: ChatClients = OpenAIClients(provider, api_key, base_url, keys)
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, settings the API does not have, a missing library, address or key."""
