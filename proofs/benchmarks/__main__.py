@@ -20,6 +20,7 @@ from . import environments, quick, simulate
 from .bench import SUBJECTS, Record, machine, versions
 from .suites import fanout, idle, recovery, startup, streaming, throughput
 from .suites import steps as steps_suite
+from .suites import wire as wire_suite
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
@@ -31,6 +32,12 @@ def _steps(venvs: Path, options: argparse.Namespace) -> AsyncIterator[Record]:
     return steps_suite.steps(venvs, options.subjects, plan)
 
 
+def _wire(venvs: Path, options: argparse.Namespace) -> AsyncIterator[Record]:
+    lengths = [steps for steps in wire_suite.STEPS if steps in options.steps] or options.steps
+    plan = wire_suite.Plan(steps=lengths, apis=options.apis, rounds=options.rounds)
+    return wire_suite.wire(venvs, options.subjects, plan)
+
+
 SUITES: dict[str, Suite] = {
     "steps": _steps,
     "throughput": lambda venvs, options: throughput.throughput(venvs, options.subjects, options.rounds),
@@ -38,6 +45,7 @@ SUITES: dict[str, Suite] = {
     "recovery": lambda venvs, options: recovery.recovery(venvs, options.subjects, options.rounds),
     "idle": lambda venvs, options: idle.idle(venvs, options.subjects, options.agents),
     "streaming": lambda venvs, options: streaming.streaming(venvs, options.subjects),
+    "wire": _wire,
     "startup": lambda venvs, options: startup.startup(venvs, options.subjects),
 }
 
@@ -52,6 +60,7 @@ def main() -> None:
     run.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=SUBJECTS)
     run.add_argument("--steps", nargs="*", type=int, default=list(steps_suite.STEPS))
     run.add_argument("--sizes", nargs="*", type=int, default=list(steps_suite.SIZES))
+    run.add_argument("--apis", nargs="*", default=list(wire_suite.SUBJECTS), choices=wire_suite.SUBJECTS)
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--agents", type=int, default=idle.AGENTS)
     run.add_argument("--out", type=Path, default=RESULTS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .kit import Job
+from .kit.real import Real
 
 ROOT = Path(__file__).resolve().parents[2]
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -117,6 +118,7 @@ async def process(
     folder: Path,
     cache: int = 1000,
     hold: bool = False,
+    real: Real | None = None,
 ) -> AsyncGenerator[Process]:
     """Run a process of a subject; it is ready, or held, when the block begins."""
     words = [str(python), "-m", f"proofs.benchmarks.subjects.{subject}", role]
@@ -130,7 +132,7 @@ async def process(
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             limit=64 * 1024 * 1024,
-            env=environment(),
+            env=environment() | (real.environment if real else {}),
         )
     running = Process(started, Path(log.name))
     try:

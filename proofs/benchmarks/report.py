@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from .bench import SUBJECTS, TEMPORAL, Record, spread
+from .suites.wire import SUBJECTS as WIRE_SUBJECTS
 
 FLOOR, OURS, ELSEWHERE = "floor", "perdure", "dbos"
 PEERS = tuple(subject for subject in TEMPORAL if subject not in (FLOOR, OURS))
@@ -57,6 +58,7 @@ TITLES = {
     "idle": "Agents that wait",
     "streaming": "Streaming to watchers",
     "startup": "Start of a process",
+    "wire": "Real adapters over HTTP",
 }
 _WORKER_CPU = "CPU time of the worker process, user and system"
 MEASURES: dict[str, tuple[Measure, ...]] = {
@@ -157,10 +159,31 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         ),
         Measure(key="whole_ms", title="Time in all", means="interpreter and Temporal SDK included"),
     ),
+    "wire": (
+        Measure(
+            key="worker_cpu_ms", title="Worker CPU a step",
+            means=f"{_WORKER_CPU}, divided by steps: the request, its answer, the tool, and the durable step",
+        ),
+        Measure(
+            key="wall_ms", title="Wall time a step",
+            means="from the start of a run to its answer, divided by its steps; provider, worker and server "
+            "share the machine",
+        ),
+        Measure(
+            key="sent_bytes", title="Sent a step", unit="KB", divide=KB,
+            means="bytes of the requests' bodies, divided by steps: each holds the whole conversation, and the "
+            "provider refuses one that does not",
+        ),
+        Measure(
+            key="worker_peak_mb", title="Peak memory of the worker", unit="MB",
+            means="most resident memory while the run went on",
+        ),
+    ),
 }  # fmt: skip
 """Measures on the page for each suite, in order."""
 
 PHRASES = {
+    "api": "{}",
     "steps": "{} steps",
     "concurrent": "{} at once",
     "calls": "{} calls",
@@ -366,12 +389,14 @@ class Group:
 def _groups(results: Results) -> list[Group]:
     apart: dict[str, list[Case]] = {}
     for case in results.cases():
-        apart.setdefault(json.dumps([sorted(case), case.get("size")]), []).append(case)
+        apart.setdefault(json.dumps([sorted(case), case.get("size"), case.get("api")]), []).append(case)
     return [_group(results.suite, cases, alone=len(apart) == 1) for cases in apart.values()]
 
 
 def _group(suite: str, cases: list[Case], *, alone: bool) -> Group:
     first, command = cases[0], suite
+    if "api" in first:
+        return Group(_phrase("api", first["api"]), cases, ["steps"], f"{suite} --apis {first['api']}")
     keys = [key for key in first if len({case[key] for case in cases}) > 1] or list(first)[:1]
     fixed = [key for key in first if key not in keys]
     if "size" in fixed:
@@ -575,6 +600,18 @@ def own_history(results: Results, case: Case) -> list[float]:
     return [(value - case["size"]) / KB for value in results.values(OURS, "bytes", case).values()]
 
 
+def growth(key: str, shorter: Case, longer: Case) -> Callable[[Results], Found]:
+    """Compute how many times Perdure's value in a longer run is that in a shorter one of the same round."""
+
+    def compute(results: Results) -> Found:
+        before = {turn: value for (turn, _), value in results.values(OURS, key, shorter).items()}
+        after = {turn: value for (turn, _), value in results.values(OURS, key, longer).items()}
+        values = [after[turn] / before[turn] for turn in after if before.get(turn)]
+        return _ours(results, longer, values)
+
+    return compute
+
+
 def watched_history(results: Results) -> Found:
     """Return KB of history that 100 watchers add, compared with none or the fewest."""
     watched = {"watchers": 100}
@@ -604,6 +641,21 @@ def _cpu_by_floor(results: Results, case: Case) -> Sequence[float]:
 
 def _idle_beyond(results: Results, case: Case) -> Sequence[float]:
     return results.beyond(OURS, FLOOR, "kb_each", case)
+
+
+def _wire_targets() -> list[Target]:
+    targets: list[Target] = []
+    for api, subjects in WIRE_SUBJECTS.items():
+        shorter, longer = {"api": api, "steps": 50}, {"api": api, "steps": 400}
+        what = f"Worker CPU a step over HTTP, {api}, 400 steps divided by 50 steps"
+        of = growth("worker_cpu_ms", shorter, longer)
+        targets.append(Target(suite="wire", what=what, limit=1.3, of=of))
+        peers = [subject for subject in subjects if subject != OURS]
+        for steps in (50, 200, 400) if peers else ():
+            what = f"Worker CPU a step over HTTP, the best peer divided by {OURS}, {api}, {steps} steps"
+            of = against_best("worker_cpu_ms", peers, api=api, steps=steps)
+            targets.append(Target(suite="wire", what=what, limit=1.0, least=True, of=of))
+    return targets
 
 
 def _small(case: Case) -> bool:
@@ -673,6 +725,7 @@ TARGETS = (
         suite="startup", what="`perdure --help`, beyond interpreter and Temporal SDK", limit=250, unit="ms",
         of=plain("ms", what="perdure --help"),
     ),
+    *_wire_targets(),
 )  # fmt: skip
 
 
@@ -685,7 +738,8 @@ _INTRODUCTION = f"""\
 
 Every subject does the same job. A fake model asks for one tool call a step, and a fake tool answers with
 a text of a fixed size. Neither takes any time, so what is measured is the cost of the framework. After
-each run the harness checks in its history that the work was really done.
+each run the harness checks in its history that the work was really done. In the suite `wire` the model is
+no fake: each subject calls a provider on this machine over HTTP, by the library that it uses in production.
 
 **floor** is the job written by hand on the bare Temporal SDK: the physical limit of this server and
 this machine. **dbos** does not run on Temporal. Every subject has its own virtual environment, worker

@@ -12,6 +12,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool, tool
 
 from proofs.benchmarks.kit import Job, ask, result, step_of
+from proofs.benchmarks.kit.real import KEY, real
 
 
 @tool
@@ -60,6 +61,20 @@ class Fake(BaseChatModel):
             yield ChatGenerationChunk(message=AIMessageChunk(content=f"{' ' if n else ''}{time.time():.4f}"))
             if job.rate:
                 await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
+
+
+def chat_model() -> BaseChatModel:
+    """Return the fake, or in the suite `wire` LangChain's model of the API."""
+    found = real()
+    if found is None:
+        return Fake()
+    if found.api == "anthropic":
+        from langchain_anthropic import ChatAnthropic
+
+        return ChatAnthropic(model=found.model, api_key=KEY, base_url=found.address, max_tokens=8192)
+    from langchain_openai import ChatOpenAI
+
+    return ChatOpenAI(model=found.model, api_key=KEY, base_url=f"{found.address}/v1")
 
 
 def _job(messages: list[BaseMessage]) -> Job:

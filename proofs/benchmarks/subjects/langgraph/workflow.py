@@ -14,10 +14,10 @@ from temporalio.langgraph import graph
 with workflow.unsafe.imports_passed_through():
     from proofs.benchmarks.kit import Job
 
-    from .model import Fake, lookup
+    from .model import chat_model, lookup
 
 NAME = "react-agent"
-_MODEL = Fake().bind_tools([lookup])
+_MODEL = chat_model().bind_tools([lookup])
 
 
 async def agent(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-from agents import Model, ModelResponse, Usage
+from agents import Model, ModelProvider, ModelResponse, OpenAIProvider, Usage
 from agents.items import TResponseOutputItem, TResponseStreamEvent
 from openai.types.responses import (
     Response,
@@ -26,6 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from proofs.benchmarks.kit import TOOL, Answer, Job, Where, ask, step_of
+from proofs.benchmarks.kit.real import KEY, real
 
 from . import workflow as agent
 
@@ -112,6 +113,14 @@ async def _words(job: Job) -> AsyncIterator[str]:
             await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
 
 
+def _provider() -> ModelProvider:
+    """Return the fake, or in the suite `wire` the SDK's own provider, for chat completions."""
+    found = real()
+    if found is None:
+        return TestModelProvider(Fake())
+    return OpenAIProvider(api_key=KEY, base_url=f"{found.address}/v1", use_responses=False)
+
+
 class OpenAIAgents:
     """OpenAI Agents with Temporal's plugin."""
 
@@ -139,7 +148,7 @@ class OpenAIAgents:
             model_params=ModelActivityParameters(
                 start_to_close_timeout=timedelta(seconds=30), streaming_topic=agent.TOPIC
             ),
-            model_provider=TestModelProvider(Fake()),
+            model_provider=_provider(),
         )
         return await Client.connect(where.address, plugins=[plugin])
 

@@ -4,22 +4,25 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from temporalio.worker import Worker
 
-from perdure import Agent, Client, Limits, connect, tool
+from perdure import Agent, Client, Limits, SlidingWindow, connect, tool
 from perdure.errors import RunNotFound
 from perdure.messages import Message, Text, ToolCall, ToolResult, Usage
-from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
+from perdure.model import Model, ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.model import TextDelta as Heard
 from perdure.settings import load_settings
 from perdure.starter.client.run import Run
+from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire.events import TextDelta
 from perdure.workers.connection import connect_temporal
 from perdure.workers.plugin import PerdurePlugin
 from proofs.benchmarks.kit import Answer, Job, Where, ask, result, step_of
+from proofs.benchmarks.kit.real import KEY, REGION, Real, real
 
 
 class Fake:
@@ -119,6 +122,32 @@ AGENTS = (
 )
 
 
+def _real_agent(found: Real) -> Agent:
+    """Return the agent that a worker of the suite `wire` serves: it shows all of its conversation, as its peers do."""
+    context = SlidingWindow(tokens=None)
+    return replace(_agent("bench", lookup), model=f"{found.api}:{found.model}", context=context)
+
+
+def _real_model(found: Real) -> Model:
+    from perdure.providers import AnthropicModel, BedrockModel, OpenAIModel
+
+    match found.api:
+        case "anthropic":
+            return AnthropicModel(api_key=KEY, base_url=found.address)
+        case "openai":
+            return OpenAIModel(api_key=KEY, base_url=f"{found.address}/v1")
+        case "bedrock":
+            return BedrockModel(region=REGION, endpoint_url=found.address)
+        case _:
+            return ScriptedModel(_line)
+
+
+def _line(request: ModelRequest) -> Line:
+    job = Job.of(_text(request.messages[0]))
+    answer = ask(job, step_of(_newest_result(request.messages)))
+    return says(answer.text) if answer.text else calls("lookup", **answer.calls[0])
+
+
 class Perdure:
     """Perdure with its default settings."""
 
@@ -130,7 +159,10 @@ class Perdure:
     async def worker(self, where: Where) -> AsyncGenerator[None]:
         """Run a worker with its default settings."""
         settings = load_settings(address=where.address, task_queue=where.queue, home=Path(where.folder))
-        plugin = PerdurePlugin(AGENTS, models={"fake": Fake()}, settings=settings)
+        found = real()
+        agents = (_real_agent(found),) if found else AGENTS
+        models: dict[str, Model] = {found.api: _real_model(found)} if found else {"fake": Fake()}
+        plugin = PerdurePlugin(agents, models=models, settings=settings)
         temporal = await connect_temporal(settings, [plugin])
         async with Worker(temporal, task_queue=where.queue, max_cached_workflows=where.cache):
             yield

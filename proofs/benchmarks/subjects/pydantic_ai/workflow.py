@@ -15,6 +15,8 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
+    from proofs.benchmarks.kit.real import real
+    from proofs.benchmarks.subjects.pydantic_models import model_of
 
 UNLIMITED = UsageLimits(request_limit=None)
 
@@ -69,8 +71,9 @@ def _continue(ctx: RunContext[None]) -> None:
 
 
 def _agent(name: str, durability: TemporalDurability[None]) -> Agent[None, str]:
+    found = real()
     return Agent(
-        FunctionModel(_answer, stream_function=_stream),
+        model_of(found) if found else FunctionModel(_answer, stream_function=_stream),
         name=name,
         instructions="You look things up.",
         tools=[lookup],

@@ -18,6 +18,7 @@ from temporalio.strands_agents import StrandsPlugin
 from temporalio.worker import Worker
 
 from proofs.benchmarks.kit import TOOL, Job, Where, ask, step_of
+from proofs.benchmarks.kit.real import KEY, REGION, real
 
 from . import workflow as agent
 
@@ -81,6 +82,28 @@ async def _words(job: Job, text: str) -> AsyncIterator[str]:
             await asyncio.sleep(max(0.0, began + (n + 1) / job.rate - time.perf_counter()))
 
 
+def _model() -> Model:
+    """Return the fake, or in the suite `wire` the framework's own model of the API."""
+    found = real()
+    match found and found.api:
+        case None:
+            return Fake()
+        case "anthropic":
+            from strands.models.anthropic import AnthropicModel
+
+            client = {"api_key": KEY, "base_url": found.address}
+            return AnthropicModel(client_args=client, model_id=found.model, max_tokens=8192)
+        case "openai":
+            from strands.models.openai import OpenAIModel
+
+            client = {"api_key": KEY, "base_url": f"{found.address}/v1"}
+            return OpenAIModel(client_args=client, model_id=found.model)
+        case _:
+            from strands.models import BedrockModel
+
+            return BedrockModel(model_id=found.model, endpoint_url=found.address, region_name=REGION)
+
+
 class Strands:
     """Strands Agents with Temporal's plugin."""
 
@@ -92,7 +115,7 @@ class Strands:
     @asynccontextmanager
     async def worker(self, where: Where) -> AsyncIterator[None]:
         """Run a worker with its default settings."""
-        client = await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": Fake})])
+        client = await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": _model})])
         async with Worker(
             client,
             task_queue=where.queue,
@@ -105,7 +128,7 @@ class Strands:
     async def connect(self, where: Where) -> Any:
         """Connect a client."""
         self.queue = where.queue
-        return await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": Fake})])
+        return await Client.connect(where.address, plugins=[StrandsPlugin(models={"fake": _model})])
 
     async def run(self, client: Client, job: Job) -> str:
         """Start a run, and wait for its answer."""
