@@ -131,7 +131,10 @@ class ModelCalls:
                 before=before,
                 parked_retry=self.parked_retry,
             )
-            return await self._run(attempt, view)
+            try:
+                return await self._run(attempt, view)
+            finally:
+                self.transcripts.count_kept()
 
     async def _run(self, attempt: ModelAttempt, view: ModelView) -> ModelOutcome:
         """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
@@ -438,7 +441,7 @@ def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
 
 def _fit_messages(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
     config = spec.models[call.model].config
-    return fit_results(view.messages, most_result_tokens(spec.context, config, call.result_tokens))
+    return fit_results(view.messages, most_result_tokens(spec.context, config, call.result_tokens), keep=True)
 
 
 def _input_tokens(request: ModelRequest) -> int:

@@ -43,17 +43,24 @@ def most_result_tokens(context: SlidingWindow | Summary, config: ModelConfig, le
     return min(usual, learnt) if learnt else usual
 
 
-def fit_results(messages: Sequence[Message], most: int) -> tuple[Message, ...]:
-    """Return the messages as a model is shown them: the results of each step fit `most` tokens together."""
-    fitted: list[Message] = []
-    step: list[Message] = []
-    for message in messages:
-        if message.role == "assistant":
-            fitted += [*_fit_step(step, most), message]
-            step = []
-        else:
-            step.append(message)
-    return (*fitted, *_fit_step(step, most))
+def fit_results(messages: Sequence[Message], most: int, *, keep: bool = False) -> tuple[Message, ...]:
+    """Return the messages as a model is shown them: the results of each step fit `most` tokens together.
+
+    With `keep` a message that was cut stays with the whole one, so that the next call gets the same object.
+    """
+    fitted = list(messages)
+    start = size = 0
+    # Each model call fits all that it shows: a step that is small in bytes takes no more than a sum.
+    for at, message in enumerate(messages):
+        if message.role != "assistant":
+            size += message.result_bytes
+            continue
+        if size > most:
+            fitted[start:at] = _fit_step(messages[start:at], most, keep=keep)
+        start, size = at + 1, 0
+    if size > most:
+        fitted[start:] = _fit_step(messages[start:], most, keep=keep)
+    return tuple(fitted)
 
 
 def must_cut(messages: Sequence[Message], most: int) -> bool:
@@ -77,9 +84,24 @@ def text_of_result(messages: Iterable[Message], name: str) -> str | None:
     return None
 
 
-def _fit_step(messages: Sequence[Message], most: int) -> Sequence[Message]:
+def _fit_step(messages: Sequence[Message], most: int, *, keep: bool) -> Sequence[Message]:
     share = _fair_share(messages, most)
-    return messages if share is None else [_fit_message(message, share) for message in messages]
+    if share is None:
+        return messages
+    if not keep:
+        return [_fit_message(message, share) for message in messages]
+    return [_keep_fitted(message, share) for message in messages]
+
+
+def _keep_fitted(message: Message, share: int) -> Message:
+    """Return the message within its share, from what is kept of it if it was cut before."""
+    if not message.result_bytes or all(size <= share for size in message.result_tokens):
+        return message
+    found: tuple[Message] | None = message.kept.find("fitted", share)
+    if found is None:
+        found = (_fit_message(message, share),)
+        message.kept.add_copies("fitted", share, found)
+    return found[0]
 
 
 def _fair_share(messages: Sequence[Message], most: int) -> int | None:

@@ -6,7 +6,7 @@ caches, queries and continue-as-new rely on that.
 
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,8 @@ from perdure.tokens import (
     json_tokens,
     text_tokens,
 )
+
+_V = TypeVar("_V")
 
 
 # Fields for which 0 or "" means something else than the default must not use this.
@@ -211,11 +213,49 @@ class ReplyMeta(Value):
     attempts: int = Field(default=1, exclude_if=lambda v: v == 1)
     request_id: str | None = Field(default=None, exclude_if=is_empty)
     request_digest: str | None = Field(default=None, exclude_if=is_empty)
-    """SHA-256 of the exact request that the provider got, as canonical JSON."""
+    """Digest of the exact request that the provider got: equal digests mean equal requests."""
     errors: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Models that failed, and requests that were refused, before this model answered, each with the error."""
     hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
     """Verdicts of hooks about the call."""
+
+
+class Kept:
+    """Values that were made of a message and are kept for the next call that shows it: one for each purpose.
+
+    A message never changes, so a value holds for as long as its key does. A value for another key takes its place.
+    """
+
+    __slots__ = ("_copies", "_sizes", "_values", "size_bytes")
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[object, Any]] = {}
+        self._sizes: dict[str, int] = {}
+        self._copies: dict[str, tuple[Message, ...]] = {}
+        self.size_bytes = 0
+        """Bytes of the values, as their makers count them."""
+
+    def find(self, purpose: str, key: object) -> Any:
+        """Return the value that is kept for that purpose and key, or None."""
+        found = self._values.get(purpose)
+        return found[1] if found is not None and found[0] == key else None
+
+    def add(self, purpose: str, key: object, value: Any, size_bytes: int) -> None:
+        """Keep a value that takes so many bytes."""
+        self.size_bytes += size_bytes - self._sizes.get(purpose, 0)
+        self._values[purpose] = key, value
+        self._sizes[purpose] = size_bytes
+
+    def add_copies(self, purpose: str, key: object, copies: "tuple[Message, ...]") -> None:
+        """Keep other forms of the message. What is kept with them counts too."""
+        self.add(purpose, key, copies, sum(map(size_bytes, copies)))
+        self._copies[purpose] = copies
+
+    def all_bytes(self) -> int:
+        """Return the bytes of the values, and of what is kept with other forms of the message."""
+        if not self._copies:
+            return self.size_bytes
+        return self.size_bytes + sum(copy.kept_bytes for copies in self._copies.values() for copy in copies)
 
 
 class Message(Value):
@@ -270,6 +310,41 @@ class Message(Value):
         # Cached: each step looks at every message of the view.
         return tuple(part.blob for part in media_of(self) if part.blob)
 
+    @cached_property
+    def token_bound(self) -> int:
+        """Upper bound of the tokens that a model reads in the message."""
+        # Cached: each call counts what it sends.
+        return _estimate_tokens(self)
+
+    @cached_property
+    def called(self) -> tuple[str, ...]:
+        """Names of the tools that it calls."""
+        return tuple(call.name for call in self.tool_calls)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """Values that were made of the message, such as its JSON in a provider's format."""
+        return Kept()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the values in `kept`."""
+        kept: Kept | None = self.__dict__.get("kept")
+        return 0 if kept is None else kept.all_bytes()
+
+    def __copy__(self) -> Self:
+        """Return a copy without the values that were computed from this message: a copy is made to be changed."""
+        return self._without_computed(super().__copy__())
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return a copy as `__copy__` does."""
+        return self._without_computed(super().__deepcopy__(memo))
+
+    def _without_computed(self, copied: Self) -> Self:
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
     @property
     def all_blobs(self) -> tuple[str, ...]:
         """Names of every blob that it needs: its media, and the whole texts of results that were cut."""
@@ -297,6 +372,10 @@ _CALL_TOKENS: Final = 24
 
 def estimated_tokens(message: Message) -> int:
     """Return an upper bound of the tokens that a model reads in the message."""
+    return message.token_bound
+
+
+def _estimate_tokens(message: Message) -> int:
     parts = sum(_FRAME_TOKENS + part_tokens(part) for part in message.parts)
     # The scripted model counts the JSON, at four bytes a token; a script may have an answer of many small parts.
     sent = message.model_dump_json(exclude={"meta": True, "parts": {"__all__": _UNCOUNTED}})

@@ -185,7 +185,7 @@ class Reply:
     request_id: str | None = None
     """Provider's id of the call."""
     request_digest: str | None = None
-    """Digest of the request as it was sent (see `digest`): equal digests mean equal requests."""
+    """Digest of the request as it was sent: equal digests mean equal requests to the same provider."""
 
 
 ModelEvent = TextDelta | ThinkingDelta | ArgumentsDelta | UsageSoFar | Reply

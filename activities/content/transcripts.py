@@ -10,6 +10,7 @@ it made the calls before. The rest it queries from the run, page by page. Querie
    the run did not take. `ModelInput.tail` proves the end; where it differs, the entry is filled anew.
 3. The cache is bounded in bytes and may drop an entry at any time. An entry that is being filled lives as
    long as the call that fills it.
+4. A message is rendered once for a provider, and what was made of it is kept with it. The bound counts that too.
 """
 
 import asyncio
@@ -76,6 +77,9 @@ class _Entry:
     with_blobs: list[int] = field(default_factory=list[int])
     """Positions, in the transcript, of the messages that name blobs; few, so that no step reads them all."""
     size_bytes: int = 0
+    """Bytes of the messages as JSON, of the results, and of what is kept with the messages."""
+    kept_bytes: int = 0
+    """Part of `size_bytes` that is kept with the messages, as it was counted last."""
     reader: bytes = b""
     """Task token of the attempt that read the entry last.
 
@@ -103,6 +107,11 @@ class Transcripts:
         self._summaries: LRUCache[str, str] = LRUCache(_SUMMARY_CAPACITY)
         self._pending_specs: dict[str, asyncio.Future[AgentSpec]] = {}
         self._bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all entries, as they were counted last."""
+        return self._bytes
 
     async def get_view(self, call: ModelInput) -> ModelView:
         """Return the messages that the call sends, queried from the run where they are not cached.
@@ -174,6 +183,15 @@ class Transcripts:
         entry = self._entries.get(_key())
         if entry is not None and entry.end == length and entry.reader == activity.info().task_token:
             self._add(entry, [message])
+
+    def count_kept(self) -> None:
+        """Count what a call has kept with the messages of its run, against the cache's bound."""
+        entry = self._entries.get(_key())
+        if entry is not None:
+            kept = sum([message.kept_bytes for message in entry.messages])
+            kept += entry.pin[1].kept_bytes if entry.pin is not None else 0
+            grown, entry.kept_bytes = kept - entry.kept_bytes, kept
+            self._grow(entry, grown)
 
     def add_result(self, result: ToolResult) -> None:
         """Cache a tool's result, so that the next step needs no query for it."""

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from hashlib import sha256
+from typing import Any, Final
 
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import (
@@ -21,7 +22,6 @@ from perdure.messages import (
     Usage,
     media_of,
     part_tokens,
-    size_bytes,
 )
 from perdure.model import (
     ModelConfig,
@@ -33,7 +33,6 @@ from perdure.model import (
     ThinkingDelta,
     UsageSoFar,
     canonical_json,
-    digest,
 )
 
 
@@ -144,20 +143,46 @@ class ScriptedModel:
 def _count_input(request: ModelRequest) -> int:
     tools = canonical_json([tool.model_dump() for tool in request.tools])
     fixed = _tokens(len(request.instructions.encode()) + len(tools))
-    # No provider is sent `meta`, and none bills for it.
-    sent = (message.model_copy(update={"meta": None}) for message in request.messages)
-    return fixed + sum(_message_tokens(message) for message in sent)
+    return fixed + sum([_shown(message).tokens for message in request.messages])
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Message as this model is shown it: without `meta`, which no provider is sent, and none bills for."""
+
+    tokens: int
+    digest: bytes
+
+
+def _shown(message: Message) -> _Shown:
+    """Return the tokens and the digest of a message, counted once."""
+    found: _Shown | None = message.kept.find("scripted", None)
+    if found is None:
+        found = _show(message)
+        message.kept.add("scripted", None, found, _SHOWN_BYTES)
+    return found
+
+
+def _show(message: Message) -> _Shown:
+    content = message.model_dump_json(exclude={"meta"}).encode()
+    media = media_of(message)
+    encoded = sum(len(part.data or "") for part in media)
+    tokens = _tokens(len(content) - encoded) + sum(part_tokens(part) for part in media)
+    return _Shown(tokens, sha256(content).digest())
+
+
+_SHOWN_BYTES: Final = 160
+
+
+def _request_digest(request: ModelRequest) -> str:
+    digest = sha256(request.instructions.encode(errors="surrogatepass") + b"\0")
+    digest.update(b"".join([_shown(message).digest for message in request.messages]))
+    return digest.hexdigest()
 
 
 def _tokens(byte_count: int) -> int:
     """Return the count of this model for text: four bytes a token."""
     return -(-byte_count // 4)
-
-
-def _message_tokens(message: Message) -> int:
-    media = media_of(message)
-    encoded = sum(len(part.data or "") for part in media)
-    return _tokens(size_bytes(message) - encoded) + sum(part_tokens(part) for part in media)
 
 
 def _size_bytes(part: Part) -> int:
@@ -181,7 +206,5 @@ def _build_reply(request: ModelRequest, line: Line, input_tokens: int) -> Reply:
         parts=tuple(parts),
         stop=stop,
         usage=line.usage or Usage(input_tokens=input_tokens, output_tokens=_tokens(output_bytes)),
-        request_digest=digest(
-            [request.instructions, [message.model_dump(exclude={"meta"}) for message in request.messages]]
-        ),
+        request_digest=_request_digest(request),
     )

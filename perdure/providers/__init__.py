@@ -65,6 +65,15 @@ if TYPE_CHECKING:
     from perdure.providers.draft import Block, ReplyDraft, parse_tool_call
     from perdure.providers.failures import is_context_overflow, kind_of_status, one_line, parse_retry_after
     from perdure.providers.options import ProviderOptions, read_options, reject_setting
+    from perdure.providers.rendering import (
+        Body,
+        Piece,
+        encode_json,
+        join_body,
+        marked_turns,
+        render_turn,
+        split_turns,
+    )
 
 _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
@@ -91,6 +100,9 @@ _EXPORTS = {
     "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
     "perdure.providers.failures": ("is_context_overflow", "kind_of_status", "one_line", "parse_retry_after"),
     "perdure.providers.options": ("ProviderOptions", "read_options", "reject_setting"),
+    "perdure.providers.rendering": (
+        *("Body", "Piece", "encode_json", "join_body", "marked_turns", "render_turn", "split_turns"),
+    ),
 }
 _HOME = {name: home for home, names in _EXPORTS.items() for name in names}
 
@@ -101,6 +113,7 @@ __all__ = [
     "AzureModel",
     "BedrockModel",
     "Block",
+    "Body",
     "CallCount",
     "CallDeadline",
     "DefinitionError",
@@ -118,6 +131,7 @@ __all__ = [
     "Opaque",
     "OpenAIModel",
     "Part",
+    "Piece",
     "ProviderOptions",
     "Reply",
     "ReplyDraft",
@@ -133,9 +147,12 @@ __all__ = [
     "attachment_base64",
     "attachment_bytes",
     "digest",
+    "encode_json",
     "estimate_input_tokens",
     "is_context_overflow",
+    "join_body",
     "kind_of_status",
+    "marked_turns",
     "merge_turns",
     "one_line",
     "parse_retry_after",
@@ -144,8 +161,10 @@ __all__ = [
     "put_results_first",
     "read_options",
     "reject_setting",
+    "render_turn",
     "sendable_parts",
     "sendable_text",
+    "split_turns",
     "tools_to_list",
     "unsupported_media_error",
     "unsupported_media_text",

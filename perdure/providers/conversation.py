@@ -106,7 +106,7 @@ def tools_to_list(request: ModelRequest) -> tuple[ToolDefinition, ...]:
     """
     if request.tools:
         return request.tools
-    names = dict.fromkeys(call.name for message in request.messages for call in message.tool_calls)
+    names = dict.fromkeys(name for message in request.messages for name in message.called)
     return tuple(ToolDefinition(name=n, description="", input_schema={"type": "object"}) for n in names)
 
 
@@ -148,6 +148,8 @@ def estimate_input_tokens(request: ModelRequest) -> int:
     fixed = text_tokens(request.instructions)
     if tools:
         fixed += json_tokens(tools) + tool_prompt_tokens(request.config.provider)
+    if not request.blobs:
+        return fixed + sum([message.token_bound for message in request.messages])
     return fixed + sum(estimated_tokens(_with_counts(message, request.blobs)) for message in request.messages)
 
 

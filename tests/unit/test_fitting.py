@@ -94,3 +94,14 @@ def test_late_answer_is_cut_and_readable() -> None:
 def test_small_steps_are_shown_as_they_are() -> None:
     messages = step(["ok"] * 50)
     assert list(fit_results(messages, 4000)) == messages
+
+
+@given(texts=TEXTS, most=st.integers(200, 3000))
+def test_kept_cut_equals_a_new_one(texts: list[tuple[str, int]], most: int) -> None:
+    """The next call gets the same objects; another bound cuts anew."""
+    messages = step([word * count for word, count in texts])
+    for bound in (most, most // 2, most):
+        kept = fit_results(messages, bound, keep=True)
+        assert kept == fit_results(messages, bound)
+        again = fit_results(messages, bound, keep=True)
+        assert all(one is other for one, other in zip(kept, again, strict=True))

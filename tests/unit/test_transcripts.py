@@ -13,6 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from perdure.activities.content.transcripts import StaleTranscript, Transcripts
 from perdure.messages import Image, Message, ReplyMeta, Text, ToolCall, ToolResult, size_bytes
+from perdure.providers.rendering import Turn, render_turn, split_turns
 from perdure.wire.effects import ModelInput, TranscriptView, summary_digest, tail_digest
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.spec import AgentSpec, ResolvedAgent
@@ -352,3 +353,35 @@ async def test_spec_is_queried_once() -> None:
     for _ in range(3):
         assert await desk.attempt(lambda: desk.cache.get_spec(run.spec.full_digest[:16])) == run.spec
     assert desk.cache.queries == 1
+
+
+def bytes_in(cache: Transcripts) -> int:
+    """Return the bytes of all messages in the cache and of what is kept with them, counted anew."""
+    entries = cache._entries.values()
+    return sum(size_bytes(message) + message.kept_bytes for entry in entries for message in entry.messages)
+
+
+async def test_bound_counts_what_is_kept() -> None:
+    """What was made of a message counts against the bound, and goes with its run."""
+    desk = Desk(Transcripts(capacity_bytes=20_000))
+
+    def render(turn: Turn) -> list[str]:
+        return [message.model_dump_json() for message in turn]
+
+    for name in "abcde":
+        desk.run(
+            name, Message.user("x" * 3_000), answer("a", "call-1-1"), results("call-1-1", text="y" * 3_000)
+        )
+
+        async def call() -> None:
+            view = await desk.cache.get_view(want(3))
+            for turn in split_turns(view.messages):
+                render_turn(turn, "format", "flags", render)
+            desk.cache.count_kept()
+            assert all(message.kept_bytes for message in view.messages)
+
+        await desk.attempt(call, run=name)
+        assert desk.cache.held_bytes <= desk.cache.capacity_bytes
+        assert desk.cache.held_bytes == bytes_in(desk.cache)
+    assert await desk.get_view(want(3), run="e")
+    assert desk.cache.held_bytes == bytes_in(desk.cache)
