@@ -86,6 +86,17 @@ def test_summary_replaces_old_messages() -> None:
     assert model_input(state, command).summary == summary_digest("The user wants bread.")
 
 
+def test_overflow_summarizes_what_leaves() -> None:
+    """A provider with less context than the strategy knows of: what its overflow moves out is summarized first."""
+    state = begun(context=Summary(messages=100, tokens=None))
+    for _ in range(4):
+        state = tool_done(answered(state, call("work")))
+    state = answered(state, text="too", stop="context_overflow")
+    state = fold(began(state), written("bread"))
+    assert (state.transcript.summary, state.transcript.window_start > 0) == ("bread", True)
+    assert isinstance(decide(state), CallModel)
+
+
 def test_next_summary_covers_the_earlier() -> None:
     state = fold(began(overfull()), written("first"))
     while not isinstance(command := decide(state), Summarize):

@@ -550,6 +550,9 @@ def test_a_reply_that_overflows_the_context_is_not_kept_and_shows_less_next_time
     before = state
     state = answered(state, text="too", stop="context_overflow")
     assert state.messages == before.messages
+    command = decide(state)
+    assert isinstance(command, MoveWindow)
+    state = fold(state, WindowMoved(start=command.start))
     assert state.transcript.window_start > before.transcript.window_start
     assert isinstance(decide(state), CallModel)
     assert fold(state, StepBegan()).ledger.steps == before.ledger.steps + 1, "the same step again"

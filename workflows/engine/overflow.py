@@ -3,7 +3,8 @@
 Rules
 1. The next model of the chain goes first, if it takes over on an overflow.
 2. Results of one step that are most of what the model reads are shown shorter: their bound is halved.
-3. Otherwise the window is cut by half. Where it cannot move, results are shortened all the same.
+3. Otherwise the window is cut by half, as the agent's context strategy does it: with a summary, if it has one. Where
+   it cannot move, results are shortened all the same.
 4. Where nothing helps, the run ends. It says so: with the newest words of the model, the agent's own words for this
    case, or the provider's. The provider's words stand in the error of the result in any case.
 
@@ -19,7 +20,7 @@ from .ends import early_end, failure_of
 from .input_tokens import newest_results, result_bound, shown_tokens, visible_tokens
 from .state import AgentState, End
 from .step import offer_rest
-from .window import half_window_start, move_window
+from .window import half_window_start
 
 MOST_CUTS = 8
 """Cuts in a row after overflows. Each halves something, so more would not help."""
@@ -48,8 +49,11 @@ def _with_less(state: AgentState) -> AgentState | None:
 
 
 def _with_half_window(state: AgentState) -> AgentState | None:
+    """Return the state whose window must move, before the model is asked again."""
     start = half_window_start(state)
-    return move_window(state, start) if start > state.transcript.window_start else None
+    if start <= state.transcript.window_start:
+        return None
+    return replace(state, step=replace(state.step, cut_to=start))
 
 
 def _with_shorter_results(state: AgentState) -> AgentState | None:

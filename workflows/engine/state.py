@@ -146,10 +146,9 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The current step."""
+    """The current step. Counters such as `invalid_steps` outlive it, and begin anew with a turn."""
 
     asking_model: bool = False
-    # Counters such as `invalid_steps` outlive a step. They begin anew with a turn.
     redo: bool = False
     """True when the model call gave no reply: the next one is the same step."""
     calls: tuple[Call, ...] = ()
@@ -182,6 +181,8 @@ class Step:
     """Index before which messages are being summarized; 0: the model call, if any, is the step's."""
     overflow_cuts: int = 0
     """Cuts of the window in a row after the provider reported that the context overflows."""
+    cut_to: int = 0
+    """Start to which the window must move after an overflow, as the agent's context strategy does it."""
     kept_output: object = None
     """Typed answer that stood beside other calls: the output, if no further model call is allowed."""
     cut_replies: int = 0
@@ -198,9 +199,8 @@ class Chain:
     """Index of the model in use."""
     base_model: int = 0
     """Index of the model that the next step begins with."""
-    # For the record in the reply's meta, so that people see why a fallback answered.
     tried: tuple[str, ...] = ()
-    """Models of this step that failed, each with its error."""
+    """Models of this step that failed, each with its error: people see in the reply's meta why another answered."""
 
 
 @dataclass(frozen=True, kw_only=True)

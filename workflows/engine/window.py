@@ -51,6 +51,8 @@ def choose_window(state: AgentState) -> WindowMove:
 def _choose_slide(state: AgentState) -> Keep | MoveTo:
     """Return where the window is to start, so that what the model sees fits both bounds."""
     window, transcript = state.spec.context, state.transcript
+    if state.step.cut_to > transcript.window_start:
+        return MoveTo(start=state.step.cut_to)
     bound = window_tokens(window, state.spec.models[state.chain.model].config)
     visible = len(transcript.messages) - transcript.window_start + (transcript.pinned is not None)
     too_many = window.messages is not None and visible > window.messages
