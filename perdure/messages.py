@@ -135,6 +135,8 @@ class ToolCall(Value):
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
     problem: str | None = Field(default=None, exclude_if=is_empty)
+    extra: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
+    """Fields that only its provider understands, such as a signature. They go back to its model unchanged."""
 
 
 ResultPart = Annotated[Text | Image | Document, Field(discriminator="kind")]
@@ -400,7 +402,8 @@ def part_tokens(part: "Part | ResultPart") -> int:
         case Opaque():
             return json_tokens(part.data)
         case ToolCall():
-            return _CALL_TOKENS + json_tokens([part.name, part.arguments])
+            extra = [part.extra] if part.extra else []
+            return _CALL_TOKENS + json_tokens([part.name, part.arguments, *extra])
         case ToolResult():
             content = sum(_FRAME_TOKENS + part_tokens(piece) for piece in part.content)
             return _CALL_TOKENS + text_tokens(part.name) + content

@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from perdure.agent import Agent
 from perdure.limits import explain
-from perdure.messages import Part, Text, Thinking, ToolCall
+from perdure.messages import Opaque, Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates
@@ -93,6 +93,9 @@ def _number_calls(reply: Reply, step: int) -> list[Part]:
     for part in reply.parts:
         if isinstance(part, Text | Thinking):
             parts.append(part.model_copy(update={"text": fix_surrogates(part.text)}))
+        elif isinstance(part, Opaque):
+            # No history could hold another one, and its provider could not read it either.
+            parts += [] if problem_as_json(part.data) else [part]
         elif not isinstance(part, ToolCall):
             parts.append(part)
         else:
@@ -116,6 +119,8 @@ def _mark_cut_call(parts: list[Part]) -> list[Part]:
 def _ensure_json(call: ToolCall) -> ToolCall:
     """Return the call; with a problem if its arguments cannot be written as JSON and read again."""
     named = call.model_copy(update={"name": fix_surrogates(call.name)})
+    if call.extra and problem_as_json(call.extra):
+        named = named.model_copy(update={"extra": {}})
     problem = problem_as_json(call.arguments)
     if problem is None:
         return named

@@ -160,6 +160,9 @@ def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent
     block = draft.block(keys[-1], "tool_call")
     block.id = id_ or block.id
     block.name = block.name or function.get("name") or ""
+    if extra := call.get("extra_content"):
+        # Gemini signs its thoughts there, and refuses the call without it.
+        block.extra["extra_content"] = extra
     return draft.append(block, function.get("arguments") or "")
 
 

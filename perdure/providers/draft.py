@@ -47,6 +47,8 @@ class Block:
     """Reasoning that the provider sends encrypted, as base64."""
     data: dict[str, Any] = field(default_factory=dict[str, Any])
     """Content of an opaque block: sent back to this provider as it is."""
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of a tool call that only the provider understands: sent back to the model as they are."""
 
     def part(self, provider: str) -> Part | None:
         """Return the finished part, or None for a text or thinking block without content."""
@@ -59,7 +61,8 @@ class Block:
                 thinking = Thinking(text=text, signature=self.signature, redacted=self.redacted)
                 return thinking if shown else None
             case "tool_call":
-                return parse_tool_call(self.id, self.name, text)
+                call = parse_tool_call(self.id, self.name, text)
+                return call.model_copy(update={"extra": self.extra}) if self.extra else call
             case "opaque":
                 return Opaque(provider=provider, data=self.data)
 
@@ -245,4 +248,5 @@ def _mark_cut(block: Block, part: Part) -> Part:
     if not isinstance(part, ToolCall):
         return part
     problem = "the call was cut off by the limit of the reply's length"
-    return _broken_call(part.id, part.name, "".join(block.pieces), problem)
+    broken = _broken_call(part.id, part.name, "".join(block.pieces), problem)
+    return broken.model_copy(update={"extra": part.extra}) if part.extra else broken

@@ -18,6 +18,8 @@ class ProviderOptions(BaseModel):
 
     base_url: str | None = None
     """Address to call in place of the provider's own."""
+    capabilities: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    """Fields of `Capabilities` that are otherwise for this model."""
     extra_body: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Fields to send unchanged, for settings that have no option here."""
 
