@@ -17,6 +17,8 @@ from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
 from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped_prices
+from perdure.providers.capabilities import capabilities_of
+from perdure.providers.schemas import problem_with_tools
 from perdure.stable_schema import StableSchema
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN
@@ -86,7 +88,7 @@ class Agent:
         object.__setattr__(self, "tools", self._check_tools())
         object.__setattr__(self, "hooks", self._check_hooks())
         self._check_bounds()
-        self.output_schema()
+        self._check_models(self.output_schema())
         collect_members(self)  # raises for two different members of one name
 
     @property
@@ -212,6 +214,28 @@ class Agent:
         for name, (value, least) in bounds.items():
             if value < least:
                 raise DefinitionError(f"agent {self.name!r}: {name} must be {least} or more, not {value!r}")
+
+    def _check_models(self, output_schema: dict[str, Any] | None) -> None:
+        """Refuse what the provider of a model would refuse at the first step of every run."""
+        schemas = [
+            (tool.name, tool.input_schema if isinstance(tool, Tool | RemoteTool) else {"type": "object"})
+            for tool in self.tools
+        ]
+        if output_schema is not None:
+            schemas.append((FINAL_ANSWER, output_schema))
+        for config in self.all_models:
+            try:
+                capabilities = capabilities_of(config)
+            except DefinitionError as error:
+                raise DefinitionError(f"agent {self.name!r}: {error}") from None
+            # A model that writes summaries alone is offered no tools.
+            problem = problem_with_tools(schemas if config in self.models else (), capabilities)
+            if problem is not None:
+                problem = problem.replace(f"tool {FINAL_ANSWER!r}", "output_type")
+                raise DefinitionError(
+                    f"agent {self.name!r}: {config.name} would refuse its tools: {problem}; change that, or, where "
+                    'the model does take it, say so in ModelConfig(options={"capabilities": ...})'
+                )
 
     def output_adapter(self) -> "TypeAdapter[Any] | None":
         """Return the validator of the output, or None for plain text."""

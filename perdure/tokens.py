@@ -162,7 +162,7 @@ def _is_common_han(character: str) -> bool:
 
 def image_tokens(data: bytes) -> int:
     """Return an upper bound of the tokens of a picture, by its size in pixels."""
-    size = _image_size(data)
+    size = image_size(data)
     if size is None:
         return LARGEST_IMAGE
     width, height = size
@@ -171,7 +171,7 @@ def image_tokens(data: bytes) -> int:
     return min(max(2 * patches, SMALLEST_IMAGE), LARGEST_IMAGE)
 
 
-def _image_size(data: bytes) -> tuple[int, int] | None:
+def image_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height of a PNG, GIF, JPEG or WebP, or None."""
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":

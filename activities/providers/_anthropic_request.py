@@ -11,24 +11,18 @@ from perdure.providers import (
     EMPTY_TEXT,
     ProviderOptions,
     attachment_base64,
-    attachment_bytes,
+    attachment_text,
+    capabilities_of,
+    make_sendable,
     merge_turns,
-    put_results_after_calls,
     put_results_first,
     read_options,
     reject_setting,
-    sendable_parts,
     tools_to_list,
-    unsupported_media_text,
 )
-
-_IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 _MARKABLE = ("text", "image", "document", "tool_use", "tool_result")
 """Blocks that may carry a caching mark."""
-
-_LEAST_THINKING = 1024
-"""Smallest budget for thinking that the API takes, in tokens."""
 
 
 class AnthropicOptions(ProviderOptions):
@@ -54,11 +48,13 @@ def read_config(config: ModelConfig) -> AnthropicOptions:
         if getattr(config, setting) is not None:
             advice = f'for an older model that knows it, set options={{"extra_body": {{"{setting}": ...}}}}'
             reject_setting(config, setting, advice)
+    capabilities_of(config, "anthropic")
     return read_options(AnthropicOptions, config)
 
 
 def build_body(request: ModelRequest, options: AnthropicOptions) -> dict[str, Any]:
     """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
+    request = make_sendable(request, capabilities_of(request.config, "anthropic"))
     config = request.config
     mark = _cache_mark(options)
     tools = [_tool(tool.name, tool.description, tool.input_schema) for tool in tools_to_list(request)]
@@ -79,7 +75,7 @@ def build_body(request: ModelRequest, options: AnthropicOptions) -> dict[str, An
     if config.stop_sequences:
         body["stop_sequences"] = list(config.stop_sequences)
     if config.thinking is not None:
-        body["thinking"] = _thinking(config.thinking, request.max_tokens)
+        body["thinking"] = _thinking(config.thinking)
     if config.effort is not None:
         body["output_config"] = {"effort": config.effort}
     if options.service_tier is not None:
@@ -112,18 +108,14 @@ def _tool_choice(request: ModelRequest, options: AnthropicOptions) -> dict[str, 
     return None if choice == "auto" else {"type": choice}
 
 
-def _thinking(thinking: Literal["adaptive", "off"] | int, max_tokens: int) -> dict[str, Any]:
+def _thinking(thinking: Literal["adaptive", "off"] | int) -> dict[str, Any]:
     if isinstance(thinking, int):
-        # A budget of the run may leave less than the reply's usual length; thinking is part of it.
-        budget = min(thinking, max_tokens - 1)
-        if budget < _LEAST_THINKING:
-            return {"type": "disabled"}
-        return {"type": "enabled", "budget_tokens": budget}
+        return {"type": "enabled", "budget_tokens": thinking}
     return {"type": "disabled" if thinking == "off" else "adaptive"}
 
 
 def _messages(request: ModelRequest, mark: dict[str, Any]) -> list[dict[str, Any]]:
-    turns = merge_turns(_turn(message, request) for message in put_results_after_calls(request.messages))
+    turns = merge_turns(_turn(message, request.blobs) for message in request.messages)
     messages: list[dict[str, Any]] = [
         {"role": role, "content": _fill_empty(role, blocks)} for role, blocks in turns
     ]
@@ -135,9 +127,10 @@ def _messages(request: ModelRequest, mark: dict[str, Any]) -> list[dict[str, Any
     return messages
 
 
-def _turn(message: Message, request: ModelRequest) -> tuple[str, list[dict[str, Any]]]:
+def _turn(message: Message, blobs: Mapping[str, bytes]) -> tuple[str, list[dict[str, Any]]]:
+    """Return a sendable message as a turn; it depends on nothing else."""
     role = "assistant" if message.role == "assistant" else "user"
-    blocks = [_block(part, request) for part in put_results_first(sendable_parts(message, request.config))]
+    blocks = [_block(part, blobs) for part in put_results_first(message.parts)]
     return role, [block for block in blocks if block is not None]
 
 
@@ -154,7 +147,7 @@ def _mark_end(blocks: list[dict[str, Any]], mark: dict[str, Any]) -> None:
             return
 
 
-def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
+def _block(part: Part, blobs: Mapping[str, bytes]) -> dict[str, Any] | None:
     match part:
         case Text(text=text):
             return {"type": "text", "text": text}
@@ -166,18 +159,17 @@ def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
             # Unsigned, so it was cut off before its end: the API would refuse it.
             return None
         case Image() | Document():
-            return _attachment(part, request.blobs)
+            return _attachment(part, blobs)
         case Opaque(data=data):
             return data
         case ToolCall(id=id_, name=name, arguments=arguments):
             return {"type": "tool_use", "id": id_, "name": name, "input": arguments}
         case ToolResult():
-            return _tool_result(part, request)
+            return _tool_result(part, blobs)
 
 
-def _tool_result(result: ToolResult, request: ModelRequest) -> dict[str, Any]:
-    shown = [part for part in result.content if not (isinstance(part, Text) and not part.text.strip())]
-    content = [_block(part, request) for part in shown]
+def _tool_result(result: ToolResult, blobs: Mapping[str, bytes]) -> dict[str, Any]:
+    content = [_block(part, blobs) for part in result.content]
     block: dict[str, Any] = {"type": "tool_result", "tool_use_id": result.call_id}
     block["content"] = content or [{"type": "text", "text": EMPTY_TEXT}]
     return block | ({"is_error": True} if result.is_error else {})
@@ -186,14 +178,9 @@ def _tool_result(result: ToolResult, request: ModelRequest) -> dict[str, Any]:
 def _attachment(part: Image | Document, blobs: Mapping[str, bytes]) -> dict[str, Any]:
     source = {"type": "base64", "media_type": part.media_type}
     if isinstance(part, Image):
-        if part.media_type not in _IMAGES:
-            return {"type": "text", "text": unsupported_media_text(part, "Anthropic")}
         return {"type": "image", "source": {**source, "data": attachment_base64(part, blobs)}}
     if part.media_type == "application/pdf":
         source["data"] = attachment_base64(part, blobs)
-    elif part.media_type.startswith("text/"):
-        text = attachment_bytes(part, blobs).decode(errors="replace")
-        source = {"type": "text", "media_type": "text/plain", "data": text}
     else:
-        return {"type": "text", "text": unsupported_media_text(part, "Anthropic")}
+        source = {"type": "text", "media_type": "text/plain", "data": attachment_text(part, blobs)}
     return {"type": "document", "source": source, "title": part.name}

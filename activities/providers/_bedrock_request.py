@@ -2,25 +2,35 @@
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from perdure.messages import Document, Image, Message, Opaque, Part, Text, Thinking, ToolCall, ToolResult
+from perdure.messages import (
+    Document,
+    Image,
+    Message,
+    Opaque,
+    Part,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResult,
+    media_of,
+)
 from perdure.model import ModelConfig, ModelRequest
 from perdure.providers import (
     EMPTY_TEXT,
     ProviderOptions,
     attachment_bytes,
+    attachment_text,
+    capabilities_of,
+    make_sendable,
     merge_turns,
-    put_results_after_calls,
-    put_results_first,
     read_options,
     reject_setting,
-    sendable_parts,
     tools_to_list,
-    unsupported_media_text,
 )
 
 _ANSWER_IN_WORDS = "Answer in words now: call no tool."
@@ -76,11 +86,13 @@ def read_config(config: ModelConfig) -> BedrockOptions:
         reject_setting(
             config, "thinking", 'only anthropic.* models are known to; others get theirs by "extra_body"'
         )
+    capabilities_of(config, "bedrock")
     return read_options(BedrockOptions, config)
 
 
 def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
     """Return the arguments of `converse_stream`: the JSON that botocore sends, and the model's id."""
+    request = make_sendable(request, capabilities_of(request.config, "bedrock"))
     body: dict[str, Any] = {
         "modelId": request.config.model,
         "messages": _messages(request, options),
@@ -124,8 +136,8 @@ def _system(request: ModelRequest, options: BedrockOptions) -> list[dict[str, An
 
 def _cache_mark(request: ModelRequest, options: BedrockOptions, *families: str) -> list[dict[str, Any]]:
     """Return a caching mark, or nothing for a model outside the families that take it in that place."""
-    model = request.config.model
-    known = any(name in model for name in families or ("anthropic.", "amazon.nova"))
+    model, capabilities = request.config.model, capabilities_of(request.config, "bedrock")
+    known = any(name in model for name in families) if families else capabilities.caching
     if options.cache is False or not (options.cache or known):
         return []
     ttl = {"ttl": options.cache_ttl} if options.cache_ttl else {}
@@ -151,9 +163,10 @@ def _thinking(config: ModelConfig) -> dict[str, Any]:
 
 
 def _messages(request: ModelRequest, options: BedrockOptions) -> list[dict[str, Any]]:
-    names = _DocumentNames()
-    ordered = put_results_after_calls(request.messages)
-    turns = merge_turns(_turn(message, request, names) for message in ordered)
+    names = _document_names(request.messages)
+    turns = merge_turns(
+        _turn(message, request.blobs, names.get(at, ())) for at, message in enumerate(request.messages)
+    )
     messages: list[dict[str, Any]] = [
         {"role": role, "content": _fill_empty(role, blocks)} for role, blocks in turns
     ]
@@ -165,22 +178,29 @@ def _messages(request: ModelRequest, options: BedrockOptions) -> list[dict[str, 
     return messages
 
 
-class _DocumentNames:
-    """Names of documents as Bedrock takes them: in a small alphabet, and unique in a request."""
+def _document_names(messages: Sequence[Message]) -> dict[int, tuple[str, ...]]:
+    """Return the names of each message's documents as Bedrock takes them: unique in a request, of few characters."""
+    found: dict[int, tuple[str, ...]] = {}
+    counts: dict[str, int] = {}
+    for at, message in enumerate(messages):
+        names: list[str] = []
+        for part in media_of(message) if message.has_attachments else ():
+            if isinstance(part, Document) and part.media_type in _DOCUMENTS:
+                clean = " ".join(re.sub(r"[^A-Za-z0-9()\[\]\-]+", " ", part.name).split()) or "document"
+                counts[clean] = count = counts.get(clean, 0) + 1
+                names.append(clean if count == 1 else f"{clean} ({count})")
+        if names:
+            found[at] = tuple(names)
+    return found
 
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
 
-    def unique_name(self, title: str) -> str:
-        clean = " ".join(re.sub(r"[^A-Za-z0-9()\[\]\-]+", " ", title).split()) or "document"
-        self._counts[clean] = count = self._counts.get(clean, 0) + 1
-        return clean if count == 1 else f"{clean} ({count})"
-
-
-def _turn(message: Message, request: ModelRequest, names: _DocumentNames) -> tuple[str, list[dict[str, Any]]]:
+def _turn(
+    message: Message, blobs: Mapping[str, bytes], names: tuple[str, ...]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return a sendable message as a turn; it depends on nothing else but the names of its documents."""
     role = "assistant" if message.role == "assistant" else "user"
-    parts = put_results_first(sendable_parts(message, request.config))
-    blocks = [_block(part, request, names) for part in parts]
+    left = iter(names)
+    blocks = [_block(part, blobs, left) for part in message.parts]
     return role, [block for block in blocks if block is not None]
 
 
@@ -193,7 +213,7 @@ def _fill_empty(role: str, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]
     return [*blocks, {"text": EMPTY_TEXT}] if needs_text else list(blocks)
 
 
-def _block(part: Part, request: ModelRequest, names: _DocumentNames) -> dict[str, Any] | None:
+def _block(part: Part, blobs: Mapping[str, bytes], names: Iterator[str]) -> dict[str, Any] | None:
     match part:
         case Text(text=text):
             return {"text": text}
@@ -205,31 +225,30 @@ def _block(part: Part, request: ModelRequest, names: _DocumentNames) -> dict[str
             # Unsigned: it was cut off before its end, or its model does not want it back.
             return None
         case Image() | Document():
-            return _attachment(part, request.blobs, names)
+            return _attachment(part, blobs, names)
         case Opaque(data=data):
             return data
         case ToolCall(id=id_, name=name, arguments=arguments):
             return {"toolUse": {"toolUseId": id_, "name": name, "input": arguments}}
         case ToolResult():
-            return {"toolResult": _tool_result(part, request, names)}
+            return {"toolResult": _tool_result(part, blobs, names)}
 
 
-def _tool_result(result: ToolResult, request: ModelRequest, names: _DocumentNames) -> dict[str, Any]:
-    shown = [part for part in result.content if not (isinstance(part, Text) and not part.text.strip())]
-    content = [_block(part, request, names) for part in shown]
+def _tool_result(result: ToolResult, blobs: Mapping[str, bytes], names: Iterator[str]) -> dict[str, Any]:
+    content = [_block(part, blobs, names) for part in result.content]
     # Only some families know `status`: it is sent where it says something.
     status = {"status": "error"} if result.is_error else {}
     return {"toolUseId": result.call_id, "content": content or [{"text": EMPTY_TEXT}], **status}
 
 
-def _attachment(part: Image | Document, blobs: Mapping[str, bytes], names: _DocumentNames) -> dict[str, Any]:
-    formats = _IMAGES if isinstance(part, Image) else _DOCUMENTS
-    if part.media_type not in formats:
-        return {"text": unsupported_media_text(part, "Bedrock")}
-    source = {"format": formats[part.media_type], "source": {"bytes": attachment_bytes(part, blobs)}}
+def _attachment(part: Image | Document, blobs: Mapping[str, bytes], names: Iterator[str]) -> dict[str, Any]:
+    if isinstance(part, Document) and part.media_type not in _DOCUMENTS:
+        # Text of a type that this API has no word for, such as the source of a program.
+        return {"text": f"{part.name}:\n{attachment_text(part, blobs)}"}
+    source = {"bytes": attachment_bytes(part, blobs)}
     if isinstance(part, Image):
-        return {"image": source}
-    return {"document": {**source, "name": names.unique_name(part.name)}}
+        return {"image": {"format": _IMAGES[part.media_type], "source": source}}
+    return {"document": {"format": _DOCUMENTS[part.media_type], "source": source, "name": next(names)}}
 
 
 def as_json(value: Any) -> Any:

@@ -1,23 +1,23 @@
 """Requests in the format of the chat completions API: values in, JSON out."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
-from perdure.messages import Document, Image, Message, Part, Text, ToolCall, ToolResult
+from perdure.messages import Document, Image, Part, Text, Thinking, ToolCall, ToolResult
 from perdure.model import ModelConfig, ModelRequest
 from perdure.providers import (
     EMPTY_TEXT,
     ProviderOptions,
     attachment_base64,
-    attachment_bytes,
+    attachment_text,
+    capabilities_of,
+    make_sendable,
     merge_turns,
-    put_results_after_calls,
     read_options,
     reject_setting,
-    sendable_parts,
-    unsupported_media_text,
 )
 
 from ._openai_servers import server_of
@@ -37,8 +37,8 @@ class OpenAIOptions(ProviderOptions):
     seed: int | None = None
 
 
-def read_config(config: ModelConfig) -> OpenAIOptions:
-    """Read the config's options, and check its settings.
+def read_config(config: ModelConfig, provider: str = "") -> OpenAIOptions:
+    """Read the config's options, and check its settings; `provider` where the config names another.
 
     Raises:
         DefinitionError: an option or a setting that the API does not take.
@@ -48,11 +48,14 @@ def read_config(config: ModelConfig) -> OpenAIOptions:
         reject_setting(config, f"thinking={config.thinking!r}", 'set effort, or thinking="off"')
     if config.thinking == "off" and config.effort is not None:
         reject_setting(config, 'thinking="off" together with effort', "set one of them")
+    capabilities_of(config, provider)
     return read_options(OpenAIOptions, config)
 
 
 def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> dict[str, Any]:
     """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
+    capabilities = capabilities_of(request.config, provider)
+    request = make_sendable(request, capabilities)
     config = request.config
     # Newer models of OpenAI refuse the old name; servers that imitate the API know no other.
     usual_field = "max_completion_tokens" if provider in ("openai", "azure") else "max_tokens"
@@ -69,7 +72,7 @@ def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> 
     }
     return {
         "model": config.model,
-        "messages": _messages(request),
+        "messages": _messages(request, returns_thoughts=capabilities.thinking == "returned"),
         "stream": True,
         **({} if server_of(provider).counts_unasked else _ASK_FOR_USAGE),
         **{key: value for key, value in optional.items() if value is not None},
@@ -90,55 +93,39 @@ def _tools(request: ModelRequest, options: OpenAIOptions) -> dict[str, Any]:
     return {"tools": tools, **choice, "parallel_tool_calls": options.parallel_tool_calls}
 
 
-def _messages(request: ModelRequest) -> list[dict[str, Any]]:
+def _messages(request: ModelRequest, *, returns_thoughts: bool) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions.strip():
         messages.append({"role": "system", "content": request.instructions})
-    ordered = put_results_after_calls(request.messages)
-    turns = (turn for message in ordered for turn in _turns(message, request))
+    turns: list[tuple[str, list[Part]]] = [(message.role, message.parts) for message in request.messages]
     for role, parts in merge_turns(turns):
         match role:
             case "assistant":
-                messages.append(_assistant(parts))
+                messages.append(_assistant(parts, returns_thoughts=returns_thoughts))
             case "tool":
                 messages.extend(_tool_message(part) for part in parts if isinstance(part, ToolResult))
             case _:
-                messages.append({"role": "user", "content": _content(parts, request)})
+                messages.append({"role": "user", "content": _content(parts, request.blobs)})
     return messages
 
 
-def _turns(message: Message, request: ModelRequest) -> list[tuple[str, list[Part]]]:
-    """Split a message into turns of this API's roles; pictures of a tool's result become the user's."""
-    parts = sendable_parts(message, request.config)
-    if message.role == "assistant":
-        return [("assistant", parts)]
-    results: list[Part] = [part for part in parts if isinstance(part, ToolResult)]
-    shown: list[Part] = []
-    for part in parts:
-        shown.extend(_result_files(part) if isinstance(part, ToolResult) else [part])
-    turns = [("tool", results), ("user", shown)]
-    return [turn for turn in turns if turn[1]] or [("user", [])]
-
-
-def _result_files(result: ToolResult) -> list[Part]:
-    # This API takes only text as a tool's result. The line before the files says whose they are.
-    files: list[Part] = [part for part in result.content if not isinstance(part, Text)]
-    if not files:
-        return []
-    return [Text(text=f"Attached to the result of {result.name} ({result.call_id}):"), *files]
-
-
-def _assistant(parts: list[Part]) -> dict[str, Any]:
+def _assistant(parts: list[Part], *, returns_thoughts: bool) -> dict[str, Any]:
     text = "\n\n".join(part.text for part in parts if isinstance(part, Text))
     calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
-    if calls:
-        return {"role": "assistant", "content": text or None, "tool_calls": calls}
-    return {"role": "assistant", "content": text or EMPTY_TEXT}
+    if not calls:
+        return {"role": "assistant", "content": text or EMPTY_TEXT}
+    message = {"role": "assistant", "content": text or None, "tool_calls": calls}
+    if returns_thoughts:
+        # Such a model refuses calls without the thoughts that led to them; another model may have made these.
+        thoughts = "".join(part.text for part in parts if isinstance(part, Thinking))
+        message["reasoning_content"] = thoughts or EMPTY_TEXT
+    return message
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function, **call.extra}
 
 
 def _tool_message(result: ToolResult) -> dict[str, Any]:
@@ -149,27 +136,24 @@ def _tool_message(result: ToolResult) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": result.call_id, "content": text}
 
 
-def _content(parts: list[Part], request: ModelRequest) -> str | list[dict[str, Any]]:
+def _content(parts: list[Part], blobs: Mapping[str, bytes]) -> str | list[dict[str, Any]]:
     # Plain text where that is all: not every server takes a list.
     if len(parts) == 1 and isinstance(parts[0], Text):
         return parts[0].text
-    return [block for part in parts if (block := _block(part, request))] or EMPTY_TEXT
+    return [block for part in parts if (block := _block(part, blobs))] or EMPTY_TEXT
 
 
-def _block(part: Part, request: ModelRequest) -> dict[str, Any] | None:
+def _block(part: Part, blobs: Mapping[str, bytes]) -> dict[str, Any] | None:
     match part:
         case Text(text=text):
             return {"type": "text", "text": text}
         case Image():
-            url = f"data:{part.media_type};base64,{attachment_base64(part, request.blobs)}"
+            url = f"data:{part.media_type};base64,{attachment_base64(part, blobs)}"
             return {"type": "image_url", "image_url": {"url": url}}
         case Document(media_type="application/pdf"):
-            data = f"data:{part.media_type};base64,{attachment_base64(part, request.blobs)}"
+            data = f"data:{part.media_type};base64,{attachment_base64(part, blobs)}"
             return {"type": "file", "file": {"filename": part.name, "file_data": data}}
-        case Document() if part.media_type.startswith("text/"):
-            text = attachment_bytes(part, request.blobs).decode(errors="replace")
-            return {"type": "text", "text": f"{part.name}:\n{text}"}
         case Document():
-            return {"type": "text", "text": unsupported_media_text(part, "chat completions")}
+            return {"type": "text", "text": f"{part.name}:\n{attachment_text(part, blobs)}"}
         case _:
             return None

@@ -82,11 +82,11 @@ class OpenAIModel:
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, settings the API does not have, a missing library, address or key."""
-        self._clients.check(read_config(config).base_url)
+        self._clients.check(read_config(config, self._provider).base_url)
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
-        options = read_config(request.config)
+        options = read_config(request.config, self._provider)
         body = build_body(request, options, self._provider)
         draft = ReplyDraft(request, digest(body | options.extra_body))
         deadline = CallDeadline(request.config)

@@ -46,10 +46,12 @@ if TYPE_CHECKING:
         UsageSoFar,
         digest,
     )
+    from perdure.providers.capabilities import Capabilities, capabilities_of
     from perdure.providers.conversation import (
         EMPTY_TEXT,
         attachment_base64,
         attachment_bytes,
+        attachment_text,
         estimate_input_tokens,
         merge_turns,
         put_results_after_calls,
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
         render_turn,
         split_turns,
     )
+    from perdure.providers.schemas import problem_with_tools
+    from perdure.providers.sendable import make_sendable
 
 _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
@@ -90,8 +94,10 @@ _EXPORTS = {
         *("ArgumentsDelta", "Model", "ModelConfig", "ModelEvent", "ModelRequest", "ModelStop", "Reply"),
         *("TextDelta", "ThinkingDelta", "ToolDefinition", "UsageSoFar", "digest"),
     ),
+    "perdure.providers.capabilities": ("Capabilities", "capabilities_of"),
     "perdure.providers.conversation": (
-        *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "estimate_input_tokens", "merge_turns"),
+        *("EMPTY_TEXT", "attachment_base64", "attachment_bytes", "attachment_text", "estimate_input_tokens"),
+        "merge_turns",
         *("put_results_after_calls", "put_results_first", "sendable_parts", "sendable_text"),
         *("tools_to_list", "unsupported_media_error", "unsupported_media_text"),
     ),
@@ -103,6 +109,8 @@ _EXPORTS = {
     "perdure.providers.rendering": (
         *("Body", "Piece", "encode_json", "join_body", "marked_turns", "render_turn", "split_turns"),
     ),
+    "perdure.providers.schemas": ("problem_with_tools",),
+    "perdure.providers.sendable": ("make_sendable",),
 }
 _HOME = {name: home for home, names in _EXPORTS.items() for name in names}
 
@@ -116,6 +124,7 @@ __all__ = [
     "Body",
     "CallCount",
     "CallDeadline",
+    "Capabilities",
     "DefinitionError",
     "Document",
     "ErrorKind",
@@ -146,17 +155,21 @@ __all__ = [
     "UsageSoFar",
     "attachment_base64",
     "attachment_bytes",
+    "attachment_text",
+    "capabilities_of",
     "digest",
     "encode_json",
     "estimate_input_tokens",
     "is_context_overflow",
     "join_body",
     "kind_of_status",
+    "make_sendable",
     "marked_turns",
     "merge_turns",
     "one_line",
     "parse_retry_after",
     "parse_tool_call",
+    "problem_with_tools",
     "put_results_after_calls",
     "put_results_first",
     "read_options",

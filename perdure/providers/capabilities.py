@@ -111,8 +111,29 @@ class Row:
 
 
 _GEMINI_KEYWORDS: Final = (
-    *("type", "format", "title", "description", "nullable", "enum", "items", "minItems", "maxItems", "properties"),
-    *("required", "minProperties", "maxProperties", "minLength", "maxLength", "pattern", "anyOf", "minimum", "maximum"),
+    *(
+        "type",
+        "format",
+        "title",
+        "description",
+        "nullable",
+        "enum",
+        "items",
+        "minItems",
+        "maxItems",
+        "properties",
+    ),
+    *(
+        "required",
+        "minProperties",
+        "maxProperties",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "anyOf",
+        "minimum",
+        "maximum",
+    ),
 )
 _COMBINED: Final = ("oneOf", "anyOf", "allOf", "enum", "not")
 _SKIPPED: Final = "skip_thought_signature_validator"
@@ -127,7 +148,10 @@ _CLAUDE: Final[dict[str, Any]] = {
     "most_image_side": 8000,
 }
 _CHAT_FAMILIES: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
-    (("mistral", "mixtral", "ministral", "magistral", "codestral", "devstral"), {"call_id": _NINE_LETTERS}),
+    (
+        ("mistral", "mixtral", "ministral", "magistral", "codestral", "devstral"),
+        {"call_id": _NINE_LETTERS, "text_beside_results": False},
+    ),
     (("deepseek",), {"thinking": "returned", "images": (), "documents": (_TEXT,)}),
     (("deepseek-vl", "deepseek-ocr"), {"images": _PHOTOS}),
     (("deepseek-reasoner",), {"forced_tool": False}),
@@ -256,7 +280,14 @@ ROWS: Final[tuple[Row, ...]] = (
     Row(
         providers=("bedrock",),
         family=(
-            *("meta.llama2", "meta.llama3-8b", "meta.llama3-70b", "meta.llama3-1", "meta.llama3-3", "mistral."),
+            *(
+                "meta.llama2",
+                "meta.llama3-8b",
+                "meta.llama3-70b",
+                "meta.llama3-1",
+                "meta.llama3-3",
+                "mistral.",
+            ),
             *("deepseek.", "cohere.", "ai21.", "amazon.titan", "openai.gpt-oss", "qwen."),
         ),
         fields={"images": ()},

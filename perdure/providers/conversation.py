@@ -132,6 +132,12 @@ def attachment_base64(part: Image | Document, blobs: Mapping[str, bytes]) -> str
     return base64.b64encode(attachment_bytes(part, blobs)).decode()
 
 
+def attachment_text(part: Document, blobs: Mapping[str, bytes]) -> str:
+    """Return the text of a document of text; raises as `attachment_bytes` does."""
+    # No request can hold a zero byte in a text.
+    return attachment_bytes(part, blobs).decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def unsupported_media_error(part: Image | Document, provider: str) -> ModelError:
     """Return the error for a media type that the provider does not read."""
     return ModelError("bad_request", f"{provider} does not read {part.kind}s of type {part.media_type!r}")
