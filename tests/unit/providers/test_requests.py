@@ -19,15 +19,16 @@ from perdure.messages import (
     ToolResult,
 )
 from perdure.model import ModelConfig, ModelRequest, Reply, ToolDefinition
+from tests.pictures import PDF as PDF64
+from tests.pictures import PNG as PNG64
+from tests.pictures import png
 
 from .conftest import Wire
 from .dialects import StubCall, StubReply, anthropic_block, anthropic_close, anthropic_open, sse
 
 SEARCH = ToolDefinition(name="search", description="Search.", input_schema={"type": "object"})
 FETCH = ToolDefinition(name="fetch", description="", input_schema={"type": "object"})
-PNG = b"\x89PNG"
-PDF = b"%PDF-"
-PNG64, PDF64 = base64.b64encode(PNG).decode(), base64.b64encode(PDF).decode()
+PNG = png()
 MARK = {"cache_control": {"type": "ephemeral"}}
 POINT = {"cachePoint": {"type": "default"}}
 UNMARKED = {"options": {"cache": False}}
@@ -112,7 +113,7 @@ async def test_anthropic_results_come_first(
             ],
         },
     ]
-    assert body["tools"][1] == {"name": "fetch", "input_schema": {"type": "object"}}
+    assert body["tools"][1] == {"name": "fetch", "input_schema": {"type": "object", "properties": {}}}
     assert "tool_choice" not in body
 
 
@@ -190,7 +191,7 @@ async def test_neighbours_of_a_role_are_merged(wire: Wire) -> None:
     body = await wire.body_of(
         wire.request(UNMARKED if wire.dialect.name != "openai" else {}, messages=conversation)
     )
-    assert [message["role"] for message in body["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
     assert "b" in str(body["messages"][0])
     assert "d" in str(body["messages"][1])
 
