@@ -77,6 +77,8 @@ class Capabilities:
     """Most documents in a request."""
     most_document_bytes: int | None = None
     """Most bytes of a document, before they are encoded."""
+    most_bytes_of_files: int | None = None
+    """Most bytes of all images and documents of a request, before they are encoded."""
     files_in_results: bool = True
     """True: a tool's result may hold images and documents. False: they follow the results, as the user's."""
     text_beside_results: bool = True
@@ -174,7 +176,8 @@ ROWS: Final[tuple[Row, ...]] = (
             "most_images": 100,
             "most_image_bytes": 5 * _MIB * 3 // 4,  # five MiB of base64
             "documents": (_PDF, _TEXT),
-            "most_document_bytes": 32 * _MIB * 3 // 4,
+            "most_document_bytes": 22 * _MIB,
+            "most_bytes_of_files": 22 * _MIB,  # 32 MB in all, of which base64 takes a third more
             "output_schema": True,
             "paused_turns": True,
         },
@@ -194,14 +197,15 @@ ROWS: Final[tuple[Row, ...]] = (
         fields={
             "most_tools": 128,
             "most_images": 500,
-            "most_image_bytes": 50 * _MIB * 3 // 4,
-            "most_document_bytes": 50 * _MIB * 3 // 4,
+            "most_image_bytes": 35 * _MIB,
+            "most_document_bytes": 35 * _MIB,
+            "most_bytes_of_files": 35 * _MIB,  # 50 MB in all
             "output_schema": True,
         },
     ),
     Row(
         providers=("azure", "responses"),
-        fields={"most_tools": 128, "most_document_bytes": 50 * _MIB * 3 // 4, "output_schema": True},
+        fields={"most_tools": 128, "most_bytes_of_files": 35 * _MIB, "output_schema": True},
     ),
     # Nobody knows what such a server stands before: it may be a model of Mistral's under any name.
     Row(providers=_LOCAL, fields={"call_id": _NINE_LETTERS, "files_in_results": False}),
@@ -258,6 +262,7 @@ ROWS: Final[tuple[Row, ...]] = (
             "files_in_results": True,
             "text_beside_results": True,
             "caching": True,
+            "most_bytes_of_files": 18 * _MIB,  # 25 MB in all
         },
     ),
     Row(providers=("bedrock",), family=("amazon.nova-micro",), fields={"images": (), "documents": (_TEXT,)}),

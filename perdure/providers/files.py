@@ -1,9 +1,9 @@
 """Images and documents as a model takes them: under their real type, or in words. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from perdure.media import decode, in_words, problem_with_bytes, sniff_media_type
-from perdure.messages import Document, Image, Text
+from perdure.messages import Document, Image, Message, Text, media_of
 from perdure.tokens import image_size
 
 from .capabilities import Capabilities
@@ -64,6 +64,61 @@ def matches(media_type: str, known: Iterable[str]) -> bool:
     """Check whether a media type is among those; "text/*" stands for all of text."""
     kind = media_type.partition("/")[0]
     return any(each in (media_type, f"{kind}/*") for each in known)
+
+
+def hidden_files(
+    messages: Sequence[Message], capabilities: Capabilities, blobs: Mapping[str, bytes]
+) -> dict[int, tuple[int, int]]:
+    """Return how many images and documents, from the first, each message must not show: newer ones fill the request.
+
+    The oldest go, some at a time: each change of an old message makes the provider's cache useless.
+    """
+    files = [
+        (at, part)
+        for at, message in enumerate(messages)
+        if message.has_attachments
+        for part in media_of(message)
+    ]
+    if not files:
+        return {}
+    kinds = [part.kind for _, part in files]
+    oldest = _oldest(
+        [_size(part, capabilities, blobs) for _, part in files], capabilities.most_bytes_of_files
+    )
+    images = _oldest([1] * kinds.count("image"), capabilities.most_images)
+    documents = _oldest([1] * kinds.count("document"), capabilities.most_documents)
+    left = {
+        "image": max(images, kinds[:oldest].count("image")),
+        "document": max(documents, kinds[:oldest].count("document")),
+    }
+    hidden: dict[int, tuple[int, int]] = {}
+    for at, part in files:
+        if left[part.kind]:
+            left[part.kind] -= 1
+            counted = hidden.get(at, (0, 0))
+            is_image = part.kind == "image"
+            hidden[at] = (counted[0] + is_image, counted[1] + (not is_image))
+    return hidden
+
+
+def _oldest(weights: Sequence[int], most: int | None) -> int:
+    """Return how many of the oldest must go so that the weights of the others are at most so much together."""
+    if most is None or sum(weights) <= most:
+        return 0
+    step = max(1, most // 4)
+    excess = -(-(sum(weights) - most) // step) * step
+    for count, weight in enumerate(weights, 1):
+        excess -= weight
+        if excess <= 0:
+            return count
+    return len(weights)
+
+
+def _size(part: Image | Document, capabilities: Capabilities, blobs: Mapping[str, bytes]) -> int:
+    """Return the bytes of a file, or 0 if it stands in words anyway."""
+    size = len(blobs.get(part.blob, b"")) if part.blob is not None else len(part.data or "") * 3 // 4
+    most = capabilities.most_image_bytes if part.kind == "image" else capabilities.most_document_bytes
+    return 0 if most is not None and size > most else size
 
 
 def _with_real_type(part: Image | Document, data: bytes) -> Image | Document:

@@ -9,7 +9,7 @@ Rules
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final, TypeVar, cast
@@ -26,14 +26,13 @@ from perdure.messages import (
     Thinking,
     ToolCall,
     ToolResult,
-    media_of,
 )
 from perdure.model import ModelConfig, ModelRequest, ToolDefinition, canonical_json
 from perdure.texts import fix_surrogates
 
 from .capabilities import Capabilities
 from .conversation import EMPTY_TEXT
-from .files import sendable_file
+from .files import hidden_files, sendable_file
 from .schemas import sendable_schema
 from .turns import order_turns
 
@@ -69,7 +68,7 @@ def make_sendable(request: ModelRequest, capabilities: Capabilities) -> ModelReq
     """Return the request as the model takes it; every adapter begins with it."""
     config = request.config
     ordered, left_out = order_turns(request.messages, config.provider)
-    flags = _flags(ordered, left_out, capabilities)
+    flags = _flags(ordered, left_out, capabilities, request.blobs)
     messages: list[Message] = []
     for message, flag in zip(ordered, flags, strict=True):
         messages += sendable_message(message, config, capabilities, request.blobs, flag)
@@ -305,48 +304,29 @@ def sendable_tool(tool: ToolDefinition, capabilities: Capabilities) -> ToolDefin
 # -- the conversation
 
 
-def _flags(messages: Sequence[Message], left_out: frozenset[str], capabilities: Capabilities) -> list[Flags]:
+def _flags(
+    messages: Sequence[Message],
+    left_out: frozenset[str],
+    capabilities: Capabilities,
+    blobs: Mapping[str, bytes],
+) -> list[Flags]:
     """Return the flags of each message."""
-    hidden_images = _hidden(messages, "image", capabilities.most_images)
-    hidden_documents = _hidden(messages, "document", capabilities.most_documents)
+    hidden = hidden_files(messages, capabilities, blobs)
     ends_open = bool(messages) and messages[-1].role == "assistant"
-    if not (left_out or hidden_images or hidden_documents or ends_open):
+    if not (left_out or hidden or ends_open):
         return [_NO_FLAGS] * len(messages)
     flags: list[Flags] = []
     for at, message in enumerate(messages):
         is_opaque = any(isinstance(part, Opaque) for part in message.parts)
+        images, documents = hidden.get(at, (0, 0))
         flag = Flags(
             left_out=left_out if is_opaque else frozenset(),
-            hidden_images=hidden_images.get(at, 0),
-            hidden_documents=hidden_documents.get(at, 0),
+            hidden_images=images,
+            hidden_documents=documents,
             is_last=ends_open and at == len(messages) - 1,
         )
         flags.append(flag)
     return flags
-
-
-def _hidden(messages: Iterable[Message], kind: str, most: int | None) -> dict[int, int]:
-    """Return how many files of a kind each message must not show, so that a request has at most so many.
-
-    The oldest go, some at a time: each change of an old message makes the provider's cache useless.
-    """
-    if most is None:
-        return {}
-    counts = {
-        at: sum(part.kind == kind for part in media_of(message))
-        for at, message in enumerate(messages)
-        if message.has_attachments
-    }
-    excess = sum(counts.values()) - most
-    if excess <= 0:
-        return {}
-    step = max(1, most // 4)
-    excess = -(-excess // step) * step
-    hidden: dict[int, int] = {}
-    for at, count in counts.items():
-        hidden[at] = min(count, excess)
-        excess -= hidden[at]
-    return hidden
 
 
 _FILLER: Final = Message(role="assistant", parts=[Text(text=EMPTY_TEXT)])

@@ -9,6 +9,7 @@ Rules
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from perdure.messages import Message, Opaque
 
@@ -39,7 +40,7 @@ def own_tools(message: Message, provider: str) -> OwnTools:
     )
 
 
-def _is_call(block: dict[str, object]) -> bool:
+def _is_call(block: dict[str, Any]) -> bool:
     return str(block.get("type", "")).endswith("tool_use") and "id" in block
 
 
@@ -60,7 +61,8 @@ def _unpaired(messages: list[Message], tools: list[OwnTools]) -> frozenset[str]:
     """Return the ids of calls that are neither answered nor open, and of results without a call before them."""
     last = max(at for at, message in enumerate(messages) if message.role == "assistant")
     # A turn that somebody stopped, or that was cut, is not gone on with.
-    goes_on = messages[last].meta is None or messages[last].meta.stop in ("pause_turn", "tool_calls")
+    meta = messages[last].meta
+    goes_on = meta is None or meta.stop in ("pause_turn", "tool_calls")
     called: set[str] = set()
     answered: set[str] = set()
     unpaired: set[str] = set()
@@ -83,8 +85,8 @@ def _move_users_before(messages: list[Message], tools: list[OwnTools], at: int) 
     begin = at
     while begin and _belongs(messages, tools, begin - 1):
         begin -= 1
-    for values in (messages, tools):
-        values[begin:stop] = [*values[end:stop], *values[begin:end]]  # type: ignore[misc]
+    messages[begin:stop] = [*messages[end:stop], *messages[begin:end]]
+    tools[begin:stop] = [*tools[end:stop], *tools[begin:end]]
 
 
 def _belongs(messages: list[Message], tools: list[OwnTools], at: int) -> bool:

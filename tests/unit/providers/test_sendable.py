@@ -166,6 +166,15 @@ def test_newest_images_are_shown(model: str, most: int) -> None:
     assert first.count("newer ones leave no room") == second.count("newer ones leave no room") == most // 4
 
 
+def test_files_fit_together() -> None:
+    """The provider bounds the whole request: the oldest files stand in words."""
+    large = [Image(blob=f"b{n}") for n in range(8)]
+    blobs = {f"b{n}": png(bytes(3 * 2**20)) for n in range(8)}
+    body = taken_body(request(CLAUDE, *(Message.user([image]) for image in large), blobs=blobs))
+    kinds = [block["type"] for block in body["messages"][0]["content"]]
+    assert kinds == ["text"] * 2 + ["image"] * 6
+
+
 def test_files_follow_results_where_none_fit_in() -> None:
     """Chat completions, and most models of Bedrock, take only text as a tool's result."""
     messages = (*step("x:y")[:2], result("call-1-1", "search", Text(text="pic"), Image(data=PNG)))
