@@ -79,7 +79,7 @@ def _map_inside(schema: Schema, change: Any) -> Schema:
         if key in _ONE_INSIDE and isinstance(value, dict):
             new: Any = change(value)
         elif key in _LIST_INSIDE and isinstance(value, list):
-            new = [change(item) for item in cast("list[Any]", value)]
+            new = [change(item) for item in _listed(value)]
         elif key in _MAP_INSIDE and isinstance(value, dict):
             new = {name: change(item) for name, item in cast("dict[str, Any]", value).items()}
         else:
@@ -146,8 +146,8 @@ def _target(reference: str, root: Schema) -> Schema | None:
         key = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and key in found:
             found = cast("dict[str, Any]", found)[key]
-        elif isinstance(found, list) and key.isdecimal() and int(key) < len(cast("list[Any]", found)):
-            found = cast("list[Any]", found)[int(key)]
+        elif key.isdecimal() and int(key) < len(_listed(found)):
+            found = _listed(found)[int(key)]
         else:
             return None
     return cast("Schema", found) if isinstance(found, dict) else None
@@ -216,11 +216,11 @@ def _reword(node: Schema, keywords: frozenset[str]) -> Schema:
         node = {**merged, **node}
     if "nullable" in keywords:
         node = _name_null(node)
-    values = node.get("enum")
-    if isinstance(values, list) and not all(isinstance(value, str) for value in cast("list[Any]", values)):
+    values = _listed(node.get("enum"))
+    if not all(isinstance(value, str) for value in values):
         # Such a provider takes texts alone there.
         del node["enum"]
-        shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in cast("list[Any]", values))
+        shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
         node["description"] = f"{node.get('description', '')} One of: {shown}.".strip()
     if "format" in node and node["format"] not in _FORMATS:
         del node["format"]
@@ -229,28 +229,27 @@ def _reword(node: Schema, keywords: frozenset[str]) -> Schema:
 
 def _name_null(node: Schema) -> Schema:
     """Return the schema with `nullable` in place of the type null."""
-    kinds = node.get("type")
-    if isinstance(kinds, list):
-        named = [kind for kind in cast("list[Any]", kinds) if kind != "null"]
-        if len(named) != len(cast("list[Any]", kinds)):
-            node["nullable"] = True
+    kinds = _listed(node.get("type"))
+    named = [kind for kind in kinds if kind != "null"]
+    if kinds:
         del node["type"]
-        if len(named) == 1:
-            node["type"] = named[0]
-        elif named:
-            node["anyOf"] = [{"type": kind} for kind in named]
-    choices = node.get("anyOf")
-    if isinstance(choices, list):
-        others = [choice for choice in cast("list[Any]", choices) if choice != {"type": "null"}]
-        if len(others) != len(cast("list[Any]", choices)):
-            node["nullable"] = True
-            node["anyOf"] = others
-        if len(others) == 1 and isinstance(others[0], dict):
-            del node["anyOf"]
-            node = {**_name_null(dict(cast("Schema", others[0]))), **node}
-        elif not others:
-            del node["anyOf"]
-    return node
+        node |= {"nullable": True} if len(named) != len(kinds) else {}
+        node |= {"type": named[0]} if len(named) == 1 else {"anyOf": [{"type": kind} for kind in named]}
+    choices = _listed(node.get("anyOf"))
+    others = [choice for choice in choices if choice != {"type": "null"}]
+    if len(others) == len(choices):
+        return node
+    node = {**node, "nullable": True, "anyOf": others}
+    if len(others) > 1:
+        return node
+    del node["anyOf"]
+    only = others[0] if others else {}
+    return {**_name_null(dict(cast("Schema", only))), **node} if isinstance(only, dict) else node
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is, and anything else as an empty one."""
+    return list[Any](value) if isinstance(value, list) else []  # pyright: ignore[reportUnknownArgumentType]
 
 
 def problem_with_tools(
