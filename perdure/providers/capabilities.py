@@ -103,13 +103,14 @@ class Row:
     providers: tuple[str, ...]
     """Names of providers; empty: every provider without rows of its own."""
     family: tuple[str, ...] = ()
-    """Pieces of a model's name, of which one must be in it; empty: every model of the provider."""
+    """Pieces of "provider:model", of which one must be in it; empty: every model of the provider."""
     fields: dict[str, Any]
 
     def fits(self, provider: str, model: str) -> bool:
         """Check whether the row applies to a model."""
         named = provider in self.providers if self.providers else provider not in NAMED_PROVIDERS
-        return named and (not self.family or any(piece in model for piece in self.family))
+        name = f"{provider}:{model}"
+        return named and (not self.family or any(piece in name for piece in self.family))
 
 
 _GEMINI_KEYWORDS: Final = (
