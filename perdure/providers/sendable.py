@@ -42,6 +42,7 @@ GO_ON: Final = "Go on."
 """Words of the user where a provider wants to hear the user last."""
 LEAST_THINKING: Final = 1024
 """Smallest budget for thinking that providers take, in tokens."""
+_KEPT: Final = "sendable"
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _SHORT_ID: Final = 9
 _MOST_NAME: Final = 64
@@ -71,7 +72,7 @@ def make_sendable(request: ModelRequest, capabilities: Capabilities) -> ModelReq
     flags = _flags(ordered, left_out, capabilities, request.blobs)
     messages: list[Message] = []
     for message, flag in zip(ordered, flags, strict=True):
-        messages += sendable_message(message, config, capabilities, request.blobs, flag)
+        messages += _kept_form(message, config, capabilities, request.blobs, flag)
     messages = _with_ends(messages, capabilities)
     instructions = clean_text(request.instructions)
     if instructions.strip() and not capabilities.system_prompt:
@@ -91,6 +92,28 @@ def make_sendable(request: ModelRequest, capabilities: Capabilities) -> ModelReq
 
 
 # -- a message
+
+
+def _kept_form(
+    message: Message,
+    config: ModelConfig,
+    capabilities: Capabilities,
+    blobs: Mapping[str, bytes],
+    flags: Flags,
+) -> tuple[Message, ...]:
+    """Return what `sendable_message` makes of the message; made once, and kept on it."""
+    if message.has_attachments:
+        return sendable_message(message, config, capabilities, blobs, flags)
+    key = (config.name, capabilities, flags)
+    found: tuple[Message, ...] | None = message.kept.find(_KEPT, key)
+    if found is None:
+        found = sendable_message(message, config, capabilities, blobs, flags)
+        if len(found) == 1 and found[0] is message:
+            # Empty, for a message that needs no other form: it must not keep itself.
+            message.kept.add(_KEPT, key, (), 0)
+        else:
+            message.kept.add_copies(_KEPT, key, found)
+    return found or (message,)
 
 
 def sendable_message(
