@@ -10,6 +10,7 @@ from perdure.messages import Document, Image, Part, Text, Thinking, ToolCall, To
 from perdure.model import ModelConfig, ModelRequest
 from perdure.providers import (
     EMPTY_TEXT,
+    Capabilities,
     ProviderOptions,
     attachment_base64,
     attachment_text,
@@ -72,7 +73,7 @@ def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> 
     }
     return {
         "model": config.model,
-        "messages": _messages(request, returns_thoughts=capabilities.thinking == "returned"),
+        "messages": _messages(request, thoughts=_thoughts_field(capabilities)),
         "stream": True,
         **({} if server_of(provider).counts_unasked else _ASK_FOR_USAGE),
         **{key: value for key, value in optional.items() if value is not None},
@@ -93,7 +94,11 @@ def _tools(request: ModelRequest, options: OpenAIOptions) -> dict[str, Any]:
     return {"tools": tools, **choice, "parallel_tool_calls": options.parallel_tool_calls}
 
 
-def _messages(request: ModelRequest, *, returns_thoughts: bool) -> list[dict[str, Any]]:
+def _thoughts_field(capabilities: Capabilities) -> str | None:
+    return capabilities.thinking_field if capabilities.thinking == "returned" else None
+
+
+def _messages(request: ModelRequest, *, thoughts: str | None) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions.strip():
         messages.append({"role": "system", "content": request.instructions})
@@ -101,7 +106,7 @@ def _messages(request: ModelRequest, *, returns_thoughts: bool) -> list[dict[str
     for role, parts in merge_turns(turns):
         match role:
             case "assistant":
-                messages.append(_assistant(parts, returns_thoughts=returns_thoughts))
+                messages.append(_assistant(parts, thoughts))
             case "tool":
                 messages.extend(_tool_message(part) for part in parts if isinstance(part, ToolResult))
             case _:
@@ -109,16 +114,16 @@ def _messages(request: ModelRequest, *, returns_thoughts: bool) -> list[dict[str
     return messages
 
 
-def _assistant(parts: list[Part], *, returns_thoughts: bool) -> dict[str, Any]:
+def _assistant(parts: list[Part], thoughts_field: str | None) -> dict[str, Any]:
     text = "\n\n".join(part.text for part in parts if isinstance(part, Text))
     calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
-    if not calls:
-        return {"role": "assistant", "content": text or EMPTY_TEXT}
-    message = {"role": "assistant", "content": text or None, "tool_calls": calls}
-    if returns_thoughts:
+    message: dict[str, Any] = {"role": "assistant", "content": text or EMPTY_TEXT}
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
+    thoughts = "".join(part.text for part in parts if isinstance(part, Thinking))
+    if thoughts_field is not None and (thoughts or calls):
         # Such a model refuses calls without the thoughts that led to them; another model may have made these.
-        thoughts = "".join(part.text for part in parts if isinstance(part, Thinking))
-        message["reasoning_content"] = thoughts or EMPTY_TEXT
+        message[thoughts_field] = thoughts or EMPTY_TEXT
     return message
 
 

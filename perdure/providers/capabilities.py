@@ -84,8 +84,10 @@ class Capabilities:
     text_beside_results: bool = True
     """False: a turn with results of tools holds nothing else."""
     thinking: ThoughtReturn = "none"
-    """Return of reasoning to the model that gave it: "signed" with its signature, "returned" as plain text beside each
-    call of a tool, or "none"."""
+    """Return of reasoning to the model that gave it: "signed" with its signature, "returned" as plain text, without
+    which the model refuses calls, or "none"."""
+    thinking_field: str = "reasoning_content"
+    """Field of the message in which plain reasoning goes back."""
     call_signature: dict[str, JsonValue] | None = field(default=None, hash=False)
     """Fields of the first call of a message that came from another model, where the provider demands a signature."""
     caching: bool = False
@@ -138,6 +140,11 @@ _GEMINI_KEYWORDS: Final = (
         "maximum",
     ),
 )
+_GEMINI_JSON_KEYWORDS: Final = (
+    *("type", "format", "title", "description", "enum", "items", "prefixItems", "minItems", "maxItems"),
+    *("minimum", "maximum", "anyOf", "oneOf", "properties", "additionalProperties", "required"),
+)
+"""Keywords of its own API, which takes JSON schemas; the compatible one takes those of OpenAPI."""
 _COMBINED: Final = ("oneOf", "anyOf", "allOf", "enum", "not")
 _SKIPPED: Final = "skip_thought_signature_validator"
 _OF_OPENAI: Final = ("openai", "azure", "responses")
@@ -163,6 +170,10 @@ _CHAT_FAMILIES: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
     (
         ("gemini-3", "gemini-4"),
         {"call_signature": {"extra_content": {"google": {"thought_signature": _SKIPPED}}}},
+    ),
+    (
+        ("gpt-oss",),
+        {"thinking": "returned", "thinking_field": "reasoning", "images": (), "documents": (_TEXT,)},
     ),
     (("gpt-3.5", "o1-mini", "o3-mini"), {"images": (), "documents": (_TEXT,)}),
 )
@@ -220,7 +231,7 @@ ROWS: Final[tuple[Row, ...]] = (
         providers=("gemini",),
         fields={
             "tool_name": r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}",
-            "keywords": _GEMINI_KEYWORDS,
+            "keywords": _GEMINI_JSON_KEYWORDS,
             "references": False,
             "images": ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"),
             "documents": (_PDF, _TEXT),

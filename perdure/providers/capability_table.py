@@ -22,6 +22,7 @@ _SHOWN: Final = (
     ("(compatible)", "mistral", "mistral, ministral, magistral, ..."),
     ("(compatible)", "deepseek-chat", "deepseek"),
     ("(compatible)", "kimi", "kimi, glm"),
+    ("(compatible)", "gpt-oss", "gpt-oss"),
     ("(compatible)", "gemini-3", "gemini"),
     ("bedrock", "anthropic.claude", "anthropic"),
     ("bedrock", "amazon.nova-pro", "amazon.nova"),

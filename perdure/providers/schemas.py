@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 _MOST_INLINED: Final = 2000
 """References of one schema that are replaced by what they refer to. Those beyond allow anything."""
 _FORMATS: Final = ("date-time", "enum", "float", "double", "int32", "int64")
-"""Formats that a provider with a list of keywords takes."""
+"""Formats of OpenAPI that providers take."""
 _ONE_INSIDE: Final = (
     *(
         "items",
@@ -214,11 +214,14 @@ def _reword(node: Schema, keywords: frozenset[str]) -> Schema:
         for part in cast("list[Schema]", parts):
             merged |= part
         node = {**merged, **node}
-    if "nullable" in keywords:
-        node = _name_null(node)
+    return _as_openapi(node) if "nullable" in keywords else node
+
+
+def _as_openapi(node: Schema) -> Schema:
+    """Return the schema in the words of OpenAPI, which knows neither the type null nor numbers to choose from."""
+    node = _name_null(node)
     values = _listed(node.get("enum"))
     if not all(isinstance(value, str) for value in values):
-        # Such a provider takes texts alone there.
         del node["enum"]
         shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
         node["description"] = f"{node.get('description', '')} One of: {shown}.".strip()

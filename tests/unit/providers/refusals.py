@@ -331,6 +331,7 @@ REFUSALS: dict[str, Callable[[Body], None]] = {
     "anthropic": refuse_anthropic,
     "bedrock": refuse_bedrock,
     "openai": refuse_chat,
+    "azure": refuse_chat,
     "vllm": refuse_chat,
     "ollama": refuse_chat,
 }

@@ -232,6 +232,19 @@ async def test_user_text_follows_the_results(wire: Wire) -> None:
     assert len(messages) == (4 if wire.dialect.name == "openai" else 3)
 
 
+async def test_each_adapter_makes_its_request_sendable(wire: Wire) -> None:
+    """Whatever the conversation holds: tests of `make_sendable` show what."""
+    conversation = (
+        Message.user([Text(text="half \ud83d"), Image(media_type="image/svg+xml", data="PHN2Zy8+")]),
+        assistant(ToolCall(id="c 1", name="shelf.find"), model="other:model"),
+        results(ToolResult(call_id="c 1", name="shelf.find", content=[Text(text="no such tool")])),
+    )
+    written = str(await wire.body_of(wire.request(messages=conversation, tools=(SEARCH,))))
+    assert "shelf_find" in written
+    assert "'c 1'" not in written
+    assert "cannot be shown to you" in written
+
+
 async def test_past_calls_keep_tools_listed(wire: Wire) -> None:
     """The agent has no tools now."""
     conversation = (

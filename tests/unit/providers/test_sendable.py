@@ -302,8 +302,19 @@ def test_reasoning_goes_back_with_its_calls(model: str) -> None:
     assert body["messages"][1]["reasoning_content"] == "I look."
     body = taken_body(request(model, *step("other:model")))
     assert body["messages"][1]["reasoning_content"] == "(empty)"
+    ended = reply(Thinking(text="Found."), Text(text="Aisle 4."), model=model)
+    body = taken_body(request(model, Message.user("a"), thought, result(), ended, Message.user("b")))
+    assert body["messages"][3]["reasoning_content"] == "Found."
     body = taken_body(request("vllm:qwen3", Message.user("a"), thought, result()))
     assert "reasoning_content" not in str(body)
+
+
+def test_reasoning_goes_back_in_its_field() -> None:
+    thought = reply(
+        Thinking(text="hm"), ToolCall(id="call-1-1", name="search"), model="vllm:openai/gpt-oss-20b"
+    )
+    body = taken_body(request("vllm:openai/gpt-oss-20b", Message.user("a"), thought, result()))
+    assert body["messages"][1]["reasoning"] == "hm"
 
 
 SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk", "b": 1, "a": [None]}}}
