@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from perdure.delays import sensible_delay
 from perdure.errors import RULES, ErrorKind, ModelError
 from perdure.messages import (
     HookRecord,
@@ -135,7 +136,7 @@ class ModelAttempt:
             async for event in events:
                 self.has_answered = True
                 if self._take(event):
-                    return _mask_reply(event)
+                    return _mask_reply(replace(event, usage=self.reply_usage()))
         finally:
             await _close(events)
         # Text without a Reply is no answer: without the provider's own end mark it may be cut anywhere.
@@ -179,12 +180,33 @@ class ModelAttempt:
         """Return the usage of this attempt so far: providers bill for calls that were cut or stopped too."""
         return self.count.cost() if self.count is not None else Usage()
 
+    def reply_usage(self) -> Usage:
+        """Return the usage of the whole reply, within the bounds of what can be."""
+        assert self.count is not None, "the reply came after the request"
+        return self.count.cost(is_whole=True)
+
     def usage_of(self, error: ModelError) -> Usage:
         """Return the usage of this attempt, which has ended with an error."""
         if error.usage is not None:
-            return error.usage
+            return self._sensible(error.usage)
         # A call that was refused, or never reached the provider, costs nothing. One that was late was read.
         return self.usage() if self.has_answered or error.kind == "timeout" else Usage()
+
+    def _sensible(self, usage: Usage) -> Usage:
+        """Return a usage that a provider of the user's counted, with an estimate for what makes no sense in it."""
+        counted = CallCount(self.count.request) if self.count is not None else None
+        if counted is None:
+            return usage
+        counted.count(usage, final=True)
+        return counted.cost()
+
+    def filtered_reply(self, error: ModelError) -> Reply:
+        """Return the reply of a call that a filter of the provider has refused: its words, as a refusal.
+
+        The run, or turn, ends as with a refusal of the model, and what was refused is not sent again.
+        """
+        text = redact_error(error, _LONGEST_MESSAGE)
+        return Reply(parts=(Text(text=text),), stop="refusal", usage=self.usage_of(error), withheld=True)
 
     def partial_reply(self) -> Reply:
         """Return the text read so far as a reply whose stop is "cancelled"."""
@@ -236,10 +258,12 @@ class ModelAttempt:
             unheard=self.unheard,
             retry_in=_auto_retry_delay(error, self.parked_retry),
         )
+        # Also what was set on the error after it was made.
+        delay = sensible_delay(error.retry_after)
         longest = self._longest_reply(spent)
         is_spent = longest is not None and longest < _LEAST_REPLY_TOKENS
         activity.logger.warning("model call failed: %s: %s", error.kind, message)
-        too_long = error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER
+        too_long = delay is not None and delay > LONGEST_RETRY_AFTER
         return ApplicationError(
             message,
             failure,
@@ -249,7 +273,7 @@ class ModelAttempt:
             category=ApplicationErrorCategory.UNSPECIFIED
             if error.kind == "bug"
             else ApplicationErrorCategory.BENIGN,
-            next_retry_delay=None if too_long else error.retry_after,
+            next_retry_delay=None if too_long else delay,
         )
 
 
@@ -325,11 +349,12 @@ def _auto_retry_delay(error: ModelError, parked_retry: timedelta) -> timedelta |
     if not RULES[error.kind].transient:
         return None
     chance = random.random()  # noqa: S311 - no secret
-    if error.kind == "circuit_open" and error.retry_after is not None:
+    delay = sensible_delay(error.retry_after)
+    if error.kind == "circuit_open" and delay is not None:
         # By then this worker's circuit admits a probe. Another worker's may admit the call sooner.
-        return max(error.retry_after, parked_retry / 2) * (1 + chance / 2)
-    if error.retry_after is not None:
-        return max(error.retry_after, parked_retry) * (1 + chance)
+        return max(delay, parked_retry / 2) * (1 + chance / 2)
+    if delay is not None:
+        return max(delay, parked_retry) * (1 + chance)
     return parked_retry * (0.5 + chance)
 
 

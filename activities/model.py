@@ -46,6 +46,7 @@ from perdure.texts import fix_surrogates
 from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress
 from perdure.wire.names import CALL_MODEL
 from perdure.wire.spec import AgentSpec, ModelSpec
+from perdure.withheld import without_withheld
 
 from .attempt import (
     EarlierAttempts,
@@ -195,19 +196,20 @@ class ModelCalls:
                 return await self._call_or_use_words(attempt, replace(request, tool_choice="auto"))
             # A bound of the reply that is too large is no fault of the messages.
             is_about_bound = shorter_bound(error, request.max_tokens) is not None
-            if error.kind != "bad_request" or is_about_bound or attempt.can_fall_back("bad_request"):
+            refused = error.kind in ("bad_request", "too_large")
+            if not refused or is_about_bound or attempt.can_fall_back(error.kind):
                 raise
             plain = plain_request(request, str(error))
             if plain is None:
-                raise
+                raise _overflow_of(error) from None
             attempt.before = attempt.before + attempt.usage_of(error)
             attempt.note_refusal("asked once more in plain form", error)
         attempt.refused = plain.refused
         try:
             return await self._call_with_span(attempt, plain.request)
-        except ModelError:
+        except ModelError as error:
             attempt.refused = ()  # it was refused for something else
-            raise
+            raise _overflow_of(error) from None
 
     async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec
@@ -257,8 +259,10 @@ class ModelCalls:
                     raise
                 reply = attempt.partial_reply()
             except ModelError as error:
-                span.record_failure(*attempt.spending(error))
-                raise
+                if error.kind != "filtered" or attempt.can_fall_back("filtered"):
+                    span.record_failure(*attempt.spending(error))
+                    raise
+                reply = attempt.filtered_reply(error)
             reply = await self._ask_after(attempt, request, reply)
             outcome = self._outcome(attempt, request, reply)
             span.record(outcome)
@@ -285,7 +289,8 @@ class ModelCalls:
         """Ask the hooks after the call; return the reply of which the rest takes effect."""
         agent = attempt.call.agent
         # A summary is no answer: it takes no effect, and shows nothing that the model has not seen.
-        skipped = reply.stop in ("cancelled", "context_overflow") or bool(attempt.call.summarize)
+        is_theirs = reply.withheld and not reply.usage.output_tokens  # the provider's own words
+        skipped = reply.stop in ("cancelled", "context_overflow") or bool(attempt.call.summarize) or is_theirs
         if skipped or "after_model" not in attempt.spec.hooks:
             return reply
         hooked = HookedModelCall(
@@ -376,6 +381,7 @@ class ModelCalls:
             request_digest=reply.request_digest,
             errors=attempt.refusals,
             hooks=attempt.records,
+            withheld=reply.withheld,
         )
         message = Message(role="assistant", parts=checked.parts, meta=meta)
         if call.summarize:
@@ -414,6 +420,13 @@ def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempt
     )
 
 
+def _overflow_of(error: ModelError) -> ModelError:
+    """Return the error; as an overflow where a conversation has too many bytes: less of it may pass."""
+    if error.kind != "too_large":
+        return error
+    return ModelError("context_overflow", str(error), request_id=error.request_id, usage=error.usage)
+
+
 def _hooked_run(call: ModelInput) -> HookedRun:
     run_id = str(activity.info().workflow_id)
     return HookedRun(run_id=run_id, agent=call.agent, user=call.user, step=call.step)
@@ -441,7 +454,11 @@ def _with_problem(parts: tuple[Part, ...], problem: str) -> tuple[Part, ...]:
 
 def _fit_messages(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[Message, ...]:
     config = spec.models[call.model].config
-    return fit_results(view.messages, most_result_tokens(spec.context, config, call.result_tokens), keep=True)
+    return fit_results(
+        without_withheld(view.messages),
+        most_result_tokens(spec.context, config, call.result_tokens),
+        keep=True,
+    )
 
 
 def _input_tokens(request: ModelRequest) -> int:

@@ -18,6 +18,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.blobs import BlobStore
+from perdure.delays import sensible_delay
 from perdure.errors import RetryableToolError
 from perdure.graph import Graph, NodeInput
 from perdure.messages import Text
@@ -117,9 +118,14 @@ def _to_json(value: Any) -> Any:
 def _failure(error: BaseException, *, last: bool) -> ApplicationError:
     """Return the function's error for Temporal, secrets masked; retryable if it is transient and not the last."""
     if isinstance(error, ApplicationError):
-        if not last or error.non_retryable:
-            return error
-        return ApplicationError(error.message, *error.details, type=error.type, non_retryable=True)
+        return ApplicationError(
+            error.message,
+            *error.details,
+            type=error.type,
+            non_retryable=last or error.non_retryable,
+            next_retry_delay=sensible_delay(error.next_retry_delay),
+            category=error.category,
+        )
     kind = "bug" if isinstance(error, ValidationError) else type(error).__name__
     message = f"{type(error).__name__}: {describe_error(error)}"
     if is_transient(error) and may_have_taken_effect(error):
@@ -128,5 +134,5 @@ def _failure(error: BaseException, *, last: bool) -> ApplicationError:
         redact_and_cut(message),
         type=kind,
         non_retryable=last or not is_transient(error),
-        next_retry_delay=error.after if isinstance(error, RetryableToolError) else None,
+        next_retry_delay=sensible_delay(error.after) if isinstance(error, RetryableToolError) else None,
     )

@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from perdure.agent import Agent
 from perdure.blobs import BlobStore
+from perdure.delays import sensible_delay
 from perdure.errors import ErrorKind, FatalToolError, RetryableToolError
 from perdure.hooks import HookedRun
 from perdure.messages import Text, ToolCall, ToolResult
@@ -425,7 +426,9 @@ def _retry_error(error: BaseException, call: ToolInput, progress: CallProgress) 
         delay = error.after
     elif isinstance(error, ApplicationError):
         delay = error.next_retry_delay
-    return ApplicationError(_error_text(error), type=type(error).__name__, next_retry_delay=delay)
+    return ApplicationError(
+        _error_text(error), type=type(error).__name__, next_retry_delay=sensible_delay(delay)
+    )
 
 
 def _failure_content(

@@ -18,7 +18,6 @@ from perdure.providers import (
     ModelEvent,
     ModelRequest,
     ReplyDraft,
-    Usage,
     put_results_after_calls,
     sendable_text,
 )
@@ -47,15 +46,16 @@ class OllamaModel(HttpModel):
 
     def fold(self, piece: dict[str, Any], draft: ReplyDraft) -> Iterator[ModelEvent]:
         if "error" in piece:
-            raise draft.error("overloaded", piece["error"])
+            raise draft.provider_error(piece)
         message = piece.get("message", {})
         yield from draft.append(draft.block("thinking", "thinking"), message.get("thinking", ""))
         yield from draft.append(draft.block("text", "text"), message.get("content", ""))
         for call in message.get("tool_calls", []):
             draft.add_call(call["function"]["name"], call["function"]["arguments"])
-        if piece["done"]:
-            usage = Usage(input_tokens=piece["prompt_eval_count"], output_tokens=piece["eval_count"])
-            draft.finish("tool_calls" if draft.has_calls else piece["done_reason"], usage)
+        if piece.get("done"):
+            read, written = piece.get("prompt_eval_count"), piece.get("eval_count")
+            draft.count_tokens(final=True, input_tokens=read, output_tokens=written)
+            draft.finish("tool_calls" if draft.has_calls else piece.get("done_reason", ""))
 
 
 def write_message(message: Message, config: ModelConfig) -> list[dict[str, Any]]:

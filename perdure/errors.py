@@ -18,6 +18,8 @@ PerdureError
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from perdure.delays import sensible_delay
+
 if TYPE_CHECKING:
     from perdure.messages import Usage
     from perdure.wire.results import RunResult
@@ -34,6 +36,7 @@ ErrorKind = Literal[
     "payment",
     "not_found",
     "bad_request",
+    "filtered",
     "circuit_open",
     "throttled",
     "too_large",
@@ -144,6 +147,12 @@ RULES: dict[ErrorKind, Rule] = {
     "payment": _needs_person("a bill, quota or spend limit is in the way"),
     "not_found": _needs_person("the provider knows no such model"),
     "bad_request": Rule("model", "the provider refuses the request as wrong", falls_back=True),
+    "filtered": Rule(
+        "model",
+        'the provider\'s filter refuses what was sent; another model is asked only with `Fallback(on={"filtered"})`',
+        model_sees="later: words in place of the messages that it was asked about",
+        person_sees="the run, or turn, ended with `refusal`, and with the provider's words",
+    ),
     "invalid_arguments": Rule(
         "tool",
         "the model's arguments do not fit the tool, or its output not the type asked for",
@@ -171,7 +180,11 @@ RULES: dict[ErrorKind, Rule] = {
         model_sees=_TOOL_ERROR_RESULT,
         person_sees=_IN_TRANSCRIPT,
     ),
-    "too_large": Rule("run", "something exceeds a size limit"),
+    "too_large": Rule(
+        "run",
+        "something exceeds a size limit; of a model call: the request has more bytes than it takes",
+        falls_back=True,
+    ),
     "storage": _needs_person("the blob store takes nothing: a full disk, a missing right", "run"),
     "hook_failed": _needs_person(
         "a hook raised an error, or gave a verdict that its point does not take", "run"
@@ -280,7 +293,8 @@ class ModelError(PerdureError):
     """A model call failed; `kind` decides what happens next (see `RULES`).
 
     Providers raise it for everything that a model's service can do wrong. `retry_after` is the delay that
-    the service asked for. `usage` is what the failed call had cost by then, as far as known.
+    the service asked for, within the bounds of `perdure.delays`. `usage` is what the failed call had cost by then, as
+    far as known.
     """
 
     def __init__(
@@ -294,7 +308,7 @@ class ModelError(PerdureError):
     ) -> None:
         super().__init__(message)
         self.kind: ErrorKind = kind
-        self.retry_after = retry_after
+        self.retry_after = sensible_delay(retry_after)
         self.request_id = request_id
         self.usage = usage
 

@@ -11,7 +11,7 @@ from perdure.model import ModelConfig
 COST_BUDGET: Final = "cost_budget"
 """Condition of `Fallback.on`: the budget left does not pay for a call of the model before."""
 _CONDITIONS: Final = frozenset(
-    {*(kind for kind, rule in RULES.items() if rule.place == "model"), COST_BUDGET}
+    {*(kind for kind, rule in RULES.items() if rule.place == "model" or rule.falls_back), COST_BUDGET}
 )
 
 

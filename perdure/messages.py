@@ -220,6 +220,8 @@ class ReplyMeta(Value):
     """Models that failed, and requests that were refused, before this model answered, each with the error."""
     hooks: list[HookRecord] = Field(default_factory=list[HookRecord], exclude_if=is_empty)
     """Verdicts of hooks about the call."""
+    withheld: bool = Field(default=False, exclude_if=is_empty)
+    """True when a filter of the provider stopped it: see `perdure.withheld`."""
 
 
 class Kept:

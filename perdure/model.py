@@ -186,6 +186,9 @@ class Reply:
     """Provider's id of the call."""
     request_digest: str | None = None
     """Digest of the request as it was sent: equal digests mean equal requests to the same provider."""
+    withheld: bool = False
+    """True when a filter of the provider stopped it. The messages that it answers, and what there is of it, are not
+    sent again: later calls have words in their place."""
 
 
 ModelEvent = TextDelta | ThinkingDelta | ArgumentsDelta | UsageSoFar | Reply

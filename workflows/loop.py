@@ -62,6 +62,7 @@ from .engine.events import (
     TurnEnded,
     WindowMoved,
 )
+from .engine.parking import with_sensible_wait
 from .engine.program import RunningProgram
 from .engine.report import report_due
 from .engine.state import AgentState, End, RunState
@@ -112,7 +113,8 @@ class Loop:
     def restore(self, program: RunningProgram[Any], carried: dict[str, Any], chunks: Any) -> None:
         """Set the program, and the state that continue-as-new has carried."""
         self.program, self._is_new, self._renews_blobs = program, False, True
-        self.state, self._written = unpack(program, carried, chunks)
+        state, self._written = unpack(program, carried, chunks)
+        self.state = with_sensible_wait(state, workflow.now())
 
     def go_on(self, program: RunningProgram[Any], state: RunState, written: HistoryFormat) -> None:
         """Set the program and the state of a run that goes on from a closed execution."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Final
 
 from temporalio import workflow
 
@@ -43,6 +44,10 @@ class _Alarm:
         self._fire(due)
 
 
+_LATE: Final = timedelta(hours=1)
+"""Time after which a retry that is due does not wait for its timer: histories hold timers of years."""
+
+
 class RetryTimer:
     """At most one timer, set for the time at which a parked run tries again."""
 
@@ -74,7 +79,11 @@ class RetryTimer:
         if parked is None:
             self.cancel()
         else:
-            self._alarm.set_for(parked.resumes_at, f"try again after {parked.kind}")
+            due = parked.resumes_at
+            self._alarm.set_for(due, f"try again after {parked.kind}")
+            if due is not None and workflow.now() - due > _LATE:
+                self.cancel()
+                self._fire(due)
 
     def cancel(self) -> None:
         """Cancel the timer."""

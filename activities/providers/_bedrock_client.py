@@ -15,6 +15,7 @@ from perdure.errors import DefinitionError, ModelError
 from perdure.model import ModelConfig
 
 from ._aws_credentials import require_credentials
+from ._bedrock_refusals import tell_words
 
 
 class BedrockClients:
@@ -104,7 +105,9 @@ class BedrockClients:
             read_timeout=read_timeout,  # 60 s by default: less than a long thought
             max_pool_connections=self._connections,
         )
-        return session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
+        client = session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
+        client.meta.events.register("before-parse.bedrock-runtime.ConverseStream", tell_words)
+        return client
 
 
 def _new_session(region: str | None = None) -> Any:

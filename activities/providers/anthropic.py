@@ -1,7 +1,8 @@
 """Adapter for Anthropic's Messages API, always streamed.
 
-The adapter folds the raw events itself. The SDK's message stream takes broken tool arguments for an error of
-the call, half a JSON object for a complete one, and a stream that ends early for a finished message.
+The adapter reads and folds the raw events itself. The SDK's message stream takes broken tool arguments for an error of
+the call, half a JSON object for a complete one, a stream that ends early for a finished message, and a body that is no
+stream for none at all.
 """
 
 import json
@@ -12,16 +13,8 @@ import anthropic
 import httpx2
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar, digest
-from perdure.providers import (
-    Block,
-    CallDeadline,
-    ReplyDraft,
-    is_context_overflow,
-    kind_of_status,
-    parse_retry_after,
-)
+from perdure.providers import CallDeadline, ReplyDraft, read_count, read_pieces
 
 from ._anthropic_client import AnthropicClients
 from ._anthropic_request import AnthropicOptions, build_body, read_config
@@ -48,20 +41,6 @@ _CODES: dict[str, ErrorKind] = {
     "cmek_key_network_blocked": "authentication",
 }
 
-_TYPES: dict[str, ErrorKind] = {
-    "authentication_error": "authentication",
-    "permission_error": "authentication",
-    "billing_error": "payment",
-    "not_found_error": "not_found",
-    "request_too_large": "too_large",
-    "invalid_request_error": "bad_request",
-    "rate_limit_error": "rate_limited",
-    "overloaded_error": "overloaded",
-    "api_error": "overloaded",
-    "conflict_error": "overloaded",
-    "timeout_error": "timeout",
-}
-
 
 class AnthropicModel:
     """Models of Anthropic; the key is `api_key`, or a function that gives it, or comes from the environment."""
@@ -85,8 +64,10 @@ class AnthropicModel:
             client = await deadline.wait_for(self._clients.get(options.base_url))
             answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("request-id"))
-            while (event := await deadline.wait_for(anext(answer, None))) is not None:
-                for delta in _fold(event.to_dict(warnings=False), draft):
+            events = read_pieces(answer.response.aiter_bytes())
+            while (event := await deadline.wait_for(anext(events, None))) is not None:
+                # The rest is read for the sake of the connection.
+                for delta in () if draft.complete else _fold(event, draft):
                     yield delta
             if not (draft.complete and draft.stop):
                 raise draft.cut_error()
@@ -118,93 +99,112 @@ async def _send(
 
 
 def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
-    """Fold an event into the draft, and return the events to yield for it at once."""
-    match event["type"]:
+    """Fold an event into the draft, and yield the events for it."""
+    match event.get("type") or _untyped(event):
         case "message_start":
-            draft.model = event["message"].get("model", "")
-            usage = _usage(event["message"]["usage"], Usage())
-            draft.count(usage, final=False)
-            return (UsageSoFar(usage=usage),)
+            yield from _begin_message(event["message"], draft)
         case "content_block_start":
-            return _begin_block(event["index"], event["content_block"], draft)
+            yield from _begin_block(event.get("index"), event["content_block"], draft)
         case "content_block_delta":
-            return _extend_block(draft.blocks[event["index"]], event["delta"], draft)
+            yield from _extend_block(event.get("index"), event["delta"], draft)
         case "content_block_stop":
-            _end_block(draft.blocks[event["index"]])
+            _end_block(event.get("index"), draft)
         case "message_delta":
             draft.stop = event["delta"].get("stop_reason") or draft.stop
-            draft.count(_usage(event["usage"], draft.usage or Usage()), final=draft.stop is not None)
+            _count(event.get("usage"), draft, final=draft.stop is not None)
         case "message_stop":
             draft.complete = True
+        case "message":
+            yield from _fold_message(event, draft)
+        case "error":
+            raise draft.provider_error(event, codes=_CODES)
         case _:
             # The API reserves the right to add events.
             pass
-    return ()
 
 
-def _begin_block(index: int, content: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+def _untyped(event: dict[str, Any]) -> str:
+    """Return the type of a body without one: a gateway tells of its troubles in a form of its own."""
+    return "message" if "content" in event and "error" not in event else "error"
+
+
+def _fold_message(message: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    """Fold a message that came whole, from a server that does not stream."""
+    yield from _begin_message(message, draft)
+    for index, content in enumerate(message.get("content") or ()):
+        yield from _begin_block(index, content, draft)
+        _end_block(index, draft)
+    draft.stop = message.get("stop_reason") or draft.stop
+    _count(message.get("usage"), draft, final=True)
+    draft.complete = True
+
+
+def _begin_message(message: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    draft.model = message.get("model") or ""
+    _count(message.get("usage"), draft, final=False)
+    if draft.usage is not None:
+        yield UsageSoFar(usage=draft.usage)
+
+
+def _begin_block(index: Any, content: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match content:
         case {"type": "text"}:
-            return draft.append(draft.block(index, "text"), content.get("text", ""))
+            return draft.append(draft.begin(index, "text"), content.get("text"))
         case {"type": "thinking"}:
-            block = draft.block(index, "thinking")
+            block = draft.begin(index, "thinking")
             block.signature = content.get("signature") or None
-            return draft.append(block, content.get("thinking", ""))
+            return draft.append(block, content.get("thinking"))
         case {"type": "redacted_thinking", "data": data}:
-            draft.block(index, "thinking").redacted = data
-        case {"type": "tool_use", "id": id_, "name": name}:
-            block = draft.block(index, "tool_call")
-            block.id, block.name, block.data = id_, name, content.get("input") or {}
+            draft.begin(index, "thinking").redacted = data
+        case {"type": "tool_use"}:
+            block = draft.begin(index, "tool_call", call_id=content.get("id"), name=content.get("name"))
+            # Empty while the arguments are to come. A server that sends them at once sends them here.
+            block.arguments = content.get("input") or None
         case _:
             # A block of the provider's own, such as a search on its side: it goes back as it came.
-            draft.block(index, "opaque").data = content
+            draft.begin(index, "opaque").data = dict(content)
     return ()
 
 
-def _extend_block(block: Block, delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+def _extend_block(index: Any, delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match delta:
         case {"type": "text_delta", "text": text}:
-            return draft.append(block, text)
+            return draft.append(draft.block(index, "text"), text)
         case {"type": "thinking_delta", "thinking": text}:
-            return draft.append(block, text)
+            return draft.append(draft.block(index, "thinking"), text)
         case {"type": "input_json_delta", "partial_json": piece}:
-            return draft.append(block, piece)
+            return draft.append_arguments(index, piece)
         case {"type": "signature_delta", "signature": signature}:
-            block.signature = signature
-        case {"type": "citations_delta"}:
-            # Text goes back without its citations: the API allows it.
-            pass
+            draft.block(index, "thinking").signature = signature
         case _:
-            raise draft.error("bug", f"unknown delta {delta.get('type')!r}")
+            # Text goes back without its citations: the API allows it. Other deltas belong to blocks of the
+            # provider's own.
+            pass
     return ()
 
 
-def _end_block(block: Block) -> None:
-    if block.kind == "tool_call" and not block.pieces and block.data:
-        # These arguments came complete with the block's start.
-        block.pieces.append(json.dumps(block.data))
-    if block.kind == "opaque" and block.pieces:
+def _end_block(index: Any, draft: ReplyDraft) -> None:
+    block = draft.end(index)
+    if block is not None and block.kind == "opaque" and block.pieces:
         block.data["input"] = json.loads("".join(block.pieces))
 
 
-def _usage(counted: dict[str, Any], before: Usage) -> Usage:
-    """Return the counts so far: each event carries totals, and may leave out unchanged ones."""
-
-    def count(key: str, otherwise: int) -> int:
-        value = counted.get(key)
-        return otherwise if value is None else value
-
-    written = count("cache_creation_input_tokens", before.all_cache_write_tokens)
+def _count(usage: Any, draft: ReplyDraft, *, final: bool) -> None:
+    """Note the counts so far: each event carries totals, and may leave out unchanged ones."""
+    counted = draft.merge_counts(usage)
+    written = read_count(counted.get("cache_creation_input_tokens")) or 0
     # The part of `written` that is kept for an hour has a price of its own.
-    by_span: dict[str, Any] = counted.get("cache_creation") or {}
-    for_an_hour: int | None = by_span.get("ephemeral_1h_input_tokens")
-    written_1h = before.cache_write_1h_tokens if for_an_hour is None else min(for_an_hour, written)
-    return Usage(
-        input_tokens=count("input_tokens", before.input_tokens),
-        cache_read_tokens=count("cache_read_input_tokens", before.cache_read_tokens),
-        cache_write_tokens=written - written_1h,
-        cache_write_1h_tokens=written_1h,
-        output_tokens=count("output_tokens", before.output_tokens),
+    by_span: Any = counted.get("cache_creation")
+    for_an_hour = read_count(by_span.get("ephemeral_1h_input_tokens")) if isinstance(by_span, dict) else None
+    written_1h = min(for_an_hour or 0, written)
+    draft.count_tokens(
+        final=final,
+        input_tokens=counted.get("input_tokens"),
+        cache_read=counted.get("cache_read_input_tokens"),
+        cache_write=written - written_1h,
+        cache_write_1h=written_1h,
+        # The count at the start is that of the start.
+        output_tokens=(usage if isinstance(usage, dict) else {}).get("output_tokens"),
     )
 
 
@@ -223,27 +223,14 @@ def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
         case anthropic.APIConnectionError() | httpx2.TransportError():
             # A cut in the stream reaches us as the transport's own error, not as one of the SDK's.
             return draft.connection_error(error if draft.opened else error.__cause__ or error)
-        case json.JSONDecodeError() | UnicodeDecodeError() | httpx2.DecodingError():
+        case httpx2.DecodingError() | httpx2.StreamError():
             return draft.unreadable_error(error)
         case _:
             return draft.unforeseen_error(error)
 
 
 def _classify_status(error: anthropic.APIStatusError, draft: ReplyDraft) -> ModelError:
-    reason = error.api_message or error.message
     draft.request_id = error.request_id or draft.request_id
-    message = f"{error.status_code} {error.type or 'error'}: {reason}"
-    return draft.error(_kind(error, reason), message, parse_retry_after(error.response.headers))
-
-
-def _kind(error: anthropic.APIStatusError, reason: str) -> ErrorKind:
-    # Code before type before status: the precise before the general.
-    if error.error_code in _CODES:
-        return _CODES[error.error_code]
-    kind: ErrorKind
-    if error.status_code == 200:
-        # An error event in the stream: its type is all that says more.
-        kind = "stream_cut" if error.type is None else _TYPES.get(error.type, "bug")
-    else:
-        kind = kind_of_status(error.status_code)
-    return "context_overflow" if kind == "bad_request" and is_context_overflow(reason) else kind
+    return draft.provider_error(
+        error.body, status=error.status_code, headers=error.response.headers, codes=_CODES
+    )

@@ -7,6 +7,7 @@ together make an answer.
 
 import asyncio
 import base64
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
@@ -20,15 +21,8 @@ from botocore.eventstream import ParserError
 from botocore.parsers import ResponseParserError
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
-from perdure.providers import (
-    CallDeadline,
-    ReplyDraft,
-    is_context_overflow,
-    kind_of_status,
-    parse_retry_after,
-)
+from perdure.providers import CallDeadline, ReplyDraft, read_count
 
 from ._aws_credentials import credentials_failure
 from ._bedrock_client import BedrockClients
@@ -43,8 +37,6 @@ _STOPS: dict[str, ModelStop] = {
     "content_filtered": "refusal",
     "model_context_window_exceeded": "context_overflow",
 }
-
-_BROKEN_STOPS = ("malformed_model_output", "malformed_tool_use")
 
 _CODES: dict[str, ErrorKind] = {
     "throttlingException": "rate_limited",
@@ -97,7 +89,8 @@ class BedrockModel:
         call.start()
         try:
             while (event := await deadline.wait_for_data(call.next_event())) is not None:
-                for delta in _fold(event, draft):
+                # The rest is read for the sake of the connection.
+                for delta in () if draft.complete else _fold(event, draft):
                     yield delta
             yield _finish(draft)
         except Exception as error:
@@ -157,9 +150,10 @@ class _ThreadedCall:
     def _read(self) -> None:
         try:
             answer = self._call_provider()
+            meta = answer["ResponseMetadata"]
             if self._adopt(answer["stream"]):
-                self._put({"opened": answer["ResponseMetadata"].get("RequestId")})
-                for event in answer["stream"]:
+                self._put({"opened": meta.get("RequestId")})
+                for event in _events(answer["stream"], meta.get("HTTPHeaders") or {}):
                     # A socket that was shut down still hands out what has arrived.
                     if self._closed:
                         break
@@ -194,36 +188,70 @@ class _ThreadedCall:
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
 
 
+def _events(stream: Any, headers: dict[str, str]) -> Iterable[dict[str, Any]]:
+    """Return the events of a stream; of a gateway that does not stream, the whole answer as one."""
+    if "json" in headers.get("content-type", ""):
+        body = json.loads(stream._raw_stream.read())
+        return [{"whole": body}]
+    return cast("Iterable[dict[str, Any]]", stream)
+
+
 # -- the answer
 
 
 def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
-    """Fold an event into the draft, and return the events to yield for it at once."""
+    """Fold an event into the draft, and yield the events for it."""
     match event:
         case {"opened": request_id}:
             draft.open(request_id)
+        case {"whole": dict(answer)}:
+            yield from _fold_whole(cast("dict[str, Any]", answer), draft)
         case {"contentBlockStart": {"contentBlockIndex": index, "start": start}}:
             _begin_block(index, start, draft)
         case {"contentBlockDelta": {"contentBlockIndex": index, "delta": delta}}:
-            return _extend_block(index, delta, draft)
+            yield from _extend_block(index, delta, draft)
+        case {"contentBlockStop": {"contentBlockIndex": index}}:
+            draft.end(index)
         case {"messageStop": {"stopReason": stop}}:
             draft.stop = stop
         case {"metadata": {"usage": usage}}:
-            draft.count(_usage(usage), final=True)
+            _count(usage, draft)
+            draft.complete = True
+        case {"metadata": _}:
             draft.complete = True
         case _:
-            # messageStart, contentBlockStop, and events that later versions add.
+            # messageStart, and events that later versions add.
             pass
-    return ()
+
+
+def _fold_whole(answer: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    """Fold an answer that came whole: that of `Converse`, from a server that does not stream."""
+    if "output" not in answer:
+        raise draft.provider_error(answer, codes=_CODES)
+    for index, block in enumerate(answer["output"]["message"].get("content") or ()):
+        match block:
+            case {"toolUse": dict(call)}:
+                _begin_block(index, {"toolUse": call}, draft)
+                yield from draft.append_arguments(index, call.get("input"))
+            case {"reasoningContent": {"reasoningText": dict(thought)}}:
+                for key in ("text", "signature"):
+                    yield from _extend_block(index, {"reasoningContent": {key: thought.get(key)}}, draft)
+            case dict():
+                yield from _extend_block(index, cast("dict[str, Any]", block), draft)
+            case _:
+                raise TypeError(f"a content block is no object but a {type(block).__name__}")
+    draft.stop = answer.get("stopReason")
+    _count(answer.get("usage"), draft)
+    draft.complete = True
 
 
 def _begin_block(index: int, start: dict[str, Any], draft: ReplyDraft) -> None:
     match start:
         case {"toolUse": {"toolUseId": id_, "name": name}}:
-            block = draft.block(index, "tool_call")
-            block.id, block.name = id_, name
+            draft.begin(index, "tool_call", call_id=id_, name=name)
         case _:
-            raise draft.error("bug", f"unknown content block {sorted(start)!r}")
+            # A block of a kind that later versions add: its pieces are passed over too.
+            pass
 
 
 def _extend_block(index: int, delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
@@ -231,40 +259,40 @@ def _extend_block(index: int, delta: dict[str, Any], draft: ReplyDraft) -> Itera
         case {"text": text}:
             return draft.append(draft.block(index, "text"), text)
         case {"toolUse": {"input": piece}}:
-            return draft.append(draft.block(index, "tool_call"), piece)
+            return draft.append_arguments(index, piece)
         case {"reasoningContent": {"text": text}}:
             return draft.append(draft.block(index, "thinking"), text)
         case {"reasoningContent": {"signature": signature}}:
             draft.block(index, "thinking").signature = signature
         case {"reasoningContent": {"redactedContent": bytes(data)}}:
             draft.block(index, "thinking").redacted = base64.b64encode(data).decode()
-        case {"citation": _}:
-            # Text goes back without its citations.
-            pass
         case _:
-            raise draft.error("bug", f"unknown delta {sorted(delta)!r}")
+            # Text goes back without its citations. Other deltas belong to blocks that later versions add.
+            pass
     return ()
 
 
-def _usage(counted: dict[str, Any]) -> Usage:
-    written = counted.get("cacheWriteInputTokens", 0)
+def _count(usage: Any, draft: ReplyDraft) -> None:
+    counted = draft.merge_counts(usage)
+    written = read_count(counted.get("cacheWriteInputTokens")) or 0
     # The part of `written` that is kept for an hour has a price of its own.
-    details: list[dict[str, Any]] = counted.get("cacheDetails") or []
-    written_1h = min(sum(part["inputTokens"] for part in details if part["ttl"] == "1h"), written)
-    return Usage(
-        input_tokens=counted.get("inputTokens", 0),
-        cache_read_tokens=counted.get("cacheReadInputTokens", 0),
-        cache_write_tokens=written - written_1h,
-        cache_write_1h_tokens=written_1h,
-        output_tokens=counted.get("outputTokens", 0),
+    details: Any = counted.get("cacheDetails")
+    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    an_hour = [read_count(part.get("inputTokens")) or 0 for part in parts if part.get("ttl") == "1h"]
+    written_1h = min(sum(an_hour), written)
+    draft.count_tokens(
+        final=True,
+        input_tokens=counted.get("inputTokens"),
+        cache_read=counted.get("cacheReadInputTokens"),
+        cache_write=written - written_1h,
+        cache_write_1h=written_1h,
+        output_tokens=counted.get("outputTokens"),
     )
 
 
 def _finish(draft: ReplyDraft) -> ModelEvent:
     if draft.stop is None or not draft.complete:
         raise draft.cut_error()
-    if draft.stop in _BROKEN_STOPS:
-        raise draft.error("malformed_reply", f"the model's output was broken: {draft.stop}")
     return draft.reply(_STOPS)
 
 
@@ -318,15 +346,8 @@ def _classify_refusal(error: boto_errors.ClientError, draft: ReplyDraft) -> Mode
     # AWS's own header counts in milliseconds.
     if "x-amz-retry-after" in headers:
         headers = {"retry-after-ms": headers["x-amz-retry-after"]} | headers
-    kind = _kind(code, reason, meta.get("HTTPStatusCode", 0))
-    return draft.error(kind, f"{code}: {reason}", parse_retry_after(headers))
-
-
-def _kind(code: str, reason: str, status: int) -> ErrorKind:
-    # The same exception is spelled with a capital as an answer, and without it in a stream.
-    kind = _CODES.get(code[:1].lower() + code[1:]) or kind_of_status(status)
-    if kind == "bad_request" and is_context_overflow(reason):
-        return "context_overflow"
-    if kind == "bad_request" and "model identifier is invalid" in reason:
-        return "not_found"
-    return kind
+    # botocore gives an error within a stream the status 400.
+    in_stream = isinstance(error, boto_errors.EventStreamError)
+    status = None if in_stream else meta.get("HTTPStatusCode")
+    told = {"message": reason, "code": code}
+    return draft.provider_error(told, status=status, headers=headers, codes=_CODES)

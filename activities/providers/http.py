@@ -4,7 +4,6 @@ A subclass says where to call, writes the request, and folds each object of the 
 limits, refusals and broken connections are the same for all of them, and stand here.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, ClassVar
@@ -17,27 +16,26 @@ from perdure.providers import (
     CallDeadline,
     ProviderOptions,
     ReplyDraft,
-    is_context_overflow,
-    kind_of_status,
+    kind_of_error,
     parse_retry_after,
+    read_error,
     read_options,
+    read_pieces,
     reject_setting,
 )
-
-_OTHER_FIELDS = ("event:", "id:", "retry:", ":")
-"""Beginnings of the lines of server-sent events that carry no data."""
 
 
 class HttpModel(ABC):
     """Base of a model provider over plain HTTP; docs/providers.md shows a subclass.
 
-    The provider answers a POST with a JSON object a line, or with server-sent events that carry one each.
+    The provider answers a POST with a JSON object a line, with server-sent events that carry one each, or with one
+    whole object.
     """
 
     path: ClassVar[str]
     """Path of a call, behind the base URL."""
     stops: ClassVar[Mapping[str, ModelStop]]
-    """Translation of the provider's stop reasons; one that is not in it is a bug of the adapter."""
+    """Translation of the provider's stop reasons, where they are not among those that all adapters know."""
     options: ClassVar[type[ProviderOptions]] = ProviderOptions
     """Type of `ModelConfig.options`."""
     unsupported: ClassVar[tuple[str, ...]] = ()
@@ -57,7 +55,7 @@ class HttpModel(ABC):
 
     def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
         """Return the error kind of an answer that is not 200; override where the provider says more."""
-        return "context_overflow" if is_context_overflow(text) else kind_of_status(status)
+        return kind_of_error(read_error(text, status))
 
     def check(self, config: ModelConfig) -> None:
         """Refuse unknown options, and settings that the provider does not take."""
@@ -82,11 +80,10 @@ class HttpModel(ABC):
             if answer.status_code != 200:
                 raise await self._read_refusal(answer, draft, deadline)
             draft.open(answer.headers.get("x-request-id"))
-            lines = answer.aiter_lines()
-            while (line := await deadline.wait_for(anext(lines, None))) is not None:
-                if data := _data_of(line):
-                    for event in self.fold(json.loads(data), draft):
-                        yield event
+            pieces = read_pieces(answer.aiter_bytes())
+            while (piece := await deadline.wait_for(anext(pieces, None))) is not None:
+                for event in self.fold(piece, draft):
+                    yield event
             if not draft.complete:
                 raise draft.cut_error()
             yield draft.reply(self.stops)
@@ -106,18 +103,10 @@ class HttpModel(ABC):
         self, answer: httpx2.Response, draft: ReplyDraft, deadline: CallDeadline
     ) -> ModelError:
         await deadline.wait_for(answer.aread())
+        told = read_error(answer.content, answer.status_code)
         kind = self.kind_of_refusal(answer.status_code, answer.text)
-        message = f"{answer.status_code}: {answer.text}"
-        return draft.error(kind, message, parse_retry_after(answer.headers))
-
-
-def _data_of(line: str) -> str:
-    """Return the JSON of a line; empty for a blank line, and for what only frames server-sent events."""
-    if line.startswith(_OTHER_FIELDS):
-        return ""
-    data = line.removeprefix("data:").strip()
-    # The customary mark behind the last event: no JSON.
-    return "" if data == "[DONE]" else data
+        delay = parse_retry_after(answer.headers)
+        return draft.error(kind, told.message, delay if delay is not None else told.delay)
 
 
 def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
@@ -126,7 +115,7 @@ def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
             return draft.timeout_error()
         case httpx2.TransportError():
             return draft.connection_error(error)
-        case httpx2.DecodingError():
+        case httpx2.DecodingError() | httpx2.StreamError():
             return draft.unreadable_error(error)
         case _:
             return draft.unforeseen_error(error)

@@ -3,20 +3,14 @@
 The library is an optional extra, imported when a model is first called or checked.
 """
 
-import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import httpx2
+
 from perdure.errors import ErrorKind, ModelError
-from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
-from perdure.providers import (
-    CallDeadline,
-    ReplyDraft,
-    is_context_overflow,
-    kind_of_status,
-    parse_retry_after,
-)
+from perdure.providers import MODEL_REFUSAL, CallDeadline, ReplyDraft, read_count, read_pieces
 
 from ._openai_client import ChatClients, OpenAIClients, import_library
 from ._openai_request import OpenAIOptions, build_body, read_config
@@ -31,8 +25,6 @@ _STOPS: dict[str, ModelStop] = {
     "function_call": "tool_calls",
     "length": "max_tokens",
     "content_filter": "refusal",
-    # Our own word, for answers that came in `refusal` in place of `content`.
-    "refusal": "refusal",
 }
 
 _CODES: dict[str, ErrorKind] = {
@@ -40,24 +32,6 @@ _CODES: dict[str, ErrorKind] = {
     "insufficient_quota": "payment",
     "billing_hard_limit_reached": "payment",
     "billing_not_active": "payment",
-    "context_length_exceeded": "context_overflow",
-    "exceed_context_size_error": "context_overflow",
-    "invalid_api_key": "authentication",
-    "authentication_error": "authentication",
-    "permission_error": "authentication",
-    "model_not_found": "not_found",
-    "not_found_error": "not_found",
-    "rate_limit_exceeded": "rate_limited",
-    "rate_limit_error": "rate_limited",
-    "requests": "rate_limited",
-    "tokens": "rate_limited",
-    "overloaded_error": "overloaded",
-    "server_error": "overloaded",
-    "internal_server_error": "overloaded",
-    "service_unavailable": "overloaded",
-    "api_error": "overloaded",
-    "timeout": "timeout",
-    "invalid_request_error": "bad_request",
 }
 
 
@@ -95,8 +69,9 @@ class OpenAIModel:
             client = await deadline.wait_for(self._clients.get(options.base_url))
             answer = await deadline.wait_for(_send(client, body, options, request.config))
             draft.open(answer.response.headers.get("x-request-id"))
-            while (chunk := await deadline.wait_for(anext(answer, None))) is not None:
-                for delta in _fold(chunk.to_dict(warnings=False), draft):
+            chunks = read_pieces(answer.response.aiter_bytes())
+            while (chunk := await deadline.wait_for(anext(chunks, None))) is not None:
+                for delta in _fold(chunk, draft):
                     yield delta
             if draft.stop is None:
                 raise draft.cut_error()
@@ -129,14 +104,32 @@ async def _send(
 
 
 def _fold(chunk: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
-    """Fold a chunk into the draft, and yield the events for it."""
+    """Fold a chunk, or a completion that came whole, into the draft, and yield the events for it."""
+    if _is_error(chunk):
+        raise draft.provider_error(chunk, codes=_CODES)
     draft.model = chunk.get("model") or draft.model
-    if usage := chunk.get("usage"):
-        draft.count(_usage(usage), final=True)
     for choice in chunk.get("choices") or ():
-        yield from _extend_blocks(choice.get("delta") or {}, draft)
-        if choice.get("finish_reason"):
-            draft.stop = _correct_stop(choice["finish_reason"], draft)
+        if choice.get("index"):
+            continue  # one answer was asked for
+        # A server that does not stream sends the whole message. Behind pieces it only repeats them.
+        whole = choice.get("message") if not choice.get("delta") and not draft.blocks else None
+        yield from _extend_blocks(choice.get("delta") or whole or {}, draft)
+        if reason := choice.get("finish_reason") or (whole is not None and "stop"):
+            draft.stop = _correct_stop(reason, draft)
+    if usage := chunk.get("usage"):
+        # Some servers count in each chunk.
+        _count(usage, draft, final=draft.stop is not None or not chunk.get("choices"))
+
+
+def _is_error(chunk: dict[str, Any]) -> bool:
+    """Return whether the chunk tells of an error: in OpenAI's form, or in one of a server that speaks like it."""
+    if chunk.get("error") or chunk.get("object") == "error":
+        return True
+    known = ("choices", "usage", "id", "object", "model")
+    return bool(chunk) and not any(key in chunk for key in known) and any(key in chunk for key in _ERROR_KEYS)
+
+
+_ERROR_KEYS = ("detail", "message", "errors", "msg")
 
 
 def _extend_blocks(delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
@@ -144,47 +137,58 @@ def _extend_blocks(delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEv
     if thought := delta.get("reasoning_content") or delta.get("reasoning"):
         yield from draft.append(draft.block("thinking", "thinking"), thought)
     for key in ("content", "refusal"):
-        if text := delta.get(key):
-            yield from draft.append(draft.block(key, "text"), text)
+        for piece in _pieces(delta.get(key)):
+            is_thought = isinstance(piece, dict) and piece.get("type") in ("thinking", "reasoning")
+            block = draft.block("thinking", "thinking") if is_thought else draft.block(key, "text")
+            yield from draft.append(block, piece)
     for call in delta.get("tool_calls") or ():
         yield from _extend_call(call, draft)
+    if call := delta.get("function_call"):  # the API before it had several calls
+        yield from _extend_call({"function": call}, draft)
+
+
+def _pieces(content: Any) -> list[Any]:
+    """Return the pieces of a content: some servers send a list of texts and thoughts."""
+    if not content:
+        return []
+    return content if isinstance(content, list) else [content]
 
 
 def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
-    # A piece with another id begins another call: some servers number all their calls 0.
-    index, id_ = call.get("index") or 0, call.get("id")
-    function: dict[str, str | None] = call.get("function") or {}
-    keys = [key for key in draft.blocks if str(key).startswith(f"call {index} ")]
-    if not keys or (id_ and draft.blocks[keys[-1]].id not in ("", id_)):
-        keys.append(f"call {index} {len(keys)}")
-    block = draft.block(keys[-1], "tool_call")
-    block.id = id_ or block.id
-    block.name = block.name or function.get("name") or ""
-    if extra := call.get("extra_content"):
+    function: dict[str, Any] = call.get("function") or {}
+    return draft.extend_call(
+        f"call {call.get('index') or 0}",
+        call_id=call.get("id"),
+        name=function.get("name"),
+        arguments=function.get("arguments"),
         # Gemini signs its thoughts there, and refuses the call without it.
-        block.extra["extra_content"] = extra
-    return draft.append(block, function.get("arguments") or "")
+        extra={"extra_content": call["extra_content"]} if call.get("extra_content") else None,
+    )
 
 
-def _correct_stop(reason: str, draft: ReplyDraft) -> str:
+def _correct_stop(reason: Any, draft: ReplyDraft) -> Any:
     # Some servers say "stop" where the API has a more precise reason.
     if reason != "stop":
         return reason
-    if "refusal" in draft.blocks:
-        return "refusal"
-    return "tool_calls" if any(block.kind == "tool_call" for block in draft.blocks.values()) else reason
+    if draft.has("refusal"):
+        return MODEL_REFUSAL
+    return "tool_calls" if draft.has_calls else reason
 
 
-def _usage(counted: dict[str, Any]) -> Usage:
-    details: dict[str, int | None] = counted.get("prompt_tokens_details") or {}
-    read = details.get("cached_tokens") or 0
-    written = details.get("cache_write_tokens") or 0
+def _count(usage: Any, draft: ReplyDraft, *, final: bool) -> None:
+    counted = draft.merge_counts(usage)
+    details: Any = counted.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    read = read_count(details.get("cached_tokens")) or 0
+    written = read_count(details.get("cache_write_tokens")) or 0
     # OpenAI's prompt tokens include the cached ones; our four counts are disjoint.
-    return Usage(
-        input_tokens=max(0, (counted.get("prompt_tokens") or 0) - read - written),
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        output_tokens=counted.get("completion_tokens") or 0,
+    prompt = read_count(counted.get("prompt_tokens"))
+    draft.count_tokens(
+        final=final,
+        input_tokens=None if prompt is None else max(0, prompt - read - written),
+        cache_read=read,
+        cache_write=written,
+        output_tokens=counted.get("completion_tokens"),
     )
 
 
@@ -197,41 +201,17 @@ def _classify(error: Exception, draft: ReplyDraft) -> ModelError:
         return error
     openai = import_library()
     match error:
-        case TimeoutError() | openai.APITimeoutError():
+        case TimeoutError() | openai.APITimeoutError() | httpx2.TimeoutException():
             return draft.timeout_error()
-        case openai.APIConnectionError():
+        case openai.APIConnectionError() | httpx2.TransportError():
             return draft.connection_error(error if draft.opened else error.__cause__ or error)
-        case openai.APIResponseValidationError() | json.JSONDecodeError() | UnicodeDecodeError():
+        case openai.APIStatusError():
+            draft.request_id = error.request_id or draft.request_id
+            status, headers = error.status_code, error.response.headers
+            return draft.provider_error(error.body, status=status, headers=headers, codes=_CODES)
+        case openai.APIResponseValidationError() | httpx2.DecodingError() | httpx2.StreamError():
             return draft.unreadable_error(error)
         case openai.APIError():
-            return _classify_refusal(error, draft)
+            return draft.provider_error(error.body or error.message, codes=_CODES)
         case _:
             return draft.unforeseen_error(error)
-
-
-def _classify_refusal(error: Any, draft: ReplyDraft) -> ModelError:
-    # An error chunk inside a stream has neither status nor response.
-    status: int | None = getattr(error, "status_code", None)
-    response = getattr(error, "response", None)
-    draft.request_id = getattr(error, "request_id", None) or draft.request_id
-    delay = parse_retry_after(response.headers) if response is not None else None
-    message = f"{status or 'in the stream'} {error.code or error.type or 'error'}: {error.message}"
-    return draft.error(_kind(status, error.code, error.type, error.message), message, delay)
-
-
-def _kind(status: int | None, code: str | None, type_: str | None, reason: str) -> ErrorKind:
-    # Code before type; both count only where they are more precise than a status.
-    named = _CODES.get(code or "") or _CODES.get(type_ or "")
-    kind: ErrorKind
-    if named in ("payment", "context_overflow"):
-        return named
-    if status is not None:
-        kind = kind_of_status(status)
-    elif code is not None and code.isdigit():
-        # vLLM puts the status there.
-        kind = kind_of_status(int(code))
-    elif code is None and type_ is None:
-        kind = "stream_cut"
-    else:
-        kind = named or "bug"
-    return "context_overflow" if kind == "bad_request" and is_context_overflow(reason) else kind

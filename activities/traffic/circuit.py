@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal
 
+from perdure.delays import sensible_delay
 from perdure.errors import RULES, ErrorKind
 
 State = Literal["closed", "open", "half_open"]
@@ -166,8 +167,9 @@ class Circuits:
         circuit = self._circuits.setdefault(ticket.key, Circuit())
         circuit.last_kind = kind
         was_probe = circuit.probe is ticket
-        if retry_after:
-            delay = min(retry_after, self.longest_retry_after).total_seconds()
+        asked = sensible_delay(retry_after)
+        if asked:
+            delay = min(asked, self.longest_retry_after).total_seconds()
             # Late answers name shorter delays. The longest holds.
             circuit.retry_after_until = max(circuit.retry_after_until, self.clock() + delay)
             if kind == "rate_limited":

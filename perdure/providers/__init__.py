@@ -62,11 +62,13 @@ if TYPE_CHECKING:
         unsupported_media_error,
         unsupported_media_text,
     )
-    from perdure.providers.count import CallCount
+    from perdure.providers.count import CallCount, read_count
     from perdure.providers.deadline import CallDeadline
     from perdure.providers.draft import Block, ReplyDraft, parse_tool_call
-    from perdure.providers.failures import is_context_overflow, kind_of_status, one_line, parse_retry_after
+    from perdure.providers.events import read_pieces
+    from perdure.providers.failures import kind_of_status, one_line, parse_retry_after
     from perdure.providers.options import ProviderOptions, read_options, reject_setting
+    from perdure.providers.refusals import ProviderError, kind_of_error, read_error
     from perdure.providers.rendering import (
         Body,
         Piece,
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
     )
     from perdure.providers.schemas import problem_with_tools
     from perdure.providers.sendable import make_sendable
+    from perdure.providers.stops import MODEL_REFUSAL
+    from perdure.providers.wordings import is_context_overflow
 
 _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
@@ -101,21 +105,26 @@ _EXPORTS = {
         *("put_results_after_calls", "put_results_first", "sendable_parts", "sendable_text"),
         *("tools_to_list", "unsupported_media_error", "unsupported_media_text"),
     ),
-    "perdure.providers.count": ("CallCount",),
+    "perdure.providers.count": ("CallCount", "read_count"),
     "perdure.providers.deadline": ("CallDeadline",),
     "perdure.providers.draft": ("Block", "ReplyDraft", "parse_tool_call"),
-    "perdure.providers.failures": ("is_context_overflow", "kind_of_status", "one_line", "parse_retry_after"),
+    "perdure.providers.events": ("read_pieces",),
+    "perdure.providers.failures": ("kind_of_status", "one_line", "parse_retry_after"),
     "perdure.providers.options": ("ProviderOptions", "read_options", "reject_setting"),
     "perdure.providers.rendering": (
         *("Body", "Piece", "encode_json", "join_body", "marked_turns", "render_turn", "split_turns"),
     ),
     "perdure.providers.schemas": ("problem_with_tools",),
     "perdure.providers.sendable": ("make_sendable",),
+    "perdure.providers.refusals": ("ProviderError", "kind_of_error", "read_error"),
+    "perdure.providers.stops": ("MODEL_REFUSAL",),
+    "perdure.providers.wordings": ("is_context_overflow",),
 }
 _HOME = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "EMPTY_TEXT",
+    "MODEL_REFUSAL",
     "AnthropicModel",
     "ArgumentsDelta",
     "AzureModel",
@@ -141,6 +150,7 @@ __all__ = [
     "OpenAIModel",
     "Part",
     "Piece",
+    "ProviderError",
     "ProviderOptions",
     "Reply",
     "ReplyDraft",
@@ -162,6 +172,7 @@ __all__ = [
     "estimate_input_tokens",
     "is_context_overflow",
     "join_body",
+    "kind_of_error",
     "kind_of_status",
     "make_sendable",
     "marked_turns",
@@ -172,7 +183,10 @@ __all__ = [
     "problem_with_tools",
     "put_results_after_calls",
     "put_results_first",
+    "read_count",
+    "read_error",
     "read_options",
+    "read_pieces",
     "reject_setting",
     "render_turn",
     "sendable_parts",

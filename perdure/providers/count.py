@@ -4,8 +4,10 @@ The same count serves a call that ended, one that was cut, one that was stopped,
 provider's final count is exact. Until it comes, what is missing is an upper bound of ours, marked as estimated.
 """
 
+import math
 import time
 from collections.abc import Callable
+from typing import Final
 
 from perdure.messages import Usage
 from perdure.model import ModelConfig, ModelRequest
@@ -22,6 +24,25 @@ _IN_FLIGHT_TOKENS = 64
 _HIDDEN_TOKENS_A_SECOND = 500
 """Tokens that a model thinks in a second, at most, where it does not show them."""
 
+_MOST_TOKENS: Final = 10**9
+"""No call reads or writes as much. A larger count would stay in sums and prices for ever."""
+
+
+def read_count(value: object) -> int | None:
+    """Return a count of tokens as a provider sent it, or None where it makes no sense.
+
+    A fraction is rounded up, a number in a text is read. What is negative, endless or no number says nothing.
+    """
+    if isinstance(value, str) and len(value) <= 20:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # NaN fails both comparisons.
+    return math.ceil(value) if 0 <= value <= _MOST_TOKENS else None
+
 
 class CallCount:
     """Cost of a call so far. It assumes that the request was sent."""
@@ -32,6 +53,7 @@ class CallCount:
         """Usage as the provider counted it, None until it is sent."""
         self.is_final = False
         """True when `usage` counts the whole reply."""
+        self._knows_input = self._knows_output = False
         self._clock = clock
         self._began = clock()
         self._input: int | None = None
@@ -51,8 +73,47 @@ class CallCount:
             self._pieces, self._length = [], 0
 
     def count(self, usage: Usage, *, final: bool) -> None:
-        """Note the provider's count of tokens; `final` when it counts the whole reply."""
-        self.usage, self.is_final = usage, final
+        """Note the provider's count of tokens; `final` when it counts the whole reply.
+
+        A count that makes no sense is not taken: what is missing then is estimated.
+        """
+        fields = usage.__dict__
+        self.count_tokens(
+            final=final,
+            input_tokens=fields.get("input_tokens", 0),
+            cache_read=fields.get("cache_read_tokens", 0),
+            cache_write=fields.get("cache_write_tokens", 0),
+            cache_write_1h=fields.get("cache_write_1h_tokens", 0),
+            output_tokens=fields.get("output_tokens", 0),
+        )
+        if usage.estimated and self.usage is not None:
+            self.usage = self.usage.model_copy(update={"estimated": True})
+
+    def count_tokens(
+        self,
+        *,
+        final: bool,
+        input_tokens: object = None,
+        output_tokens: object = None,
+        cache_read: object = 0,
+        cache_write: object = 0,
+        cache_write_1h: object = 0,
+    ) -> None:
+        """Note counts as the provider sent them, whatever they are; `final` when they count the whole reply.
+
+        `input_tokens` excludes what the cache read or wrote, and `cache_write` what is kept for an hour. None, or a
+        count that makes no sense, is missing, and estimated in its place.
+        """
+        read, written = read_count(input_tokens), read_count(output_tokens)
+        self._knows_input, self._knows_output = read is not None, written is not None
+        self.usage = Usage(
+            input_tokens=read or 0,
+            cache_read_tokens=read_count(cache_read) or 0,
+            cache_write_tokens=read_count(cache_write) or 0,
+            cache_write_1h_tokens=read_count(cache_write_1h) or 0,
+            output_tokens=written or 0,
+        )
+        self.is_final = final
 
     @property
     def input_tokens(self) -> int:
@@ -66,11 +127,13 @@ class CallCount:
 
         `is_whole`: the reply came to its end, so nothing of it can be in flight.
         """
-        if self.usage is not None and self.is_final:
-            return self.usage
         known = self.usage
-        if known is None or not known.all_input_tokens:
+        if known is not None and self.is_final and self._knows_input and self._knows_output:
+            return known
+        if known is None or not (known.all_input_tokens or (self.is_final and self._knows_input)):
             known = Usage(input_tokens=self.input_tokens, output_tokens=known.output_tokens if known else 0)
+        if self.is_final and self._knows_output:
+            return known.model_copy(update={"estimated": True})
         written = self._tokens + text_tokens("".join(self._pieces))
         in_flight = 0 if is_whole else _IN_FLIGHT_TOKENS
         # The reply's bound holds for what nobody sees; what was seen was written, whatever the bound.

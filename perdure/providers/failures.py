@@ -1,4 +1,4 @@
-"""Classification of a provider's failures: HTTP statuses, overflow messages, the delay asked for."""
+"""Classification of a provider's failures: HTTP statuses, the bound of a reply, the delay asked for."""
 
 import math
 import re
@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
+from perdure.delays import sensible_delay
 from perdure.errors import ErrorKind
+
+from .wordings import is_context_overflow
+
+__all__ = ["is_context_overflow", "kind_of_status", "one_line", "parse_retry_after", "reply_room"]
 
 _KINDS: dict[int, ErrorKind] = {
     401: "authentication",
@@ -19,27 +24,10 @@ _KINDS: dict[int, ErrorKind] = {
     424: "overloaded",  # a dependency of the provider failed
     429: "rate_limited",
     431: "too_large",
-    499: "bug",  # "client closed request": we do not close a connection and wait for its answer
+    499: "overloaded",  # "client closed request", said by a proxy: we did not close the connection
     501: "bad_request",
     504: "timeout",
 }
-
-# Few providers send a code when a conversation does not fit, so their words are matched.
-_OVERFLOW_PHRASES = (
-    "prompt is too long",
-    "input is too long",
-    "input length exceeds",
-    "input and output tokens exceed",
-    "exceed context limit",
-    "exceed your context limit",
-    "too many total text bytes",
-    "maximum context length",
-    "exceeds the available context size",
-    "context_length_exceeded",
-    "tokens must be at least 1, got -",
-    "exceeds the maximum number of tokens",
-    "maximum prompt length",
-)
 
 # Names of the bound of a reply, as providers' refusals have them.
 _REPLY_BOUND = re.compile(
@@ -52,9 +40,6 @@ _TOO_LARGE = re.compile(
 )
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,_]*")
 
-# A longer delay would overflow `timedelta`. The run treats anything above ten minutes alike.
-_LONGEST_DELAY_SECONDS = 1e9
-
 
 def kind_of_status(status: int) -> ErrorKind:
     """Return the error kind of an HTTP status, for a failure that the provider does not explain better."""
@@ -62,13 +47,12 @@ def kind_of_status(status: int) -> ErrorKind:
         return _KINDS[status]
     if status >= 500:
         return "overloaded"
-    return "bad_request" if 400 <= status < 500 else "bug"
+    # A redirect, or an answer without content: no answer of a model.
+    return "bad_request" if 400 <= status < 500 else "malformed_reply"
 
 
-def is_context_overflow(message: str) -> bool:
-    """Return whether the message says that the conversation does not fit the model's context window."""
-    lowered = message.lower()
-    return any(phrase in lowered for phrase in _OVERFLOW_PHRASES)
+_FIRST_EPOCH_SECONDS = 1e9
+"""Numbers from here on are times since 1970."""
 
 
 def reply_room(message: str, asked: int) -> int | None:
@@ -125,35 +109,41 @@ def _int(digits: str) -> int:
 
 
 def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -> timedelta | None:
-    """Return the delay that the response asks for, or None if it asks for none that can be read.
+    """Return the delay that the response asks for, or None if it asks for none that makes sense.
 
     Reads `retry-after-ms`, then `retry-after` in seconds or as a date. A date in the past is no delay.
     `headers` must find lower-case names.
     """
-    seconds = _parse_number(headers.get("retry-after-ms"), scale=0.001)
+    now = now or datetime.now(UTC)
+    millis = _parse_number(headers.get("retry-after-ms"))
+    if millis is not None:
+        return sensible_delay(millis / 1000)
+    seconds = _parse_number(headers.get("retry-after"))
     if seconds is None:
-        seconds = _parse_number(headers.get("retry-after"))
-    if seconds is not None:
-        return timedelta(seconds=seconds)
-    return _parse_date(headers.get("retry-after"), now or datetime.now(UTC))
+        return _parse_date(headers.get("retry-after"), now)
+    if seconds >= _FIRST_EPOCH_SECONDS:
+        # Nobody asks for thirty years: it is the time of the next try, in seconds since 1970, or in milliseconds.
+        since_epoch = seconds / 1000 if seconds >= 1000 * _FIRST_EPOCH_SECONDS else seconds
+        return sensible_delay(since_epoch - now.timestamp())
+    return sensible_delay(seconds)
 
 
-def _parse_number(text: str | None, scale: float = 1.0) -> float | None:
+def _parse_number(text: str | None) -> float | None:
     try:
-        value = float(text or "") * scale
+        value = float(text or "")
     except ValueError:
         return None
     # "nan" and "inf" are numbers to float(), and no delays.
-    return max(0.0, min(value, _LONGEST_DELAY_SECONDS)) if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def _parse_date(text: str | None, now: datetime) -> timedelta | None:
     try:
         date = parsedate_to_datetime(text or "")
-    except ValueError:
+        # "-0000" parses to a date without a zone; the header is defined in UTC.
+        return sensible_delay(date.replace(tzinfo=date.tzinfo or UTC) - now)
+    except (ValueError, OverflowError):
         return None
-    # "-0000" parses to a date without a zone; the header is defined in UTC.
-    return max(timedelta(), date.replace(tzinfo=date.tzinfo or UTC) - now)
 
 
 def one_line(text: object, limit: int | None = None) -> str:

@@ -33,10 +33,10 @@ async def record(version: str) -> None:
             ) as client:
                 for name in [*(agent.name for agent in [*AGENTS, *TEAMS]), *TEAM_SESSIONS]:
                     await play(client, name)
-                    await _keep(client, name, folder)
+                    await keep(client, name, folder)
 
 
-async def _keep(client: Client, name: str, folder: Path) -> None:
+async def keep(client: Client, name: str, folder: Path) -> None:
     """The run's history and those of the runs below it; a "/" in a run's id becomes a "=" in the name."""
     root = f"replay-{name}"
     executions = client.temporal.list_workflows(f'WorkflowId = "{root}" OR WorkflowId STARTS_WITH "{root}/"')

@@ -6,12 +6,15 @@ Rules
 3. Each retry doubles the wait, up to a bound. A call blocked by our circuit does not increase the wait: nobody
    was asked, so nothing was learnt.
 4. A person who resumes a run may know that the cause has passed: its next call passes an open circuit once.
+5. No wait is longer than `MOST_WAIT`, whatever a failure asks for: histories hold delays of years, and dates beyond the
+   last that there is.
 """
 
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from perdure.delays import LONGEST_DELAY
 from perdure.errors import rule_for
 from perdure.limits import Limits
 from perdure.wire.effects import ModelFailure
@@ -20,11 +23,13 @@ from .budget import exhausted_limit
 from .chain import next_model, use_model
 from .ends import fail, failure_of
 from .events import Redriven
-from .state import AgentState, Chain, Parking
+from .state import AgentState, Chain, Parking, RunState
 from .step import offer_rest_if_cut
 
 LONGEST_WAIT: Final = timedelta(minutes=5)
 """Longest wait between two retries, unless the provider itself asks for more."""
+MOST_WAIT: Final = 2 * LONGEST_DELAY
+"""Longest wait at all. The activity adds chance to the provider's delay, at most the delay once more."""
 MOST_DOUBLINGS: Final = 3
 
 
@@ -67,11 +72,21 @@ def _retry_at(state: AgentState, failure: ModelFailure, at: datetime | None) -> 
     """
     if failure.retry_in is None or at is None:
         return None
+    # What is senseless is no delay of a provider: the wait is our own then.
+    wait = failure.retry_in if timedelta() <= failure.retry_in <= MOST_WAIT else LONGEST_WAIT
     if rule_for(failure.kind).blocked_locally:
-        return at + min(failure.retry_in, LONGEST_WAIT)
-    longest = max(LONGEST_WAIT, failure.retry_in)
-    doubled: timedelta = failure.retry_in * 2 ** min(state.parking.auto_retries, MOST_DOUBLINGS)
-    return at + min(doubled, longest)
+        return at + min(wait, LONGEST_WAIT)
+    doubled: timedelta = wait * 2 ** min(state.parking.auto_retries, MOST_DOUBLINGS)
+    return at + min(doubled, max(LONGEST_WAIT, wait))
+
+
+def with_sensible_wait(state: RunState, now: datetime) -> RunState:
+    """Return a state that was carried here; a run that would wait for years tries again soon: see rule 5."""
+    parked = state.parking.parked
+    if parked is None or parked.resumes_at is None or parked.resumes_at - now <= MOST_WAIT:
+        return state
+    sooner = parked.model_copy(update={"resumes_at": now + LONGEST_WAIT})
+    return replace(state, parking=replace(state.parking, parked=sooner))
 
 
 def resume(state: AgentState) -> AgentState:

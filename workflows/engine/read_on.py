@@ -12,6 +12,7 @@ from typing import Any, Final
 from perdure.fitting import text_of_result
 from perdure.messages import Message, ToolCall
 from perdure.texts import first_bytes, next_piece
+from perdure.withheld import without_withheld
 from perdure.written import written_message
 
 from .state import AgentState
@@ -44,7 +45,7 @@ def offers_read_back(state: AgentState) -> bool:
 def read_back(state: AgentState, call: ToolCall) -> str:
     """Return the messages that a call of `read_back` asks for, of those that have left the window."""
     transcript, most = state.transcript, state.spec.result_preview_bytes
-    left = dict(enumerate(transcript.messages[: transcript.window_start], 1))
+    left = dict(enumerate(without_withheld(transcript.messages)[: transcript.window_start], 1))
     if transcript.pinned is not None:
         left.pop(transcript.pinned + 1, None)
     head = f"Messages 1 to {transcript.window_start} are no longer shown."

@@ -232,11 +232,24 @@ async def test_stop_reasons_are_translated(wire: Wire) -> None:
         assert (await wire.reply(StubReply(text=("ok",), stop=theirs))).stop == ours
 
 
-async def test_unknown_stop_reason_is_a_bug(wire: Wire) -> None:
-    error = await wire.error(StubReply(text=("ok",), stop="tea_break"))
-    assert error.kind == "bug"
-    assert "'tea_break'" in str(error)
+@pytest.mark.parametrize(
+    ("stop", "kind"),
+    [("tea_break", "malformed_reply"), ("abort", "stream_cut"), ("engine_error", "overloaded")],
+)
+async def test_other_stop_reason_is_retried(wire: Wire, stop: str, kind: str) -> None:
+    """A stop reason that says that the answer is broken, or that nobody knows, is no end: another call may be whole."""
+    error = await wire.error(StubReply(text=("ok",), stop=stop))
+    assert error.kind == kind
+    assert RULES[error.kind].retried
+    assert RULES[error.kind].falls_back
+    assert f"'{stop}'" in str(error)
     assert error.usage == COUNTED
+
+
+async def test_stop_reasons_of_other_servers_are_known(wire: Wire) -> None:
+    """A gateway passes on the words of the server behind it."""
+    for theirs, ours in {"eos": "end_turn", "MAX_TOKENS": "max_tokens", "SAFETY": "refusal"}.items():
+        assert (await wire.reply(StubReply(text=("ok",), stop=theirs))).stop == ours
 
 
 # -- errors
@@ -260,7 +273,7 @@ REFUSALS: dict[str, list[tuple[int, str, str, str]]] = {
         (429, "rate_limit_error/enforced_spend_limit_reached", "limit", "payment"),
         (429, "rate_limit_error/contract_spend_limit_reached", "limit", "payment"),
         (431, "invalid_request_error", "headers", "too_large"),
-        (499, "api_error", "closed", "bug"),
+        (499, "api_error", "closed", "overloaded"),
         (500, "api_error", "oops", "overloaded"),
         (501, "api_error", "not implemented", "bad_request"),
         (503, "api_error", "unavailable", "overloaded"),

@@ -273,7 +273,7 @@ IN_STREAM: dict[str, list[tuple[bytes, str]]] = {
             ),
             "context_overflow",
         ),
-        (sse({"type": "error", "error": {"type": "brand_new_error", "message": "x"}}), "bug"),
+        (sse({"type": "error", "error": {"type": "brand_new_error", "message": "x"}}), "stream_cut"),
         (b"event: error\ndata: not json\n\n", "stream_cut"),
         (b"event: message_delta\ndata: {broken\n\n", "malformed_reply"),
     ],
@@ -290,7 +290,7 @@ IN_STREAM: dict[str, list[tuple[bytes, str]]] = {
         (b'data: {"error": {"message": "x", "type": "BadRequestError", "code": 400}}\n\n', "bad_request"),
         (b'data: {"error": {"message": "x", "type": "InternalServerError", "code": 500}}\n\n', "overloaded"),
         (b'data: {"error": {"message": "x", "code": "rate_limit_exceeded"}}\n\n', "rate_limited"),
-        (b'data: {"error": {"message": "x", "code": "brand_new"}}\n\n', "bug"),
+        (b'data: {"error": {"message": "x", "code": "brand_new"}}\n\n', "stream_cut"),
         (b'data: {"error": {"message": "x"}}\n\n', "stream_cut"),
         (b"data: {broken\n\n", "malformed_reply"),
     ],
@@ -374,7 +374,15 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
         ({"retry-after": "-3"}, timedelta()),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
-        ({"retry-after": "1e300"}, timedelta(seconds=1e9)),
+        ({"retry-after": "1e300"}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 GMT"}, timedelta()),
+        ({"retry-after": "Sun, 20 Dec 2026 12:00:00 GMT"}, timedelta(days=7)),
+        # The time of the next try: in seconds since 1970, and in milliseconds.
+        ({"retry-after": str(NOW.timestamp() + 20)}, timedelta(seconds=20)),
+        ({"retry-after": str(NOW.timestamp() * 1000 + 20_000)}, timedelta(seconds=20)),
+        ({"retry-after-ms": "1e15"}, None),
     ],
 )
 def test_odd_delays_are_parsed(headers: dict[str, str], delay: timedelta | None) -> None:
@@ -394,11 +402,14 @@ async def test_deadline_holds_without_a_wait() -> None:
         await late.wait_for_data(ready())
 
 
-def test_status_outside_errors_is_a_bug() -> None:
-    assert [kind_of_status(status) for status in (200, 302, 418, 599)] == [
-        "bug",
-        "bug",
+def test_no_status_is_a_bug() -> None:
+    """What a server sends is never our mistake."""
+    assert "bug" not in {kind_of_status(status) for status in range(-1, 1000)}
+    assert [kind_of_status(status) for status in (204, 302, 418, 499, 599)] == [
+        "malformed_reply",
+        "malformed_reply",
         "bad_request",
+        "overloaded",
         "overloaded",
     ]
 
