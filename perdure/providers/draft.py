@@ -16,6 +16,7 @@ Rules for what servers really send
 """
 
 import json
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -37,7 +38,10 @@ BlockKind = Literal["text", "thinking", "tool_call", "opaque"]
 
 _MOST_DEPTH = 8
 """Depth of objects and lists in which text is looked for."""
-_DATA_ERRORS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
+_DATA_ERRORS = (
+    *(LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError),
+    struct.error,
+)
 """Errors that reading a reply of an unexpected shape raises."""
 
 
@@ -205,10 +209,12 @@ class ReplyDraft:
         A piece of text may come within objects and lists; a piece of a call's arguments may be their value.
 
         Raises:
-            TypeError: there is no text in the piece.
+            TypeError: there is no text in the piece; or it is a value in the midst of a call's arguments.
 
         """
         is_call = block.kind in ("tool_call", "opaque")
+        if is_call and block.pieces and piece is not None and not isinstance(piece, str):
+            raise TypeError(f"a {type(piece).__name__} in the midst of arguments")
         text = _arguments_text(piece) if is_call else _piece_text(piece)
         if not text:
             return ()
@@ -234,7 +240,7 @@ class ReplyDraft:
         """
         block = self._find(key, "tool_call", "opaque")
         if block is None:
-            raise ValueError(f"arguments of a call that never began, at {key!r}")
+            raise ValueError(f"arguments of a call that never began, at {str(key)[:40]!r}")
         return self.append(block, piece)
 
     def extend_call(
@@ -256,7 +262,7 @@ class ReplyDraft:
         block = self._call_of(key, id_, named, piece)
         if block is None:
             if not named and not id_:
-                raise ValueError(f"arguments of a call that never began, at {key!r}")
+                raise ValueError(f"arguments of a call that never began, at {str(key)[:40]!r}")
             block = self.begin(key, "tool_call", call_id=id_, name=named)
         elif (
             id_
@@ -270,7 +276,7 @@ class ReplyDraft:
         block.extra |= extra or {}
         if piece.strip() and _is_placeholder(block, id_, named):
             block.pieces.clear()
-        return self.append(block, piece)
+        return self.append(block, arguments)
 
     def _call_of(self, key: int | str, id_: str, named: str, piece: str) -> Block | None:
         """Return the call that the piece belongs to, or None where it begins another."""
@@ -458,6 +464,8 @@ def _arguments_text(piece: object) -> str:
     """Return the JSON of a piece of a call's arguments: it may come as text, or as the value itself."""
     if piece is None or isinstance(piece, str):
         return piece or ""
+    if not isinstance(piece, dict | list):
+        raise TypeError(f"arguments are no JSON but a {type(piece).__name__}")
     return json.dumps(piece)
 
 
