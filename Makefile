@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz ending soak bench bench-quick chaos chaos-quick money money-quick conversations token-counts proofs lint types mypy pyright lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz fuzz-streams ending soak bench bench-quick chaos chaos-quick money money-quick conversations token-counts proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
@@ -25,6 +25,9 @@ stress: .venv/ready          ## 20 runs of 100 sub-agents, one budget, kill -9; 
 fuzz: .venv/ready            ## The state machines and the fuzzers, with many more examples (some 20 minutes)
 	FUZZ_TIMES=40 $(BIN)/pytest -q -n 2 tests/fuzz
 	FUZZ_TIMES=10 $(BIN)/pytest -q tests/workflow/test_broken_input.py tests/workflow/test_broken_answers.py
+
+fuzz-streams: .venv/ready    ## 100,000 broken streams, of all adapters together (a quarter of an hour)
+	FUZZ_COUNT=34000 $(BIN)/pytest -q -n 2 tests/fuzz/test_any_stream.py
 
 ending: .venv/ready          ## Seconds from a stop, a cancel or a deadline to the end, at each moment: a quiet machine
 	$(BIN)/python -m proofs.ending
