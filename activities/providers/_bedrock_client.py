@@ -106,7 +106,8 @@ class BedrockClients:
             max_pool_connections=self._connections,
         )
         client = session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
-        client.meta.events.register("before-parse.bedrock-runtime.ConverseStream", tell_words)
+        for operation in ("ConverseStream", "Converse"):
+            client.meta.events.register(f"before-parse.bedrock-runtime.{operation}", tell_words)
         return client
 
 

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -29,9 +30,10 @@ from perdure.providers import (
     make_sendable,
     merge_turns,
     read_options,
-    reject_setting,
     tools_to_list,
 )
+
+from ._bedrock_families import check_thinking, error_in_words, family_of, thinking_fields
 
 _ANSWER_IN_WORDS = "Answer in words now: call no tool."
 
@@ -72,6 +74,8 @@ class BedrockOptions(ProviderOptions):
     """Switch for prompt caching marks. None: on for the models known to take them."""
     cache_ttl: Literal["5m", "1h"] | None = None
     service_tier: Literal["priority", "default", "flex", "reserved"] | None = None
+    stream: bool | None = None
+    """Stream the answer. None: unless the model is known not to while it has tools."""
 
 
 def read_config(config: ModelConfig) -> BedrockOptions:
@@ -81,11 +85,7 @@ def read_config(config: ModelConfig) -> BedrockOptions:
         DefinitionError: an option or a setting that the model does not take.
 
     """
-    # Converse has no field of its own for thinking, and each family of models names it differently.
-    if config.thinking is not None and "anthropic." not in config.model:
-        reject_setting(
-            config, "thinking", 'only anthropic.* models are known to; others get theirs by "extra_body"'
-        )
+    check_thinking(config)
     capabilities_of(config, "bedrock")
     return read_options(BedrockOptions, config)
 
@@ -93,6 +93,9 @@ def read_config(config: ModelConfig) -> BedrockOptions:
 def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
     """Return the arguments of `converse_stream`: the JSON that botocore sends, and the model's id."""
     request = make_sendable(request, capabilities_of(request.config, "bedrock"))
+    family = family_of(request.config)
+    if not family.result_status:
+        request = replace(request, messages=tuple(map(error_in_words, request.messages)))
     body: dict[str, Any] = {
         "modelId": request.config.model,
         "messages": _messages(request, options),
@@ -107,9 +110,9 @@ def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]
         body["toolConfig"] = {"tools": [*tools, *_cache_mark(request, options, "anthropic.")], **choice}
     if options.guardrail is not None:
         body["guardrailConfig"] = _guardrail(options.guardrail)
-    if fields := _thinking(request.config) | options.extra_body:
+    if fields := thinking_fields(request.config) | options.extra_body:
         body["additionalModelRequestFields"] = fields
-    if request.config.effort is not None:
+    if request.config.effort is not None and family.effort_in_config:
         body["outputConfig"] = {"effort": request.config.effort}
     if options.service_tier is not None:
         body["serviceTier"] = {"type": options.service_tier}
@@ -152,14 +155,6 @@ def _tool(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]
 def _guardrail(guardrail: Guardrail) -> dict[str, Any]:
     trace = {"trace": guardrail.trace} if guardrail.trace else {}
     return {"guardrailIdentifier": guardrail.id, "guardrailVersion": guardrail.version, **trace}
-
-
-def _thinking(config: ModelConfig) -> dict[str, Any]:
-    if config.thinking is None:
-        return {}
-    if isinstance(config.thinking, int):
-        return {"thinking": {"type": "enabled", "budget_tokens": config.thinking}}
-    return {"thinking": {"type": "disabled" if config.thinking == "off" else "adaptive"}}
 
 
 def _messages(request: ModelRequest, options: BedrockOptions) -> list[dict[str, Any]]:
@@ -236,7 +231,7 @@ def _block(part: Part, blobs: Mapping[str, bytes], names: Iterator[str]) -> dict
 
 def _tool_result(result: ToolResult, blobs: Mapping[str, bytes], names: Iterator[str]) -> dict[str, Any]:
     content = [_block(part, blobs, names) for part in result.content]
-    # Only some families know `status`: it is sent where it says something.
+    # It is sent where it says something.
     status = {"status": "error"} if result.is_error else {}
     return {"toolUseId": result.call_id, "content": content or [{"text": EMPTY_TEXT}], **status}
 

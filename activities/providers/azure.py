@@ -1,7 +1,7 @@
 """Adapter for Azure OpenAI: chat completions of a deployment, under Azure's addresses, keys and tokens."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from perdure.errors import DefinitionError
@@ -103,7 +103,7 @@ class AzureClients:
 
 def _renew_token(client: "openai.AsyncOpenAI", token: str) -> "openai.AsyncOpenAI":
     if isinstance(client, import_library().AsyncAzureOpenAI):
-        renewed: openai.AsyncOpenAI = client.with_options(azure_ad_token=token)
+        renewed: openai.AsyncOpenAI = cast("Any", client).with_options(azure_ad_token=token)
         return renewed
     return client.with_options(api_key=token)
 

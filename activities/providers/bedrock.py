@@ -9,9 +9,8 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from perdure.providers import CallDeadline, ReplyDraft, read_count
 
 from ._aws_credentials import credentials_failure
 from ._bedrock_client import BedrockClients
+from ._bedrock_families import is_streamed
 from ._bedrock_request import as_json, build_body, read_config
 
 _STOPS: dict[str, ModelStop] = {
@@ -84,7 +84,9 @@ class BedrockModel:
         body = build_body(request, options)
         draft = ReplyDraft(request, digest(as_json(body)))
         deadline = CallDeadline(request.config)
-        open_stream = partial(self._open_stream, region, options.base_url, request.config.timeout, body)
+        streamed = is_streamed(request.config, body, options.stream)
+        find_client = partial(self._clients.get, region, options.base_url, request.config.timeout)
+        open_stream = partial(_open_stream, find_client, body, streamed=streamed)
         call = _ThreadedCall(open_stream, asyncio.get_running_loop())
         call.start()
         try:
@@ -105,10 +107,32 @@ class BedrockModel:
         """Close the connections that are kept open for the next call."""
         self._clients.close()
 
-    def _open_stream(
-        self, region: str, base_url: str | None, timeout: timedelta, body: dict[str, Any]
-    ) -> Any:
-        return self._clients.get(region, base_url, timeout).converse_stream(**body)
+
+def _open_stream(find_client: Callable[[], Any], body: dict[str, Any], *, streamed: bool) -> Any:
+    """Call the provider; an answer that comes whole takes the form of a stream."""
+    client = find_client()
+    if streamed:
+        return client.converse_stream(**body)
+    answer = client.converse(**body)
+    opened = {"RequestId": answer["ResponseMetadata"].get("RequestId")}
+    return {"ResponseMetadata": opened, "stream": _WholeAnswer(answer)}
+
+
+class _WholeAnswer:
+    """Answer that came whole, in the place of a stream: its only event."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self._answer = answer
+        self._raw_stream = self
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield {"whole": self._answer}
+
+    def shutdown(self) -> None:
+        """Do nothing: the connection is free already."""
+
+    def close(self) -> None:
+        """Do nothing, as `shutdown`."""
 
 
 class _ThreadedCall:

@@ -53,6 +53,22 @@ class HttpModel(ABC):
     def fold(self, piece: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
         """Fold an object of the answer into the draft, and return the events to yield for it at once."""
 
+    def path_of(self, config: ModelConfig) -> str:
+        """Return the path of a call; override where it depends on the model."""
+        return self.path
+
+    async def headers_of(self, address: str, options: ProviderOptions) -> Mapping[str, str]:
+        """Return further headers of a call to that address; override for keys that are renewed while a worker runs."""
+        return {}
+
+    def merge_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body with the fields of `extra_body` in it."""
+        return body | dict(extra)
+
+    def digest_of(self, config: ModelConfig, body: dict[str, Any]) -> str:
+        """Return the digest of a request; override where the body does not name the model."""
+        return digest(body)
+
     def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
         """Return the error kind of an answer that is not 200; override where the provider says more."""
         return kind_of_error(read_error(text, status))
@@ -67,15 +83,12 @@ class HttpModel(ABC):
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_options(self.options, request.config)
-        body = self.build_body(request) | options.extra_body
-        draft = ReplyDraft(request, digest(body))
+        body = self.merge_extra(self.build_body(request), options.extra_body)
+        draft = ReplyDraft(request, self.digest_of(request.config, body))
         deadline = CallDeadline(request.config)
-        # `read` bounds the silence between two bytes.
-        timeout = httpx2.Timeout(5.0, read=request.config.longest_silence)
-        url = f"{options.base_url or self._base_url}{self.path}"
-        sent = self._client.build_request("POST", url, json=body, timeout=timeout)
         answer: httpx2.Response | None = None
         try:
+            sent = await deadline.wait_for(self._build_request(request.config, options, body))
             answer = await deadline.wait_for(self._client.send(sent, stream=True))
             if answer.status_code != 200:
                 raise await self._read_refusal(answer, draft, deadline)
@@ -99,10 +112,21 @@ class HttpModel(ABC):
         """Close the connections that are kept open for the next call."""
         await self._client.aclose()
 
+    async def _build_request(
+        self, config: ModelConfig, options: ProviderOptions, body: dict[str, Any]
+    ) -> httpx2.Request:
+        address = (options.base_url or self._base_url).rstrip("/")
+        # `read` bounds the silence between two bytes.
+        timeout = httpx2.Timeout(5.0, read=config.longest_silence)
+        headers = dict(await self.headers_of(address, options))
+        url = f"{address}{self.path_of(config)}"
+        return self._client.build_request("POST", url, json=body, headers=headers, timeout=timeout)
+
     async def _read_refusal(
         self, answer: httpx2.Response, draft: ReplyDraft, deadline: CallDeadline
     ) -> ModelError:
         await deadline.wait_for(answer.aread())
+        draft.request_id = answer.headers.get("x-request-id")
         told = read_error(answer.content, answer.status_code)
         kind = self.kind_of_refusal(answer.status_code, answer.text)
         delay = parse_retry_after(answer.headers)

@@ -9,7 +9,7 @@ Importing this module imports no provider's library: a worker pays only for thos
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
@@ -67,6 +67,12 @@ BUILT_IN: Final[Mapping[str, BuiltInProvider]] = {
         connection_errors=("openai.APIConnectionError",),
         timeout_errors=("openai.APITimeoutError",),
     ),
+    "responses": BuiltInProvider(
+        module=".responses",
+        model="ResponsesModel",
+        settings={"api_key": "openai_api_key", "base_url": "openai_base_url", "keys": "model_keys"},
+        telemetry_name="openai",
+    ),
     "azure": BuiltInProvider(
         module=".azure",
         model="AzureModel",
@@ -76,6 +82,12 @@ BUILT_IN: Final[Mapping[str, BuiltInProvider]] = {
             "api_version": "azure_api_version",
         },
         telemetry_name="azure.ai.openai",
+    ),
+    "gemini": BuiltInProvider(
+        module=".gemini",
+        model="GeminiModel",
+        settings={"api_key": "gemini_api_key"},
+        telemetry_name="gcp.gemini",
     ),
     "ollama": BuiltInProvider(
         module=".openai",
@@ -141,7 +153,7 @@ def _reveal(name: str, value: Any) -> str | EnvFileKey | dict[str, str] | None:
         case SecretStr():
             return key_of_setting(variables(name)[0], value.get_secret_value())
         case dict():
-            secrets: Mapping[str, SecretStr] = value  # pyright: ignore[reportUnknownVariableType]
+            secrets = cast("dict[str, SecretStr]", value)
             return {address: secret.get_secret_value() for address, secret in secrets.items()}
         case _:
             return value  # type: ignore[no-any-return]

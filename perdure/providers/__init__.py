@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from perdure.activities.providers.anthropic import AnthropicModel
     from perdure.activities.providers.azure import AzureModel
     from perdure.activities.providers.bedrock import BedrockModel
+    from perdure.activities.providers.gemini import GeminiModel
     from perdure.activities.providers.http import HttpModel
     from perdure.activities.providers.openai import OpenAIModel
+    from perdure.activities.providers.responses import ResponsesModel
     from perdure.errors import DefinitionError, ErrorKind, ModelError
     from perdure.messages import (
         Document,
@@ -87,8 +89,10 @@ _EXPORTS = {
     "perdure.activities.providers.anthropic": ("AnthropicModel",),
     "perdure.activities.providers.azure": ("AzureModel",),
     "perdure.activities.providers.bedrock": ("BedrockModel",),
+    "perdure.activities.providers.gemini": ("GeminiModel",),
     "perdure.activities.providers.http": ("HttpModel",),
     "perdure.activities.providers.openai": ("OpenAIModel",),
+    "perdure.activities.providers.responses": ("ResponsesModel",),
     "perdure.errors": ("DefinitionError", "ErrorKind", "ModelError"),
     "perdure.messages": (
         *("Document", "Image", "Message", "Opaque", "Part", "Text", "Thinking", "ToolCall", "ToolResult"),
@@ -137,6 +141,7 @@ __all__ = [
     "DefinitionError",
     "Document",
     "ErrorKind",
+    "GeminiModel",
     "HttpModel",
     "Image",
     "Message",
@@ -154,6 +159,7 @@ __all__ = [
     "ProviderOptions",
     "Reply",
     "ReplyDraft",
+    "ResponsesModel",
     "Text",
     "TextDelta",
     "Thinking",

@@ -219,6 +219,8 @@ ROWS: Final[tuple[Row, ...]] = (
         providers=("azure", "responses"),
         fields={"most_tools": 128, "most_bytes_of_files": 35 * _MIB, "output_schema": True},
     ),
+    # Its signature is the encrypted form of a thought.
+    Row(providers=("responses",), fields={"thinking": "signed", "files_in_results": True}),
     # Nobody knows what such a server stands before: it may be a model of Mistral's under any name.
     Row(providers=_LOCAL, fields={"call_id": _NINE_LETTERS, "files_in_results": False}),
     Row(

@@ -5,6 +5,7 @@ provider's final count is exact. Until it comes, what is missing is an upper bou
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,8 @@ _CALL_TOKENS = 64
 """Tokens of a tool call beside its arguments."""
 _IN_FLIGHT_TOKENS = 64
 """Tokens that were written, and billed, when the line was cut, and that never arrived."""
+_REASONS = re.compile(r"o\d|gpt-([5-9]|\d\d)")
+"""Names of OpenAI's models that reason."""
 _HIDDEN_TOKENS_A_SECOND = 500
 """Tokens that a model thinks in a second, at most, where it does not show them."""
 
@@ -161,6 +164,18 @@ def thinks_unseen(config: ModelConfig) -> bool:
     """Return whether the model may think without showing all of it."""
     if config.thinking == "off":
         return False
-    # OpenAI's reasoning models think by themselves and show nothing.
-    by_itself = config.provider == "openai" and config.model.startswith(("o1", "o3", "o4", "gpt-5"))
-    return config.thinking is not None or config.effort is not None or by_itself
+    return config.thinking is not None or config.effort is not None or _thinks_by_itself(config)
+
+
+def _thinks_by_itself(config: ModelConfig) -> bool:
+    """Return whether the model thinks unasked, and shows nothing of it."""
+    match config.provider:
+        case "openai" | "responses":
+            return _REASONS.match(config.model) is not None
+        case "azure":
+            # A deployment may have any name.
+            return not config.model.startswith(("gpt-3", "gpt-4"))
+        case "gemini":
+            return not config.model.startswith(("gemini-1", "gemini-2.0"))
+        case _:
+            return False

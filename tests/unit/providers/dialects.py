@@ -63,6 +63,16 @@ class Dialect:
     error_event_kind: ErrorKind
     refusal: Callable[..., Answer]
     """Builds the provider's error answer from (status, code, message, **headers)."""
+    counted: Usage = COUNTED
+    """Usage of a reply whose stub counts `COUNTED`."""
+    signature: str | None = "sig=="
+    """Signature of a thought of that signature in the stub's reply."""
+    cut_stop: str = "max_tokens"
+    """Stop reason of a reply that its bound has cut."""
+    no_arguments: str = ""
+    """Arguments of a call without any, as the draft has them."""
+    last_piece: int = -2
+    """Place of the last piece of text in an open reply."""
 
     def config(self, **settings: Any) -> ModelConfig:
         return ModelConfig(name=self.model_name, **settings)
@@ -146,7 +156,7 @@ def anthropic_refusal(status: int, code: str, message: str, **headers: str) -> A
     type_, _, error_code = code.partition("/")
     details = {"details": {"error_code": error_code}} if error_code else {}
     body = {"type": "error", "error": {"type": type_, "message": message, **details}}
-    return _json_answer(status, body, {"request-id": "req-1", **headers})
+    return json_answer(status, body, {"request-id": "req-1", **headers})
 
 
 ANTHROPIC = Dialect(
@@ -219,7 +229,7 @@ def bedrock_close(reply: StubReply) -> list[bytes]:
 
 def bedrock_refusal(status: int, code: str, message: str, **headers: str) -> Answer:
     named = {"x-amzn-errortype": code, "x-amzn-requestid": "req-1"}
-    return _json_answer(status, {"message": message}, {**named, **headers})
+    return json_answer(status, {"message": message}, {**named, **headers})
 
 
 BEDROCK = Dialect(
@@ -283,7 +293,7 @@ def openai_close(reply: StubReply) -> list[bytes]:
 
 def openai_refusal(status: int, code: str, message: str, **headers: str) -> Answer:
     error = {"message": message, "type": "some_error", "code": code or None}
-    return _json_answer(status, {"error": error}, {"x-request-id": "req-1", **headers})
+    return json_answer(status, {"error": error}, {"x-request-id": "req-1", **headers})
 
 
 OPENAI = Dialect(
@@ -297,12 +307,15 @@ OPENAI = Dialect(
     error_event=b'data: {"error": {"message": "boom", "type": "server_error", "code": null}}\n\n',
     error_event_kind="overloaded",
     refusal=openai_refusal,
+    signature=None,
+    cut_stop="length",
+    last_piece=-1,
 )
 
 DIALECTS = (ANTHROPIC, BEDROCK, OPENAI)
 
 
-def _json_answer(status: int, body: dict[str, Any], headers: dict[str, str]) -> Answer:
+def json_answer(status: int, body: dict[str, Any], headers: dict[str, str]) -> Answer:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(
         status=status,

@@ -27,12 +27,28 @@ OK = BEDROCK.answer(StubReply(text=("ok",)))
 EXPIRED = BEDROCK.refusal(403, "ExpiredTokenException", "The security token in the request is expired")
 
 
+Form = dict[str, list[str]]
+Answering = Callable[[str, str, Form], tuple[int, str]]
+
+
+def always(status: int, text: str) -> Answering:
+    """Build the answers of a service that always says the same."""
+
+    def answer(method: str, path: str, form: Form) -> tuple[int, str]:
+        return status, text
+
+    return answer
+
+
+_busy = always(503, "busy")
+
+
 @dataclass
 class Service:
     """A service of AWS that gives credentials: `answer` has status and body for a method, a path and a form."""
 
     url: str = ""
-    answer: Callable[[str, str, dict[str, list[str]]], tuple[int, str]] = lambda *_: (503, "busy")
+    answer: Answering = _busy
     requests: list[tuple[str, str, dict[str, list[str]], str]] = field(default_factory=list[Any])
 
 
@@ -153,12 +169,12 @@ async def test_role_is_assumed_with_renewed_keys(
     refused = (
         "<ErrorResponse><Error><Code>ExpiredToken</Code><Message>expired</Message></Error></ErrorResponse>"
     )
-    service.answer = lambda *_: (403, refused)
+    service.answer = always(403, refused)
     model = BedrockModel(region="eu-central-1", endpoint_url=server.url)
     write_keys(home, "AKIDFIRST")
     assert (await failure(model)).kind == "authentication"
     write_keys(home, "AKIDOTHER")
-    service.answer = lambda *_: (200, token_answer("ASIAROLE", "AssumeRole"))
+    service.answer = always(200, token_answer("ASIAROLE", "AssumeRole"))
     server.script(OK)
     await call(model)
     signers = [signed.split("Credential=")[1][:9] for *_, signed in service.requests]
@@ -250,7 +266,7 @@ async def test_busy_container_service_is_no_missing_key(
 ) -> None:
     monkeypatch.setattr(botocore.utils.ContainerMetadataFetcher, "SLEEP_TIME", 0)
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{service.url}/keys")
-    service.answer = lambda *_: (status, "no")
+    service.answer = always(status, "no")
     assert (await failure(BedrockModel(region="eu-central-1", endpoint_url=server.url))).kind == kind
 
 

@@ -63,7 +63,8 @@ async def test_error_event_is_no_reply(wire: Wire) -> None:
 
 async def test_cut_connection_is_stream_cut(wire: Wire) -> None:
     """The error carries what the call has cost."""
-    error = await wire.error(wire.dialect.unfinished(HALF, end="cut"))
+    unthinking = wire.request({"thinking": "off"})
+    error = await wire.error(wire.dialect.unfinished(HALF, end="cut"), request=unthinking)
     assert error.kind == "stream_cut"
     assert error.usage is not None
     assert error.usage.estimated
@@ -157,25 +158,26 @@ async def test_invalid_arguments_become_a_problem(wire: Wire, raw: str) -> None:
 @pytest.mark.parametrize("pieces", [(), ('{"query": "x"}',), ('{"query',)])
 async def test_call_cut_by_length_never_runs(wire: Wire, pieces: tuple[str, ...]) -> None:
     """A call that was cut may parse by accident."""
-    word = "length" if wire.dialect.name == "openai" else "max_tokens"
-    reply = await wire.reply(StubReply(calls=(StubCall(id="a"), StubCall(id="b", pieces=pieces)), stop=word))
+    calls_made = (StubCall(id="a"), StubCall(id="b", pieces=pieces))
+    reply = await wire.reply(StubReply(calls=calls_made, stop=wire.dialect.cut_stop))
     complete, cut = [part for part in reply.parts if isinstance(part, ToolCall)]
     assert reply.stop == "max_tokens"
     assert complete.problem is None
     assert cut.problem
-    assert cut.arguments == {"_raw": "".join(pieces)}
+    assert cut.arguments == {"_raw": "".join(pieces) or wire.dialect.no_arguments}
 
 
 async def test_usage_is_four_disjoint_counts(wire: Wire) -> None:
     reply = await wire.reply(StubReply(text=("ok",)))
-    assert reply.usage == COUNTED
+    assert reply.usage == wire.dialect.counted
     assert not reply.usage.estimated
 
 
 async def test_request_id_and_digest_are_recorded(wire: Wire) -> None:
     image = Image(data=PNG)
+    stops = {} if wire.dialect.name == "responses" else {"stop_sequences": ("END",)}
     request = wire.request(
-        {"stop_sequences": ("END",), "effort": "low", "options": {"extra_body": {"top_k": 5}}},
+        {"effort": "low", "options": {"extra_body": {"top_k": 5}}, **stops},
         instructions="Be brief. Grüße.",
         messages=(Message.user([Text(text="see"), image]),),
         tools=(SEARCH,),
@@ -185,6 +187,8 @@ async def test_request_id_and_digest_are_recorded(wire: Wire) -> None:
     sent = received.body
     if wire.dialect.name == "bedrock":  # its model is named by the path
         sent = {"modelId": received.path.split("/")[2], **sent}
+    if wire.dialect.name == "gemini":
+        sent = {"model": "gemini-test-1", **sent}
     assert reply.request_digest == digest(sent)
     assert reply.request_id == "req-1"
 
@@ -194,8 +198,7 @@ async def test_thinking_is_apart_from_text(wire: Wire) -> None:
     assert [event.text for event in events if isinstance(event, ThinkingDelta)] == ["Let me see."]
     reply = events[-1]
     assert isinstance(reply, Reply)
-    signature = None if wire.dialect.name == "openai" else "sig=="
-    assert reply.parts == (Thinking(text="Let me see.", signature=signature), Text(text="42"))
+    assert reply.parts == (Thinking(text="Let me see.", signature=wire.dialect.signature), Text(text="42"))
 
 
 STOPS = {
@@ -224,7 +227,15 @@ STOPS = {
         "length": "max_tokens",
         "content_filter": "refusal",
     },
+    "gemini": {
+        "STOP": "end_turn",
+        "MAX_TOKENS": "max_tokens",
+        "SAFETY": "refusal",
+        "IMAGE_SAFETY": "refusal",
+    },
+    "responses": {"completed": "end_turn", "max_output_tokens": "max_tokens", "content_filter": "refusal"},
 }
+STOPS["azure"] = STOPS["openai"]
 
 
 async def test_stop_reasons_are_translated(wire: Wire) -> None:
@@ -243,7 +254,7 @@ async def test_other_stop_reason_is_retried(wire: Wire, stop: str, kind: str) ->
     assert RULES[error.kind].retried
     assert RULES[error.kind].falls_back
     assert f"'{stop}'" in str(error)
-    assert error.usage == COUNTED
+    assert error.usage == wire.dialect.counted
 
 
 async def test_stop_reasons_of_other_servers_are_known(wire: Wire) -> None:
@@ -313,6 +324,24 @@ REFUSALS: dict[str, list[tuple[int, str, str, str]]] = {
         (503, "", "unavailable", "overloaded"),
     ],
 }
+REFUSALS["azure"] = REFUSALS["responses"] = REFUSALS["openai"]
+REFUSALS["gemini"] = [
+    (400, "INVALID_ARGUMENT", "Invalid value at 'contents'", "bad_request"),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "The input token count (9) exceeds the maximum number of tokens allowed (8).",
+        "context_overflow",
+    ),
+    (400, "INVALID_ARGUMENT/API_KEY_INVALID", "API key not valid.", "authentication"),
+    (401, "UNAUTHENTICATED", "no", "authentication"),
+    (403, "PERMISSION_DENIED", "no", "authentication"),
+    (404, "NOT_FOUND", "no such model", "not_found"),
+    (429, "RESOURCE_EXHAUSTED", "slow down", "rate_limited"),
+    (500, "INTERNAL", "oops", "overloaded"),
+    (503, "UNAVAILABLE", "unavailable", "overloaded"),
+    (504, "DEADLINE_EXCEEDED", "too slow", "timeout"),
+]
 
 
 async def test_refusals_have_kinds_and_no_retries(wire: Wire) -> None:
@@ -338,8 +367,9 @@ async def test_refusals_have_kinds_and_no_retries(wire: Wire) -> None:
     ],
 )
 async def test_retry_after_is_passed_on(wire: Wire, headers: dict[str, str], delay: timedelta | None) -> None:
-    code = {"anthropic": "rate_limit_error", "bedrock": "ThrottlingException", "openai": "requests"}
-    error = await wire.error(wire.dialect.refusal(429, code[wire.dialect.name], "slow down", **headers))
+    code = {"anthropic": "rate_limit_error", "bedrock": "ThrottlingException", "gemini": "RESOURCE_EXHAUSTED"}
+    name = code.get(wire.dialect.name, "requests")
+    error = await wire.error(wire.dialect.refusal(429, name, "slow down", **headers))
     assert error.retry_after == delay
 
 
@@ -403,7 +433,7 @@ async def test_read_timeout_ends_a_silent_start(wire: Wire) -> None:
 async def test_timeout_ends_an_endless_answer(wire: Wire) -> None:
     """Data that is always ready never makes the reader wait, and a timeout only ends a wait."""
     request = wire.request({"timeout": timedelta(milliseconds=600)})
-    drip = wire.dialect.open(StubReply(text=("x",)))[-1 if wire.dialect.name == "openai" else -2]
+    drip = wire.dialect.open(StubReply(text=("x",)))[wire.dialect.last_piece]
     error = await wire.error(wire.dialect.unfinished(HALF, drip, end="drip"), request=request)
     assert error.kind == "timeout"
     await asyncio.wait_for(wire.server.disconnected.wait(), 60)
@@ -484,7 +514,7 @@ async def test_thinking_stays_with_its_model(wire: Wire) -> None:
     foreign = wire.request(messages=(Message.user("a"), message_of("other:model"), Message.user("b")))
     assert "secret" not in str(await wire.body_of(foreign))
     same = wire.request(messages=(Message.user("a"), message_of(wire.dialect.model_name), Message.user("b")))
-    assert ("secret" in str(await wire.body_of(same))) == (wire.dialect.name != "openai")
+    assert ("secret" in str(await wire.body_of(same))) == (wire.dialect.name in ("anthropic", "bedrock"))
 
 
 async def test_foreign_blocks_and_meta_stay_unsent(wire: Wire) -> None:

@@ -21,7 +21,7 @@ from .server import Stub
 
 OK = StubReply(text=("ok",))
 
-MODELS: list[tuple[str, Dialect, str, Callable[..., Any]]] = [
+MODELS: list[tuple[str, Dialect, str, Callable[[str], Any]]] = [
     ("anthropic:m", ANTHROPIC, "ANTHROPIC_API_KEY", lambda url: AnthropicModel(base_url=url)),
     ("openai:m", OPENAI, "OPENAI_API_KEY", lambda url: OpenAIModel(base_url=url)),
     ("groq:m", OPENAI, "GROQ_API_KEY", lambda url: OpenAIModel(base_url=url, provider="groq")),

@@ -380,7 +380,7 @@ async def test_cache_marks_are_configurable(claude_wire: Wire, options: dict[str
     [
         ("eu.anthropic.claude-x", {}, True, True),
         ("amazon.nova-pro-v1:0", {}, False, True),
-        ("meta.llama-x", {}, False, False),
+        ("cohere.command-r-x", {}, False, False),
         ("arn:aws:bedrock:eu-central-1:1:application-inference-profile/x", {"cache": True}, True, True),
     ],
 )
