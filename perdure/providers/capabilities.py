@@ -35,7 +35,7 @@ _NINE_LETTERS: Final = r"[a-zA-Z0-9]{9}"
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a model takes in a request. A bound that is None is not known, and nothing is bounded by it."""
+    """Forms and bounds of a request that a model takes. A bound that is None is not known, and bounds nothing."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -71,6 +71,9 @@ class Capabilities:
     """Most bytes of an image, before they are encoded."""
     most_image_side: int | None = None
     """Most pixels of a side of an image."""
+    most_large_images: int | None = None
+    """Most images in a request of which one has more than `most_large_side` pixels a side."""
+    most_large_side: int | None = None
     documents: tuple[str, ...] = (_TEXT,)
     """Media types of documents that it reads."""
     most_documents: int | None = None
@@ -186,6 +189,8 @@ ROWS: Final[tuple[Row, ...]] = (
             **_CLAUDE,
             "tool_name": r"[a-zA-Z0-9_-]{1,128}",
             "most_images": 100,
+            "most_large_images": 20,
+            "most_large_side": 2000,
             "most_image_bytes": 5 * _MIB * 3 // 4,  # five MiB of base64
             "documents": (_PDF, _TEXT),
             "most_document_bytes": 22 * _MIB,

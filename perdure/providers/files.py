@@ -1,5 +1,6 @@
 """Images and documents as a model takes them: under their real type, or in words. Pure."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 
 from perdure.media import decode, in_words, problem_with_bytes, sniff_media_type
@@ -10,6 +11,7 @@ from .capabilities import Capabilities
 
 _MOST_NAME_CHARS = 120
 _TEXT_START = 4096
+_HEADER = 48 * 1024
 _BEGINNINGS = (
     ("application/vnd.openxmlformats", b"PK"),
     (("application/msword", "application/vnd.ms-excel"), b"\xd0\xcf\x11\xe0"),
@@ -73,7 +75,7 @@ def hidden_files(
 
     The oldest go, some at a time: each change of an old message makes the provider's cache useless.
     """
-    files = [
+    files: list[tuple[int, Image | Document]] = [
         (at, part)
         for at, message in enumerate(messages)
         if message.has_attachments
@@ -85,7 +87,7 @@ def hidden_files(
     oldest = _oldest(
         [_size(part, capabilities, blobs) for _, part in files], capabilities.most_bytes_of_files
     )
-    images = _oldest([1] * kinds.count("image"), capabilities.most_images)
+    images = _oldest([1] * kinds.count("image"), _most_images(files, capabilities, blobs))
     documents = _oldest([1] * kinds.count("document"), capabilities.most_documents)
     left = {
         "image": max(images, kinds[:oldest].count("image")),
@@ -99,6 +101,29 @@ def hidden_files(
             is_image = part.kind == "image"
             hidden[at] = (counted[0] + is_image, counted[1] + (not is_image))
     return hidden
+
+
+def _most_images(
+    files: Sequence[tuple[int, Image | Document]], capabilities: Capabilities, blobs: Mapping[str, bytes]
+) -> int | None:
+    """Return the most images of the request: fewer where one of them is large."""
+    most, side = capabilities.most_large_images, capabilities.most_large_side
+    images = [part for _, part in files if isinstance(part, Image)]
+    if most is None or side is None or len(images) <= most:
+        return capabilities.most_images
+    sizes = [image_size(_beginning(part, blobs)) for part in images]
+    is_large = any(size is not None and max(size) > side for size in sizes)
+    return most if is_large else capabilities.most_images
+
+
+def _beginning(part: Image, blobs: Mapping[str, bytes]) -> bytes:
+    """Return the first bytes of an image, which tell its size."""
+    if part.blob is not None:
+        return blobs.get(part.blob, b"")[:_HEADER]
+    try:
+        return base64.b64decode((part.data or "")[: _HEADER // 3 * 4])
+    except ValueError:
+        return b""
 
 
 def _oldest(weights: Sequence[int], most: int | None) -> int:

@@ -79,7 +79,7 @@ def _map_inside(schema: Schema, change: Any) -> Schema:
         if key in _ONE_INSIDE and isinstance(value, dict):
             new: Any = change(value)
         elif key in _LIST_INSIDE and isinstance(value, list):
-            new = [change(item) for item in _listed(value)]
+            new = [change(item) for item in _as_list(value)]
         elif key in _MAP_INSIDE and isinstance(value, dict):
             new = {name: change(item) for name, item in cast("dict[str, Any]", value).items()}
         else:
@@ -146,8 +146,8 @@ def _target(reference: str, root: Schema) -> Schema | None:
         key = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(found, dict) and key in found:
             found = cast("dict[str, Any]", found)[key]
-        elif key.isdecimal() and int(key) < len(_listed(found)):
-            found = _listed(found)[int(key)]
+        elif key.isdecimal() and int(key) < len(_as_list(found)):
+            found = _as_list(found)[int(key)]
         else:
             return None
     return cast("Schema", found) if isinstance(found, dict) else None
@@ -220,7 +220,7 @@ def _reword(node: Schema, keywords: frozenset[str]) -> Schema:
 def _as_openapi(node: Schema) -> Schema:
     """Return the schema in the words of OpenAPI, which knows neither the type null nor numbers to choose from."""
     node = _name_null(node)
-    values = _listed(node.get("enum"))
+    values = _as_list(node.get("enum"))
     if not all(isinstance(value, str) for value in values):
         del node["enum"]
         shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
@@ -232,13 +232,13 @@ def _as_openapi(node: Schema) -> Schema:
 
 def _name_null(node: Schema) -> Schema:
     """Return the schema with `nullable` in place of the type null."""
-    kinds = _listed(node.get("type"))
+    kinds = _as_list(node.get("type"))
     named = [kind for kind in kinds if kind != "null"]
     if kinds:
         del node["type"]
         node |= {"nullable": True} if len(named) != len(kinds) else {}
         node |= {"type": named[0]} if len(named) == 1 else {"anyOf": [{"type": kind} for kind in named]}
-    choices = _listed(node.get("anyOf"))
+    choices = _as_list(node.get("anyOf"))
     others = [choice for choice in choices if choice != {"type": "null"}]
     if len(others) == len(choices):
         return node
@@ -250,7 +250,7 @@ def _name_null(node: Schema) -> Schema:
     return {**_name_null(dict(cast("Schema", only))), **node} if isinstance(only, dict) else node
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """Return a list as it is, and anything else as an empty one."""
     return list[Any](value) if isinstance(value, list) else []  # pyright: ignore[reportUnknownArgumentType]
 

@@ -128,7 +128,7 @@ def sendable_message(
     parts = [made for part in message.parts for made in form.make(part)]
     if flags.is_last and message.role == "assistant" and parts and isinstance(parts[-1], Text):
         # A conversation that the assistant ends must not end in blanks.
-        parts[-1] = _changed(parts[-1], text=parts[-1].text.rstrip())
+        parts[-1] = _with_fields(parts[-1], text=parts[-1].text.rstrip())
     if message.role != "tool":
         return (_with_parts(message, parts),)
     results: list[Part] = [part for part in parts if isinstance(part, ToolResult)]
@@ -145,7 +145,7 @@ def _with_parts(message: Message, parts: list[Part]) -> Message:
     return message.model_copy(update={"parts": parts})
 
 
-def _changed(part: V, **fields: Any) -> V:
+def _with_fields(part: V, **fields: Any) -> V:
     """Return the part with these fields; the same object if it has them already."""
     new = {name: value for name, value in fields.items() if getattr(part, name) != value}
     return cast("V", cast("Any", part).model_copy(update=new)) if new else part
@@ -173,7 +173,7 @@ class _Form:
         match part:
             case Text():
                 # Providers refuse blank text, and some models produce it.
-                return [_changed(part, text=clean_text(part.text))] if part.text.strip() else []
+                return [_with_fields(part, text=clean_text(part.text))] if part.text.strip() else []
             case Thinking():
                 return [part] if self._returns(part) else []
             case Opaque():
@@ -220,7 +220,7 @@ class _Form:
         if not self.same_model:
             # A provider that demands a signature has a stand-in for the first call of another model.
             extra = (self.capabilities.call_signature or {}) if self.calls == 1 else {}
-        return _changed(
+        return _with_fields(
             call,
             id=sendable_id(call.id, self.capabilities),
             name=sendable_name(call.name, self.capabilities),
@@ -232,7 +232,7 @@ class _Form:
         content: list[ResultPart] = []
         for piece in result.content:
             if isinstance(piece, Text):
-                content += [_changed(piece, text=clean_text(piece.text))] if piece.text.strip() else []
+                content += [_with_fields(piece, text=clean_text(piece.text))] if piece.text.strip() else []
             else:
                 content.append(self._file(piece))
         texts: list[ResultPart] = [piece for piece in content if isinstance(piece, Text)]
@@ -249,7 +249,7 @@ class _Form:
             content = texts
         if _same(content, result.content):
             content = result.content
-        return [_changed(result, call_id=call_id, name=name, content=content), *behind]
+        return [_with_fields(result, call_id=call_id, name=name, content=content), *behind]
 
 
 def _same(first: Sequence[object], second: Sequence[object]) -> bool:

@@ -50,14 +50,14 @@ def order_turns(messages: Sequence[Message], provider: str) -> tuple[list[Messag
     tools = [own_tools(message, provider) for message in ordered]
     if not any(tool is not _NONE for tool in tools):
         return ordered, frozenset()
-    left_out = _unpaired(ordered, tools)
+    left_out = _find_unpaired(ordered, tools)
     for at in range(len(ordered)):
         if tools[at].calls - tools[at].results - left_out:
             _move_users_before(ordered, tools, at)
     return ordered, left_out
 
 
-def _unpaired(messages: list[Message], tools: list[OwnTools]) -> frozenset[str]:
+def _find_unpaired(messages: list[Message], tools: list[OwnTools]) -> frozenset[str]:
     """Return the ids of calls that are neither answered nor open, and of results without a call before them."""
     last = max(at for at, message in enumerate(messages) if message.role == "assistant")
     # A turn that somebody stopped, or that was cut, is not gone on with.

@@ -73,6 +73,8 @@ def refuse_anthropic(body: Body) -> None:
     _refuse_server_tools(messages)
     images = [block for block in _all_blocks(messages) if block["type"] == "image"]
     need(len(images) <= 100, "too many images")
+    large = any(int.from_bytes(base64.b64decode(i["source"]["data"])[16:20]) > 2000 for i in images)
+    need(len(images) <= 20 or not large, "image dimensions exceed max allowed size for many-image requests")
     if roles[-1] == "assistant":
         last = messages[-1]["content"]
         need(any(block["type"] == "server_tool_use" for block in last), "prefill is not supported")

@@ -166,6 +166,15 @@ def test_newest_images_are_shown(model: str, most: int) -> None:
     assert first.count("newer ones leave no room") == second.count("newer ones leave no room") == most // 4
 
 
+@pytest.mark.parametrize(("side", "shown"), [(1000, 30), (3000, 20)])
+def test_many_large_images_are_too_many(side: int, shown: int) -> None:
+    """Anthropic takes large images only where there are few."""
+    image = png().replace(b"IHDR\0\0\0\1", b"IHDR" + side.to_bytes(4))
+    images = [Image(data=PNG), Image(data=base64.b64encode(image).decode())] * 15
+    body = taken_body(request(CLAUDE, Message.user([*images])))
+    assert str(body).count("'type': 'image'") == shown
+
+
 def test_files_fit_together() -> None:
     """The provider bounds the whole request: the oldest files stand in words."""
     large = [Image(blob=f"b{n}") for n in range(8)]
