@@ -225,8 +225,8 @@ class Course:
             assert set(waiting) <= set(nodes), "a node starts as soon as its join is met"
 
 
-def insides(edges: set[tuple[str, str]], entries: set[str]) -> dict[str, set[str]]:
-    """What each head of a loop begins anew: worked out from the pairs of nodes that lead to each other."""
+def loops_of(edges: set[tuple[str, str]], entries: set[str]) -> list[tuple[set[str], set[str]]]:
+    """All loops, each with its heads: worked out from the pairs of nodes that lead to each other."""
     targets = {source: {b for a, b in edges if a == source} for source, _ in edges}
     leads: dict[str, set[str]] = {}
     for name, first in targets.items():
@@ -235,13 +235,14 @@ def insides(edges: set[tuple[str, str]], entries: set[str]) -> dict[str, set[str
             reached |= fresh
             fresh = {b for a in fresh for b in targets.get(a, ())} - reached
         leads[name] = reached
-    found: dict[str, set[str]] = {}
+    found: list[tuple[set[str], set[str]]] = []
     for name in (name for name in leads if name in leads[name]):
         body = {other for other in leads[name] if name in leads.get(other, ())}
+        if name != min(body):
+            continue
         heads = {b for a, b in edges if b in body and a not in body} | (body & entries)
-        found |= dict.fromkeys(heads, body - heads)
-        if name == min(body):
-            found |= insides({(a, b) for a, b in edges if {a, b} <= body and b not in heads}, set())
+        found.append((body, heads))
+        found += loops_of({(a, b) for a, b in edges if {a, b} <= body and b not in heads}, set())
     return found
 
 
@@ -256,27 +257,56 @@ class Oracle:
         self.incoming = {name: sum(edge.target == name for edge in spec.edges) for name in self.visits}
         self.ancestors: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
         self.rounds: dict[tuple[str, int], dict[str, int]] = {}
-        self.inside = insides({(edge.source, edge.target) for edge in spec.edges}, {*spec.entries})
+        pairs = {(edge.source, edge.target) for edge in spec.edges}
+        loops = loops_of(pairs, {*spec.entries})
+        # What each head of a loop begins anew, and what comes into a loop from before it.
+        self.inside = {head: body - heads for body, heads in loops for head in heads}
+        self.entering = {(a, b) for a, b in pairs for body, _ in loops if b in body and a not in body}
+        self.kept: dict[str, dict[str, int]] = {name: {} for name in self.visits}
         self.held: dict[str, dict[str, int]] = {name: {} for name in self.visits}
         self.ready: dict[str, dict[str, int]] = {name: {} for name in self.visits}
 
     def bring(self, source: str, target: str) -> None:
         """The source's latest visit ended, and its edge to the target was taken."""
         came = (source, self.visits[source])
-        ready, waiting = self.ready[target], self.held[target]
-        others = [visit for visit in (*ready.items(), *waiting.items()) if visit[0] != source]
-        if not self.counts(source, target) or any(self.is_older(came, other) for other in others):
+        ready, waiting, kept = self.ready[target], self.held[target], self.kept[target]
+        others = [visit for held in (ready, waiting, kept) for visit in held.items() if visit[0] != source]
+        if any(self.is_older(came, other) for other in others):
             return
+        if not self.counts(source, target):
+            if (source, target) in self.entering:
+                kept[source] = came[1]
+                if ready and self.is_one_round(came, ready):
+                    ready[source] = came[1]
+            return
+        self.kept[target] = kept = self.without_older(kept, came)
         if ready and not any(self.is_older(other, came) for other in ready.items() if other[0] != source):
             ready[source] = came[1]
             return
-        self.held[target] = {
+        fresh = self.without_older(waiting, came) | {source: came[1]}
+        beside = {
             name: number
-            for name, number in waiting.items()
-            if name != source and not self.is_older((name, number), came)
-        } | {source: came[1]}
-        if self.is_enough(target, self.held[target]):
-            self.ready[target], self.held[target] = self.held[target], {}
+            for name, number in kept.items()
+            if name not in fresh and self.is_one_round((name, number), fresh)
+        }
+        self.held[target] = fresh
+        if self.is_enough(target, beside | fresh):
+            self.ready[target], self.held[target] = beside | fresh, {}
+
+    def without_older(self, held: dict[str, int], came: tuple[str, int]) -> dict[str, int]:
+        return {
+            name: number
+            for name, number in held.items()
+            if name != came[0] and not self.is_older((name, number), came)
+        }
+
+    def is_one_round(self, visit: tuple[str, int], held: dict[str, int]) -> bool:
+        """Whether the visit knows the same visits as all others, of the nodes that both know."""
+        return not any(
+            self.is_older(visit, other) or self.is_older(other, visit)
+            for other in held.items()
+            if other[0] != visit[0]
+        )
 
     def is_older(self, first: tuple[str, int], second: tuple[str, int]) -> bool:
         """Whether the first comes from an earlier round: it knows an older visit of a node that both know."""
@@ -316,6 +346,8 @@ class Oracle:
         here = (name, self.visits[name])
         self.check_round(taken)
         known = dict(sorted({pair for visit in taken.items() for pair in self.rounds[visit].items()}))
+        before = {source: at for source, at in taken.items() if (source, name) in self.entering}
+        self.kept[name] = before | self.kept[name]
         inside = self.inside.get(name, set[str]())
         self.rounds[here] = {node: at for node, at in known.items() if node not in inside} | {name: here[1]}
         sources = [self.ancestors[visit] for visit in taken.items()]

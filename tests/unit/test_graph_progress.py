@@ -179,6 +179,82 @@ def test_branch_from_before_the_loop_is_of_every_round() -> None:
     assert play.starts["x-1"].inputs == {"b": "b-3", "r": "r-1"}
 
 
+@pytest.mark.parametrize("join", ["all", "any", 1, 2], ids=str)
+def test_work_from_before_the_loop_is_given_each_round(join: Any) -> None:
+    """A join inside a loop is given, in every round, what came from before the loop. It is no news by itself."""
+    nodes = {"d": Node(work, join="any"), "r": Node(work, join=join)}
+    edges: list[str | Edge] = ["af", "ad", "al", "fr", "dr", Edge("r", "d", times("r", 3))]
+    play = Play(wired("afdlr", *edges, nodes=nodes))
+    for key in ("a-1", "l-1", "d-1", "f-1"):
+        play.end(key)
+    assert play.order[-1] == "r-1"
+    assert play.end("r-1") == ["d-2"]
+    for number in (2, 3):
+        assert play.end(f"d-{number}") == [f"r-{number}"]
+        assert play.starts[f"r-{number}"].inputs == {"f": "f-1", "d": f"d-{number}"}
+        assert play.end(f"r-{number}") == ([] if number == 3 else ["d-3"])
+    assert play.reason == "end_turn"
+    assert unmet(play.progress, play.spec) == {}
+
+
+def test_late_work_from_before_the_loop_joins_the_next_round() -> None:
+    """A number join that did not wait for a slow branch gets it in the next round; it begins no round itself."""
+    nodes = {"d": Node(work, join="any"), "r": Node(work, join=2)}
+    edges: list[str | Edge] = ["af", "ad", "de", "fr", "dr", "er", Edge("r", "d", times("r", 2))]
+    play = Play(wired("afder", *edges, nodes=nodes))
+    for key in ("a-1", "d-1", "e-1"):
+        play.end(key)
+    assert play.starts["r-1"].inputs == {"d": "d-1", "e": "e-1"}
+    play.end("r-1")
+    assert play.end("f-1") == []
+    assert play.progress.late == {}
+    assert set(play.end("d-2")) == {"e-2", "r-2"}
+    assert play.starts["r-2"].inputs == {"f": "f-1", "d": "d-2"}
+
+
+def test_outer_round_replaces_work_from_before_the_inner_loop() -> None:
+    """What comes from before an inner loop is of one round of the loop around it."""
+    nodes = {"h": Node(work, join="any"), "d": Node(work, join="any")}
+    inner, outer = (
+        Edge("r", "d", lambda state: state.visits["r"] in (1, 3)),
+        Edge("r", "h", lambda state: state.visits["r"] == 2),
+    )
+    play = Play(wired("ahfdr", "ah", "hf", "hd", "fr", "dr", inner, outer, nodes=nodes))
+    for key in ("a-1", "h-1", "f-1", "d-1", "r-1", "d-2", "r-2", "h-2"):
+        play.end(key)
+    assert play.starts["r-2"].inputs == {"f": "f-1", "d": "d-2"}
+    assert play.end("d-3") == [], "the new round waits for its own f"
+    assert play.end("f-2") == ["r-3"]
+    play.end("r-3")
+    play.end("d-4")
+    assert play.starts["r-4"].inputs == {"f": "f-2", "d": "d-4"}
+
+
+def test_round_that_came_to_nothing_is_named() -> None:
+    """A graph does not end well when its newest round waits at a join, and what came out is of an earlier one."""
+    only_first = Edge("e", "r", lambda state: state.visits["e"] == 1)
+    back = Edge("r", "d", times("r", 2))
+    play = Play(wired("aderl", "ad", "al", "de", "dr", only_first, back, nodes={"d": Node(work, join="any")}))
+    for key in ("a-1", "l-1", "d-1", "e-1", "r-1", "d-2", "e-2"):
+        play.end(key)
+    assert play.over == Over(stop_reason="unmet_join", output="l-1")
+    assert unmet(play.progress, play.spec) == {
+        "r": "it ran 1 time, and then: 1 of 2 edges arrived: d; nothing from e"
+    }
+
+
+def test_way_out_of_a_round_leaves_its_join_unmet() -> None:
+    """A round that led to an output has come to its end, whatever still waits at a join of it."""
+    nodes = {"d": Node(work, join="any")}
+    out = Edge("e", "p", lambda state: state.visits["e"] == 2)
+    again = Edge("e", "m", lambda state: state.visits["e"] == 1)
+    play = Play(wired("adecmp", "ad", "de", "dc", again, "cm", "md", out, nodes=nodes))
+    for key in ("a-1", "d-1", "e-1", "c-1", "m-1", "d-2", "e-2", "c-2", "p-1"):
+        play.end(key)
+    assert play.over == Over(stop_reason="end_turn", output="p-1")
+    assert list(unmet(play.progress, play.spec)) == ["m"]
+
+
 def thrice(state: GraphState) -> bool:
     return state.visits["b"] == 3
 

@@ -23,6 +23,7 @@ from .joins import (
     add_arrival,
     arrivals_at,
     has_cycle,
+    is_stuck,
     outgoing,
     record_visit,
     unmet,
@@ -344,9 +345,7 @@ def _over(progress: GraphProgress, spec: GraphSpec, code: GraphCode) -> Over | N
         return replace(progress.end, output=output, cancel_running=cancel)
     if progress.retries or progress.ready:
         return Over(stop_reason="max_node_executions", output=output) if _is_used_up(progress, spec) else None
-    # Arrivals without any output mean that a join waits for edges that nothing will take.
-    stuck = bool(progress.arrivals) and not progress.outputs
-    return Over(stop_reason="unmet_join" if stuck else "end_turn", output=output)
+    return Over(stop_reason="unmet_join" if is_stuck(progress, spec) else "end_turn", output=output)
 
 
 def _partial(progress: GraphProgress, spec: GraphSpec) -> Any:

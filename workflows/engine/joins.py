@@ -17,8 +17,11 @@ Theory of operation
    with an older visit than one that waits is late. Otherwise those that wait and have an older visit give way to
    it, and are late. A join that is met keeps its arrivals while its node cannot start yet, until a newer round
    meets it too.
-6. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
-7. The progress holds everything needed to go on, beside the spec and the code. Order comes from the spec's
+6. Work from before a loop belongs to every round of it. An arrival along an edge that enters a loop
+   (`loops.entering_edges`) is kept when it is consumed, and also when it is late. It is given to each later visit of
+   its round. It is no news: it counts toward a join only beside an arrival that does.
+7. The first visit of an entry is the beginning: it waits for nothing and consumes nothing.
+8. The progress holds everything needed to go on, beside the spec and the code. Order comes from the spec's
    tuples and from the order in which nodes end, never from a hash: replay must repeat it.
 """
 
@@ -33,7 +36,7 @@ from perdure.wire.results import NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec
 from perdure.wiring import deliveries_needed
 
-from .loops import inside_loops
+from .loops import entering_edges, inside_loops
 
 Ancestry = dict[str, int]
 
@@ -79,7 +82,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphProgress:
-    """State of a graph's run: see rule 7 above."""
+    """State of a graph's run: see rule 8 above."""
 
     task: str | list[Part]
     visits: dict[str, int]
@@ -93,6 +96,8 @@ class GraphProgress:
     """Arrivals that wait for others, by node and source."""
     met: dict[str, dict[str, Arrival]] = field(default_factory=dict[str, dict[str, Arrival]])
     """Arrivals of the nodes in `ready`, by node and source. An entry's first visit has none."""
+    kept: dict[str, dict[str, Arrival]] = field(default_factory=dict[str, dict[str, Arrival]])
+    """Arrivals from before a loop, for the later visits of its nodes, by node and source: rule 6 above."""
     ancestry: dict[str, Ancestry] = field(default_factory=dict[str, Ancestry])
     """Ancestry of each node's latest visit."""
     rounds: dict[str, Ancestry] = field(default_factory=dict[str, Ancestry])
@@ -142,32 +147,74 @@ def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output
     source, target, ancestry = edge.source, edge.target, progress.ancestry[edge.source]
     arrival = Arrival(output=output, ancestry=ancestry, round=progress.rounds.get(source, {}))
     met, waiting = progress.met.get(target, {}), progress.arrivals.get(target, {})
-    if not _counts(progress, spec, target, ancestry) or any(
-        _has_older_visit(arrival, other)
-        for other_source, other in (*met.items(), *waiting.items())
-        # An arrival of the same edge is replaced.
-        if other_source != source
-    ):
+    kept = progress.kept.get(target, {})
+    # An arrival of the same edge is replaced.
+    others = [other for held in (met, waiting, kept) for name, other in held.items() if name != source]
+    if any(_has_older_visit(arrival, other) for other in others):
         return _count_late(progress, target, 1)
+    if not _counts(progress, spec, target, ancestry):
+        return _keep_late(progress, spec, edge, arrival)
+    progress = _set_kept(progress, target, _without_older(kept, source, arrival))
     if met and len(_of_round(met, source, arrival)) == len({**met, source: arrival}):
         return replace(progress, met={**progress.met, target: {**met, source: arrival}})
-    kept = _of_round(waiting, source, arrival)
-    progress = _count_late(progress, target, len({**waiting, source: arrival}) - len(kept))
-    if len(kept) < deliveries_needed(spec.node(target).join, len(incoming(spec, target))):
-        return replace(progress, arrivals={**progress.arrivals, target: kept})
+    fresh = _of_round(waiting, source, arrival)
+    progress = _count_late(progress, target, len({**waiting, source: arrival}) - len(fresh))
+    return _wait_or_meet(progress, spec, target, fresh)
+
+
+def _keep_late(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, arrival: Arrival) -> GraphProgress:
+    """Return the progress after a late arrival: kept where it comes from before a loop, and given to what is met."""
+    source, target = edge.source, edge.target
+    if (source, target) not in entering_edges(_pairs(spec), spec.entries):
+        return _count_late(progress, target, 1)
+    progress = _set_kept(progress, target, {**progress.kept.get(target, {}), source: arrival})
+    met = progress.met.get(target, {})
+    if not met or not _joins(arrival, source, met):
+        return progress
+    return replace(progress, met={**progress.met, target: {**met, source: arrival}})
+
+
+def _wait_or_meet(
+    progress: GraphProgress, spec: GraphSpec, target: str, fresh: dict[str, Arrival]
+) -> GraphProgress:
+    """Return the progress with these new arrivals at the target: they wait, or its join is met."""
+    kept = progress.kept.get(target, {})
+    beside = {
+        name: held for name, held in kept.items() if name not in fresh and _joins(held, name, fresh)
+    }
+    together = {**beside, **fresh}
+    if len(together) < deliveries_needed(spec.node(target).join, len(incoming(spec, target))):
+        return replace(progress, arrivals={**progress.arrivals, target: fresh})
     arrivals = {name: held for name, held in progress.arrivals.items() if name != target}
     ready = progress.ready if target in progress.ready else (*progress.ready, target)
-    return replace(progress, arrivals=arrivals, met={**progress.met, target: kept}, ready=ready)
+    return replace(progress, arrivals=arrivals, met={**progress.met, target: together}, ready=ready)
+
+
+def _joins(arrival: Arrival, source: str, others: dict[str, Arrival]) -> bool:
+    """Check whether the arrival is of one round with all others, but for that of its own edge."""
+    return not any(
+        _has_older_visit(arrival, other) or _has_older_visit(other, arrival)
+        for name, other in others.items()
+        if name != source
+    )
 
 
 def _of_round(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
     """Return the arrivals with the new one, without those that have an older visit: rule 5 above."""
-    kept = {
-        name: arrived
-        for name, arrived in held.items()
-        if name != source and not _has_older_visit(arrived, arrival)
+    return {**_without_older(held, source, arrival), source: arrival}
+
+
+def _without_older(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
+    return {
+        name: other for name, other in held.items() if name != source and not _has_older_visit(other, arrival)
     }
-    return {**kept, source: arrival}
+
+
+def _set_kept(progress: GraphProgress, target: str, kept: dict[str, Arrival]) -> GraphProgress:
+    if kept == progress.kept.get(target, {}):
+        return progress
+    others = {name: held for name, held in progress.kept.items() if name != target}
+    return replace(progress, kept={**others, target: kept} if kept else others)
 
 
 def _has_older_visit(first: Arrival, second: Arrival) -> bool:
@@ -205,14 +252,19 @@ def _in_order(spec: GraphSpec, name: str, held: dict[str, Arrival]) -> dict[str,
 def record_visit(progress: GraphProgress, spec: GraphSpec, visit: Visit) -> GraphProgress:
     """Return the progress after the visit's first attempt started and consumed its node's arrivals."""
     met, name = dict(progress.met), visit.node
-    consumed = tuple(met.pop(name, {}).values())
-    loops = inside_loops(tuple((edge.source, edge.target) for edge in spec.edges), spec.entries)
+    taken = met.pop(name, {})
+    consumed = tuple(taken.values())
+    loops = inside_loops(_pairs(spec), spec.entries)
     rounds = progress.rounds
     if loops:
         since_head = _merge(arrival.round for arrival in consumed)
         inside = loops.get(name, frozenset())
         since_head = {node: number for node, number in since_head.items() if node not in inside}
         rounds = {**rounds, name: {**since_head, name: visit.number}}
+        entering = entering_edges(_pairs(spec), spec.entries)
+        # What is kept already may have come after the join was met.
+        before = {source: arrival for source, arrival in taken.items() if (source, name) in entering}
+        progress = _set_kept(progress, name, {**before, **progress.kept.get(name, {})})
     ancestry = {**_merge(arrival.ancestry for arrival in consumed), name: visit.number}
     return replace(
         progress,
@@ -233,19 +285,56 @@ def _merge(ancestries: Iterable[Ancestry]) -> Ancestry:
     return merged
 
 
+def _pairs(spec: GraphSpec) -> tuple[tuple[str, str], ...]:
+    return tuple((edge.source, edge.target) for edge in spec.edges)
+
+
+def is_stuck(progress: GraphProgress, spec: GraphSpec) -> bool:
+    """Check whether joins wait for arrivals that nothing will bring, and the graph has nothing to show for them.
+
+    A node that has never run leaves the graph stuck if no output came out at all. A node that waits for another visit
+    does if no output came out of the round of what waits, or of a later one.
+    """
+    if progress.arrivals and not progress.outputs:
+        return True
+    heads = inside_loops(_pairs(spec), spec.entries)
+    return any(
+        not _came_out(progress, {head: number for head, number in arrival.round.items() if head in heads})
+        for name, waiting in progress.arrivals.items()
+        if progress.visits[name] > 0
+        for arrival in waiting.values()
+    )
+
+
+def _came_out(progress: GraphProgress, heads: Ancestry) -> bool:
+    """Check whether an output descends from these visits of the loops' heads, or from later ones."""
+    return any(
+        all(progress.ancestry[name].get(head, 0) >= number for head, number in heads.items())
+        for name in progress.outputs
+    )
+
+
 def unmet(progress: GraphProgress, spec: GraphSpec) -> dict[str, str]:
-    """Return the nodes that never ran, each with the reason."""
+    """Return the nodes that never ran, and those that wait for another visit, each with the reason."""
     return {
         node.name: _why_unmet(progress, spec, node.name)
         for node in spec.nodes
-        if progress.visits[node.name] == 0
+        if progress.visits[node.name] == 0 or node.name in progress.arrivals
     }
 
 
 def _why_unmet(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
+    visits = progress.visits[name]
+    earlier = f"it ran {visits} time{'s' if visits > 1 else ''}, and then: " if visits else ""
     if name in progress.ready:
-        return "it could have run, but the graph ended first"
-    arrivals = _in_order(spec, name, progress.arrivals.get(name, {}))
+        again = " again" if visits else ""
+        return f"it could have run{again}, but the graph ended first"
+    return earlier + _why_waiting(progress, spec, name)
+
+
+def _why_waiting(progress: GraphProgress, spec: GraphSpec, name: str) -> str:
+    held = {**progress.kept.get(name, {}), **progress.arrivals.get(name, {})}
+    arrivals = _in_order(spec, name, held)
     sources = [edge.source for edge in incoming(spec, name)]
     missing = [source for source in sources if source not in arrivals]
     if not arrivals:

@@ -16,18 +16,36 @@ def inside_loops(edges: Pairs, entries: tuple[str, ...]) -> dict[str, frozenset[
     these have heads of their own, and lie inside.
     """
     found: dict[str, frozenset[str]] = {}
-    after = _reachable(edges)
-    for body in _bodies(after):
-        entered = {target for source, target in edges if target in body and source not in body}
-        heads = entered | body.intersection(entries)
-        found.update(dict.fromkeys(heads, body - heads))
-        within = tuple(
-            (source, target)
-            for source, target in edges
-            if source in body and target in body and target not in heads
-        )
-        found.update(inside_loops(within, ()))
+    for body in _bodies(_reachable(edges)):
+        heads = _heads(edges, entries, body)
+        found.update(dict.fromkeys(sorted(heads), body - heads))
+        found.update(inside_loops(_without_heads(edges, entries, body), ()))
     return found
+
+
+@lru_cache(maxsize=256)
+def entering_edges(edges: Pairs, entries: tuple[str, ...]) -> frozenset[tuple[str, str]]:
+    """Return the edges that enter a loop: they lead to a node of it from a node that is none of the loop's."""
+    found: set[tuple[str, str]] = set()
+    for body in _bodies(_reachable(edges)):
+        found.update((source, target) for source, target in edges if target in body and source not in body)
+        found.update(entering_edges(_without_heads(edges, entries, body), ()))
+    return frozenset(found)
+
+
+def _heads(edges: Pairs, entries: tuple[str, ...], body: frozenset[str]) -> frozenset[str]:
+    entered = {target for source, target in edges if target in body and source not in body}
+    return body.intersection(entered.union(entries))
+
+
+def _without_heads(edges: Pairs, entries: tuple[str, ...], body: frozenset[str]) -> Pairs:
+    """Return the edges inside the loop, without those to its heads: only smaller loops are left in them."""
+    heads = _heads(edges, entries, body)
+    return tuple(
+        (source, target)
+        for source, target in edges
+        if source in body and target in body and target not in heads
+    )
 
 
 def _reachable(edges: Pairs) -> dict[str, set[str]]:
