@@ -179,9 +179,7 @@ def _wait_or_meet(
 ) -> GraphProgress:
     """Return the progress with these new arrivals at the target: they wait, or its join is met."""
     kept = progress.kept.get(target, {})
-    beside = {
-        name: held for name, held in kept.items() if name not in fresh and _joins(held, name, fresh)
-    }
+    beside = {name: held for name, held in kept.items() if name not in fresh and _joins(held, name, fresh)}
     together = {**beside, **fresh}
     if len(together) < deliveries_needed(spec.node(target).join, len(incoming(spec, target))):
         return replace(progress, arrivals={**progress.arrivals, target: fresh})
