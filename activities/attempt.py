@@ -41,6 +41,7 @@ from perdure.wire.spec import AgentSpec, ModelSpec
 from .content.redact import mask_own, mask_stream, redact_error
 from .heartbeat import last_progress
 from .telemetry import record_usage
+from .traffic.transient_errors import is_transient, may_have_taken_effect
 
 _LONGEST_MESSAGE = 700
 """Characters of a failure's message in history."""
@@ -49,6 +50,8 @@ LONGEST_RETRY_AFTER = timedelta(minutes=10)
 the run falls back to another model or parks."""
 
 
+_LOST_ANSWERS: frozenset[ErrorKind] = frozenset({"connection", "stream_cut", "timeout", "malformed_reply"})
+"""Kinds of errors that may come after the provider has read the request. Others are refusals, of its or of ours."""
 _LEAST_REPLY_TOKENS = 16
 """Fewest output tokens with which another attempt is worth its input, as in the engine."""
 
@@ -91,7 +94,7 @@ class ModelAttempt:
         Earlier attempts of which nothing was heard are booked first, with all that each may have spent.
 
         Raises:
-            ModelError: they have left too little for another attempt.
+            ReservationSpent: they have left too little for another attempt.
 
         """
         request = self._book_unheard(request)
@@ -99,6 +102,17 @@ class ModelAttempt:
         if longest is not None and longest < _LEAST_REPLY_TOKENS and self.before.total_tokens:
             raise ReservationSpent
         return request if longest is None else _with_reply(request, longest)
+
+    def admit_again(self, request: ModelRequest, error: ModelError) -> ModelRequest:
+        """Book the call that this attempt made and that was refused, and return the request for the next one.
+
+        Raises:
+            ReservationSpent: it has left too little for another call.
+
+        """
+        self.before = self.before + self.usage_of(error)
+        self.count, self.has_answered, self.text = None, False, ""
+        return self.admit(request)
 
     def _book_unheard(self, request: ModelRequest) -> ModelRequest:
         for _ in range(self.unheard):
@@ -170,15 +184,11 @@ class ModelAttempt:
             seq,
             offset=offset,
             text=text,
-            spent=self.before + self.usage(),
+            spent=self.before + (Usage() if self.count is None else self.count.cost()),
             at_most=at_most,
             # Before the call is sent, this attempt itself is unheard: nothing may be heard of it after it.
             unheard=self.unheard + (self.count is None),
         )
-
-    def usage(self) -> Usage:
-        """Return the usage of this attempt so far: providers bill for calls that were cut or stopped too."""
-        return self.count.cost() if self.count is not None else Usage()
 
     def reply_usage(self) -> Usage:
         """Return the usage of the whole reply, within the bounds of what can be."""
@@ -186,11 +196,22 @@ class ModelAttempt:
         return self.count.cost(is_whole=True)
 
     def usage_of(self, error: ModelError) -> Usage:
-        """Return the usage of this attempt, which has ended with an error."""
-        if error.usage is not None:
-            return self._sensible(error.usage)
-        # A call that was refused, or never reached the provider, costs nothing. One that was late was read.
-        return self.usage() if self.has_answered or error.kind == "timeout" else Usage()
+        """Return the usage of this attempt, which has ended with an error: never below what the provider bills.
+
+        A call that was refused or not sent costs nothing. One that was read, and of which nothing came, may have
+        been answered to its full length.
+        """
+        if self.count is None or not (self.has_answered or may_be_billed(error)):
+            return self._sensible(error.usage) if error.usage else Usage()
+        if error.usage is None or (error.usage.estimated and not self.has_answered):
+            return self.lost_usage()
+        return self._sensible(error.usage)
+
+    def lost_usage(self) -> Usage:
+        """Return the usage of this attempt so far: providers bill for calls that were cut or stopped too."""
+        if self.count is None:
+            return Usage()
+        return self.count.cost() if self.has_answered else self.count.upper_bound()
 
     def _sensible(self, usage: Usage) -> Usage:
         """Return a usage that a provider of the user's counted, with an estimate for what makes no sense in it."""
@@ -211,11 +232,11 @@ class ModelAttempt:
     def partial_reply(self) -> Reply:
         """Return the text read so far as a reply whose stop is "cancelled"."""
         parts = (Text(text=mask_own(self.text)),) if self.text else ()
-        return Reply(parts=parts, stop="cancelled", usage=self.usage())
+        return Reply(parts=parts, stop="cancelled", usage=self.lost_usage())
 
     def spending(self, error: ModelError | None = None) -> tuple[Usage, int]:
         """Return what this attempt alone has spent, and its cost."""
-        usage = self.usage() if error is None else self.usage_of(error)
+        usage = self.lost_usage() if error is None else self.usage_of(error)
         return usage, self.cost_microusd(usage)
 
     def note_refusal(self, change: str, error: ModelError) -> None:
@@ -225,7 +246,7 @@ class ModelAttempt:
 
     def stopped(self) -> ApplicationError:
         """Return the error of a call that a person stopped while it was not being sent."""
-        earlier = EarlierAttempts(spent=self.before + self.usage(), unheard=self.unheard)
+        earlier = EarlierAttempts(spent=self.before + self.lost_usage(), unheard=self.unheard)
         return stopped_call(earlier, self.model.price)
 
     def reservation_spent(self) -> ApplicationError:
@@ -275,6 +296,27 @@ class ModelAttempt:
             else ApplicationErrorCategory.BENIGN,
             next_retry_delay=None if too_long else delay,
         )
+
+
+def as_model_error(error: Exception) -> ModelError:
+    """Return the error, or the bug that an exception is which a model, or we, let pass."""
+    if isinstance(error, ModelError):
+        return error
+    bug = ModelError("bug", f"{type(error).__name__}: {error}")
+    bug.__cause__ = error
+    return bug
+
+
+def may_be_billed(error: ModelError) -> bool:
+    """Check whether the provider may bill a call that ended in this error before anything of its answer came.
+
+    An unknown cause may have come after the request was sent: only a known one says that it was not.
+    """
+    if error.kind in _LOST_ANSWERS:
+        return may_have_taken_effect(error)
+    # A model that lets its library's error pass.
+    cause = error.__cause__
+    return error.kind == "bug" and cause is not None and is_transient(cause) and may_have_taken_effect(cause)
 
 
 def _mask_reply(reply: Reply) -> Reply:

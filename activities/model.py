@@ -52,6 +52,7 @@ from .attempt import (
     EarlierAttempts,
     ModelAttempt,
     ReservationSpent,
+    as_model_error,
     earlier_attempts,
     progress_of,
     stopped_call,
@@ -160,13 +161,12 @@ class ModelCalls:
                 raise
             # A failure and not a cancellation: the run judges a call by its last attempt's error.
             raise attempt.failure(ModelError("connection", "the worker was stopped in mid-call")) from None
-        except ModelError as error:
+        except Exception as error:
+            if not isinstance(error, ModelError):
+                activity.logger.exception("model call failed with an unexpected exception")
             # Not "from error": with a provider's whole chain of causes the failure passes the
             # server's size limit, and the server then keeps nothing of it.
-            raise attempt.failure(error) from None
-        except Exception as error:
-            activity.logger.exception("model call failed with an unexpected exception")
-            raise attempt.failure(ModelError("bug", f"{type(error).__name__}: {error}")) from None
+            raise attempt.failure(as_model_error(error)) from None
 
     async def _call_with_room(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
         """Call the model; with a smaller bound of the reply where the provider says that it is too large."""
@@ -177,9 +177,8 @@ class ModelCalls:
                 bound = shorter_bound(error, request.max_tokens)
                 if bound is None:
                     raise
-                attempt.before = attempt.before + attempt.usage_of(error)
                 attempt.note_refusal(f"max_tokens {request.max_tokens} made {bound}", error)
-                request = replace(request, max_tokens=bound)
+                request = attempt.admit_again(replace(request, max_tokens=bound), error)
         return await self._call_or_use_words(attempt, request)
 
     async def _call_or_use_words(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
@@ -192,8 +191,8 @@ class ModelCalls:
         except ModelError as error:
             if error.kind == "bad_request" and request.tool_choice == "required":
                 # Some models cannot be forced, or not while they think. The request lists nothing else to call.
-                attempt.before = attempt.before + attempt.usage_of(error)
-                return await self._call_or_use_words(attempt, replace(request, tool_choice="auto"))
+                free = attempt.admit_again(replace(request, tool_choice="auto"), error)
+                return await self._call_or_use_words(attempt, free)
             # A bound of the reply that is too large is no fault of the messages.
             is_about_bound = shorter_bound(error, request.max_tokens) is not None
             refused = error.kind in ("bad_request", "too_large")
@@ -202,11 +201,11 @@ class ModelCalls:
             plain = plain_request(request, str(error))
             if plain is None:
                 raise _overflow_of(error) from None
-            attempt.before = attempt.before + attempt.usage_of(error)
             attempt.note_refusal("asked once more in plain form", error)
+            request = attempt.admit_again(plain.request, error)
         attempt.refused = plain.refused
         try:
-            return await self._call_with_span(attempt, plain.request)
+            return await self._call_with_span(attempt, request)
         except ModelError as error:
             attempt.refused = ()  # it was refused for something else
             raise _overflow_of(error) from None
@@ -251,22 +250,33 @@ class ModelCalls:
             raise ModelError("not_found", f"no provider {request.config.provider!r}; there are: {known}")
         with model_span(attempt.model.config, attempt.call, request) as span:
             try:
-                reply = await self._call_guarded(attempt, model, request)
+                reply = await self._read_reply(attempt, model, request)
+                reply = await self._ask_after(attempt, request, reply)
+                outcome = self._outcome(attempt, request, reply)
             except asyncio.CancelledError:
-                # Otherwise the worker shuts down, or the server gave this attempt up: it is made again.
-                if not _stop_was_requested():
+                # An attempt that the server gave up is booked, and recorded, by the next one.
+                if _stop_was_requested() or worker_is_ending():
                     span.record_failure(*attempt.spending())
-                    raise
-                reply = attempt.partial_reply()
-            except ModelError as error:
-                if error.kind != "filtered" or attempt.can_fall_back("filtered"):
-                    span.record_failure(*attempt.spending(error))
-                    raise
-                reply = attempt.filtered_reply(error)
-            reply = await self._ask_after(attempt, request, reply)
-            outcome = self._outcome(attempt, request, reply)
+                raise
+            except Exception as error:
+                span.record_failure(*attempt.spending(as_model_error(error)))
+                raise
             span.record(outcome)
             return outcome
+
+    async def _read_reply(self, attempt: ModelAttempt, model: Model, request: ModelRequest) -> Reply:
+        """Return the model's reply; what there is of it when a person stops the call, or its refusal by a filter."""
+        try:
+            return await self._call_guarded(attempt, model, request)
+        except asyncio.CancelledError:
+            # Otherwise the worker shuts down, or the server gave this attempt up: it is made again.
+            if not _stop_was_requested():
+                raise
+            return attempt.partial_reply()
+        except ModelError as error:
+            if error.kind != "filtered" or attempt.can_fall_back("filtered"):
+                raise
+            return attempt.filtered_reply(error)
 
     async def _ask_before(self, attempt: ModelAttempt, request: ModelRequest) -> ModelRequest | Reply:
         """Ask the hooks before the call; return the request to send, or the reply that ends the turn."""
@@ -350,7 +360,7 @@ class ModelCalls:
             return await self.traffic.admit(
                 request.config.name,
                 limits,
-                lambda: _input_tokens(request),
+                lambda: sum(map(estimated_tokens, request.messages)),
                 wait_out_outage=is_last_model,
                 force_once=force_once,
             )
@@ -459,10 +469,6 @@ def _fit_messages(spec: AgentSpec, call: ModelInput, view: ModelView) -> tuple[M
         most_result_tokens(spec.context, config, call.result_tokens),
         keep=True,
     )
-
-
-def _input_tokens(request: ModelRequest) -> int:
-    return sum(estimated_tokens(message) for message in request.messages)
 
 
 def _stop_was_requested() -> bool:

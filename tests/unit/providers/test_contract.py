@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from perdure.activities.attempt import may_be_billed
 from perdure.activities.providers.scripted import ScriptedModel, calls, fails, says
 from perdure.errors import RULES, DefinitionError, ModelError
 from perdure.messages import Document, Image, Message, Opaque, ReplyMeta, Text, Thinking, ToolCall, ToolResult
@@ -352,6 +353,7 @@ async def test_refusals_have_kinds_and_no_retries(wire: Wire) -> None:
         assert message in str(error)
         assert error.request_id == "req-1"
         assert error.usage is None, "a refused call costs nothing"
+        assert not may_be_billed(error) or error.kind == "timeout"
         assert len(wire.server.requests) == before + 1, "no retries of the library's own"
 
 
@@ -392,6 +394,7 @@ async def test_missing_server_is_connection_error(wire: Wire) -> None:
     await model.aclose()
     assert caught.value.kind == "connection"
     assert caught.value.usage is None
+    assert not may_be_billed(caught.value)
     assert RULES[caught.value.kind].retried
 
 
@@ -401,7 +404,9 @@ async def test_early_hang_up_is_connection_error(wire: Wire) -> None:
     asking = asyncio.create_task(wire.error())
     await wire.server.requested.wait()
     await wire.server.hang_up()
-    assert (await asking).kind == "connection"
+    error = await asking
+    assert error.kind == "connection"
+    assert may_be_billed(error), "the server has read the request"
 
 
 async def test_timeout_carries_the_cost(wire: Wire) -> None:
@@ -428,6 +433,7 @@ async def test_read_timeout_ends_a_silent_start(wire: Wire) -> None:
     request = wire.request({"read_timeout": timedelta(milliseconds=500), "timeout": timedelta(minutes=10)})
     error = await wire.error(wire.dialect.answer(StubReply(), silent=True), request=request)
     assert error.kind == "timeout"
+    assert may_be_billed(error)
 
 
 async def test_timeout_ends_an_endless_answer(wire: Wire) -> None:
