@@ -89,6 +89,8 @@ class Capabilities:
     thinking: ThoughtReturn = "none"
     """Return of reasoning to the model that gave it: "signed" with its signature, "returned" as plain text, without
     which the model refuses calls, or "none"."""
+    thought_begins_turn: bool = False
+    """True: a model with a budget for thinking goes on only with a turn that began with a thought of its own."""
     thinking_field: str = "reasoning_content"
     """Field of the message in which plain reasoning goes back."""
     call_signature: dict[str, JsonValue] | None = field(default=None, hash=False)
@@ -157,6 +159,7 @@ _CLAUDE: Final[dict[str, Any]] = {
     "property_name": r"[a-zA-Z0-9_.-]{1,64}",
     "refused_top_keywords": ("oneOf", "anyOf", "allOf"),
     "thinking": "signed",
+    "thought_begins_turn": True,
     "caching": True,
     "most_image_side": 8000,
 }

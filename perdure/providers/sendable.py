@@ -391,7 +391,7 @@ def _thinking(request: ModelRequest, messages: Sequence[Message], capabilities: 
     budget = min(wanted, request.max_tokens - 1)
     if budget < LEAST_THINKING:
         return "off"
-    if capabilities.thinking == "signed" and not _may_think(messages):
+    if capabilities.thought_begins_turn and not _may_think(messages):
         return "off"
     return budget
 

@@ -86,6 +86,7 @@ files = st.sampled_from([file for file in FILES if file.blob != "large"] * 4 + [
 thoughts = st.sampled_from(
     [
         Thinking(text="hm", signature="c2ln"),
+        Thinking(text="hm", signature='{"id": "rs_1", "encrypted_content": "QQ=="}'),
         Thinking(text="hm"),
         Thinking(redacted="QQ=="),
         Thinking(text=" "),
@@ -184,7 +185,7 @@ def requests(draw: st.DrawFn) -> ModelRequest:
 
 
 @given(request=requests())
-@examples(300)
+@examples(200)
 def test_provider_takes_any_transcript(request: ModelRequest) -> None:
     """Whatever models, tools and people have put into a conversation, its provider takes the next request."""
     taken_body(replace(request, blobs=BLOBS))

@@ -77,7 +77,9 @@ def refuse_anthropic(body: Body) -> None:
     need(len(images) <= 20 or not large, "image dimensions exceed max allowed size for many-image requests")
     if roles[-1] == "assistant":
         last = messages[-1]["content"]
-        need(any(block["type"] == "server_tool_use" for block in last), "prefill is not supported")
+        kinds = {block["type"] for block in last} - {"tool_use", "tool_result"}
+        is_paused = any(kind.endswith(("tool_use", "tool_result")) for kind in kinds)
+        need(is_paused, "prefill is not supported")
         need(last[-1].get("text", "x") == last[-1].get("text", "x").rstrip(), "trailing whitespace")
     _refuse_thinking(body)
     _refuse_anthropic_tools(body)
