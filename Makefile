@@ -27,7 +27,7 @@ fuzz: .venv/ready            ## The state machines and the fuzzers, with many mo
 	FUZZ_TIMES=10 $(BIN)/pytest -q tests/workflow/test_broken_input.py tests/workflow/test_broken_answers.py
 
 fuzz-streams: .venv/ready    ## 100,000 broken streams, of all adapters together (a quarter of an hour)
-	FUZZ_COUNT=34000 $(BIN)/pytest -q -n 2 tests/fuzz/test_any_stream.py
+	FUZZ_COUNT=20000 $(BIN)/pytest -q -n 2 tests/fuzz/test_any_stream.py
 
 ending: .venv/ready          ## Seconds from a stop, a cancel or a deadline to the end, at each moment: a quiet machine
 	$(BIN)/python -m proofs.ending

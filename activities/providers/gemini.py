@@ -70,7 +70,8 @@ class GeminiModel(HttpModel):
         if "error" in piece:
             raise draft.provider_error(piece, codes=_CODES)
         draft.model = piece.get("modelVersion") or draft.model
-        draft.request_id = draft.request_id or piece.get("responseId")
+        if isinstance(named := piece.get("responseId"), str):
+            draft.request_id = draft.request_id or named
         if usage := piece.get("usageMetadata"):
             is_first = draft.usage is None
             _count(usage, draft, final=False)

@@ -20,12 +20,14 @@ import pytest
 from botocore.eventstream import EventStream
 from botocore.parsers import create_parser
 
-from perdure.activities.providers import anthropic, openai
+from perdure.activities.providers import anthropic, bedrock, openai
 from perdure.activities.providers.bedrock import BedrockModel
+from perdure.activities.providers.http import HttpModel
 from perdure.errors import ModelError
 from perdure.messages import ToolCall
 from perdure.model import Model, ModelEvent, ModelRequest, Reply
 from tests.unit.providers.dialects import DIALECTS, Dialect, StubCall, StubReply
+from tests.unit.providers.more_dialects import GEMINI, RESPONSES
 
 from .depth import TIMES
 from .junk import GONE, ODD_NUMBERS, ODD_TEXTS, deep, mutated
@@ -58,8 +60,14 @@ NEWS: list[Any] = [
 ]
 
 
+READ = (*DIALECTS, GEMINI, RESPONSES)
+"""Dialects of the adapters that fold streams; Azure's is the one of OpenAI."""
+
+
 class _Answer:
     """Answer of a library, whose body is in memory."""
+
+    status_code = 200
 
     def __init__(self, packets: Sequence[bytes]) -> None:
         self.packets = packets
@@ -72,6 +80,8 @@ class _Answer:
 
     async def close(self) -> None:
         pass
+
+    aclose = close
 
 
 class _Raw:
@@ -92,7 +102,7 @@ class _Raw:
 Feed = Callable[[Sequence[bytes]], None]
 
 
-@pytest.fixture(params=DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.fixture(params=READ, ids=lambda dialect: dialect.name)
 def reader(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, own_environment: None
 ) -> tuple[Dialect, Model, Feed]:
@@ -106,15 +116,18 @@ def reader(
         rest: Any = create_parser("rest-json")
         parser = rest._event_stream_parser
 
-        def opened(*_: object) -> Any:
+        def opened(*_: object, **__: object) -> Any:
             stream: Any = EventStream(_Raw([*body]), shape, parser, "ConverseStream")
             return {"stream": stream, "ResponseMetadata": {"RequestId": "req-1", "HTTPHeaders": {}}}
 
-        monkeypatch.setattr(model, "_open_stream", opened)
+        monkeypatch.setattr(bedrock, "_open_stream", opened)
     else:
 
-        async def send(*_: object) -> Any:
+        async def send(*_: object, **__: object) -> Any:
             return _Answer([*body])
+
+        if isinstance(model, HttpModel):
+            monkeypatch.setattr(model._client, "send", send)
 
         for module in (anthropic, openai):
             monkeypatch.setattr(module, "_send", send)
@@ -208,7 +221,7 @@ def _arguments(value: Any) -> Iterator[Any]:
             yield from _arguments(each)
     elif isinstance(value, dict):
         for key, each in value.items():
-            if key in ("partial_json", "input", "arguments"):
+            if key in ("partial_json", "input", "arguments", "args", "delta"):
                 yield each
             yield from _arguments(each)
 
@@ -283,7 +296,7 @@ async def test_any_stream_is_read_or_retried(reader: tuple[Dialect, Model, Feed]
 
 def test_oracle_notices_a_wrong_call() -> None:
     """The check is worth something: it refuses arguments that no stream of its dialect holds."""
-    for dialect in DIALECTS:
+    for dialect in READ:
         frames = dialect.open(StubReply(calls=(StubCall(id="a"),)))
         assert _may_hold(frames, ToolCall(id="a", name="search", arguments={"query": "x"}))
         assert not _may_hold(frames, ToolCall(id="a", name="search", arguments={"query": "y"}))
