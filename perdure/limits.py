@@ -1,9 +1,10 @@
 """Limits: hard bounds of a run, checked before each call."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,7 +13,13 @@ from pydantic import (
     model_serializer,
 )
 
-_Count = Annotated[int, Field(ge=1)]
+MOST_COUNT: Final = 10**15
+"""Largest bound of a count. A larger one, such as `sys.maxsize`, is taken as this one: no run reaches it."""
+MOST_COST_USD: Final = 1_000_000_000
+
+_Bounded = AfterValidator(lambda count: min(count, MOST_COUNT))
+_Count = Annotated[int, Field(ge=1), _Bounded]
+_Calls = Annotated[int, Field(ge=0), _Bounded]
 
 _Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
@@ -32,9 +39,9 @@ class Limits(BaseModel):
 
     steps: _Count | None = 50
     """Model calls of the run."""
-    tool_calls: Annotated[int, Field(ge=0)] | None = None
+    tool_calls: _Calls | None = None
     """Tool calls of the run, including those that are answered with an error."""
-    per_tool: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict[str, int])
+    per_tool: dict[str, _Calls] = Field(default_factory=dict[str, int])
     """Calls of each tool, by its name. A call beyond the bound is refused in words, and the run goes on."""
     per_tool_ends: bool = False
     """True: a call beyond a bound of `per_tool` ends the run, after one last call of the model without tools."""
@@ -45,7 +52,7 @@ class Limits(BaseModel):
     """Input tokens of all model calls together, cached ones included."""
     output_tokens: _Count | None = None
     total_tokens: _Count | None = None
-    cost_usd: Annotated[float, Field(gt=0, le=1_000_000_000, allow_inf_nan=False)] | None = None
+    cost_usd: Annotated[float, Field(gt=0, le=MOST_COST_USD, allow_inf_nan=False)] | None = None
     timeout: _Span | None = None
     """Wall clock from the start of the run, including the time in which it waits for people.
 

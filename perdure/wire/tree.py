@@ -8,7 +8,7 @@ a tree never passes its limits, and small children send no message about budgets
 from datetime import datetime, timedelta
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from perdure.messages import Message, Part, Usage, Value, is_empty
 from perdure.wire.requests import ExtendRequest
@@ -17,20 +17,21 @@ from perdure.wire.results import RunResult, StopReason, Waiting
 _MOST: Final = 2**53
 """Largest amount: larger numbers are not exact in every language, and no run needs them."""
 
+_Number = Annotated[int, Field(ge=0), AfterValidator(lambda number: min(number, _MOST))]
+"""Number of an amount. One that is too large becomes the largest: sums are made where nothing may be refused."""
+
 
 class Amount(Value):
     """An amount of everything that limits bound; None is no bound."""
 
     # 0 and None differ here (nothing left, and no bound), so only None is left out of the JSON.
     # Bounded, because a signal from anybody may bring one: a negative grant would lend what nobody has.
-    cost_microusd: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
-    input_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
-    output_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
-    total_tokens: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
-    tool_calls: int | None = Field(default=None, ge=0, le=_MOST, exclude_if=lambda v: v is None)
-    per_tool: dict[str, Annotated[int, Field(ge=0, le=_MOST)]] = Field(
-        default_factory=dict[str, int], exclude_if=is_empty
-    )
+    cost_microusd: _Number | None = Field(default=None, exclude_if=lambda v: v is None)
+    input_tokens: _Number | None = Field(default=None, exclude_if=lambda v: v is None)
+    output_tokens: _Number | None = Field(default=None, exclude_if=lambda v: v is None)
+    total_tokens: _Number | None = Field(default=None, exclude_if=lambda v: v is None)
+    tool_calls: _Number | None = Field(default=None, exclude_if=lambda v: v is None)
+    per_tool: dict[str, _Number] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     """Calls of each tool that is bounded, by its name."""
 
 
@@ -38,14 +39,12 @@ class Spent(Value):
     """Sums of a run, and of those of its children that have ended, when it reported."""
 
     usage: Usage = Usage()
-    cost_microusd: int | None = Field(default=0, ge=0, le=_MOST, exclude_if=lambda v: v == 0)
+    cost_microusd: _Number | None = Field(default=0, exclude_if=lambda v: v == 0)
     """None: a model was used whose price is not known."""
-    tool_calls: int = Field(default=0, ge=0, le=_MOST, exclude_if=is_empty)
-    per_tool: dict[str, Annotated[int, Field(ge=0, le=_MOST)]] = Field(
-        default_factory=dict[str, int], exclude_if=is_empty
-    )
+    tool_calls: _Number = Field(default=0, exclude_if=is_empty)
+    per_tool: dict[str, _Number] = Field(default_factory=dict[str, int], exclude_if=is_empty)
     """Calls of tools that the lease bounds."""
-    steps: int = Field(default=0, ge=0, le=_MOST, exclude_if=is_empty)
+    steps: _Number = Field(default=0, exclude_if=is_empty)
 
 
 class Peer(Value):

@@ -1,5 +1,6 @@
 """Turns, without a server: what becomes of messages, replies and limits, whatever happens when."""
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -409,3 +410,21 @@ def test_closed_session_names_a_message_without_answer() -> None:
     command = decide(fold(state, EndRequested(reason="stopped")))
     assert isinstance(command, Finish), command
     assert program_of(state).result(state, command.end).missing == ["message not read: hello"]
+
+
+HUGE = Usage(input_tokens=10**17, output_tokens=10**17)
+
+
+def test_huge_numbers_hold_up_no_turn() -> None:
+    """A limit that is meant as none, and a provider's senseless count, are taken as the largest amounts."""
+    largest = dict.fromkeys(("tool_calls", "input_tokens", "output_tokens", "total_tokens"), sys.maxsize)
+    limits = Limits(**largest, per_tool={"work": 10**30}, cost_usd=1e9)
+    state = opened(limits=limits)
+    for number, usage in enumerate([Usage(input_tokens=5, output_tokens=5), HUGE, Usage(input_tokens=5)]):
+        state = say(state, f"m{number}")
+        state = go(state)
+        if isinstance(decide(state), CallModel):
+            state = fold(state, StepBegan())
+            state = go(fold(state, reply(state, text="hi", usage=usage)))
+    assert [replied(state, f"m{number}").stop_reason for number in range(2)] == ["end_turn", "end_turn"]
+    assert status_report(state).usage.total_tokens > 10**17

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from perdure.limits import Limits
+from perdure.limits import MOST_COST_USD, MOST_COUNT, Limits
 from perdure.model import canonical_json
 from perdure.wire.requests import RunRequest, SessionRequest
 from perdure.wire.results import RunResult, RunStatus, StopReason, TurnReply
@@ -418,13 +418,16 @@ def turn_limits(state: RunState) -> Limits:
     of_turn = Limits(
         steps=_add(limits.steps, ledger.steps if state.counts_steps else 0),
         tool_calls=_add(limits.tool_calls, ledger.tool_calls),
-        per_tool={name: bound + ledger.per_tool.get(name, 0) for name, bound in limits.per_tool.items()},
+        per_tool={
+            name: min(bound + ledger.per_tool.get(name, 0), MOST_COUNT)
+            for name, bound in limits.per_tool.items()
+        },
         per_tool_ends=limits.per_tool_ends,
         identical_calls=limits.identical_calls,
         input_tokens=_add(limits.input_tokens, used.all_input_tokens),
         output_tokens=_add(limits.output_tokens, used.output_tokens),
         total_tokens=_add(limits.total_tokens, used.total_tokens),
-        cost_usd=None if limits.cost_usd is None else limits.cost_usd + ledger.cost_microusd / 1_000_000,
+        cost_usd=_add_cost(limits.cost_usd, ledger.cost_microusd),
         timeout=limits.timeout,
     )
     bounds = session.limits
@@ -435,7 +438,11 @@ def turn_limits(state: RunState) -> Limits:
 
 
 def _add(bound: int | None, used: int) -> int | None:
-    return None if bound is None else bound + used
+    return None if bound is None else min(bound + used, MOST_COUNT)
+
+
+def _add_cost(bound: float | None, used_microusd: int) -> float | None:
+    return None if bound is None else min(bound + used_microusd / 1_000_000, MOST_COST_USD)
 
 
 def _newest_answers(answered: tuple[AnsweredTurn, ...]) -> tuple[AnsweredTurn, ...]:
