@@ -21,7 +21,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.agent import Agent
-from perdure.blobs import BlobStore
+from perdure.blobs import BlobStore, DamagedBlobError
 from perdure.errors import ErrorKind, ModelError
 from perdure.fitting import fit_results, most_result_tokens
 from perdure.hooks import Deny, EndTurn, HookedModelCall, HookedRun, Retry
@@ -230,13 +230,15 @@ class ModelCalls:
         )
 
     async def _read_blobs(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return the blobs by name, without those that do not exist; the model is told of these in words."""
+        """Return the blobs by name, without those that are gone or damaged; the model is told of these in words."""
         found: dict[str, bytes] = {}
         for name in names:
             try:
                 found[name] = await self.blobs.get(name)
             except KeyError:
                 continue
+            except DamagedBlobError as error:
+                activity.logger.error("%s", error)
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
                 raise ModelError("storage", f"a picture or document cannot be read ({why})") from None

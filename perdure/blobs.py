@@ -17,6 +17,10 @@ write a day, however often it is stored.
 """
 
 
+class DamagedBlobError(OSError):
+    """Error of a store that has other bytes under a blob's name than its content."""
+
+
 @runtime_checkable
 class BlobStore(Protocol):
     """Content-addressed bytes, shared by every worker and client that reads or writes a run.
@@ -45,7 +49,8 @@ class BlobStore(Protocol):
 
         Raises:
             KeyError: there is no such blob, or this is no name of one; the message says where it was sought.
-            Exception: the blob cannot be read now, or its bytes are damaged. They are never returned then.
+            DamagedBlobError: the bytes under that name are others. They are never returned.
+            Exception: the blob cannot be read now.
 
         """
         ...

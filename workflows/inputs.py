@@ -101,6 +101,8 @@ def request_of(raw: Any, *, is_child: bool = False) -> RunRequest:
     if isinstance(request.prompt, list):
         # What its parent gives a child stands in the parent's transcript already. The model is told in words.
         _check_parts("prompt", request.prompt, check_bytes=not is_child)
+        if not is_child:
+            request = request.model_copy(update={"prompt": _uncounted(request.prompt)})
     _check_user("run request", request.user)
     return request
 
@@ -162,8 +164,16 @@ def message_of(raw: Any) -> Message:
     if isinstance(content, list) and content:
         message = _validate("message", lambda: Message(role="user", parts=content))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
         _check_parts("message", message.parts)
-        return message
+        return Message(role="user", parts=_uncounted(message.parts))
     raise refuse(f'message: send a text, such as "yes, go on", not {_short(content)}')  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _uncounted(parts: list[Part]) -> list[Part]:
+    """Return the parts without the sender's counts of tokens: only an activity that has read the bytes can count."""
+    return [
+        part.model_copy(update={"tokens": 0}) if isinstance(part, Image | Document) and part.tokens else part
+        for part in parts
+    ]
 
 
 def _check_parts(what: str, parts: list[Part], *, check_bytes: bool = True) -> None:
@@ -364,6 +374,12 @@ def check_decision(state: RunState | None, decision: ApprovalDecision) -> None:
         )
         call_id = f"call {decision.call_id!r}" + (" with this digest" if decision.digest else "")
         raise refuse(f"{call_id} does not wait for an approval; waiting: {known or 'none'}")
+    # It waits a second time under the same id, so an id alone may be meant for the first.
+    if decision.digest is None and (call.approval is not None or call.stand_in is not None):
+        raise refuse(
+            f"call {decision.call_id!r} waits once more, now for {tool_of(call)!r}: "
+            "name the digest of what you have seen"
+        )
     # The digest proves that the person approves the arguments that will be used.
     if decision.digest is not None and decision.digest != digest_of(state, call):
         raise refuse(f"call {decision.call_id!r} is not what you saw: its digest is another; look again")

@@ -242,8 +242,12 @@ class SessionWorkflow(ExtendableRun):
     def _check_extend(self, how: Any = None, *more: Any) -> None:
         check_alone(EXTEND, more)
         request = extend_turn_of(how)
-        if not self._is_restoring and reply_to(self._ready(), request.id) is None:
-            self._refuse_when_over()
+        if self._is_restoring or reply_to(self._ready(), request.id) is not None:
+            return
+        self._refuse_when_over()
+        self._refuse_without_room(Delivery())
+        if self._session.turn_is_open and not is_pending(self._ready(), request.id):
+            raise refuse("extend: a turn is under way; wait for its end, or interrupt it")
 
     async def _take_extension(self, request: ExtendTurn) -> None:
         try:
@@ -284,6 +288,7 @@ class SessionWorkflow(ExtendableRun):
         upgrade_of(how)
         if not self._is_restoring:
             self._ready()
+            self._refuse_without_room(Delivery())
         self._refuse_when_over()
 
     async def _upgrade(self, request: UpgradeRequest, *, within: timedelta) -> UpgradeAnswer:

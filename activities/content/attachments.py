@@ -54,7 +54,7 @@ def _attachment(
         data = blobs[part.blob] if part.blob is not None else decode(part)
         problem = problem_with_bytes(part, data)
     except KeyError:
-        return Text(text=in_words(part, "its bytes are not in the blob store"))
+        return Text(text=in_words(part, "its bytes are not in the blob store, or damaged there"))
     except ValueError as error:
         return Text(text=in_words(part, str(error)))
     if problem is not None:

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from cachetools import LRUCache
 
-from perdure.blobs import RENEW_AFTER
+from perdure.blobs import RENEW_AFTER, DamagedBlobError
 
 T = TypeVar("T")
 
@@ -76,11 +76,11 @@ def verify(name: str, data: bytes, where: object) -> bytes:
     """Return the bytes if they are those of the blob.
 
     Raises:
-        OSError: they are not; the message says which blob is damaged, where, and what to do.
+        DamagedBlobError: they are not; the message says which blob, where, and what to do.
 
     """
     if blob_name(data) != name:
-        raise OSError(
+        raise DamagedBlobError(
             f"blob {name} is damaged in {where}: {len(data)} bytes that are not its content. Restore it from a "
             "backup, or store the same content again: that repairs it"
         )

@@ -253,4 +253,7 @@ def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[
         # the output fits the type when it is read again.
         return adapter.dump_python(adapter.validate_json(to_json(value)), mode="json", by_alias=True), None
     except ValidationError as error:
-        return None, f"the answer does not fit: {explain(error)}"
+        # The type's own checks may say anything.
+        return None, f"the answer does not fit: {redact_and_cut(explain(error), 1000)}"
+    except Exception as error:
+        return None, f"the answer cannot be checked: {redact_error(error, 1000)}"

@@ -135,6 +135,9 @@ def test_stand_in_needs_its_own_approval() -> None:
     assert made_decision(state, click) is None
     with pytest.raises(ApplicationError, match="is not what you saw"):
         check_decision(state, click)
+    # Without a digest nobody knows which of the two was seen.
+    with pytest.raises(ApplicationError, match=r"waits once more, now for 'wire': name the digest"):
+        check_decision(state, click.model_copy(update={"digest": None}))
     check_decision(state, click.model_copy(update={"digest": second.digest}))
 
 

@@ -65,6 +65,18 @@ def test_unreadable_attachment_is_refused_at_each_door(part: Image | Document) -
     assert request_of(request, is_child=True).agent == "a"
 
 
+def test_sender_counts_no_tokens() -> None:
+    """What a sender says of a document's tokens is dropped at each door: its word is no upper bound."""
+    part = Document(blob="a" * 64, tokens=1)
+    plain = part.model_dump(mode="json")
+    prompt = request_of({"agent": "a", "prompt": [plain]}).prompt
+    _, incoming = said_of({"id": "1", "text": [plain]})
+    uncounted = [part.model_copy(update={"tokens": 0})]
+    assert [prompt, message_of([plain]).parts, incoming.message.parts] == [uncounted] * 3
+    # A parent's activity has read the bytes.
+    assert request_of({"agent": "a", "prompt": [plain]}, is_child=True).prompt == [part]
+
+
 @pytest.mark.parametrize("part", GOOD, ids=repr)
 def test_readable_attachment_passes(part: Image | Document) -> None:
     assert problem_with_attachment(part) is None
@@ -84,7 +96,7 @@ def test_view_shows_real_types_and_words() -> None:
     shown = readable_messages(messages, {"f" * 64: png(b"kept")}, [attachment_key(picture)])
     assert shown[0] is plain
     assert shown[1].parts[0] == Image(media_type="image/jpeg", data=JPEG)
-    assert "its bytes are not in the blob store" in shown[1].text
+    assert "its bytes are not in the blob store, or damaged there" in shown[1].text
     assert shown[1].parts[2] == Image(blob="f" * 64)
     assert "its bytes are not image/png" in shown[2].tool_results[0].text
     assert "the provider has refused it" in shown[3].text

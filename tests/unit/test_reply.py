@@ -134,6 +134,27 @@ def test_strict_type_reads_json() -> None:
     assert read(agent(Dated), call("final_answer", when="2026-11-20T12:00:00Z")).output is not None
 
 
+class Priced(BaseModel):
+    cents: int
+
+    @field_validator("cents")
+    @classmethod
+    def _asks_a_service(cls, cents: int) -> int:
+        if cents == 1:
+            raise RuntimeError("login with password=hunter2hunter2 failed")
+        raise ValueError("login with password=hunter2hunter2 failed")
+
+
+@pytest.mark.parametrize("cents", [1, 2])
+def test_checks_of_a_type_leak_no_secret(cents: int) -> None:
+    """Errors of a type's own checks, of whatever class, are problems of the answer, with secrets masked."""
+    reading = read(agent(Priced), call("final_answer", cents=cents))
+    assert reading.output is None
+    [final] = calls(reading)
+    assert "login with" in str(final.problem)
+    assert "hunter2" not in str(reading)
+
+
 def test_invalid_output_marks_its_call() -> None:
     reading = read(agent(Answer), call("final_answer", city="nowhere"), call("work"))
     assert reading.output is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowUpdateFailedError
 
 from perdure import Agent, Edge, Graph, InvalidRequest, RemoteTool, Swarm, tool
 from perdure.errors import NotReachable, RunNotFound, ServerBusy
@@ -172,6 +173,24 @@ async def _session_in_a_turn(client: Client) -> None:
     assert flood.refused == []
 
 
+async def _session_that_is_extended(client: Client) -> None:
+    """Extensions, and looks for the newest version, leave the room for decisions too."""
+    session = await client.session(f"x-{uuid.uuid4().hex[:6]}", agent="remote")
+    first = asyncio.create_task(session.say("Pay."))
+    [approval] = await _approvals(session.run)
+    refused: list[str] = []
+    for number in range(MOST_UPDATES):
+        for name, how in [("extend", {"id": f"e{number}", "limits": {"steps": 80}}), ("upgrade", {})]:
+            try:
+                await session.run.handle.execute_update(name, how)
+            except WorkflowUpdateFailedError as error:
+                refused.append(str(error.cause))
+    assert {words.partition(";")[0] for words in refused} >= {"extend: a turn is under way"}
+    await session.resolve_approval(approval, allow=True, by="lee")
+    await session.close()
+    assert (await first).stop_reason == "stopped"
+
+
 async def _remote_call_that_waits_for_a_person(client: Client) -> None:
     run, flood = await client.start("asked", "Pay."), Flood()
     before = await _approvals(run, 2)
@@ -249,6 +268,7 @@ async def test_room_for_decisions_is_reserved(narrow: DevServer, settings: Setti
             _run_that_waits(client),
             _paused_run(client),
             _session_in_a_turn(client),
+            _session_that_is_extended(client),
             _remote_call_that_waits_for_a_person(client),
             _remote_call_under_way(client),
             _team(client, "swarm"),

@@ -12,6 +12,7 @@ import pytest
 from perdure import Agent, Fallback, InvalidRequest, Limits, Policy, Rule, ToolFallback, ToolRetry, tool
 from perdure.activities.content.blobs import FileBlobs
 from perdure.errors import DefinitionError, FatalToolError, RetryableToolError
+from perdure.hooks import Hook, HookedCall, Replace
 from perdure.model import ModelConfig, ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
@@ -322,6 +323,34 @@ async def test_policy_covers_stand_ins(serve: Serve) -> None:
     script = [calls("weather", city="Ulm"), says("done")]
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
         assert await _results(client) == ["ValueError: sensor"]
+
+
+class _Translates(Hook):
+    """Translates the names of cities for the stand-in."""
+
+    async def before_tool(self, call: HookedCall) -> Any:
+        return Replace(value={"city": f"x-{call.arguments['city']}"}) if call.tool == "far" else None
+
+
+async def test_policy_judges_what_a_stand_in_gets(serve: Serve) -> None:
+    """A hook that changes a stand-in's arguments is asked before the policy judges them."""
+    asked: list[str] = []
+
+    @tool(name="far", resource="city")
+    async def far(city: str) -> str:
+        """Weather, from afar."""
+        asked.append(city)
+        return f"{city}: fog"
+
+    weather = _weather([ValueError("sensor"), ValueError("sensor")], fallback=ToolFallback(tool="far"))
+    policy = Policy(rules=(Rule(resource="x-Ulm", verdict="deny"), Rule(tool="*", verdict="allow")))
+    agent = Agent(name="a", model="scripted:x", tools=[weather, far], policy=policy, hooks=[_Translates()])
+    for city, words in [("Ulm", "the policy does not allow 'far' here"), ("Bonn", "x-Bonn: fog")]:
+        script = [calls("weather", city=city), says("done")]
+        async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
+            [said] = await _results(client)
+        assert words in said
+    assert asked == ["x-Bonn"]
 
 
 # -- parked runs

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from perdure import (
     ask_person,
     tool,
 )
+from perdure.activities.content.blobs import FileBlobs
 from perdure.errors import ModelError
 from perdure.messages import Image, Part, Text, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
@@ -770,3 +772,28 @@ async def test_session_survives_refused_thought(serve: Serve) -> None:
     reply = messages[3].meta
     assert reply is not None
     assert "asked once more in plain form" in reply.errors[0]
+
+
+def _damage_all(folder: Path) -> None:
+    for path in filter(Path.is_file, folder.rglob("*")):
+        path.chmod(0o600)
+        path.write_bytes(bytes(path.stat().st_size))
+
+
+async def test_damaged_picture_is_told_in_words(settings: Settings, tmp_path: Path) -> None:
+    """A picture whose bytes in the store are damaged holds up no turn: the model reads why it cannot see it."""
+    blobs = FileBlobs(tmp_path)
+    picture = Image(blob=await blobs.put(png(b"damaged")))
+    _damage_all(tmp_path)
+    read: list[str] = []
+
+    def script(request: ModelRequest) -> Line:
+        read.append(request.messages[0].text)
+        return says("hello")
+
+    mine = settings.model_copy(update={"blob_store": f"file:{tmp_path}"})
+    async with running([chatty()], models={"scripted": ScriptedModel(script)}, settings=mine) as client:
+        session = await client.session("damaged", agent="chatty")
+        replies = [await session.say(message) for message in ([picture], "Are you there?")]
+    assert [reply.text for reply in replies] == ["hello", "hello"]
+    assert all("damaged there" in text for text in read)

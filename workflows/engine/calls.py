@@ -284,7 +284,7 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
 
 
 def _asks_hooks_first(state: AgentState, tool: ToolSpec, verdict: Verdict) -> bool:
-    """Return whether the hooks of a function must be asked before its activity.
+    """Return whether the hooks of a function, or of a function that stands in, must be asked before its activity.
 
     A hook may change the arguments. A person must see, and the policy must judge, the arguments that will run.
     """
@@ -302,16 +302,18 @@ def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_too
 
 def apply_check(state: AgentState, call: Call, checked: CheckedCall) -> Call:
     """Return a call after the hooks before it: ready, waiting for a person, or done with an error."""
+    tool = state.spec.tool(call.stand_in or call.call.name)
     if checked.arguments is not None:
-        tool = state.spec.tool(call.call.name)
         call = replace(call, call=with_arguments(tool, call.call, dict(checked.arguments)))
     call = replace(call, checked=True, records=(*call.records, *checked.records))
     if checked.deny is not None or checked.end_turn is not None:
         return _finish(call, _denied_result(call, checked.deny or "not run: the turn was ended"))
-    tool = state.spec.tool(call.stand_in or call.call.name)
-    verdict: Verdict = "allow" if tool is None else verdict_on(state, tool, call.call)
+    verdict: Verdict = "allow"
+    if tool is not None:
+        verdict = verdict_on(state, tool, with_arguments(tool, call.call, call.call.arguments))
     if verdict == "deny":
-        return _finish(call, _denied_result(call, f"the policy does not allow {call.call.name!r} here"))
+        name = call.stand_in or call.call.name
+        return _finish(call, _denied_result(call, f"the policy does not allow {name!r} here"))
     if checked.ask is not None or verdict == "ask":
         return replace(call, state="asking", ask_reason=checked.ask or "")
     return replace(call, state="ready")
@@ -413,7 +415,9 @@ def apply_result(state: AgentState, call: Call, result: ToolResult) -> Call:
         changes = {"content": [Text(text=text)], "is_error": False, "stand_in": "answer"}
         return _finish(call, result.model_copy(update=changes))
     stand_in = state.spec.tool(fallback.tool) if fallback.tool else None
-    unchecked = stand_in is not None and asks_hooks(state, stand_in.kind)
+    unchecked = stand_in is not None and (
+        asks_hooks(state, stand_in.kind) or _asks_hooks_first(state, stand_in, "allow")
+    )
     # The hooks have seen the failed tool's call, not the stand-in's: they are asked about this one too.
     return replace(
         call,
