@@ -5,12 +5,13 @@ was to answer, back to the reply before it, is what the filter may have meant. S
 and with it each later message of the conversation. Each further refusal in a row takes in twice as much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from perdure.messages import Message, Part, Text, ToolCall, ToolResult
 
 _REFUSED: Final = "[A message that the provider's filter has refused. It is not shown again.]"
+_UNSENT: Final = "[A message that could not be sent: it was too long, or was refused. It is not shown again.]"
 _STOPPED: Final = "[An answer that the provider's filter has stopped. It is not shown again.]"
 
 
@@ -40,9 +41,22 @@ def _is_withheld(message: Message) -> bool:
     return message.meta is not None and message.meta.withheld
 
 
+def without_unsent(
+    messages: Sequence[Message], unsent: Collection[int], start: int = 0
+) -> tuple[Message, ...]:
+    """Return the messages with words in place of those with these indexes; the first message has the index `start`."""
+    return tuple(
+        _with_words(message, _UNSENT) if index in unsent else message
+        for index, message in enumerate(messages, start)
+    )
+
+
 def _in_words(message: Message) -> Message:
+    return _with_words(message, _STOPPED if message.role == "assistant" else _REFUSED)
+
+
+def _with_words(message: Message, words: str) -> Message:
     """Return the message with words as its content. Calls and results keep their ids: they belong together."""
-    words = _STOPPED if message.role == "assistant" else _REFUSED
     parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolCall):

@@ -14,6 +14,7 @@ from perdure.wire.spec import ModelSpec
 from .engine.commands import CallModel, Summarize
 from .engine.read_on import offers_read_back
 from .engine.state import AgentState
+from .engine.transcript import Transcript
 from .engine.window import request_before
 
 FRESH_BYTES = 512
@@ -36,6 +37,7 @@ def model_input(state: AgentState, command: CallModel) -> ModelInput:
             pinned=_number(state.transcript.pinned),
             start=state.transcript.window_start,
             length=len(state.messages),
+            unsent=_unsent_in_view(state.transcript),
         ),
         newest=fresh if small else [],
         tail=tail_digest(newest),
@@ -62,6 +64,10 @@ def summary_input(state: AgentState, command: Summarize) -> ModelInput:
     keeps = _number(request_before(state, command.stop))
     changes = {"summarize": command.stop, "keeps": keeps, "stream": False, "force_once": False}
     return call.model_copy(update=changes)
+
+
+def _unsent_in_view(transcript: Transcript) -> list[int]:
+    return [i for i in transcript.unsent if i >= transcript.window_start or i == transcript.pinned]
 
 
 def _number(index: int | None) -> int:

@@ -38,6 +38,7 @@ from perdure.wire.names import SPEC_QUERY, STALE_TRANSCRIPT, TRANSCRIPT
 from perdure.wire.requests import TranscriptQuery
 from perdure.wire.results import TranscriptPage
 from perdure.wire.spec import AgentSpec, ResolvedAgent
+from perdure.withheld import without_unsent
 
 _Answer = TypeVar("_Answer")
 _QUERY_TIMEOUT = timedelta(seconds=10)
@@ -134,8 +135,12 @@ class Transcripts:
             messages = _messages_in_view(entry, call)
         pins = await self._get_pins(entry, call.view.pinned)
         summary = await self._get_summary(call.summary)
-        visible = range(call.view.start, call.view.length)
-        with_blobs = [entry.messages[i - entry.first] for i in entry.with_blobs if i in visible]
+        visible, unsent = range(call.view.start, call.view.length), call.view.unsent
+        if unsent:
+            messages = [*without_unsent(messages, unsent, call.view.start)]
+            pins = [*without_unsent(pins, unsent, call.view.pinned - 1)]
+        shown = (i for i in entry.with_blobs if i in visible and i not in unsent)
+        with_blobs = [entry.messages[i - entry.first] for i in shown]
         blobs = {name: None for message in (*pins, *with_blobs) for name in message.blobs}
         return ModelView(messages=(*pins, *messages), blobs=tuple(blobs), summary=summary)
 

@@ -44,6 +44,8 @@ class TranscriptView(Value):
     """Number of the message that is shown before the window, counted from 1; 0: none is."""
     start: int = Field(default=0, exclude_if=is_empty)
     length: int
+    unsent: list[int] = Field(default_factory=list[int], exclude_if=is_empty)
+    """Indexes of messages of which the model reads words: no request could bring them."""
 
 
 class ModelInput(Value):

@@ -23,7 +23,8 @@ from perdure.workflows.engine.calls import with_result
 from perdure.workflows.engine.commands import Allowance
 from perdure.workflows.engine.remote import remote_result
 from perdure.workflows.engine.report import dollars, signature
-from perdure.workflows.engine.state import End, Ledger, Transcript
+from perdure.workflows.engine.state import End, Ledger
+from perdure.workflows.engine.transcript import Transcript
 from perdure.workflows.engine.window import slide
 from perdure.workflows.inputs import MOST_USER_BYTES, check_decision, decision_of, message_of, request_of
 from tests.pictures import PNG

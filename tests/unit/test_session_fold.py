@@ -5,9 +5,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perdure.errors import ErrorKind
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
 from perdure.wire.effects import ModelFailure
@@ -48,6 +50,7 @@ from perdure.workflows.engine.events import (
 )
 from perdure.workflows.engine.session import SessionProgram, is_pending, reply_to, session_of
 from perdure.workflows.engine.state import AgentState, Origin, Utterance
+from perdure.workflows.engine.unsent import send_again
 from tests.unit.runs import NOW, assert_well_formed, call, program_of, reply, result, spec_of, status_report
 
 SECOND = timedelta(seconds=1)
@@ -428,3 +431,45 @@ def test_huge_numbers_hold_up_no_turn() -> None:
             state = go(fold(state, reply(state, text="hi", usage=usage)))
     assert [replied(state, f"m{number}").stop_reason for number in range(2)] == ["end_turn", "end_turn"]
     assert status_report(state).usage.total_tokens > 10**17
+
+
+LONG = "word " * 50_000
+
+
+@pytest.mark.parametrize(
+    ("end", "limits"),
+    [
+        ("overflow", Limits()),
+        ("refused", Limits()),
+        ("too large", Limits()),
+        ("tokens", Limits(input_tokens=20_000)),
+        ("money", Limits(cost_usd=0.02)),
+    ],
+)
+def test_unsendable_message_ends_one_turn(end: str, limits: Limits) -> None:
+    """A message with which no request can be sent ends its turn, which names it. Later turns have words instead."""
+    state = answered(say(opened(limits=limits), "m1", "hello"), text="hi")
+    state = go(say(state, "m2", LONG))
+    if end not in ("tokens", "money"):
+        kinds: dict[str, ErrorKind] = {"refused": "bad_request", "too large": "too_large"}
+        failure = ModelFailure(kind=kinds.get(end, "context_overflow"), message="no")
+        while session_of(state).turn_is_open:
+            state = go(fold(asked(state), ModelFailed(failure=failure, at=NOW)))
+    reply_2 = replied(state, "m2")
+    assert (reply_2.stop_reason, len(reply_2.missing)) != ("end_turn", 0)
+    assert reply_2.missing[0].startswith("message not read: word word")
+    state = answered(say(state, "m3", "still there?"), text="yes")
+    assert (replied(state, "m3").text, replied(state, "m3").missing) == ("yes", [])
+    assert state.messages[2].text == LONG
+    shown = [message.text for message in state.transcript.visible]
+    assert shown[-2:] == ["still there?", "yes"]
+    assert "could not be sent" in shown[-3]
+    assert shown[0] == "hello" or end == "overflow"  # which has moved the window first
+
+
+def test_extended_turn_sends_its_messages() -> None:
+    """What a turn's limit was too small for is sent once the turn has been given more."""
+    state = go(say(opened(limits=Limits(input_tokens=20_000)), "m1", LONG))
+    assert replied(state, "m1").stop_reason == "token_budget"
+    assert "could not be sent" in state.transcript.visible[0].text
+    assert "could not be sent" not in send_again(state).transcript.visible[0].text

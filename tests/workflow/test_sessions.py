@@ -794,6 +794,7 @@ async def test_damaged_picture_is_told_in_words(settings: Settings, tmp_path: Pa
     mine = settings.model_copy(update={"blob_store": f"file:{tmp_path}"})
     async with running([chatty()], models={"scripted": ScriptedModel(script)}, settings=mine) as client:
         session = await client.session("damaged", agent="chatty")
-        replies = [await session.say(message) for message in ([picture], "Are you there?")]
+        turns: list[list[Part]] = [[picture], [Text(text="Are you there?")]]
+        replies = [await session.say(turn) for turn in turns]
     assert [reply.text for reply in replies] == ["hello", "hello"]
     assert all("damaged there" in text for text in read)

@@ -31,6 +31,7 @@ from .past import Extension
 from .state import AgentState, Chain, End, Origin, Parking, Step
 from .step import append, append_unread
 from .tree import tree_of
+from .unsent import put_unsent_in_words, send_again, unsent_by
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class AgentProgram:
             ending=None,
             end=None,
         )
-        return append(state, Message.user(extension_note(extension.record)))
+        return append(send_again(state), Message.user(extension_note(extension.record)))
 
     def needs(self, state: AgentState, reason: StopReason) -> list[str]:
         """Return each bound that leaves no room for another model call, or for the call that was refused."""
@@ -112,6 +113,7 @@ class AgentProgram:
 
     def end_turn(self, state: AgentState, end: End) -> AgentState:
         """Return the state without the turn's own troubles. Unread messages of the turn go back to the session."""
+        state = put_unsent_in_words(state, unsent_by(state, end))
         unread = [utterance.message for utterance in state.session.unread] if state.session else []
         messages = tuple(message for message in state.inbox.messages if message not in unread)
         return replace(

@@ -66,7 +66,7 @@ from .leftovers import add_left_below
 from .questions import answer_parts, has_question
 from .reply import begin_step, fold_model_failure, fold_reply
 from .results import fold_child_end, fold_result, mark_running
-from .state import AgentState, Origin, Transcript
+from .state import AgentState, Origin
 from .step import (
     append,
     append_unread,
@@ -78,6 +78,7 @@ from .step import (
     unrun_result,
 )
 from .summary import begin_summary, fold_summary
+from .transcript import Transcript
 from .window import move_window
 
 MOST_SEEN_IDS = 256

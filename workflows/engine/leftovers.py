@@ -20,6 +20,7 @@ from .calls import NOT_ACCEPTED_YET
 from .refusals import is_refused
 from .report import shorten, signature
 from .state import AgentState, End
+from .unsent import unsent_by
 
 MOST_LINES: Final = 200
 """Most lines of one result. A tree of many runs could else make a result that no payload can hold."""
@@ -83,8 +84,11 @@ def add_left_below(state: AgentState, key: str, outcome: RunResult) -> AgentStat
 
 def _unread_lines(state: AgentState, end: End) -> list[str]:
     if state.session is not None:
-        # The next turn reads them: they stand in the transcript, or in the queue.
-        return [] if state.session.turn_is_open else unread_lines(_all_unread(state))
+        if not state.session.turn_is_open:
+            return unread_lines(_all_unread(state))
+        # The next turn reads the others: they stand in the transcript, or in the queue.
+        unsent = unsent_by(state, end)
+        return unread_lines(state.messages[index] for index in state.inbox.unanswered if index in unsent)
     task = state.transcript.own_start in state.inbox.unanswered
     taken_along = end.stop_reason == "handoff" and state.tree.lineage is not None
     unread = [] if taken_along else unread_lines(unread_messages(state))

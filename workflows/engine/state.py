@@ -24,12 +24,13 @@ from perdure.hooks import HookPoint
 from perdure.limits import Limits
 from perdure.messages import ApprovalRecord, HookRecord, Message, ToolCall, ToolResult, Usage
 from perdure.wire.requests import RunRequest
-from perdure.wire.results import Failure, PlanItem, StopReason, TurnReply, UpgradeRecord
+from perdure.wire.results import Failure, StopReason, TurnReply, UpgradeRecord
 from perdure.wire.spec import AgentSpec, AnySpec, ToolKind
 from perdure.wire.tree import ChildInput, Handoff, Peer
 
 from .past import NextAgent, Past, TurnExtension, UsualTurn
 from .people import Clock, PeopleTime, RelayedAnswer, RelayedDecision
+from .transcript import Transcript
 from .tree import Tree
 
 # See `Call` for the transitions.
@@ -108,40 +109,6 @@ class Ledger:
     """Model calls: the run's own, or those of a team's nodes."""
     estimates: int = 0
     """Bookings that were estimated: a turn of a session knows by it whether its own usage is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transcript:
-    """Messages of a run, and the part of them that the model sees."""
-
-    messages: tuple[Message, ...] = ()
-    own_start: int = 0
-    """Index of the first message that is the run's own: its parent gave it those before."""
-    window_start: int = 0
-    """Index of the first message in the window."""
-    context_tokens: int = 0
-    """Tokens that the next model call will read: the provider's last count, and our estimate since."""
-    counted_by: str = ""
-    """Model whose provider counted `context_tokens`; empty: the count is our own estimate."""
-    spilled: bool = False
-    """True once a result was cut: then the model gets the tool that reads the rest."""
-    plan: tuple[PlanItem, ...] = ()
-    summary: str = ""
-    """Summary of the messages that have left the window, if the context strategy writes one."""
-    refused: tuple[str, ...] = ()
-    """Keys of attachments that a provider has refused: the model reads words in their place."""
-    planned_at: int = 0
-    """Index of the message with the newest plan. Once it has left the window, the model is reminded."""
-    result_tokens: int = 0
-    """Most tokens of the results of one step, as an overflow has shown; 0: the usual bound holds."""
-    pinned: int | None = None
-    """Index of the request that the model sees before the window. It changes only when the window moves."""
-
-    @property
-    def visible(self) -> tuple[Message, ...]:
-        """Messages that the model sees: the pinned request, if any, and the window."""
-        window = self.messages[self.window_start :]
-        return window if self.pinned is None else (self.messages[self.pinned], *window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,7 +385,7 @@ class AgentState(RunState):
     """State of an agent's run or session."""
 
     spec: AgentSpec
-    transcript: Transcript = Transcript()
+    transcript: Transcript = field(default_factory=Transcript)
     step: Step = Step()
     chain: Chain = Chain()
     inbox: Inbox = Inbox()

@@ -119,7 +119,7 @@ def slide(state: AgentState, *, most: int | None, tokens: int | None) -> int:
     The tokens of a pinned request count, and it is no message of `most`. The newest exchange is never given up, so
     it alone may exceed both.
     """
-    messages, start, request = state.messages, state.transcript.window_start, state.first_message
+    messages, start, request = state.transcript.shown, state.transcript.window_start, state.first_message
     newest = _newest_exchange(state)
     keep, kept_tokens = newest, 0
     shown = messages[start:] if tokens is None else fit_results(messages[start:], result_bound(state))
