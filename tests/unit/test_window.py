@@ -97,7 +97,8 @@ def check_view(state: AgentState) -> None:
     transcript, visible = state.transcript, state.transcript.visible
     assert state.messages[state.first_message] in visible, "the turn's own request"
     read = max((i for i, m in enumerate(state.messages) if m.role == "assistant"), default=-1)
-    unread = [m for m in state.messages[read + 1 :] if m.role == "user"]
+    newest = enumerate(state.messages[read + 1 :], read + 1)
+    unread = [m for i, m in newest if m.role == "user" and i not in transcript.unsent]
     assert all(message in visible for message in unread), "nobody has read these yet"
     assert visible[0].role == "user", "providers want a person's message first"
     for before, message in zip((None, *visible), visible, strict=False):
