@@ -279,12 +279,13 @@ class Message(Value):
     @property
     def tool_calls(self) -> list[ToolCall]:
         """Tool calls that the message requests, in order."""
-        return [part for part in self.parts if isinstance(part, ToolCall)]
+        # Not by `isinstance`: the sandbox of workflows makes it slow, and transcripts are long.
+        return [part for part in self.parts if part.kind == "tool_call"]
 
     @property
     def tool_results(self) -> list[ToolResult]:
         """Results that the message carries, in the order of the calls."""
-        return [part for part in self.parts if isinstance(part, ToolResult)]
+        return [part for part in self.parts if part.kind == "tool_result"]
 
     @cached_property
     def has_attachments(self) -> bool:
@@ -354,7 +355,7 @@ class Message(Value):
         """Names of every blob that it needs: its media, and the whole texts of results that were cut."""
         spilled = [result.spilled for result in self.tool_results if result.spilled]
         # Late answers, and notes of a run before this one, are texts that say where they go on.
-        texts = [part.text for part in self.parts if isinstance(part, Text)] if self.role == "user" else []
+        texts = [part.text for part in self.parts if part.kind == "text"] if self.role == "user" else []
         return (*self.blobs, *spilled, *(name for text in texts for name in blobs_to_read_on(text)))
 
     @classmethod
