@@ -34,6 +34,7 @@ class AgentWorkflow(ExtendableRun):
         The first argument is a RunRequest as JSON. The others are ours: the ChildInput of a run that another
         started, or the state of a run that continued as new.
         """
+        self._has_begun = True
         # A child's input and a carried state share the argument: a root's run has a single one in history.
         match read_arguments(arguments):
             case request, Carried() as carried:

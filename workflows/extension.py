@@ -88,10 +88,6 @@ async def _part(request: Rebuild, held_up: Callable[[str], None]) -> CarriedPart
 class ExtendableRun(RunHandlers):
     """Base of the workflows whose runs can be extended."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_extension = False
-
     def _bind(self, spec: AnySpec) -> RunningProgram[Any]:
         """Return the program of a spec."""
         raise NotImplementedError

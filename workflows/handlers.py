@@ -98,6 +98,10 @@ class RunHandlers:
         self._held_up = ""
         self._relays = Relays(self._loop)
         self._redriving = False
+        self._has_begun = False
+        """True from the first line of `run` on. An update may come before that."""
+        self._is_extension = False
+        """True in an execution that goes on from a closed one."""
         self._asked: list[ExtensionRecord] = []
         """Extension by which the run is to go on, before it does."""
         self._early_result: RunResult | None = None
@@ -188,11 +192,13 @@ class RunHandlers:
 
     @property
     def _is_restoring(self) -> bool:
-        """True at the beginning of an execution that continues a run: its updates come before its state."""
-        return self._loop.state is None and workflow.info().continued_run_id is not None
+        """True while a run that goes on has no state yet: as a new execution, or after an extension."""
+        goes_on = self._is_extension or workflow.info().continued_run_id is not None
+        # Nothing says yet that it is no extension.
+        return self._loop.state is None and (goes_on or not self._has_begun)
 
     async def _begin_update(self, check: Callable[[], None]) -> None:
-        """Count the update; wait until a run that continues has its state, and check what the validator could not.
+        """Count the update; wait until a run that goes on has its state, and check what the validator could not.
 
         Raises:
             ApplicationError: for the caller; the check has refused the update.
@@ -200,8 +206,9 @@ class RunHandlers:
         """
         self._loop.renewal.updates += 1
         if self._is_restoring:
+            # A run that ends before it has its state refuses, by the check.
             await workflow.wait_condition(
-                lambda: self._loop.state is not None or self._early_status == "failed"
+                lambda: not self._is_restoring or self._early_status == "failed" or self._is_ending
             )
             check()
 

@@ -65,6 +65,7 @@ class SessionWorkflow(ExtendableRun):
     @workflow.run
     async def run(self, *arguments: Any) -> RunResult:
         """Hold a session to its end. The first argument is a SessionRequest as JSON; the others are ours."""
+        self._has_begun = True
         try:
             request = await self._begin(arguments)
         except EndedBeforeBeginningError as end:

@@ -71,7 +71,7 @@ async def test_last_turn_goes_on(serve: Serve) -> None:
             await session.extend(limits=Limits(steps=3))
         with pytest.raises(InvalidRequest, match="steps=2 is less than"):
             await session.extend(limits=Limits(steps=2))
-        with pytest.raises(InvalidRequest, match="say what is granted"):
+        with pytest.raises(InvalidRequest, match="raise steps to 4 or more"):
             await session.extend(limits=Limits())
         more = Limits(steps=20)
         second = await session.extend(limits=more, by="ann", reason="finish it", id="once")
@@ -155,3 +155,67 @@ async def test_closed_session_is_open_again(serve: Serve) -> None:
         await idle.run.result()
         with pytest.raises(InvalidRequest, match="open the session anew"):
             await idle.run.extend(limits=Limits(steps=40))
+
+
+async def test_turn_cut_by_session_goes_on_at_once(serve: Serve) -> None:
+    """A turn that the session's own limit has cut goes on by any grant, in the line after the session's extension."""
+    desk = Desk()
+    async with serve(desk.agent(), models=desk.models) as client, asyncio.timeout(HANGS):
+        grants: dict[str, Limits] = {
+            "the same bound": Limits(total_tokens=50_000),
+            "another bound": Limits(steps=60),
+            "nothing": Limits(),
+        }
+        for row, granted in grants.items():
+            desk.keys.clear()
+            session = await client.session(row, agent="desk", session_limits=Limits(total_tokens=3500))
+            assert (await session.say("task1")).stop_reason == "token_budget"
+            await session.run.result()
+            await session.run.extend(limits=Limits(total_tokens=90_000), by="ann")
+            reply = await session.extend(limits=granted, by="ann")
+            assert (reply.text, reply.turn) == ("all done for task1", 1), row
+            assert len(set(desk.keys)) == len(desk.keys) == WANTED, row
+            assert (await session.say("hello")).text == "hello"
+
+
+async def test_updates_wait_for_extended_session(serve: Serve) -> None:
+    """Whatever is asked of a session in the moment after its extension waits for its state."""
+    desk = Desk()
+    async with serve(desk.agent(), models=desk.models) as client, asyncio.timeout(HANGS):
+        session = await client.session("asked-at-once", agent="desk", session_limits=Limits(steps=3))
+        first = await session.say("task1", id="first")
+        await session.run.result()
+        await session.run.extend(limits=Limits(steps=40))
+        changed, again, more = await asyncio.gather(
+            session.upgrade(), session.say("task1", id="first"), session.extend(limits=Limits(steps=60))
+        )
+        assert (changed.changed, again) == (False, first)
+        assert more.text == "all done for task1"
+
+
+async def test_identical_calls_of_session_bound_turns(serve: Serve) -> None:
+    """A session's bound of identical calls is one of each turn: a turn can be given more, and counts on."""
+    made: list[str] = []
+
+    @tool
+    async def look() -> str:
+        """Look."""
+        made.append("look")
+        return "not yet"
+
+    def script(request: ModelRequest) -> Line:
+        return says("seen") if len(made) >= 3 or request.tool_choice == "none" else calls("look")
+
+    watcher = Agent(name="watcher", model="scripted:x", tools=[look])
+    models = {"scripted": ScriptedModel(script)}
+    async with serve(watcher, models=models) as client, asyncio.timeout(HANGS):
+        bounds = Limits(identical_calls=2, per_tool={"look": 4})
+        session = await client.session("looks", agent="watcher", session_limits=bounds)
+        assert (await session.say("Look.")).stop_reason == "max_tool_calls"
+        with pytest.raises(InvalidRequest, match="raise identical_calls to 3 or more"):
+            await session.extend(limits=Limits(steps=90))
+        assert (await session.extend(limits=Limits(identical_calls=3))).text == "seen"
+        made.clear()
+        assert (await session.say("Look again.")).stop_reason == "max_tool_calls"
+        with pytest.raises(InvalidRequest, match=r"session's own limit per_tool\.look=4 is used up"):
+            await session.extend(limits=Limits(per_tool={"look": 9}))

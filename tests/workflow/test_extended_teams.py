@@ -14,6 +14,7 @@ from perdure import (
     GraphLimits,
     InvalidRequest,
     Limits,
+    Node,
     NodeInput,
     Swarm,
     SwarmLimits,
@@ -101,6 +102,12 @@ class Stage:
                 limits=GraphLimits(cost_usd=0.024),
             ),
             Graph(
+                name="node_own_time",
+                nodes={"x": Node(slow, timeout=timedelta(seconds=8))},
+                entry="x",
+                limits=GraphLimits(node_timeout=timedelta(seconds=30)),
+            ),
+            Graph(
                 name="graph_time",
                 nodes={"begin": self.join, "x": slow, "after": self.join},
                 entry="begin",
@@ -149,6 +156,7 @@ ROWS: dict[str, tuple[Limits, str, str, int]] = {
     "iterations": (SwarmLimits(max_iterations=3), "max_iterations", "closer: all done", 1),
     "deadline": (SwarmLimits(timeout=timedelta(minutes=1)), "deadline", "slow: all done", 1),
     "node_time": (SwarmLimits(node_timeout=timedelta(minutes=1)), "node_timeout", "slow: all done", 1),
+    "node_own_time": (GraphLimits(node_timeout=timedelta(minutes=1)), "node_timeout", "slow: all done", 1),
     "graph_cost": (GraphLimits(cost_usd=1), "cost_budget", "worker: all done + other: all done", 2),
     "graph_time": (GraphLimits(timeout=timedelta(minutes=1)), "deadline", "slow: all done", 1),
     "executions": (GraphLimits(max_node_executions=9), "max_node_executions", "worker: all done", 1),
@@ -157,7 +165,7 @@ ROWS: dict[str, tuple[Limits, str, str, int]] = {
     "debate_cost": (PatternLimits(cost_usd=1), "cost_budget", "judge2: all done", 3),
 }
 
-TIMED = ("deadline", "node_time", "graph_time")
+TIMED = ("deadline", "node_time", "node_own_time", "graph_time")
 
 
 async def test_limited_team_goes_on(serve: Serve) -> None:

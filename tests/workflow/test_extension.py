@@ -189,7 +189,7 @@ async def test_extension_refuses_in_words(serve: Serve) -> None:
             (limited, {"limits": Limits(tool_calls=9)}, "raise steps to 3 or more"),
             (limited, {"limits": Limits(steps=1)}, "steps=1 is less than what the run has"),
             (limited, {"limits": Limits(steps=9, cost_usd=1)}, r"cost_usd=1.0 is less than what .*no bound"),
-            (limited, {"limits": Limits()}, "say what is granted"),
+            (limited, {"limits": Limits()}, "raise steps to 3 or more"),
             (limited, {"limits": SwarmLimits(max_handoffs=30)}, "no limit 'max_handoffs' here"),
             (limited, {"limits": more, "user": "eve"}, "on behalf of another user than 'eve'"),
             (limited, {"limits": more, "by": "x" * 201}, "by: String should have at most 200"),
@@ -230,6 +230,36 @@ async def test_repeated_extension_changes_nothing(serve: Serve) -> None:
     assert len(journal.keys["u"]) == WANTED
 
 
+async def test_identical_calls_count_on(serve: Serve) -> None:
+    """The bound of identical calls ends a run that can be given more, and holds on where other limits are raised."""
+    paid: list[str] = []
+
+    @tool(effect="write")
+    async def pay(context: ToolContext, order: str) -> str:
+        """Pay."""
+        paid.append(str(context.user))
+        return "queued"
+
+    def script(request: ModelRequest) -> Line:
+        enough = len([user for user in paid if user == request.user]) >= 4
+        return says("enough") if enough or request.tool_choice == "none" else calls("pay", order="A7")
+
+    till = Agent(name="till", model="scripted:x", tools=[pay], limits=Limits(identical_calls=2, steps=9))
+    models = {"scripted": ScriptedModel(script)}
+    async with serve(till, models=models) as client, asyncio.timeout(HANGS):
+        looped = await client.start("till", "go", user="looped")
+        assert (await looped.result()).stop_reason == "max_tool_calls"
+        with pytest.raises(InvalidRequest, match="raise identical_calls to 3 or more"):
+            await looped.extend(limits=Limits(steps=20))
+        await looped.extend(limits=Limits(identical_calls=20, steps=20))
+        assert (await looped.result()).output == "enough"
+        short = await client.start("till", "go", limits=Limits(steps=3), user="short")
+        assert (await short.result()).stop_reason == "max_steps"
+        await short.extend(limits=Limits(steps=30))
+        assert (await short.result()).stop_reason == "max_tool_calls"
+    assert (paid.count("looped"), paid.count("short")) == (4, 2)
+
+
 FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "a state": ({"state": {"messages": []}}, "state: Extra inputs are not permitted"),
     "another run": ({"origin": {"workflow_id": "other", "execution_id": "x"}}, "under its own id alone"),
@@ -238,7 +268,7 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
         "is gone: the server no longer keeps",
     ),
     "another user": ({"user": "eve"}, "another user than 'eve'"),
-    "no limit": ({"limits": {}}, "say what is granted"),
+    "no limit": ({"limits": {}}, "the run cannot go on: raise steps to"),
     "a smaller limit": ({"limits": {"steps": 1}}, "is less than what the run has"),
     "an unknown limit": ({"limits": {"dollars": 3}}, "no limit 'dollars' here"),
     "a limit of another kind": ({"limits": {"steps": "many"}}, "limits: steps"),

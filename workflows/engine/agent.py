@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from perdure.limits import Limits
 from perdure.messages import Message
@@ -33,6 +34,9 @@ from .step import append, append_unread
 from .tree import tree_of
 from .unsent import put_unsent_in_words, send_again, unsent_by
 
+_NOTE_TOKENS: Final = 256
+"""Tokens by which the note of an extension may grow when more is granted: it names each bound."""
+
 
 @dataclass(frozen=True)
 class AgentProgram:
@@ -63,7 +67,12 @@ class AgentProgram:
             **clocks_after(state, limits, past, extension.child),
             past=past,
             tree=tree_of(extension.child),
-            step=Step(redo=state.step.redo, start_checked=state.step.start_checked),
+            step=Step(
+                redo=state.step.redo,
+                start_checked=state.step.start_checked,
+                # What the run has used counts.
+                identical=state.step.identical,
+            ),
             chain=Chain(),
             parking=Parking(),
             paused=False,
@@ -78,10 +87,11 @@ class AgentProgram:
         at_end = limits.steps is not None and not state.step.redo and steps >= limits.steps
         short_of_steps = [f"steps to {steps + 1} or more"] if at_end else []
         wanted = call_amount(state, LEAST_REPLY_TOKENS)
+        wanted_at_most = call_amount(_with_longest_note(state), LEAST_REPLY_TOKENS)
         return [
             *short_of_steps,
             *calls_needed(state, limits, reason),
-            *amounts_needed(limits, state, wanted),
+            *amounts_needed(limits, state, wanted, named=wanted_at_most),
         ]
 
     def fold(self, state: AgentState, event: Event) -> AgentState:
@@ -109,6 +119,8 @@ class AgentProgram:
 
     def begin_turn(self, state: AgentState, message: Message) -> AgentState:
         """Return the state with the message at the end of the transcript."""
+        # Kept until now: the last turn might have gone on.
+        state = replace(state, step=replace(state.step, identical={}))
         return append_unread(state, message)
 
     def end_turn(self, state: AgentState, end: End) -> AgentState:
@@ -119,7 +131,7 @@ class AgentProgram:
         return replace(
             state,
             inbox=replace(state.inbox, messages=messages),
-            step=Step(),
+            step=Step(identical=state.step.identical),
             chain=Chain(),
             parking=Parking(),
             ending=None,
@@ -143,3 +155,9 @@ class AgentProgram:
     def least_turn(self, state: AgentState) -> Amount:
         """Return the amount of the smallest model call."""
         return call_amount(state, LEAST_REPLY_TOKENS)
+
+
+def _with_longest_note(state: AgentState) -> AgentState:
+    """Return the state as if its newest message, which lists what was granted, were as long as it can become."""
+    tokens = state.transcript.context_tokens + _NOTE_TOKENS
+    return replace(state, transcript=replace(state.transcript, context_tokens=tokens))

@@ -12,6 +12,7 @@ Rules
 """
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Protocol, runtime_checkable
 
 from perdure.messages import Usage
@@ -43,19 +44,49 @@ def is_cut_short(result: NodeResult) -> bool:
 
 
 def cut_to_restart(team: TeamState, extension: Extension) -> Cut:
-    """Return the nodes that an extended team starts again, and the executions from which they go on."""
+    """Return the nodes that an extended team starts again, and the executions from which they go on.
+
+    Raises:
+        ValueError: a node that its time has ended gets no more of it.
+
+    """
     runs = {node.run_id: node.key for node in team.results if node.run_id is not None}
     origins = {
         runs[run_id]: execution for run_id, execution in extension.executions.items() if run_id in runs
     }
-    longer = getattr(extension.limits, "node_timeout", None)
-    before = getattr(team.spec.limits, "node_timeout", None)
-    nodes = tuple(
-        replace(start, timeout=longer) if longer is not None and start.timeout == before else start
-        for start in team.cut.nodes
-    )
+    if extension.child is None and extension.ended_by == "node_timeout":
+        _check_time(team, extension)
+    nodes = tuple(_with_time(start, extension) for start in team.cut.nodes)
     again = tuple(_attempt(start, origins) for start in nodes)
     return Cut(again=again, origins=origins, results=len(team.results))
+
+
+def _check_time(team: TeamState, extension: Extension) -> None:
+    """Check that nodes which their time has ended get more, whoever bounds it: the team, the node or its scheduler.
+
+    Raises:
+        ValueError: they do not; in words.
+
+    """
+    late = {node.key for node in team.results if node.stop_reason == "node_timeout"}
+    spans = [start.timeout for start in team.cut.nodes if start.key in late and start.timeout is not None]
+    longest = max(spans, default=None)
+    if longest is not None and not _is_longer(extension, longest):
+        raise ValueError(f"the run cannot go on: raise node_timeout to more than {longest}")
+
+
+def _is_longer(extension: Extension, span: timedelta) -> bool:
+    if "node_timeout" not in extension.limits.model_fields_set:
+        return False
+    granted: timedelta | None = getattr(extension.limits, "node_timeout", None)
+    return granted is None or granted > span
+
+
+def _with_time(start: Start, extension: Extension) -> Start:
+    """Return the start with the granted time, if that is longer than its own."""
+    if start.timeout is None or not _is_longer(extension, start.timeout):
+        return start
+    return replace(start, timeout=getattr(extension.limits, "node_timeout", None))
 
 
 def _attempt(start: Start, origins: dict[str, str]) -> Start:

@@ -3,11 +3,13 @@
 Rules
 1. Only the end by a limit is taken back. Every other end is an answer, a failure, or a person's word.
 2. Granted bounds are totals and replace those of the same name: what the run has used counts. None is made smaller.
-3. An extension is refused unless the run can go on with it. The refusal names each bound and its least value.
+3. An extension is refused unless the run can go on with it. The refusal names each bound and its least value. It
+   names no bound that the run does not have: granting what it names is never refused.
 4. The clock stands still while the run is closed: `timeout` counts the time for which it was open.
 5. Transcript, ledger, plan, inbox, known message ids and identity stay. Calls that were not run keep their results.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -25,11 +27,11 @@ from .amounts import bounds_of, fields_of, minus, missing, of
 from .clocks import clock_of, counted_deadline, run_due, session_due
 from .past import Extension, Past
 from .program import RunningProgram
-from .state import RunState
+from .state import AgentState, RunState
 
 FIELDS_BY_REASON: Final[dict[StopReason, tuple[str, ...]]] = {
     "max_steps": ("steps",),
-    "max_tool_calls": ("tool_calls", "per_tool"),
+    "max_tool_calls": ("tool_calls", "per_tool", "identical_calls"),
     "token_budget": ("input_tokens", "output_tokens", "total_tokens"),
     "cost_budget": ("cost_usd",),
     "deadline": ("timeout",),
@@ -69,8 +71,6 @@ def granted_limits(kind: type[Limits], granted: Mapping[str, Any]) -> Limits:
         ValueError: there is no such limit, or a value does not fit it; the message says which.
 
     """
-    if not granted:
-        raise ValueError("limits: say what is granted, such as steps=80")
     unknown = sorted(granted.keys() - kind.model_fields.keys())
     if unknown:
         raise ValueError(f"limits: no limit {unknown[0]!r} here; there are: {', '.join(kind.model_fields)}")
@@ -103,7 +103,7 @@ def extension_of(
     granted = request.limits
     if child is not None:  # of what its team was given, a run below takes what it has itself
         granted = {name: value for name, value in granted.items() if name in kind.model_fields}
-    limits = granted_limits(kind, granted) if granted or child is None else kind()
+    limits = granted_limits(kind, granted)
     record = ExtensionRecord(
         at=at,
         by=request.by,
@@ -147,57 +147,102 @@ def extend(
         below: RunState = program.go_on(state, extension)
         return below
     before = bounds_before(state)
-    check_larger(state, before, extension)
+    adds = state.session is None and not state.counts_steps
+    check_larger(before, extension, may_add=lambda name: adds)
     extended: RunState = program.go_on(state, extension)
     # The bounds of a swarm or graph stand in its spec.
     needs = [*bind(extended.spec).needs(extended, extension.ended_by), *_time_needed(extended, extension)]
-    check_needs(needs, before, extension)
+    raisable = before if state.session else {**bounds_below(state), **bounded(before)}
+    check_raised(needs, before, raisable, extension)
     return extended
 
 
-def check_needs(needs: list[str], before: Mapping[str, Any], extension: Extension) -> None:
-    """Check that nothing is needed beside what is granted, and that the limit which has ended the run is raised."""
-    reason = extension.ended_by
-    # A team does not know how much the run needs that was cut short below it.
-    fields = [name for name in FIELDS_BY_REASON[reason] if before.get(name)] or FIELDS_BY_REASON[reason]
-    if not needs and not extension.limits.model_fields_set.intersection(fields):
-        needs = [" or ".join(fields)]
+def check_raised(
+    needs: list[str], before: Mapping[str, Any], raisable: Mapping[str, Any], extension: Extension
+) -> None:
+    """Check that nothing is needed beside what is granted, and that a bound which may have ended the run is raised.
+
+    `raisable`: bounds that a grant raises, by name. A team has those of its nodes too.
+    """
+    reason, granted = extension.ended_by, extension.limits
+    fields = [name for name in FIELDS_BY_REASON[reason] if name in before]
+    # A node, too, has bounds that only teams know, and its scheduler may have set them.
+    bounded = [name for name in fields if reason in _IN_SPEC or _is_bound(raisable.get(name))]
+    if not fields:
+        raise ValueError(f"{reason!r} has ended a run below, by a limit that this run does not have")
+    raised = any(name in granted.model_fields_set and _is_raised(name, before, granted) for name in bounded)
+    is_named = any(re.split(r"[ .]", need)[0] in bounded for need in needs)
+    if bounded and not raised and not is_named:
+        now = [flat({name: raisable.get(name)}).items() for name in bounded]
+        needs = [*needs, " or ".join(f"{name} (now {bound})" for bounds in now for name, bound in bounds)]
     if needs:
         raise ValueError(f"the run cannot go on: raise {', and '.join(needs)}")
+
+
+def _is_raised(name: str, before: Mapping[str, Any], granted: Limits) -> bool:
+    if name == "per_tool":
+        return any(bound != before[name].get(tool) for tool, bound in granted.per_tool.items())
+    value = getattr(granted, name)
+    return value is None or value != before[name]
+
+
+def _is_bound(value: Any) -> bool:
+    return value is not None and value != {}
+
+
+def bounded(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the bounds that bound something."""
+    return {name: bound for name, bound in bounds.items() if _is_bound(bound)}
 
 
 def bounds_before(state: RunState) -> dict[str, Any]:
     """Return the bounds of the run by name: those of its spec, and in their place those that hold now."""
     held = state.session.limits if state.session else state.limits
-    own = {} if state.session else state.spec.limits.model_dump()
-    return {**own, **held.model_dump()}
+    own = {} if state.session else _all_of(state.spec.limits)
+    return {**own, **_all_of(held)}
 
 
-def check_larger(state: RunState, before: Mapping[str, Any], extension: Extension) -> None:
-    """Check that no bound becomes smaller, and that one which has ended the run becomes larger."""
-    reason = extension.ended_by
-    for name, value in _flat({name: getattr(extension.limits, name) for name in _set_in(extension)}).items():
-        bound = _flat(before).get(name)
-        # A bound that a team does not have is for the run below that was cut short.
-        lower = state.counts_steps if bound is None else value is not None and value < bound
-        is_bound = name not in _FREE_FIELDS and value is not None and not isinstance(value, bool | str)
-        if is_bound and lower:
-            now = "no bound" if bound is None else f"{bound}"
-            raise ValueError(f"limits: {name}={value} is less than what the run has ({now})")
-    if reason in _IN_SPEC:
-        fields = FIELDS_BY_REASON[reason]
-        changed = [name for name in fields if name in _set_in(extension)]
-        if not any(getattr(extension.limits, name) != before[name] for name in changed):
-            bounds = " or ".join(f"{name} (now {before[name]})" for name in fields)
-            raise ValueError(f"{reason!r} has ended the run: raise {bounds}")
+def bounds_below(state: RunState) -> dict[str, Any]:
+    """Return the largest bound of each name that the members of a team have; nothing for an agent."""
+    largest: dict[str, Any] = {}
+    for bounds in () if state.counts_steps else (flat(_all_of(member.limits)) for member in state.members):
+        for name, bound in bounds.items():
+            if bound is not None:
+                largest[name] = max(bound, largest.get(name, bound))
+    tools = {name.removeprefix("per_tool."): bound for name, bound in largest.items() if "." in name}
+    return {**{name: bound for name, bound in largest.items() if "." not in name}, "per_tool": tools}
+
+
+def _all_of(limits: Limits) -> dict[str, Any]:
+    """Return every field: a dump leaves out options that nobody has set."""
+    return {name: getattr(limits, name) for name in type(limits).model_fields}
+
+
+def check_larger(before: Mapping[str, Any], extension: Extension, *, may_add: Callable[[str], bool]) -> None:
+    """Check that no bound becomes smaller.
+
+    `may_add`: whether a bound may be granted that is none of `before`. It is meant for a run below that was cut short.
+    """
+    bounds, smaller = flat(before), list[str]()
+    for name, value in flat({name: getattr(extension.limits, name) for name in _set_in(extension)}).items():
+        if name in _FREE_FIELDS or value is None or isinstance(value, bool | str):
+            continue
+        bound = bounds.get(name)
+        if bound is None and not may_add(name):
+            smaller.append(f"{name}={value} is less than what the run has (no bound): leave it out")
+        if bound is not None and value < bound:
+            smaller.append(f"{name}={value} is less than what the run has ({bound})")
+    if smaller:
+        raise ValueError(f"limits: {'; '.join(smaller)}")
 
 
 def _set_in(extension: Extension) -> list[str]:
     return sorted(extension.limits.model_fields_set)
 
 
-def _flat(bounds: Mapping[str, Any]) -> dict[str, Any]:
-    tools = {f"per_tool.{name}": bound for name, bound in bounds.get("per_tool", {}).items()}
+def flat(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bounds by name, with those of tools by names such as "per_tool.search"."""
+    tools = {f"per_tool.{name}": bound for name, bound in (bounds.get("per_tool") or {}).items()}
     return {**{name: bound for name, bound in bounds.items() if name != "per_tool"}, **tools}
 
 
@@ -215,14 +260,17 @@ def open_for(state: RunState, at: datetime) -> timedelta:
     return at - state.started_at - state.past.closed_for
 
 
-def amounts_needed(limits: Limits, state: RunState, wanted: Amount) -> list[str]:
-    """Return each bound that leaves too little for the wanted amount, with its least value."""
+def amounts_needed(limits: Limits, state: RunState, wanted: Amount, named: Amount | None = None) -> list[str]:
+    """Return each bound that leaves too little for the wanted amount, with its least value.
+
+    `named`: larger amount for which the least values are enough.
+    """
     used = spent(state)
     short = missing(wanted, minus(bounds_of(limits), used))
     if short is None:
         return []
     names = [name for name in fields_of(short) if of(short, name)]
-    least = {name: (of(used, name) or 0) + (of(wanted, name) or 0) for name in names}
+    least = {name: (of(used, name) or 0) + (of(named or wanted, name) or 0) for name in names}
     return [_at_least(name, value) for name, value in least.items()]
 
 
@@ -239,10 +287,18 @@ def calls_needed(state: RunState, limits: Limits, reason: StopReason) -> list[st
     ledger = state.ledger
     if limits.tool_calls is not None and ledger.tool_calls >= limits.tool_calls:
         return [f"tool_calls to {ledger.tool_calls + 1} or more"]
-    made = {name: ledger.per_tool.get(name, 0) for name in sorted(limits.per_tool)}
-    used_up = [name for name, bound in sorted(limits.per_tool.items()) if made[name] >= bound]
-    granted = state.past.extensions[-1].limits.get("per_tool")
-    return [f"per_tool.{name} to {made[name] + 1} or more" for name in used_up] if not granted else []
+    made: list[tuple[str, int, int]] = [
+        (f"per_tool.{name}", ledger.per_tool.get(name, 0), bound) for name, bound in limits.per_tool.items()
+    ]
+    if isinstance(state, AgentState) and limits.identical_calls is not None:
+        most = max(state.step.identical.values(), default=0)
+        made.append(("identical_calls", most, limits.identical_calls))
+    used_up = {name: calls for name, calls, bound in sorted(made) if calls >= bound}
+    granted = flat(state.past.extensions[-1].limits).keys() - used_up.keys()
+    # Any of them may have ended the run: one that is raised far enough lets it go on.
+    if not used_up or any(name.partition(".")[0] in FIELDS_BY_REASON[reason] for name in granted):
+        return []
+    return [" or ".join(f"{name} to {calls + 1} or more" for name, calls in used_up.items())]
 
 
 def past_after(state: RunState, extension: Extension) -> Past:
@@ -272,10 +328,11 @@ def clocks_after(state: RunState, limits: Limits, past: Past, child: ChildInput 
 def extension_note(record: ExtensionRecord) -> str:
     """Return the message by which the model learns that it was given more."""
     by = record.by or "a person"
-    granted = ", ".join(f"{name}={value}" for name, value in sorted(_flat(record.limits).items()))
+    granted = ", ".join(f"{name}={value}" for name, value in sorted(flat(record.limits).items()))
     why = f" The reason: {record.reason}" if record.reason else ""
+    more = f"{by} has granted more ({granted}), so you can go on" if granted else f"{by} lets you go on"
     return (
-        f"You were stopped ({record.ended}). {by} has granted more ({granted}), so you can go on.{why}\n"
+        f"You were stopped ({record.ended}). {more}.{why}\n"
         "Go on with the task from where you stopped. What is done stays done: do not repeat it."
     )
 
@@ -284,6 +341,23 @@ def limits_after(state: RunState, extension: Extension) -> Limits:
     """Return the limits of a run that goes on. Of a run below, only bounds of its own are raised."""
     below = extension.child is not None or not state.counts_steps
     return (raised_by if below else with_granted)(state.limits, extension.limits)
+
+
+def team_limits_after(spec_limits: Limits, extension: Extension) -> dict[str, Any]:
+    """Return the granted bounds that only teams have, and that replace those of the spec."""
+    granted = {
+        name: getattr(extension.limits, name)
+        for name in extension.limits.model_fields_set - set(Limits.model_fields)
+    }
+    if extension.child is None:
+        return granted
+    # Of a team below, only bounds of its own are raised.
+    own = {name: getattr(spec_limits, name) for name in granted}
+    return {
+        name: more
+        for name, more in granted.items()
+        if own[name] is not None and (more is None or more > own[name])
+    }
 
 
 def with_granted(limits: Limits, granted: Limits) -> Limits:

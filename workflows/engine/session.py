@@ -63,13 +63,24 @@ def run_request(request: SessionRequest) -> RunRequest:
         "user": request.user,
         "roles": request.roles,
         "context": request.context,
-        "limits": request.limits,
+        "limits": _limits_of_turns(request),
     }
     # Unset fields stay unset: a request is written to history as it was given.
     set_fields = {name: value for name, value in optional.items() if value}
     return RunRequest.model_validate(
         {"agent": request.agent, "prompt": NO_PROMPT, "stream": request.stream, **set_fields}
     )
+
+
+def _limits_of_turns(request: SessionRequest) -> Limits | None:
+    """Return the requested limits of each turn. Identical calls are counted in a turn, so their bound is a turn's."""
+    whole, turn = request.session_limits, request.limits
+    if whole is None or whole.identical_calls is None:
+        return turn
+    if turn is None:
+        return Limits(identical_calls=whole.identical_calls)
+    most = min(whole.identical_calls, turn.identical_calls or whole.identical_calls)
+    return turn.model_copy(update={"identical_calls": most})
 
 
 def priced_request(session_request: SessionRequest) -> RunRequest:
@@ -100,6 +111,7 @@ class SessionProgram:
         """Return the state of a session that has just been given its agent or team."""
         state: RunState = self.inner.empty(run_request(request), now, origin)
         limits = Limits(steps=None).tightened_by(request.session_limits)
+        limits = limits.model_copy(update={"identical_calls": None})
         deadline = None if limits.timeout is None else now + limits.timeout
         session = Session(
             turn_limits=state.limits,

@@ -51,6 +51,7 @@ from .extension import (
     clocks_after,
     limits_after,
     past_after,
+    team_limits_after,
 )
 from .family import book, command_for_children, ending_reason, fold_tree_event, unheard_outcome
 from .handovers import handed_on_to, record_handover, record_takeover
@@ -112,8 +113,7 @@ class TeamProgram:
     def go_on(self, state: TeamState, extension: Extension) -> TeamState:
         """Return the closed team's state with its end taken back; what its limit cut short goes on."""
         past, limits = past_after(state, extension), limits_after(state, extension)
-        own = extension.limits.model_fields_set - set(Limits.model_fields)
-        granted = {name: getattr(extension.limits, name) for name in own}
+        granted = team_limits_after(state.spec.limits, extension)
         spec_limits = state.spec.limits.model_copy(update=granted)
         progress = state.progress if state.cut.progress is None else state.cut.progress
         return replace(
@@ -141,15 +141,17 @@ class TeamProgram:
         """
         over = None if state.cut.again else self.scheduler.over(state.progress)
         if over is not None and over.stop_reason == reason:
-            return [" or ".join(FIELDS_BY_REASON[reason])]
+            fields = [name for name in FIELDS_BY_REASON[reason] if hasattr(state.spec.limits, name)]
+            return [" or ".join(f"{name} (now {getattr(state.spec.limits, name)})" for name in fields)]
         if over is not None:
             raise ValueError(f"its course is over ({over.stop_reason}), and no node was cut short")
         limits, keys = state.limits, [start.key for start in state.cut.again]
         steps = max((result.steps for result in state.results if result.key in keys), default=0)
         granted = state.past.extensions[-1].limits.get("steps", steps)
         at_end = reason == "max_steps" and isinstance(granted, int) and granted <= steps
+        least = max(steps + 1, limits.steps or 0)  # no bound becomes smaller
         return [
-            *([f"steps to {steps + 1} or more"] if at_end else []),
+            *([f"steps to {least} or more"] if at_end else []),
             *calls_needed(state, limits, reason),
             *amounts_needed(limits, state, _LEAST_ROOM),
         ]

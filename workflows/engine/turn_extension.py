@@ -20,8 +20,12 @@ from .amounts import usage_since
 from .clocks import turn_deadline
 from .extension import (
     FIELDS_BY_REASON,
+    bounded,
+    bounds_before,
+    bounds_below,
     check_larger,
-    check_needs,
+    check_raised,
+    flat,
     granted_limits,
     raised_by,
     with_granted,
@@ -50,13 +54,32 @@ def checked_turn_extension(
         raise ValueError("the session has taken another version of its team since; say what is next")
     wanted = TurnExtension(request=request, ended=ended, executions=dict(executions))
     extension = _extension(state, wanted, at)
-    before = {**state.spec.limits.model_dump(), **session.turn_limits.model_dump()}
-    check_larger(state, before, extension)
+    before = bounds_before(replace(state, session=None, limits=session.turn_limits))
+    above = flat(bounds_before(state))
+    adds = not state.counts_steps
+    check_larger(before, extension, may_add=lambda name: adds or above.get(name) is not None)
     # In the counts of the turn, so that the least values are those of the turn too.
     counted = replace(state, limits=session.turn_limits, ledger=_since(state.ledger, _first_counts(session)))
     extended: RunState = bind(state.spec).go_on(counted, extension)
-    check_needs(bind(extended.spec).needs(extended, ended), before, extension)
+    raisable = {**bounds_below(state), **bounded(before)}
+    _check_session_has_room(state, extension, raisable)
+    check_raised(bind(extended.spec).needs(extended, ended), before, raisable, extension)
     return wanted
+
+
+def _check_session_has_room(state: RunState, extension: Extension, raisable: Mapping[str, Any]) -> None:
+    """Check that the turn may make the calls of a tool that it is granted: no other bound leaves a session open."""
+    if extension.ended_by != "max_tool_calls":
+        return
+    made, bounds = state.ledger.per_tool, _session(state).limits.per_tool
+    used_up = {name for name, bound in bounds.items() if made.get(name, 0) >= bound}
+    own = any(raisable.get(name) for name in FIELDS_BY_REASON["max_tool_calls"])
+    hopeless = used_up.intersection(extension.limits.per_tool) if own else used_up
+    if hopeless:
+        name = min(hopeless)
+        raise ValueError(
+            f"the session's own limit per_tool.{name}={bounds[name]} is used up, and holds as long as it is open"
+        )
 
 
 def begin_extended_turn(program: RunningProgram[Any], state: RunState, at: datetime) -> RunState:
@@ -126,6 +149,7 @@ def _first_counts(session: Session) -> Ledger:
 def _extension(state: RunState, wanted: TurnExtension, at: datetime) -> Extension:
     request = wanted.request
     kind: type[Limits] = type(state.spec.limits)
+    # Nothing may be granted where the session has been given more, and the turn itself needs nothing.
     limits = granted_limits(kind, request.limits)
     record = ExtensionRecord(
         at=at,
