@@ -294,6 +294,11 @@ class Message(Value):
         return bool(media_of(self))
 
     @cached_property
+    def has_opaque(self) -> bool:
+        """True: a part of the message is of a provider's own kind."""
+        return any(isinstance(part, Opaque) for part in self.parts)
+
+    @cached_property
     def result_bytes(self) -> int:
         """Bytes of the texts of its results, or of an answer that came later."""
         # Cached, as the next: each step looks at every message of the view.

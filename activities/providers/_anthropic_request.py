@@ -14,11 +14,19 @@ from perdure.providers import (
     attachment_text,
     capabilities_of,
     make_sendable,
-    merge_turns,
     put_results_first,
     read_options,
     reject_setting,
     tools_to_list,
+)
+from perdure.providers.rendering import (
+    Body,
+    Piece,
+    Turn,
+    join_body,
+    marked_turns,
+    render_turn,
+    split_turns,
 )
 
 _MARKABLE = ("text", "image", "document", "tool_use", "tool_result")
@@ -53,15 +61,42 @@ def read_config(config: ModelConfig) -> AnthropicOptions:
 
 
 def build_body(request: ModelRequest, options: AnthropicOptions) -> dict[str, Any]:
-    """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
+    """Return the request to send as plain values, without `extra_body`."""
     request = make_sendable(request, capabilities_of(request.config, "anthropic"))
+    mark = _cache_mark(options)
+    turns = split_turns(request.messages)
+    ends = marked_turns(turns)
+    messages = [_message(turn, request.blobs, mark if n in ends else {}) for n, turn in enumerate(turns)]
+    return {**_fields(request, options), "messages": messages}
+
+
+def render_body(request: ModelRequest, options: AnthropicOptions) -> Body:
+    """Return the JSON of `build_body` with `extra_body` in it; what is kept of earlier requests is not made again."""
+    request = make_sendable(request, capabilities_of(request.config, "anthropic"))
+    mark = _cache_mark(options)
+    turns = split_turns(request.messages)
+    ends = marked_turns(turns) if mark else ()
+
+    def render(turn: Turn) -> list[dict[str, Any]]:
+        return [_message(turn, request.blobs, {})]
+
+    pieces = [
+        Piece.of([_message(turn, request.blobs, mark)])
+        if n in ends
+        else render_turn(turn, "anthropic", None, render)
+        for n, turn in enumerate(turns)
+    ]
+    return join_body(_fields(request, options), "messages", pieces, options.extra_body)
+
+
+def _fields(request: ModelRequest, options: AnthropicOptions) -> dict[str, Any]:
+    """Return the fields of a sendable request beside its messages."""
     config = request.config
     mark = _cache_mark(options)
     tools = [_tool(tool.name, tool.description, tool.input_schema) for tool in tools_to_list(request)]
     body: dict[str, Any] = {
         "model": config.model,
         "max_tokens": request.max_tokens,
-        "messages": _messages(request, mark),
         "stream": True,
     }
     if request.instructions.strip():
@@ -114,24 +149,19 @@ def _thinking(thinking: Literal["adaptive", "off"] | int) -> dict[str, Any]:
     return {"type": "disabled" if thinking == "off" else "adaptive"}
 
 
-def _messages(request: ModelRequest, mark: dict[str, Any]) -> list[dict[str, Any]]:
-    turns = merge_turns(_turn(message, request.blobs) for message in request.messages)
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": _fill_empty(role, blocks)} for role, blocks in turns
-    ]
-    # The end of the conversation is marked, and the end of the user's turn before it: a step of
-    # many parallel calls has more blocks than the provider looks back for an earlier mark.
-    previous = [message for message in messages[:-1] if message["role"] == "user"][-1:]
-    for message in [*previous, *messages[-1:]]:
-        _mark_end(message["content"], mark)
-    return messages
+def _message(turn: Turn, blobs: Mapping[str, bytes], mark: dict[str, Any]) -> dict[str, Any]:
+    """Return the message of this API for a turn, its end marked unless the mark is empty."""
+    role = "assistant" if turn[0].role == "assistant" else "user"
+    content = _fill_empty(role, [block for message in turn for block in _blocks(message, blobs)])
+    if mark:
+        _mark_end(content, mark)
+    return {"role": role, "content": content}
 
 
-def _turn(message: Message, blobs: Mapping[str, bytes]) -> tuple[str, list[dict[str, Any]]]:
-    """Return a sendable message as a turn; it depends on nothing else."""
-    role = "assistant" if message.role == "assistant" else "user"
+def _blocks(message: Message, blobs: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Return the blocks of a sendable message; they depend on nothing else."""
     blocks = [_block(part, blobs) for part in put_results_first(message.parts)]
-    return role, [block for block in blocks if block is not None]
+    return [block for block in blocks if block is not None]
 
 
 def _fill_empty(role: str, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:

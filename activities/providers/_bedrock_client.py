@@ -5,7 +5,7 @@ import os
 import threading
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import boto3
 import botocore.exceptions as boto_errors
@@ -16,6 +16,9 @@ from perdure.model import ModelConfig
 
 from ._aws_credentials import require_credentials
 from ._bedrock_refusals import tell_words
+
+BODY: Final = "PerdureBody"
+"""Argument of `converse_stream` that carries the JSON of the request to botocore's events."""
 
 
 class BedrockClients:
@@ -108,7 +111,20 @@ class BedrockClients:
         client = session.client("bedrock-runtime", endpoint_url=endpoint, config=config)
         for operation in ("ConverseStream", "Converse"):
             client.meta.events.register(f"before-parse.bedrock-runtime.{operation}", tell_words)
+            client.meta.events.register(f"provide-client-params.bedrock-runtime.{operation}", _take_body)
+            client.meta.events.register(f"before-call.bedrock-runtime.{operation}", _set_body)
         return client
+
+
+def _take_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Put the rendered body aside: botocore checks and writes the other arguments only."""
+    context[BODY] = params[BODY]
+    return {name: value for name, value in params.items() if name != BODY}
+
+
+def _set_body(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+    """Send the rendered body in place of the one that botocore has written. It is signed after this."""
+    params["body"] = context[BODY]
 
 
 def _new_session(region: str | None = None) -> Any:

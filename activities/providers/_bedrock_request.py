@@ -2,9 +2,8 @@
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,9 +27,17 @@ from perdure.providers import (
     attachment_text,
     capabilities_of,
     make_sendable,
-    merge_turns,
     read_options,
     tools_to_list,
+)
+from perdure.providers.rendering import (
+    Body,
+    Piece,
+    Turn,
+    join_body,
+    marked_turns,
+    render_turn,
+    split_turns,
 )
 
 from ._bedrock_families import check_thinking, error_in_words, family_of, thinking_fields
@@ -91,16 +98,48 @@ def read_config(config: ModelConfig) -> BedrockOptions:
 
 
 def build_body(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
-    """Return the arguments of `converse_stream`: the JSON that botocore sends, and the model's id."""
+    """Return the request to send as plain values: the arguments of `converse_stream`."""
     request = make_sendable(request, capabilities_of(request.config, "bedrock"))
+    mark = _cache_mark(request, options)
+    turns = split_turns(request.messages)
+    ends, names = marked_turns(turns), _document_names(request.messages)
+    has_status = family_of(request.config).result_status
+    messages = [
+        _message(turn, request.blobs, names, mark if n in ends else [], has_status=has_status)
+        for n, turn in enumerate(turns)
+    ]
+    return {**_fields(request, options), "messages": messages}
+
+
+def render_body(request: ModelRequest, options: BedrockOptions) -> tuple[dict[str, Any], Body]:
+    """Return the arguments of `converse_stream` beside the messages, and the JSON to send.
+
+    The JSON is that of `build_body` without the model's id, which stands in the address. What is kept of earlier
+    requests is not made again.
+    """
+    request = make_sendable(request, capabilities_of(request.config, "bedrock"))
+    mark = _cache_mark(request, options)
+    turns = split_turns(request.messages)
+    ends, names = marked_turns(turns) if mark else (), _document_names(request.messages)
+
+    has_status = family_of(request.config).result_status
+
+    def render(turn: Turn, end: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        return [_message(turn, request.blobs, names, end or [], has_status=has_status)]
+
+    pieces = [
+        Piece.of(render(turn, mark)) if n in ends else render_turn(turn, "converse", has_status, render)
+        for n, turn in enumerate(turns)
+    ]
+    arguments = _fields(request, options)
+    fields = {name: value for name, value in arguments.items() if name != "modelId"}
+    return arguments, join_body(fields, "messages", pieces)
+
+
+def _fields(request: ModelRequest, options: BedrockOptions) -> dict[str, Any]:
+    """Return the arguments for a sendable request beside its messages."""
     family = family_of(request.config)
-    if not family.result_status:
-        request = replace(request, messages=tuple(map(error_in_words, request.messages)))
-    body: dict[str, Any] = {
-        "modelId": request.config.model,
-        "messages": _messages(request, options),
-        "inferenceConfig": _inference(request),
-    }
+    body: dict[str, Any] = {"modelId": request.config.model, "inferenceConfig": _inference(request)}
     if system := _system(request, options):
         body["system"] = system
     if tools := [_tool(tool.name, tool.description, tool.input_schema) for tool in tools_to_list(request)]:
@@ -157,46 +196,36 @@ def _guardrail(guardrail: Guardrail) -> dict[str, Any]:
     return {"guardrailIdentifier": guardrail.id, "guardrailVersion": guardrail.version, **trace}
 
 
-def _messages(request: ModelRequest, options: BedrockOptions) -> list[dict[str, Any]]:
-    names = _document_names(request.messages)
-    turns = merge_turns(
-        _turn(message, request.blobs, names.get(at, ())) for at, message in enumerate(request.messages)
-    )
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": _fill_empty(role, blocks)} for role, blocks in turns
-    ]
-    # Two marks, as for Anthropic's own API: a step of many parallel calls has more blocks than the
-    # provider looks back for an earlier mark.
-    previous = [message for message in messages[:-1] if message["role"] == "user"][-1:]
-    for message in [*previous, *messages[-1:]]:
-        message["content"].extend(_cache_mark(request, options))
-    return messages
+def _message(
+    turn: Turn,
+    blobs: Mapping[str, bytes],
+    names: Iterator[str],
+    mark: list[dict[str, Any]],
+    *,
+    has_status: bool,
+) -> dict[str, Any]:
+    """Return the message of this API for a turn, with the mark at its end; `names` has those of its documents."""
+    role = "assistant" if turn[0].role == "assistant" else "user"
+    shown = turn if has_status else [error_in_words(message) for message in turn]
+    blocks = [block for message in shown for block in _blocks(message, blobs, names)]
+    return {"role": role, "content": [*_fill_empty(role, blocks), *mark]}
 
 
-def _document_names(messages: Sequence[Message]) -> dict[int, tuple[str, ...]]:
-    """Return the names of each message's documents as Bedrock takes them: unique in a request, of few characters."""
-    found: dict[int, tuple[str, ...]] = {}
+def _document_names(messages: Iterable[Message]) -> Iterator[str]:
+    """Yield the names of the documents as Bedrock takes them: unique in a request, of few characters."""
     counts: dict[str, int] = {}
-    for at, message in enumerate(messages):
-        names: list[str] = []
+    for message in messages:
         for part in media_of(message) if message.has_attachments else ():
             if isinstance(part, Document) and part.media_type in _DOCUMENTS:
                 clean = " ".join(re.sub(r"[^A-Za-z0-9()\[\]\-]+", " ", part.name).split()) or "document"
                 counts[clean] = count = counts.get(clean, 0) + 1
-                names.append(clean if count == 1 else f"{clean} ({count})")
-        if names:
-            found[at] = tuple(names)
-    return found
+                yield clean if count == 1 else f"{clean} ({count})"
 
 
-def _turn(
-    message: Message, blobs: Mapping[str, bytes], names: tuple[str, ...]
-) -> tuple[str, list[dict[str, Any]]]:
-    """Return a sendable message as a turn; it depends on nothing else but the names of its documents."""
-    role = "assistant" if message.role == "assistant" else "user"
-    left = iter(names)
-    blocks = [_block(part, blobs, left) for part in message.parts]
-    return role, [block for block in blocks if block is not None]
+def _blocks(message: Message, blobs: Mapping[str, bytes], names: Iterator[str]) -> list[dict[str, Any]]:
+    """Return the blocks of a sendable message; they depend on nothing else but the names of its documents."""
+    blocks = [_block(part, blobs, names) for part in message.parts]
+    return [block for block in blocks if block is not None]
 
 
 def _fill_empty(role: str, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -244,14 +273,3 @@ def _attachment(part: Image | Document, blobs: Mapping[str, bytes], names: Itera
     if isinstance(part, Image):
         return {"image": {"format": _IMAGES[part.media_type], "source": source}}
     return {"document": {"format": _DOCUMENTS[part.media_type], "source": source, "name": next(names)}}
-
-
-def as_json(value: Any) -> Any:
-    """Return the value as botocore writes it: bytes become base64."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [as_json(item) for item in cast("Iterable[Any]", value)]
-    return value

@@ -1,7 +1,7 @@
 """Clients of the openai library: addresses and keys. The library is an optional extra."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from perdure.errors import DefinitionError
 
@@ -28,6 +28,10 @@ def import_library() -> Any:
     return openai
 
 
+CHAT_COMPLETIONS: Final = "/chat/completions"
+"""Path of a call."""
+
+
 class ChatClients(Protocol):
     """Clients of the library, by the addresses and keys of a provider."""
 
@@ -43,6 +47,10 @@ class ChatClients(Protocol):
 
     async def get(self, base_url: str | None) -> "openai.AsyncOpenAI":
         """Return the client for a call, with the key that is valid now; raises as `check` does."""
+        ...
+
+    def path(self, model: str) -> str:
+        """Return the path of a call of chat completions, behind the client's address."""
         ...
 
     async def aclose(self) -> None:
@@ -70,6 +78,10 @@ class OpenAIClients:
         """Return the client for a call, as `ChatClients.get` does."""
         address = self._address(base_url)
         return self._clients.get(address, await self._keys.read(address))
+
+    def path(self, model: str) -> str:
+        """Return the path as `ChatClients.path` does."""
+        return CHAT_COMPLETIONS
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next call."""

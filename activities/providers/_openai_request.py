@@ -20,6 +20,7 @@ from perdure.providers import (
     read_options,
     reject_setting,
 )
+from perdure.providers.rendering import Body, Piece, Turn, join_body, render_turn, split_turns
 
 from ._openai_servers import server_of
 
@@ -54,9 +55,35 @@ def read_config(config: ModelConfig, provider: str = "") -> OpenAIOptions:
 
 
 def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> dict[str, Any]:
-    """Return the JSON to send, without `extra_body`: the SDK merges that into it."""
+    """Return the request to send as plain values, without `extra_body`."""
     capabilities = capabilities_of(request.config, provider)
     request = make_sendable(request, capabilities)
+    thoughts = _thoughts_field(capabilities)
+    messages = [
+        message
+        for turn in split_turns(request.messages)
+        for message in _messages(turn, request.blobs, thoughts)
+    ]
+    return {**_fields(request, options, provider), "messages": [*_system(request), *messages]}
+
+
+def render_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> Body:
+    """Return the JSON of `build_body` with `extra_body` in it; what is kept of earlier requests is not made again."""
+    capabilities = capabilities_of(request.config, provider)
+    request = make_sendable(request, capabilities)
+    thoughts = _thoughts_field(capabilities)
+
+    def render(turn: Turn) -> list[dict[str, Any]]:
+        return _messages(turn, request.blobs, thoughts)
+
+    turns = split_turns(request.messages)
+    pieces = [render_turn(turn, "chat completions", thoughts, render) for turn in turns]
+    system = Piece.of(_system(request))
+    return join_body(_fields(request, options, provider), "messages", (system, *pieces), options.extra_body)
+
+
+def _fields(request: ModelRequest, options: OpenAIOptions, provider: str) -> dict[str, Any]:
+    """Return the fields of a sendable request beside its messages."""
     config = request.config
     # Newer models of OpenAI refuse the old name; servers that imitate the API know no other.
     usual_field = "max_completion_tokens" if provider in ("openai", "azure") else "max_tokens"
@@ -73,7 +100,6 @@ def build_body(request: ModelRequest, options: OpenAIOptions, provider: str) -> 
     }
     return {
         "model": config.model,
-        "messages": _messages(request, thoughts=_thoughts_field(capabilities)),
         "stream": True,
         **({} if server_of(provider).counts_unasked else _ASK_FOR_USAGE),
         **{key: value for key, value in optional.items() if value is not None},
@@ -98,19 +124,22 @@ def _thoughts_field(capabilities: Capabilities) -> str | None:
     return capabilities.thinking_field if capabilities.thinking == "returned" else None
 
 
-def _messages(request: ModelRequest, *, thoughts: str | None) -> list[dict[str, Any]]:
+def _system(request: ModelRequest) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": request.instructions}] if request.instructions.strip() else []
+
+
+def _messages(turn: Turn, blobs: Mapping[str, bytes], thoughts: str | None) -> list[dict[str, Any]]:
+    """Return the messages of this API for a turn of a sendable request."""
     messages: list[dict[str, Any]] = []
-    if request.instructions.strip():
-        messages.append({"role": "system", "content": request.instructions})
-    turns: list[tuple[str, list[Part]]] = [(message.role, message.parts) for message in request.messages]
-    for role, parts in merge_turns(turns):
+    roles: list[tuple[str, list[Part]]] = [(message.role, message.parts) for message in turn]
+    for role, parts in merge_turns(roles):
         match role:
             case "assistant":
                 messages.append(_assistant(parts, thoughts))
             case "tool":
                 messages.extend(_tool_message(part) for part in parts if isinstance(part, ToolResult))
             case _:
-                messages.append({"role": "user", "content": _content(parts, request.blobs)})
+                messages.append({"role": "user", "content": _content(parts, blobs)})
     return messages
 
 

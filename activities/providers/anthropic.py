@@ -13,11 +13,11 @@ import anthropic
 import httpx2
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar, digest
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar
 from perdure.providers import CallDeadline, ReplyDraft, read_count, read_pieces
 
 from ._anthropic_client import AnthropicClients
-from ._anthropic_request import AnthropicOptions, build_body, read_config
+from ._anthropic_request import AnthropicOptions, read_config, render_body
 from .keys import KeySource
 
 _STOPS: dict[str, ModelStop] = {
@@ -56,13 +56,13 @@ class AnthropicModel:
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_config(request.config)
-        body = build_body(request, options)
-        draft = ReplyDraft(request, digest(body | options.extra_body))
+        body = render_body(request, options)
+        draft = ReplyDraft(request, body.digest)
         deadline = CallDeadline(request.config)
         answer: anthropic.AsyncStream[Any] | None = None
         try:
             client = await deadline.wait_for(self._clients.get(options.base_url))
-            answer = await deadline.wait_for(_send(client, body, options, request.config))
+            answer = await deadline.wait_for(_send(client, body.json, options, request.config))
             draft.open(answer.response.headers.get("request-id"))
             events = read_pieces(answer.response.aiter_bytes())
             while (event := await deadline.wait_for(anext(events, None))) is not None:
@@ -84,13 +84,19 @@ class AnthropicModel:
 
 
 async def _send(
-    client: anthropic.AsyncAnthropic, body: dict[str, Any], options: AnthropicOptions, config: ModelConfig
+    client: anthropic.AsyncAnthropic, body: bytes, options: AnthropicOptions, config: ModelConfig
 ) -> anthropic.AsyncStream[Any]:
-    create: Any = client.messages.create
     # `read` bounds the silence between two bytes, keep-alive messages included.
     timeout = anthropic.Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
-    answer: anthropic.AsyncStream[Any] = await create(
-        **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
+    headers = {"content-type": "application/json", **options.extra_headers}
+    # Not `messages.create`: it would go through all of the conversation, and encode it, for each call.
+    answer: anthropic.AsyncStream[Any] = await client.post(
+        "/v1/messages",
+        content=body,
+        options={"headers": headers, "timeout": timeout},
+        cast_to=object,
+        stream=True,
+        stream_cls=anthropic.AsyncStream[object],
     )
     return answer
 

@@ -2,11 +2,11 @@
 
 import os
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from perdure.errors import DefinitionError
 
-from ._openai_client import import_library
+from ._openai_client import CHAT_COMPLETIONS, import_library
 from .keys import KeySource, ProviderKey, SdkClients
 from .openai import OpenAIModel
 
@@ -63,6 +63,11 @@ class AzureClients:
             if token:
                 return self._by_token.get(address, token)
         return self._by_key.get(address, await self._key.read())
+
+    def path(self, model: str) -> str:
+        """Return the path as `ChatClients.path` does: the dated API names the deployment in it."""
+        deployment = "" if self._api_version is None else f"/deployments/{quote(model, safe='')}"
+        return f"{deployment}{CHAT_COMPLETIONS}"
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next call."""

@@ -24,9 +24,9 @@ from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, dige
 from perdure.providers import CallDeadline, ReplyDraft, read_count
 
 from ._aws_credentials import credentials_failure
-from ._bedrock_client import BedrockClients
+from ._bedrock_client import BODY, BedrockClients
 from ._bedrock_families import is_streamed
-from ._bedrock_request import as_json, build_body, read_config
+from ._bedrock_request import read_config, render_body
 
 _STOPS: dict[str, ModelStop] = {
     "end_turn": "end_turn",
@@ -81,12 +81,14 @@ class BedrockModel:
         """Stream one call, without retries."""
         options = read_config(request.config)
         region = self._clients.find_region(request.config, options.region)
-        body = build_body(request, options)
-        draft = ReplyDraft(request, digest(as_json(body)))
+        arguments, body = render_body(request, options)
+        # The model's id is sent in the address.
+        draft = ReplyDraft(request, digest([request.config.model, body.digest]))
         deadline = CallDeadline(request.config)
-        streamed = is_streamed(request.config, body, options.stream)
+        arguments[BODY] = body.json
+        streamed = is_streamed(request.config, arguments, options.stream)
         find_client = partial(self._clients.get, region, options.base_url, request.config.timeout)
-        open_stream = partial(_open_stream, find_client, body, streamed=streamed)
+        open_stream = partial(_open_stream, find_client, arguments, streamed=streamed)
         call = _ThreadedCall(open_stream, asyncio.get_running_loop())
         call.start()
         try:
@@ -108,12 +110,12 @@ class BedrockModel:
         self._clients.close()
 
 
-def _open_stream(find_client: Callable[[], Any], body: dict[str, Any], *, streamed: bool) -> Any:
+def _open_stream(find_client: Callable[[], Any], arguments: dict[str, Any], *, streamed: bool) -> Any:
     """Call the provider; an answer that comes whole takes the form of a stream."""
     client = find_client()
     if streamed:
-        return client.converse_stream(**body)
-    answer = client.converse(**body)
+        return client.converse_stream(**arguments)
+    answer = client.converse(**arguments)
     opened = {"RequestId": answer["ResponseMetadata"].get("RequestId")}
     return {"ResponseMetadata": opened, "stream": _WholeAnswer(answer)}
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from perdure.errors import ErrorKind, ModelError
-from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop
 from perdure.providers import MODEL_REFUSAL, CallDeadline, ReplyDraft, read_count, read_pieces
 
 from ._openai_client import ChatClients, OpenAIClients, import_library
-from ._openai_request import OpenAIOptions, build_body, read_config
+from ._openai_request import OpenAIOptions, read_config, render_body
 from .keys import KeySource
 
 if TYPE_CHECKING:
@@ -61,13 +61,14 @@ class OpenAIModel:
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_config(request.config, self._provider)
-        body = build_body(request, options, self._provider)
-        draft = ReplyDraft(request, digest(body | options.extra_body))
+        body = render_body(request, options, self._provider)
+        draft = ReplyDraft(request, body.digest)
         deadline = CallDeadline(request.config)
         answer: openai.AsyncStream[Any] | None = None
         try:
             client = await deadline.wait_for(self._clients.get(options.base_url))
-            answer = await deadline.wait_for(_send(client, body, options, request.config))
+            path = self._clients.path(request.config.model)
+            answer = await deadline.wait_for(_send(client, path, body.json, options, request.config))
             draft.open(answer.response.headers.get("x-request-id"))
             chunks = read_pieces(answer.response.aiter_bytes())
             while (chunk := await deadline.wait_for(anext(chunks, None))) is not None:
@@ -89,13 +90,19 @@ class OpenAIModel:
 
 
 async def _send(
-    client: Any, body: dict[str, Any], options: OpenAIOptions, config: ModelConfig
+    client: Any, path: str, body: bytes, options: OpenAIOptions, config: ModelConfig
 ) -> "openai.AsyncStream[Any]":
-    timeout = import_library().Timeout(
-        config.timeout.total_seconds(), connect=5.0, read=config.longest_silence
-    )
-    answer: openai.AsyncStream[Any] = await client.chat.completions.create(
-        **body, extra_body=options.extra_body, extra_headers=options.extra_headers, timeout=timeout
+    library = import_library()
+    timeout = library.Timeout(config.timeout.total_seconds(), connect=5.0, read=config.longest_silence)
+    headers = {"content-type": "application/json", **options.extra_headers}
+    # Not `chat.completions.create`: it would go through all of the conversation, and encode it, for each call.
+    answer: openai.AsyncStream[Any] = await client.post(
+        path,
+        content=body,
+        options={"headers": headers, "timeout": timeout},
+        cast_to=object,
+        stream=True,
+        stream_cls=library.AsyncStream[object],
     )
     return answer
 

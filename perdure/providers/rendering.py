@@ -18,8 +18,6 @@ from typing import Any, Final
 
 from perdure.messages import Message
 
-from .conversation import put_results_after_calls
-
 PIECE_BYTES: Final = 160
 """Bytes that a piece takes beside its JSON."""
 
@@ -64,10 +62,7 @@ def _encode_bytes(value: Any) -> str:
 
 
 def split_turns(messages: Iterable[Message]) -> list[Turn]:
-    """Return the turns of a conversation, the results of calls directly behind the calls.
-
-    A person may write while tools run; providers refuse a message between a call and its result.
-    """
+    """Return the turns of a sendable conversation, see `make_sendable`."""
     turns: list[Turn] = []
     turn: list[Message] = []
     was_assistant: bool | None = None
@@ -75,15 +70,10 @@ def split_turns(messages: Iterable[Message]) -> list[Turn]:
         is_assistant = message.role == "assistant"
         if is_assistant is was_assistant:
             turn.append(message)
-            # Without an assistant's message before them the results stay where they are.
-            if message.role == "tool" and len(turns) > 1:
-                turn.sort(key=lambda one: one.role != "tool")
         else:
             turn = [message]
             turns.append(turn)
             was_assistant = is_assistant
-    if turns and len(turns[0]) > 1:
-        turns[0] = put_results_after_calls(turns[0])
     return turns
 
 

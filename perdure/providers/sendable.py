@@ -338,17 +338,17 @@ def _flags(
     ends_open = bool(messages) and messages[-1].role == "assistant"
     if not (left_out or hidden or ends_open):
         return [_NO_FLAGS] * len(messages)
-    flags: list[Flags] = []
-    for at, message in enumerate(messages):
-        is_opaque = any(isinstance(part, Opaque) for part in message.parts)
+    opaque = {at for at, message in enumerate(messages) if message.has_opaque} if left_out else set[int]()
+    last = len(messages) - 1
+    flags = [_NO_FLAGS] * len(messages)
+    for at in {*hidden, *opaque, last} if ends_open else {*hidden, *opaque}:
         images, documents = hidden.get(at, (0, 0))
-        flag = Flags(
-            left_out=left_out if is_opaque else frozenset(),
+        flags[at] = Flags(
+            left_out=left_out if at in opaque else frozenset(),
             hidden_images=images,
             hidden_documents=documents,
-            is_last=ends_open and at == len(messages) - 1,
+            is_last=ends_open and at == last,
         )
-        flags.append(flag)
     return flags
 
 

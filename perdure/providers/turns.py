@@ -47,6 +47,8 @@ def _is_call(block: dict[str, Any]) -> bool:
 def order_turns(messages: Sequence[Message], provider: str) -> tuple[list[Message], frozenset[str]]:
     """Return the messages in the order to send, and the ids of the provider's own calls to leave out."""
     ordered = put_results_after_calls(messages)
+    if not any(message.has_opaque for message in ordered):
+        return ordered, frozenset()
     tools = [own_tools(message, provider) for message in ordered]
     if not any(tool is not _NONE for tool in tools):
         return ordered, frozenset()
