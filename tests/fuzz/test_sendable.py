@@ -41,7 +41,14 @@ MODELS = (
         "azure:own",
         "openai:deepseek-reasoner",
     ),
-    *("openai:gemini-3-pro", "vllm:mistral-small", "vllm:own-model", "ollama:llama3.2"),
+    *(
+        "openai:gemini-3-pro",
+        "gemini:gemini-2.5-pro",
+        "responses:gpt-5",
+        "vllm:mistral-small",
+        "vllm:own-model",
+        "ollama:llama3.2",
+    ),
 )
 NAMES = (
     "search",

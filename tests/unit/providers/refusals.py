@@ -331,11 +331,112 @@ def _refuse_chat_content(content: Any, model: str) -> None:
                 need(False, f"unknown variant {other}")
 
 
+# -- Gemini
+
+
+def refuse_gemini(body: Body) -> None:
+    """Raise `Refused` for a body that Gemini's own API does not take."""
+    written(body)
+    contents = body["contents"]
+    need(contents and contents[0]["role"] == "user", "contents must begin with the user")
+    need(contents[-1]["role"] == "user", "multiturn requests must end with a user turn")
+    for at, content in enumerate(contents):
+        need(content["parts"], "contents.parts must not be empty")
+        for part in content["parts"]:
+            _refuse_gemini_part(part)
+        calls = [part["functionCall"]["id"] for part in content["parts"] if "functionCall" in part]
+        following = contents[at + 1]["parts"] if at + 1 < len(contents) else []
+        found = [part["functionResponse"]["id"] for part in following if "functionResponse" in part]
+        need(not calls or content["role"] == "model", "a function call is the model's")
+        _refuse_unpaired(calls, found)
+        before = contents[at - 1]["parts"] if at else []
+        answered = any("functionResponse" in part for part in content["parts"])
+        need(not answered or any("functionCall" in part for part in before), "response without a call")
+    for tool in body.get("tools", ()):
+        for declared in tool["functionDeclarations"]:
+            need(re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}", declared["name"]), "function name")
+            parameters = declared.get("parametersJsonSchema")
+            need(parameters is None or parameters["properties"], "should be non-empty for OBJECT type")
+
+
+def _refuse_gemini_part(part: Body) -> None:
+    if call := part.get("functionCall") or part.get("functionResponse"):
+        need(re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}", call["name"]), "function name")
+        need(isinstance(call.get("args", {}), dict), "args must be an object")
+    elif data := part.get("inlineData"):
+        kinds = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif", "application/pdf")
+        need(data["mimeType"] in kinds, f"unsupported MIME type {data['mimeType']}")
+        need(base64.b64decode(data["data"]), "inlineData must not be empty")
+    else:
+        need(
+            part.get("text") or part.get("thoughtSignature") or "type" in part,
+            "must have one initialized field",
+        )
+
+
+# -- Responses
+
+
+def refuse_responses(body: Body) -> None:
+    """Raise `Refused` for a body that the Responses API does not take."""
+    written(body)
+    items = body["input"]
+    need(items, "input must not be empty")
+    open_calls: set[str] = set()
+    for at, item in enumerate(items):
+        match item.get("type"):
+            case "function_call":
+                need(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", item["name"]), "function_call.name: pattern")
+                need(len(item["call_id"]) <= 64, "call_id: too long")
+                need(item["call_id"] not in open_calls, "call_id must be unique")
+                need(isinstance(json.loads(item["arguments"]), dict), "arguments: an object")
+                open_calls.add(item["call_id"])
+            case "function_call_output":
+                need(item["call_id"] in open_calls, "No tool call found for function call output")
+                open_calls.remove(item["call_id"])
+                need(item["output"], "output must not be empty")
+            case "reasoning":
+                need(item.get("encrypted_content"), "encrypted_content")
+                after = items[at + 1] if at + 1 < len(items) else {}
+                need(
+                    after.get("role") != "user", "reasoning was provided without its required following item"
+                )
+                need(after, "reasoning was provided without its required following item")
+            case None:
+                need(item["role"] == "assistant" or not open_calls, "No tool output found for function call")
+                _refuse_responses_content(item["content"])
+            case _:
+                pass
+    need(not open_calls, "No tool output found for function call")
+
+
+def _refuse_responses_content(content: Any) -> None:
+    if isinstance(content, str):
+        need(content.strip(), "content must not be blank")
+        return
+    need(content, "content must not be empty")
+    for block in content:
+        match block["type"]:
+            case "input_text":
+                need(block["text"].strip(), "text must not be blank")
+            case "input_image":
+                kind, _, data = block["image_url"].removeprefix("data:").partition(";base64,")
+                _refuse_file(kind, base64.b64decode(data), 50 * 2**20)
+            case "input_file":
+                kind, _, data = block["file_data"].removeprefix("data:").partition(";base64,")
+                _refuse_file(kind, base64.b64decode(data), 50 * 2**20)
+                need(block["filename"].strip(), "filename")
+            case other:
+                need(False, f"unknown variant {other}")
+
+
 REFUSALS: dict[str, Callable[[Body], None]] = {
     "anthropic": refuse_anthropic,
     "bedrock": refuse_bedrock,
     "openai": refuse_chat,
     "azure": refuse_chat,
+    "gemini": refuse_gemini,
+    "responses": refuse_responses,
     "vllm": refuse_chat,
     "ollama": refuse_chat,
 }

@@ -33,7 +33,18 @@ CLAUDE = "anthropic:claude-x"
 NOVA = "bedrock:amazon.nova-pro-v1:0"
 LLAMA = "bedrock:meta.llama3-1-70b-instruct-v1:0"
 GPT = "openai:gpt-5"
-EACH = (CLAUDE, "bedrock:anthropic.claude-x", NOVA, LLAMA, GPT, "vllm:mistral-small", "ollama:llama3.2")
+EACH = (
+    CLAUDE,
+    "bedrock:anthropic.claude-x",
+    NOVA,
+    LLAMA,
+    GPT,
+    "vllm:mistral-small",
+    "ollama:llama3.2",
+    "gemini:gemini-2.5-pro",
+    "responses:gpt-5",
+    "azure:own",
+)
 
 
 def reply(*parts: Part, model: str = "", stop: str = "") -> Message:
@@ -108,7 +119,7 @@ LARGE = Image(data=base64.b64encode(png(b"x" * (6 * 2**20))).decode())
 WIDE = Image(data=base64.b64encode(png().replace(b"IHDR\0\0\0\1", b"IHDR\0\0\xff\xff")).decode())
 UNREADABLE: dict[str, tuple[Image | Document, str]] = {
     "svg": (SVG, "svg"),
-    "heic": (Image(media_type="image/heic", data="AAAAGGZ0eXBoZWlj"), "heic"),
+    "tiff": (Image(media_type="image/tiff", data="SUkqAAgAAAA="), "tiff"),
     "heic as png": (Image(data="AAAAGGZ0eXBoZWlj"), "not image/png"),
     "cut": (Image(data=base64.b64encode(png()[:40]).decode()), "was cut"),
     "no base64": (Image(data="!"), "not base64"),
@@ -148,6 +159,12 @@ def test_too_large_images_are_shown_in_words(model: str, file: Image) -> None:
 )
 def test_models_without_eyes_read_words(model: str, part: Part) -> None:
     assert "cannot be shown to you" in str(taken_body(request(model, Message.user([part]))))
+
+
+def test_each_provider_reads_its_own_types() -> None:
+    heic = Message.user([Image(media_type="image/heic", data="AAAAGGZ0eXBoZWlj")])
+    shown = [model for model in EACH if "cannot be shown" not in str(taken_body(request(model, heic)))]
+    assert shown == ["gemini:gemini-2.5-pro"]
 
 
 def test_real_type_is_sent() -> None:
