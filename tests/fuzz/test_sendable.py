@@ -84,6 +84,7 @@ FILES: tuple[Image | Document, ...] = (
     Document(data="aGk=", media_type="application/x-odd"),
     Document(blob="png", media_type="text/plain"),
 )
+READABLE: tuple[Image | Document, ...] = (FILES[0], FILES[9], FILES[12])
 BLOBS = {"png": png(), "large": png(b"x" * (6 * 2**20))}
 TOOLS = (ToolDefinition(name="search", description="Search.", input_schema={"type": "object"}),)
 
@@ -173,8 +174,9 @@ def steps(draw: st.DrawFn, number: int) -> list[Message]:
 @st.composite
 def requests(draw: st.DrawFn) -> ModelRequest:
     """A request to any model."""
-    many = draw(st.sampled_from([1, 1, 1, 1, 12, 40]))
-    opening: list[Part] = [*draw(st.lists(texts | files, max_size=3))] * many
+    opening: list[Part] = [*draw(st.lists(texts | files, max_size=3))]
+    # More than some providers take in one request.
+    opening += [draw(st.sampled_from(READABLE))] * draw(st.sampled_from([0, 0, 0, 8, 30, 120]))
     messages = [Message.user(opening)]
     for number in range(1, draw(st.integers(0, 5)) + 1):
         messages += draw(steps(number))
