@@ -39,7 +39,7 @@ from perdure.wire.ids import model_call_id
 from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .content.redact import mask_own, mask_stream, redact_error
-from .heartbeat import last_progress
+from .heartbeat import last_progress, was_cancelled
 from .telemetry import record_usage
 from .traffic.transient_errors import is_transient, may_have_taken_effect
 
@@ -73,6 +73,7 @@ class ModelAttempt:
         self.model = model
         self.before = before.spent
         self.unheard = before.unheard
+        self.unrecorded = before.unrecorded
         self.parked_retry = parked_retry
         self.began = time.monotonic()
         self.text = ""
@@ -97,6 +98,7 @@ class ModelAttempt:
             ReservationSpent: they have left too little for another attempt.
 
         """
+        self._record_lost()
         request = self._book_unheard(request)
         longest = self._longest_reply(self.before)
         if longest is not None and longest < _LEAST_REPLY_TOKENS and self.before.total_tokens:
@@ -113,6 +115,12 @@ class ModelAttempt:
         self.before = self.before + self.usage_of(error)
         self.count, self.has_answered, self.text = None, False, ""
         return self.admit(request)
+
+    def _record_lost(self) -> None:
+        """Record what an attempt has spent whose worker died before it could."""
+        lost, self.unrecorded = self.unrecorded, Usage()
+        if lost.total_tokens:
+            record_usage(self.model, self.call.agent, lost, self.cost_microusd(lost))
 
     def _book_unheard(self, request: ModelRequest) -> ModelRequest:
         for _ in range(self.unheard):
@@ -135,22 +143,29 @@ class ModelAttempt:
         """Read the model's stream to its Reply, within the configured timeout.
 
         Raises:
-            ModelError: the provider's own; "timeout"; "stream_cut" when the stream ends without a Reply.
+            ModelError: the provider's own; "timeout"; "stream_cut" when the stream ends without a Reply, or by a
+                cancellation that nobody asked for.
 
         """
         self.count = CallCount(request)
         try:
-            async with asyncio.timeout(request.config.timeout.total_seconds()):
-                return await self._read_stream(model.stream(request))
+            async with asyncio.timeout(request.config.timeout.total_seconds()) as limit:
+                return await self._read_stream(model.stream(request), limit)
         except TimeoutError:
             raise ModelError("timeout", f"no complete answer within {request.config.timeout}") from None
 
-    async def _read_stream(self, events: AsyncIterator[ModelEvent]) -> Reply:
+    async def _read_stream(self, events: AsyncIterator[ModelEvent], limit: asyncio.Timeout) -> Reply:
         try:
             async for event in events:
                 self.has_answered = True
                 if self._take(event):
                     return _mask_reply(replace(event, usage=self.reply_usage()))
+        except BaseException as error:
+            if isinstance(error, Exception) or was_cancelled(error) or limit.expired():
+                raise
+            # A task within the adapter was cancelled, or its code ends the process: neither is this attempt's end.
+            kind: ErrorKind = "stream_cut" if isinstance(error, asyncio.CancelledError) else "bug"
+            raise ModelError(kind, f"the model's adapter raised {type(error).__name__}") from None
         finally:
             await _close(events)
         # Text without a Reply is no answer: without the provider's own end mark it may be cut anywhere.
@@ -186,6 +201,7 @@ class ModelAttempt:
             text=text,
             spent=self.before + (Usage() if self.count is None else self.count.cost()),
             at_most=at_most,
+            unrecorded=self.unrecorded + (Usage() if self.count is None else self.count.upper_bound()),
             # Before the call is sent, this attempt itself is unheard: nothing may be heard of it after it.
             unheard=self.unheard + (self.count is None),
         )
@@ -269,7 +285,10 @@ class ModelAttempt:
     def failure(self, error: ModelError) -> ApplicationError:
         """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""
         spent = self.before + self.usage_of(error)
-        activity.heartbeat(progress_of(self.call, 0, spent=spent, unheard=self.unheard))
+        unrecorded = self.unrecorded
+        activity.heartbeat(
+            progress_of(self.call, 0, spent=spent, unheard=self.unheard, unrecorded=unrecorded)
+        )
         message = redact_error(error, _LONGEST_MESSAGE)
         failure = ModelFailure(
             kind=error.kind,
@@ -342,6 +361,13 @@ class EarlierAttempts:
     """What they reported. Of one that was cut off it is an upper bound."""
     unheard: int = 0
     """Attempts of which nothing was heard."""
+    unrecorded: Usage = Usage()
+    """Part of `spent` that no metric has: of an attempt whose worker died."""
+
+
+def progress_before(call: ModelInput, seq: int, before: EarlierAttempts) -> Progress:
+    """Return a heartbeat of an attempt that has sent nothing yet."""
+    return progress_of(call, seq, spent=before.spent, unheard=before.unheard, unrecorded=before.unrecorded)
 
 
 def earlier_attempts() -> EarlierAttempts:
@@ -351,7 +377,11 @@ def earlier_attempts() -> EarlierAttempts:
     if progress is None:
         return EarlierAttempts(unheard=earlier)
     spent = progress.spent if progress.at_most is None else progress.at_most
-    return EarlierAttempts(spent=spent, unheard=progress.unheard + max(earlier - progress.attempt, 0))
+    return EarlierAttempts(
+        spent=spent,
+        unheard=progress.unheard + max(earlier - progress.attempt, 0),
+        unrecorded=progress.unrecorded,
+    )
 
 
 def stopped_call(earlier: EarlierAttempts, price: Price | None = None) -> ApplicationError:

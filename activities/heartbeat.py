@@ -64,6 +64,14 @@ def worker_is_ending() -> bool:
     return details is not None and details.worker_shutdown
 
 
+def was_cancelled(error: BaseException) -> bool:
+    """Check whether the error is the end of this attempt, by the server or by its worker.
+
+    Code of users raises the same class when a task within it was cancelled. That is its failure, as any other error.
+    """
+    return isinstance(error, asyncio.CancelledError) and activity.is_cancelled()
+
+
 def last_progress() -> Progress | None:
     """Return the last heartbeat of the earlier attempts, or None if there was none."""
     for detail in activity.info().heartbeat_details:

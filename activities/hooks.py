@@ -35,12 +35,12 @@ from perdure.hooks import (
     Verdict,
 )
 from perdure.messages import Text, ToolCall, ToolResult
-from perdure.wire.effects import CheckedCall, HookInput, HookOutcome, Progress
+from perdure.wire.effects import FUNCTION_ATTEMPTS, CheckedCall, HookInput, HookOutcome, Progress
 from perdure.wire.names import RUN_HOOKS
 from perdure.wire.plain import problem_as_json
 
 from .content.redact import mask_value, redact, redact_and_cut, redact_error
-from .heartbeat import Heartbeats, worker_is_ending
+from .heartbeat import Heartbeats, last_progress, was_cancelled, worker_is_ending
 from .threads import FunctionThreads, call_function
 
 _LONGEST_ROUND = timedelta(minutes=1)
@@ -101,8 +101,8 @@ class HookRunner:
                 f"the agent {agent!r} has no hook at {point} on this worker, but the run was started with one"
             )
         try:
-            async with asyncio.timeout(_LONGEST_ROUND.total_seconds()):
-                return await self._ask(agent, point, subject, apply)
+            async with asyncio.timeout(_LONGEST_ROUND.total_seconds()) as limit:
+                return await self._ask(agent, point, subject, apply, limit)
         except TimeoutError:
             raise HookFailed(f"the hooks at {point} gave no verdict within {_LONGEST_ROUND}") from None
 
@@ -112,11 +112,12 @@ class HookRunner:
         point: HookPoint,
         subject: Subject,
         apply: Callable[[Subject, Any], Subject],
+        limit: asyncio.Timeout,
     ) -> Round:
         records: list[HookRecord] = []
         replaced, is_replaced = None, False
         for hook in self._hooks(agent, point):
-            verdict = await _ask_one(self.threads, hook, point, subject)
+            verdict = await _ask_one(self.threads, hook, point, subject, limit)
             if isinstance(verdict, Proceed):
                 continue
             records.append(
@@ -155,12 +156,22 @@ class HookRunner:
         if request.agent not in self.agents:
             # Retryable, because another worker may serve it: a deploy is under way.
             raise ApplicationError(f"the agent {request.agent!r} is not on this worker", type=HOOK_FAILED)
+        earlier = last_progress()
+        failures = earlier.failures if earlier else 0
+
+        def progress(seq: int, window: int) -> Progress:
+            return Progress(call="hooks", attempt=activity.info().attempt, seq=seq, failures=failures)
+
         try:
             # Heartbeats let the server notice that the worker died, and end hooks of a run that was stopped.
-            async with Heartbeats(_hook_progress, _BEAT):
+            async with Heartbeats(progress, _BEAT):
                 return await self._outcome(request)
         except HookFailed as error:
-            raise ApplicationError(str(error), type=HOOK_FAILED) from None
+            # An attempt whose worker died or was stopped is no failure of the hook, so the failures are counted here.
+            failures += 1
+            activity.heartbeat(progress(0, 0))
+            last = failures >= FUNCTION_ATTEMPTS
+            raise ApplicationError(str(error), type=HOOK_FAILED, non_retryable=last) from None
         except asyncio.CancelledError:
             if not worker_is_ending():
                 raise
@@ -196,20 +207,18 @@ class HookRunner:
         return HookOutcome(calls=checked)
 
 
-def _hook_progress(seq: int, window: int) -> Progress:
-    return Progress(call="hooks", attempt=activity.info().attempt, seq=seq)
-
-
-async def _ask_one(threads: FunctionThreads, hook: Hook, point: HookPoint, subject: Any) -> Verdict:
+async def _ask_one(
+    threads: FunctionThreads, hook: Hook, point: HookPoint, subject: Any, limit: asyncio.Timeout
+) -> Verdict:
     method = getattr(hook, point)
     is_async = inspect.iscoroutinefunction(method)
     try:
         # A plain hook in a thread: one that waits for a network must not hold up the whole worker.
         name, call = f"hook:{hook.name}.{point}", partial(method, subject)
         answer = await call_function(threads, name, call, is_async=is_async)
-    except asyncio.CancelledError:
-        raise
     except BaseException as error:  # `sys.exit` in a hook is its failure, and not the worker's end
+        if was_cancelled(error) or limit.expired():
+            raise
         # As text: the log of a user's own process masks nothing.
         trace = redact("".join(traceback.format_exception(error)))
         activity.logger.error("hook %s failed at %s\n%s", hook.name, point, trace)

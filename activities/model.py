@@ -54,7 +54,7 @@ from .attempt import (
     ReservationSpent,
     as_model_error,
     earlier_attempts,
-    progress_of,
+    progress_before,
     stopped_call,
 )
 from .content.attachments import readable_messages
@@ -110,7 +110,7 @@ class ModelCalls:
         def progress(seq: int, window: int) -> Progress:
             if attempt is None:
                 # The call may be sent after this, and the worker may die then: this attempt is unheard until it tells.
-                return progress_of(call, seq, spent=before.spent, unheard=before.unheard + 1)
+                return progress_before(call, seq, replace(before, unheard=before.unheard + 1))
             return attempt.progress(seq, window)
 
         # Heartbeats begin before the request is built: its messages and blobs may have to be fetched
@@ -421,7 +421,7 @@ def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempt
     failure = next((detail for detail in error.details if isinstance(detail, ModelFailure)), None)
     failure = failure or ModelFailure(kind=error.type or "bug", message=error.message)
     # The next attempt adds up from here.
-    activity.heartbeat(progress_of(call, 0, spent=before.spent, unheard=before.unheard))
+    activity.heartbeat(progress_before(call, 0, before))
     return ApplicationError(
         error.message,
         failure.model_copy(update={"wasted": failure.wasted + before.spent, "unheard": before.unheard}),

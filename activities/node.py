@@ -4,7 +4,6 @@ A graph function's result goes to the next nodes, and not to a model. So a failu
 while a tool's failure becomes text: see `tool`.
 """
 
-import asyncio
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
 from .content.redact import mask_value, redact_and_cut
 from .content.results import to_content
-from .heartbeat import Heartbeats, last_progress
+from .heartbeat import Heartbeats, last_progress, was_cancelled
 from .threads import FunctionThreads, call_function
 from .traffic.transient_errors import is_transient, may_have_taken_effect
 
@@ -72,9 +71,9 @@ class NodeCalls:
                     is_async=inspect.iscoroutinefunction(function),
                 )
             return _to_json(value)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:  # `sys.exit` in a function is its failure, and not the worker's end
+            if was_cancelled(error):
+                raise
             # An attempt whose worker died is no failure of the function, so the failures are counted here.
             failures += 1
             activity.heartbeat(progress(0, 0))

@@ -38,7 +38,7 @@ from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
-from .heartbeat import Heartbeats, worker_is_ending
+from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
 from .threads import FunctionThreads, NoThreadLeft, call_function
@@ -179,9 +179,11 @@ class ToolCalls:
             kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
             return self._fall_back(tool, call, _failure_content(call, progress, error, name=""), kind)
         except BaseException as error:
-            if not _is_from_tool(error):
+            if was_cancelled(error):
                 raise _interruption(error, progress) from None
-            failure = error
+            failure = (
+                error  # `sys.exit` in a tool too: it is neither the worker's end nor another attempt's start
+            )
         else:
             return await self._store(tool, call, progress, value), None
         progress.mark_failed(failure)
@@ -240,10 +242,10 @@ class ToolCalls:
             circuits.release(ticket)
             raise
         except BaseException as error:
-            if _is_from_tool(error):
-                circuits.record_failure(ticket, "tool_error")
-            else:
+            if was_cancelled(error):
                 circuits.release(ticket)
+            else:
+                circuits.record_failure(ticket, "tool_error")
             raise
         circuits.record_success(ticket)
         return value
@@ -384,14 +386,6 @@ def _tool_context(
         report=progress.report,
         cancelled=cancelled,
     )
-
-
-def _is_from_tool(error: BaseException) -> bool:
-    """Check whether the tool itself failed; otherwise the call was cancelled.
-
-    A tool that ends the process (`sys.exit`) has failed: it is not the worker's end, nor another attempt's start.
-    """
-    return not (isinstance(error, asyncio.CancelledError) and activity.is_cancelled())
 
 
 def _interruption(error: BaseException, progress: CallProgress) -> BaseException:

@@ -2,11 +2,11 @@
 
 Whether a failed write may have had its effect is known from its last error alone only if that attempt was the
 first. Temporal tells a workflow nothing about earlier attempts. Perdure's own activities pass it on from attempt to
-attempt; of a remote tool's, the server's history has at least their number.
+attempt; of a remote tool's, and of an answer that could not be kept, the server's history has their number.
 """
 
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
@@ -49,9 +49,7 @@ def unreadable_result(call: Call, tool: ToolSpec, error: Exception) -> Event:
     return CallReturned(result=mark_uncertain(result) if tool.effect == "write" else result)
 
 
-async def failed_result(
-    call: Call, tool: ToolSpec, error: BaseException, *, began: datetime, repeated: bool
-) -> ToolResult:
+async def failed_result(call: Call, tool: ToolSpec, error: BaseException, *, repeated: bool) -> ToolResult:
     """Return the result of a call whose activity failed.
 
     `repeated` is true when an earlier attempt of the run, or the time before a reset, may have made the same call.
@@ -65,7 +63,7 @@ async def failed_result(
     if repeated:
         uncertain = True
     elif tool.kind == "remote":
-        uncertain = await _remote_may_have_effect(tool, error, cause, began)
+        uncertain = await _remote_may_have_effect(tool, error, cause)
     else:
         # Any other error of our own activity comes with a type that says what it knows.
         uncertain = not (isinstance(cause, ApplicationError) and cause.type in (NOT_CALLED, *_NOT_REGISTERED))
@@ -100,27 +98,28 @@ def _error_result(call: Call, text: str, kind: str | None) -> ToolResult:
     )
 
 
-async def _remote_may_have_effect(
-    tool: ToolSpec, error: BaseException, cause: BaseException | None, began: datetime
-) -> bool:
+async def _remote_may_have_effect(tool: ToolSpec, error: BaseException, cause: BaseException | None) -> bool:
     """Check whether any attempt of a remote write may have had its effect."""
     if not isinstance(error, ActivityError) or not isinstance(cause, ApplicationError):
         return True
     answered = cause.non_retryable or error.retry_state == RetryState.NON_RETRYABLE_FAILURE
     if not answered and cause.type not in (*_NOT_REACHED, *_NOT_REGISTERED):
         return True
-    return not await _was_first_attempt(tool, error, began)
+    return not await _was_first_attempt(tool, error)
 
 
-async def _was_first_attempt(tool: ToolSpec, error: ActivityError, began: datetime) -> bool:
+async def _was_first_attempt(tool: ToolSpec, error: ActivityError) -> bool:
     """Check whether the attempt that failed was the only one."""
     if tool.retry.attempts == 1:
         return True
     if error.retry_state == RetryState.MAXIMUM_ATTEMPTS_REACHED:
         return False
-    # No second attempt comes before the first delay is over.
-    if workflow.now() - began < tool.retry.initial_interval:
-        return True
+    # The time tells nothing: an attempt may name the delay before the next one.
+    return await count_attempts(error, tool.name) == 1
+
+
+async def count_attempts(error: ActivityError, name: str) -> int | None:
+    """Return how often Temporal made the failed call, from the server's history; None where nobody knows."""
     with suppress(ActivityError, ValueError):
         attempts = await workflow.execute_activity(
             COUNT_ATTEMPTS,
@@ -129,7 +128,8 @@ async def _was_first_attempt(tool: ToolSpec, error: ActivityError, began: dateti
             start_to_close_timeout=_COUNT_WITHIN,
             schedule_to_close_timeout=3 * _COUNT_WITHIN,
             retry_policy=RetryPolicy(maximum_attempts=3),
-            summary=f"attempts of {tool.name}",
+            summary=f"attempts of {name}",
         )
-        return bool(read_json(attempts) == 1)
-    return False  # nobody knows
+        counted = read_json(attempts)
+        return counted if isinstance(counted, int) and counted > 0 else None
+    return None

@@ -23,6 +23,7 @@ from temporalio.exceptions import (
 from perdure.messages import Usage
 from perdure.prices import Price
 from perdure.wire.effects import (
+    FUNCTION_ATTEMPTS,
     MODEL_ATTEMPTS,
     MODEL_HEARTBEAT,
     HookInput,
@@ -55,7 +56,7 @@ from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, Mode
 from .engine.remote import remote_result
 from .engine.report import signature
 from .engine.state import AgentState, Call
-from .failed_calls import failed_result, unreadable_result
+from .failed_calls import count_attempts, failed_result, unreadable_result
 from .identity import call_key, earlier_attempts
 from .model_inputs import model_input, model_summary, summary_input
 from .payloads import read_json, read_payload
@@ -75,7 +76,8 @@ _SUMMARY_ATTEMPTS = 2
 """A summary that fails costs little: the window slides without it. So the step must not wait for it long."""
 _HOOKS_TIMEOUT = timedelta(minutes=2)
 """Time for all rounds of hooks of an activity: a round has a minute."""
-_HOOK_ATTEMPTS = 3
+_LONGEST_HOOK_DELAY = timedelta(seconds=10)
+"""Between attempts: deaths of workers in a row must not leave a run waiting for a hook that is well."""
 
 _READ = ToolSpec(
     kind="function", name=READ_RESULT, description="", input_schema={}, heartbeat=timedelta(seconds=10)
@@ -174,8 +176,12 @@ class PendingActivities:
             # A run that is to end does not wait longer for its hooks than for anything else.
             schedule_to_close_timeout=state.tree.grace if state.ending is not None else None,
             heartbeat_timeout=MODEL_HEARTBEAT,
-            # Hooks are the user's code and may have effects: few attempts, then the run parks.
-            retry_policy=RetryPolicy(maximum_attempts=_HOOK_ATTEMPTS, non_retryable_error_types=[TOO_LARGE]),
+            # Hooks are the user's code and may have effects: few failures, which the activity counts itself.
+            retry_policy=RetryPolicy(
+                maximum_attempts=most_attempts(FUNCTION_ATTEMPTS),
+                maximum_interval=_LONGEST_HOOK_DELAY,
+                non_retryable_error_types=[TOO_LARGE],
+            ),
             summary=f"hooks {command.point}",
         )
         self._launch("hooks", handle, self._hook_event(handle, command), partial(_hook_bug, command))
@@ -219,13 +225,14 @@ class PendingActivities:
         try:
             return Replied(outcome=model_answer(await handle, state.ledger.steps), at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
-            return ModelFailed(failure=model_failure(error, chosen.price), at=workflow.now())
+            failure = await _counted_failure(error, chosen.price, MODEL_ATTEMPTS)
+            return ModelFailed(failure=failure, at=workflow.now())
 
     async def _summary_event(self, handle: "workflow.ActivityHandle[RawValue]", chosen: ModelSpec) -> Event:
         try:
             return Summarized(outcome=read_payload(await handle, ModelOutcome))
         except (ActivityError, asyncio.CancelledError) as error:
-            return Summarized(failure=model_failure(error, chosen.price, _SUMMARY_ATTEMPTS))
+            return Summarized(failure=await _counted_failure(error, chosen.price, _SUMMARY_ATTEMPTS))
 
     async def _hook_event(self, handle: "workflow.ActivityHandle[RawValue]", command: RunHooks) -> Event:
         try:
@@ -242,8 +249,7 @@ class PendingActivities:
         try:
             value: RawValue = await handle
         except (ActivityError, asyncio.CancelledError) as error:
-            repeated = earlier_attempts(state) > 0
-            result = await failed_result(call, tool, error, began=began, repeated=repeated)
+            result = await failed_result(call, tool, error, repeated=earlier_attempts(state) > 0)
             return CallReturned(result=result)
         if tool.kind != "remote":
             outcome = tool_answer(value, call)
@@ -365,6 +371,18 @@ def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "wo
     )
 
 
+async def _counted_failure(error: BaseException, price: Price | None, attempts: int) -> ModelFailure:
+    """Return why a model call failed. An error that is not our activity's tells nothing of any attempt."""
+    failure = model_failure(error, price, attempts)
+    cause = error.cause if isinstance(error, ActivityError) else None
+    if not isinstance(error, ActivityError) or not isinstance(cause, ApplicationError):
+        return failure
+    if _report_of(cause) is not None:
+        return failure
+    counted = await count_attempts(error, "the model call")
+    return failure.model_copy(update={"unheard": counted or attempts})
+
+
 def model_failure(
     error: BaseException, price: Price | None = None, attempts: int = MODEL_ATTEMPTS
 ) -> ModelFailure:
@@ -404,12 +422,19 @@ def _reported_failure(cause: ApplicationError, price: Price | None) -> ModelFail
         kind, message = "connection", "the worker was stopped in mid-call"
     elif not cause.details:
         kind, message = "bug", f"{cause.type}: {cause.message}"
+    reported = _report_of(cause)
+    if reported is not None:
+        return with_price(reported.model_copy(update={"kind": kind}), price)
+    # The SDK's own error: what the attempts have spent is not in it.
+    return ModelFailure(kind=kind, message=message, unheard=1)
+
+
+def _report_of(cause: ApplicationError) -> ModelFailure | None:
+    """Return what our activity says of its failure, or None when the error is not its own."""
     for detail in cause.details:
         with suppress(ValidationError):
-            reported = ModelFailure.model_validate(detail)
-            return with_price(reported.model_copy(update={"kind": kind}), price)
-    # The SDK's own error: what the attempt has spent is not in it.
-    return ModelFailure(kind=kind, message=message, unheard=1)
+            return ModelFailure.model_validate(detail)
+    return None
 
 
 def with_price(failure: ModelFailure, price: Price | None) -> ModelFailure:

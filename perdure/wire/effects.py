@@ -241,6 +241,8 @@ class Progress(Value):
     """The same, if nothing more is heard of this attempt: an upper bound. None: it is over, or not yet sent."""
     unheard: int = Field(default=0, exclude_if=is_empty)
     """Attempts that `spent` does not count: earlier ones of which nothing was heard, and this one before it is sent."""
+    unrecorded: Usage = Field(default=Usage(), exclude_if=lambda v: v == Usage())
+    """Usage that no metric has, if nothing more is heard of this attempt: the next one records it."""
     may_have_effect: bool = Field(default=False, exclude_if=is_empty)
     """True when this attempt of a tool call, or an earlier one, may have had its effect."""
     failures: int = Field(default=0, exclude_if=is_empty)

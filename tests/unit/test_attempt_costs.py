@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from perdure import Agent, Image
+from perdure.activities import genai
 from perdure.activities.content.blobs import FileBlobs
 from perdure.activities.content.transcripts import ModelView, Transcripts
 from perdure.activities.model import ModelCalls
 from perdure.errors import ErrorKind, ModelError
 from perdure.messages import Message, Part, Text, Usage
-from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, TextDelta, UsageSoFar
-from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, TranscriptView
+from perdure.model import Model, ModelConfig, ModelEvent, ModelRequest, Reply, TextDelta, UsageSoFar
+from perdure.wire.effects import ModelFailure, ModelInput, ModelOutcome, Progress, TranscriptView
 from perdure.wire.reservation import Reservation
 from perdure.wire.spec import AgentSpec
 from perdure.wire.tree import Amount
@@ -57,23 +59,38 @@ class Conversation(Transcripts):
         return ModelView(messages=(self.message,), blobs=())
 
 
-async def _call(
-    folder: Path, provider: Provider, *parts: Part, stop: bool = False, **fields: Any
-) -> ModelOutcome | ModelFailure:
-    """Return the outcome of one attempt, or why it failed."""
-    activity = ModelCalls(
+MODEL_CALL = ModelInput(
+    agent="a",
+    spec="x",
+    step=1,
+    view=TranscriptView(length=1, start=0),
+    max_tokens=8000,
+    reservation=Reservation(amount=Amount(output_tokens=LONGEST), reads=100),
+)
+
+
+def model_calls(folder: Path, provider: Model, *parts: Part) -> ModelCalls:
+    """Return the activity for a conversation of one message."""
+    return ModelCalls(
         models={"provider": provider}, agents={}, transcripts=Conversation(*parts), blobs=FileBlobs(folder)
     )
+
+
+async def _call(
+    folder: Path,
+    provider: Provider,
+    *parts: Part,
+    stop: bool = False,
+    earlier: Progress | None = None,
+    attempt: int = 1,
+    **fields: Any,
+) -> ModelOutcome | ModelFailure:
+    """Return the outcome of one attempt, or why it failed."""
     environment = ActivityEnvironment()
-    call = ModelInput(
-        agent="a",
-        spec="x",
-        step=1,
-        view=TranscriptView(length=1, start=0),
-        max_tokens=8000,
-        reservation=Reservation(amount=Amount(output_tokens=LONGEST), reads=100),
-        **fields,
-    )
+    if earlier is not None:
+        details = [earlier.model_dump(mode="json")]
+        environment.info = replace(environment.info, attempt=attempt, heartbeat_details=details)
+    activity, call = model_calls(folder, provider, *parts), MODEL_CALL.model_copy(update=fields)
     calling = asyncio.ensure_future(environment.run(activity.call_model, call))
     if stop:
         await provider.asked.wait()
@@ -210,3 +227,39 @@ async def test_refused_call_leaves_nothing_behind(tmp_path: Path) -> None:
     assert isinstance(end, ModelOutcome)
     assert end.message.text == "I see"
     assert end.wasted.output_tokens > 0
+
+
+LOST = Usage(input_tokens=50, output_tokens=900, estimated=True)
+BEFORE = Usage(input_tokens=7, output_tokens=70)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "attempt", "recorded"),
+    [
+        # Killed while the model wrote; nothing before it.
+        (Progress(call="step-1", attempt=1, seq=3, at_most=LOST, unrecorded=LOST), 2, [LOST]),
+        # The same after an attempt that has recorded its own.
+        (
+            Progress(call="step-1", attempt=2, seq=3, spent=BEFORE, at_most=BEFORE + LOST, unrecorded=LOST),
+            3,
+            [LOST],
+        ),
+        # Ended by itself, and said so.
+        (Progress(call="step-1", attempt=1, seq=0, spent=LOST), 2, []),
+        # Killed, then one that died before it could record it: the heartbeat passed it on.
+        (Progress(call="step-1", attempt=2, seq=1, spent=LOST, unrecorded=LOST), 3, [LOST]),
+    ],
+)
+async def test_metrics_have_what_a_killed_worker_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: Progress, attempt: int, recorded: list[Usage]
+) -> None:
+    """The next attempt records it once; together the metrics say what is booked."""
+    counted: list[Usage] = []
+    monkeypatch.setattr(genai, "record_usage", lambda *fields: counted.append(fields[3]))
+
+    async def case(provider: Provider, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        yield Reply(parts=(Text(text="done"),), stop="end_turn", usage=BEFORE)
+
+    end = await _call(tmp_path, Provider(case), earlier=earlier, attempt=attempt)
+    assert counted == [*recorded, BEFORE]
+    assert _spent(end) == (earlier.at_most or earlier.spent) + BEFORE

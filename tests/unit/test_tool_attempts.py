@@ -1,5 +1,7 @@
 """Attempts of a tool's call: failures of the tool and deaths of its workers are counted apart."""
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,11 +12,15 @@ from temporalio.testing import ActivityEnvironment
 from perdure import Agent, FatalToolError, RetryableToolError, tool
 from perdure.activities.content.blobs import FileBlobs
 from perdure.activities.content.transcripts import Transcripts
+from perdure.activities.hooks import HookRunner
 from perdure.activities.node import NodeCalls
 from perdure.activities.threads import FunctionThreads
 from perdure.activities.tool import ToolCalls
 from perdure.graph import Graph, NodeInput
-from perdure.wire.effects import FUNCTION_ATTEMPTS, NodeCall, Progress, ToolInput, most_attempts
+from perdure.hooks import Hook, HookedRun
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, TextDelta
+from perdure.wire.effects import FUNCTION_ATTEMPTS, HookInput, NodeCall, Progress, ToolInput, most_attempts
+from tests.unit.test_attempt_costs import MODEL_CALL, model_calls
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Attempt:
         return await environment.run(function, argument)
 
 
-def _tool_calls(tmp_path: Any, error: Exception) -> ToolCalls:
+def _tool_calls(tmp_path: Any, error: BaseException) -> ToolCalls:
     @tool(effect="write")
     async def pay() -> str:
         """Pay."""
@@ -136,6 +142,104 @@ async def test_deaths_leave_a_functions_attempts(tmp_path: Any) -> None:
             await attempt.run(nodes.call_node, call)
         earlier = attempt.heartbeats[-1]
         assert failed.value.non_retryable is (earlier.failures == FUNCTION_ATTEMPTS)
+
+
+class _Guard(Hook):
+    """Hook that raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def on_start(self, run: HookedRun) -> None:
+        raise self.error
+
+
+class _SyncGuard(_Guard):
+    """The same in a thread."""
+
+    def on_start(self, run: HookedRun) -> None:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise self.error
+
+
+def _hooks(hook: Hook) -> HookRunner:
+    return HookRunner(agents={"a": Agent(name="a", model="scripted:x", hooks=[hook])})
+
+
+ASKED = HookInput(agent="a", point="on_start")
+
+
+async def test_deaths_leave_a_hooks_attempts() -> None:
+    """Neither deaths of workers, nor workers without the agent, are failures of a hook."""
+    hooks = _hooks(_Guard(ValueError("no")))
+    earlier = _earlier(5, 0)
+    with pytest.raises(ApplicationError, match="not on this worker") as away:
+        await Attempt(6, earlier).run(HookRunner(agents={}).run_hooks, ASKED)
+    assert not away.value.non_retryable
+    for number in range(7, 7 + FUNCTION_ATTEMPTS):
+        attempt = Attempt(number, earlier)
+        with pytest.raises(ApplicationError, match="hook _Guard failed") as failed:
+            await attempt.run(hooks.run_hooks, ASKED)
+        earlier = attempt.heartbeats[-1]
+        assert failed.value.non_retryable is (earlier.failures == FUNCTION_ATTEMPTS)
+
+
+async def _fail_tool(folder: Any, error: BaseException) -> str:
+    outcome = await Attempt(1).run(_tool_calls(folder, error).call_tool, _input())
+    assert outcome.result.is_error
+    return str(outcome.result.text)
+
+
+async def _fail_node(folder: Any, error: BaseException) -> str:
+    async def stamp(job: NodeInput) -> str:
+        raise error
+
+    graph = Graph(name="g", nodes={"stamp": stamp}, entry="stamp")
+    nodes = NodeCalls(graphs={"g": graph}, blobs=FileBlobs(folder), threads=FunctionThreads())
+    call = NodeCall(graph="g", node="stamp", key="stamp-1.1", input={"task": "t", "node": "stamp"})
+    with pytest.raises(ApplicationError) as failed:
+        await Attempt(1).run(nodes.call_node, call)
+    assert failed.value.non_retryable
+    return failed.value.message
+
+
+async def _fail_hook(folder: Any, error: BaseException) -> str:
+    attempt = Attempt(FUNCTION_ATTEMPTS, _earlier(FUNCTION_ATTEMPTS - 1, FUNCTION_ATTEMPTS - 1))
+    with pytest.raises(ApplicationError) as failed:
+        await attempt.run(_hooks(_Guard(error)).run_hooks, ASKED)
+    assert failed.value.non_retryable
+    return failed.value.message
+
+
+async def _fail_sync_hook(folder: Any, error: BaseException) -> str:
+    with pytest.raises(ApplicationError) as failed:
+        await Attempt(1).run(_hooks(_SyncGuard(error)).run_hooks, ASKED)
+    assert failed.value.type == "hook_failed"
+    return failed.value.message
+
+
+async def _fail_model(folder: Any, error: BaseException) -> str:
+    class Adapter:
+        def check(self, config: ModelConfig) -> None: ...
+
+        async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+            yield TextDelta(text="hello")
+            raise error
+
+    with pytest.raises(ApplicationError) as failed:
+        await Attempt(1).run(model_calls(folder, Adapter()).call_model, MODEL_CALL)
+    [failure] = failed.value.details
+    assert failure.kind == ("stream_cut" if isinstance(error, asyncio.CancelledError) else "bug")
+    assert failure.wasted.total_tokens
+    return failed.value.message
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("carrier", [_fail_tool, _fail_node, _fail_hook, _fail_sync_hook, _fail_model])
+async def test_users_code_cannot_end_an_attempt(
+    tmp_path: Any, carrier: Callable[[Any, BaseException], Awaitable[str]], error: type[BaseException]
+) -> None:
+    """A cancellation that nobody asked for, or the end of the process, is the failure of the code that raised it."""
+    assert error.__name__ in await carrier(tmp_path, error())
 
 
 @pytest.mark.parametrize(

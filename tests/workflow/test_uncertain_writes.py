@@ -30,7 +30,11 @@ class Row:
     stands_in: bool
     effect: Any = "write"
     most: int = 2
+    first_delay: timedelta = timedelta(milliseconds=100)
 
+
+_OWN_DELAY = timedelta(milliseconds=50)
+_LONG = timedelta(seconds=20)
 
 ROWS = [
     Row(name="refused", attempts=[_REFUSED], stands_in=True),
@@ -38,6 +42,24 @@ ROWS = [
     Row(name="refused_slowly", attempts=["wait", _REFUSED], stands_in=True),
     Row(name="late_then_refused", attempts=["late", _REFUSED], stands_in=False),
     Row(name="cut_then_refused", attempts=[ConnectionResetError("cut"), _REFUSED], stands_in=False),
+    # An attempt may name the delay before the next one: that both fit into the first delay says nothing.
+    Row(
+        name="own_delay",
+        attempts=[ApplicationError("lost", next_retry_delay=_OWN_DELAY), _REFUSED],
+        stands_in=False,
+        first_delay=_LONG,
+    ),
+    Row(
+        name="own_delay_then_not_there",
+        attempts=[
+            ApplicationError("lost", next_retry_delay=_OWN_DELAY),
+            ApplicationError("nobody", type="ConnectError", non_retryable=True),
+        ],
+        stands_in=False,
+        first_delay=_LONG,
+        most=5,
+    ),
+    Row(name="refused_at_once", attempts=[_REFUSED], stands_in=True, first_delay=_LONG, most=5),
     Row(name="unknown", attempts=[KeyError("id")] * 2, stands_in=False),
     Row(name="unknown_once", attempts=[KeyError("id")], stands_in=False, most=1),
     Row(name="not_there", attempts=[ConnectionRefusedError("nobody")], stands_in=True, most=1),
@@ -78,7 +100,7 @@ def _remote(row: Row) -> RemoteTool:
         activity="pay",
         effect=row.effect,
         timeout=_LATE if "late" in row.attempts else timedelta(minutes=1),
-        retry=ToolRetry(attempts=row.most, initial_interval=timedelta(milliseconds=100)),
+        retry=ToolRetry(attempts=row.most, initial_interval=row.first_delay),
         fallback=ToolFallback(tool="pay_elsewhere"),
         input_schema={"type": "object", "properties": {}},
     )
