@@ -21,7 +21,7 @@ from botocore.parsers import ResponseParserError
 
 from perdure.errors import ErrorKind, ModelError
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
-from perdure.providers import CallDeadline, ReplyDraft, read_count
+from perdure.providers import CallDeadline, ReplyDraft, read_count, read_error
 
 from ._aws_credentials import credentials_failure
 from ._bedrock_client import BODY, BedrockClients
@@ -215,11 +215,16 @@ class _ThreadedCall:
 
 
 def _events(stream: Any, headers: dict[str, str]) -> Iterable[dict[str, Any]]:
-    """Return the events of a stream; of a gateway that does not stream, the whole answer as one."""
+    """Yield the events of a stream; of a gateway that does not stream, the whole answer as one."""
     if "json" in headers.get("content-type", ""):
-        body = json.loads(stream._raw_stream.read())
-        return [{"whole": body}]
-    return cast("Iterable[dict[str, Any]]", stream)
+        yield {"whole": json.loads(stream._raw_stream.read())}
+        return
+    for event in stream._event_generator:
+        code = event.headers.get(":exception-type")
+        # Of an exception that it does not know, botocore's own iterator loses the words.
+        parsed = stream._parse_event(event) if code is None else {"exception": code, "body": event.payload}
+        if parsed:
+            yield parsed
 
 
 # -- the answer
@@ -230,6 +235,8 @@ def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     match event:
         case {"opened": request_id}:
             draft.open(request_id)
+        case {"exception": code, "body": body}:
+            raise draft.provider_error({"code": code, "message": read_error(body).words}, codes=_CODES)
         case {"whole": dict(answer)}:
             yield from _fold_whole(cast("dict[str, Any]", answer), draft)
         case {"contentBlockStart": {"contentBlockIndex": index, "start": start}}:
