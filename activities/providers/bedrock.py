@@ -219,6 +219,9 @@ def _events(stream: Any, headers: dict[str, str]) -> Iterable[dict[str, Any]]:
     if "json" in headers.get("content-type", ""):
         yield {"whole": json.loads(stream._raw_stream.read())}
         return
+    if isinstance(stream, _WholeAnswer):
+        yield from stream
+        return
     for event in stream._event_generator:
         code = event.headers.get(":exception-type")
         # Of an exception that it does not know, botocore's own iterator loses the words.

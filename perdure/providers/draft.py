@@ -372,7 +372,7 @@ class ReplyDraft:
             stop=stop,
             usage=self.counted.cost(is_whole=True),
             model=_text(self.model) or "",
-            request_id=self.request_id,
+            request_id=_text(self.request_id),
             request_digest=self.digest,
             withheld=stop in ("refusal", "guardrail") and self.stop != MODEL_REFUSAL,
         )
@@ -382,7 +382,9 @@ class ReplyDraft:
     def error(self, kind: ErrorKind, message: str, retry_after: timedelta | None = None) -> ModelError:
         """Return the error that ends this call, with the cost of the call so far."""
         text = f"{self.request.config.name}: {one_line(message)}"
-        return ModelError(kind, text, retry_after=retry_after, request_id=self.request_id, usage=self.cost())
+        return ModelError(
+            kind, text, retry_after=retry_after, request_id=_text(self.request_id), usage=self.cost()
+        )
 
     def provider_error(
         self,

@@ -38,7 +38,7 @@ def modules() -> set[str]:
 def test_built_packages_match_disk() -> None:
     """The packages that are built are those on disk."""
     room_folders = [path.parent for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
-    own_folders = [path.parent for path in (ROOT / "perdure").glob("*/__init__.py")]
+    own_folders = [path.parent for path in (ROOT / "perdure").rglob("*/__init__.py")]
     folders = {".".join(["perdure", *folder.relative_to(ROOT).parts]) for folder in room_folders}
     folders |= {f"perdure.{folder.name}" for folder in own_folders if not folder.is_symlink()}
     table = project()
@@ -122,7 +122,8 @@ def test_wheel_holds_only_our_files(tmp_path: Path) -> None:
     )
     [wheel] = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == modules() | {"perdure/prices.json", "perdure/py.typed"}
+    shapes = {str(path.relative_to(ROOT)) for path in (ROOT / "perdure" / "providers").rglob("*.json")}
+    assert names == modules() | {"perdure/prices.json", "perdure/py.typed"} | shapes
     assert shared_modules(wheel, tmp_path / "installed") == [sorted(PURE), sorted(WORKFLOWS)]
 
 

@@ -59,7 +59,7 @@ async def check_calls_together(probe: Probe) -> None:
 
 
 async def check_any_transcript(probe: Probe) -> None:
-    """Check that whatever is in a conversation, it can be sent: odd texts, names and ids, pictures, parts of other models."""
+    """Check that any conversation can be sent: with odd texts, names and ids, pictures, parts of other models."""
     if probe.server is not None:
         probe.play("text")
     meta = ReplyMeta(step=1, model="other:model")

@@ -12,6 +12,7 @@ from typing import Any
 from perdure.messages import Usage
 from perdure.providers import conformance
 
+from . import more_dialects
 from .dialects import (
     ANTHROPIC,
     BEDROCK,
@@ -25,6 +26,7 @@ from .dialects import (
     frame,
     sse,
 )
+from .more_dialects import GEMINI, RESPONSES, event, gemini_piece, item, response
 
 FOLDER = Path(conformance.__file__).parent
 HELLO = StubReply(text=("Hello, ", "world"), usage=Usage(input_tokens=11, output_tokens=7))
@@ -39,8 +41,7 @@ def _frames(dialect: Dialect, reply: StubReply) -> list[bytes]:
 
 def _replies(dialect: Dialect) -> dict[str, Sequence[bytes]]:
     """The answers that each dialect builds from a reply."""
-    cut = {"openai": "length"}.get(dialect.name, "max_tokens")
-    stopped = {"anthropic": "refusal", "bedrock": "guardrail_intervened", "openai": "content_filter"}
+    stopped = {"anthropic": "refusal", "bedrock": "guardrail_intervened", "gemini": "SAFETY"}
     return {
         "text": _frames(dialect, HELLO),
         "usage": _frames(dialect, COUNTED),
@@ -50,8 +51,10 @@ def _replies(dialect: Dialect) -> dict[str, Sequence[bytes]]:
         "broken_arguments": _frames(
             dialect, StubReply(calls=(StubCall(id="call-a", pieces=('{"query": ', "tea}")),))
         ),
-        "max_tokens": _frames(dialect, StubReply(calls=(StubCall(id="call-a", pieces=()),), stop=cut)),
-        "refusal": _frames(dialect, StubReply(text=("I",), stop=stopped[dialect.name])),
+        "max_tokens": _frames(
+            dialect, StubReply(calls=(StubCall(id="call-a", pieces=()),), stop=dialect.cut_stop)
+        ),
+        "refusal": _frames(dialect, StubReply(text=("I",), stop=stopped.get(dialect.name, "content_filter"))),
         "unknown_stop": _frames(dialect, StubReply(text=("It is in",), stop="tea_break")),
         "cut": dialect.open(HELLO),
     }
@@ -146,6 +149,52 @@ def _openai() -> dict[str, Sequence[bytes]]:
     }
 
 
+def _gemini() -> dict[str, Sequence[bytes]]:
+    def call(item: str) -> dict[str, Any]:
+        return {"functionCall": {"name": "search", "args": {"query": item}}}
+
+    counts = {"promptTokenCount": None, "candidatesTokenCount": -5}
+    hello = [gemini_piece({"text": text}) for text in HELLO.text]
+    candidate = {"content": {"parts": [{"text": "Hello, world"}]}, "finishReason": "STOP"}
+    whole = {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 11, "candidatesTokenCount": 7}}
+    broken = {"error": {"message": "upstream connect error", "status": "UPSTREAM"}}
+    return {
+        "odd_usage": [*hello, gemini_piece(finish="STOP", usageMetadata=counts)],
+        "one_index": [gemini_piece(call("tea"), call("rice")), *GEMINI.close(StubReply())],
+        "arguments_as_object": [gemini_piece(call("tea")), *GEMINI.close(StubReply())],
+        "not_streamed": [json.dumps([whole]).encode()],
+        "error_in_stream": [*hello, event(broken)],
+        "garbled": [*hello, b"data: {broken\n\n"],
+    }
+
+
+def _responses() -> dict[str, Sequence[bytes]]:
+    def call(index: int, piece: Any) -> list[bytes]:
+        function = {"type": "function_call", "name": "search", "call_id": "", "arguments": piece}
+        return item(index, function)
+
+    begun = RESPONSES.open(StubReply())
+    ended = RESPONSES.close(StubReply())
+    content = [{"type": "output_text", "text": "Hello, world"}]
+    whole = response(
+        "completed",
+        output=[{"type": "message", "role": "assistant", "content": content}],
+        usage={"input_tokens": 11, "output_tokens": 7},
+    )
+    odd = response("completed", usage={"input_tokens": None, "output_tokens": -5})
+    return {
+        "odd_usage": [*RESPONSES.open(HELLO), more_dialects.sse("response.completed", response=odd)],
+        "one_index": [*begun, *call(0, '{"query": "tea"}'), *call(0, '{"query": "rice"}'), *ended],
+        "arguments_as_object": [*begun, *call(0, {"query": "tea"}), *ended],
+        "not_streamed": [json.dumps(whole).encode()],
+        "error_in_stream": [
+            *RESPONSES.open(HELLO),
+            more_dialects.sse("error", code="upstream_error", message="upstream connect error"),
+        ],
+        "garbled": [*begun, b"event: response.completed\ndata: {broken\n\n"],
+    }
+
+
 WORDS = {
     "authentication": (401, "the reason: this key is not known"),
     "payment": (400, "Your credit balance is too low, that is the reason"),
@@ -170,6 +219,8 @@ TYPES = {
         503: "ServiceUnavailableException",
     },
     "openai": {},
+    "responses": {},
+    "gemini": {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"},
 }
 
 
@@ -206,9 +257,19 @@ def _chunk(data: bytes) -> Any:
     )
 
 
+OWN = {
+    "anthropic": _anthropic,
+    "bedrock": _bedrock,
+    "gemini": _gemini,
+    "openai": _openai,
+    "responses": _responses,
+}
+RECORDED = (ANTHROPIC, BEDROCK, GEMINI, OPENAI, RESPONSES)
+
+
 def shapes_of(dialect: Dialect) -> dict[str, Any]:
     """Return the file of a dialect."""
-    own = {"anthropic": _anthropic, "bedrock": _bedrock, "openai": _openai}[dialect.name]()
+    own = OWN[dialect.name]()
     shapes: dict[str, Any] = {
         shape: {"chunks": _chunks(chunks)} for shape, chunks in {**_replies(dialect), **own}.items()
     }
@@ -216,7 +277,7 @@ def shapes_of(dialect: Dialect) -> dict[str, Any]:
     shapes["broken_connection"] = {"chunks": half, "end": "cut"}
     shapes["silence"] = {"chunks": half, "end": "hang"}
     for shape in ("not_streamed", "arguments_as_object"):
-        if str(shapes[shape]["chunks"][0]).startswith("{"):
+        if str(shapes[shape]["chunks"][0]).startswith(("{", "[")):
             shapes[shape]["headers"] = {"content-type": "application/json"}
     return {
         "model": dialect.model_name,
@@ -227,7 +288,7 @@ def shapes_of(dialect: Dialect) -> dict[str, Any]:
 
 def main() -> None:
     """Write the files."""
-    for dialect in (ANTHROPIC, BEDROCK, OPENAI):
+    for dialect in RECORDED:
         text = json.dumps(shapes_of(dialect), indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{dialect.name}.json").write_text(text)
 
