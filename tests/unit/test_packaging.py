@@ -40,7 +40,8 @@ def test_built_packages_match_disk() -> None:
     room_folders = [path.parent for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
     own_folders = [path.parent for path in (ROOT / "perdure").rglob("*/__init__.py")]
     folders = {".".join(["perdure", *folder.relative_to(ROOT).parts]) for folder in room_folders}
-    folders |= {f"perdure.{folder.name}" for folder in own_folders if not folder.is_symlink()}
+    own = [folder for folder in own_folders if not folder.is_symlink()]
+    folders |= {".".join(folder.relative_to(ROOT).parts) for folder in own}
     table = project()
     assert set(table["packages"]) == {"perdure", *folders}
     assert table["package-dir"] == {"perdure": "perdure", **{f"perdure.{room}": room for room in ROOMS}}

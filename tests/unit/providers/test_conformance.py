@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -163,7 +163,7 @@ def test_command_says_what_holds(
 
 def test_own_shapes_are_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the file does not hold is skipped; a file of another form is refused."""
-    shapes = cast("dict[str, Any]", shapes_of(OPENAI))
+    shapes = shapes_of(OPENAI)
     shapes["shapes"] = {"text": shapes["shapes"]["text"]}
     path = tmp_path / "own.json"
     path.write_text(json.dumps(shapes))
