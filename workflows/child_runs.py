@@ -51,6 +51,7 @@ from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.clocks import node_clock_stands
 from .engine.cut import extension_for, lease_below
 from .engine.events import ChildEnded, Event
+from .engine.family import function_under_way
 from .engine.handovers import preview_bytes, prompt_with_notes
 from .engine.state import AgentState, Call, RunState
 from .engine.team_state import TeamState
@@ -477,10 +478,11 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
 
 def _function_failed(start: Start, error: BaseException) -> RunResult:
     cause = error.cause if isinstance(error, ActivityError) else error
+    left = [function_under_way(start.node)]
     if is_cancelled_exception(error):
-        return RunResult(agent=start.node, stop_reason="cancelled", cost_microusd=0)
+        return RunResult(agent=start.node, stop_reason="cancelled", cost_microusd=0, missing=left)
     if isinstance(cause, TimeoutError) and start.timeout is not None:
-        return RunResult(agent=start.node, stop_reason="node_timeout", cost_microusd=0)
+        return RunResult(agent=start.node, stop_reason="node_timeout", cost_microusd=0, missing=left)
     kind = (cause.type if isinstance(cause, ApplicationError) else None) or "function"
     message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
     if isinstance(cause, TimeoutError) or kind == WORKER_SHUTDOWN:

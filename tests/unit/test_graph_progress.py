@@ -22,7 +22,21 @@ from perdure.wire.results import Failure
 from perdure.workflows.engine.graph import MissingCode, graph_state
 from perdure.workflows.engine.joins import unmet
 
-from .courses import Course, Play, answer, begin, ended, over, partial, startable, started, times, wired, work
+from .courses import (
+    ADAPTER,
+    Course,
+    Play,
+    answer,
+    begin,
+    ended,
+    over,
+    partial,
+    startable,
+    started,
+    times,
+    wired,
+    work,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -601,6 +615,29 @@ def test_an_agent_that_is_visited_again_remembers() -> None:
     assert play.starts["a-3"].member == "writer"
     assert play.starts["b-2"].history == (), "functions remember nothing"
     assert play.starts["a-3"].visit == 3
+
+
+def test_long_inputs_stand_before_the_prompt() -> None:
+    """Inputs that are long together are messages that can be cut and read on: also of a retry, and in memory."""
+    nodes: dict[str, Any] = {"a": Node(Agent(name="writer", model="scripted:x"), retries=1), "b": work}
+    play = Play(replace(writers(), nodes=nodes))
+    play.end("a-1", "short")
+    long = "word " * 5000
+    play.end("b-1", long)
+    given = Message(role="user", parts=[Text(text=f"From b:\n{long}")], answer_of="b-1")
+    prompt = "Original task: the task\n\nInputs from earlier nodes stand before this message: b-1"
+    play.progress = ADAPTER.validate_json(ADAPTER.dump_json(play.progress))
+    play.fail("a-2")
+    for key in ("a-2", "a-2.1"):
+        assert play.starts[key].prompt == prompt
+        assert play.starts[key].history[2:] == (given,)
+        assert play.starts[key].inputs == {}
+    play.end("a-2.1", "longer")
+    assert play.starts["b-2"].inputs == {"a": "longer"}
+    play.end("b-2", "well")
+    assert [message.answer_of for message in play.starts["a-3"].history] == ["", "", "b-1", "", ""]
+    assert isinstance(play.starts["a-3"].prompt, str)
+    assert play.starts["a-3"].prompt.endswith("From b:\nwell")
 
 
 def test_an_agent_that_is_reset_or_visited_once_carries_no_memory() -> None:

@@ -11,6 +11,7 @@ from perdure.model import ModelStop
 from perdure.wire.effects import CUT_CALL
 from perdure.wire.names import FINAL_ANSWER, UPDATE_PLAN
 from perdure.wire.results import StopReason
+from perdure.wire.tree import Lineage
 from perdure.workflows.engine.calls import NOT_ACCEPTED_YET
 from perdure.workflows.engine.commands import CallModel, CallTools, Finish
 from perdure.workflows.engine.decide import decide
@@ -19,7 +20,7 @@ from perdure.workflows.engine.fold import fold
 from perdure.workflows.engine.reply import MOST_CUT_REPLIES
 from perdure.workflows.engine.state import AgentState, End, Step
 
-from .runs import answered, asked, begun, call, reply, result, result_of, tool_spec
+from .runs import NOW, answered, asked, begun, call, failed, reply, result, result_of, tool_spec
 
 TYPED = {"type": "object"}
 BONN = {"city": "Bonn"}
@@ -52,6 +53,19 @@ def carried_out(state: AgentState) -> AgentState:
     for call_id in ids:
         state = fold(state, CallReturned(result=result(call_id)))
     return state
+
+
+@pytest.mark.parametrize(
+    ("is_below", "on_failure", "answers"),
+    [(False, "park", True), (True, "park", False), (True, "answer", True)],
+)
+def test_overflow_below_is_no_answer(is_below: bool, on_failure: str, answers: bool) -> None:
+    """A run below that does not fit its model has failed, unless its agent answers in spite of failures."""
+    lineage = Lineage(parent="p", key="a-1", spec_digest="x", as_of=NOW) if is_below else None
+    state = begun(on_failure=on_failure)
+    state = failed(replace(state, tree=replace(state.tree, lineage=lineage)), "context_overflow")
+    end = finished(state)
+    assert (end.stop_reason, end.answers, bool(end.output)) == ("context_overflow", answers, answers)
 
 
 # -- calls beside the final answer

@@ -1,15 +1,27 @@
 """What an agent's loop makes of the runs that it started: what went wrong once."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from perdure.limits import Limits
 from perdure.messages import Usage
 from perdure.model import ModelConfig
 from perdure.wire.results import RunResult
 from perdure.wire.spec import ModelSpec
-from perdure.wire.tree import Amount, BudgetRequest, Grant, Report
-from perdure.workflows.engine.commands import CallModel, CallTools, GrantChildren, Wait
-from perdure.workflows.engine.decide import decide
+from perdure.wire.tree import Amount, BudgetRequest, Grant, Peer, Report
+from perdure.workflows.engine.commands import (
+    CallModel,
+    CallTools,
+    CancelPending,
+    Command,
+    Finish,
+    GrantChildren,
+    Wait,
+)
+from perdure.workflows.engine.decide import decide, startable
 from perdure.workflows.engine.events import (
     CallReturned,
     CallsStarted,
@@ -31,7 +43,7 @@ from perdure.workflows.engine.tree import (
     shortage,
 )
 from tests.fuzz import casts
-from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, tool_spec
+from tests.unit.runs import NOW, PRICE, answered, begun, call, reply, result, result_of, tool_spec
 
 KEY = "helper-1-1"
 TOOLS = (tool_spec("work"), tool_spec("helper", kind="agent", agent="helper", collect="completion"))
@@ -78,6 +90,82 @@ def test_a_helper_is_not_given_what_the_model_call_under_way_may_spend() -> None
     assert granted(state) == Amount(output_tokens=10), "310 are lent, 300 under way"
     state = fold(state, reply(state, text="well", usage=Usage(input_tokens=9, output_tokens=100)))
     assert granted(state) == Amount(output_tokens=210)
+
+
+def by_steps(state: AgentState) -> AgentState:
+    """No further model call is allowed."""
+    return replace(answered(state, call("work")), limits=Limits(steps=2))
+
+
+def by_calls(state: AgentState) -> AgentState:
+    """A tool call is refused, and the model is to have its last call."""
+    state = replace(state, limits=Limits(steps=None, tool_calls=1))
+    return answered(state, call("work"))
+
+
+def by_length(state: AgentState) -> AgentState:
+    """The reply is cut by its length."""
+    return answered(state, text="The first ha", stop="max_tokens")
+
+
+def by_words(state: AgentState) -> AgentState:
+    return answered(state, text="I wait for the rest.")
+
+
+def by_handoff(state: AgentState) -> AgentState:
+    state = replace(state, tree=replace(state.tree, peers=[Peer(name="b", description="Bills.")]))
+    return answered(state, call("handoff_to_agent", agent_name="b", message="Bill it."))
+
+
+@pytest.mark.parametrize(
+    ("ends", "then"),
+    [
+        (by_steps, Finish),
+        (by_calls, CallModel),
+        (by_length, CallModel),
+        (by_words, CallModel),
+        (by_handoff, Finish),
+    ],
+)
+def test_no_end_but_of_time_calls_a_helper_back(
+    ends: Callable[[AgentState], AgentState], then: type[Command]
+) -> None:
+    """A run waits for the helpers that answer later; then the model reads the answer, or the result names it."""
+    state = ends(helped(tool_calls=9))
+    if state.step.calls and (ready := startable(state)):
+        state = fold(state, CallsStarted(ids=tuple(started.call.id for started in ready)))
+        for started in ready:
+            state = fold(state, CallReturned(result=result(started.call.id)))
+    assert decide(state) == Wait()
+    state = fold(state, ended(tool_calls=0))
+    command = decide(state)
+    assert isinstance(command, then)
+    if isinstance(command, Finish):
+        outcome = result_of(state, command.end)
+        handed = [message.text for message in outcome.handed_on.messages] if outcome.handed_on else []
+        assert any("found" in line for line in (*outcome.missing, *handed))
+
+
+@pytest.mark.parametrize("hands_over_at_once", [True, False])
+def test_stop_gives_up_a_handoff_that_waits(hands_over_at_once: bool) -> None:
+    """A handoff that waits for a helper does not happen once the run is stopped; its result says so."""
+    if hands_over_at_once:
+        state = begun(tools=TOOLS, limits=Limits())
+        state = replace(state, tree=replace(state.tree, peers=[Peer(name="b", description="Bills.")]))
+        handoff = call("handoff_to_agent", agent_name="b", message="Bill it.")
+        state = answered(state, call("helper", input="go"), handoff)
+        state = fold(state, CallsStarted(ids=("call-1-1",)))
+    else:
+        state = by_handoff(helped())
+    assert decide(state) == Wait()
+    state = fold(state, EndRequested(reason="stopped"))
+    assert decide(state) == CancelPending()
+    state = fold(state, ended(tool_calls=0))
+    last = decide(state)
+    assert isinstance(last, Finish)
+    assert last.end.stop_reason == "stopped"
+    results = [result for message in state.messages for result in message.tool_results]
+    assert [r.text for r in results if r.name == "handoff_to_agent"] == ["not handed over: the run was ended"]
 
 
 def granted(state: AgentState) -> Amount | None:

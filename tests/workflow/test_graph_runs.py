@@ -462,6 +462,31 @@ async def test_failed_node_may_be_skipped(serve: ServeTeam) -> None:
     assert result.unmet == {"e": "1 of 2 edges arrived: c; nothing from b (skipped)"}
 
 
+async def test_overflow_of_a_node_is_a_failure(serve: ServeTeam) -> None:
+    """A node that does not fit its model has failed: it is retried and skipped, and its words are no output.
+
+    An agent that answers in spite of failures has answered.
+    """
+    works = Works()
+    cast = Cast({"a": fails("context_overflow", "too long"), "b": fails("context_overflow", "too long")})
+    nodes = {
+        "a": Node(agent("a"), retries=1, on_error="skip"),
+        "b": agent("b", on_failure="answer", fallback_message="sorry"),
+        "c": works.work,
+        "d": works.work,
+    }
+    async with serve(graph(nodes, "ac", "bd", entry=["a", "b"]), models=cast.models) as client:
+        result = await finished(await client.start("graph", "go"))
+    assert sorted(keys(result)) == [
+        ("a-1", "failed", "context_overflow"),
+        ("a-1.1", "failed", "context_overflow"),
+        ("b-1", "done", "context_overflow"),
+        ("d-1", "done", "end_turn"),
+    ]
+    assert works.given("d").inputs == {"b": "sorry"}
+    assert result.unmet == {"c": "no edge to it was taken: a skipped"}
+
+
 async def test_unmet_join_is_the_reason(serve: ServeTeam) -> None:
     """An unmet join is the reason when it leaves the graph without output."""
     works = Works()
@@ -734,7 +759,7 @@ async def test_task_pictures_reach_every_agent(serve: ServeTeam) -> None:
 
 @pytest.mark.parametrize("kind", ["agent", "function"])
 async def test_large_output_passes_complete(serve: ServeTeam, kind: Literal["agent", "function"]) -> None:
-    """An output of 3 MB passes in full."""
+    """An output of 3 MB passes in full; an agent is shown its beginning, and can read on."""
 
     async def large(given: NodeInput) -> str:
         return BIG
@@ -745,12 +770,40 @@ async def test_large_output_passes_complete(serve: ServeTeam, kind: Literal["age
     def long(state: GraphState) -> bool:
         return len(state.output("a")) == len(BIG)
 
-    cast = Cast({"a": says(BIG), "b": lambda request: says(str(BIG in request.messages[0].text))})
+    def b(request: ModelRequest) -> Answer:
+        begins = request.messages[0].text.startswith(f"From a:\n{BIG[:1000]}")
+        return says(str(begins and any(offered.name == "read_result" for offered in request.tools)))
+
+    cast = Cast({"a": says(BIG), "b": b})
     nodes = {"a": agent("a") if kind == "agent" else large, "b": agent("b"), "c": length}
     async with serve(graph(nodes, "ab", Edge("a", "c", long)), models=cast.models) as client:
         result = await finished(await client.start("graph", "go"))
     assert result.output == {"b": "True", "c": len(BIG)}
     assert next(node for node in result.nodes if node.node == "a").output == BIG
+
+
+async def test_many_inputs_are_cut_and_read_on(serve: ServeTeam) -> None:
+    """Inputs that do not fit an agent's model together are each shown in part, and read on as results are."""
+    sources = "bcdef"
+
+    def a(request: ModelRequest) -> Answer:
+        if sum(len(message.text) for message in request.messages) > 80_000:
+            return fails("context_overflow", "the prompt is too long")
+        if not any(message.tool_results for message in request.messages):
+            return calls("read_result", result="d-1", offset=29_000)
+        shown = [name for name in sources if any(f"From {name}:" in m.text for m in request.messages)]
+        rest = request.messages[-1].tool_results[0].text
+        return says(f"{''.join(shown)}, {rest[-5:]}")
+
+    def writes(name: str) -> Answer:
+        return says(f"{name} says " * 5000 + f"end {name}")
+
+    cast = Cast({"a": a, **{name: writes(name) for name in sources}})
+    nodes = {name: agent(name) for name in ["a", *sources]}
+    edges = [f"{name}a" for name in sources]
+    async with serve(graph(nodes, *edges, entry=[*sources]), models=cast.models) as client:
+        result = await finished(await client.start("graph", "go"))
+    assert (result.stop_reason, result.output, result.missing) == ("end_turn", "bcdef, end d", [])
 
 
 # -- people
@@ -794,6 +847,7 @@ async def test_ended_graph_keeps_results(serve: ServeTeam, how: str) -> None:
     [c_ended] = [node for node in result.nodes if node.key == "c-1"]
     assert c_ended.output == "half of it"
     assert c_ended.tool_calls == 1
+    assert "b-1: function 'b' was under way; it may or may not have taken effect" in result.missing
     assert result.usage == sum_of(result)
     assert result.usage.total_tokens > 0
     assert works.order == ["a"]

@@ -98,6 +98,8 @@ def _command_for_step(state: AgentState) -> Command:
     cheaper = cheaper_model(state) if limit == "cost_budget" else None
     if cheaper is not None:
         return SwitchModel(model=cheaper)
+    if state.tree.children and (limit or state.step.wrap_up):
+        return Wait()  # no limit but that of time ends runs below: the last call reads their answers
     if limit is not None:
         reason = state.step.wrap_up or limit
         return CancelPending() if state.is_busy else Finish(end=early_end(state, reason))

@@ -35,6 +35,11 @@ NOT_HEARD: Final = "it gave no result: what it has not read or not done is not k
 AnyState = TypeVar("AnyState", bound=RunState)
 
 
+def function_under_way(node: str) -> str:
+    """Return the line in `missing` for a function of a graph that was ended before it returned."""
+    return f"function {node!r} was under way; it may or may not have taken effect"
+
+
 def fold_tree_event(state: AnyState, event: TreeEvent) -> AnyState:
     """Return the state after something passed between the run and its parent or a child."""
     match event:

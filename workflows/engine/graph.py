@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +29,8 @@ from .joins import (
     unmet,
 )
 
+MOST_INPUT_BYTES: Final = 16 * 1024
+"""Most bytes of inputs in an agent's prompt. Longer ones stand before it, in messages that can be cut and read on."""
 _PROMPT = TypeAdapter[str | list[Part]](str | list[Part])
 
 
@@ -99,7 +101,11 @@ def _record_start(progress: GraphProgress, spec: GraphSpec, starts: Sequence[Sta
     for start in starts:
         retry = next((visit for visit in progress.retries if visit.key == start.key), None)
         visit = retry or Visit(
-            node=start.node, number=start.visit, prompt=start.prompt, inputs=dict(start.inputs)
+            node=start.node,
+            number=start.visit,
+            prompt=start.prompt,
+            inputs=dict(start.inputs),
+            given=_newest_given(start.history),
         )
         progress = replace(
             # A retry goes on with what its first attempt consumed.
@@ -158,7 +164,7 @@ def _start(progress: GraphProgress, spec: GraphSpec, visit: Visit) -> Start:
         member=node.member,
         prompt=visit.prompt,
         timeout=_shorter(node.timeout, spec.limits.node_timeout),
-        history=_history(progress.memory.get(node.name, ())),
+        history=(*_history(progress.memory.get(node.name, ())), *visit.given),
         visit=visit.number,
         retry_of=visit.first_key if visit.attempt else "",
         attempt=visit.attempt + 1,
@@ -175,17 +181,47 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
         message
         for exchange in exchanges
         for message in (
+            *exchange.given,
             Message.user(exchange.prompt),
             Message(role="assistant", parts=[Text(text=exchange.answer)]),
         )
     )
 
 
+def _newest_given(history: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the inputs that stand last in the history: those of the visit that it leads to."""
+    given = 0
+    while given < len(history) and history[-1 - given].answer_of:
+        given += 1
+    return tuple(history[len(history) - given :])
+
+
+def _given_apart(arrivals: dict[str, Arrival]) -> tuple[Message, ...]:
+    """Return each input as a message, if all together are too long for a prompt."""
+    texts = {source: _input_text(source, arrival) for source, arrival in arrivals.items()}
+    if sum(len(text.encode(errors="replace")) for text in texts.values()) <= MOST_INPUT_BYTES:
+        return ()
+    return tuple(
+        Message(
+            role="user",
+            parts=[Text(text=text)],
+            # The name by which `read_result` reads on: the visit that it comes from.
+            answer_of=f"{source}-{arrivals[source].ancestry[source]}",
+        )
+        for source, text in texts.items()
+    )
+
+
+def _input_text(source: str, arrival: Arrival) -> str:
+    return f"From {source}:\n{as_text(arrival.output)}"
+
+
 def _visit(progress: GraphProgress, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
     """Return the node's next visit, or the failure of its input builder."""
     node, arrivals = spec.node(name), arrivals_at(progress, spec, name)
+    given = _given_apart(arrivals) if node.input is None and node.kind == "agent" else ()
     prompt = (
-        _default_prompt(progress.task, arrivals)
+        _default_prompt(progress.task, arrivals, given)
         if node.input is None
         else _build_prompt(progress, code, node)
     )
@@ -197,6 +233,7 @@ def _visit(progress: GraphProgress, spec: GraphSpec, code: GraphCode, name: str)
         number=progress.visits[name] + 1,
         prompt=prompt,
         inputs=inputs if node.kind == "function" else {},
+        given=given,
     )
 
 
@@ -236,12 +273,18 @@ def _text(prompt: str | list[Part]) -> str:
     return "".join(part.text for part in prompt if isinstance(part, Text))
 
 
-def _default_prompt(task: str | list[Part], arrivals: dict[str, Arrival]) -> str | list[Part]:
-    """Return the task, followed by the outputs of the nodes that led here, if any did."""
+def _default_prompt(
+    task: str | list[Part], arrivals: dict[str, Arrival], given: Sequence[Message]
+) -> str | list[Part]:
+    """Return the task, followed by the outputs of the nodes that led here, if any did; or where these stand."""
     if not arrivals:
         return task
-    outputs = (f"From {source}:\n{as_text(arrival.output)}" for source, arrival in arrivals.items())
-    text = "\n\n".join([f"Original task: {_text(task)}", "Inputs from earlier nodes:", *outputs])
+    outputs = [_input_text(source, arrival) for source, arrival in arrivals.items()]
+    inputs = ["Inputs from earlier nodes:", *outputs]
+    if given:
+        names = ", ".join(message.answer_of for message in given)
+        inputs = [f"Inputs from earlier nodes stand before this message: {names}"]
+    text = "\n\n".join([f"Original task: {_text(task)}", *inputs])
     if isinstance(task, str):
         return text
     return [*(part for part in task if not isinstance(part, Text)), Text(text=text)]
@@ -296,7 +339,7 @@ def _remember(progress: GraphProgress, spec: GraphSpec, visit: Visit, result: No
     # An empty answer is left out, because no provider takes an empty message.
     if not remembers or not answer.strip():
         return progress
-    exchange = Exchange(prompt=visit.prompt, answer=answer)
+    exchange = Exchange(prompt=visit.prompt, answer=answer, given=visit.given)
     earlier = progress.memory.get(visit.node, ())
     return replace(progress, memory={**progress.memory, visit.node: (*earlier, exchange)})
 

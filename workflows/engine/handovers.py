@@ -49,7 +49,8 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
         done="\n\n".join(_describe_result(call, result) for call, result in beside),
         refused=refused,
         media=media,
-        spilled=any(result.spilled for _, result in beside),
+        spilled=any(result.spilled for _, result in beside)
+        or (state.transcript.spilled and any(message.answer_of for message in messages)),
     )
 
 

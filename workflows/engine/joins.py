@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from perdure.messages import Part
+from perdure.messages import Message, Part
 from perdure.scheduling import Over
 from perdure.wire.results import NodeResult
 from perdure.wire.spec import EdgeSpec, GraphSpec
@@ -60,6 +60,8 @@ class Visit:
     attempt: int = 0
     prompt: str | list[Part]
     inputs: dict[str, Any]
+    given: tuple[Message, ...] = ()
+    """Inputs of an agent that are too long together for its prompt, a message each."""
 
     @property
     def key(self) -> str:
@@ -78,6 +80,7 @@ class Exchange:
 
     prompt: str | list[Part]
     answer: str
+    given: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

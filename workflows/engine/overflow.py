@@ -7,6 +7,8 @@ Rules
    it cannot move, results are shortened all the same.
 4. Where nothing helps, the run ends. It says so: with the newest words of the model, the agent's own words for this
    case, or the provider's. The provider's words stand in the error of the result in any case.
+5. A run below fails by it, unless its agent answers in spite of failures: nobody above must take the provider's words
+   for the answer of a node, or of a tool.
 
 A reply bound that is too large for the context never comes here: the activity makes it smaller by itself.
 """
@@ -80,6 +82,7 @@ def _keep_words(state: AgentState, words: str) -> AgentState:
 
 def _end(state: AgentState, words: str) -> End:
     end = early_end(state, "context_overflow")
-    if not end.output and state.spec.output_schema is None:
+    answers = state.tree.lineage is None or state.spec.on_failure == "answer"
+    if answers and not end.output and state.spec.output_schema is None:
         end = replace(end, output=f"The conversation does not fit the model: {words}")
-    return replace(end, failure=failure_of(state, "context_overflow", words), answers=True)
+    return replace(end, failure=failure_of(state, "context_overflow", words), answers=answers)

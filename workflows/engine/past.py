@@ -58,6 +58,8 @@ class Cut:
     progress: Any = None
     """Memory of the scheduler without the ends of these nodes; None: no node was cut short."""
     nodes: tuple[Start, ...] = ()
+    shared: dict[str, StopReason] = field(default_factory=dict[str, StopReason])
+    """Limits of the team that have ended nodes, by key, the first end first."""
     again: tuple[Start, ...] = ()
     """Nodes of an extended team that are to be started again."""
     origins: dict[str, str] = field(default_factory=dict[str, str])

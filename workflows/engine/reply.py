@@ -6,7 +6,8 @@ Rules
 3. A reply with calls that can run opens them. Any other reply ends the run, or leads to one more step.
 4. No call vanishes. A call beside a final answer is carried out first. One that was cut by the reply's length has
    failed, and the model may make it anew.
-5. An end that the model chooses waits for messages that it has not read, while a limit allows another call.
+5. An end that the model chooses waits for messages that it has not read, while a limit allows another call. It waits
+   for runs below that answer later, too.
 6. A reply without words and calls is no answer: the run has its newest words, or asks once more.
 """
 
@@ -154,7 +155,7 @@ def _apply_cut(state: AgentState, event: Replied, message: Message) -> AgentStat
     state = answer_calls(state, message, "the reply was cut by its length")
     if _reads_on(state):
         return state
-    return replace(state, end=early_end(state, state.step.clamped_by or "max_tokens"))
+    return _end_or_rest(state, early_end(state, state.step.clamped_by or "max_tokens"))
 
 
 def _apply_answer(state: AgentState, event: Replied, message: Message) -> AgentState:
@@ -228,10 +229,17 @@ def _reads_on(state: AgentState) -> bool:
 def _finish_with(state: AgentState, output: Any) -> AgentState:
     if _reads_on(state):
         return state
-    # Answers of children that still run would be lost with the run: they wake the model again.
+    return _end_or_rest(state, End(stop_reason=state.step.wrap_up or "end_turn", output=output))
+
+
+def _end_or_rest(state: AgentState, end: End) -> AgentState:
+    """Return the state with the end that its reply has made, or at rest while children run.
+
+    Their answers would be lost with the run: they wake the model again.
+    """
     if state.tree.children and state.step.wrap_up is None:
         return replace(state, step=replace(state.step, resting=True))
-    return replace(state, end=End(stop_reason=state.step.wrap_up or "end_turn", output=output))
+    return replace(state, end=end)
 
 
 def _count_repair(state: AgentState) -> AgentState:

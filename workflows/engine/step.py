@@ -3,6 +3,7 @@
 Rules
 1. Every call of a reply gets exactly one result, also a call that is never run.
 2. The tool message is written once, when the last result is there, in the order of the calls.
+3. A step with a handoff also waits for runs below that answer later. Their answers go to the agent that takes over.
 """
 
 from dataclasses import replace
@@ -62,7 +63,7 @@ def close_step(state: AgentState) -> AgentState:
     calls = state.step.calls
     # In the order of the calls, not of their ends: the transcript does not depend on which call was faster.
     results = [call.result for call in calls if call.result is not None]
-    if not calls or len(results) < len(calls):
+    if not calls or len(results) < len(calls) or _holds_handoff(state):
         return state
     if _gives_up_handoff(state):
         results = [_undo_handoff(result) for result in results]
@@ -77,9 +78,16 @@ def close_step(state: AgentState) -> AgentState:
     return replace(state, end=End(stop_reason="handoff", output=handoff.model_dump(mode="json")))
 
 
+def _is_over(state: AgentState) -> bool:
+    return state.end is not None or state.ending is not None or state.step.ending_text is not None
+
+
+def _holds_handoff(state: AgentState) -> bool:
+    return state.step.handoff is not None and bool(state.tree.children) and not _is_over(state)
+
+
 def _gives_up_handoff(state: AgentState) -> bool:
-    is_over = state.end is not None or state.ending is not None or state.step.ending_text is not None
-    return state.step.handoff is not None and is_over
+    return state.step.handoff is not None and _is_over(state)
 
 
 def _undo_handoff(result: ToolResult) -> ToolResult:

@@ -22,7 +22,7 @@ from perdure.wire.tree import Amount, BudgetRequest
 
 from . import tree
 from .account import limits_of, room, spent
-from .amounts import FIELDS, REASONS, bounds_of, fields_of, least, of, reason_of
+from .amounts import FIELDS, REASONS, of
 from .clocks import clock_of, counted_deadline
 from .commands import CancelPending, Command, Finish, RequestBudget, StartNodes, Wait
 from .cut import Restarts, child_since, cut_to_restart, is_cut_short, outcome_since
@@ -53,9 +53,17 @@ from .extension import (
     past_after,
     team_limits_after,
 )
-from .family import book, command_for_children, ending_reason, fold_tree_event, unheard_outcome
+from .family import (
+    book,
+    command_for_children,
+    ending_reason,
+    fold_tree_event,
+    function_under_way,
+    unheard_outcome,
+)
 from .handovers import handed_on_to, record_handover, record_takeover
 from .past import Cut, Extension
+from .shared_limits import is_at_deadline, note_shared_limit, shared_limit
 from .state import End, Origin
 from .team_report import team_details, team_result, team_status
 from .team_state import TeamState
@@ -245,6 +253,7 @@ class TeamProgram:
             return team  # it was given up before it answered
         child = team.tree.child(event.key)
         rest = outcome_since(team, event.key, event.outcome)
+        team = note_shared_limit(team, event.key, node.node, event.outcome, rest)
         outcome = tree.outcome_of(child_since(team, child), rest) if child else rest
         result = _node_result(node, _state_of(event), outcome, event.at)
         team, result = record_handover(team, result, outcome)
@@ -272,7 +281,7 @@ class TeamProgram:
         """Return whether a limit of the team has ended the node, or the node's limit the team."""
         if not is_cut_short(result):
             return False
-        is_shared = _is_at_deadline(team, result) or _shared_reason(team, result) is not None
+        is_shared = is_at_deadline(team, result) or result.key in team.cut.shared
         if is_shared or team.ending in FIELDS_BY_REASON:
             return True
         over = self.scheduler.over(team.progress) if result.stop_reason in FIELDS_BY_REASON else None
@@ -308,7 +317,7 @@ class TeamProgram:
         if team.is_busy:
             waiting = command_for_children(team, busy=False) or Wait()
             return CancelPending() if over.cancel_running else waiting
-        reason = over.stop_reason if over.stop_reason != "end_turn" else _shared_limit(team) or "end_turn"
+        reason = over.stop_reason if over.stop_reason != "end_turn" else shared_limit(team) or "end_turn"
         return Finish(end=End(stop_reason=reason, output=over.output, failure=over.failure))
 
     def _next_nodes(self, team: TeamState) -> Command:
@@ -440,7 +449,8 @@ def _node_result(
 
 
 def _unheard_function(node: NodeStatus) -> RunResult:
-    return RunResult(agent=node.node, stop_reason="cancelled", cost_microusd=0)
+    left = [function_under_way(node.node)]
+    return RunResult(agent=node.node, stop_reason="cancelled", cost_microusd=0, missing=left)
 
 
 def _book_result(team: TeamState, result: NodeResult) -> TeamState:
@@ -458,33 +468,6 @@ def _book_result(team: TeamState, result: NodeResult) -> TeamState:
         results=(*team.results, result),
         tree=tree.remove_child(team.tree, result.key),
     )
-
-
-def _shared_limit(team: TeamState) -> StopReason | None:
-    """Return the limit of the whole team that cut a node short: one that the node's own spec does not have."""
-    # What was cut short before an extension went on after it.
-    results = team.results[team.cut.results :]
-    if any(_is_at_deadline(team, result) for result in results):
-        return "deadline"
-    return next((reason for result in results if (reason := _shared_reason(team, result))), None)
-
-
-def _is_at_deadline(team: TeamState, result: NodeResult) -> bool:
-    """Return whether the team's own deadline has ended the node. The node may notice it first."""
-    due, ended_at = team.deadline_at, result.ended_at
-    return result.stop_reason == "deadline" and due is not None and ended_at is not None and ended_at >= due
-
-
-def _shared_reason(team: TeamState, result: NodeResult) -> StopReason | None:
-    """Return the limit that has ended the node, if the team has it and the node's own spec does not."""
-    bounds = least(limits_of(team), team.tree.lease.amount)
-    bounded = [name for name in fields_of(bounds) if of(bounds, name) is not None]
-    own = {member.name: bounds_of(member.limits) for member in team.members}
-    limits = own.get(team.member_of.get(result.node, result.node), Amount())
-    for name in bounded:
-        if result.stop_reason == reason_of(name) and of(limits, name) is None:
-            return reason_of(name)
-    return None
 
 
 def _within_one_task(team: TeamState, starts: tuple[Start, ...]) -> tuple[Start, ...]:
