@@ -7,7 +7,7 @@ schema can express, such as the name of a parameter, is a problem of the agent's
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -61,7 +61,7 @@ def sendable_schema(schema: Schema, capabilities: Capabilities) -> Schema:
     sent = _complete(sent)
     if "properties" not in sent:
         # Some providers refuse an object without them, and none refuses an empty one.
-        sent = {**sent, "properties": {}}
+        sent = {**sent, "properties": dict[str, Any]()}
     if capabilities.keywords is not None:
         sent = _restrict(sent, frozenset(capabilities.keywords))
     if capabilities.top_keywords is not None:
@@ -72,7 +72,7 @@ def sendable_schema(schema: Schema, capabilities: Capabilities) -> Schema:
 # -- parts
 
 
-def _map_inside(schema: Schema, change: Any) -> Schema:
+def _map_inside(schema: Schema, change: Callable[[Any], Any]) -> Schema:
     """Return the schema with `change` applied to each schema directly in it; the same object if none changes."""
     changed: Schema = {}
     for key, value in schema.items():
@@ -95,7 +95,7 @@ def _complete(schema: Any) -> Any:
         return schema
     done = _map_inside(cast("Schema", schema), _complete)
     if done.get("type") == "array" and "items" not in done and "prefixItems" not in done:
-        done = {**done, "items": {}}
+        done = {**done, "items": dict[str, Any]()}
     return done
 
 
@@ -197,7 +197,7 @@ def _restrict(schema: Any, keywords: frozenset[str]) -> Schema:
         return {}
     node = _map_inside(_reword(cast("Schema", schema), keywords), lambda item: _restrict(item, keywords))
     if isinstance(node.get("items"), bool):
-        node = {**node, "items": {}}
+        node = {**node, "items": dict[str, Any]()}
     return {key: value for key, value in node.items() if key in keywords}
 
 
@@ -209,10 +209,9 @@ def _reword(node: Schema, keywords: frozenset[str]) -> Schema:
     if "oneOf" in node and "oneOf" not in keywords:
         node["anyOf"] = [*node.get("anyOf", ()), *node.pop("oneOf")]
     if "allOf" in node and "allOf" not in keywords:
-        parts = [part for part in node.pop("allOf") if isinstance(part, dict)]
         merged: Schema = {}
-        for part in cast("list[Schema]", parts):
-            merged |= part
+        for part in _as_list(node.pop("allOf")):
+            merged |= cast("Schema", part) if isinstance(part, dict) else {}
         node = {**merged, **node}
     return _as_openapi(node) if "nullable" in keywords else node
 
@@ -246,7 +245,7 @@ def _name_null(node: Schema) -> Schema:
     if len(others) > 1:
         return node
     del node["anyOf"]
-    only = others[0] if others else {}
+    only: Any = others[0] if others else None
     return {**_name_null(dict(cast("Schema", only))), **node} if isinstance(only, dict) else node
 
 

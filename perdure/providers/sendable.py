@@ -307,11 +307,11 @@ def clean_value(value: V) -> V:
         same = all(a is b for a, b in zip(fields, named, strict=False)) and _same(
             list(fields.values()), list(named.values())
         )
-        return value if same else cast("V", fields)
+        return cast("V", named if same else fields)
     if isinstance(value, list):
         listed = cast("list[Any]", value)
         items = [clean_value(item) for item in listed]
-        return value if _same(items, listed) else cast("V", items)
+        return cast("V", listed if _same(items, listed) else items)
     return value
 
 

@@ -88,7 +88,7 @@ READABLE: tuple[Image | Document, ...] = (FILES[0], FILES[9], FILES[12])
 BLOBS = {"png": png(), "large": png(b"x" * (6 * 2**20))}
 TOOLS = (ToolDefinition(name="search", description="Search.", input_schema={"type": "object"}),)
 
-texts = st.builds(lambda text: Text(text=text), junk.texts)
+texts = st.builds(Text, text=junk.texts)
 # The large one seldom: it makes an example slow.
 files = st.sampled_from([file for file in FILES if file.blob != "large"] * 4 + [FILES[8]])
 thoughts = st.sampled_from(

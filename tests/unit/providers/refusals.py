@@ -59,14 +59,14 @@ def refuse_anthropic(body: Body) -> None:
             _refuse_anthropic_block(block)
         calls = [block["id"] for block in blocks if block["type"] == "tool_use"]
         need(len(set(calls)) == len(calls), "tool_use ids must be unique")
-        following = messages[at + 1]["content"] if at + 1 < len(messages) else []
+        following: list[Body] = messages[at + 1]["content"] if at + 1 < len(messages) else []
         _refuse_unpaired(
             calls, [block["tool_use_id"] for block in following if block["type"] == "tool_result"]
         )
         first = [block["type"] == "tool_result" for block in blocks]
         need(first == sorted(first, reverse=True), "tool_result blocks must come first")
         need(message["role"] == "user" or not blocks[-1]["type"].endswith("thinking"), "ends in thinking")
-        before = messages[at - 1]["content"] if at else []
+        before: list[Body] = messages[at - 1]["content"] if at else []
         asked = {block["id"] for block in before if block["type"] == "tool_use"}
         found = {block["tool_use_id"] for block in blocks if block["type"] == "tool_result"}
         need(found <= asked, "unexpected tool_use_id in tool_result")
@@ -200,10 +200,10 @@ def refuse_bedrock(body: Body) -> None:
         need(blocks, "content must not be empty")
         need("reasoningContent" not in blocks[-1], "ends in reasoning")
         calls = [block["toolUse"]["toolUseId"] for block in blocks if "toolUse" in block]
-        following = messages[at + 1]["content"] if at + 1 < len(messages) else []
+        following: list[Body] = messages[at + 1]["content"] if at + 1 < len(messages) else []
         results = [block["toolResult"] for block in blocks if "toolResult" in block]
         _refuse_unpaired(calls, [b["toolResult"]["toolUseId"] for b in following if "toolResult" in b])
-        before = messages[at - 1]["content"] if at else []
+        before: list[Body] = messages[at - 1]["content"] if at else []
         asked = {block["toolUse"]["toolUseId"] for block in before if "toolUse" in block}
         need({result["toolUseId"] for result in results} <= asked, "toolResult without toolUse")
         need(
@@ -345,11 +345,11 @@ def refuse_gemini(body: Body) -> None:
         for part in content["parts"]:
             _refuse_gemini_part(part)
         calls = [part["functionCall"]["id"] for part in content["parts"] if "functionCall" in part]
-        following = contents[at + 1]["parts"] if at + 1 < len(contents) else []
+        following: list[Body] = contents[at + 1]["parts"] if at + 1 < len(contents) else []
         found = [part["functionResponse"]["id"] for part in following if "functionResponse" in part]
         need(not calls or content["role"] == "model", "a function call is the model's")
         _refuse_unpaired(calls, found)
-        before = contents[at - 1]["parts"] if at else []
+        before: list[Body] = contents[at - 1]["parts"] if at else []
         answered = any("functionResponse" in part for part in content["parts"])
         need(not answered or any("functionCall" in part for part in before), "response without a call")
     for tool in body.get("tools", ()):
@@ -397,7 +397,7 @@ def refuse_responses(body: Body) -> None:
                 need(item["output"], "output must not be empty")
             case "reasoning":
                 need(item.get("encrypted_content"), "encrypted_content")
-                after = items[at + 1] if at + 1 < len(items) else {}
+                after: Body = items[at + 1] if at + 1 < len(items) else {}
                 need(
                     after.get("role") != "user", "reasoning was provided without its required following item"
                 )

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pytest
 from pydantic import BaseModel, Field
@@ -110,13 +110,18 @@ def schema_of(model: str, schema: Schema) -> Schema:
 
 
 def keywords_of(schema: Any) -> set[str]:
-    if isinstance(schema, list):
-        return {key for item in schema for key in keywords_of(item)}
-    if not isinstance(schema, dict):
-        return set()
-    inner = [value for key, value in schema.items() if key != "properties"]
-    inner += schema.get("properties", {}).values()
-    return {*schema, *(key for value in inner for key in keywords_of(value))}
+    found: set[str] = set()
+    stack: list[Any] = [schema]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack += cast("list[Any]", node)
+        elif isinstance(node, dict):
+            named = cast("Schema", node)
+            found |= named.keys()
+            stack += [value for key, value in named.items() if key != "properties"]
+            stack += named.get("properties", {}).values()
+    return found
 
 
 def test_references_are_written_out() -> None:
