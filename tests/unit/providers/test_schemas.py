@@ -115,7 +115,7 @@ def keywords_of(schema: Any) -> set[str]:
     while stack:
         node = stack.pop()
         if isinstance(node, list):
-            stack += cast("list[Any]", node)
+            stack += node  # pyright: ignore[reportUnknownArgumentType]
         elif isinstance(node, dict):
             named = cast("Schema", node)
             found |= named.keys()
