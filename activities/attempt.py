@@ -48,7 +48,8 @@ _LONGEST_MESSAGE = 700
 LONGEST_RETRY_AFTER = timedelta(minutes=10)
 """Longest delay of a provider that the activity's own retries wait for. Beyond it the call fails at once, and
 the run falls back to another model or parks."""
-
+_LONGEST_SUMMARY_RETRY_AFTER = timedelta(seconds=5)
+"""As above, for a summary: the window slides without it, so no step waits long for it."""
 
 _LOST_ANSWERS: frozenset[ErrorKind] = frozenset({"connection", "stream_cut", "timeout", "malformed_reply"})
 """Kinds of errors that may come after the provider has read the request. Others are refusals, of its or of ours."""

@@ -60,7 +60,7 @@ from .attempt import (
 from .content.attachments import readable_messages
 from .content.plain import plain_request
 from .content.reply import FINAL_ANSWER_TOOL, READ_BACK_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
-from .content.summary import shorten_summary, summary_request, with_summary
+from .content.summary import checked_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
 from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HookFailed, HookRunner
@@ -377,7 +377,8 @@ class ModelCalls:
         call, model = attempt.call, attempt.model
         if call.summarize:
             text = "".join(part.text for part in reply.parts if isinstance(part, Text))
-            checked = CheckedReply(parts=[Text(text=shorten_summary(fix_surrogates(text)))])
+            summary = checked_summary(fix_surrogates(text), is_cut=reply.stop == "max_tokens")
+            checked = CheckedReply(parts=[Text(text=summary)])
         else:
             agent = self.agents.get(call.agent)
             checked = check_reply(reply, call.step, attempt.spec, request.tools, agent)

@@ -8,7 +8,7 @@ from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
-from perdure.messages import Message
+from perdure.messages import Message, Part, Text
 from perdure.scheduling import Start
 from perdure.wire.effects import Remember, Remembered
 from perdure.wire.ids import child_run_id
@@ -64,5 +64,26 @@ async def remember(request: RunRequest, child: ChildInput) -> tuple[RunRequest, 
         lost = [*child.history, Message.user(_LOST)]
         return request, child.model_copy(update={"history": lost})
     # The earlier transcript began with the same history.
-    known = child.model_copy(update={"history": remembered})
-    return request.model_copy(update={"prompt": earlier.prompt}), known
+    media = _attachments(request, earlier)
+    history = [without for message in remembered if (without := _without(message, media)).parts]
+    prompt = [*media, *_parts(earlier.prompt)] if media else earlier.prompt
+    return request.model_copy(update={"prompt": prompt}), child.model_copy(update={"history": history})
+
+
+def _attachments(request: RunRequest, earlier: EarlierRun) -> list[Part]:
+    """Return the images and documents of the task. They stay visible in the prompt, as its text does."""
+    if isinstance(request.prompt, str):
+        return []
+    beside = _parts(earlier.prompt)
+    return [part for part in request.prompt if not isinstance(part, Text) and part not in beside]
+
+
+def _parts(prompt: str | list[Part]) -> list[Part]:
+    return [Text(text=prompt)] if isinstance(prompt, str) else prompt
+
+
+def _without(message: Message, media: list[Part]) -> Message:
+    """Return an earlier message without attachments that the prompt repeats: no model is to pay for them twice."""
+    if not any(part in media for part in message.parts):
+        return message
+    return message.model_copy(update={"parts": [part for part in message.parts if part not in media]})

@@ -74,6 +74,8 @@ _TOOL_SLACK = timedelta(seconds=50)
 
 _SUMMARY_ATTEMPTS = 2
 """A summary that fails costs little: the window slides without it. So the step must not wait for it long."""
+_SUMMARY_WITHIN = timedelta(minutes=2)
+"""Time for all attempts at a summary, the wait for a worker's slot and for the provider's limits included."""
 _HOOKS_TIMEOUT = timedelta(minutes=2)
 """Time for all rounds of hooks of an activity: a round has a minute."""
 _LONGEST_HOOK_DELAY = timedelta(seconds=10)
@@ -115,7 +117,7 @@ class PendingActivities:
         chosen = state.spec.summary_model or state.spec.models[state.chain.model]
         call = summary_input(state, command)
         line = f"summary before step {state.ledger.steps + 1} · {chosen.config.name}"
-        handle = self._start_model(call, chosen, _SUMMARY_ATTEMPTS, line)
+        handle = self._start_model(call, chosen, _SUMMARY_ATTEMPTS, line, within=_SUMMARY_WITHIN)
         self._launch("model", handle, self._summary_event(handle, chosen), _summary_bug)
 
     def _start_model(
@@ -126,6 +128,7 @@ class PendingActivities:
         summary: str,
         *,
         time_for_hooks: timedelta = timedelta(),
+        within: timedelta | None = None,
     ) -> "workflow.ActivityHandle[RawValue]":
         # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
@@ -136,6 +139,7 @@ class PendingActivities:
             call,
             result_type=RawValue,
             start_to_close_timeout=chosen.config.timeout + _MODEL_SLACK + time_for_hooks,
+            schedule_to_close_timeout=within,
             heartbeat_timeout=MODEL_HEARTBEAT,
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(seconds=1),

@@ -217,6 +217,8 @@ class HandedOn(Value):
     """Calls beside the handoff with their results, in words."""
     refused: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
     """Calls that a person has refused, a line each: the next agent should know, and not ask again."""
+    not_run: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    """Writes that a limit has refused, a line each. They stay in the run's own result too."""
     media: list[ResultPart] = Field(default_factory=list[ResultPart], exclude_if=is_empty)
     """Images and documents of these results."""
     spilled: bool = Field(default=False, exclude_if=is_empty)

@@ -113,7 +113,7 @@ def test_next_summary_covers_the_earlier() -> None:
     [
         written(""),
         written("I will not", stop="refusal"),
-        written("half of", stop="max_tokens"),
+        written("half of", stop="cancelled"),
         Summarized(failure=ModelFailure(kind="overloaded", message="no", wasted_microusd=3)),
         Summarized(failure=ModelFailure(kind="stale", message="no")),
     ],
@@ -130,6 +130,26 @@ def test_failed_summary_slides(event: Summarized) -> None:
     assert after.ledger.cost_microusd >= state.ledger.cost_microusd
 
 
+def test_cut_summary_is_used() -> None:
+    """A summary that its length has cut was paid for, and takes the place of the earlier one."""
+    state = overfull()
+    state = replace(state, transcript=replace(state.transcript, summary="earlier"))
+    assert fold(began(state), written("half of", stop="max_tokens")).transcript.summary == "half of"
+
+
+@pytest.mark.parametrize("most", [100, 256, 4096])
+@pytest.mark.parametrize("left", [50, 200, 999, 1100, 4000])
+def test_summary_is_begun_with_room_for_a_useful_one(most: int, left: int) -> None:
+    """Its share of what is left must allow 256 tokens, or what its model may write at most."""
+    spec = overfull().spec
+    config = spec.models[0].config.model_copy(update={"max_tokens": most})
+    models = (spec.models[0].model_copy(update={"config": config}),)
+    state = overfull(models=models)
+    used = state.ledger.usage.output_tokens
+    command = decide(replace(state, limits=Limits(steps=None, output_tokens=used + left)))
+    assert isinstance(command, Summarize) == (left // 4 >= min(most, 256))
+
+
 @pytest.mark.parametrize("limits", [Limits(steps=3), Limits(cost_usd=0.002)])
 def test_limits_forbid_the_summary(limits: Limits) -> None:
     """Where a limit leaves no room for the summary, the window slides without it."""
@@ -139,10 +159,10 @@ def test_limits_forbid_the_summary(limits: Limits) -> None:
 
 def test_allowance_bounds_the_summary() -> None:
     free = decide(overfull())
-    short = decide(overfull(limits=Limits(steps=None, output_tokens=100)))
+    short = decide(overfull(limits=Limits(steps=None, output_tokens=2000)))
     assert isinstance(free, Summarize)
     assert isinstance(short, Summarize)
-    assert short.allowance.max_tokens < 100 < free.allowance.max_tokens
+    assert 256 <= short.allowance.max_tokens <= 500 < free.allowance.max_tokens
 
 
 def test_own_model_reserves_its_price() -> None:

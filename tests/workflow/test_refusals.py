@@ -263,3 +263,35 @@ async def test_last_word_of_typed_swarm_agent(serve: Serve) -> None:
     ) as client:
         result = await client.run("s", "go")
     assert (result.stop_reason, result.output) == ("max_handoffs", {"fine": False})
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["before the handoff", "beside it"])
+async def test_refused_write_is_named_after_handoff(serve: Serve, beside: bool) -> None:
+    """A write that a limit refused before a handoff is told to the next agent, and named in the swarm's result."""
+    told: list[str] = []
+
+    def opener(request: ModelRequest) -> Any:
+        hand = calls("handoff_to_agent", agent_name="closer", message="Close it.")
+        second = calls("book", flight="B2")
+        if request.step == 1:
+            return calls("book", flight="B1")
+        if beside:
+            return second + hand
+        return second if request.step == 2 else hand
+
+    def closer(request: ModelRequest) -> Any:
+        told.extend(message.text for message in request.messages)
+        return says("Closed.")
+
+    limits = Limits(per_tool={"book": 1})
+    opens = Agent(name="opener", model="opens:x", tools=[search, book], limits=limits)
+    desk = Swarm(name="desk", agents=[opens, Agent(name="closer", model="closes:x")])
+    models = {"opens": ScriptedModel(opener), "closes": ScriptedModel(closer)}
+    async with serve(desk, models=models) as client:
+        result = await client.run("desk", "Book B1 and B2.")
+    named = [line for line in result.missing if 'book(flight="B2")' in line]
+    assert len(named) == len(result.missing) == 1
+    assert named[0].startswith("opener-1: ")
+    assert "".join(told).count('book(flight="B2")') == 1
+    assert "Not run, because a limit forbade it:\n• book(" in "".join(told)
+    assert RAN["book"] == 1

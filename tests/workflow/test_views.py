@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from collections import Counter, defaultdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from perdure.settings import load_settings
 from perdure.testing import Line, ScriptedModel, calls, fails, running, says
 from perdure.tools import AnyTool
 from perdure.workers.dev.server import DevServer
-from tests.conftest import Gate, Serve
+from tests.conftest import HANGS, Gate, Serve
 from tests.pictures import PNG
 
 
@@ -271,6 +273,43 @@ async def test_read_back_outlives_a_continued_run(impatient: DevServer, tmp_path
     assert result.output == "read"
     assert all("shelf 2: 3 boxes" in text for text in read[:1])
     assert "[3] tool: count_shelf returned: shelf 1: 3 boxes" in read[1]
+
+
+async def test_no_step_waits_long_for_summary(serve: Serve) -> None:
+    """A summarizer that asks for time is not waited for; after a short delay it is asked again. Cut words are used."""
+    asked: Counter[str] = Counter()
+    seen: dict[str, list[str]] = defaultdict(list)
+    delays = {"minutes": timedelta(minutes=5), "second": timedelta(seconds=1)}
+
+    def script(request: ModelRequest) -> Line:
+        row = str(request.user)
+        seen[row] += [text for text in shown(request) if "THE-SUMMARY" in text]
+        return calls("count_shelf", shelf=request.step) if request.step < 7 else says("done")
+
+    def summarize(request: ModelRequest) -> Line:
+        row = str(request.user)
+        asked[row] += 1
+        if row in delays and (asked[row] == 1 or row == "minutes"):
+            return fails("rate_limited", "slow down", retry_after=delays[row])
+        return says("THE-SUMMARY", stop="max_tokens" if row == "cut" else None)
+
+    rows = ["minutes", "second", "cut"]
+    depots = [
+        Agent(
+            name=row,
+            model="scripted:x",
+            tools=[count_shelf],
+            context=Summary(messages=6, tokens=None, model=f"{row}:x"),
+        )
+        for row in rows
+    ]
+    models = {"scripted": ScriptedModel(script), **{row: ScriptedModel(summarize) for row in rows}}
+    async with serve(*depots, models=models) as client, asyncio.timeout(HANGS):
+        runs = [await client.start(row, "count", user=row) for row in rows]
+        assert [(await run.result()).output for run in runs] == ["done"] * 3
+    assert not seen["minutes"]
+    assert seen["second"]
+    assert seen["cut"][0].endswith("THE-SUMMARY\n(The summary was cut here by its length.)")
 
 
 async def test_summary_is_in_history_once(serve: Serve) -> None:

@@ -7,6 +7,7 @@ Rules
    prompt, as messages of their own.
 3. Where nobody takes over, the messages and the calls are named in the team's result. In a session the next turn
    reads the messages.
+4. A write that a limit has refused is told to the next agent. It stays named, as nobody need ever make it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,14 @@ from perdure.wire.names import HANDOFF, UPDATE_PLAN
 from perdure.wire.results import HandedOn, NodeResult, RunResult
 from perdure.wire.spec import AgentSpec
 
-from .leftovers import calls_by_id, cut_lines, unread_lines, unread_messages
+from .leftovers import (
+    calls_by_id,
+    cut_lines,
+    refused_lines,
+    refused_writes,
+    unread_lines,
+    unread_messages,
+)
 from .report import shorten, signature
 from .state import AgentState, End, RunState
 from .team_state import Handover, TeamState
@@ -39,7 +47,8 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
     messages = unread_messages(state)
     hands_over = end.stop_reason == "handoff"
     beside, refused = (_calls_beside(state), _refusals(state)) if hands_over else ([], [])
-    if not (messages or beside or refused):
+    not_run = cut_lines(refused_lines(state)) if hands_over else []
+    if not (messages or beside or refused or not_run):
         return None
     media: list[ResultPart] = [
         part for _, result in beside for part in result.content if not isinstance(part, Text)
@@ -48,6 +57,7 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
         messages=messages,
         done="\n\n".join(_describe_result(call, result) for call, result in beside),
         refused=refused,
+        not_run=not_run,
         media=media,
         spilled=any(result.spilled for _, result in beside)
         or (state.transcript.spilled and any(message.answer_of for message in messages)),
@@ -55,11 +65,12 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
 
 
 def _calls_beside(state: AgentState) -> list[tuple[ToolCall, ToolResult]]:
-    """Return the calls beside the handoff, whose results no model has seen."""
+    """Return the calls beside the handoff, whose results no model has seen. Refused writes are told apart."""
+    not_run = {result.call_id for result in refused_writes(state)}
     newest = next(message for message in reversed(state.messages) if message.role == "tool")
     beside = [result for result in newest.tool_results if result.name not in (HANDOFF, UPDATE_PLAN)]
     made = calls_by_id(state)
-    return [(made[result.call_id], result) for result in beside]
+    return [(made[result.call_id], result) for result in beside if result.call_id not in not_run]
 
 
 def _refusals(state: AgentState) -> list[str]:
@@ -96,8 +107,10 @@ def record_handover(team: TeamState, result: NodeResult, outcome: RunResult) -> 
         handover = Handover(key=result.key, target="", left=left, missing=())
         result = result.model_copy(update={"missing": kept})
     else:
-        handover = Handover(key=result.key, target=target, left=left, missing=tuple(result.missing))
-        result = result.model_copy(update={"missing": []})
+        kept = [line for line in result.missing if line in left.not_run]
+        missing = tuple(line for line in result.missing if line not in left.not_run)
+        handover = Handover(key=result.key, target=target, left=left, missing=missing)
+        result = result.model_copy(update={"missing": kept})
     refused = (*team.refused, *left.refused)[-_MOST_REFUSED:]
     return replace(team, handovers=(*team.handovers, handover), refused=refused), result
 
@@ -117,6 +130,7 @@ def handed_on_to(team: TeamState, member: str | None, first_key: str) -> HandedO
         return None
     return HandedOn(
         refused=refused,
+        not_run=[line for handover in taken if handover.target for line in handover.left.not_run],
         messages=[message for handover in taken for message in handover.left.messages],
         done="\n\n".join(handover.left.done for handover in taken if handover.left.done),
         media=[part for handover in taken for part in handover.left.media],
@@ -194,4 +208,7 @@ def _notes(left: HandedOn) -> list[str]:
         notes.append(f"Done beside the handoff; nobody has seen these results yet:\n\n{left.done}")
     if left.refused:
         notes.append("\n".join(["Refused by a person:", *(f"• {line}" for line in left.refused)]))
+    if left.not_run:
+        newest = left.not_run[-_MOST_REFUSED:]
+        notes.append("\n".join(["Not run, because a limit forbade it:", *(f"• {line}" for line in newest)]))
     return notes

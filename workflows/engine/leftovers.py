@@ -5,7 +5,7 @@ Rules
    Every call that a model asked for is carried out, goes back to a model with its reason, or is named.
 2. This holds for every end, also for those that the model chooses itself. There a failed call is named only if no
    reply has followed: a model that has seen it, and went on, has decided about it. A write that a limit has refused
-   is named always: no model has decided that it is not needed.
+   is named always, also after a handoff: no model has decided that it is not needed.
 3. Unread messages of a session's turn are the next turn's. Those of a run below go to whoever takes over from it.
 """
 
@@ -30,7 +30,7 @@ _MOST_CHARS: Final = 200
 def left_undone(state: AgentState, end: End) -> list[str]:
     """Return what an agent's run, or its turn, has left undone: messages, calls, and the rest of its plan."""
     # A refused write may stand in both lists.
-    calls = dict.fromkeys([*_refused_writes(state), *_call_lines(state, end)])
+    calls = dict.fromkeys([*refused_lines(state), *_call_lines(state, end)])
     below = [line for _, line in state.inbox.below]
     lines = [*_unread_lines(state, end), *calls, *below]
     # An agent that ends by itself, or hands over, may leave its plan as it is.
@@ -110,12 +110,18 @@ def _call_lines(state: AgentState, end: End) -> list[str]:
     # A person's answer is a message too.
     answers = [] if was_seen else [result for result in results if _is_answer(state, result)]
     return [
-        *(_call_line(made[result.call_id], result) for result in failed),
+        *(call_line(made[result.call_id], result) for result in failed),
         *(f"answer not read: {shorten(result.text, _MOST_CHARS)}" for result in answers),
     ]
 
 
-def _refused_writes(state: AgentState) -> list[str]:
+def refused_lines(state: AgentState) -> list[str]:
+    """Return a line for each write that a limit has refused."""
+    made = calls_by_id(state) if state.ledger.refused else {}
+    return [call_line(made[result.call_id], result) for result in refused_writes(state)]
+
+
+def refused_writes(state: AgentState) -> list[ToolResult]:
     """Return the writes that a limit has refused. The caller must know, though the model has gone on without them."""
     if not state.ledger.refused:
         return []
@@ -124,7 +130,7 @@ def _refused_writes(state: AgentState) -> list[str]:
     results = [result for message in messages for result in message.tool_results if result.call_id in made]
     done = [made[result.call_id] for result in results if not result.is_error]
     return [
-        _call_line(call, result)
+        result
         for result in results
         if is_refused(result)
         and _writes(state, call := made[result.call_id])
@@ -148,5 +154,6 @@ def _is_left(result: ToolResult) -> bool:
     return result.is_error and not (result.not_run and result.text == NOT_ACCEPTED_YET)
 
 
-def _call_line(call: ToolCall, result: ToolResult) -> str:
+def call_line(call: ToolCall, result: ToolResult) -> str:
+    """Return the call and its result in one line."""
     return f"{signature(call)}: {shorten(result.text, _MOST_CHARS)}"

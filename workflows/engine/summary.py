@@ -5,9 +5,11 @@ Rules
 2. Its cost is booked as any call's. It is written only if its share of what every limit and the lease have left is
    enough for it.
 3. Whatever becomes of it, the window then moves. Without a new summary the earlier one stays.
+4. A summary is begun only with room for a useful one. A text that its length has cut is used, and says so.
 """
 
 from dataclasses import replace
+from typing import Final
 
 from perdure.context import Summary
 from perdure.tokens import text_tokens
@@ -15,7 +17,6 @@ from perdure.tokens import text_tokens
 from .account import room
 from .amounts import missing, share_of
 from .budget import (
-    LEAST_REPLY_TOKENS,
     allowance,
     as_summarizer,
     call_amount,
@@ -28,6 +29,9 @@ from .family import book
 from .state import AgentState
 from .window import SummarizeTo, move_window
 
+LEAST_SUMMARY_TOKENS: Final = 256
+"""Fewest output tokens of a summary that is worth its input."""
+
 
 def command_for_summary(state: AgentState, move: SummarizeTo) -> Summarize | MoveWindow:
     """Return the command that carries out the move: plain sliding where limits leave no room for a summary."""
@@ -36,7 +40,9 @@ def command_for_summary(state: AgentState, move: SummarizeTo) -> Summarize | Mov
         return MoveWindow(start=move.stop)
     context = state.spec.context
     available = share_of(room(summarizer), context.budget_share if isinstance(context, Summary) else 1)
-    if missing(call_amount(summarizer, LEAST_REPLY_TOKENS), available) is not None:
+    # A model that may not write more is not asked for more.
+    least = min(LEAST_SUMMARY_TOKENS, summarizer.spec.models[summarizer.chain.model].config.max_tokens)
+    if missing(call_amount(summarizer, least), available) is not None:
         return MoveWindow(start=move.stop)
     return Summarize(stop=move.stop, allowance=allowance(summarizer, available))
 
@@ -79,8 +85,8 @@ def _book(state: AgentState, event: Summarized) -> AgentState:
 
 
 def _text(event: Summarized) -> str:
-    """Return the summary, or nothing if the model refused or was stopped."""
+    """Return the summary, or nothing if the model refused or was stopped. The worker marks a text that is cut."""
     outcome = event.outcome
-    if outcome is None or outcome.stop not in ("end_turn", "stop_sequence"):
+    if outcome is None or outcome.stop not in ("end_turn", "stop_sequence", "max_tokens"):
         return ""
     return outcome.message.text.strip()

@@ -14,7 +14,7 @@ Theory of operation
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 from pydantic import JsonValue, ValidationError
 
@@ -24,6 +24,9 @@ from perdure.scheduling import Memory, Notes, Over, Start
 from perdure.wire.results import Failure, NodeResult, StopReason
 from perdure.wire.spec import SwarmSpec
 from perdure.wire.tree import Handoff, Peer
+
+_MOST_REPEATED_CHARS: Final = 32 * 1024
+"""Longest request that each visit's prompt repeats as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,20 +233,28 @@ def _memory(progress: SwarmProgress, spec: SwarmSpec, peers: tuple[Peer, ...]) -
 
 
 def _prompt_again(progress: SwarmProgress, spec: SwarmSpec, peers: tuple[Peer, ...], *, since: int) -> str:
-    """Return the prompt of an agent that remembers the visits before `since`: what is new, and nothing else."""
-    blocks = [f"Handoff Message from {progress.sender}: {progress.message}"]
+    """Return the prompt of an agent that remembers the visits before `since`.
+
+    What it remembers may leave its window, the prompt stays: so the request stands here too, and whom it can hand to.
+    """
+    blocks = [
+        f"Handoff Message from {progress.sender}: {progress.message}",
+        f"User Request: {_repeated(_task_text(progress.task))}",
+    ]
     if spec.memory == "own":
         visitors = progress.visits[since:]
         blocks.append(f"Agents who worked on this since your last turn: {' → '.join(visitors)}")
         blocks += _shared_block(
             {name: progress.shared_context.get(name, {}) for name in dict.fromkeys(visitors)}
         )
-    # The list of peers stands in the agent's first prompt. A bar on one of them does not.
-    if progress.turn in progress.visits and not any(peer.barred for peer in peers):
-        blocks.append("You can hand over to the same agents as before. Otherwise your answer is final.")
-    else:
-        blocks.append(_handoff_help(peers))
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, _handoff_help(peers)])
+
+
+def _repeated(task: str) -> str:
+    """Return the task's text, or the beginning of one that is too long to stand in each visit's prompt."""
+    if len(task) <= _MOST_REPEATED_CHARS:
+        return task
+    return f"{task[:_MOST_REPEATED_CHARS]}\n(The rest is left out here: it stands in the prompt of the first visit.)"
 
 
 def _shared_block(shared: Mapping[str, dict[str, JsonValue]]) -> list[str]:
