@@ -50,7 +50,7 @@ class Provider:
                 body = await _read_body(rest, reader)
                 writer.write(self._answer(path.decode(), body))
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             writer.close()

@@ -2,10 +2,10 @@
 
 from pydantic_ai.models import Model
 
-from proofs.benchmarks.kit.real import KEY, REGION, Real
+from proofs.benchmarks.kit.real import KEY, REGION, Real, real
 
 
-def model_of(real: Real) -> Model:
+def _model_of(real: Real) -> Model:
     """Return the framework's own model of that API, pointed at the provider."""
     match real.api:
         case "anthropic":
@@ -25,3 +25,8 @@ def model_of(real: Real) -> Model:
 
             provider = BedrockProvider(region_name=REGION, base_url=real.address)
             return BedrockConverseModel(real.model, provider=provider)
+
+
+_FOUND = real()
+MODEL = _model_of(_FOUND) if _FOUND else None
+"""Model of the agents, or None for the fake. Made here, as a workflow's sandbox does not run this module."""

@@ -94,3 +94,7 @@ def _next_message(messages: list[BaseMessage]) -> AIMessage:
         ],
         usage_metadata={"input_tokens": 1000, "output_tokens": 20, "total_tokens": 1020},
     )
+
+
+MODEL = chat_model().bind_tools([lookup])
+"""Model of the agent. Made here, as the workflow's sandbox does not run this module."""

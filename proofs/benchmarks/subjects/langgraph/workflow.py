@@ -14,20 +14,19 @@ from temporalio.langgraph import graph
 with workflow.unsafe.imports_passed_through():
     from proofs.benchmarks.kit import Job
 
-    from .model import chat_model, lookup
+    from .model import MODEL, lookup
 
 NAME = "react-agent"
-_MODEL = chat_model().bind_tools([lookup])
 
 
 async def agent(state: dict[str, Any]) -> dict[str, Any]:
     """Ask the model; words to stream, if the job has any, go to the stream writer as they come."""
     messages = state["messages"]  # as JSON made them: the model takes messages as dictionaries, too
     if not Job.of(messages[0]["content"]).tokens:
-        return {"messages": [await _MODEL.ainvoke(messages)]}
+        return {"messages": [await MODEL.ainvoke(messages)]}
     writer = get_stream_writer()
     received = AIMessageChunk(content="")
-    async for chunk in _MODEL.astream(messages):
+    async for chunk in MODEL.astream(messages):
         if chunk.text:
             writer({"token": chunk.text})
         received += chunk

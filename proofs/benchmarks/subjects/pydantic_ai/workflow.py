@@ -15,8 +15,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
-    from proofs.benchmarks.kit.real import real
-    from proofs.benchmarks.subjects.pydantic_models import model_of
+    from proofs.benchmarks.subjects.pydantic_models import MODEL
 
 UNLIMITED = UsageLimits(request_limit=None)
 
@@ -71,9 +70,8 @@ def _continue(ctx: RunContext[None]) -> None:
 
 
 def _agent(name: str, durability: TemporalDurability[None]) -> Agent[None, str]:
-    found = real()
     return Agent(
-        model_of(found) if found else FunctionModel(_answer, stream_function=_stream),
+        MODEL or FunctionModel(_answer, stream_function=_stream),
         name=name,
         instructions="You look things up.",
         tools=[lookup],
