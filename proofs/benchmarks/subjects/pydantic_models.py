@@ -28,5 +28,5 @@ def _model_of(real: Real) -> Model:
 
 
 _FOUND = real()
-MODEL = _model_of(_FOUND) if _FOUND else None
+REAL_MODEL = _model_of(_FOUND) if _FOUND else None
 """Model of the agents, or None for the fake. Made here, as a workflow's sandbox does not run this module."""

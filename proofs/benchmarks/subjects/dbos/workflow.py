@@ -27,7 +27,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
-from proofs.benchmarks.subjects.pydantic_models import MODEL
+from proofs.benchmarks.subjects.pydantic_models import REAL_MODEL
 
 TEXT = "text"
 """Name of the stream for the model's text."""
@@ -107,7 +107,7 @@ async def lookup(step: int, call: int, size: int) -> str:
 
 def _agent(name: str, durability: DBOSDurability[None], **model: Any) -> Agent[None, str]:
     return Agent(
-        MODEL or FunctionModel(**model),
+        REAL_MODEL or FunctionModel(**model),
         name=name,
         instructions="You look things up.",
         tools=[lookup],

@@ -15,7 +15,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from proofs.benchmarks.kit import TOOL, Answer, Job, ask, result, step_of
-    from proofs.benchmarks.subjects.pydantic_models import MODEL
+    from proofs.benchmarks.subjects.pydantic_models import REAL_MODEL
 
 UNLIMITED = UsageLimits(request_limit=None)
 
@@ -71,7 +71,7 @@ def _continue(ctx: RunContext[None]) -> None:
 
 def _agent(name: str, durability: TemporalDurability[None]) -> Agent[None, str]:
     return Agent(
-        MODEL or FunctionModel(_answer, stream_function=_stream),
+        REAL_MODEL or FunctionModel(_answer, stream_function=_stream),
         name=name,
         instructions="You look things up.",
         tools=[lookup],
