@@ -6,8 +6,8 @@ Budgets reserve by these numbers, so each is an upper bound. Theory of operation
    about a token for three letters. Digits, hex, base64 and other text without words take up to one a character.
 2. Other scripts take as many tokens a character as the worst of the recorded tokenizers needs for them. A
    character of no common script counts as its bytes: a byte-level tokenizer never makes more.
-3. A picture counts by its size, a PDF by its pages, other documents by their text. What cannot be read counts
-   as the largest that providers take.
+3. A picture counts by its size, a PDF by its pages and by the text that they show, other documents by their text.
+   What cannot be read counts by its bytes, or as the largest that providers take.
 
 `tests/unit/test_tokens.py` holds the bound against recorded counts of five tokenizers, and how far above it is.
 """
@@ -24,11 +24,15 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
+from perdure.pdf_text import pdf_text
+
 LARGEST_IMAGE: Final = 4_784
 """Tokens of the largest picture: providers scale down what is larger."""
 SMALLEST_IMAGE: Final = 300
 PAGE_TOKENS: Final = 5_000
 """Tokens of a PDF's page: its text (Anthropic documents up to 3,000) and its picture (1,600)."""
+PAGE_PICTURE: Final = 1_600
+"""Tokens of the picture of a page."""
 LARGEST_DOCUMENT: Final = 100 * PAGE_TOKENS
 """Tokens of a document of which nothing is known: the hundred pages that providers take at least."""
 
@@ -229,19 +233,34 @@ _PAGE_COUNT: Final = re.compile(rb"/Count\s+(\d{1,6})")
 _OBJECTS: Final = re.compile(rb"/Type\s*/ObjStm.*?stream\r?\n", re.DOTALL)
 _MOST_INFLATED: Final = 16 * 1024 * 1024
 _MOST_PAGES: Final = 10_000
+_MOST_READ: Final = 1024 * 1024
+"""Bytes of a PDF's text that are judged by their characters."""
 
 
 def document_tokens(data: bytes, media_type: str) -> int:
     """Return an upper bound of the tokens of a document: by its pages, by its text, else by its bytes."""
     if data[:1024].lstrip().startswith(b"%PDF") or media_type == "application/pdf":
-        pages = _pdf_pages(data)
-        return pages * PAGE_TOKENS if pages else max(len(data), PAGE_TOKENS)
+        return _pdf_tokens(data)
     if data[:4] == b"PK\x03\x04":
         return _archive_tokens(data)
     try:
         return text_tokens(data.decode())
     except UnicodeDecodeError:
         return len(data)
+
+
+def _pdf_tokens(data: bytes) -> int:
+    """Return a bound for a PDF: a page may hold more text than pages do, and in few bytes."""
+    pages = _pdf_pages(data)
+    if not pages:
+        return max(len(data), PAGE_TOKENS)
+    text = pdf_text(data)
+    letters = text.shown.replace(b"\x00", b"")  # fonts with two bytes a letter
+    # No tokenizer makes more of a text than its bytes; more than a long book is not worth a closer look.
+    shown = text_tokens(letters[:_MOST_READ].decode("latin-1")) + len(letters[_MOST_READ:])
+    if len(letters) < len(text.shown):
+        shown = max(shown, len(letters) * 3 // 2)
+    return max(pages * PAGE_TOKENS, pages * PAGE_PICTURE + shown + text.unread)
 
 
 def _pdf_pages(data: bytes) -> int:

@@ -255,7 +255,11 @@ async def test_metrics_have_what_a_killed_worker_spent(
 ) -> None:
     """The next attempt records it once; together the metrics say what is booked."""
     counted: list[Usage] = []
-    monkeypatch.setattr(genai, "record_usage", lambda *fields: counted.append(fields[3]))
+
+    def count(labels: Any, agent: str, model: Any, usage: Usage, cost_microusd: int | None) -> None:
+        counted.append(usage)
+
+    monkeypatch.setattr(genai, "record_usage", count)
 
     async def case(provider: Provider, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         yield Reply(parts=(Text(text="done"),), stop="end_turn", usage=BEFORE)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 import struct
 import zipfile
 import zlib
@@ -152,6 +153,87 @@ def test_document_counts_by_its_pages() -> None:
         for pages in (1, 7, 100):
             assert document_tokens(make(pages), "application/pdf") == pages * PAGE_TOKENS
     assert document_tokens(_pdf(40).replace(b"/Count 40", b"/Count 1"), "application/pdf") == 40 * PAGE_TOKENS
+
+
+def _page(content: bytes, about: bytes = b"", form: bytes = b"") -> bytes:
+    stream = b"4 0 obj\n<< /Length %d %s >>\nstream\n%s\nendstream\nendobj\n"
+    return _pdf(1) + stream % (len(content), about, content) + form
+
+
+TOLD = b"the parties agree on this. " * 40_000
+SHOWN = b"BT /F1 1 Tf (" + TOLD + b") Tj ET"
+FLATE = b"/Filter /FlateDecode"
+LINE = TOLD[:5400]
+FULL_PAGES: dict[str, bytes] = {
+    "deflated": _page(zlib.compress(SHOWN), FLATE),
+    "plain": _page(SHOWN),
+    "in an array": _page(zlib.compress(b"BT [(" + TOLD.replace(b" ", b")-20(") + b")] TJ ET"), FLATE),
+    "in hex": _page(zlib.compress(b"BT <" + TOLD.hex().encode() + b"> Tj ET"), FLATE),
+    "two bytes a letter": _page(
+        zlib.compress(b"BT <" + TOLD.decode().encode("utf-16-be").hex().encode() + b"> Tj ET"), FLATE
+    ),
+    "in nested parentheses": _page(zlib.compress(b"BT (" + b"(((" + TOLD + b")))) Tj ET"), FLATE),
+    "said to be a picture": _page(zlib.compress(SHOWN), b"/Subtype /Image " + FLATE),
+    "of a length that lies": _page(zlib.compress(SHOWN), b"/Length 3 " + FLATE),
+    "with an indirect filter": _page(zlib.compress(SHOWN), b"/Filter 9 0 R"),
+    "with an escaped filter": _page(zlib.compress(SHOWN), b"/#46ilter /FlateDecode"),
+    "in base 85": _page(
+        base64.a85encode(zlib.compress(SHOWN)) + b"~>", b"/Filter [/ASCII85Decode /FlateDecode]"
+    ),
+    "in hexadecimal": _page(
+        zlib.compress(SHOWN).hex().encode() + b">", b"/Filter [/ASCIIHexDecode /FlateDecode]"
+    ),
+    "in a form placed often": _page(
+        zlib.compress(b"/Fm0 Do " * 200),
+        FLATE,
+        b"5 0 obj\n<< /Subtype /Form %s >>\nstream\n%s\nendstream"
+        % (FLATE, zlib.compress(b"BT (" + LINE + b") Tj ET")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FULL_PAGES)
+def test_full_page_counts_by_its_text(name: str) -> None:
+    """A megabyte of text on one page, in few bytes, counts as that text does."""
+    assert document_tokens(FULL_PAGES[name], "application/pdf") >= len(TOLD) // 4
+
+
+@pytest.mark.parametrize("about", [b"/Filter /LZWDecode", b"/Filter [/ASCII85Decode /LZWDecode]", FLATE])
+def test_unreadable_page_counts_by_its_bytes(about: bytes) -> None:
+    """A stream that cannot be inflated, or is encrypted, may be text; a photograph is none."""
+    noise = random.Random(1).randbytes(50_000)
+    assert document_tokens(_page(noise, about), "application/pdf") >= 50_000
+    locked = _page(zlib.compress(SHOWN[:400_000] + noise), FLATE) + b"trailer << /Encrypt 9 0 R >>"
+    assert document_tokens(locked, "application/pdf") >= 50_000
+    photograph = _page(noise, b"/Subtype /Image /Filter /DCTDecode")
+    assert document_tokens(photograph, "application/pdf") == PAGE_TOKENS
+
+
+def test_usual_pages_count_as_pages() -> None:
+    """Text of usual length, pictures and drawings do not add to what a page counts."""
+    words = b"".join(b"1 0 0 1 72.25 700.5 Tm [(agree)-250(to)] TJ " for _ in range(400))
+    drawing = b"72.5 14.25 m 99.1 18.2 l S " * 20_000
+    pixels = random.Random(2).randbytes(1_000_000)
+    for content, about in [
+        (b"BT /F1 9 Tf " + words + b"ET", b""),
+        (drawing, b""),
+        (pixels, b"/Subtype /Image"),
+        (pixels, b"/Length1 2000"),
+    ]:
+        page = _page(zlib.compress(content), about + b" " + FLATE)
+        assert document_tokens(page, "application/pdf") == PAGE_TOKENS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_broken_pdf_is_counted_quickly(seed: int) -> None:
+    """Bombs, and files that begin everything and end nothing, are counted with bounded effort."""
+    bombs = [
+        b"(" * 1_000_000,
+        b"(a" * 500_000 + b") Tj BT ",
+        b"stream\n" * 100_000,
+        zlib.compress(b"\x00" * 50_000_000, 9),
+    ]
+    assert document_tokens(_page(bombs[seed], FLATE if seed == 3 else b""), "application/pdf") >= PAGE_TOKENS
 
 
 def test_other_documents_count_by_their_text() -> None:
