@@ -351,8 +351,9 @@ class Message(Value):
         return self._without_computed(super().__deepcopy__(memo))
 
     def _without_computed(self, copied: Self) -> Self:
-        for name in copied.__dict__.keys() - type(self).model_fields.keys():
-            del copied.__dict__[name]
+        values: dict[str, Any] = vars(copied)
+        for name in values.keys() - type(self).model_fields.keys():
+            del values[name]
         return copied
 
     @property

@@ -30,7 +30,7 @@ def without_withheld(messages: Sequence[Message]) -> tuple[Message, ...]:
                 in_a_row = 0
             continue
         # Refused once more, without what was new: what the filter means is further back.
-        begin = answered[-min(2**in_a_row, len(answered))]
+        begin = answered[-min(1 << in_a_row, len(answered))]
         in_a_row += 1
         shown[begin:] = [_in_words(each) for each in shown[begin:]]
         shown.append(_in_words(message))

@@ -1,7 +1,7 @@
 """Refusals of Bedrock, and of gateways in front of it, in the form that botocore reads."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from perdure.providers import read_error
 
@@ -20,7 +20,8 @@ def tell_words(response_dict: dict[str, Any], **_: Any) -> None:
         known = json.loads(body or b"{}")
     except ValueError:
         known = None
-    named = known if isinstance(known, dict) else {}
-    code = next((named[key] for key in ("__type", "code") if isinstance(named.get(key), str)), None)
+    named = cast("dict[str, Any]", known) if isinstance(known, dict) else {}
+    codes = (str(named[key]) for key in ("__type", "code") if isinstance(named.get(key), str))
+    code = next(codes, None)
     code = code or next((code for code in told.codes if not code.isdigit()), "")
     response_dict["body"] = json.dumps({"message": told.words, "__type": code}).encode()

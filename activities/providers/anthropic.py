@@ -7,7 +7,7 @@ stream for none at all.
 
 import json
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
@@ -200,8 +200,8 @@ def _count(usage: Any, draft: ReplyDraft, *, final: bool) -> None:
     counted = draft.merge_counts(usage)
     written = read_count(counted.get("cache_creation_input_tokens")) or 0
     # The part of `written` that is kept for an hour has a price of its own.
-    by_span: Any = counted.get("cache_creation")
-    for_an_hour = read_count(by_span.get("ephemeral_1h_input_tokens")) if isinstance(by_span, dict) else None
+    by_span = _fields(counted.get("cache_creation"))
+    for_an_hour = read_count(by_span.get("ephemeral_1h_input_tokens"))
     written_1h = min(for_an_hour or 0, written)
     draft.count_tokens(
         final=final,
@@ -210,8 +210,13 @@ def _count(usage: Any, draft: ReplyDraft, *, final: bool) -> None:
         cache_write=written - written_1h,
         cache_write_1h=written_1h,
         # The count at the start is that of the start.
-        output_tokens=(usage if isinstance(usage, dict) else {}).get("output_tokens"),
+        output_tokens=_fields(usage).get("output_tokens"),
     )
+
+
+def _fields(value: object) -> dict[str, Any]:
+    """Return the fields of an object, none of anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 # -- errors

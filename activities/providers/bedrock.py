@@ -240,7 +240,7 @@ def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
             draft.open(request_id)
         case {"exception": code, "body": body}:
             raise draft.provider_error({"code": code, "message": read_error(body).words}, codes=_CODES)
-        case {"whole": dict(answer)}:
+        case {"whole": answer} if isinstance(answer, dict):
             yield from _fold_whole(cast("dict[str, Any]", answer), draft)
         case {"contentBlockStart": {"contentBlockIndex": index, "start": start}}:
             _begin_block(index, start, draft)
@@ -264,21 +264,27 @@ def _fold_whole(answer: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEven
     """Fold an answer that came whole: that of `Converse`, from a server that does not stream."""
     if "output" not in answer:
         raise draft.provider_error(answer, codes=_CODES)
-    for index, block in enumerate(answer["output"]["message"].get("content") or ()):
-        match block:
-            case {"toolUse": dict(call)}:
-                _begin_block(index, {"toolUse": call}, draft)
-                yield from draft.append_arguments(index, call.get("input"))
-            case {"reasoningContent": {"reasoningText": dict(thought)}}:
-                for key in ("text", "signature"):
-                    yield from _extend_block(index, {"reasoningContent": {key: thought.get(key)}}, draft)
-            case dict():
-                yield from _extend_block(index, cast("dict[str, Any]", block), draft)
-            case _:
-                raise TypeError(f"a content block is no object but a {type(block).__name__}")
+    blocks: list[Any] = answer["output"]["message"].get("content") or []
+    for index, block in enumerate(blocks):
+        if not isinstance(block, dict):
+            raise TypeError(f"a content block is no object but a {type(block).__name__}")
+        yield from _fold_block(index, cast("dict[str, Any]", block), draft)
     draft.stop = answer.get("stopReason")
     _count(answer.get("usage"), draft)
     draft.complete = True
+
+
+def _fold_block(index: int, block: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
+    match block:
+        case {"toolUse": call} if isinstance(call, dict):
+            _begin_block(index, {"toolUse": call}, draft)
+            yield from draft.append_arguments(index, cast("dict[str, Any]", call).get("input"))
+        case {"reasoningContent": {"reasoningText": thought}} if isinstance(thought, dict):
+            texts = cast("dict[str, Any]", thought)
+            for key in ("text", "signature"):
+                yield from _extend_block(index, {"reasoningContent": {key: texts.get(key)}}, draft)
+        case _:
+            yield from _extend_block(index, block, draft)
 
 
 def _begin_block(index: int, start: dict[str, Any], draft: ReplyDraft) -> None:
@@ -313,7 +319,8 @@ def _count(usage: Any, draft: ReplyDraft) -> None:
     written = read_count(counted.get("cacheWriteInputTokens")) or 0
     # The part of `written` that is kept for an hour has a price of its own.
     details: Any = counted.get("cacheDetails")
-    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    listed = cast("list[Any]", details) if isinstance(details, list) else []
+    parts = [cast("dict[str, Any]", part) for part in listed if isinstance(part, dict)]
     an_hour = [read_count(part.get("inputTokens")) or 0 for part in parts if part.get("ttl") == "1h"]
     written_1h = min(sum(an_hour), written)
     draft.count_tokens(

@@ -4,7 +4,7 @@ The library is an optional extra, imported when a model is first called or check
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
@@ -145,7 +145,7 @@ def _extend_blocks(delta: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEv
         yield from draft.append(draft.block("thinking", "thinking"), thought)
     for key in ("content", "refusal"):
         for piece in _pieces(delta.get(key)):
-            is_thought = isinstance(piece, dict) and piece.get("type") in ("thinking", "reasoning")
+            is_thought = _kind_of(piece) in ("thinking", "reasoning")
             block = draft.block("thinking", "thinking") if is_thought else draft.block(key, "text")
             yield from draft.append(block, piece)
     for call in delta.get("tool_calls") or ():
@@ -158,7 +158,11 @@ def _pieces(content: Any) -> list[Any]:
     """Return the pieces of a content: some servers send a list of texts and thoughts."""
     if not content:
         return []
-    return content if isinstance(content, list) else [content]
+    return cast("list[Any]", content) if isinstance(content, list) else [content]
+
+
+def _kind_of(piece: object) -> object:
+    return cast("dict[str, object]", piece).get("type") if isinstance(piece, dict) else None
 
 
 def _extend_call(call: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
@@ -184,8 +188,8 @@ def _correct_stop(reason: Any, draft: ReplyDraft) -> Any:
 
 def _count(usage: Any, draft: ReplyDraft, *, final: bool) -> None:
     counted = draft.merge_counts(usage)
-    details: Any = counted.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
+    found = counted.get("prompt_tokens_details")
+    details = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     read = read_count(details.get("cached_tokens")) or 0
     written = read_count(details.get("cache_write_tokens")) or 0
     # OpenAI's prompt tokens include the cached ones; our four counts are disjoint.

@@ -457,9 +457,14 @@ def _piece_text(piece: object, depth: int = 0) -> str:
             return piece
         case list() if depth < _MOST_DEPTH:
             return "".join(_piece_text(each, depth + 1) for each in cast("list[object]", piece))
-        case {"text": inner} | {"thinking": inner} | {"content": inner} if depth < _MOST_DEPTH:
-            return _piece_text(inner, depth + 1)
-    raise TypeError(f"a piece of text is no text but a {type(piece).__name__}")
+        case dict() if depth < _MOST_DEPTH:
+            fields = cast("dict[str, object]", piece)
+            found = next((key for key in ("text", "thinking", "content") if key in fields), None)
+            if found is not None:
+                return _piece_text(fields[found], depth + 1)
+        case _:
+            pass
+    raise TypeError(f"a piece of text is no text but a {type(cast('object', piece)).__name__}")
 
 
 def _arguments_text(piece: object) -> str:

@@ -152,14 +152,14 @@ class _Reader:
         if not data or data.startswith(b"[DONE]"):
             return []
         try:
-            value = json.loads(data)
+            value: object = json.loads(data)
         except ValueError:
             if name != "error":
                 raise
             value = data.decode(errors="replace")
-        if name == "error" and not (isinstance(value, dict) and "error" in value):
+        if name == "error" and not (isinstance(value, dict) and "error" in cast("dict[str, Any]", value)):
             return [{"type": "error", "error": value}]
-        pieces = _objects(value)
+        pieces = _objects(cast("object", value))
         return [{"type": name, **piece} for piece in pieces] if name else pieces
 
 

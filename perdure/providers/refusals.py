@@ -73,7 +73,9 @@ def normal_code(code: str) -> str:
     return re.sub("[^a-z0-9]", "", code.lower())
 
 
-_KIND_OF_CODE: Final = {normal_code(code): kind for kind, codes in _NAMED.items() for code in codes.split()}
+_KIND_OF_CODE: Final[dict[str, ErrorKind]] = {
+    normal_code(code): kind for kind, codes in _NAMED.items() for code in codes.split()
+}
 _DECISIVE: Final = frozenset({"payment", "context_overflow", "filtered"})
 """Kinds that no status tells of: a code for one of them is taken at its word."""
 _VAGUE_STATUS: Final = frozenset({400, 422})
@@ -108,11 +110,14 @@ def read_error(body: object, status: int | None = None) -> ProviderError:
         told = (int(code) for code in codes if code.isdigit() and len(code) == 3)
         status = next((number for number in told if 400 <= number < 600), None)
     words = _words(value, 0)
-    if not words and isinstance(value, dict | list) and value:
+    if not words and value and isinstance(value, dict | list):
         with suppress(RecursionError, ValueError):
-            words = json.dumps(value, ensure_ascii=False, default=str)
+            words = json.dumps(cast("object", value), ensure_ascii=False, default=str)
     return ProviderError(
-        words=words[:_MOST_WORDS].strip(), codes=codes[:8], status=status, delay=_delay(value, 0)
+        words=words[:_MOST_WORDS].strip(),
+        codes=codes[:8],
+        status=status,
+        delay=_delay(cast("object", value), 0),
     )
 
 
@@ -121,17 +126,18 @@ def kind_of_error(error: ProviderError, codes: Mapping[str, ErrorKind] | None = 
 
     `codes` is the adapter's own table: its entries count more than a status.
     """
-    own = {normal_code(code): kind for code, kind in (codes or {}).items()}
+    own: dict[str, ErrorKind] = {normal_code(code): kind for code, kind in (codes or {}).items()}
     names = [normal_code(code) for code in error.codes]
-    kind = next((own[name] for name in names if name in own), None)
+    kind: ErrorKind | None = next((own[name] for name in names if name in own), None)
     if kind is None:
-        named = [_KIND_OF_CODE[name] for name in names if name in _KIND_OF_CODE]
+        named: list[ErrorKind] = [_KIND_OF_CODE[name] for name in names if name in _KIND_OF_CODE]
         kind = next((each for each in named if each in _DECISIVE), None) or _by_status(error, named)
     return _explained(kind, error)
 
 
 def _by_status(error: ProviderError, named: list[ErrorKind]) -> ErrorKind:
-    precise = next((kind for kind in named if kind != "bad_request"), named[0] if named else None)
+    others = [kind for kind in named if kind != "bad_request"] or named
+    precise = others[0] if others else None
     if error.status is None:
         return precise or "stream_cut"
     if error.status in _VAGUE_STATUS and precise is not None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -127,7 +128,7 @@ class _Inliner:
         node = cast("Schema", schema)
         reference = node.get("$ref")
         if not isinstance(reference, str):
-            return _map_inside(node, lambda item: self.inline(item, open_refs))
+            return _map_inside(node, partial(self.inline, open_refs=open_refs))
         beside = {key: value for key, value in node.items() if key != "$ref"}
         self.inlined += 1
         target = _target(reference, self.root)
@@ -195,7 +196,8 @@ def _restrict(schema: Any, keywords: frozenset[str]) -> Schema:
     """Return the schema with these keywords alone, and with the nearest of them in place of others."""
     if not isinstance(schema, dict):
         return {}
-    node = _map_inside(_reword(cast("Schema", schema), keywords), lambda item: _restrict(item, keywords))
+    inside: Callable[[Any], Any] = partial(_restrict, keywords=keywords)
+    node = _map_inside(_reword(cast("Schema", schema), keywords), inside)
     if isinstance(node.get("items"), bool):
         node = {**node, "items": dict[str, Any]()}
     return {key: value for key, value in node.items() if key in keywords}

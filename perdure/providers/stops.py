@@ -48,8 +48,12 @@ def _normal(word: object) -> str:
     return re.sub("[^a-z0-9]", "", str(word)[:100].lower())
 
 
-_KNOWN: Final = {_normal(word): stop for stop, words in _WORDS.items() for word in words.split()}
-_BROKEN_KIND: Final = {_normal(word): kind for kind, words in _BROKEN.items() for word in words.split()}
+_KNOWN: Final[dict[str, ModelStop]] = {
+    _normal(word): stop for stop, words in _WORDS.items() for word in words.split()
+}
+_BROKEN_KIND: Final[dict[str, ErrorKind]] = {
+    _normal(word): kind for kind, words in _BROKEN.items() for word in words.split()
+}
 
 
 def model_stop(word: object, own: Mapping[str, ModelStop]) -> ModelStop | None:

@@ -242,7 +242,8 @@ def _set_in(extension: Extension) -> list[str]:
 
 def flat(bounds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bounds by name, with those of tools by names such as "per_tool.search"."""
-    tools = {f"per_tool.{name}": bound for name, bound in (bounds.get("per_tool") or {}).items()}
+    by_tool: Mapping[str, Any] = bounds.get("per_tool") or {}
+    tools = {f"per_tool.{name}": bound for name, bound in by_tool.items()}
     return {**{name: bound for name, bound in bounds.items() if name != "per_tool"}, **tools}
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 _FOLDER = Path(__file__).parent
 
@@ -74,4 +74,6 @@ def _answer(told: Mapping[str, Any], usual: Mapping[str, str]) -> Answer:
 
 
 def _chunk(told: Any) -> bytes:
-    return base64.b64decode(told["base64"]) if isinstance(told, dict) else str(told).encode()
+    if not isinstance(told, dict):
+        return str(told).encode()
+    return base64.b64decode(cast("dict[str, str]", told)["base64"])
