@@ -319,7 +319,7 @@ def _count(usage: Any, draft: ReplyDraft) -> None:
     written = read_count(counted.get("cacheWriteInputTokens")) or 0
     # The part of `written` that is kept for an hour has a price of its own.
     details: Any = counted.get("cacheDetails")
-    listed = cast("list[Any]", details) if isinstance(details, list) else []
+    listed = list[Any](details) if isinstance(details, list) else []  # pyright: ignore[reportUnknownArgumentType]
     parts = [cast("dict[str, Any]", part) for part in listed if isinstance(part, dict)]
     an_hour = [read_count(part.get("inputTokens")) or 0 for part in parts if part.get("ttl") == "1h"]
     written_1h = min(sum(an_hour), written)

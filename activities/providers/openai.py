@@ -158,7 +158,7 @@ def _pieces(content: Any) -> list[Any]:
     """Return the pieces of a content: some servers send a list of texts and thoughts."""
     if not content:
         return []
-    return cast("list[Any]", content) if isinstance(content, list) else [content]
+    return list[Any](content) if isinstance(content, list) else [content]  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _kind_of(piece: object) -> object:

@@ -464,7 +464,7 @@ def _piece_text(piece: object, depth: int = 0) -> str:
                 return _piece_text(fields[found], depth + 1)
         case _:
             pass
-    raise TypeError(f"a piece of text is no text but a {type(cast('object', piece)).__name__}")
+    raise TypeError(f"a piece of text is no text but a {type(piece).__name__}")  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _arguments_text(piece: object) -> str:

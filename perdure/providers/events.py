@@ -159,7 +159,7 @@ class _Reader:
             value = data.decode(errors="replace")
         if name == "error" and not (isinstance(value, dict) and "error" in cast("dict[str, Any]", value)):
             return [{"type": "error", "error": value}]
-        pieces = _objects(cast("object", value))
+        pieces = _objects(value)  # pyright: ignore[reportUnknownArgumentType]
         return [{"type": name, **piece} for piece in pieces] if name else pieces
 
 

@@ -105,6 +105,7 @@ class ProviderError:
 def read_error(body: object, status: int | None = None) -> ProviderError:
     """Return the error that a body tells of: JSON of any shape, decoded or not, HTML, text, or nothing."""
     value = _decoded(body)
+    delay = _delay(value, 0)
     codes = tuple(dict.fromkeys(_codes(value, 0)))
     if status is None:
         told = (int(code) for code in codes if code.isdigit() and len(code) == 3)
@@ -117,7 +118,7 @@ def read_error(body: object, status: int | None = None) -> ProviderError:
         words=words[:_MOST_WORDS].strip(),
         codes=codes[:8],
         status=status,
-        delay=_delay(cast("object", value), 0),
+        delay=delay,
     )
 
 
@@ -136,8 +137,8 @@ def kind_of_error(error: ProviderError, codes: Mapping[str, ErrorKind] | None = 
 
 
 def _by_status(error: ProviderError, named: list[ErrorKind]) -> ErrorKind:
-    others = [kind for kind in named if kind != "bad_request"] or named
-    precise = others[0] if others else None
+    others: list[ErrorKind] = [kind for kind in named if kind != "bad_request"]
+    precise = next(iter(others or named), None)
     if error.status is None:
         return precise or "stream_cut"
     if error.status in _VAGUE_STATUS and precise is not None:
