@@ -137,6 +137,7 @@ def _message(answer: Answer, done: int) -> dict[str, Any]:
 
 def _message_events(answer: Answer, done: int) -> Iterable[str]:
     whole = _message(answer, done)
+    begun: dict[str, Any]
     yield _sse("message_start", message=whole | {"content": [], "stop_reason": None})
     for index, block in enumerate(whole["content"]):
         if block["type"] == "tool_use":

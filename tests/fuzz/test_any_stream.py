@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -119,7 +119,7 @@ def reader(
         parser = rest._event_stream_parser
 
         def opened(*_: object, **__: object) -> Any:
-            stream: Any = EventStream(_Raw([*body]), shape, parser, "ConverseStream")
+            stream: EventStream[Any] = EventStream(_Raw([*body]), shape, parser, "ConverseStream")
             return {"stream": stream, "ResponseMetadata": {"RequestId": "req-1", "HTTPHeaders": {}}}
 
         monkeypatch.setattr(bedrock, "_open_stream", opened)
@@ -219,10 +219,10 @@ def _values(frames: Sequence[bytes]) -> Iterator[Any]:
 def _arguments(value: Any) -> Iterator[Any]:
     """Yield what stands where a dialect has arguments, or pieces of them."""
     if isinstance(value, list):
-        for each in value:
+        for each in cast("Sequence[Any]", value):
             yield from _arguments(each)
     elif isinstance(value, dict):
-        for key, each in value.items():
+        for key, each in cast("dict[str, Any]", value).items():
             if key in ("partial_json", "input", "arguments", "args", "delta"):
                 yield each
             yield from _arguments(each)

@@ -87,11 +87,11 @@ async def record() -> None:
         patch("perdure.workflows.engine.parking.LONGEST_WAIT", 2 * second),
         patch("perdure.activities.attempt.LONGEST_RETRY_AFTER", timedelta()),
     ):
-        with patch("perdure.activities.attempt._auto_retry_delay", lambda *_: ENDLESS):
+        with patch("perdure.activities.attempt._auto_retry_delay", return_value=ENDLESS):
             await _play("recorded_wait", folder, events=1000)
         with (
             patch("perdure.workflows.loop.pack", _pack),
-            patch("perdure.activities.attempt._auto_retry_delay", lambda *_: 7 * second),
+            patch("perdure.activities.attempt._auto_retry_delay", return_value=7 * second),
         ):
             await _play("carried_wait", folder, events=8)
     (folder / "carried_wait-1.json").unlink()  # only its end is of interest

@@ -57,7 +57,8 @@ def end_of_team(limits: GraphLimits, own: Limits, outcomes: list[RunResult]) -> 
 
 
 def node(reason: StopReason = "end_turn", **used: Any) -> RunResult:
-    return RunResult(**{"agent": "a", "output": "so far", "stop_reason": reason, "cost_microusd": 0, **used})
+    fields: dict[str, Any] = {"output": "so far", "cost_microusd": 0, **used}
+    return RunResult(agent="a", stop_reason=reason, **fields)
 
 
 def wrote(tokens: int) -> Usage:

@@ -65,7 +65,7 @@ ODD = {"null": None, "negative": -5}
 
 def _anthropic() -> dict[str, Sequence[bytes]]:
     def block(index: int, id_: str, piece: Any) -> list[bytes]:
-        start = {"type": "tool_use", "id": id_, "name": "search", "input": {}}
+        start: dict[str, Any] = {"type": "tool_use", "id": id_, "name": "search", "input": {}}
         return [
             sse({"type": "content_block_start", "index": index, "content_block": start}),
             sse({"type": "content_block_delta", "index": index,
@@ -101,7 +101,7 @@ def _bedrock() -> dict[str, Sequence[bytes]]:
 
     begun = BEDROCK.open(StubReply())
     ended = BEDROCK.close(StubReply(stop="tool_use"))
-    whole = {
+    whole: dict[str, Any] = {
         "output": {"message": {"role": "assistant", "content": [{"text": "Hello, world"}]}},
         "stopReason": "end_turn",
         "usage": {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18},

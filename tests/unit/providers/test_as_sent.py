@@ -47,7 +47,7 @@ def _text(index: int, text: str) -> bytes:
 
 
 def _start(index: int, id_: Any, **more: Any) -> bytes:
-    block = {"type": "tool_use", "id": id_, "name": "shelf", "input": {}, **more}
+    block: dict[str, Any] = {"type": "tool_use", "id": id_, "name": "shelf", "input": {}, **more}
     return sse({"type": "content_block_start", "index": index, "content_block": block})
 
 
@@ -74,10 +74,6 @@ def _rest(index: int, piece: Any) -> bytes:
 def _tool(index: int, id_: str, *inputs: str) -> list[bytes]:
     start = {"toolUse": {"toolUseId": id_, "name": "shelf"}}
     return bedrock_block(index, start, *({"toolUse": {"input": piece}} for piece in inputs))
-
-
-def _two(*values: dict[str, str]) -> list[dict[str, str]]:
-    return list(values)
 
 
 CALLS: dict[str, dict[str, tuple[Sequence[bytes], list[dict[str, str]]]]] = {

@@ -87,7 +87,8 @@ class Repeats(OpenAIModel):
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         async for event in super().stream(request):
             yield event
-        yield event
+            if isinstance(event, Reply):
+                yield event
 
 
 class Takes(OpenAIModel):

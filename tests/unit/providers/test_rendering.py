@@ -86,9 +86,11 @@ MEDIA = st.sampled_from(
     ]
 )
 RESULT = st.builds(
-    lambda content, is_error: ToolResult(call_id="c1", name="search", content=content, is_error=is_error),
-    st.lists(st.one_of(st.builds(Text, text=WORDS), MEDIA), max_size=2),
-    st.booleans(),
+    ToolResult,
+    call_id=st.just("c1"),
+    name=st.just("search"),
+    content=st.lists(st.one_of(st.builds(Text, text=WORDS), MEDIA), max_size=2),
+    is_error=st.booleans(),
 )
 SPOKEN: st.SearchStrategy[Part] = st.one_of(
     st.builds(Text, text=WORDS),
@@ -106,13 +108,14 @@ SPOKEN: st.SearchStrategy[Part] = st.one_of(
 MODELS = st.sampled_from([name for names in NAMES.values() for name in names])
 USER = st.lists(st.one_of(st.builds(Text, text=WORDS), MEDIA), max_size=2)
 MESSAGE = st.one_of(
-    st.builds(lambda parts: Message(role="user", parts=parts), USER),
+    st.builds(Message, role=st.just("user"), parts=USER),
     st.builds(
-        lambda parts, model: Message(role="assistant", parts=parts, meta=ReplyMeta(step=1, model=model)),
-        st.lists(SPOKEN, max_size=3),
-        MODELS,
+        Message,
+        role=st.just("assistant"),
+        parts=st.lists(SPOKEN, max_size=3),
+        meta=st.builds(ReplyMeta, step=st.just(1), model=MODELS),
     ),
-    st.builds(lambda parts: Message(role="tool", parts=parts), st.lists(RESULT, min_size=1, max_size=2)),
+    st.builds(Message, role=st.just("tool"), parts=st.lists(RESULT, min_size=1, max_size=2)),
 )
 
 
@@ -122,7 +125,8 @@ def requests(draw: st.DrawFn, provider: str) -> ModelRequest:
     if provider != "openai":
         options["cache"] = draw(st.booleans())
     if provider != "bedrock" and draw(st.booleans()):
-        options["extra_body"] = draw(st.sampled_from([{"top_k": 5}, {"messages": []}, {"stream": False}]))
+        bodies: list[dict[str, Any]] = [{"top_k": 5}, {"messages": []}, {"stream": False}]
+        options["extra_body"] = draw(st.sampled_from(bodies))
     config = ModelConfig(name=draw(st.sampled_from(NAMES[provider])), options=options)
     return ModelRequest(
         config=config,
