@@ -89,7 +89,7 @@ async def _wire(dialect: Dialect, server: Stub) -> AsyncIterator[Wire]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give `wire` each adapter in turn; those with requests of their own shape only where no request is looked into."""
     if "wire" in metafunc.fixturenames:
-        is_for_all = metafunc.definition.path.stem in ("test_contract", "test_garbled")
+        is_for_all = metafunc.definition.path.stem in ("test_contract", "test_garbled", "test_streams")
         dialects = (*DIALECTS, *MORE_DIALECTS) if is_for_all else DIALECTS
         metafunc.parametrize("wire", dialects, ids=[dialect.name for dialect in dialects], indirect=True)
 
