@@ -58,7 +58,7 @@ from .attempt import (
     stopped_call,
 )
 from .content.attachments import readable_messages
-from .content.plain import plain_request
+from .content.plain import overflow_of, plain_request
 from .content.reply import FINAL_ANSWER_TOOL, READ_BACK_TOOL, READ_RESULT_TOOL, CheckedReply, check_reply
 from .content.summary import checked_summary, summary_request, with_summary
 from .content.transcripts import ModelView, Transcripts
@@ -200,7 +200,7 @@ class ModelCalls:
                 raise
             plain = plain_request(request, str(error))
             if plain is None:
-                raise _overflow_of(error) from None
+                raise overflow_of(error) from None
             attempt.note_refusal("asked once more in plain form", error)
             request = attempt.admit_again(plain.request, error)
         attempt.refused = plain.refused
@@ -208,7 +208,7 @@ class ModelCalls:
             return await self._call_with_span(attempt, request)
         except ModelError as error:
             attempt.refused = ()  # it was refused for something else
-            raise _overflow_of(error) from None
+            raise overflow_of(error) from None
 
     async def _build_request(self, attempt: ModelAttempt, view: ModelView) -> ModelRequest:
         call, spec = attempt.call, attempt.spec
@@ -431,13 +431,6 @@ def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempt
         next_retry_delay=error.next_retry_delay,
         category=error.category,
     )
-
-
-def _overflow_of(error: ModelError) -> ModelError:
-    """Return the error; as an overflow where a conversation has too many bytes: less of it may pass."""
-    if error.kind != "too_large":
-        return error
-    return ModelError("context_overflow", str(error), request_id=error.request_id, usage=error.usage)
 
 
 def _hooked_run(call: ModelInput) -> HookedRun:

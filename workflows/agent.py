@@ -12,13 +12,13 @@ from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 from .arguments import Carried, read_arguments
+from .bound_programs import bound_program
 from .ending import EndedBeforeBeginningError
 from .engine.carry import format_of, spec_in
 from .engine.clocks import deadline_of
 from .engine.program import RunningProgram
 from .engine.state import Origin
 from .extension import ExtendableRun
-from .handlers import bound_program
 from .inputs import is_extension, request_of
 from .memory import remember
 

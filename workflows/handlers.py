@@ -9,9 +9,7 @@ from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError
 
-from perdure.graph import GraphCode
 from perdure.members import for_member
-from perdure.scheduling import Scheduler
 from perdure.wire.effects import BoundArguments
 from perdure.wire.names import (
     BIND_ARGUMENTS,
@@ -39,7 +37,7 @@ from perdure.wire.results import (
     Status,
     TranscriptPage,
 )
-from perdure.wire.spec import AgentSpec, AnySpec, GraphSpec, PatternSpec, ResolvedAgent
+from perdure.wire.spec import AgentSpec, ResolvedAgent
 from perdure.wire.tree import ChildInput, Grant, Report
 
 from .ending import EndedBeforeBeginningError, RunIsEndingError, requested_end, result_before_beginning
@@ -58,8 +56,7 @@ from .engine.events import (
 )
 from .engine.pages import page
 from .engine.people import RelayedDecision
-from .engine.program import Program, RunningProgram
-from .engine.programs import UserCode, program_for
+from .engine.program import RunningProgram
 from .engine.report import starting_status
 from .engine.state import End, RunState
 from .inputs import (
@@ -479,26 +476,3 @@ class RunHandlers:
         if self._loop.state is None:
             raise refuse("the run has not started yet: no worker has resolved its agent")
         return self._loop.state
-
-
-def bound_program(spec: AnySpec) -> Program[Any]:
-    """Return the program of a spec, with the user's code that it names."""
-    return program_for(spec, UserCode(functions=_functions_of, scheduler=_scheduler_of))
-
-
-def _functions_of(spec: GraphSpec) -> GraphCode:
-    code: GraphCode = _user_code().functions_of(spec)
-    return code
-
-
-def _scheduler_of(spec: PatternSpec) -> Scheduler[Any]:
-    scheduler: Scheduler[Any] = _user_code().scheduler_of(spec)
-    return scheduler
-
-
-def _user_code() -> Any:
-    """Return the module that binds users' code. It is imported here: of our files it alone is each run's own."""
-    with workflow.unsafe.sandbox_import_notification_policy(workflow.SandboxImportNotificationPolicy.SILENT):
-        from . import user_code
-
-    return user_code

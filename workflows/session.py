@@ -22,6 +22,7 @@ from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
 from .arguments import Carried, read_arguments
+from .bound_programs import bound_program
 from .ending import EndedBeforeBeginningError, RunIsEndingError
 from .engine.carry import format_of, spec_in
 from .engine.clocks import deadline_of
@@ -31,7 +32,6 @@ from .engine.session import SessionProgram, is_pending, priced_request, reply_to
 from .engine.state import Origin, Session, Utterance
 from .engine.turn_extension import checked_turn_extension
 from .extension import ExtendableRun, executions_below
-from .handlers import bound_program
 from .inputs import (
     check_alone,
     check_extension_prices,

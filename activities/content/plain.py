@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
+from perdure.errors import ModelError
 from perdure.messages import Message, Opaque, Part, Thinking
 from perdure.model import ModelConfig, ModelRequest
 
@@ -42,6 +43,13 @@ def plain_request(request: ModelRequest, words: str) -> PlainRequest | None:
         return None
     in_words = readable_messages(request.messages, request.blobs, attachments)
     return PlainRequest(request=replace(request, messages=in_words), refused=attachments)
+
+
+def overflow_of(error: ModelError) -> ModelError:
+    """Return the error; as an overflow where a conversation has too many bytes: less of it may pass."""
+    if error.kind != "too_large":
+        return error
+    return ModelError("context_overflow", str(error), request_id=error.request_id, usage=error.usage)
 
 
 def _is_own(part: Part) -> bool:

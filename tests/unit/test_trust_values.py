@@ -101,10 +101,11 @@ def test_forged_grant_gives_nothing() -> None:
     assert apply_grant(tree_of(None), forged) == tree_of(None)
 
 
-@pytest.mark.parametrize("amount", [-1, 2**60, 10**400])
-def test_amounts_are_bounded(amount: int) -> None:
+def test_amounts_are_bounded() -> None:
+    """Less than nothing is refused. More than can be is the largest amount: sums are made where nothing may fail."""
     with pytest.raises(ValidationError):
-        Amount(cost_microusd=amount)
+        Amount(cost_microusd=-1)
+    assert [Amount(cost_microusd=amount).cost_microusd for amount in (2**60, 10**400)] == [2**53] * 2
 
 
 def nested(depth: int) -> Any:
