@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .world import Shell, World
 
 _UNREAD = "message not read: "
+_UNREAD_ANSWER = "answer not read: "
 
 
 def check_kept(world: "World") -> None:
@@ -107,7 +108,8 @@ def _check_passed_on(world: "World", shell: "Shell") -> None:
         shell.result.stop_reason == "handoff" and bool(later)
     )
     for line in lines:
-        # Above, a message may be known without the key of the run that it was sent to.
+        # Above, a message may be known without the key of the run that it was sent to, and an answer as a message.
         words = line[max(line.find(_UNREAD), 0) :]
-        named = any(words in above for above in _left_by(parent))
+        _, is_answer, answer = line.partition(_UNREAD_ANSWER)
+        named = any(words in above or (is_answer and answer in above) for above in _left_by(parent))
         assert took_over or named or _is_read([parent], words), f"above {shell.id} nobody knows: {line}"

@@ -17,6 +17,7 @@ from perdure.workflows.engine.commands import CallModel, CallTools, Finish
 from perdure.workflows.engine.decide import decide
 from perdure.workflows.engine.events import CallReturned, CallsStarted, EndRequested, MessageSent
 from perdure.workflows.engine.fold import fold
+from perdure.workflows.engine.handovers import handed_on_by
 from perdure.workflows.engine.reply import MOST_CUT_REPLIES
 from perdure.workflows.engine.state import AgentState, End, Step
 
@@ -301,3 +302,16 @@ def test_words_of_a_tool_are_no_refusal_of_ours() -> None:
     state = answered(answered(state, call("work", n=2)), text="done")
     assert [line for line in missing(state) if "of the day" in line] == []
     assert len(missing(state)) == 1
+
+
+def test_next_attempt_reads_an_unread_answer() -> None:
+    """A person's answer that a failed attempt of a node has not read goes on to the next attempt."""
+    state = answered(begun(), call("ask_person", question="which?"))
+    lineage = Lineage(parent="p", key="a-1", spec_digest="x", as_of=NOW)
+    state = replace(state, tree=replace(state.tree, lineage=lineage))
+    state = fold(state, MessageSent(message=Message.user("the red one"), call_id="call-1-1"))
+    left = handed_on_by(state, End(stop_reason="error"))
+    assert left is not None
+    assert [message.text for message in left.messages] == [
+        '(A person was asked: ask_person(question="which?")) the red one'
+    ]

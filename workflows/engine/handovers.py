@@ -1,8 +1,8 @@
 """Handovers: what an ended run of a team leaves to the run that takes over from it.
 
 Rules
-1. A run that ends leaves the messages that it has not read. One that hands over also leaves what it has done beside
-   the handoff: nobody has seen those results, and the calls are not made again.
+1. A run that ends leaves the messages, and people's answers, that it has not read. One that hands over also leaves
+   what it has done beside the handoff: nobody has seen those results, and the calls are not made again.
 2. The agent that was handed to takes over, or else another attempt of the same node. It reads the messages after its
    prompt, as messages of their own.
 3. Where nobody takes over, the messages and the calls are named in the team's result. In a session the next turn
@@ -21,10 +21,12 @@ from perdure.wire.results import HandedOn, NodeResult, RunResult
 from perdure.wire.spec import AgentSpec
 
 from .leftovers import (
+    ANSWER_NOT_READ,
     calls_by_id,
     cut_lines,
     refused_lines,
     refused_writes,
+    unread_answers,
     unread_lines,
     unread_messages,
 )
@@ -44,8 +46,9 @@ def handed_on_by(state: AgentState, end: End) -> HandedOn | None:
     """Return what an agent's run leaves to the run that takes over; None for a root, or when it leaves nothing."""
     if state.tree.lineage is None:
         return None
-    messages = unread_messages(state)
     hands_over = end.stop_reason == "handoff"
+    # Beside a handoff, an answer is one of the results that are told.
+    messages = [*([] if hands_over else unread_answers(state)), *unread_messages(state)]
     beside, refused = (_calls_beside(state), _refusals(state)) if hands_over else ([], [])
     not_run = cut_lines(refused_lines(state)) if hands_over else []
     if not (messages or beside or refused or not_run):
@@ -101,15 +104,16 @@ def record_handover(team: TeamState, result: NodeResult, outcome: RunResult) -> 
         return team, result
     left = outcome.handed_on or HandedOn()
     if not target:
-        # The messages are named by the handover, as long as no other attempt reads them.
+        # The messages, answers among them, are named by the handover, as long as no other attempt reads them.
         named = tuple(unread_lines(left.messages))
-        kept = [line for line in result.missing if not line.endswith(named)]
+        missing = [line for line in result.missing if not line.startswith(ANSWER_NOT_READ)]
+        kept = [line for line in missing if not line.endswith(named)]
         handover = Handover(key=result.key, target="", left=left, missing=())
         result = result.model_copy(update={"missing": kept})
     else:
         kept = [line for line in result.missing if line in left.not_run]
-        missing = tuple(line for line in result.missing if line not in left.not_run)
-        handover = Handover(key=result.key, target=target, left=left, missing=missing)
+        gone = tuple(line for line in result.missing if line not in left.not_run)
+        handover = Handover(key=result.key, target=target, left=left, missing=gone)
         result = result.model_copy(update={"missing": kept})
     refused = (*team.refused, *left.refused)[-_MOST_REFUSED:]
     return replace(team, handovers=(*team.handovers, handover), refused=refused), result

@@ -22,6 +22,7 @@ from .report import shorten, signature
 from .state import AgentState, End
 from .unsent import unsent_by
 
+ANSWER_NOT_READ: Final = "answer not read: "
 MOST_LINES: Final = 200
 """Most lines of one result. A tree of many runs could else make a result that no payload can hold."""
 _MOST_CHARS: Final = 200
@@ -69,6 +70,20 @@ def _all_unread(state: AgentState) -> list[Message]:
     return [*(state.messages[index] for index in state.inbox.unanswered), *state.inbox.messages]
 
 
+def unread_answers(state: AgentState) -> list[Message]:
+    """Return people's answers that no model has read, as messages to a run that did not ask."""
+    made, messages = calls_by_id(state), state.messages[state.first_message :]
+    at = next((at for at in range(len(messages) - 1, -1, -1) if messages[at].role != "user"), None)
+    if at is None or messages[at].role != "tool":
+        return []
+    answers = [result for result in messages[at].tool_results if result.call_id in made]
+    return [
+        Message.user(f"(A person was asked: {signature(made[result.call_id])}) {result.text}")
+        for result in answers
+        if _is_answer(state, result)
+    ]
+
+
 def calls_by_id(state: AgentState) -> dict[str, ToolCall]:
     """Return the calls that the model asked for in the run, or in the current turn."""
     return {call.id: call for message in state.messages[state.first_message :] for call in message.tool_calls}
@@ -111,7 +126,7 @@ def _call_lines(state: AgentState, end: End) -> list[str]:
     answers = [] if was_seen else [result for result in results if _is_answer(state, result)]
     return [
         *(call_line(made[result.call_id], result) for result in failed),
-        *(f"answer not read: {shorten(result.text, _MOST_CHARS)}" for result in answers),
+        *(f"{ANSWER_NOT_READ}{shorten(result.text, _MOST_CHARS)}" for result in answers),
     ]
 
 
