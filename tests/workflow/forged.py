@@ -26,7 +26,7 @@ from perdure.starter.client.connect import Client
 from perdure.testing import Line, ScriptedModel, calls, running, says
 from tests.fuzz import junk
 
-HANGS: Final = 15.0
+HANGS: Final = 60.0
 NO_SHRINKING: Final = (Phase.explicit, Phase.generate)
 """An example that hangs takes its time: to shrink it would take hours."""
 _T = TypeVar("_T")
