@@ -6,6 +6,7 @@ Rules
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from perdure.fitting import fit_results, most_result_tokens
 from perdure.messages import Message, estimated_tokens
@@ -41,6 +42,12 @@ def fixed_tokens(spec: AgentSpec, *, has_peers: bool) -> int:
 def visible_tokens(state: AgentState) -> int:
     """Return an upper bound of what the model sees now, by our own estimate alone."""
     return unmoved_tokens(state) + shown_tokens(state, state.transcript.visible)
+
+
+def count_anew(state: AgentState) -> AgentState:
+    """Return the state whose context is counted by our own estimate: the provider's count says nothing of it now."""
+    counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
+    return replace(state, transcript=counted)
 
 
 def result_bound(state: AgentState) -> int:

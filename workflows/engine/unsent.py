@@ -11,7 +11,7 @@ from typing import Final
 
 from .amounts import bounds_of, missing
 from .budget import LEAST_REPLY_TOKENS, call_amount
-from .input_tokens import visible_tokens
+from .input_tokens import count_anew
 from .state import AgentState, End
 
 _REFUSED: Final = ("bad_request", "too_large", "context_overflow")
@@ -45,7 +45,7 @@ def put_unsent_in_words(state: AgentState, unsent: tuple[int, ...]) -> AgentStat
         return state
     answered = tuple(index for index in state.inbox.unanswered if index not in unsent)
     transcript = replace(state.transcript, unsent=(*state.transcript.unsent, *unsent))
-    return _count_anew(replace(state, transcript=transcript, inbox=replace(state.inbox, unanswered=answered)))
+    return count_anew(replace(state, transcript=transcript, inbox=replace(state.inbox, unanswered=answered)))
 
 
 def send_again(state: AgentState) -> AgentState:
@@ -53,9 +53,4 @@ def send_again(state: AgentState) -> AgentState:
     kept = tuple(index for index in state.transcript.unsent if index < state.first_message)
     if kept == state.transcript.unsent:
         return state
-    return _count_anew(replace(state, transcript=replace(state.transcript, unsent=kept)))
-
-
-def _count_anew(state: AgentState) -> AgentState:
-    counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
-    return replace(state, transcript=counted)
+    return count_anew(replace(state, transcript=replace(state.transcript, unsent=kept)))

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from perdure.limits import Limits
 from perdure.wire.results import RunStatus
 
-from .input_tokens import visible_tokens
+from .input_tokens import count_anew
 from .past import Cut, NextAgent
 from .state import AgentState, Chain, RunState
 from .step import offer_rest_if_cut
@@ -60,9 +60,9 @@ def apply_next_agent(state: AnyState) -> AnyState:
 
 def _count_anew(state: AnyState) -> AnyState:
     assert isinstance(state, AgentState), "only an agent has a transcript to count"
-    counted = replace(state.transcript, context_tokens=visible_tokens(state), counted_by="")
-    anew = replace(state, transcript=counted, chain=Chain())
-    return replace(anew, transcript=offer_rest_if_cut(anew).transcript)
+    # With the new agent's first model, whose room decides what is cut.
+    counted = offer_rest_if_cut(replace(count_anew(state), chain=Chain()))
+    return replace(state, transcript=counted.transcript, chain=Chain())
 
 
 def with_upgrades(state: RunState, status: RunStatus) -> RunStatus:

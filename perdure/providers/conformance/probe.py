@@ -25,7 +25,7 @@ _MOST_TOKENS = 10**12
 
 
 class Violation(Exception):
-    """What an adapter does otherwise than it must; the message says what, and what to do."""
+    """Broken rule of an adapter; the message says what it does, and what to do."""
 
 
 class NoShape(Exception):
