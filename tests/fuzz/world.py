@@ -282,9 +282,8 @@ class Shell:
 
     def _over(self, end: End) -> None:
         self.world.unheard(self)
-        self.world.unheard_of |= {
-            self.children[key].id for key, kind in self.flying.items() if kind == "child"
-        }
+        for key in [key for key, kind in self.flying.items() if kind == "child"]:
+            self.world.give_up(self.children[key])
         self.state = replace(self.state, end=end)
         self.end = end
         self.result = self.program.result(self.state, end)
@@ -347,8 +346,8 @@ class Shell:
     def child_ended(self, key: str, outcome: RunResult) -> None:
         """The run of that key is over."""
         self.flying.pop(key, None)
-        if not self._waits_for(key):
-            self.world.unheard_of.add(self.children[key].id)
+        if not self.hears_of(key):
+            self.world.give_up(self.children[key])
         result = None
         call = self.called_by.get(key)
         if call is not None:
@@ -358,9 +357,9 @@ class Shell:
             )
         self.wake(ChildEnded(key=key, outcome=outcome, at=self.world.now(), result=result))
 
-    def _waits_for(self, key: str) -> bool:
-        """It has not given the child up."""
-        return self.state.tree.child(key) is not None
+    def hears_of(self, key: str) -> bool:
+        """It goes on, and has not given the child up."""
+        return self.end is None and self.state.tree.child(key) is not None
 
     def land(self, key: str, *events: Event) -> None:
         """A model call, tool call or function has come back."""
@@ -391,6 +390,8 @@ class World:
     """The calls that were started, by run."""
     unheard_of: set[str] = field(default_factory=set[str])
     """Runs that were given up, or ended by force: what they have left undone, nobody knows."""
+    last_words: set[str] = field(default_factory=set[str])
+    """Runs whose last report, with their result, has arrived before they were given up."""
 
     def now(self) -> Any:
         """The time; it never stands still."""
@@ -464,6 +465,8 @@ class World:
         if target in self.new:
             self.new.remove(target)
             target.wake()
+        if isinstance(what, ChildReported) and what.report.final and target.hears_of(what.report.key):
+            self.last_words.add(ends[0])
         if isinstance(what, RunResult):
             key = next(key for key, child in target.children.items() if child.id == ends[0])
             target.child_ended(key, what)
@@ -491,6 +494,11 @@ class World:
         self.orphaned(shell)
         if shell in self.new:
             self.new.remove(shell)
+
+    def give_up(self, shell: Shell) -> None:
+        """A run is waited for no longer: what it has left undone is known if its last report has arrived."""
+        if shell.id not in self.last_words:
+            self.unheard_of.add(shell.id)
 
     # -- models
 

@@ -46,7 +46,8 @@ class Encrypts(PayloadCodec):
     """Stands for encryption: other bytes each time, and nothing readable in them."""
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        return [self._encode(payload, os.urandom(1)) for payload in payloads]
+        # The first bit is set, because one key in 256 would leave the text as it is.
+        return [self._encode(payload, bytes([os.urandom(1)[0] | 128])) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         return [Payload.FromString(_scramble(p.data[1:], p.data[0])) for p in payloads]

@@ -432,9 +432,12 @@ async def test_park_for_a_person_is_visible(
         assert (await run.result()).output == "hi"
 
 
-async def test_redrive_blocks_the_retry_timer(settings: Settings) -> None:
+async def test_redrive_blocks_the_retry_timer(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perdure.starter.client import calls
     from perdure.workers.running import serving
 
+    # The redrive waits here for as long as the run is parked, which is a matter of chance.
+    monkeypatch.setattr(calls, "ANSWER_WITHIN", timedelta(seconds=HANGS))
     gate, slow = Gate(), False
 
     class SlowAtTimes(FileBlobs):
