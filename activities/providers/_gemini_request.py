@@ -6,20 +6,24 @@ from typing import Any, Final, cast
 
 from pydantic import Field, JsonValue
 
-from perdure.messages import Document, Image, Message, Opaque, Part, Text, Thinking, ToolCall, ToolResult
+from perdure.messages import Document, Image, Opaque, Part, Text, Thinking, ToolCall, ToolResult
 from perdure.model import ModelConfig, ModelRequest, ToolDefinition
 from perdure.providers import (
     EMPTY_TEXT,
+    Body,
     ProviderOptions,
     attachment_base64,
     attachment_text,
     capabilities_of,
+    join_body,
     make_sendable,
-    merge_turns,
     read_options,
     reject_setting,
+    render_turn,
+    split_turns,
     tools_to_list,
 )
+from perdure.providers.rendering import Turn
 
 SIGNATURE: Final = "thoughtSignature"
 """Field of a part that carries the model's signed thoughts. It goes back with that part, unchanged."""
@@ -57,14 +61,28 @@ def read_config(config: ModelConfig) -> GeminiOptions:
 
 
 def build_body(request: ModelRequest, options: GeminiOptions) -> dict[str, Any]:
-    """Return the JSON to send, without `extra_body`."""
+    """Return the request to send as plain values, without `extra_body`."""
+    fields, turns = _fields_and_turns(request, options)
+    return {**fields, "contents": [_content(turn, request.blobs) for turn in turns]}
+
+
+def render_body(request: ModelRequest, options: GeminiOptions) -> Body:
+    """Return the JSON of `build_body` with `extra_body` in it; what is kept of earlier requests is not made again."""
+    fields, turns = _fields_and_turns(request, options)
+    fields = merge_fields(fields, options.extra_body)
+
+    def render(turn: Turn) -> list[dict[str, Any]]:
+        return [_content(turn, request.blobs)]
+
+    pieces = [render_turn(turn, "gemini", None, render) for turn in turns]
+    return join_body(fields, None if "contents" in fields else "contents", pieces)
+
+
+def _fields_and_turns(request: ModelRequest, options: GeminiOptions) -> tuple[dict[str, Any], list[Turn]]:
+    """Return the fields of a request beside its contents, and the turns that its contents are made of."""
     # Thinking as it was asked for: here the calls of a turn carry its thoughts, whatever the turn began with.
-    generation = _generation_config(request, options)
+    body: dict[str, Any] = {"generationConfig": _generation_config(request, options)}
     request = make_sendable(request, capabilities_of(request.config, "gemini"))
-    body: dict[str, Any] = {
-        "contents": _contents(request),
-        "generationConfig": generation,
-    }
     if request.instructions.strip():
         body["systemInstruction"] = {"parts": [{"text": request.instructions}]}
     if tools := tools_to_list(request):
@@ -75,7 +93,7 @@ def build_body(request: ModelRequest, options: GeminiOptions) -> dict[str, Any]:
         body["cachedContent"] = options.cached_content
     if options.safety_settings:
         body["safetySettings"] = options.safety_settings
-    return body
+    return body, split_turns(request.messages)
 
 
 def merge_fields(body: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -142,16 +160,13 @@ def _declaration(tool: ToolDefinition) -> dict[str, Any]:
     return {"name": tool.name, **described, **parameters}
 
 
-def _contents(request: ModelRequest) -> list[dict[str, Any]]:
-    turns = merge_turns(_turn(message, request.blobs) for message in request.messages)
-    return [{"role": role, "parts": parts or [{"text": EMPTY_TEXT}]} for role, parts in turns]
-
-
-def _turn(message: Message, blobs: Mapping[str, bytes]) -> tuple[str, list[dict[str, Any]]]:
-    """Return a sendable message as a turn; it depends on nothing else."""
-    if message.role == "assistant":
-        return "model", _model_parts(message.parts, blobs)
-    return "user", [block for part in message.parts for block in _blocks(part, blobs)]
+def _content(turn: Turn, blobs: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the content of a turn of a sendable request; it depends on nothing else."""
+    if turn[0].role == "assistant":
+        parts = [block for message in turn for block in _model_parts(message.parts, blobs)]
+        return {"role": "model", "parts": parts or [{"text": EMPTY_TEXT}]}
+    parts = [block for message in turn for part in message.parts for block in _blocks(part, blobs)]
+    return {"role": "user", "parts": parts or [{"text": EMPTY_TEXT}]}
 
 
 def _model_parts(parts: list[Part], blobs: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -10,14 +10,19 @@ from perdure.messages import Document, Image, Message, Opaque, Part, Text, Think
 from perdure.model import ModelConfig, ModelRequest
 from perdure.providers import (
     EMPTY_TEXT,
+    Body,
     ProviderOptions,
     attachment_base64,
     attachment_text,
     capabilities_of,
+    join_body,
     make_sendable,
     read_options,
     reject_setting,
+    render_turn,
+    split_turns,
 )
+from perdure.providers.rendering import Turn
 
 _WITHOUT_REASONING: Final = ("gpt-3", "gpt-4", "chatgpt-4")
 """Beginnings of the names of models that do not reason, and refuse to encrypt what they do not have."""
@@ -55,8 +60,24 @@ def read_config(config: ModelConfig) -> ResponsesOptions:
 
 
 def build_body(request: ModelRequest, options: ResponsesOptions) -> dict[str, Any]:
-    """Return the JSON to send, without `extra_body`."""
+    """Return the request to send as plain values, without `extra_body`."""
     request = make_sendable(request, capabilities_of(request.config, "responses"))
+    return {**_fields(request, options), "input": _items(request.messages, request.blobs)}
+
+
+def render_body(request: ModelRequest, options: ResponsesOptions) -> Body:
+    """Return the JSON of `build_body` with `extra_body` in it; what is kept of earlier requests is not made again."""
+    request = make_sendable(request, capabilities_of(request.config, "responses"))
+
+    def render(turn: Turn) -> list[dict[str, Any]]:
+        return _items(turn, request.blobs)
+
+    pieces = [render_turn(turn, "responses", None, render) for turn in split_turns(request.messages)]
+    return join_body(_fields(request, options), "input", pieces, options.extra_body)
+
+
+def _fields(request: ModelRequest, options: ResponsesOptions) -> dict[str, Any]:
+    """Return the fields of a sendable request beside its input."""
     config = request.config
     optional: dict[str, Any] = {
         "instructions": request.instructions if request.instructions.strip() else None,
@@ -70,7 +91,6 @@ def build_body(request: ModelRequest, options: ResponsesOptions) -> dict[str, An
     }
     return {
         "model": config.model,
-        "input": _items(request),
         "max_output_tokens": request.max_tokens,
         "store": options.store,
         "stream": True,
@@ -108,8 +128,9 @@ def _tools(request: ModelRequest, options: ResponsesOptions) -> dict[str, Any]:
     return {"tools": tools, **choice, "parallel_tool_calls": options.parallel_tool_calls}
 
 
-def _items(request: ModelRequest) -> list[dict[str, Any]]:
-    return [item for message in request.messages for item in _items_of(message, request.blobs)]
+def _items(turn: Turn, blobs: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Return the items of messages of a sendable request."""
+    return [item for message in turn for item in _items_of(message, blobs)]
 
 
 def _items_of(message: Message, blobs: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final
 
 from perdure.errors import ErrorKind
-from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar, digest
-from perdure.providers import Block, ProviderOptions, ReplyDraft, kind_of_error, read_count, read_error
+from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, UsageSoFar
+from perdure.providers import Block, Body, ProviderOptions, ReplyDraft, kind_of_error, read_count, read_error
 from perdure.providers.draft import BlockKind
 
-from ._gemini_request import SIGNATURE, GeminiOptions, build_body, merge_fields, read_config
+from ._gemini_request import SIGNATURE, GeminiOptions, build_body, read_config, render_body
 from .http import HttpModel
 from .keys import KeySource, ProviderKey
 
@@ -45,10 +45,6 @@ class GeminiModel(HttpModel):
         """Return the path of a call, which names the model."""
         return f"{self.path}/{config.model}:streamGenerateContent?alt=sse"
 
-    def digest_of(self, config: ModelConfig, body: dict[str, Any]) -> str:
-        """Return the digest of a request; the body does not name the model."""
-        return digest({"model": config.model, **body})
-
     async def headers_of(self, address: str, options: ProviderOptions) -> Mapping[str, str]:
         """Return the key of the moment."""
         return {"x-goog-api-key": await self._key.read()}
@@ -57,9 +53,9 @@ class GeminiModel(HttpModel):
         """Return the request in Gemini's format."""
         return build_body(request, read_config(request.config))
 
-    def merge_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body with the fields of `extra_body` in it, also those within its objects."""
-        return merge_fields(body, dict(extra))
+    def render_body(self, request: ModelRequest, options: ProviderOptions) -> Body:
+        """Return the JSON to send, with the fields of `extra_body` in it, also those within its objects."""
+        return render_body(request, read_config(request.config))
 
     def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
         """Return the error kind of an answer that is not 200."""

@@ -13,9 +13,11 @@ import httpx2
 from perdure.errors import ErrorKind, ModelError
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop, digest
 from perdure.providers import (
+    Body,
     CallDeadline,
     ProviderOptions,
     ReplyDraft,
+    join_body,
     kind_of_error,
     parse_retry_after,
     read_error,
@@ -61,13 +63,9 @@ class HttpModel(ABC):
         """Return further headers of a call to that address; override for keys that are renewed while a worker runs."""
         return {}
 
-    def merge_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body with the fields of `extra_body` in it."""
-        return body | dict(extra)
-
-    def digest_of(self, config: ModelConfig, body: dict[str, Any]) -> str:
-        """Return the digest of a request; override where the body does not name the model."""
-        return digest(body)
+    def render_body(self, request: ModelRequest, options: ProviderOptions) -> Body:
+        """Return the JSON to send, with `extra_body` in it; override to render each turn of a conversation once."""
+        return join_body(self.build_body(request), None, extra=options.extra_body)
 
     def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
         """Return the error kind of an answer that is not 200; override where the provider says more."""
@@ -83,12 +81,13 @@ class HttpModel(ABC):
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Stream one call, without retries."""
         options = read_options(self.options, request.config)
-        body = self.merge_extra(self.build_body(request), options.extra_body)
-        draft = ReplyDraft(request, self.digest_of(request.config, body))
+        body = self.render_body(request, options)
+        # The path may be all that names the model.
+        draft = ReplyDraft(request, digest([self.path_of(request.config), body.digest]))
         deadline = CallDeadline(request.config)
         answer: httpx2.Response | None = None
         try:
-            sent = await deadline.wait_for(self._build_request(request.config, options, body))
+            sent = await deadline.wait_for(self._build_request(request.config, options, body.json))
             answer = await deadline.wait_for(self._client.send(sent, stream=True))
             if answer.status_code != 200:
                 raise await self._read_refusal(answer, draft, deadline)
@@ -113,14 +112,14 @@ class HttpModel(ABC):
         await self._client.aclose()
 
     async def _build_request(
-        self, config: ModelConfig, options: ProviderOptions, body: dict[str, Any]
+        self, config: ModelConfig, options: ProviderOptions, body: bytes
     ) -> httpx2.Request:
         address = (options.base_url or self._base_url).rstrip("/")
         # `read` bounds the silence between two bytes.
         timeout = httpx2.Timeout(5.0, read=config.longest_silence)
-        headers = dict(await self.headers_of(address, options))
+        headers = {"content-type": "application/json", **await self.headers_of(address, options)}
         url = f"{address}{self.path_of(config)}"
-        return self._client.build_request("POST", url, json=body, headers=headers, timeout=timeout)
+        return self._client.build_request("POST", url, content=body, headers=headers, timeout=timeout)
 
     async def _read_refusal(
         self, answer: httpx2.Response, draft: ReplyDraft, deadline: CallDeadline

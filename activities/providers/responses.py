@@ -12,6 +12,7 @@ from perdure.errors import ErrorKind
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, ModelStop
 from perdure.providers import (
     MODEL_REFUSAL,
+    Body,
     ProviderOptions,
     ReplyDraft,
     kind_of_error,
@@ -20,7 +21,7 @@ from perdure.providers import (
 )
 
 from ._openai_servers import ServerKeys
-from ._responses_request import ResponsesOptions, build_body, read_config, sign
+from ._responses_request import ResponsesOptions, build_body, read_config, render_body, sign
 from .http import HttpModel
 from .keys import KeySource
 
@@ -58,6 +59,10 @@ class ResponsesModel(HttpModel):
     def build_body(self, request: ModelRequest) -> dict[str, Any]:
         """Return the request in the API's format."""
         return build_body(request, read_config(request.config))
+
+    def render_body(self, request: ModelRequest, options: ProviderOptions) -> Body:
+        """Return the JSON to send, with `extra_body` in it."""
+        return render_body(request, read_config(request.config))
 
     def kind_of_refusal(self, status: int, text: str) -> ErrorKind:
         """Return the error kind of an answer that is not 200."""

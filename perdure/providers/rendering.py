@@ -104,12 +104,15 @@ def render_turn(turn: Turn, purpose: str, flags: object, render: Callable[[Turn]
 
 
 def join_body(
-    fields: Mapping[str, Any], name: str, pieces: Sequence[Piece], extra: Mapping[str, Any] | None = None
+    fields: Mapping[str, Any],
+    name: str | None,
+    pieces: Sequence[Piece] = (),
+    extra: Mapping[str, Any] | None = None,
 ) -> Body:
     """Return the request: an object with the fields, the array of that name, and what `extra` sets instead."""
     extra = extra or {}
     head = encode_json({**fields, **extra})
-    if name in extra:
+    if name is None or name in extra:
         return Body(head, sha256(head).hexdigest())
     digest = sha256(head)
     digest.update(b"".join([piece.digest for piece in pieces]))

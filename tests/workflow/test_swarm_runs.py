@@ -413,10 +413,10 @@ def _hang(gate: Gate) -> Part:
 
 
 async def test_swarm_timeout_holds_in_agent(serve: ServeTeam) -> None:
-    # Strands B1-8: a timeout of 0.2 s and an agent of 1 s: COMPLETED.
+    # Strands B1-8: a timeout of 0.2 s and an agent of 1 s: COMPLETED. Here the first agent has to come first.
     gate = Gate()
     cast = Cast({"a": to("b", "please write"), "b": _hang(gate)})
-    async with serve(team("a", "b", timeout=timedelta(seconds=1)), models=cast.models) as client:
+    async with serve(team("a", "b", timeout=timedelta(seconds=4)), models=cast.models) as client:
         async with asyncio.timeout(HANGS):
             result = await client.run("team", "do it")
             await gate.left.wait()

@@ -11,7 +11,13 @@ from botocore.serialize import create_serializer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perdure.activities.providers import _anthropic_request, _bedrock_request, _openai_request
+from perdure.activities.providers import (
+    _anthropic_request,
+    _bedrock_request,
+    _gemini_request,
+    _openai_request,
+    _responses_request,
+)
 from perdure.activities.providers.scripted import ScriptedModel, says
 from perdure.messages import (
     Document,
@@ -34,7 +40,17 @@ NAMES = {
     "anthropic": ("anthropic:claude-a", "anthropic:claude-b"),
     "openai": ("openai:gpt-a", "openai:gpt-b"),
     "bedrock": ("bedrock:anthropic.a", "bedrock:meta.b"),
+    "gemini": ("gemini:gemini-2.5-a", "gemini:gemini-3-b"),
+    "responses": ("responses:gpt-5-a", "responses:gpt-4-b"),
 }
+ARRAYS = {
+    "anthropic": "messages",
+    "openai": "messages",
+    "bedrock": "messages",
+    "gemini": "contents",
+    "responses": "input",
+}
+"""The field of a request that holds the conversation."""
 SEARCH = ToolDefinition(name="search", description="Search.", input_schema={"type": "object"})
 
 
@@ -45,6 +61,10 @@ def rendered(request: ModelRequest) -> Body:
             return _anthropic_request.render_body(request, _anthropic_request.read_config(config))
         case "openai":
             return _openai_request.render_body(request, _openai_request.read_config(config), "openai")
+        case "gemini":
+            return _gemini_request.render_body(request, _gemini_request.read_config(config))
+        case "responses":
+            return _responses_request.render_body(request, _responses_request.read_config(config))
         case _:
             return _bedrock_request.render_body(request, _bedrock_request.read_config(config))[1]
 
@@ -58,6 +78,13 @@ def plain(request: ModelRequest) -> dict[str, Any]:
         case "openai":
             openai = _openai_request.read_config(config)
             return _openai_request.build_body(request, openai, "openai") | openai.extra_body
+        case "gemini":
+            gemini = _gemini_request.read_config(config)
+            body = _gemini_request.build_body(request, gemini)
+            return _gemini_request.merge_fields(body, gemini.extra_body)
+        case "responses":
+            responses = _responses_request.read_config(config)
+            return _responses_request.build_body(request, responses) | responses.extra_body
         case _:
             body = _bedrock_request.build_body(request, _bedrock_request.read_config(config))
             return {name: value for name, value in body.items() if name != "modelId"}
@@ -65,7 +92,7 @@ def plain(request: ModelRequest) -> dict[str, Any]:
 
 def sets_messages(request: ModelRequest) -> bool:
     extra = request.config.options.get("extra_body")
-    return isinstance(extra, dict) and "messages" in extra
+    return isinstance(extra, dict) and ARRAYS[request.config.provider] in extra
 
 
 def fresh(request: ModelRequest) -> ModelRequest:
@@ -122,10 +149,10 @@ MESSAGE = st.one_of(
 @st.composite
 def requests(draw: st.DrawFn, provider: str) -> ModelRequest:
     options: dict[str, Any] = {}
-    if provider != "openai":
+    if provider in ("anthropic", "bedrock"):
         options["cache"] = draw(st.booleans())
     if provider != "bedrock" and draw(st.booleans()):
-        bodies: list[dict[str, Any]] = [{"top_k": 5}, {"messages": []}, {"stream": False}]
+        bodies: list[dict[str, Any]] = [{"top_k": 5}, {ARRAYS[provider]: []}, {"stream": False}]
         options["extra_body"] = draw(st.sampled_from(bodies))
     config = ModelConfig(name=draw(st.sampled_from(NAMES[provider])), options=options)
     return ModelRequest(
@@ -155,7 +182,7 @@ def test_joined_bytes_equal_plain_rendering(provider: str, data: st.DataObject) 
             body = rendered(asked)
             assert json.loads(body.json) == json.loads(encode_json(plain(asked)))
             if not sets_messages(asked):
-                inner = encode_json({"messages": plain(asked)["messages"]})[1:-1]
+                inner = encode_json({ARRAYS[provider]: plain(asked)[ARRAYS[provider]]})[1:-1]
                 assert body.json.endswith(inner + b"}")
             assert rendered(fresh(asked)) == body
 
