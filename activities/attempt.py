@@ -261,7 +261,7 @@ class ModelAttempt:
         words = redact_error(error, _LONGEST_MESSAGE)
         self.refusals.append(f"{self.model.config.name}: {error.kind}: {words} ({change})")
 
-    def stopped(self) -> ApplicationError:
+    def stop_error(self) -> ApplicationError:
         """Return the error of a call that a person stopped while it was not being sent."""
         earlier = EarlierAttempts(spent=self.before + self.lost_usage(), unheard=self.unheard)
         return stopped_call(earlier, self.model.price)

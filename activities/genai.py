@@ -278,7 +278,7 @@ def count_lost_thread() -> None:
 
 
 def _threads_lost_now(_: metrics.CallbackOptions) -> list[metrics.Observation]:
-    return [metrics.Observation(sum(threads.lost for threads in list(_watched_threads)))]
+    return [metrics.Observation(sum(threads.lost_threads for threads in list(_watched_threads)))]
 
 
 _meter.create_observable_gauge(

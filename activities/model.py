@@ -156,7 +156,7 @@ class ModelCalls:
             raise attempt.reservation_spent() from None
         except asyncio.CancelledError:
             if _stop_was_requested():
-                raise attempt.stopped() from None
+                raise attempt.stop_error() from None
             if not worker_is_ending():
                 raise
             # A failure and not a cancellation: the run judges a call by its last attempt's error.

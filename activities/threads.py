@@ -81,7 +81,7 @@ class FunctionThreads:
         self._lock = threading.RLock()
 
     @property
-    def lost(self) -> int:
+    def lost_threads(self) -> int:
         """Number of threads that run a function whose call was given up."""
         with self._lock:
             return self._lost.total()
@@ -93,9 +93,9 @@ class FunctionThreads:
 
     def problem(self) -> str | None:
         """Return why functions are refused, or None while there are threads for them."""
-        if self.lost < self._most_lost:
+        if self.lost_threads < self._most_lost:
             return None
-        return f"{self.lost} threads hang in functions that never returned: restart this worker"
+        return f"{self.lost_threads} threads hang in functions that never returned: restart this worker"
 
     async def run(self, name: str, function: Callable[[], Any], begins: Callable[[], None]) -> Any:
         """Return the function's value; `begins` is called in its thread, right before it.

@@ -70,7 +70,9 @@ def must_cut(messages: Sequence[Message], most: int) -> bool:
 
 def any_is_cut(messages: Sequence[Message], most: int) -> bool:
     """Return whether something of the messages of several steps is not shown."""
-    return any(shown is not whole for shown, whole in zip(fit_results(messages, most), messages, strict=True))
+    return any(
+        fitted is not message for fitted, message in zip(fit_results(messages, most), messages, strict=True)
+    )
 
 
 def text_of_result(messages: Iterable[Message], name: str) -> str | None:
@@ -97,10 +99,10 @@ def _keep_fitted(message: Message, share: int) -> Message:
     """Return the message within its share, from what is kept of it if it was cut before."""
     if not message.result_bytes or all(size <= share for size in message.result_tokens):
         return message
-    found: tuple[Message] | None = message.kept.find("fitted", share)
+    found: tuple[Message] | None = message.cache.find("fitted", share)
     if found is None:
         found = (_fit_message(message, share),)
-        message.kept.add_copies("fitted", share, found)
+        message.cache.add_copies("fitted", share, found)
     return found[0]
 
 

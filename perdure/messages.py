@@ -224,7 +224,7 @@ class ReplyMeta(Value):
     """True when a filter of the provider stopped it: see `perdure.withheld`."""
 
 
-class Kept:
+class MessageCache:
     """Values that were made of a message and are kept for the next call that shows it: one for each purpose.
 
     A message never changes, so a value holds for as long as its key does. A value for another key takes its place.
@@ -259,7 +259,7 @@ class Kept:
         """Return the bytes of the values, and of what is kept with other forms of the message."""
         if not self._copies:
             return self.size_bytes
-        return self.size_bytes + sum(copy.kept_bytes for copies in self._copies.values() for copy in copies)
+        return self.size_bytes + sum(copy.cached_bytes for copies in self._copies.values() for copy in copies)
 
 
 class Message(Value):
@@ -327,20 +327,20 @@ class Message(Value):
         return _estimate_tokens(self)
 
     @cached_property
-    def called(self) -> tuple[str, ...]:
+    def called_tools(self) -> tuple[str, ...]:
         """Names of the tools that it calls."""
         return tuple(call.name for call in self.tool_calls)
 
     @cached_property
-    def kept(self) -> Kept:
+    def cache(self) -> MessageCache:
         """Values that were made of the message, such as its JSON in a provider's format."""
-        return Kept()
+        return MessageCache()
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of the values in `kept`."""
-        kept: Kept | None = self.__dict__.get("kept")
-        return 0 if kept is None else kept.all_bytes()
+    def cached_bytes(self) -> int:
+        """Bytes of the values in `cache`."""
+        cache: MessageCache | None = self.__dict__.get("cache")
+        return 0 if cache is None else cache.all_bytes()
 
     def __copy__(self) -> Self:
         """Return a copy without the values that were computed from this message: a copy is made to be changed."""

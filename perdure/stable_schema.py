@@ -32,7 +32,7 @@ class StableSchema(GenerateJsonSchema):
         return generated
 
 
-def _sorted(items: Sequence[Any]) -> list[Any]:
+def _sort(items: Sequence[Any]) -> list[Any]:
     # By their JSON: the items may be of several types, which do not compare.
     return sorted(items, key=canonical_json)
 
@@ -49,7 +49,7 @@ def _sort_sets(value: Any, encoded: Any) -> Any:
             return items
         # A set is iterated in the order in which its serializer iterated it.
         parts = [_sort_sets(*pair) for pair in zip(cast("Sequence[Any]", value), items, strict=True)]
-        return _sorted(parts) if isinstance(value, Set) else parts
+        return _sort(parts) if isinstance(value, Set) else parts
     if isinstance(encoded, dict):
         known = _values_by_key(value)
         named = cast("dict[str, Any]", encoded)
@@ -75,7 +75,7 @@ def _values_by_key(value: Any) -> dict[str, Any]:
 def _sort_raw_sets(node: Any) -> Any:
     """Return the schema with Python's own sets as sorted lists."""
     if isinstance(node, Set):
-        return _sorted([_sort_raw_sets(item) for item in frozenset[Any](node)])  # pyright: ignore[reportUnknownArgumentType]
+        return _sort([_sort_raw_sets(item) for item in frozenset[Any](node)])  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(node, dict):
         return {key: _sort_raw_sets(item) for key, item in cast("dict[str, Any]", node).items()}
     if isinstance(node, list | tuple):
@@ -111,9 +111,9 @@ def _sort_by_schema(value: Any, node: Any, root: JsonSchemaValue) -> Any:
             value = _sort_by_schema(value, part, root)
     if isinstance(value, list):
         items = [_sort_by_schema(item, schema.get("items"), root) for item in list[Any](value)]  # pyright: ignore[reportUnknownArgumentType]
-        return _sorted(items) if schema.get("uniqueItems") else items
+        return _sort(items) if schema.get("uniqueItems") else items
     if isinstance(value, dict):
-        known, others = schema.get("properties", {}), schema.get("additionalProperties")
+        known, additional = schema.get("properties", {}), schema.get("additionalProperties")
         named = cast("dict[str, Any]", value)
-        return {key: _sort_by_schema(item, known.get(key, others), root) for key, item in named.items()}
+        return {key: _sort_by_schema(item, known.get(key, additional), root) for key, item in named.items()}
     return value

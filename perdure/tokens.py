@@ -117,7 +117,7 @@ def tool_prompt_tokens(provider: str) -> int:
 
 def _window_hundredths(text: str) -> int:
     """Return the tokens of a window, in hundredths."""
-    other = 0 if text.isascii() else _other_hundredths(_OTHER.findall(text))
+    foreign = 0 if text.isascii() else _other_hundredths(_OTHER.findall(text))
     data = text.encode("ascii", "ignore")
     lower, upper, digits = (_count(data, kind) for kind in (_LOWER, _UPPER, _DIGITS))
     marks, breaks, spaces = _count(data, _PUNCTUATION), _count(data, _BREAKS), data.count(b" ")
@@ -132,7 +132,7 @@ def _window_hundredths(text: str) -> int:
     # A word is a token at least, and most words take the space before them into it.
     shown = max(shown + digits * _WHOLE, words * _WHOLE)
     blank = max(spaces - words, 0) * _EXTRA_SPACE
-    return shown + blank + (breaks + control) * _WHOLE + other
+    return shown + blank + (breaks + control) * _WHOLE + foreign
 
 
 def _count(data: bytes, kind: bytes) -> int:

@@ -193,8 +193,8 @@ class Transcripts:
         """Count what a call has kept with the messages of its run, against the cache's bound."""
         entry = self._entries.get(_key())
         if entry is not None:
-            kept = sum([message.kept_bytes for message in entry.messages])
-            kept += entry.pin[1].kept_bytes if entry.pin is not None else 0
+            kept = sum([message.cached_bytes for message in entry.messages])
+            kept += entry.pin[1].cached_bytes if entry.pin is not None else 0
             grown, entry.kept_bytes = kept - entry.kept_bytes, kept
             self._grow(entry, grown)
 

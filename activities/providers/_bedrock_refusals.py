@@ -15,7 +15,7 @@ def tell_words(response_dict: dict[str, Any], **_: Any) -> None:
     if response_dict.get("status_code", 200) < 300:
         return
     body = response_dict.get("body")
-    told = read_error(body if isinstance(body, bytes) else b"")
+    error = read_error(body if isinstance(body, bytes) else b"")
     try:
         known = json.loads(body or b"{}")
     except ValueError:
@@ -23,5 +23,5 @@ def tell_words(response_dict: dict[str, Any], **_: Any) -> None:
     named = cast("dict[str, Any]", known) if isinstance(known, dict) else {}
     codes = (str(named[key]) for key in ("__type", "code") if isinstance(named.get(key), str))
     code = next(codes, None)
-    code = code or next((code for code in told.codes if not code.isdigit()), "")
-    response_dict["body"] = json.dumps({"message": told.words, "__type": code}).encode()
+    code = code or next((code for code in error.codes if not code.isdigit()), "")
+    response_dict["body"] = json.dumps({"message": error.words, "__type": code}).encode()

@@ -106,7 +106,7 @@ async def _send(
 
 def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
     """Fold an event into the draft, and yield the events for it."""
-    match event.get("type") or _untyped(event):
+    match event.get("type") or _guess_type(event):
         case "message_start":
             yield from _begin_message(event["message"], draft)
         case "content_block_start":
@@ -129,7 +129,7 @@ def _fold(event: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
             pass
 
 
-def _untyped(event: dict[str, Any]) -> str:
+def _guess_type(event: dict[str, Any]) -> str:
     """Return the type of a body without one: a gateway tells of its troubles in a form of its own."""
     return "message" if "content" in event and "error" not in event else "error"
 

@@ -88,7 +88,7 @@ class AzureClients:
         library = import_library()
         client: openai.AsyncOpenAI
         if self._api_version is None:
-            client = library.AsyncOpenAI(api_key=key, base_url=_undated(address), max_retries=0)
+            client = library.AsyncOpenAI(api_key=key, base_url=_undated_address(address), max_retries=0)
         else:
             client = library.AsyncAzureOpenAI(
                 api_key=key, azure_endpoint=address, api_version=self._api_version, max_retries=0
@@ -113,6 +113,6 @@ def _renew_token(client: "openai.AsyncOpenAI", token: str) -> "openai.AsyncOpenA
     return client.with_options(api_key=token)
 
 
-def _undated(address: str) -> str:
+def _undated_address(address: str) -> str:
     """Return the address of the API without dates; one with a path is complete."""
     return address if urlsplit(address).path else f"{address}/openai/v1"

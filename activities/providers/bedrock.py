@@ -392,5 +392,5 @@ def _classify_refusal(error: boto_errors.ClientError, draft: ReplyDraft) -> Mode
     # botocore gives an error within a stream the status 400.
     in_stream = isinstance(error, boto_errors.EventStreamError)
     status = None if in_stream else meta.get("HTTPStatusCode")
-    told = {"message": reason, "code": code}
-    return draft.provider_error(told, status=status, headers=headers, codes=_CODES)
+    body = {"message": reason, "code": code}
+    return draft.provider_error(body, status=status, headers=headers, codes=_CODES)

@@ -126,10 +126,10 @@ class HttpModel(ABC):
     ) -> ModelError:
         await deadline.wait_for(answer.aread())
         draft.request_id = answer.headers.get("x-request-id")
-        told = read_error(answer.content, answer.status_code)
+        refusal = read_error(answer.content, answer.status_code)
         kind = self.kind_of_refusal(answer.status_code, answer.text)
         delay = parse_retry_after(answer.headers)
-        return draft.error(kind, told.message, delay if delay is not None else told.delay)
+        return draft.error(kind, refusal.message, delay if delay is not None else refusal.delay)
 
 
 def _classify(error: Exception, draft: ReplyDraft) -> ModelError:

@@ -98,7 +98,7 @@ def _call(title: str, function: Callable[[], str | None]) -> str | None:
         kind: ErrorKind = "connection" if lost else "authentication"
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(kind, f"no key for {title}: its function failed: {reason}") from None
-    return _registered(key)
+    return _register(key)
 
 
 def _read_variable(title: str, name: str) -> str | None:
@@ -106,7 +106,7 @@ def _read_variable(title: str, name: str) -> str | None:
     if not path:
         return os.environ.get(name)
     try:
-        return _registered(Path(path).expanduser().read_text().strip())
+        return _register(Path(path).expanduser().read_text().strip())
     except (OSError, UnicodeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(
@@ -114,7 +114,7 @@ def _read_variable(title: str, name: str) -> str | None:
         ) from None
 
 
-def _registered(key: str | None) -> str | None:
+def _register(key: str | None) -> str | None:
     # No variable holds it, so the redactor would not know it.
     if key:
         register_secret(key)

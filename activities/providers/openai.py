@@ -119,9 +119,9 @@ def _fold(chunk: dict[str, Any], draft: ReplyDraft) -> Iterable[ModelEvent]:
         if choice.get("index"):
             continue  # one answer was asked for
         # A server that does not stream sends the whole message. Behind pieces it only repeats them.
-        whole = choice.get("message") if not choice.get("delta") and not draft.blocks else None
-        yield from _extend_blocks(choice.get("delta") or whole or {}, draft)
-        if reason := choice.get("finish_reason") or (whole is not None and "stop"):
+        message = choice.get("message") if not choice.get("delta") and not draft.blocks else None
+        yield from _extend_blocks(choice.get("delta") or message or {}, draft)
+        if reason := choice.get("finish_reason") or (message is not None and "stop"):
             draft.stop = _correct_stop(reason, draft)
     if usage := chunk.get("usage"):
         # Some servers count in each chunk.

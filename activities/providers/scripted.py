@@ -143,40 +143,40 @@ class ScriptedModel:
 def _count_input(request: ModelRequest) -> int:
     tools = canonical_json([tool.model_dump() for tool in request.tools])
     fixed = _tokens(len(request.instructions.encode()) + len(tools))
-    return fixed + sum([_shown(message).tokens for message in request.messages])
+    return fixed + sum([_count_message(message).tokens for message in request.messages])
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class _Count:
     """Message as this model is shown it: without `meta`, which no provider is sent, and none bills for."""
 
     tokens: int
     digest: bytes
 
 
-def _shown(message: Message) -> _Shown:
+def _count_message(message: Message) -> _Count:
     """Return the tokens and the digest of a message, counted once."""
-    found: _Shown | None = message.kept.find("scripted", None)
+    found: _Count | None = message.cache.find("scripted", None)
     if found is None:
         found = _show(message)
-        message.kept.add("scripted", None, found, _SHOWN_BYTES)
+        message.cache.add("scripted", None, found, _COUNT_BYTES)
     return found
 
 
-def _show(message: Message) -> _Shown:
+def _show(message: Message) -> _Count:
     content = message.model_dump_json(exclude={"meta"}).encode()
     media = media_of(message)
     encoded = sum(len(part.data or "") for part in media)
     tokens = _tokens(len(content) - encoded) + sum(part_tokens(part) for part in media)
-    return _Shown(tokens, sha256(content).digest())
+    return _Count(tokens, sha256(content).digest())
 
 
-_SHOWN_BYTES: Final = 160
+_COUNT_BYTES: Final = 160
 
 
 def _request_digest(request: ModelRequest) -> str:
     digest = sha256(request.instructions.encode(errors="surrogatepass") + b"\0")
-    digest.update(b"".join([_shown(message).digest for message in request.messages]))
+    digest.update(b"".join([_count_message(message).digest for message in request.messages]))
     return digest.hexdigest()
 
 

@@ -167,9 +167,9 @@ class Circuits:
         circuit = self._circuits.setdefault(ticket.key, Circuit())
         circuit.last_kind = kind
         was_probe = circuit.probe is ticket
-        asked = sensible_delay(retry_after)
-        if asked:
-            delay = min(asked, self.longest_retry_after).total_seconds()
+        wanted = sensible_delay(retry_after)
+        if wanted:
+            delay = min(wanted, self.longest_retry_after).total_seconds()
             # Late answers name shorter delays. The longest holds.
             circuit.retry_after_until = max(circuit.retry_after_until, self.clock() + delay)
             if kind == "rate_limited":

@@ -106,7 +106,7 @@ def tools_to_list(request: ModelRequest) -> tuple[ToolDefinition, ...]:
     """
     if request.tools:
         return request.tools
-    names = dict.fromkeys(name for message in request.messages for name in message.called)
+    names = dict.fromkeys(name for message in request.messages for name in message.called_tools)
     return tuple(ToolDefinition(name=n, description="", input_schema={"type": "object"}) for n in names)
 
 

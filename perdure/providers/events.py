@@ -89,9 +89,9 @@ class _Reader:
         if self._body:
             return _objects(json.loads(b"\n".join(self._body)))
         pieces = self._dispatch()
-        other = b" ".join(self._other).decode(errors="replace").split()
-        if other and not self._has_events:
-            raise NoStream(f"no stream, but {' '.join(other)[:_MOST_SHOWN]!r}")
+        words = b" ".join(self._other).decode(errors="replace").split()
+        if words and not self._has_events:
+            raise NoStream(f"no stream, but {' '.join(words)[:_MOST_SHOWN]!r}")
         return pieces
 
     def _read_json(self, line: bytes) -> list[Piece]:

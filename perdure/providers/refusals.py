@@ -104,12 +104,12 @@ class ProviderError:
 
 def read_error(body: object, status: int | None = None) -> ProviderError:
     """Return the error that a body tells of: JSON of any shape, decoded or not, HTML, text, or nothing."""
-    value = _decoded(body)
+    value = _decode(body)
     delay = _delay(value, 0)
     codes = tuple(dict.fromkeys(_codes(value, 0)))
     if status is None:
-        told = (int(code) for code in codes if code.isdigit() and len(code) == 3)
-        status = next((number for number in told if 400 <= number < 600), None)
+        numbers = (int(code) for code in codes if code.isdigit() and len(code) == 3)
+        status = next((number for number in numbers if 400 <= number < 600), None)
     words = _words(value, 0)
     if not words and value and isinstance(value, dict | list):
         with suppress(RecursionError, ValueError):
@@ -133,12 +133,12 @@ def kind_of_error(error: ProviderError, codes: Mapping[str, ErrorKind] | None = 
     if kind is None:
         named: list[ErrorKind] = [_KIND_OF_CODE[name] for name in names if name in _KIND_OF_CODE]
         kind = next((each for each in named if each in _DECISIVE), None) or _by_status(error, named)
-    return _explained(kind, error)
+    return _refine(kind, error)
 
 
 def _by_status(error: ProviderError, named: list[ErrorKind]) -> ErrorKind:
-    others: list[ErrorKind] = [kind for kind in named if kind != "bad_request"]
-    precise = next(iter(others or named), None)
+    narrower: list[ErrorKind] = [kind for kind in named if kind != "bad_request"]
+    precise = next(iter(narrower or named), None)
     if error.status is None:
         return precise or "stream_cut"
     if error.status in _VAGUE_STATUS and precise is not None:
@@ -146,7 +146,7 @@ def _by_status(error: ProviderError, named: list[ErrorKind]) -> ErrorKind:
     return kind_of_status(error.status)
 
 
-def _explained(kind: ErrorKind, error: ProviderError) -> ErrorKind:
+def _refine(kind: ErrorKind, error: ProviderError) -> ErrorKind:
     """Return the kind that the words tell of, where the kind so far is vague: see rule 2."""
     words = error.words
     if kind in ("bad_request", "too_large", "overloaded", "stream_cut") and is_context_overflow(words):
@@ -184,7 +184,7 @@ def words_of_body(body: object) -> str:
     return read_error(body).words
 
 
-def _decoded(body: object) -> object:
+def _decode(body: object) -> object:
     if isinstance(body, bytes):
         body = body.decode(errors="replace")
     if not isinstance(body, str):
@@ -236,7 +236,7 @@ def _words(value: object, depth: int) -> str:
 
 
 def _words_of_text(text: str, depth: int) -> str:
-    inner = _decoded(text)
+    inner = _decode(text)
     if not isinstance(inner, str):
         return _words(inner, depth + 1) or text
     if re.match(r"\s*<(?:!doctype|html|head|body|\?xml)", inner, re.IGNORECASE):
@@ -290,9 +290,9 @@ def _delay(value: object, depth: int) -> timedelta | None:
     if not isinstance(value, dict):
         return None
     fields = cast("dict[str, Any]", value)
-    told = fields.get("retryDelay")
-    if isinstance(told, str) and re.fullmatch(r"\d{1,12}(\.\d{1,9})?s", told):
-        return sensible_delay(float(told[:-1]))
+    delay = fields.get("retryDelay")
+    if isinstance(delay, str) and re.fullmatch(r"\d{1,12}(\.\d{1,9})?s", delay):
+        return sensible_delay(float(delay[:-1]))
     return next((found for each in fields.values() if (found := _delay(each, depth + 1)) is not None), None)
 
 

@@ -96,10 +96,10 @@ def render_turn(turn: Turn, purpose: str, flags: object, render: Callable[[Turn]
     # Attachments depend on bytes beside the message, and some formats number them through the request.
     if has_attachments:
         return Piece.of(render(turn))
-    found: Piece | None = first.kept.find(purpose, key)
+    found: Piece | None = first.cache.find(purpose, key)
     if found is None:
         found = Piece.of(render(turn))
-        first.kept.add(purpose, key, found, len(found.json) + PIECE_BYTES)
+        first.cache.add(purpose, key, found, len(found.json) + PIECE_BYTES)
     return found
 
 

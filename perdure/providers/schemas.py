@@ -240,14 +240,14 @@ def _name_null(node: Schema) -> Schema:
         node |= {"nullable": True} if len(named) != len(kinds) else {}
         node |= {"type": named[0]} if len(named) == 1 else {"anyOf": [{"type": kind} for kind in named]}
     choices = _as_list(node.get("anyOf"))
-    others = [choice for choice in choices if choice != {"type": "null"}]
-    if len(others) == len(choices):
+    kept = [choice for choice in choices if choice != {"type": "null"}]
+    if len(kept) == len(choices):
         return node
-    node = {**node, "nullable": True, "anyOf": others}
-    if len(others) > 1:
+    node = {**node, "nullable": True, "anyOf": kept}
+    if len(kept) > 1:
         return node
     del node["anyOf"]
-    only: Any = others[0] if others else None
+    only: Any = kept[0] if kept else None
     return {**_name_null(dict(cast("Schema", only))), **node} if isinstance(only, dict) else node
 
 

@@ -105,14 +105,14 @@ def _kept_form(
     if message.has_attachments:
         return sendable_message(message, config, capabilities, blobs, flags)
     key = (config.name, capabilities, flags)
-    found: tuple[Message, ...] | None = message.kept.find(_KEPT, key)
+    found: tuple[Message, ...] | None = message.cache.find(_KEPT, key)
     if found is None:
         found = sendable_message(message, config, capabilities, blobs, flags)
         if len(found) == 1 and found[0] is message:
             # Empty, for a message that needs no other form: it must not keep itself.
-            message.kept.add(_KEPT, key, (), 0)
+            message.cache.add(_KEPT, key, (), 0)
         else:
-            message.kept.add_copies(_KEPT, key, found)
+            message.cache.add_copies(_KEPT, key, found)
     return found or (message,)
 
 
@@ -132,10 +132,10 @@ def sendable_message(
     if message.role != "tool":
         return (_with_parts(message, parts),)
     results: list[Part] = [part for part in parts if isinstance(part, ToolResult)]
-    others: list[Part] = [part for part in parts if not isinstance(part, ToolResult)]
-    if not others:
+    remaining: list[Part] = [part for part in parts if not isinstance(part, ToolResult)]
+    if not remaining:
         return (_with_parts(message, parts),)
-    behind = Message(role="user", parts=others)
+    behind = Message(role="user", parts=remaining)
     return (_with_parts(message, results), behind) if results else (behind,)
 
 

@@ -314,12 +314,12 @@ def test_copy_computes_anew() -> None:
     """A copy is made to be changed: what was computed of the first message does not come along."""
     message = Message.user("one two three four")
     before = message.token_bound
-    message.kept.add("purpose", 1, "value", 5)
-    assert message.kept_bytes == 5
+    message.cache.add("purpose", 1, "value", 5)
+    assert message.cached_bytes == 5
     longer = message.model_copy(update={"parts": [Text(text="one two three four " * 50)]})
     deep = message.model_copy(deep=True)
     assert longer.token_bound > before
-    assert (longer.kept_bytes, deep.kept_bytes) == (0, 0)
+    assert (longer.cached_bytes, deep.cached_bytes) == (0, 0)
     assert deep == message
     assert deep.model_dump_json() == message.model_dump_json()
 
@@ -327,18 +327,18 @@ def test_copy_computes_anew() -> None:
 def test_one_value_is_kept_for_a_purpose() -> None:
     """A value for another key takes the place of the one before, in the count of bytes too."""
     message = Message.user("x")
-    message.kept.add("purpose", ("a", 1), "first", 10)
-    assert message.kept.find("purpose", ("a", 1)) == "first"
-    assert message.kept.find("purpose", ("a", 2)) is None
-    message.kept.add("purpose", ("a", 2), "second", 4)
-    assert message.kept.find("purpose", ("a", 1)) is None
-    assert message.kept.find("purpose", ("a", 2)) == "second"
-    assert message.kept_bytes == 4
+    message.cache.add("purpose", ("a", 1), "first", 10)
+    assert message.cache.find("purpose", ("a", 1)) == "first"
+    assert message.cache.find("purpose", ("a", 2)) is None
+    message.cache.add("purpose", ("a", 2), "second", 4)
+    assert message.cache.find("purpose", ("a", 1)) is None
+    assert message.cache.find("purpose", ("a", 2)) == "second"
+    assert message.cached_bytes == 4
 
 
 def test_other_forms_count_with_what_they_keep() -> None:
     message, shorter = Message.user("long " * 100), Message.user("long")
-    message.kept.add_copies("fitted", 1, (shorter,))
-    assert message.kept_bytes == size_bytes(shorter)
-    shorter.kept.add("purpose", 1, "value", 50)
-    assert message.kept_bytes == size_bytes(shorter) + 50
+    message.cache.add_copies("fitted", 1, (shorter,))
+    assert message.cached_bytes == size_bytes(shorter)
+    shorter.cache.add("purpose", 1, "value", 50)
+    assert message.cached_bytes == size_bytes(shorter) + 50

@@ -37,7 +37,7 @@ async def test_lost_threads_are_replaced() -> None:
     for _ in range(2):
         await _lose(threads, blocker)
     assert await _call(threads, lambda: "quick") == "quick"
-    assert (threads.lost, threads.states(), threads.problem()) == (2, {"hangs": "2 lost"}, None)
+    assert (threads.lost_threads, threads.states(), threads.problem()) == (2, {"hangs": "2 lost"}, None)
     await _lose(threads, blocker)
     called: list[int] = []
     with pytest.raises(NoThreadLeft, match="not called: 3 threads hang"):
@@ -47,7 +47,7 @@ async def test_lost_threads_are_replaced() -> None:
     blocker.set()
 
     async def is_whole() -> bool:
-        return threads.lost == 0
+        return threads.lost_threads == 0
 
     await until(is_whole)
     assert (threads.problem(), threads.states(), len(losses)) == (None, {}, 3)
@@ -99,7 +99,7 @@ async def test_call_given_up_early_is_not_made(monkeypatch: pytest.MonkeyPatch) 
     start(late[0])
     monkeypatch.undo()
     await _call(threads, lambda: called.append("later"))
-    assert (called, threads.lost) == (["later"], 0)
+    assert (called, threads.lost_threads) == (["later"], 0)
 
 
 def _pieces() -> Iterator[str]:

@@ -358,7 +358,7 @@ async def test_spec_is_queried_once() -> None:
 def bytes_in(cache: Transcripts) -> int:
     """Return the bytes of all messages in the cache and of what is kept with them, counted anew."""
     entries = cache._entries.values()
-    return sum(size_bytes(message) + message.kept_bytes for entry in entries for message in entry.messages)
+    return sum(size_bytes(message) + message.cached_bytes for entry in entries for message in entry.messages)
 
 
 async def test_bound_counts_what_is_kept() -> None:
@@ -378,7 +378,7 @@ async def test_bound_counts_what_is_kept() -> None:
             for turn in split_turns(view.messages):
                 render_turn(turn, "format", "flags", render)
             desk.cache.count_kept()
-            assert all(message.kept_bytes for message in view.messages)
+            assert all(message.cached_bytes for message in view.messages)
 
         await desk.attempt(call, run=name)
         assert desk.cache.held_bytes <= desk.cache.capacity_bytes

@@ -190,10 +190,10 @@ def _history(exchanges: tuple[Exchange, ...]) -> tuple[Message, ...]:
 
 def _newest_given(history: Sequence[Message]) -> tuple[Message, ...]:
     """Return the inputs that stand last in the history: those of the visit that it leads to."""
-    given = 0
-    while given < len(history) and history[-1 - given].answer_of:
-        given += 1
-    return tuple(history[len(history) - given :])
+    count = 0
+    while count < len(history) and history[-1 - count].answer_of:
+        count += 1
+    return tuple(history[len(history) - count :])
 
 
 def _given_apart(arrivals: dict[str, Arrival]) -> tuple[Message, ...]:
@@ -219,9 +219,9 @@ def _input_text(source: str, arrival: Arrival) -> str:
 def _visit(progress: GraphProgress, spec: GraphSpec, code: GraphCode, name: str) -> Visit | Failure:
     """Return the node's next visit, or the failure of its input builder."""
     node, arrivals = spec.node(name), arrivals_at(progress, spec, name)
-    given = _given_apart(arrivals) if node.input is None and node.kind == "agent" else ()
+    apart = _given_apart(arrivals) if node.input is None and node.kind == "agent" else ()
     prompt = (
-        _default_prompt(progress.task, arrivals, given)
+        _default_prompt(progress.task, arrivals, apart)
         if node.input is None
         else _build_prompt(progress, code, node)
     )
@@ -233,7 +233,7 @@ def _visit(progress: GraphProgress, spec: GraphSpec, code: GraphCode, name: str)
         number=progress.visits[name] + 1,
         prompt=prompt,
         inputs=inputs if node.kind == "function" else {},
-        given=given,
+        given=apart,
     )
 
 

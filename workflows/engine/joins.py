@@ -152,8 +152,8 @@ def add_arrival(progress: GraphProgress, spec: GraphSpec, edge: EdgeSpec, output
     met, waiting = progress.met.get(target, {}), progress.arrivals.get(target, {})
     kept = progress.kept.get(target, {})
     # An arrival of the same edge is replaced.
-    others = [other for held in (met, waiting, kept) for name, other in held.items() if name != source]
-    if any(_has_older_visit(arrival, other) for other in others):
+    earlier = [found for held in (met, waiting, kept) for name, found in held.items() if name != source]
+    if any(_has_older_visit(arrival, found) for found in earlier):
         return _count_late(progress, target, 1)
     if not _counts(progress, spec, target, ancestry):
         return _keep_late(progress, spec, edge, arrival)
@@ -191,11 +191,11 @@ def _wait_or_meet(
     return replace(progress, arrivals=arrivals, met={**progress.met, target: together}, ready=ready)
 
 
-def _joins(arrival: Arrival, source: str, others: dict[str, Arrival]) -> bool:
+def _joins(arrival: Arrival, source: str, held: dict[str, Arrival]) -> bool:
     """Check whether the arrival is of one round with all others, but for that of its own edge."""
     return not any(
-        _has_older_visit(arrival, other) or _has_older_visit(other, arrival)
-        for name, other in others.items()
+        _has_older_visit(arrival, present) or _has_older_visit(present, arrival)
+        for name, present in held.items()
         if name != source
     )
 
@@ -207,15 +207,17 @@ def _of_round(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[s
 
 def _without_older(held: dict[str, Arrival], source: str, arrival: Arrival) -> dict[str, Arrival]:
     return {
-        name: other for name, other in held.items() if name != source and not _has_older_visit(other, arrival)
+        name: present
+        for name, present in held.items()
+        if name != source and not _has_older_visit(present, arrival)
     }
 
 
 def _set_kept(progress: GraphProgress, target: str, kept: dict[str, Arrival]) -> GraphProgress:
     if kept == progress.kept.get(target, {}):
         return progress
-    others = {name: held for name, held in progress.kept.items() if name != target}
-    return replace(progress, kept={**others, target: kept} if kept else others)
+    elsewhere = {name: held for name, held in progress.kept.items() if name != target}
+    return replace(progress, kept={**elsewhere, target: kept} if kept else elsewhere)
 
 
 def _has_older_visit(first: Arrival, second: Arrival) -> bool:

@@ -150,7 +150,7 @@ def refused_writes(state: AgentState) -> list[ToolResult]:
         if is_refused(result)
         and _writes(state, call := made[result.call_id])
         # A person may have given the run more, and the model may have made the call again.
-        and not any(other.name == call.name and other.arguments == call.arguments for other in done)
+        and not any(later.name == call.name and later.arguments == call.arguments for later in done)
     ]
 
 

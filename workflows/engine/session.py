@@ -74,12 +74,12 @@ def run_request(request: SessionRequest) -> RunRequest:
 
 def _limits_of_turns(request: SessionRequest) -> Limits | None:
     """Return the requested limits of each turn. Identical calls are counted in a turn, so their bound is a turn's."""
-    whole, turn = request.session_limits, request.limits
-    if whole is None or whole.identical_calls is None:
+    session, turn = request.session_limits, request.limits
+    if session is None or session.identical_calls is None:
         return turn
     if turn is None:
-        return Limits(identical_calls=whole.identical_calls)
-    most = min(whole.identical_calls, turn.identical_calls or whole.identical_calls)
+        return Limits(identical_calls=session.identical_calls)
+    most = min(session.identical_calls, turn.identical_calls or session.identical_calls)
     return turn.model_copy(update={"identical_calls": most})
 
 

@@ -35,8 +35,8 @@ def _ended_by_request(state: AgentState, end: End) -> bool:
     if end.stop_reason not in ("token_budget", "cost_budget") or state.session is None:
         return False
     # Would a whole turn's budget suffice for one call with them? If not, no later turn could even begin.
-    whole = bounds_of(state.session.turn_limits)
-    return missing(call_amount(state, LEAST_REPLY_TOKENS), whole) is not None
+    bounds = bounds_of(state.session.turn_limits)
+    return missing(call_amount(state, LEAST_REPLY_TOKENS), bounds) is not None
 
 
 def put_unsent_in_words(state: AgentState, unsent: tuple[int, ...]) -> AgentState:

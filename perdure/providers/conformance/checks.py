@@ -260,10 +260,10 @@ def _refusal(shape: str, kind: ErrorKind) -> Check:
 async def check_retry_after(probe: Probe) -> None:
     """Check that the delay that the provider asks for is passed on."""
     error = (await probe.call("rate_limited")).failure()
-    asked = timedelta(seconds=7)
+    expected = timedelta(seconds=7)
     _expect(
-        error.retry_after == asked,
-        f"the delay is {error.retry_after}, and not {asked}: see `parse_retry_after`",
+        error.retry_after == expected,
+        f"the delay is {error.retry_after}, and not {expected}: see `parse_retry_after`",
     )
 
 

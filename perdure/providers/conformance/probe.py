@@ -43,7 +43,7 @@ class Outcome:
     def reply(self) -> Reply:
         """Reply of the call; a Violation where there is none."""
         if self.error is not None:
-            raise Violation(f"the call ended with {_told(self.error)}, and not with a reply")
+            raise Violation(f"the call ended with {_describe(self.error)}, and not with a reply")
         last = self.events[-1]
         assert isinstance(last, Reply), "checked when the call was made"
         return last
@@ -186,5 +186,5 @@ def _has_nan(part: Part) -> bool:
     return any(isinstance(value, float) and math.isnan(value) for value in values)
 
 
-def _told(error: ModelError) -> str:
+def _describe(error: ModelError) -> str:
     return f"{error.kind!r}: {error}"

@@ -55,10 +55,10 @@ def load_shapes(name: str) -> Shapes:
         known = ", ".join(shipped_dialects())
         raise ValueError(f"no dialect and no file {name!r}; the dialects are {known}")
     try:
-        told = json.loads(path.read_text())
-        usual = told.get("headers", {})
-        answers = {shape: _answer(fields, usual) for shape, fields in told["shapes"].items()}
-        return Shapes(name=path.stem, model=told["model"], answers=answers)
+        content = json.loads(path.read_text())
+        usual = content.get("headers", {})
+        answers = {shape: _answer(fields, usual) for shape, fields in content["shapes"].items()}
+        return Shapes(name=path.stem, model=content["model"], answers=answers)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: no file of shapes: {type(error).__name__}: {error}") from None
 
