@@ -32,16 +32,17 @@ os.environ["TEMPORAL_DISABLE_CLI_UPDATE_CHECK"] = "1"
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
     """The embedded server, in memory, for all tests of the session."""
-    yield from _server({})
+    yield from own_server({})
 
 
 @pytest.fixture(scope="session")
 def impatient() -> Iterator[DevServer]:
     """A server that wants runs to continue as new after sixty events, for all tests of the session."""
-    yield from _server({"limit.historyCount.suggestContinueAsNew": "60"})
+    yield from own_server({"limit.historyCount.suggestContinueAsNew": "60"})
 
 
-def _server(config: Mapping[str, str]) -> Iterator[DevServer]:
+def own_server(config: Mapping[str, str]) -> Iterator[DevServer]:
+    """Yield an embedded server, in memory, with this dynamic configuration."""
     with asyncio.Runner() as runner:
         starting = DevServer.start(db=None, ui_port=False, dynamic_config=config)
         started = runner.run(starting.__aenter__())

@@ -84,7 +84,7 @@ class RunCalls:
             await ride_out(lambda: self.handle.signal(name))
 
     async def update(self, name: str, argument: Any, *, id: str | None = None) -> Any:  # noqa: A002
-        """Send an update and return its result. An update that got lost is sent again.
+        """Send an update and return its result. An update that got lost, or was refused, is sent again.
 
         Raises:
             InvalidRequest: the run refused the update; nothing was changed.
@@ -120,6 +120,20 @@ class RunCalls:
         )
 
     async def _execute_update(self, name: str, argument: Any, update_id: str) -> Any:
+        """Execute the update; one that is refused is tried once more.
+
+        A query may have shown what a workflow task has found that was lost then. The task is repeated together with
+        the update, whose check comes first, so the run refuses what it has shown already. After that task it knows
+        it. An update that the run had taken is not done again: the server keeps its outcome by its id.
+        """
+        try:
+            return await self._execute_once(name, argument, update_id)
+        except WorkflowUpdateFailedError as error:
+            if is_lost_update(error) or not isinstance(refusal_error(error), InvalidRequest):
+                raise
+        return await self._execute_once(name, argument, update_id)
+
+    async def _execute_once(self, name: str, argument: Any, update_id: str) -> Any:
         return await self.handle.execute_update(name, argument, id=update_id, rpc_timeout=ANSWER_WITHIN)
 
     @asynccontextmanager

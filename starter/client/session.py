@@ -24,7 +24,7 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from perdure.errors import NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
+from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.wire.events import Event
@@ -304,10 +304,23 @@ class Session:
         return description.status == WorkflowExecutionStatus.RUNNING
 
     async def _wait_for_reply(
-        self, accepted: _Accepted, message: dict[str, Any], update: str = SAY, *, lost: int = 0
+        self,
+        accepted: _Accepted,
+        message: dict[str, Any],
+        update: str = SAY,
+        *,
+        lost: int = 0,
+        is_repeated: bool = False,
     ) -> TurnReply:
         """Wait for the turn's reply: on the update, then by query, which adds nothing to the history."""
-        reply = await self._update_result(accepted)
+        try:
+            reply = await self._update_result(accepted)
+        except InvalidRequest:
+            # The question may have been shown before the session knew it: see `RunCalls._execute_update`.
+            if is_repeated or "call_id" not in message:
+                raise
+            again = await self._hand_over(message, update)
+            return await self._wait_for_reply(again, message, update, lost=lost, is_repeated=True)
         pause = _FIRST_PAUSE
         while reply is None or not reply.done:
             if reply is not None and not reply.known:

@@ -9,16 +9,23 @@ import pytest
 
 from perdure.starter.cli import app as cli
 from perdure.workers.dev.server import DevServer, free_port
+from tests.conftest import own_server
 from tests.waiting import wait_for
 
 from .shell import AGENTS, Background, Said, Shell
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterator[Shell]:
-    """A shell whose settings lead to the session's server, and a worker that serves `AGENTS`."""
+def own() -> Iterator[DevServer]:
+    """A server of its own: lists and the doctor tell of all runs there."""
+    yield from own_server({})
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, own: DevServer) -> Iterator[Shell]:
+    """A shell whose settings lead to that server, and a worker that serves `AGENTS`."""
     folder = tmp_path_factory.mktemp("cli")
-    variables = {"PERDURE_ADDRESS": server.address, "PERDURE_TASK_QUEUE": f"cli-{time.time_ns()}"}
+    variables = {"PERDURE_ADDRESS": own.address, "PERDURE_TASK_QUEUE": f"cli-{time.time_ns()}"}
     made = Shell(folder, variables)
     made.write("desk.py", AGENTS)
     made.start("worker", "desk.py").says("ready: support, payer, twice")

@@ -21,7 +21,7 @@ from perdure.testing import ScriptedModel, calls, running, says
 from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
 from perdure.workflows import renewal
-from tests.conftest import Serve, until_queried
+from tests.conftest import Serve, own_server, until_queried
 
 MOST_UPDATES = 30
 MESSAGES = 40
@@ -30,14 +30,7 @@ MESSAGES = 40
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[DevServer]:
     """A server that allows thirty updates a run, not two thousand."""
-    config = {"history.maxTotalUpdates": str(MOST_UPDATES)}
-    with asyncio.Runner() as runner:
-        starting = DevServer.start(db=None, ui_port=False, dynamic_config=config)
-        started = runner.run(starting.__aenter__())
-        try:
-            yield started
-        finally:
-            runner.run(starting.__aexit__(None, None, None))
+    yield from own_server({"history.maxTotalUpdates": str(MOST_UPDATES)})
 
 
 @tool(effect="write", approval=True)
