@@ -67,11 +67,12 @@ async def test_an_update_lost_repeatedly_is_not_reachable() -> None:
         await run(Server(*[LOST] * 9)).resolve_approval("call-1-1", allow=True)
 
 
-async def test_a_refused_update_is_sent_once() -> None:
-    server = Server(REFUSED, 1)
+async def test_refused_update_is_tried_twice_only() -> None:
+    """One that stays refused is refused: `tests/workflow/test_early_decisions.py` has the one that does not."""
+    server = Server(REFUSED, REFUSED, 1)
     with pytest.raises(InvalidRequest, match="no such call"):
         await run(server).resolve_approval("call-1-1", allow=True)
-    assert len(server.told) == 1
+    assert len(server.told) == 2
 
 
 async def test_a_lost_turn_keeps_its_message_id() -> None:
