@@ -1,9 +1,15 @@
-"""Records histories: `python -m tests.replay.record VERSION` writes them to `histories/VERSION/`."""
+"""Records histories: `python -m tests.replay.record VERSION` writes them to `histories/VERSION/`.
+
+Those of a release are recorded once. `histories/releases.json` holds a digest of each, so that nobody records one anew
+to make a change pass. Those of "unreleased" may be recorded as often as you like.
+"""
 
 import asyncio
 import json
+import re
 import sys
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -16,11 +22,39 @@ from perdure.workers.dev.server import DevServer
 from .scenarios import AGENTS, MODELS, TEAM_SESSIONS, TEAMS, play
 
 HISTORIES = Path(__file__).parent / "histories"
+RELEASES = HISTORIES / "releases.json"
+
+
+def is_release(version: str) -> bool:
+    """Return whether this names a release, and not the work on the next."""
+    return re.fullmatch(r"\d+\.\d+\.\d+", version) is not None
+
+
+def newest_release() -> Path:
+    """Return the folder with the histories of the newest release."""
+    versions = [folder.name for folder in HISTORIES.iterdir() if is_release(folder.name)]
+    return HISTORIES / max(versions, key=lambda version: [int(number) for number in version.split(".")])
+
+
+def digest_of(version: str) -> str:
+    """Return the SHA-256 of all histories of a version, with their names."""
+    digest = sha256()
+    for path in sorted((HISTORIES / version).glob("*.json")):
+        digest.update(f"{path.name} {sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 async def record(version: str) -> None:
-    """Play every scenario on a server that makes long runs continue as new, and keep what it wrote."""
+    """Play every scenario on a server that makes long runs continue as new, and keep what it wrote.
+
+    Raises:
+        SystemExit: the version is a release that was recorded before.
+
+    """
     folder = HISTORIES / version
+    releases: dict[str, str] = json.loads(RELEASES.read_text()) if RELEASES.exists() else {}
+    if version in releases:
+        sys.exit(f"{version} is released: its histories stay as they are; record `unreleased`")
     folder.mkdir(parents=True, exist_ok=True)
     config = {"limit.historyCount.suggestContinueAsNew": "60"}
     with TemporaryDirectory() as home:
@@ -34,6 +68,8 @@ async def record(version: str) -> None:
                 for name in [*(agent.name for agent in [*AGENTS, *TEAMS]), *TEAM_SESSIONS]:
                     await play(client, name)
                     await keep(client, name, folder)
+    if is_release(version):
+        RELEASES.write_text(json.dumps({**releases, version: digest_of(version)}, indent=1) + "\n")
 
 
 async def keep(client: Client, name: str, folder: Path) -> None:

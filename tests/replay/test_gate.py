@@ -30,11 +30,12 @@ from perdure.workers.deploys.histories import (
     iter_payloads,
 )
 
+from .record import newest_release
 from .scenarios import AGENTS, TEAMS
 from .test_replay import HISTORIES, NAMES, history_of
 
 ROOT = Path(__file__).parents[2]
-RELEASE = max((ROOT / "tests/replay/histories").iterdir())  # the newest that is recorded
+RELEASE = newest_release()
 
 
 def gate(home: Path, members: Sequence[Member] = TEAMS) -> Gate:
