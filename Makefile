@@ -7,9 +7,9 @@ BIN := .venv/bin
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
-# Four at a time, whatever the machine: tests on a server wait two thirds of their time.
+# Four at a time, whatever the machine: tests on a server wait two thirds of their time. The longest come first.
 test: .venv/ready            ## The tests, against the real server; `test-cold` and `stress` are the long ones
-	$(BIN)/pytest -q -m "not cold" -n 4 --dist worksteal tests/unit tests/replay tests/workflow tests/process
+	$(BIN)/pytest -q -m "not cold" -n 4 --dist worksteal tests/process tests/workflow tests/replay tests/unit
 	$(BIN)/pytest -q -m "not cold" -n 2 tests/fuzz  # apart: what else is imported changes the examples
 
 test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay
