@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import PydanticUserError, TypeAdapter
 
 from perdure.context import ContextStrategy, SlidingWindow, Summary
+from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
 from perdure.hooks import Hook, points_of
@@ -76,6 +77,7 @@ class Agent:
     """Model of `context=Summary(model=...)`."""
 
     def __post_init__(self) -> None:
+        check_types(self, f"agent {self.name!r}")
         if not _NAME.fullmatch(self.name):
             raise DefinitionError(
                 f"agent name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"
@@ -126,13 +128,15 @@ class Agent:
         if isinstance(model, str):
             try:
                 return ModelConfig(name=model)
-            except ValueError:
+            except DefinitionError:
                 raise DefinitionError(
                     f"agent {self.name!r}: model {model!r}: "
                     'write it as "provider:model", such as "anthropic:claude-sonnet-5-5"'
                 ) from None
         if not isinstance(model, ModelConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DefinitionError(f"agent {self.name!r}: model must be text or a ModelConfig, not {model!r}")
+            raise DefinitionError(
+                f"agent {self.name!r}: a model must be text or a ModelConfig, not {model!r}"
+            )
         # Checked here and not in ModelConfig, so that the message can name the agent.
         if model.timeout <= timedelta():
             raise DefinitionError(

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from perdure.definitions import DefinitionModel
 
 
-class _Bounds(BaseModel):
+class _Bounds(DefinitionModel):
     """Bounds of what the model sees, and what a cut leaves of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from perdure.definitions import check_types
 from perdure.errors import RULES, DefinitionError
 from perdure.model import ModelConfig
 
@@ -36,6 +37,7 @@ class Fallback:
     """Instructions of this model in place of the agent's, such as simpler ones. None: the agent's."""
 
     def __post_init__(self) -> None:
+        check_types(self, "Fallback")
         unknown = sorted(set(self.on or ()) - _CONDITIONS)
         if isinstance(self.on, str) or unknown:
             wrong = repr(self.on) if isinstance(self.on, str) else ", ".join(map(repr, unknown))
@@ -65,6 +67,7 @@ class ToolFallback:
     Only for tools with the effect `read`."""
 
     def __post_init__(self) -> None:
+        check_types(self, "ToolFallback")
         stand_ins = [value for value in (self.tool, self.answer, self.remembered) if value is not None]
         if len(stand_ins) != 1:
             raise DefinitionError("ToolFallback: give exactly one of tool, answer and remembered")

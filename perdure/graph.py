@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from pydantic import Field
 
 from perdure.agent import Agent
+from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.limits import GraphLimits
 from perdure.members import Member, collect_members, unknown_tool_limit
@@ -92,6 +93,7 @@ class Edge:
     """None: the edge is always taken."""
 
     def __post_init__(self) -> None:
+        check_types(self, f"edge {self.source!r} -> {self.target!r}")
         _check_synchronous(self.when, f"edge {self.source!r} -> {self.target!r}: when")
 
 
@@ -117,6 +119,7 @@ class Node:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", _kind(self.run))
         what = f"Node({getattr(self.run, 'name', None) or getattr(self.run, '__name__', '')!r})"
+        check_types(self, what)
         if self.join not in ("all", "any") and not _at_least(self.join, 1):
             raise DefinitionError(f"{what}: join must be 'all', 'any' or 1 and more, not {self.join!r}")
         if self.on_error not in get_args(OnError):
@@ -169,6 +172,7 @@ class Graph:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self, f"graph {self.name!r}")
         if not _is_name(self.name):
             raise DefinitionError(f"graph name {self.name!r}: {_NAME_RULE}")
         # The dataclass is frozen, and these fields take shorter forms that are normalized here.

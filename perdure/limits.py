@@ -5,13 +5,13 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
+
+from perdure.definitions import DefinitionModel
 
 MOST_COUNT: Final = 10**15
 """Largest bound of a count. A larger one, such as `sys.maxsize`, is taken as this one: no run reaches it."""
@@ -25,11 +25,9 @@ _Span = Annotated[timedelta, Field(gt=timedelta(), le=timedelta(days=3650))]
 
 _OPTIONS = frozenset({"per_tool_ends", "identical_calls"})
 _MERGED_APART = frozenset({"per_tool", "per_tool_ends", "timeout_excludes_people"})
-_MOST_EXPLAINED = 8
-"""Problems of a validation error that its message lists."""
 
 
-class Limits(BaseModel):
+class Limits(DefinitionModel):
     """Hard bounds of an agent; None is no bound.
 
     A limit ends the run as completed, with its StopReason. `per_tool` and `identical_calls` refuse single calls.
@@ -156,20 +154,3 @@ class PatternLimits(Limits):
 
 def _smaller(first: Any, second: Any) -> Any:
     return min((bound for bound in (first, second) if bound is not None), default=None)
-
-
-def explain(error: ValidationError) -> str:
-    """Return a validation error in one line of bounded length: field, problem and value, for each."""
-    # Bounded throughout: the text may quote what a model wrote, and goes into history.
-    details = error.errors(include_url=False)
-    problems = [
-        f"{_cut('.'.join(str(step) for step in problem['loc']) or 'value')}: "
-        f"{_cut(problem['msg'], 300)} (got {_cut(repr(problem.get('input')))})"
-        for problem in details[:_MOST_EXPLAINED]
-    ]
-    more = len(details) - len(problems)
-    return "; ".join([*problems, f"and {more} more"] if more else problems)
-
-
-def _cut(text: str, most: int = 80) -> str:
-    return text if len(text) < most else f"{text[: most - 3]}..."

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from perdure.definitions import DefinitionModel
 from perdure.messages import Message, Part, Usage, is_empty
 
 ModelStop = Literal[
@@ -34,7 +35,7 @@ ToolChoice = Literal["auto", "none", "required"]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(DefinitionModel):
     """Model of an agent, and its settings. The provider decides what is None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

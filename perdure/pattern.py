@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from perdure.definitions import explain
 from perdure.errors import DefinitionError
-from perdure.limits import PatternLimits, explain
+from perdure.limits import PatternLimits
 from perdure.members import Member, collect_members, unknown_tool_limit
 from perdure.prices import PriceTable
 from perdure.scheduling import Notes, Over, Scheduler, Start, progress_adapter

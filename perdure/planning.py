@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from perdure.limits import explain
+from perdure.definitions import explain
 from perdure.model import ToolDefinition
 from perdure.wire.names import UPDATE_PLAN
 from perdure.wire.results import PlanItem

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import ConfigDict, field_validator
+
+from perdure.definitions import DefinitionModel
 
 Verdict = Literal["allow", "deny", "ask"]
 
 
-class Rule(BaseModel):
+class Rule(DefinitionModel):
     """Rule of a policy. `role`, `tool` and `resource` are shell patterns ("refund_*")."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +33,7 @@ class Rule(BaseModel):
         )
 
 
-class Policy(BaseModel):
+class Policy(DefinitionModel):
     """Ordered list of rules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

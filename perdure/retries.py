@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 
 
@@ -18,6 +19,7 @@ class ToolRetry:
     maximum_interval: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
+        check_types(self, "ToolRetry")
         if self.attempts < 1:
             raise DefinitionError(f"ToolRetry: attempts must be 1 or more, not {self.attempts!r}")
         # Temporal takes no smaller coefficient.

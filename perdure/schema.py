@@ -32,8 +32,8 @@ from pydantic_core import to_json
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from perdure.definitions import explain
 from perdure.errors import DefinitionError
-from perdure.limits import explain
 from perdure.stable_schema import StableSchema
 
 _NOWHERE: Registry[Any] = Registry()

@@ -25,8 +25,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from perdure.definitions import explain
 from perdure.errors import DefinitionError
-from perdure.limits import explain
 
 PREFIX = "PERDURE_"
 

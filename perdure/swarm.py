@@ -6,6 +6,7 @@ from datetime import date
 from typing import ClassVar, Final, Literal, get_args
 
 from perdure.agent import _NAME, Agent
+from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.limits import SwarmLimits
 from perdure.members import collect_members
@@ -65,6 +66,7 @@ class Swarm:
     entry_name: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_types(self, f"swarm {self.name!r}")
         if not _NAME.fullmatch(self.name):
             raise DefinitionError(
                 f"swarm name {self.name!r}: use letters, digits, '_', '-' and '.', starting with a letter"

@@ -9,6 +9,7 @@ from functools import partial
 from threading import Event
 from typing import Any, Literal, Protocol, get_args, overload
 
+from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.members import Member
@@ -203,8 +204,11 @@ def check_tool(tool: "Tool | RemoteTool") -> None:
 
     """
     name = tool.name
+    check_types(tool, f"tool {name!r}")
     if not _NAME.fullmatch(name):
         raise _name_error(name)
+    if tool.effect not in get_args(Effect):
+        raise DefinitionError(f"tool {name!r}: effect must be 'read' or 'write', not {tool.effect!r}")
     for what, span in (("timeout", tool.timeout), ("heartbeat", tool.heartbeat)):
         if span is not None and span <= timedelta():
             raise DefinitionError(f"tool {name!r}: {what} must be positive, not {span!r}")

@@ -8,7 +8,7 @@ It is given to the client, because the data converter belongs to it. Workers and
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,7 @@ class PerdurePlugin(SimplePlugin):
         blobs: the blob store; the settings' when None.
 
     Raises:
-        DefinitionError: two agents have the same name, or the settings are invalid.
+        DefinitionError: two agents have the same name, an agent cannot run here, or the settings are invalid.
 
     """
 
@@ -100,6 +100,8 @@ class PerdurePlugin(SimplePlugin):
         self.agents = {name: member for name, member in members if isinstance(member, Agent)}
         self.graphs = {name: member for name, member in members if isinstance(member, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
+        self.prices = load_prices(self.settings.prices)
+        self._check_models()
         self.blobs = blobs or configured_store(self.settings)
         self._content = CodedBlobs(self.blobs)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
@@ -125,12 +127,30 @@ class PerdurePlugin(SimplePlugin):
             ],
         )
 
+    def _check_models(self) -> None:
+        """Check what the first run would find out: each provider is known, and prices where cost is limited.
+
+        Raises:
+            DefinitionError: a model of an agent cannot be called here, or its limit on cost cannot be kept.
+
+        """
+        for agent in self.agents.values():
+            for config in agent.all_models:
+                if config.provider not in self.models:
+                    known = ", ".join(sorted(self.models))
+                    raise DefinitionError(
+                        f"agent {agent.name!r}: model {config.name!r}: there is no provider {config.provider!r}; "
+                        f"the providers are {known}; for one of your own, give it in `models`"
+                    )
+        for member in self.members.values():
+            member.spec(prices=self.prices, today=datetime.now(UTC).date())
+
     def _activities(self) -> list[Callable[..., Any]]:
         interval = self.settings.progress_interval
         traffic = self.traffic
         resolver = Resolver(
             members=self.members,
-            prices=load_prices(self.settings.prices),
+            prices=self.prices,
             search_attributes=self.settings.search_attributes,
             providers=self.models,
             transcripts=self.transcripts,

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from temporalio import workflow
 
-from perdure.limits import explain
+from perdure.definitions import explain
 from perdure.wire.ids import child_run_id
 from perdure.wire.plain import Undecodable
 from perdure.wire.tree import ChildInput

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from perdure.limits import Limits, explain
+from perdure.definitions import explain
+from perdure.limits import Limits
 from perdure.media import problem_with_attachment
 from perdure.members import tool_names
 from perdure.messages import Document, Image, Message, Part, Text

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from perdure.limits import explain
+from perdure.definitions import explain
 from perdure.wire.requests import Redrive, UpgradeRequest
 from perdure.wire.results import UpgradeRecord
 from perdure.wire.spec import AgentSpec, ResolvedAgent

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from perdure.agent import Agent
-from perdure.limits import explain
+from perdure.definitions import explain
 from perdure.messages import Opaque, Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
 from perdure.schema import canonical_arguments, problem_with

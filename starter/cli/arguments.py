@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from perdure.definitions import explain
 from perdure.errors import InvalidRequest
-from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits, explain
+from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
 from perdure.settings import Duration
 
 

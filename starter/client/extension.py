@@ -9,8 +9,9 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy, WorkflowIDReus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
+from perdure.definitions import explain
 from perdure.errors import InvalidRequest, RunConflict
-from perdure.limits import Limits, explain
+from perdure.limits import Limits
 from perdure.wire.names import EXTENDABLE, WORKFLOWS
 from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import RunStatus

@@ -5,8 +5,8 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 from temporalio.client import WorkflowExecutionDescription
 
+from perdure.definitions import explain
 from perdure.errors import InvalidRequest, RunConflict
-from perdure.limits import explain
 from perdure.media import problem_with_attachment
 from perdure.messages import Document, Image, Part
 from perdure.model import digest

@@ -63,7 +63,7 @@ def agent(**changed: Any) -> Agent:
         ({"name": "x" * 65}, "use letters"),
         ({"model": "claude"}, 'write it as "provider:model"'),
         ({"model": ":x"}, 'write it as "provider:model"'),
-        ({"model": None}, "must be text or a ModelConfig, not None"),
+        ({"model": None}, "model must be text or ModelConfig, not None"),
         ({"model": ModelConfig(name="p:x", timeout=timedelta())}, "timeout must be positive"),
         ({"fallbacks": ["x"]}, "model 'x'"),
         ({"tools": [len]}, "is not a tool; put @tool above the function"),

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from perdure.activities.content.summary import summary_request, with_summary
 from perdure.activities.content.transcripts import ModelView
@@ -240,5 +239,5 @@ def test_summary_model_is_pinned() -> None:
             context=Summary(model="unknown:small"),
             limits=Limits(cost_usd=1),
         ).spec()
-    with pytest.raises(ValidationError):
+    with pytest.raises(DefinitionError):
         Summary(model="small")

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from perdure.definitions import explain
 from perdure.errors import DefinitionError
-from perdure.limits import Limits, explain
+from perdure.limits import Limits
 from perdure.messages import (
     Document,
     Image,
@@ -196,7 +197,7 @@ def test_options_are_written_when_set() -> None:
 
 @pytest.mark.parametrize("cost", [1e308, float("inf"), float("nan"), 0, -1])
 def test_cost_limit_is_amount_of_money(cost: float) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(DefinitionError):
         Limits(cost_usd=cost)
 
 

@@ -134,4 +134,4 @@ def test_worker_controller_variables_name_deployment(monkeypatch: pytest.MonkeyP
 def test_settings_import_only_vocabulary() -> None:
     source = Path(str(module.__file__)).read_text()
     ours = {line.split()[1] for line in source.splitlines() if line.startswith("from perdure")}
-    assert ours == {"perdure.errors", "perdure.limits"}
+    assert ours == {"perdure.definitions", "perdure.errors"}

@@ -60,7 +60,7 @@ def looking_back(window: int, unique: int) -> SwarmLimits:
         ({"entry": "boss"}, r"entry 'boss' is not one of its agents \(writer, editor\)"),
         ({"entry": agent("boss")}, "entry 'boss' is not one of its agents"),
         ({"entry": agent("writer", instructions="Another.")}, "entry 'writer' is not one of its agents"),
-        ({"entry": 1}, "entry 1 is not one of its agents"),
+        ({"entry": 1}, "entry must be Agent or text or None, not 1"),
         ({"limits": Limits()}, "limits must be SwarmLimits"),
         ({"limits": looking_back(3, 4)}, "is 4, which 3 runs"),
         ({"limits": looking_back(0, 1)}, "is 1, which 0 runs"),

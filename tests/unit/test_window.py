@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from perdure.context import SlidingWindow
+from perdure.errors import DefinitionError
 from perdure.fitting import most_result_tokens, window_tokens
 from perdure.messages import Message
 from perdure.model import ModelConfig
@@ -186,5 +186,5 @@ def test_known_context_bounds_the_window() -> None:
         state = settle(fold(state, CallReturned(result=result(made.call.id, text="row " * 300))))
         assert state.transcript.context_tokens <= 2000
     assert state.transcript.window_start > 0
-    with pytest.raises(ValidationError, match="less than context_tokens"):
+    with pytest.raises(DefinitionError, match="less than context_tokens"):
         ModelConfig(name="scripted:x", context_tokens=4096)

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from perdure.limits import Limits, explain
+from perdure.definitions import explain
+from perdure.limits import Limits
 from perdure.wire.requests import ExtendRequest
 from perdure.wire.results import ExtensionRecord, StopReason
 from perdure.wire.spec import AnySpec
