@@ -8,7 +8,7 @@ anything pass.
 
 import asyncio
 import inspect
-import traceback
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -39,7 +39,8 @@ from perdure.wire.effects import FUNCTION_ATTEMPTS, CheckedCall, HookInput, Hook
 from perdure.wire.names import RUN_HOOKS
 from perdure.wire.plain import problem_as_json
 
-from .content.redact import mask_value, redact, redact_and_cut, redact_error
+from .content.redact import mask_value, redact_and_cut, redact_error
+from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled, worker_is_ending
 from .threads import FunctionThreads, call_function
 
@@ -219,9 +220,7 @@ async def _ask_one(
     except BaseException as error:  # `sys.exit` in a hook is its failure, and not the worker's end
         if was_cancelled(error) or limit.expired():
             raise
-        # As text: the log of a user's own process masks nothing.
-        trace = redact("".join(traceback.format_exception(error)))
-        activity.logger.error("hook %s failed at %s\n%s", hook.name, point, trace)
+        log_function_error(error, f"hook {hook.name} at {point}", level=logging.ERROR)
         text = redact_error(error, 1000)
         raise HookFailed(f"hook {hook.name} failed at {point}: {type(error).__name__}: {text}") from None
     verdict: Any = Proceed() if answer is None else answer

@@ -28,6 +28,7 @@ from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
 from .content.redact import mask_value, redact_and_cut
 from .content.results import to_content
+from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled
 from .threads import FunctionThreads, call_function
 from .traffic.transient_errors import is_transient, may_have_taken_effect
@@ -76,6 +77,7 @@ class NodeCalls:
                 raise
             # An attempt whose worker died is no failure of the function, so the failures are counted here.
             failures += 1
+            log_function_error(error, f"function of node {call.node!r} of graph {call.graph!r}")
             activity.heartbeat(progress(0, 0))
             raise _failure(error, last=failures >= FUNCTION_ATTEMPTS) from None
 

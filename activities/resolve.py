@@ -36,6 +36,8 @@ class Resolver:
     providers: Mapping[str, Model] = field(default_factory=dict[str, Model])
     transcripts: Transcripts | None = None
     """Cache that gets each spec made here, for the model calls of its runs."""
+    parks: bool = True
+    """False: what would park a run made here ends it as failed."""
 
     @activity.defn(name=RESOLVE_AGENT)
     async def resolve_agent(self, request: ResolveRequest) -> ResolvedAgent:
@@ -100,6 +102,8 @@ class Resolver:
             )
         except DefinitionError as error:
             raise refusal(str(error)) from None
+        if not self.parks:
+            resolved = _without_parking(resolved)
         if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):
             self.transcripts.add_spec(resolved.spec)
         return resolved
@@ -139,6 +143,17 @@ async def _run_that_pinned(parent: str) -> str:
     if above.workflow_type not in WORKFLOWS:
         raise refusal(f"the spec is pinned by {parent!r}, which is a {above.workflow_type!r} and pins none")
     return own.parent_run_id
+
+
+def _without_parking(resolved: ResolvedAgent) -> ResolvedAgent:
+    """Return the agents with the reaction "fail" in place of "park"."""
+
+    def change(spec: AnySpec) -> AnySpec:
+        parks = isinstance(spec, AgentSpec) and spec.on_failure == "park"
+        return spec.model_copy(update={"on_failure": "fail"}) if parks else spec
+
+    members = tuple(change(member) for member in resolved.members)
+    return resolved.model_copy(update={"spec": change(resolved.spec), "members": members})
 
 
 def _config_for(config: ModelConfig, name: str) -> ModelConfig:

@@ -38,6 +38,7 @@ from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
+from .function_errors import log_function_error
 from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .telemetry import tool_span
@@ -174,6 +175,7 @@ class ToolCalls:
             return _failure_content(call, progress, error, name=""), "invalid_arguments"
         except FatalToolError as error:
             progress.mark_failed(error)
+            _log(error, call)
             return self._fall_back(tool, call, _failure_content(call, progress, error, name=""), "tool_error")
         except (CircuitOpen, Throttled) as error:
             kind: ErrorKind = "circuit_open" if isinstance(error, CircuitOpen) else "throttled"
@@ -187,6 +189,7 @@ class ToolCalls:
         else:
             return await self._store(tool, call, progress, value), None
         progress.mark_failed(failure)
+        _log(failure, call)
         retry = _retry_error(failure, call, progress)
         if retry is not None:
             activity.heartbeat(progress.last_word())
@@ -302,6 +305,10 @@ class ToolCalls:
         finally:
             # A thread cannot be stopped. A tool that watches this event can stop itself.
             cancelled.set()
+
+
+def _log(error: BaseException, call: ToolInput) -> None:
+    log_function_error(error, f"tool {call.tool!r} of agent {call.agent!r}", call_id=call.call_id)
 
 
 def _tool_call(call: ToolInput) -> ToolCall:

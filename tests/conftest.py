@@ -17,9 +17,9 @@ from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client
-from perdure.testing import running
 from perdure.wire.attributes import AGENT_STATUS
 from perdure.workers.dev.server import DevServer
+from tests.serving import running
 
 from .waiting import next_poll
 

@@ -40,7 +40,12 @@ from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
 from ..activities.earlier_child import end_earlier_child
 from ..activities.edits import Edits
-from ..activities.genai import count_circuit_opening, count_lost_thread, watch_circuits, watch_threads
+from ..activities.genai import (
+    count_circuit_opening,
+    count_lost_thread,
+    watch_circuits,
+    watch_threads,
+)
 from ..activities.hooks import HookRunner
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
@@ -79,6 +84,7 @@ class PerdurePlugin(SimplePlugin):
         models: providers by the name before the colon; they replace built-in ones of the same name.
         settings: the environment's when None.
         blobs: the blob store; the settings' when None.
+        parks: False: what would park a run ends it as failed, for tests: there is nobody who would resume it.
 
     Raises:
         DefinitionError: two agents have the same name, an agent cannot run here, or the settings are invalid.
@@ -92,8 +98,10 @@ class PerdurePlugin(SimplePlugin):
         models: Mapping[str, Model] | None = None,
         settings: Settings | None = None,
         blobs: BlobStore | None = None,
+        parks: bool = True,
     ) -> None:
         self.settings = settings or load_settings()
+        self._parks = parks
         register_secrets(self.settings)
         self.members = members_by_name(agents)
         members = self.members.items()
@@ -154,6 +162,7 @@ class PerdurePlugin(SimplePlugin):
             search_attributes=self.settings.search_attributes,
             providers=self.models,
             transcripts=self.transcripts,
+            parks=self._parks,
         )
         hooks = HookRunner(agents=self.agents, threads=self.threads)
         model_calls = ModelCalls(

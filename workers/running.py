@@ -28,6 +28,8 @@ async def serving(
     settings: Settings | None = None,
     blobs: BlobStore | None = None,
     worker: Mapping[str, Any] | None = None,
+    task_queue: str | None = None,
+    parks: bool = True,
 ) -> AsyncGenerator[tuple[Client, str]]:
     """Serve the agents while the block runs; yield a Temporal client and the worker's task queue.
 
@@ -41,6 +43,8 @@ async def serving(
         settings: used in place of the environment's.
         blobs: a blob store used in place of the settings'.
         worker: more arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+        task_queue: used in place of the settings'.
+        parks: see `PerdurePlugin`.
 
     """
     async with AsyncExitStack() as stack:
@@ -53,8 +57,9 @@ async def serving(
         if address is None:
             server = await stack.enter_async_context(DevServer.start(db=None, ui_port=False))
             address = server.address
-        settings = settings.model_copy(update={"address": address})
-        plugin = PerdurePlugin(agents, models=models, settings=settings, blobs=blobs)
+        queue = task_queue or settings.task_queue
+        settings = settings.model_copy(update={"address": address, "task_queue": queue})
+        plugin = PerdurePlugin(agents, models=models, settings=settings, blobs=blobs, parks=parks)
         temporal = await connect_temporal(settings, [plugin])
         await stack.enter_async_context(Worker(temporal, task_queue=settings.task_queue, **(worker or {})))
         yield temporal, settings.task_queue

@@ -13,6 +13,7 @@ from perdure.texts import first_bytes, fix_surrogates, mark_cut, next_piece, rea
 from perdure.tokens import media_tokens
 from perdure.wire.effects import ToolInput
 
+from ..function_errors import log_function_error
 from .redact import mask_own, redact_error
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -57,6 +58,7 @@ def _to_parts_safely(value: Any) -> list[ResultPart]:
     try:
         return _to_parts(value)
     except Exception as error:
+        log_function_error(error, f"the JSON of a tool's result, a {type(value).__name__},")
         why = redact_error(error, 500)
         return [
             Text(text=f"(done, but the result, a {type(value).__name__}, cannot be written as JSON: {why})")

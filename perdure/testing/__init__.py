@@ -9,10 +9,11 @@ The agent names its model "scripted:" followed by any text.
 `check_blob_store` tests a blob store of your own.
 """
 
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from perdure.activities.providers.scripted import Line, ScriptedModel, calls, fails, says
@@ -66,10 +67,13 @@ async def running(
     settings: "Settings | None" = None,
     blobs: "BlobStore | None" = None,
     worker: Mapping[str, Any] | None = None,
+    task_queue: str | None = None,
+    parked: Literal["raise", "wait"] = "raise",
 ) -> "AsyncGenerator[Client]":
     """Run a worker that serves the agents, and yield a client of it while the body runs.
 
-    Without `address`, an embedded server runs in memory for as long.
+    Without `address`, an embedded server runs in memory for as long. The worker has a task queue of its own, so it
+    takes no run of another worker, and no other takes its runs.
 
     Args:
         agents: the agents, swarms and graphs that the worker serves.
@@ -78,12 +82,22 @@ async def running(
         settings: settings in place of those of the environment.
         blobs: a blob store in place of the one that the settings name.
         worker: further arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
+        task_queue: task queue to share with other workers and clients, in place of one of its own.
+        parked: "raise": a run that would park, which a person would have to resume, fails with the reason. "wait":
+            it parks as it does elsewhere.
 
     """
     # Imported by name: workers and starters must not import each other, and this module joins the two.
     serving = import_module("perdure.workers.running").serving
     client_type = import_module("perdure.starter.client.connect").Client
     async with serving(
-        agents, models=models, address=address, settings=settings, blobs=blobs, worker=worker
-    ) as (temporal, task_queue):
-        yield client_type(temporal, task_queue=task_queue)
+        agents,
+        models=models,
+        address=address,
+        settings=settings,
+        blobs=blobs,
+        worker=worker,
+        task_queue=task_queue or f"test-{uuid.uuid4().hex[:12]}",
+        parks=parked == "wait",
+    ) as (temporal, queue):
+        yield client_type(temporal, task_queue=queue)

@@ -94,7 +94,7 @@ async def play(way: str, sessions: Sequence[LongSession], settings: Settings | N
     began = time.monotonic()
     models = {"scripted": ScriptedModel(clerk)}
     address = None if settings is None else settings.address
-    async with running([agent], models=models, settings=settings, address=address) as client:
+    async with running([agent], models=models, settings=settings, address=address, parked="wait") as client:
         door = asyncio.Semaphore(_AT_ONCE)
         used = await asyncio.gather(
             *(_talk(client, f"{way}-{session.number}", session, door) for session in sessions)

@@ -326,5 +326,6 @@ async def staged(*, wide: bool = False) -> AsyncGenerator[Stage]:
                 settings=settings,
                 blobs=disk,
                 worker=worker,
+                parked="wait",
             ) as client:
                 yield Stage(client=client, model=model, disk=disk, attempts=attempts, slots=slots)

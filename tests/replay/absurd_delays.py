@@ -19,10 +19,10 @@ from perdure.messages import Text, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.settings import load_settings
 from perdure.starter.client.connect import Client
-from perdure.testing import running
 from perdure.workers.dev.server import DevServer
 from perdure.workflows.engine.carry import pack
 from tests.conftest import until_status
+from tests.serving import running
 
 from .record import HISTORIES, keep
 

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from perdure.settings import load_settings
 from perdure.starter.client.connect import Client
-from perdure.testing import running
 from perdure.workers.dev.server import DevServer
+from tests.serving import running
 
 from .scenarios import AGENTS, MODELS, TEAM_SESSIONS, TEAMS, play
 

@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "tool_concurrency must be a whole number, not True",
     ),
     "no steps": (lambda: Limits(steps=0), r"Limits: steps: .* greater than or equal to 1 \(got 0\)"),
-    "unknown limit": (lambda: Limits(stepz=wrong()), "Limits: stepz: "),
+    "unknown limit": (lambda: wrong(Limits)(stepz=1), "Limits: stepz: "),
     "span": (lambda: SwarmLimits(node_timeout=timedelta()), "SwarmLimits: node_timeout: "),
     "graph limit": (lambda: GraphLimits(max_node_executions=0), "GraphLimits: max_node_executions: "),
     "model": (lambda: ModelConfig(name="gpt"), 'ModelConfig: name: .* write the model as "provider:model"'),

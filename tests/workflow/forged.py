@@ -23,8 +23,9 @@ from perdure.members import Member
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
-from perdure.testing import Line, ScriptedModel, calls, running, says
+from perdure.testing import Line, ScriptedModel, calls, says
 from tests.fuzz import junk
+from tests.serving import running
 
 HANGS: Final = 60.0
 NO_SHRINKING: Final = (Phase.explicit, Phase.generate)

@@ -22,10 +22,11 @@ from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
 from perdure.swarm import Swarm
-from perdure.testing import calls, fails, running, says
+from perdure.testing import calls, fails, says
 from perdure.wire.results import Approval, RunResult
 from perdure.workers.dev.server import DevServer
 from tests.conftest import HANGS, Gate, Serve, until, until_status
+from tests.serving import running
 
 from .test_swarm_runs import Answer, Cast, ServeTeam, agent, keys, reached, sum_of, to
 

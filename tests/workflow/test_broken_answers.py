@@ -25,7 +25,7 @@ from perdure import Agent, Limits, RemoteTool, Swarm, ToolRetry, tool
 from perdure.errors import PerdureError
 from perdure.model import ModelRequest
 from perdure.settings import load_settings
-from perdure.testing import ScriptedModel, calls, running, says
+from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.ids import child_run_id
 from perdure.wire.names import (
     BIND_ARGUMENTS,
@@ -46,6 +46,7 @@ from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
 from tests.conftest import until
 from tests.fuzz.depth import examples
+from tests.serving import running
 
 from .forged import BROKEN, HANGS, NO_SHRINKING, TICKET, World, open_world, payloads_near, script, work
 

@@ -17,11 +17,12 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.testing import ScriptedModel, calls, running, says
+from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
 from perdure.workflows import renewal
 from tests.conftest import Serve, own_server, until_queried
+from tests.serving import running
 
 MOST_UPDATES = 30
 MESSAGES = 40

@@ -12,9 +12,10 @@ import pytest
 
 from perdure import Agent, connect
 from perdure.settings import Settings
-from perdure.testing import ScriptedModel, running, says
+from perdure.testing import ScriptedModel, says
 from perdure.wire.results import Approval
 from tests.conftest import Serve, until_status
+from tests.serving import running
 from tests.unit.providers.server import Answer, stub_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

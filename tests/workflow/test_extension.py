@@ -24,7 +24,7 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings, load_settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.testing import Line, ScriptedModel, calls, running, says
+from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire.events import Extended
 from perdure.wire.identity import idempotency_key, root_identity
 from perdure.wire.ids import child_run_id
@@ -32,6 +32,7 @@ from perdure.wire.names import SESSION_WORKFLOW, WORKFLOW
 from perdure.workers.dev.server import DevServer
 from perdure.workflows.engine.calls import call_digest
 from tests.conftest import HANGS, Gate, Serve, check_rows, until
+from tests.serving import running
 
 USED = Usage(input_tokens=1000, output_tokens=100)
 WANTED = 6

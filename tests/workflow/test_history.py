@@ -104,7 +104,7 @@ async def test_messages_arrive_without_cache(serve: Serve) -> None:
 
 
 async def test_continue_as_new_carries_everything(impatient: DevServer, serve: Serve, settings: Any) -> None:
-    from perdure.testing import running
+    from tests.serving import running
 
     gate = Gate()
     read: dict[int, str] = {}

@@ -44,10 +44,11 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.testing import Line, ScriptedModel, calls, running, says
+from perdure.testing import Line, ScriptedModel, calls, says
 from perdure.wire.results import Approval
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, check_rows, until, until_status
+from tests.serving import running
 
 PROCEED = Proceed()
 

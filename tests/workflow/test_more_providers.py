@@ -11,7 +11,7 @@ from perdure import Agent, tool
 from perdure.activities.providers.bedrock import BedrockModel
 from perdure.model import Model
 from perdure.settings import Settings
-from perdure.testing import running
+from tests.serving import running
 from tests.unit.providers.dialects import StubCall, StubReply
 from tests.unit.providers.more_dialects import AZURE, GEMINI, RESPONSES, gemini_piece
 from tests.unit.providers.server import Answer, Stub, stub_server

@@ -34,10 +34,11 @@ from perdure.messages import Part
 from perdure.model import ModelRequest
 from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start
 from perdure.settings import load_settings
-from perdure.testing import ScriptedModel, calls, fails, running, says
+from perdure.testing import ScriptedModel, calls, fails, says
 from perdure.tools import Tool
 from perdure.workers.dev.server import DevServer
 from tests.conftest import until_status
+from tests.serving import running
 
 _SOON = ToolRetry(attempts=3, initial_interval=timedelta(milliseconds=50))
 

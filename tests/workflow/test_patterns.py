@@ -19,12 +19,13 @@ from perdure.model import ModelRequest
 from perdure.pattern import Over, Pattern, PatternSpec, Scheduler, Start, by_name
 from perdure.settings import Settings
 from perdure.starter.client.run import Run
-from perdure.testing import calls, fails, running, says
+from perdure.testing import calls, fails, says
 from perdure.tools import as_tool
 from perdure.wire.events import ChildEvent
 from perdure.workers.dev.server import DevServer
 from tests.conftest import HANGS, Gate, Serve, until
 from tests.debates import EXAMPLES, load_debate
+from tests.serving import running
 
 from .test_swarm_runs import Answer, Cast, ServeTeam, agent, reached, sum_of, waits
 

@@ -18,11 +18,12 @@ from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
 from perdure.starter.client.run import Run
-from perdure.testing import ScriptedModel, calls, running, says
+from perdure.testing import ScriptedModel, calls, says
 from perdure.wire.results import Question, Receipt
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, check_rows, until_queried, until_status
 from tests.pictures import PNG
+from tests.serving import running
 from tests.workflow.test_history import history_sizes
 
 ROOMS = ("hall", "roof")

@@ -9,9 +9,10 @@ from temporalio.testing import WorkflowEnvironment
 
 from perdure import Agent, DefinitionError
 from perdure.settings import load_settings
-from perdure.testing import ScriptedModel, running, says
+from perdure.testing import ScriptedModel, says
 from perdure.workers.dev.server import find_binary
 from perdure.workers.observe.doctor import examine
+from tests.serving import running
 
 CLERK = Agent(name="clerk", model="scripted:x")
 

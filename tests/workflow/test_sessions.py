@@ -32,7 +32,7 @@ from perdure.messages import Image, Part, Text, Usage
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
-from perdure.testing import Line, ScriptedModel, calls, fails, running, says
+from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.wire.events import (
     ApprovalRequested,
     Event,
@@ -44,6 +44,7 @@ from perdure.wire.events import (
 from perdure.workers.dev.server import DevServer
 from tests.conftest import Gate, Serve, texts, until, until_status
 from tests.pictures import PNG, png
+from tests.serving import running
 from tests.workflow.test_history import history_sizes
 
 TURNS = int(os.environ.get("LONG_TURNS", "280"))

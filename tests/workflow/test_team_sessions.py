@@ -26,11 +26,12 @@ from perdure.limits import SwarmLimits
 from perdure.model import ModelRequest
 from perdure.settings import Settings
 from perdure.swarm import Swarm
-from perdure.testing import calls, fails, running, says
+from perdure.testing import calls, fails, says
 from perdure.wire.events import MessageFinished, NodeFinished, NodeStarted, TurnFinished
 from perdure.wire.results import Approval, Question
 from perdure.workers.dev.server import DevServer
 from tests.conftest import HANGS, Gate, Serve, until, until_queried
+from tests.serving import running
 from tests.workflow.test_history import history_sizes
 from tests.workflow.test_swarm_runs import Cast, ServeTeam, agent, team, to
 

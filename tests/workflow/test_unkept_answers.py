@@ -10,8 +10,8 @@ from perdure.messages import Text
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, Reply, UsageSoFar
 from perdure.settings import Settings
 from perdure.starter.client.connect import Client
-from perdure.testing import running
 from tests.conftest import check_rows, until_status
+from tests.serving import running
 
 ANSWER = "a long answer " * 4000
 USED = Usage(input_tokens=1000, output_tokens=8000)

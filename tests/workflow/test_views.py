@@ -14,11 +14,12 @@ from perdure import Agent, Edge, Graph, GraphLimits, Limits, SlidingWindow, Summ
 from perdure.messages import Image, Text, estimated_tokens
 from perdure.model import ModelRequest
 from perdure.settings import load_settings
-from perdure.testing import Line, ScriptedModel, calls, fails, running, says
+from perdure.testing import Line, ScriptedModel, calls, fails, says
 from perdure.tools import AnyTool
 from perdure.workers.dev.server import DevServer
 from tests.conftest import HANGS, Gate, Serve
 from tests.pictures import PNG
+from tests.serving import running
 
 
 @tool
