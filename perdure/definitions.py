@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
@@ -65,7 +65,7 @@ def check_types(definition: Any, what: str) -> None:
 
 def _classes_of(definition: Any) -> Mapping[str, tuple[type, ...]]:
     """Return the classes of each field that is checked by them."""
-    hints = get_type_hints(type(definition))
+    hints = get_type_hints(cast(type[object], type(definition)))
     found = {field.name: _classes_in(hints[field.name]) for field in fields(definition) if field.init}
     return {name: classes for name, classes in found.items() if classes}
 

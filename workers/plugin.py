@@ -87,7 +87,8 @@ class PerdurePlugin(SimplePlugin):
         parks: False: what would park a run ends it as failed, for tests: there is nobody who would resume it.
 
     Raises:
-        DefinitionError: two agents have the same name, an agent cannot run here, or the settings are invalid.
+        DefinitionError: two agents have the same name, or the settings are invalid. A worker also raises it for an
+            agent that cannot run there; a replayer needs no models.
 
     """
 
@@ -109,7 +110,6 @@ class PerdurePlugin(SimplePlugin):
         self.graphs = {name: member for name, member in members if isinstance(member, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.prices = load_prices(self.settings.prices)
-        self._check_models()
         self.blobs = blobs or configured_store(self.settings)
         self._content = CodedBlobs(self.blobs)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
@@ -205,6 +205,7 @@ class PerdurePlugin(SimplePlugin):
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Return the worker's configuration with our registrations, runner and intervals."""
+        self._check_models()
         converter = _client_converter(config)
         self._content.codec = converter.payload_codec
         config = super().configure_worker(config)

@@ -94,7 +94,7 @@ class Capabilities:
     thinking_field: str = "reasoning_content"
     """Field of the message in which plain reasoning goes back."""
     call_signature: dict[str, JsonValue] | None = field(default=None, hash=False)
-    """Fields of the first call of a message that came from another model, where the provider demands a signature."""
+    """Fields of the first call of a message that came without a signature, where the provider demands one."""
     caching: bool = False
     """True: ends of cached prefixes are marked."""
     output_schema: bool = False

@@ -216,10 +216,11 @@ class _Form:
         if not self.capabilities.tools:
             shown = canonical_json(arguments).decode()
             return Text(text=f"(called the tool {call.name!r} with {shown})")
-        extra = call.extra
-        if not self.same_model:
-            # A provider that demands a signature has a stand-in for the first call of another model.
-            extra = (self.capabilities.call_signature or {}) if self.calls == 1 else {}
+        extra = call.extra if self.same_model else {}
+        if self.calls == 1 and not extra:
+            # A provider that demands a signature has a stand-in for the first call of another model, or of a server
+            # that did not send one.
+            extra = self.capabilities.call_signature or {}
         return _with_fields(
             call,
             id=sendable_id(call.id, self.capabilities),

@@ -43,8 +43,7 @@ def _upwards(shell: "Shell") -> Iterator["Shell"]:
 
 
 def _is_named(shell: "Shell", text: str) -> bool:
-    assert shell.result is not None
-    return any(text in line for line in shell.result.missing)
+    return any(text in line for line in _left_by(shell))
 
 
 def _is_read(shells: Iterable["Shell"], text: str) -> bool:

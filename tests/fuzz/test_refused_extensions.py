@@ -251,6 +251,21 @@ def cut_short(member: Swarm | Graph, case: Case) -> TeamState:
     return replace(state, ledger=case.ledger, cut=cut, results=(result,), end=end)
 
 
+def test_least_value_leaves_room_for_the_note() -> None:
+    """The note by which the model learns what was granted is longer than that of a grant that changes nothing."""
+    case = Case(
+        reason="token_budget",
+        bounds={"steps": None, "input_tokens": 276},
+        whole={},
+        ledger=Ledger(steps=1),
+        identical=0,
+        first={},
+        picks=[0, 0],
+        node_timeout=None,
+    )
+    extended_by_following(run_of(case), case)
+
+
 @pytest.mark.parametrize("reason", ["end_turn", "stopped", "error", "max_tokens", "context_overflow", "idle"])
 def test_other_ends_name_no_bound(reason: StopReason) -> None:
     """A run that no limit has ended is refused without naming a bound."""

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from perdure.errors import ErrorKind
 from perdure.limits import Limits
 from perdure.messages import Message, Usage
+from perdure.model import ModelConfig
 from perdure.wire.effects import ModelFailure
 from perdure.wire.requests import SessionRequest, WhenBusy
-from perdure.wire.results import TurnReply
+from perdure.wire.results import TurnReply, UpgradeRecord
+from perdure.wire.spec import ModelSpec
 from perdure.workflows.engine import session as turns
 from perdure.workflows.engine.agent import AgentProgram
 from perdure.workflows.engine.carry import HistoryFormat, pack, unpack
@@ -39,6 +41,7 @@ from perdure.workflows.engine.events import (
     IdleChecked,
     MessageSent,
     ModelFailed,
+    ModelSwitched,
     Paused,
     Resumed,
     Said,
@@ -46,12 +49,24 @@ from perdure.workflows.engine.events import (
     TurnBegan,
     TurnEnded,
     TurnInterrupted,
+    Upgraded,
     WindowMoved,
 )
+from perdure.workflows.engine.past import NextAgent
 from perdure.workflows.engine.session import SessionProgram, is_pending, reply_to, session_of
 from perdure.workflows.engine.state import AgentState, Origin, Utterance
 from perdure.workflows.engine.unsent import send_again
-from tests.unit.runs import NOW, assert_well_formed, call, program_of, reply, result, spec_of, status_report
+from tests.unit.runs import (
+    NOW,
+    PRICE,
+    assert_well_formed,
+    call,
+    program_of,
+    reply,
+    result,
+    spec_of,
+    status_report,
+)
 
 SECOND = timedelta(seconds=1)
 
@@ -404,6 +419,17 @@ def test_a_session_that_must_end_ends(course: list[Action], reason: Any) -> None
     assert isinstance(ending, Finish)
     assert ending.end.stop_reason == reason
     assert not session_of(play.state).turn_is_open
+
+
+def test_upgrade_to_fewer_models() -> None:
+    """A model that the new version does not have is not asked how much it can read, even by a late event."""
+    first, second = (ModelSpec(config=ModelConfig(name=f"scripted:{name}"), price=PRICE) for name in "xy")
+    state = answered(say(opened(models=(first, second)), "m1"), call("work"))
+    state = fold(fold(state, CallsStarted(ids=("call-1-1",))), CallReturned(result=result("call-1-1")))
+    state = fold(answered(state, text="hi"), ModelSwitched(model=1))
+    record = UpgradeRecord(at=NOW, before="old", after="new")
+    state = fold(state, Upgraded(agent=NextAgent(spec=spec_of(models=(first,)), record=record)))
+    assert replied(answered(say(state, "m2"), text="hello"), "m2").output == "hello"
 
 
 def test_closed_session_names_a_message_without_answer() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from perdure import Agent, Graph, RunFailed, Swarm
+from perdure import Agent, DefinitionError, Graph, Limits, RunFailed, Swarm
+from perdure.context import Summary
+from perdure.limits import GraphLimits
 from perdure.members import Member
-from perdure.model import ModelRequest
+from perdure.model import Model, ModelRequest
 from perdure.settings import load_settings
 from perdure.starter.client.connect import Client
 from perdure.testing import ScriptedModel, calls, fails, running, says
@@ -84,3 +86,45 @@ async def test_run_parks_where_the_test_asks_for_it() -> None:
     async with asyncio.timeout(HANGS), running([CLERK], models=models, parked="wait") as client:
         run = await client.start("clerk", "Hi.")
         await until_status(client, run.id, "parked")
+
+
+def agent(**fields: Any) -> Agent:
+    """Return an agent with these fields."""
+    named: dict[str, Any] = {"name": "clerk", "model": "scripted:x", **fields}
+    return Agent(**named)
+
+
+UNSERVABLE: dict[str, tuple[Member, str]] = {
+    "model": (
+        agent(model="antropic:x"),
+        "model 'antropic:x': there is no provider 'antropic'; the providers are ",
+    ),
+    "fallback": (agent(fallbacks=["opneai:x"]), "there is no provider 'opneai'"),
+    "summary": (agent(context=Summary(model="opneai:x")), "there is no provider 'opneai'"),
+    "below": (
+        Swarm(
+            name="team",
+            agents=[agent(tools=[agent(name="deep", model="nobody:x", description="Digs.").as_tool()])],
+        ),
+        "agent 'deep': model 'nobody:x': there is no provider 'nobody'",
+    ),
+    "price": (
+        agent(model="house:x", limits=Limits(cost_usd=1)),
+        "has a cost limit, and the price of house:x is not known",
+    ),
+    "price below": (
+        Graph(name="g", nodes={"a": agent(model="house:x")}, entry="a", limits=GraphLimits(cost_usd=1)),
+        "the price of house:x is not known",
+    ),
+}
+
+
+async def test_worker_refuses_what_no_run_could_use(server: DevServer) -> None:
+    """An unknown provider, or a limit on cost without a price, does not wait for the first customer."""
+    scripted: Model = ScriptedModel([says("Hi.")])
+    for member, words in UNSERVABLE.values():
+        with pytest.raises(DefinitionError, match=words):
+            async with running(
+                [member], models={"scripted": scripted, "house": scripted}, address=server.address
+            ):
+                raise AssertionError("the worker has started")

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from perdure.limits import Limits
-from perdure.messages import Message
+from perdure.messages import Message, estimated_tokens
 from perdure.wire.requests import RunRequest
 from perdure.wire.results import RunResult, RunStatus, StopReason
 from perdure.wire.spec import AgentSpec
@@ -19,6 +19,7 @@ from .decide import decide
 from .ends import newest_words
 from .events import Event
 from .extension import (
+    FIELDS_BY_REASON,
     amounts_needed,
     calls_needed,
     clocks_after,
@@ -35,7 +36,7 @@ from .tree import tree_of
 from .unsent import put_unsent_in_words, send_again, unsent_by
 
 _NOTE_TOKENS: Final = 256
-"""Tokens by which the note of an extension may grow when more is granted: it names each bound."""
+"""Tokens by which the note of an extension may be longer than that of one that grants nothing: it names bounds."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ class AgentProgram:
         limits, steps = state.limits, state.ledger.steps
         at_end = limits.steps is not None and not state.step.redo and steps >= limits.steps
         short_of_steps = [f"steps to {steps + 1} or more"] if at_end else []
-        wanted = call_amount(state, LEAST_REPLY_TOKENS)
         wanted_at_most = call_amount(_with_longest_note(state), LEAST_REPLY_TOKENS)
+        granted = state.past.extensions[-1].limits
+        # Whoever grants none of the bounds that ended the run has to grant more, and the note of that is longer.
+        is_short = granted.keys().isdisjoint(FIELDS_BY_REASON[reason])
+        wanted = wanted_at_most if is_short else call_amount(state, LEAST_REPLY_TOKENS)
         return [
             *short_of_steps,
             *calls_needed(state, limits, reason),
@@ -159,5 +163,8 @@ class AgentProgram:
 
 def _with_longest_note(state: AgentState) -> AgentState:
     """Return the state as if its newest message, which lists what was granted, were as long as it can become."""
-    tokens = state.transcript.context_tokens + _NOTE_TOKENS
+    record = state.past.extensions[-1]
+    notes = (record, record.model_copy(update={"limits": {}}))
+    now, shortest = (estimated_tokens(Message.user(extension_note(record))) for record in notes)
+    tokens = state.transcript.context_tokens - now + shortest + _NOTE_TOKENS
     return replace(state, transcript=replace(state.transcript, context_tokens=tokens))

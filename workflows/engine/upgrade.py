@@ -60,8 +60,8 @@ def apply_next_agent(state: AnyState) -> AnyState:
 
 def _count_anew(state: AnyState) -> AnyState:
     assert isinstance(state, AgentState), "only an agent has a transcript to count"
-    # With the new agent's first model, whose room decides what is cut.
-    counted = offer_rest_if_cut(replace(count_anew(state), chain=Chain()))
+    # With the new agent's first model, whose room decides what is cut. It may have no other.
+    counted = offer_rest_if_cut(count_anew(replace(state, chain=Chain())))
     return replace(state, transcript=counted.transcript, chain=Chain())
 
 

@@ -133,7 +133,8 @@ def slide(state: AgentState, *, most: int | None, tokens: int | None) -> int:
             if too_many or too_long:
                 break
             keep = index
-    return max(next(i for i in range(keep, newest + 1) if _may_open(state, i)), start)
+    opening = (i for i in range(keep, min(newest + 1, len(messages))) if _may_open(state, i))
+    return max(next(opening, start), start)
 
 
 def _may_open(state: AgentState, index: int) -> bool:
@@ -148,6 +149,7 @@ def _newest_exchange(state: AgentState) -> int:
     messages, request = state.messages, state.first_message
     read = next((i for i in reversed(range(len(messages))) if messages[i].role == "assistant"), -1)
     if read < request:  # results of an earlier turn belong to that turn, and may leave
-        return next(i for i in range(read + 1, len(messages)) if messages[i].role != "tool")
+        unread = (i for i in range(read + 1, len(messages)) if messages[i].role != "tool")
+        return next(unread, len(messages))
     follows = read + 1 < len(messages) and not messages[read].tool_calls
     return read + 1 if follows else read

@@ -373,11 +373,12 @@ async def test_signature_of_a_call_goes_back(openai_wire: Wire) -> None:
     assert "c2lnbmVk" not in str(await openai_wire.body_of(other))
 
 
-def test_gemini_takes_calls_of_other_models() -> None:
-    """It refuses a call without a signature, but for a stand-in; of parallel calls only the first has one."""
+@pytest.mark.parametrize("model", ["other:model", "openai:gemini-3-pro"])
+def test_gemini_takes_unsigned_calls(model: str) -> None:
+    """A call of another model, or of a server that sent no signature: of parallel calls, the first has a stand-in."""
     calls = [ToolCall(id=f"call-1-{n}", name="search") for n in (1, 2)]
     found = [ToolResult(call_id=call.id, name="search", content=[Text(text="x")]) for call in calls]
-    messages = (Message.user("a"), reply(*calls, model="other:model"), Message(role="tool", parts=[*found]))
+    messages = (Message.user("a"), reply(*calls, model=model), Message(role="tool", parts=[*found]))
     body = taken_body(request("openai:gemini-3-pro", *messages))
     assert "extra_content" in body["messages"][1]["tool_calls"][0]
     assert "extra_content" not in body["messages"][1]["tool_calls"][1]
