@@ -97,6 +97,12 @@ def resume_hint(run_id: str, failure: "Failure | None" = None) -> str:
     return f"mend the cause, then: {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
 
 
+def unserved_hint(run_id: str) -> str:
+    """Return the commands for a run whose agent no worker serves yet."""
+    watch, stop = hint(f"watch {run_id}"), hint(f"stop {run_id}")
+    return f"it begins once a worker serves the agent; follow it then: {watch}    (or end it: {stop})"
+
+
 def status_text(status: str, parked_for: str | None = None) -> Text:
     """Return the status in its colour; of a parked run with the kind of error that parked it."""
     cause = f" ({parked_for})" if status == "parked" and parked_for else ""
@@ -130,6 +136,11 @@ def runs(infos: "Sequence[RunInfo]") -> Table:
             age(info.started_at),
         )
     return table
+
+
+def unbegun_lines(infos: "Sequence[RunInfo]") -> list[Text]:
+    """Return a line for each run that cannot begin yet, with the cause."""
+    return [Text(f"! {info.id}: {short(info.cannot_begin, 500)}") for info in infos if info.cannot_begin]
 
 
 def steps(rows: "Sequence[Step]") -> Table:

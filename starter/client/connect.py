@@ -29,7 +29,7 @@ from ...workers.connection import connect_temporal, describe_task_queue
 from . import visibility
 from .bulk import Outcome, act_on_each
 from .errors import rpc_error, session_ended_error
-from .listing import RunInfo, list_runs
+from .listing import RunInfo, explain_unbegun, list_runs
 from .outages import ride_out
 from .requests import (
     build_request,
@@ -435,6 +435,10 @@ class Client:
         condition = visibility.runs(status=status, agent=agent, user=user, query=query)
         async for info in list_runs(self.temporal, condition, most=most, roots=roots):
             yield info
+
+    async def explain_unbegun(self, infos: Sequence[RunInfo]) -> Sequence[RunInfo]:
+        """Return the listed runs; those that have not begun say why, as far as the server knows: `cannot_begin`."""
+        return await explain_unbegun(self.temporal, infos)
 
 
 def _session_request(max_idle: timedelta | None, **fields: Any) -> SessionRequest:
