@@ -5,7 +5,8 @@ deaths that a call may have, which may be one. A mark on the error says that no 
 activity repeats nothing. No history of an earlier version has the mark.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -61,7 +62,24 @@ class SoughtActivity:
             if self._is_given_up:
                 raise unserved
             pause = min(2 * pause, _LONGEST_PAUSE)
-            self._handle = self._start()
+            with _not_on_this_worker():
+                self._handle = self._start()
+
+
+@contextmanager
+def _not_on_this_worker() -> Generator[None]:
+    """Start activities by way of the task queue while the block runs.
+
+    The worker that completes a workflow task would otherwise get the activity at once: always the same worker, which
+    does not serve it. The SDK lets an interceptor set this for an activity, and no caller.
+    """
+    runtime: Any = workflow._Runtime.current()  # pyright: ignore[reportPrivateUsage]
+    is_off = runtime._disable_eager_activity_execution
+    runtime._disable_eager_activity_execution = True
+    try:
+        yield
+    finally:
+        runtime._disable_eager_activity_execution = is_off
 
 
 def is_not_served(error: ActivityError) -> bool:

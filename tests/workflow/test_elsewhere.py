@@ -122,7 +122,7 @@ async def test_unserved_run_says_so_and_begins(packing: Any, serve: Serve) -> No
             status = await waiting.status()
             assert status.status == "thinking"
             assert status.doing == f"starting: {words}; it tries again"
-            assert (status.failure.kind, status.failure.message) == ("UnknownAgent", words)  # type: ignore[union-attr]
+            assert (status.failure.kind, status.failure.message) == ("UnknownAgent", words)
         assert seen[-1].failure == (await run.status()).failure
         inspection = await run.inspect()
         assert (inspection.problem, inspection.status) == (None, await run.status())
