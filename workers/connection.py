@@ -22,6 +22,7 @@ from perdure.task_queues import TaskQueueInfo, parse_task_queue
 
 from ..activities.content.blobs import open_store
 from .converter import data_converter
+from .sdk import ensure_default_runtime
 
 _TASK_KINDS = {
     "workflow": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
@@ -89,6 +90,7 @@ async def connect_temporal(
             cache_bytes=settings.blob_cache_bytes,
             codec=configured_codec(settings),
         )
+    ensure_default_runtime()
     try:
         return await Client.connect(
             settings.address,

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -77,6 +78,8 @@ class Common:
         """Connect to the server that these options and the settings name."""
         from ..client.connect import connect
 
+        if not self.debug:  # the command itself says what became of its calls
+            logging.getLogger("temporalio.core").setLevel(logging.CRITICAL)
         return await connect(self.address, namespace=self.namespace, task_queue=self.task_queue)
 
     def arguments(self, *names: str) -> list[str]:
