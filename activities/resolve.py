@@ -16,6 +16,7 @@ from perdure.errors import DefinitionError, PerdureError
 from perdure.members import Member, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
+from perdure.task_queues import MOST_NAMES, unserved_message
 from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
@@ -25,8 +26,6 @@ from .elsewhere import log_lack, refused_here
 from .refusal import refusal
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
-_MOST_NAMES = 50
-"""Names of agents in the error for one that is not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +128,9 @@ def _unknown_agent(agent: str, members: Iterable[str]) -> ApplicationError:
     info = activity.info()
     earlier = (name for detail in info.heartbeat_details if isinstance(detail, list) for name in detail)
     known = sorted({*members, *map(str, earlier)})
-    activity.heartbeat(known[:_MOST_NAMES])
-    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
-    names = ", ".join(known[:_MOST_NAMES]) or "none"
+    activity.heartbeat(known[: 2 * MOST_NAMES])
     log_lack(f"the agent {agent!r}")
-    return refused_here(
-        f"no worker serves {agent!r} on queue {info.task_queue!r}; these agents are served there: {names}{more}",
-        type=UNKNOWN_AGENT,
-    )
+    return refused_here(unserved_message(agent, info.task_queue, known), type=UNKNOWN_AGENT)
 
 
 async def _run_that_pinned(parent: str) -> str:

@@ -32,6 +32,7 @@ from perdure.pattern import Pattern, SchedulerFactory, scheduler_factories
 from perdure.prices import load_prices
 from perdure.settings import Settings, load_settings
 from perdure.swarm import Swarm
+from perdure.task_queues import plugin_name
 from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
@@ -117,7 +118,7 @@ class PerdurePlugin(SimplePlugin):
         self.threads = FunctionThreads(self.settings.max_lost_threads, count_lost_thread)
         watch_threads(self.threads)
         super().__init__(
-            "perdure",
+            plugin_name(self.members),
             data_converter=lambda existing: extend_converter(
                 with_codec(existing, configured_codec(self.settings)),
                 self.blobs,

@@ -24,7 +24,8 @@ from temporalio.runtime import (
 )
 
 SDK_LOGGER: Final = "temporalio.core"
-_REPEATED: Final = re.compile(r"gRPC call (\w+) retried \d+ times")
+_REPEATED: Final = re.compile(r"gRPC call \w+ retried \d+ times|^Network error while ")
+_SLOW_TASK: Final = re.compile(r"Workflow task duration exceeded (.+?)\.?$")
 _AWAY: Final = 30.0
 """Seconds for which a server that is away is not reported again."""
 _HEARTBEAT: Final = timedelta(seconds=5)
@@ -107,6 +108,10 @@ class _InWords(logging.Filter):
                 return False
             self._away_at = now
             record.msg = f"the Temporal server does not answer ({_cause(log)}); calls to it are tried again"
+        elif slow := _SLOW_TASK.search(message):
+            record.msg = (
+                f"a workflow task took more than {slow[1]}: the worker's event loop is held, or has no time"
+            )
         else:
             record.msg = f"Temporal's SDK: {message.splitlines()[0][:300] if message else record.levelname}"
         record.args = ()

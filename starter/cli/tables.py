@@ -189,7 +189,7 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     )
     rows = [
         ("run", run_id),
-        ("agent", f"{status.agent} ({status.model or status.kind}, spec {status.spec_hash[:12]})"),
+        ("agent", _agent_words(status)),
         ("status", status.status + (f" ({status.stop_reason})" if status.stop_reason else "")),
         ("doing", short(status.doing, 300)),
         ("so far", amounts),
@@ -209,6 +209,12 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
         shared = json.dumps(status.shared_context, ensure_ascii=False)
         rows.append(("shared", short(shared, 1000)))
     return rows
+
+
+def _agent_words(status: "RunStatus") -> str:
+    if not status.spec_hash:  # a run that has not begun
+        return status.agent
+    return f"{status.agent} ({status.model or status.kind}, spec {status.spec_hash[:12]})"
 
 
 def _version_rows(status: "RunStatus") -> list[tuple[str, str]]:

@@ -24,8 +24,11 @@ def test_server_that_is_away_is_one_record() -> None:
     shown: list[str] = []
     for second in range(90):
         now = 100.0 + second
-        for call in ("poll_workflow_task_queue", "respond_activity_task_completed"):
-            record = _record(f"gRPC call {call} retried {second + 5} times", error=REFUSED)
+        for message in (
+            f"gRPC call poll_workflow_task_queue retried {second + 5} times",
+            "Network error while completing activity",
+        ):
+            record = _record(message, error=REFUSED)
             if words.filter(record):
                 shown.append(record.getMessage())
     expected = "the Temporal server does not answer (connection refused); calls to it are tried again"
@@ -52,6 +55,9 @@ def test_other_records_keep_their_first_line() -> None:
     record = _record("Failing workflow task\nmore", failure='Failure { message: "the letter" }')
     assert _InWords().filter(record)
     assert (record.getMessage(), record.levelno) == ("Temporal's SDK: Failing workflow task", logging.WARNING)
+    slow = _record("[TMPRL1104] 01a2:4:1 Workflow task duration exceeded 5 seconds.")
+    assert _InWords().filter(slow)
+    assert slow.getMessage().startswith("a workflow task took more than 5 seconds: ")
     own = logging.LogRecord(SDK_LOGGER, logging.WARNING, "x", 1, "from Python: %s", ("as it is",), None)
     assert _InWords().filter(own)
     assert own.getMessage() == "from Python: as it is"
