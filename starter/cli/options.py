@@ -31,7 +31,8 @@ _MEANINGS: Final = {
     DONE: "the agent finished",
     FAILED: "the run failed",
     USAGE: "the call was wrong",
-    PARKED: "the run is parked until `perdure resume`; a run that retries by itself is followed on",
+    PARKED: "the run is parked until `perdure resume`; a run that retries by itself is followed on. Or no worker "
+    "serves its agent",
     EARLY: "it ended early: by a limit, a stop, a cancel, a refusal",
     UNREACHABLE: "no server or no worker answers",
     INTERRUPTED: "Ctrl-C; the run goes on",
