@@ -92,7 +92,7 @@ class Resolver:
     def _resolve_here(self, request: ResolveRequest) -> ResolvedAgent:
         member = self.members.get(request.agent)
         if member is None:
-            raise _unknown_agent(request.agent, self.members)
+            raise _unknown_agent(request.agent, self.members, is_alone=not self.parks)
         try:
             resolved = resolve_member(
                 member, prices=self.prices, today=request.as_of.date(), cost_limited=request.cost_limited
@@ -123,14 +123,20 @@ class Resolver:
         return resolved
 
 
-def _unknown_agent(agent: str, members: Iterable[str]) -> ApplicationError:
-    """Return the error for an agent that this worker does not serve; it names the agents of all workers met so far."""
+def _unknown_agent(agent: str, members: Iterable[str], *, is_alone: bool) -> ApplicationError:
+    """Return the error for an agent that this worker does not serve; it names the agents of all workers met so far.
+
+    A worker that is alone on its queue, as in a test, refuses it for good.
+    """
     info = activity.info()
     earlier = (name for detail in info.heartbeat_details if isinstance(detail, list) for name in detail)
     known = sorted({*members, *map(str, earlier)})
+    words = unserved_message(agent, info.task_queue, known)
+    if is_alone:
+        return ApplicationError(words, type=UNKNOWN_AGENT, non_retryable=True)
     activity.heartbeat(known[: 2 * MOST_NAMES])
     log_lack(f"the agent {agent!r}")
-    return refused_here(unserved_message(agent, info.task_queue, known), type=UNKNOWN_AGENT)
+    return refused_here(words, type=UNKNOWN_AGENT)
 
 
 async def _run_that_pinned(parent: str) -> str:

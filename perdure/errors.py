@@ -283,7 +283,7 @@ class RunEnded(PerdureError):
 class RunFailed(PerdureError):
     """The run ended in an error.
 
-    `kind` is an `ErrorKind`, or "InvalidRequest", "Terminated", "TimedOut"; "UnknownAgent" of a worker of 0.3.0.
+    `kind` is an `ErrorKind`, or "InvalidRequest", "Terminated", "TimedOut"; "UnknownAgent" in a test's `running()`.
     `result` holds what the run had when it failed, or None if it never reached a step.
     """
 

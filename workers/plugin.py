@@ -43,11 +43,13 @@ from ..activities.earlier_child import end_earlier_child
 from ..activities.edits import Edits
 from ..activities.genai import (
     count_circuit_opening,
+    count_held_loop,
     count_lost_thread,
     watch_circuits,
     watch_threads,
 )
 from ..activities.hooks import HookRunner
+from ..activities.loop_watch import watch_loop
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.outgoing import OutgoingGuard
@@ -235,7 +237,8 @@ class PerdurePlugin(SimplePlugin):
                 worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
                 raise
         try:
-            await super().run_worker(worker, next)
+            async with watch_loop(count_held_loop):
+                await super().run_worker(worker, next)
         finally:
             await self.traffic.rates.close()
 

@@ -35,6 +35,7 @@ from perdure.settings import Settings
 from perdure.wire.names import WORKFLOWS
 
 from ...activities import genai
+from ...activities.loop_watch import pending_call
 from ...activities.telemetry import CAPTURE_CONTENT
 from ..sdk import make_runtime
 from .headers import ReadableHeaders
@@ -93,13 +94,14 @@ class _ActivityLogging(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         info = activity.info()
         CAPTURE_CONTENT.set(self._capture_content)
-        with bound_contextvars(
+        fields = bound_contextvars(
             run_id=info.workflow_id,
             temporal_run_id=info.workflow_run_id,
             activity=info.activity_type,
             activity_id=info.activity_id,
             attempt=info.attempt,
-        ):
+        )
+        with fields, pending_call(str(info.workflow_id), info.activity_type):
             return await super().execute_activity(input)
 
 
