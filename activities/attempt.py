@@ -39,6 +39,7 @@ from perdure.wire.ids import model_call_id
 from perdure.wire.spec import AgentSpec, ModelSpec
 
 from .content.redact import mask_own, mask_stream, redact_error
+from .elsewhere import not_served
 from .heartbeat import last_progress, was_cancelled
 from .telemetry import record_usage
 from .traffic.transient_errors import is_transient, may_have_taken_effect
@@ -282,6 +283,19 @@ class ModelAttempt:
             return True  # plain sliding takes over, so the call does not wait out an outage
         later = self.spec.models[self.call.model + 1 :]
         return any(RULES[kind].falls_back if model.on is None else kind in model.on for model in later)
+
+    def not_served(self, lack: ModelError) -> ApplicationError:
+        """Return the error of a call that this worker cannot make, and heartbeat what the next attempt needs."""
+        before = EarlierAttempts(spent=self.before, unheard=self.unheard, unrecorded=self.unrecorded)
+        failure = ModelFailure(
+            kind=lack.kind,
+            message=str(lack),
+            wasted=self.before,
+            wasted_microusd=self.cost_microusd(self.before),
+            unheard=self.unheard,
+        )
+        progress = progress_before(self.call, 0, before)
+        return not_served(str(lack), progress, failure, type=lack.kind)
 
     def failure(self, error: ModelError) -> ApplicationError:
         """Return the error for Temporal, and heartbeat the usage for the next attempt to add up."""

@@ -71,6 +71,9 @@ _lost_threads = _meter.create_counter(
     unit="{thread}",
     description="Threads that went on running a function whose call was given up.",
 )
+_held_loops = _meter.create_counter(
+    "perdure.event_loop.held", unit="s", description="Time in which a function held the worker's event loop."
+)
 _refusals = _meter.create_counter(
     "perdure.call.refusals",
     unit="{call}",
@@ -275,6 +278,11 @@ def watch_threads(threads: FunctionThreads) -> None:
 def count_lost_thread() -> None:
     """Count a thread that runs on after its call was given up."""
     _lost_threads.add(1)
+
+
+def count_held_loop(function: str, seconds: float) -> None:
+    """Count the time in which a function held the event loop."""
+    _held_loops.add(seconds, {"perdure.function": function})
 
 
 def _threads_lost_now(_: metrics.CallbackOptions) -> list[metrics.Observation]:

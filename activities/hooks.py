@@ -40,6 +40,7 @@ from perdure.wire.names import RUN_HOOKS
 from perdure.wire.plain import problem_as_json
 
 from .content.redact import mask_value, redact_and_cut, redact_error
+from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled, worker_is_ending
 from .threads import FunctionThreads, call_function
@@ -77,6 +78,10 @@ class HookRunner:
 
     agents: Mapping[str, Agent]
     threads: FunctionThreads = field(default_factory=FunctionThreads)
+
+    def serves(self, agent: str) -> bool:
+        """Return whether this worker has the agent, and so its hooks."""
+        return agent in self.agents
 
     def _hooks(self, agent: str, point: HookPoint) -> list[Hook]:
         known = self.agents.get(agent)
@@ -154,15 +159,15 @@ class HookRunner:
             ApplicationError: type "hook_failed", retryable; or the agent is not on this worker.
 
         """
-        if request.agent not in self.agents:
-            # Retryable, because another worker may serve it: a deploy is under way.
-            raise ApplicationError(f"the agent {request.agent!r} is not on this worker", type=HOOK_FAILED)
         earlier = last_progress()
         failures = earlier.failures if earlier else 0
 
         def progress(seq: int, window: int) -> Progress:
             return Progress(call="hooks", attempt=activity.info().attempt, seq=seq, failures=failures)
 
+        if not self.serves(request.agent):
+            message = f"the agent {request.agent!r} and its hooks are not on this worker"
+            raise not_served(message, progress(0, 0), type=HOOK_FAILED)
         try:
             # Heartbeats let the server notice that the worker died, and end hooks of a run that was stopped.
             async with Heartbeats(progress, _BEAT):

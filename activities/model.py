@@ -133,10 +133,24 @@ class ModelCalls:
                 before=before,
                 parked_retry=self.parked_retry,
             )
+            lack = self._find_lack(attempt)
+            if lack is not None:
+                raise attempt.not_served(lack)
             try:
                 return await self._run(attempt, view)
             finally:
                 self.transcripts.count_kept()
+
+    def _find_lack(self, attempt: ModelAttempt) -> ModelError | None:
+        """Return what this worker does not have of the call: its provider, or the agent whose hooks must see it."""
+        provider, agent = attempt.model.config.provider, attempt.call.agent
+        if provider not in self.models:
+            known = ", ".join(sorted(self.models))
+            return ModelError("not_found", f"no provider {provider!r} on this worker; there are: {known}")
+        is_hooked = {"before_model", "after_model"}.intersection(attempt.spec.hooks)
+        if is_hooked and not attempt.call.summarize and not self.hooks.serves(agent):
+            return ModelError("hook_failed", f"the agent {agent!r} and its hooks are not on this worker")
+        return None
 
     async def _run(self, attempt: ModelAttempt, view: ModelView) -> ModelOutcome:
         """Build the request and call the model; every error leaves as an ApplicationError of its kind."""
@@ -246,10 +260,7 @@ class ModelCalls:
 
     async def _call_with_span(self, attempt: ModelAttempt, request: ModelRequest) -> ModelOutcome:
         """Call the model within its span; a call that a person stopped gives its partial text."""
-        model = self.models.get(request.config.provider)
-        if model is None:
-            known = ", ".join(sorted(self.models))
-            raise ModelError("not_found", f"no provider {request.config.provider!r}; there are: {known}")
+        model = self.models[request.config.provider]
         with model_span(attempt.model.config, attempt.call, request) as span:
             try:
                 reply = await self._read_reply(attempt, model, request)

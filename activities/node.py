@@ -28,6 +28,7 @@ from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences
 
 from .content.redact import mask_value, redact_and_cut
 from .content.results import to_content
+from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled
 from .threads import FunctionThreads, call_function
@@ -62,8 +63,11 @@ class NodeCalls:
         def progress(seq: int, window: int) -> Progress:
             return Progress(call=call.key, attempt=activity.info().attempt, seq=seq, failures=failures)
 
+        function = self._find_function(call)
+        if function is None:
+            message = f"the function {call.node!r} of graph {call.graph!r} is not on this worker"
+            raise not_served(message, progress(0, 0), type="function")
         try:
-            function = self._find_function(call)
             async with Heartbeats(progress, _HEARTBEAT_INTERVAL):
                 value = await call_function(
                     self.threads,
@@ -83,13 +87,7 @@ class NodeCalls:
 
     def _find_function(self, call: NodeCall) -> Any:
         graph = self.graphs.get(call.graph)
-        function = graph.code().functions.get(call.node) if graph else None
-        if function is None:
-            # Retryable, because another worker may have the function: a deploy is under way.
-            raise ApplicationError(
-                f"the function {call.node!r} of graph {call.graph!r} is not on this worker"
-            )
-        return function
+        return graph.code().functions.get(call.node) if graph else None
 
     @activity.defn(name=KEEP_TEXT)
     async def keep_text(self, request: KeepText) -> KeptText:

@@ -4,7 +4,7 @@ A run keeps its spec to its end, whatever is deployed meanwhile. A child run get
 pinned, even on a worker that has another version.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,11 +16,13 @@ from perdure.errors import DefinitionError, PerdureError
 from perdure.members import Member, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
+from perdure.task_queues import MOST_NAMES, unserved_message
 from perdure.wire.effects import ResolveRequest
 from perdure.wire.names import RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
 from .content.transcripts import Transcripts
+from .elsewhere import log_lack, refused_here
 from .refusal import refusal
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
@@ -44,7 +46,7 @@ class Resolver:
         """Return the spec as this worker has it now; for a child run, as its parent pinned it.
 
         Raises:
-            ApplicationError: "UnknownAgent", with the names that are served; "InvalidRequest" for a
+            ApplicationError: "UnknownAgent", retryable, with the names that are served; "InvalidRequest" for a
                 model or a limit that cannot be used.
 
         """
@@ -90,12 +92,7 @@ class Resolver:
     def _resolve_here(self, request: ResolveRequest) -> ResolvedAgent:
         member = self.members.get(request.agent)
         if member is None:
-            known = ", ".join(sorted(self.members)) or "none"
-            raise ApplicationError(
-                f"no agent {request.agent!r} is served here; the agents are: {known}",
-                type=UNKNOWN_AGENT,
-                non_retryable=True,
-            )
+            raise _unknown_agent(request.agent, self.members, is_alone=not self.parks)
         try:
             resolved = resolve_member(
                 member, prices=self.prices, today=request.as_of.date(), cost_limited=request.cost_limited
@@ -124,6 +121,22 @@ class Resolver:
                 f"run {parent!r} has pinned another {request.agent!r} than its child was started with"
             )
         return resolved
+
+
+def _unknown_agent(agent: str, members: Iterable[str], *, is_alone: bool) -> ApplicationError:
+    """Return the error for an agent that this worker does not serve; it names the agents of all workers met so far.
+
+    A worker that is alone on its queue, as in a test, refuses it for good.
+    """
+    info = activity.info()
+    earlier = (name for detail in info.heartbeat_details if isinstance(detail, list) for name in detail)
+    known = sorted({*members, *map(str, earlier)})
+    words = unserved_message(agent, info.task_queue, known)
+    if is_alone:
+        return ApplicationError(words, type=UNKNOWN_AGENT, non_retryable=True)
+    activity.heartbeat(known[: 2 * MOST_NAMES])
+    log_lack(f"the agent {agent!r}")
+    return refused_here(words, type=UNKNOWN_AGENT)
 
 
 async def _run_that_pinned(parent: str) -> str:

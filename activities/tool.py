@@ -38,6 +38,7 @@ from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
+from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
@@ -258,13 +259,10 @@ class ToolCalls:
         tool = next((tool for tool in agent.tools if tool.name == call.tool), None) if agent else None
         if isinstance(tool, Tool):
             return tool
-        # Retryable, because another worker may have the tool: a deploy is under way.
-        progress.failures += 1
-        activity.heartbeat(progress.last_word())
-        raise ApplicationError(
+        raise not_served(
             f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
+            progress.last_word(),
             type=MAY_HAVE_EFFECT if progress.may_have_effect else NOT_CALLED,
-            non_retryable=progress.failures >= call.attempts,
         )
 
     async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RunEnded,
         RunFailed,
         RunNotFound,
+        UnknownAgent,
     )
     from perdure.fallbacks import Fallback, ToolFallback
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
@@ -95,6 +96,7 @@ _HOME = {
     "ToolFallback": "perdure.fallbacks",
     "ToolRetry": "perdure.retries",
     "TurnReply": "perdure.wire.results",
+    "UnknownAgent": "perdure.errors",
     "Usage": "perdure.messages",
     "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
@@ -155,6 +157,7 @@ __all__ = [
     "ToolFallback",
     "ToolRetry",
     "TurnReply",
+    "UnknownAgent",
     "Usage",
     "as_tool",
     "ask_person",

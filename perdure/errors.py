@@ -260,6 +260,10 @@ class RunConflict(InvalidRequest):
     """The run id belongs to a run with another request."""
 
 
+class UnknownAgent(InvalidRequest):
+    """No worker of the task queue serves the agent; the message names the agents that they serve."""
+
+
 class NotReachable(PerdureError):
     """The Temporal server, or a worker that could answer, was not reached."""
 
@@ -279,7 +283,7 @@ class RunEnded(PerdureError):
 class RunFailed(PerdureError):
     """The run ended in an error.
 
-    `kind` is an `ErrorKind`, or "UnknownAgent", "InvalidRequest", "Terminated", "TimedOut".
+    `kind` is an `ErrorKind`, or "InvalidRequest", "Terminated", "TimedOut"; "UnknownAgent" in a test's `running()`.
     `result` holds what the run had when it failed, or None if it never reached a step.
     """
 

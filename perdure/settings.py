@@ -245,7 +245,9 @@ class Settings(BaseSettings):
         "auto", description="Format of log lines. `auto`: text on a terminal, else JSON."
     )
     capture_content: bool = Field(
-        False, description="Record the contents of messages, tool arguments and results in traces."
+        False,
+        description="Record the contents of messages, tool arguments and results in traces, and let libraries quote "
+        "them in the log at level debug.",
     )
     otlp_endpoint: str | None = Field(
         None,

@@ -10,7 +10,11 @@ from typing import Any, Literal
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeTaskQueueRequest,
+    ListWorkersRequest,
+)
 from temporalio.client import Client, Plugin
 from temporalio.converter import PayloadCodec
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
@@ -18,10 +22,11 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError, NotReachable
 from perdure.settings import Settings
-from perdure.task_queues import TaskQueueInfo, parse_task_queue
+from perdure.task_queues import ServingWorker, TaskQueueInfo, parse_task_queue, parse_workers
 
 from ..activities.content.blobs import open_store
 from .converter import data_converter
+from .sdk import ensure_default_runtime
 
 _TASK_KINDS = {
     "workflow": TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
@@ -89,6 +94,7 @@ async def connect_temporal(
             cache_bytes=settings.blob_cache_bytes,
             codec=configured_codec(settings),
         )
+    ensure_default_runtime()
     try:
         return await Client.connect(
             settings.address,
@@ -147,6 +153,19 @@ async def describe_task_queue(
         task_queue_type=_TASK_KINDS[tasks],
     )
     return parse_task_queue(await temporal.workflow_service.describe_task_queue(request))
+
+
+async def list_workers(temporal: Client, task_queue: str) -> list[ServingWorker]:
+    """Return the workers of a task queue that have sent the server a heartbeat; a new one is missing for seconds.
+
+    Raises:
+        RPCError: the server refuses, does not answer, or is too old to know its workers.
+
+    """
+    request = ListWorkersRequest(
+        namespace=temporal.namespace, page_size=1000, query=f'TaskQueue="{task_queue}"'
+    )
+    return parse_workers(await temporal.workflow_service.list_workers(request), task_queue)
 
 
 def _tls_config(settings: Settings) -> "TLSConfig | bool":

@@ -32,6 +32,7 @@ from perdure.pattern import Pattern, SchedulerFactory, scheduler_factories
 from perdure.prices import load_prices
 from perdure.settings import Settings, load_settings
 from perdure.swarm import Swarm
+from perdure.task_queues import plugin_name
 from perdure.tools import Tool
 from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
@@ -42,11 +43,13 @@ from ..activities.earlier_child import end_earlier_child
 from ..activities.edits import Edits
 from ..activities.genai import (
     count_circuit_opening,
+    count_held_loop,
     count_lost_thread,
     watch_circuits,
     watch_threads,
 )
 from ..activities.hooks import HookRunner
+from ..activities.loop_watch import watch_loop
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.outgoing import OutgoingGuard
@@ -117,7 +120,7 @@ class PerdurePlugin(SimplePlugin):
         self.threads = FunctionThreads(self.settings.max_lost_threads, count_lost_thread)
         watch_threads(self.threads)
         super().__init__(
-            "perdure",
+            plugin_name(self.members),
             data_converter=lambda existing: extend_converter(
                 with_codec(existing, configured_codec(self.settings)),
                 self.blobs,
@@ -235,7 +238,8 @@ class PerdurePlugin(SimplePlugin):
                 worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
                 raise
         try:
-            await super().run_worker(worker, next)
+            async with watch_loop(count_held_loop):
+                await super().run_worker(worker, next)
         finally:
             await self.traffic.rates.close()
 

@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from temporalio.client import Client
@@ -32,19 +32,23 @@ from perdure.errors import DefinitionError, ModelError, NotReachable
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings
+from perdure.task_queues import served_differently
 from perdure.versions import new_runs_problem, version_of
 
-from .connection import connect_to_namespace, describe_task_queue, is_refused
+from .connection import connect_to_namespace, describe_task_queue, is_refused, list_workers
 from .load import Definitions, load_files
 from .observe import health
 from .observe.parked import report_parked_runs
 from .observe.telemetry import report_telemetry
 from .plugin import PerdurePlugin, members_by_name
 
+_log = logging.getLogger("perdure.worker")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0
 """Seconds between two attempts to connect."""
 _SAY_AGAIN: Final = 30.0
 """Seconds after which a worker that waits for its server says so again."""
+_LOOKS: Final = (0.0, 15.0, 60.0)
+"""Seconds before each look at what the other workers of the queue serve: those that start beside tell it late."""
 _REPORT_TIME: Final = timedelta(seconds=4)
 """Time after the grace to report cancelled activities to the server."""
 _BUILD_NEEDED: Final = (
@@ -168,6 +172,7 @@ async def _serve(
     worker = Worker(temporal, task_queue=args.settings.task_queue, **worker_options(args.settings))
     running = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop.wait())
+    looking: asyncio.Task[None] | None = None
     try:
         # Parked runs are found by search attribute and reported as a metric: both are needed.
         counts_parked = args.settings.metrics != "off" and args.settings.search_attributes
@@ -177,6 +182,7 @@ async def _serve(
             report_parked_runs(temporal, enabled=counts_parked),
         ):
             if await _wait_for_first_poll(temporal, args, worker, running, stopping):
+                looking = asyncio.create_task(_warn_if_agents_differ(args, plugin, temporal))
                 ready = Ready(
                     agents=served_names(definitions.agents),
                     address=args.settings.address,
@@ -191,6 +197,8 @@ async def _serve(
             await _shut_down(worker, running, args)
     finally:
         stopping.cancel()
+        if looking is not None:
+            looking.cancel()
         await _shut_down(worker, running, args)
     await running  # raises the error of a worker that ended by itself
 
@@ -208,6 +216,20 @@ async def _warn_if_no_new_runs(args: WorkerArgs, temporal: Client) -> None:
         problem = new_runs_problem(task_queue.routing, version)
         if problem is not None:
             args.notify(problem)
+
+
+async def _warn_if_agents_differ(args: WorkerArgs, plugin: PerdurePlugin, temporal: Client) -> None:
+    """Log how what this worker serves differs from what others of its queue do, once they have told the server."""
+    logged: str | None = None
+    for pause in _LOOKS:
+        await asyncio.sleep(pause)
+        with contextlib.suppress(RPCError):  # an older server does not know its workers
+            workers = await list_workers(temporal, args.settings.task_queue)
+            others = [worker for worker in workers if worker.identity != temporal.identity]
+            words = served_differently(others, datetime.now(UTC), own=plugin.members)
+            if words is not None and words != logged:
+                _log.warning("%s", words)
+            logged = words
 
 
 async def _shut_down(worker: Worker, running: "asyncio.Task[None]", args: WorkerArgs) -> None:

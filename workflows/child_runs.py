@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from temporalio import workflow
@@ -46,6 +47,7 @@ from perdure.wire.tree import ChildInput, Grant, Lease, Lineage, Report
 from perdure.wire.uncertain import MAY_HAVE_TAKEN_EFFECT, join_sentences, mark_uncertain
 
 from .child_outcomes import outcome_of_bug, outcome_of_error
+from .elsewhere import SoughtActivity
 from .ending import Ending, RunIsEndingError
 from .engine.agent_calls import is_error, may_have_effect, result_text
 from .engine.clocks import node_clock_stands
@@ -450,7 +452,8 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
         "context": dict(team.request.context),
     }
     try:
-        answer = await workflow.execute_activity(
+        begin = partial(
+            workflow.start_activity,
             CALL_NODE,
             NodeCall(
                 graph=team.spec.name,
@@ -470,7 +473,7 @@ async def _function_outcome(team: TeamState, start: Start) -> RunResult:
             ),
             summary=f"{start.node}()",
         )
-        output = read_json(answer)
+        output = read_json(await SoughtActivity(begin, most_attempts(FUNCTION_ATTEMPTS)).result())
     except (ActivityError, ValueError, asyncio.CancelledError) as error:
         return _function_failed(start, error)
     return RunResult(agent=start.node, output=output, stop_reason="end_turn", cost_microusd=0)

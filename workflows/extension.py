@@ -16,7 +16,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 from perdure.wire.effects import CarriedPart, Rebuild
 from perdure.wire.names import CARRIED, EXTENDABLE, FIND_EXECUTIONS, REBUILD
 from perdure.wire.requests import ExtendRequest
-from perdure.wire.results import ExtensionRecord
+from perdure.wire.results import ExtensionRecord, Failure
 from perdure.wire.spec import AnySpec
 from perdure.wire.tree import ChildInput
 
@@ -49,7 +49,7 @@ class Rebuilt:
         return self.first.closed_at
 
 
-async def rebuild(request: Rebuild, held_up: Callable[[str], None]) -> Rebuilt:
+async def rebuild(request: Rebuild, held_up: Callable[[Failure], None]) -> Rebuilt:
     """Return the state of the closed execution; wait while no worker can rebuild it.
 
     Raises:
@@ -61,7 +61,7 @@ async def rebuild(request: Rebuild, held_up: Callable[[str], None]) -> Rebuilt:
     return Rebuilt(first=first, chunks=[part.argument for part in rest])
 
 
-async def _part(request: Rebuild, held_up: Callable[[str], None]) -> CarriedPart:
+async def _part(request: Rebuild, held_up: Callable[[Failure], None]) -> CarriedPart:
     pauses = growing_pauses()
     while True:
         try:
@@ -79,9 +79,10 @@ async def _part(request: Rebuild, held_up: Callable[[str], None]) -> CarriedPart
             if isinstance(cause, ApplicationError) and cause.non_retryable:
                 raise ApplicationError(cause.message, type=cause.type, non_retryable=True) from None
             is_late = isinstance(cause, TimeoutError)
-            held_up("no worker has rebuilt the state in time" if is_late else str(cause))
+            words = "no worker has rebuilt the state in time" if is_late else str(cause)
+            held_up(Failure(kind="timeout" if is_late else "bug", message=words))
         except ValueError as error:  # a worker of a later version may have written it
-            held_up(str(error))
+            held_up(Failure(kind="bug", message=str(error)))
         await workflow.sleep(next(pauses), summary="try again to go on")
 
 

@@ -31,6 +31,7 @@ from perdure.wire.requests import ApprovalDecision, Redrive, RunRequest, Transcr
 from perdure.wire.results import (
     ApprovalAnswer,
     ExtensionRecord,
+    Failure,
     Receipt,
     RunResult,
     RunStatus,
@@ -92,7 +93,8 @@ class RunHandlers:
         self._loop = Loop()
         self._agent = ""
         self._early_status: Status = "thinking"
-        self._held_up = ""
+        self._held_up: Failure | None = None
+        """Cause for which it cannot begin yet."""
         self._relays = Relays(self._loop)
         self._redriving = False
         self._has_begun = False
@@ -154,9 +156,9 @@ class RunHandlers:
         lineage = end.child.lineage if end.child else None
         return await self._loop.end_with(End(stop_reason=end.reason), result, lineage)
 
-    def _show_held_up(self, why: str) -> None:
+    def _show_held_up(self, why: Failure) -> None:
         self._held_up = why
-        workflow.set_current_details(f"cannot begin: {why}")
+        workflow.set_current_details(f"cannot begin: {why.message}")
 
     # -- updates
 

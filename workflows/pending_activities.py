@@ -51,6 +51,7 @@ from perdure.wire.names import (
 from perdure.wire.spec import ModelSpec, ToolSpec
 
 from .answers import hook_answer, model_answer, tool_answer
+from .elsewhere import ONCE, SoughtActivity
 from .engine.commands import CallModel, RunHooks, Summarize
 from .engine.events import CallReturned, Event, HooksAnswered, HooksFailed, ModelFailed, Replied, Summarized
 from .engine.remote import remote_result
@@ -87,38 +88,38 @@ _READ = ToolSpec(
 
 
 class PendingActivities:
-    """Starts activities, keeps their handles, and reports the end of each as an event."""
+    """Starts activities, keeps them while they are pending, and reports the end of each as an event."""
 
     def __init__(self, report: Callable[[Event], None]) -> None:
         self._report = report
         self._has_called_model = False
-        self._handles: dict[str, workflow.ActivityHandle[Any]] = {}
+        self._activities: dict[str, SoughtActivity] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def count(self) -> int:
         """Number of activities that have not ended."""
-        return len(self._handles)
+        return len(self._activities)
 
     def call_model(self, state: AgentState, command: CallModel) -> None:
         """Start the step's model call."""
         chosen = state.spec.models[state.chain.model]
-        handle = self._start_model(
+        activity = self._start_model(
             model_input(state, command),
             chosen,
             MODEL_ATTEMPTS,
             model_summary(state, chosen),
             time_for_hooks=_time_for_hooks(state),
         )
-        self._launch("model", handle, self._model_event(handle, state, chosen), _model_bug)
+        self._launch("model", activity, self._model_event(activity, state, chosen), _model_bug)
 
     def summarize(self, state: AgentState, command: Summarize) -> None:
         """Start the model call that summarizes what leaves the window."""
         chosen = state.spec.summary_model or state.spec.models[state.chain.model]
         call = summary_input(state, command)
         line = f"summary before step {state.ledger.steps + 1} · {chosen.config.name}"
-        handle = self._start_model(call, chosen, _SUMMARY_ATTEMPTS, line, within=_SUMMARY_WITHIN)
-        self._launch("model", handle, self._summary_event(handle, chosen), _summary_bug)
+        activity = self._start_model(call, chosen, _SUMMARY_ATTEMPTS, line, within=_SUMMARY_WITHIN)
+        self._launch("model", activity, self._summary_event(activity, chosen), _summary_bug)
 
     def _start_model(
         self,
@@ -129,12 +130,13 @@ class PendingActivities:
         *,
         time_for_hooks: timedelta = timedelta(),
         within: timedelta | None = None,
-    ) -> "workflow.ActivityHandle[RawValue]":
+    ) -> SoughtActivity:
         # The worker moves its copy of the transcript to the new run id, once.
         if not self._has_called_model:
             call = call.model_copy(update={"previous_run_id": workflow.info().continued_run_id})
         self._has_called_model = True
-        return workflow.start_activity(
+        start = partial(
+            workflow.start_activity,
             CALL_MODEL,
             call,
             result_type=RawValue,
@@ -152,6 +154,7 @@ class PendingActivities:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=summary,
         )
+        return SoughtActivity(start, attempts)
 
     def call_tools(self, state: AgentState, calls: Sequence[Call]) -> None:
         """Start these calls."""
@@ -164,15 +167,16 @@ class PendingActivities:
             if tool.kind == "remote":
                 arguments = _remote_arguments(state, call)
                 room -= sum(len(to_json(argument)) for argument in arguments)
-                handle = _start_remote(arguments if room >= 0 else _as_stored(arguments), call, tool)
+                activity = _start_remote(arguments if room >= 0 else _as_stored(arguments), call, tool)
             else:
-                handle = _start_function(state, call, tool)
-            event = self._tool_event(handle, state, call, tool)
-            self._launch(call.call.id, handle, event, partial(unreadable_result, call, tool))
+                activity = _start_function(state, call, tool)
+            event = self._tool_event(activity, state, call, tool)
+            self._launch(call.call.id, activity, event, partial(unreadable_result, call, tool))
 
     def run_hooks(self, state: AgentState, command: RunHooks) -> None:
         """Ask hooks by an activity of their own."""
-        handle = workflow.start_activity(
+        start = partial(
+            workflow.start_activity,
             RUN_HOOKS,
             hook_input(state, command),
             result_type=RawValue,
@@ -188,25 +192,28 @@ class PendingActivities:
             ),
             summary=f"hooks {command.point}",
         )
-        self._launch("hooks", handle, self._hook_event(handle, command), partial(_hook_bug, command))
+        activity = SoughtActivity(start, most_attempts(FUNCTION_ATTEMPTS))
+        self._launch("hooks", activity, self._hook_event(activity, command), partial(_hook_bug, command))
 
     def cancel(self) -> None:
         """Ask every pending activity to end."""
-        for handle in list(self._handles.values()):
-            handle.cancel()
+        for activity in list(self._activities.values()):
+            activity.cancel()
 
     def abandon(self) -> None:
         """Forget what is pending: a late end of it reports nothing. A turn's work must not reach the next turn."""
-        self._handles.clear()
+        for activity in self._activities.values():
+            activity.give_up()
+        self._activities.clear()
 
     def _launch(
         self,
         key: str,
-        handle: "workflow.ActivityHandle[Any]",
+        activity: SoughtActivity,
         outcome: Coroutine[Any, Any, Event],
         bug: Callable[[Exception], Event],
     ) -> None:
-        self._handles[key] = handle
+        self._activities[key] = activity
 
         async def report() -> None:
             try:
@@ -215,43 +222,42 @@ class PendingActivities:
             except Exception as error:  # an answer that nobody can read must not leave the run waiting
                 event = bug(error)
             # Not so after `abandon`: the turn that started it is over.
-            if self._handles.get(key) is handle:
-                del self._handles[key]
+            if self._activities.get(key) is activity:
+                del self._activities[key]
                 self._report(event)
 
         task = asyncio.create_task(report())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _model_event(
-        self, handle: "workflow.ActivityHandle[RawValue]", state: AgentState, chosen: ModelSpec
-    ) -> Event:
+    async def _model_event(self, activity: SoughtActivity, state: AgentState, chosen: ModelSpec) -> Event:
         try:
-            return Replied(outcome=model_answer(await handle, state.ledger.steps), at=workflow.now())
+            answer = model_answer(await activity.result(), state.ledger.steps)
+            return Replied(outcome=answer, at=workflow.now())
         except (ActivityError, asyncio.CancelledError) as error:
             failure = await _counted_failure(error, chosen.price, MODEL_ATTEMPTS)
             return ModelFailed(failure=failure, at=workflow.now())
 
-    async def _summary_event(self, handle: "workflow.ActivityHandle[RawValue]", chosen: ModelSpec) -> Event:
+    async def _summary_event(self, activity: SoughtActivity, chosen: ModelSpec) -> Event:
         try:
-            return Summarized(outcome=read_payload(await handle, ModelOutcome))
+            return Summarized(outcome=read_payload(await activity.result(), ModelOutcome))
         except (ActivityError, asyncio.CancelledError) as error:
             return Summarized(failure=await _counted_failure(error, chosen.price, _SUMMARY_ATTEMPTS))
 
-    async def _hook_event(self, handle: "workflow.ActivityHandle[RawValue]", command: RunHooks) -> Event:
+    async def _hook_event(self, activity: SoughtActivity, command: RunHooks) -> Event:
         try:
-            return HooksAnswered(point=command.point, outcome=hook_answer(await handle, command))
+            return HooksAnswered(point=command.point, outcome=hook_answer(await activity.result(), command))
         except (ActivityError, asyncio.CancelledError) as error:
             cause = error.cause if isinstance(error, ActivityError) else error
             message = cause.message if isinstance(cause, ApplicationError) else str(cause or error)
             return HooksFailed(point=command.point, message=message, at=workflow.now())
 
     async def _tool_event(
-        self, handle: "workflow.ActivityHandle[Any]", state: AgentState, call: Call, tool: ToolSpec
+        self, activity: SoughtActivity, state: AgentState, call: Call, tool: ToolSpec
     ) -> Event:
         began = workflow.now()
         try:
-            value: RawValue = await handle
+            value: RawValue = await activity.result()
         except (ActivityError, asyncio.CancelledError) as error:
             result = await failed_result(call, tool, error, repeated=earlier_attempts(state) > 0)
             return CallReturned(result=result)
@@ -312,7 +318,7 @@ def _retry(tool: ToolSpec) -> RetryPolicy:
     )
 
 
-def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
+def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> SoughtActivity:
     call_input = ToolInput(
         agent=state.spec.name,
         tool=call.call.name,
@@ -331,7 +337,9 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         remembered=tool.fallback.remembered if tool.fallback else None,
         hooks=tuple(point for point in state.spec.hooks if point in ("before_tool", "after_tool")),
     )
-    return workflow.start_activity(
+    policy = _retry(tool)
+    start = partial(
+        workflow.start_activity,
         CALL_TOOL,
         call_input,
         result_type=RawValue,
@@ -339,9 +347,10 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         # The worker keeps the tool's own timeout; this one is for a worker that keeps none.
         start_to_close_timeout=tool.timeout + _TOOL_SLACK + _time_for_hooks(state),
         heartbeat_timeout=tool.heartbeat,
-        retry_policy=_retry(tool),
+        retry_policy=policy,
         summary=signature(call.call),
     )
+    return SoughtActivity(start, policy.maximum_attempts)
 
 
 def _remote_arguments(state: AgentState, call: Call) -> tuple[RemoteArguments, RemoteContext]:
@@ -362,8 +371,9 @@ def _as_stored(arguments: tuple[RemoteArguments, RemoteContext]) -> tuple[Any, .
     return tuple(from_json(to_json(argument)) for argument in arguments)
 
 
-def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "workflow.ActivityHandle[Any]":
-    return workflow.start_activity(
+def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> SoughtActivity:
+    start = partial(
+        workflow.start_activity,
         tool.activity or tool.name,
         args=arguments,
         result_type=RawValue,
@@ -373,6 +383,7 @@ def _start_remote(arguments: tuple[Any, ...], call: Call, tool: ToolSpec) -> "wo
         retry_policy=_retry(tool),
         summary=signature(call.call),
     )
+    return SoughtActivity(start, ONCE)
 
 
 async def _counted_failure(error: BaseException, price: Price | None, attempts: int) -> ModelFailure:

@@ -249,6 +249,8 @@ class Progress(Value):
     """Attempts that have failed so far. An attempt whose worker died or was stopped is none of them."""
     checked: "CheckedCall | None" = Field(default=None, exclude_if=is_empty)
     """Verdict of the hooks before the call: the next attempt does not ask them again."""
+    untried: bool = Field(default=False, exclude_if=is_empty)
+    """True when this attempt and all before it met only workers that do not serve what is called."""
 
 
 class CheckedCall(Value):

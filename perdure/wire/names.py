@@ -117,6 +117,8 @@ MAY_HAVE_EFFECT: Final = "MayHaveEffect"
 """Error type: the call was cut short and may have had its effect. Another worker may make it again."""
 NOT_CALLED: Final = "NotCalled"
 """Error type: the tool was not called. Another worker may call it."""
+NOT_SERVED: Final = "not_served"
+"""Last detail of an activity's error: nothing was done, as the worker does not serve what was called."""
 WORKER_SHUTDOWN: Final = "WorkerShutdown"
 """Error type of the SDK: the worker's shutdown cut the call short."""
 

@@ -333,7 +333,7 @@ class RunStatus(Value):
     """Matters that wait for a person, in this run and in all below it."""
     calls: list[CallStatus] = Field(default_factory=list[CallStatus])
     failure: Failure | None = None
-    """Cause for which it is parked, or failed."""
+    """Cause for which it is parked, failed, or cannot begin yet."""
     stop_reason: StopReason | None = None
     spec_hash: str = ""
     model: str = ""

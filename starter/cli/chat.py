@@ -47,6 +47,8 @@ async def chat(
         "limits": limits_of(limit or []),
         "context": context_of(context or []),
     }
+    if agent is not None and session is None:
+        await client.check_agent(agent)  # before the first message, which a person writes in vain
     session_id = session or new_session_id(str(agent), user)
     opened = await client.continue_session(session_id, agent=agent, reopen=new, **request)
     say(f"session {opened.id}")

@@ -19,9 +19,9 @@ from .. import display
 from ..client.waiting import waiting_questions
 from . import tables
 from .choice import chosen, menu
-from .follow import Follower, has_person
+from .follow import Follower, has_person, is_unserved
 from .line import LineInterrupted, line_reader
-from .options import DONE, EARLY, FAILED, Common, exit_code_of, hint, out, pretty, say, say_error
+from .options import DONE, EARLY, FAILED, PARKED, Common, exit_code_of, hint, out, pretty, say, say_error
 from .screen import Terminal
 
 if TYPE_CHECKING:
@@ -87,7 +87,12 @@ async def _answer_lines(session: "Session", common: Common) -> int:
     """Take each line of stdin as a turn, or as the answer to its question, and print the turns' replies."""
     code = DONE
     while (line := _next_line()) is not None:
-        reply = await _reply_to_line(session, line)
+        try:
+            reply = await _reply_to_line(session, line)
+        except _UnservedError as unserved:
+            say_error(unserved.words)
+            say(f"  {tables.unserved_hint(session.id)}")
+            return PARKED
         if reply is None:
             say_error(f"the turn waits for an answer; go on with: {hint(f'chat --session {session.id}')}")
             return EARLY
@@ -96,6 +101,14 @@ async def _answer_lines(session: "Session", common: Common) -> int:
             say_error(tables.failure_line(reply.error))
             code = FAILED
     return code
+
+
+class _UnservedError(Exception):
+    """No worker serves the session's agent: the turn is left."""
+
+    def __init__(self, event: StatusChanged) -> None:
+        self.words = event.failure.message if event.failure else event.doing
+        super().__init__(self.words)
 
 
 def _next_line() -> str | None:
@@ -112,6 +125,8 @@ async def _reply_to_line(session: "Session", line: str) -> TurnReply | None:
     async for event in session.stream(line):
         if isinstance(event, TurnFinished):
             reply = event.reply  # the last event
+        if isinstance(event, StatusChanged) and is_unserved(event):
+            raise _UnservedError(event)
         if isinstance(event, QuestionAsked) and not await _answer_questions(session):
             break
     return reply
@@ -147,6 +162,7 @@ class _Conversation:
         self._screen = Terminal()
         self._reader = line_reader()
         self._has_left = False
+        self._code = DONE
 
     async def hold(self) -> int:
         """Take lines until the person has left, and return the exit code."""
@@ -173,7 +189,7 @@ class _Conversation:
                     return exit_code_of(error)
         end = hint(f"stop {self._session.id}")
         say(f"\nthe session stays; come back: {self._return_hint()}    (or end it: {end})")
-        return DONE
+        return self._code
 
     def _return_hint(self) -> str:
         return hint(f"chat --session {self._session.id}")
@@ -235,7 +251,13 @@ class _Conversation:
 
         """
         follower = Follower(
-            self._client, self._session.run, self._screen, asks=True, leave="", reader=self._reader
+            self._client,
+            self._session.run,
+            self._screen,
+            asks=True,
+            leave="",
+            leaves_unserved=True,
+            reader=self._reader,
         )
         following = asyncio.ensure_future(follower.follow(events))
         with _on_interrupt(lambda again: self._interrupt(following, again=again)):
@@ -244,6 +266,8 @@ class _Conversation:
         self._screen.rest()
         if following.cancelled() or follower.detached:
             self._has_left = True
+            if not following.cancelled():
+                self._code = following.result()
             return
         following.result()
         if isinstance(follower.last, Finished):

@@ -69,14 +69,22 @@ def has_person(common: Common) -> bool:
     return not common.json and all(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))
 
 
-async def follow(client: "Client", run: "Run", common: Common) -> int:
+async def follow(client: "Client", run: "Run", common: Common, *, leaves_unserved: bool = False) -> int:
     """Show the run to its end and return the exit code for that end.
 
     Ctrl-C and a person's "detach" leave the run as it is. Without a person, a parked run is left with the
-    code for that, and an approval is waited for, since it may come from elsewhere.
+    code for that, and an approval is waited for, since it may come from elsewhere. With `leaves_unserved`, a run
+    whose agent no worker serves is left with the code of a parked one: its name may be mistyped.
     """
     screen = screen_for(common, run.id)
-    follower = Follower(client, run, screen, asks=has_person(common), leave=detach_message(run.id))
+    follower = Follower(
+        client,
+        run,
+        screen,
+        asks=has_person(common),
+        leave=detach_message(run.id),
+        leaves_unserved=leaves_unserved,
+    )
     try:
         return await follower.follow(run.events(tree=True))
     except asyncio.CancelledError:  # Ctrl-C: asyncio.run cancels us, and raises KeyboardInterrupt after
@@ -111,6 +119,7 @@ class Follower:
         screen: where it is shown.
         asks: a person is there to answer.
         leave: the message for a person who leaves before the end.
+        leaves_unserved: leave a run whose agent no worker serves, instead of waiting for such a worker.
         reader: reads the person's lines; a new one by default.
 
     """
@@ -123,8 +132,10 @@ class Follower:
         *,
         asks: bool,
         leave: str,
+        leaves_unserved: bool = False,
         reader: LineReader | None = None,
     ) -> None:
+        self._leaves_unserved = leaves_unserved
         self.detached = False
         self.last: TreeEvent | None = None
         self._leave = leave
@@ -162,9 +173,19 @@ class Follower:
                     return end_code(event)
                 if isinstance(event, TurnFinished):
                     return DONE
-                if isinstance(event, StatusChanged) and _needs_person(event) and not self._asks:
-                    self._screen.note(f"  {tables.resume_hint(self._run.id)}")
+                if isinstance(event, StatusChanged) and self._leaves_at(event):
                     return PARKED
+
+    def _leaves_at(self, event: StatusChanged) -> bool:
+        """Tell how the run goes on, and return True, if it waits for what will not come while it is followed."""
+        if _needs_person(event) and not self._asks:
+            self._screen.note(f"  {tables.resume_hint(self._run.id)}")
+            return True
+        if self._leaves_unserved and is_unserved(event):
+            self.detached = True
+            self._screen.note(f"  {tables.unserved_hint(self._run.id)}")
+            return True
+        return False
 
     def _take(self, event: TreeEvent) -> None:
         """Show the event and update what waits for the person."""
@@ -360,6 +381,11 @@ def no_worker_message(task_queue: str) -> str:
 def _needs_person(event: StatusChanged) -> bool:
     """Return whether the run is parked until a person acts, rather than until its own retry."""
     return event.status == "parked" and (event.failure is None or event.failure.resumes_at is None)
+
+
+def is_unserved(event: StatusChanged) -> bool:
+    """Return whether the run cannot begin, because no worker of its queue serves its agent."""
+    return event.failure is not None and event.failure.kind == UNKNOWN_AGENT
 
 
 class _Events:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -30,7 +31,8 @@ _MEANINGS: Final = {
     DONE: "the agent finished",
     FAILED: "the run failed",
     USAGE: "the call was wrong",
-    PARKED: "the run is parked until `perdure resume`; a run that retries by itself is followed on",
+    PARKED: "the run is parked until `perdure resume`; a run that retries by itself is followed on. Or no worker "
+    "serves its agent",
     EARLY: "it ended early: by a limit, a stop, a cancel, a refusal",
     UNREACHABLE: "no server or no worker answers",
     INTERRUPTED: "Ctrl-C; the run goes on",
@@ -77,6 +79,8 @@ class Common:
         """Connect to the server that these options and the settings name."""
         from ..client.connect import connect
 
+        if not self.debug:  # the command itself says what became of its calls
+            logging.getLogger("temporalio.core").setLevel(logging.CRITICAL)
         return await connect(self.address, namespace=self.namespace, task_queue=self.task_queue)
 
     def arguments(self, *names: str) -> list[str]:

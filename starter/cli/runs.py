@@ -52,7 +52,7 @@ async def run_(
         out(common, {"id": started.id}, started.id)
         return DONE
     say(f"run {started.id}")
-    return await follow(client, started, common)
+    return await follow(client, started, common, leaves_unserved=True)
 
 
 async def _check_worker(client: "Client", *, required: bool) -> None:
@@ -107,12 +107,12 @@ async def list_(
     # Lists come from the server's index: no worker is asked, so they work without one.
     find = client.waiting if waiting else client.list
     found = find(status=_check_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
-    infos = [info async for info in found]
+    infos = await client.explain_unbegun([info async for info in found])
     if common.json:
         return out(common, [info.model_dump(mode="json") for info in infos])
     if not infos:
         return say("no such run")
-    return pretty(tables.runs(infos))
+    return pretty(tables.runs(infos), *tables.unbegun_lines(infos))
 
 
 def _check_status(status: str | None) -> Any:

@@ -383,6 +383,8 @@ def _status_line(event: StatusChanged) -> str | None:
             return "[yellow]![/] paused"
         case "stopping":
             return "[yellow]![/] stopping"
+        case "thinking" if event.failure is not None:
+            return f"[yellow]![/] cannot begin: {escape(display.short(event.failure.message, 500))}"
         case _:
             return None
 

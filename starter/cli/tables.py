@@ -97,6 +97,12 @@ def resume_hint(run_id: str, failure: "Failure | None" = None) -> str:
     return f"mend the cause, then: {hint(f'resume {run_id}')}    (or: {hint(f'stop {run_id}')})"
 
 
+def unserved_hint(run_id: str) -> str:
+    """Return the commands for a run whose agent no worker serves yet."""
+    watch, stop = hint(f"watch {run_id}"), hint(f"stop {run_id}")
+    return f"it begins once a worker serves the agent; follow it then: {watch}    (or end it: {stop})"
+
+
 def status_text(status: str, parked_for: str | None = None) -> Text:
     """Return the status in its colour; of a parked run with the kind of error that parked it."""
     cause = f" ({parked_for})" if status == "parked" and parked_for else ""
@@ -130,6 +136,11 @@ def runs(infos: "Sequence[RunInfo]") -> Table:
             age(info.started_at),
         )
     return table
+
+
+def unbegun_lines(infos: "Sequence[RunInfo]") -> list[Text]:
+    """Return a line for each run that cannot begin yet, with the cause."""
+    return [Text(f"! {info.id}: {short(info.cannot_begin, 500)}") for info in infos if info.cannot_begin]
 
 
 def steps(rows: "Sequence[Step]") -> Table:
@@ -178,7 +189,7 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
     )
     rows = [
         ("run", run_id),
-        ("agent", f"{status.agent} ({status.model or status.kind}, spec {status.spec_hash[:12]})"),
+        ("agent", _agent_words(status)),
         ("status", status.status + (f" ({status.stop_reason})" if status.stop_reason else "")),
         ("doing", short(status.doing, 300)),
         ("so far", amounts),
@@ -198,6 +209,12 @@ def status_rows(run_id: str, status: "RunStatus") -> list[tuple[str, str]]:
         shared = json.dumps(status.shared_context, ensure_ascii=False)
         rows.append(("shared", short(shared, 1000)))
     return rows
+
+
+def _agent_words(status: "RunStatus") -> str:
+    if not status.spec_hash:  # a run that has not begun
+        return status.agent
+    return f"{status.agent} ({status.model or status.kind}, spec {status.spec_hash[:12]})"
 
 
 def _version_rows(status: "RunStatus") -> list[tuple[str, str]]:

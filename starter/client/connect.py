@@ -17,19 +17,20 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from perdure.blobs import BlobStore
-from perdure.errors import InvalidRequest, RunConflict, RunNotFound
+from perdure.errors import InvalidRequest, RunConflict, RunNotFound, UnknownAgent
 from perdure.limits import Limits
 from perdure.messages import Part
 from perdure.settings import Settings, load_settings
+from perdure.task_queues import served_names, unserved_message
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW
 from perdure.wire.requests import MAX_IDLE, RunRequest, SessionRequest, WhenToUpgrade
 from perdure.wire.results import ListedStatus, RunResult
 
-from ...workers.connection import connect_temporal, describe_task_queue
+from ...workers.connection import connect_temporal, describe_task_queue, list_workers
 from . import visibility
 from .bulk import Outcome, act_on_each
 from .errors import rpc_error, session_ended_error
-from .listing import RunInfo, list_runs
+from .listing import RunInfo, explain_unbegun, list_runs
 from .outages import ride_out
 from .requests import (
     build_request,
@@ -267,6 +268,26 @@ class Client:
             poller.version in queue.routing.targets for poller in queue.active_pollers(datetime.now(UTC))
         )
 
+    async def check_agent(self, agent: str) -> None:
+        """Check that a worker of the task queue serves the agent, as far as the workers have told the server.
+
+        A worker tells it some seconds after it has started. Where one has not told, or the server does not list its
+        workers, nothing is raised: then a run of the agent says by itself that it waits for a worker.
+
+        Raises:
+            UnknownAgent: every worker has told, and none serves it.
+
+        """
+        try:
+            queue = await describe_task_queue(self.temporal, self.task_queue)
+            workers = await list_workers(self.temporal, self.task_queue)
+        except RPCError:
+            return
+        now = datetime.now(UTC)
+        names = served_names(queue.active_pollers(now), workers, now)
+        if names is not None and agent not in names:
+            raise UnknownAgent(unserved_message(agent, self.task_queue, names))
+
     async def wait_for_worker(self, *, within: timedelta = timedelta(seconds=2)) -> bool:
         """Wait for a worker to poll; return False if none does in time.
 
@@ -435,6 +456,10 @@ class Client:
         condition = visibility.runs(status=status, agent=agent, user=user, query=query)
         async for info in list_runs(self.temporal, condition, most=most, roots=roots):
             yield info
+
+    async def explain_unbegun(self, infos: Sequence[RunInfo]) -> Sequence[RunInfo]:
+        """Return the listed runs; those that have not begun say why, as far as the server knows: `cannot_begin`."""
+        return await explain_unbegun(self.temporal, infos)
 
 
 def _session_request(max_idle: timedelta | None, **fields: Any) -> SessionRequest:

@@ -74,7 +74,9 @@ async def inspect_run(run: WatchedRun) -> Inspection:
     state = described.status.name.lower() if described.status else "unknown"
     result, error = await _read_end(run) if state != "running" else (None, None)
     try:
-        status, messages = await run.status(), await run.transcript()
+        status = await run.status()
+        # A run that cannot begin yet says why in its status, and has no transcript to read.
+        messages = await run.transcript() if status.messages else []
         nodes = await ChildRuns(run).nodes(status, messages, described)
     except (NotReachable, InvalidRequest) as reason:
         # A run whose agent was never resolved has no status and never will: its error says it all.

@@ -1,10 +1,12 @@
 """Lists of runs: what the server's search attributes say of them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from perdure.messages import Value
@@ -19,7 +21,7 @@ from perdure.wire.attributes import (
     AGENT_USER,
 )
 from perdure.wire.ids import is_child_of
-from perdure.wire.names import SESSION_WORKFLOW
+from perdure.wire.names import RESOLVE_AGENT, SESSION_WORKFLOW
 from perdure.wire.results import ListedStatus
 
 from .errors import rpc_error
@@ -34,6 +36,8 @@ _ENDED_BY_SERVER: Final = {
 }
 _SMALLEST_PAGE: Final = 100
 _LARGEST_PAGE: Final = 1000
+_MOST_EXPLAINED: Final = 20
+"""Runs of a list of which the server is asked why they have not begun."""
 
 
 class RunInfo(Value):
@@ -52,6 +56,8 @@ class RunInfo(Value):
     parked_for: str | None = None
     """Kind of the error for which it is parked, see `docs/errors.md`."""
     parked_at: datetime | None = None
+    cannot_begin: str = ""
+    """Cause for which a running run has not begun yet, in words; filled in by `explain_unbegun`."""
 
 
 async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> AsyncIterator[RunInfo]:
@@ -75,6 +81,28 @@ async def list_runs(temporal: Client, query: str, *, most: int, roots: bool) -> 
                 return
         if pages.next_page_token is None:
             return
+
+
+async def explain_unbegun(temporal: Client, infos: Sequence[RunInfo]) -> Sequence[RunInfo]:
+    """Return the runs; those that have not begun with the cause, as far as the server knows it. No worker is asked."""
+    unbegun = [info.id for info in infos if info.agent is None and info.ended_at is None][:_MOST_EXPLAINED]
+    causes = dict(
+        zip(unbegun, await asyncio.gather(*(_cause(temporal, id_) for id_ in unbegun)), strict=True)
+    )
+    return [info.model_copy(update={"cannot_begin": causes.get(info.id, "")}) for info in infos]
+
+
+async def _cause(temporal: Client, run_id: str) -> str:
+    """Return the words of the worker that could not fetch the run's agent, or an empty text."""
+    try:
+        description = await temporal.get_workflow_handle(run_id).describe()
+    except RPCError:
+        return ""  # the list is of use without it
+    for pending in description.raw_description.pending_activities:
+        if pending.activity_type.name == RESOLVE_AGENT and pending.HasField("last_failure"):
+            failure = await temporal.data_converter.decode_failure(pending.last_failure)
+            return failure.message if isinstance(failure, ApplicationError) else str(failure)
+    return ""
 
 
 def _is_child(execution: WorkflowExecution) -> bool:

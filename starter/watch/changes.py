@@ -82,8 +82,8 @@ class ChangeTracker:
     last_step: int = 0
     """Newest step whose answer is in the transcript."""
     status: Status | None = None
-    parked_kind: str | None = None
-    """Kind of the failure for which the run is parked until a person resumes it."""
+    cause: str | None = None
+    """Kind of the failure for which the run is parked until a person resumes it, or cannot begin yet."""
     texts: dict[int, _StreamedText] = field(default_factory=dict[int, _StreamedText])
     """By step, until its message is there."""
     calls: dict[str, ToolCall] = field(default_factory=dict[str, ToolCall])
@@ -237,10 +237,10 @@ class ChangeTracker:
                     call.call_id, call.tool, call.is_error, call.summary, not_run=call.not_run
                 )
         yield from self.track_nodes(status.nodes if nodes is None else nodes)
-        shown = (status.status, _parked_kind(status))
+        shown = (status.status, _cause(status))
         # The end has an event of its own, `Finished`, with the result.
-        if shown != (self.status, self.parked_kind) and status.status not in ENDED:
-            self.status, self.parked_kind = shown
+        if shown != (self.status, self.cause) and status.status not in ENDED:
+            self.status, self.cause = shown
             yield StatusChanged(status=status.status, doing=status.doing, failure=_failure(status))
         for extension in status.extensions[self.extensions :]:
             self.extensions += 1
@@ -371,8 +371,9 @@ def _waiting_key(item: Waiting) -> tuple[str, str]:
             return item.run_id, item.call_id
 
 
-def _parked_kind(status: RunStatus) -> str | None:
-    failure = status.failure if status.status == "parked" else None
+def _cause(status: RunStatus) -> str | None:
+    """Return the kind of what keeps the run parked until a person acts, or from beginning."""
+    failure = status.failure
     return failure.kind if failure is not None and failure.resumes_at is None else None
 
 

@@ -296,17 +296,17 @@ def test_new_chat_id_names_its_user(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("words", "code", "why"),
     [
-        (["chat"], "name an agent or a session"),
-        (["chat", "--session", "no-such-session"], "no-such-session"),
-        (["chat", "nobody", "--session", "wrong-agent"], "nobody"),
+        (["chat"], 2, "name an agent or a session"),
+        (["chat", "--session", "no-such-session"], 2, "no-such-session"),
+        (["chat", "nobody", "--session", "wrong-agent"], 3, "no worker serves 'nobody'"),
     ],
 )
-def test_impossible_chat_says_why(shell: Shell, words: list[str], why: str) -> None:
-    """A chat that cannot begin ends with the reason."""
+def test_impossible_chat_says_why(shell: Shell, words: list[str], code: int, why: str) -> None:
+    """A chat that cannot begin ends with the reason; one that only waits for a worker, with the code of that."""
     said = shell.perdure(*words, stdin="hello\n")
-    assert said.code == 2
+    assert said.code == code
     assert why in said.err
     assert "Traceback" not in said.err
 

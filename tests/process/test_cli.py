@@ -116,13 +116,26 @@ def test_failed_run_has_own_exit_code(here: Here) -> None:
     assert "✗ failed: bad_request: no such thing" in said.err
 
 
-def test_unknown_agent_error_lists_agents(here: Here) -> None:
-    """The error for an unknown agent lists the agents that exist."""
+def test_unknown_agent_is_told_in_words(shell: Shell, here: Here) -> None:
+    """A run, and a chat, of an agent that no worker serves are left with the agents that there are, and wait."""
+    words = f"no worker serves 'nobody' on queue '{shell.variables['PERDURE_TASK_QUEUE']}'"
+    known = "; these agents are served there: asker, broken,"
     said = here("run", "nobody", "x", "--id", "unknown")
-    assert said.code == 2
-    assert "UnknownAgent: no agent 'nobody' is served here; the agents are: asker, broken," in said.err
+    assert said.code == 3
+    assert words + known in said.err
+    assert "follow it then: perdure watch unknown" in said.err
+    assert "or end it: perdure stop unknown" in said.err
     shown = here("show", "unknown")
-    assert (shown.code, "no agent 'nobody' is served here" in shown.out) == (0, True)
+    assert (shown.code, words in shown.out) == (0, True)
+    assert f"! unknown: {words}{known}" in here("list").out
+    assert words in next(run for run in here("list", "--json").json if run["id"] == "unknown")["cannot_begin"]
+    chat = shell.perdure("chat", "nobody", "--session", "empty-desk", stdin="Hello?\n")
+    assert (chat.code, words + known in chat.err) == (3, True)
+    watching = shell.start("watch", "unknown")
+    watching.says("cannot begin: no worker serves 'nobody'")
+    assert here("stop", "unknown").code == 0
+    watching.says("stopped")
+    assert here("stop", "empty-desk").code == 0
 
 
 def test_other_command_approves_followed_run(shell: Shell, here: Here) -> None:
@@ -326,7 +339,7 @@ def test_doctor_passes_without_secrets(shell: Shell) -> None:
     assert set(verdicts) == {
         *("versions", "embedded server", "provider keys", "blob store", "server"),
         *("namespace", "search attributes", "worker", "parked runs", "circuits", "clock"),
-        *("blob lifetime", "threads"),
+        *("blob lifetime", "threads", "agents"),
     }
 
 
@@ -464,3 +477,32 @@ def test_second_signal_ends_worker_at_once(shell: Shell, tmp_path: Path) -> None
     worker.says("a second signal exits at once")
     assert worker.interrupt() == 130
     assert "exiting at once" in worker.said
+
+
+def test_workers_that_differ_are_told(shell: Shell) -> None:
+    """The doctor, and the worker that comes later, say which agents which worker of the queue serves."""
+    one = "from perdure import Agent\n{0} = Agent(name='{0}', model='scripted:x')\n"
+    one += "from perdure.testing import ScriptedModel\nmodels = {{'scripted': ScriptedModel([])}}\n"
+    first = shell.start("worker", shell.write("sales.py", one.format("seller")), "--task-queue", "both")
+    first.says("ready: seller")
+
+    def agents() -> dict[str, str]:
+        findings = shell.perdure("doctor", "--task-queue", "both", "--json").json
+        found: dict[str, str] = next(finding for finding in findings if finding["name"] == "agents")
+        return found
+
+    wait_for(lambda: "serve: seller" in agents()["text"], "the worker to tell what it serves")
+    second = shell.start("worker", shell.write("stores.py", one.format("packer")), "--task-queue", "both")
+    second.says("serve different agents (this worker: packer; ")
+    wait_for(lambda: agents()["verdict"] == "warn", "the doctor to warn")
+    assert ": seller" in agents()["text"]
+    assert ": packer" in agents()["text"]
+    unknown = shell.perdure("chat", "buyer", "--task-queue", "both")
+    assert unknown.code == 2
+    assert (
+        "no worker serves 'buyer' on queue 'both'; these agents are served there: packer, seller"
+        in unknown.err
+    )
+    assert second.interrupt() == 0
+    wait_for(lambda: agents()["verdict"] == "ok", "a worker that has ended to be left out")
+    assert first.interrupt() == 0

@@ -101,3 +101,24 @@ def test_text_format_has_no_json() -> None:
     assert "plain words" in stream.getvalue()
     with pytest.raises(json.JSONDecodeError):
         json.loads(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("level", "captures"), [("debug", False), ("info", False), ("warning", True), ("debug", True)]
+)
+def test_libraries_quote_no_payload(settings: Settings, level: str, captures: bool) -> None:
+    """What libraries write at debug holds payloads, and stays out of the log unless it is asked for."""
+    stream = io.StringIO()
+    wanted = settings.model_copy(update={"log_level": level, "capture_content": captures})
+    try:
+        configure_logs(wanted, stream)
+        for name in ("temporalio.worker._activity", "anthropic._base_client", "openai._base_client"):
+            logging.getLogger(name).debug("Request options: %s", {"content": "the patient's letter"})
+        for name in ("temporalio.activity", "temporalio.workflow", "users.own"):
+            logging.getLogger(name).debug("by the user's code")
+        lines = _lines(stream)
+        assert ("the patient's letter" in stream.getvalue()) is (captures and level == "debug")
+        own = [line for line in lines if line["event"] == "by the user's code"]
+        assert len(own) == (3 if level == "debug" else 0)
+    finally:
+        configure_logs(settings, io.StringIO())

@@ -63,6 +63,7 @@ PUBLIC = [
     "ToolFallback",
     "ToolRetry",
     "TurnReply",
+    "UnknownAgent",
     "Usage",
     "as_tool",
     "ask_person",

@@ -12,6 +12,7 @@ from temporalio.testing import ActivityEnvironment
 from perdure import Agent, FatalToolError, RetryableToolError, tool
 from perdure.activities.content.blobs import FileBlobs
 from perdure.activities.content.transcripts import Transcripts
+from perdure.activities.elsewhere import delay_elsewhere
 from perdure.activities.hooks import HookRunner
 from perdure.activities.node import NodeCalls
 from perdure.activities.threads import FunctionThreads
@@ -20,6 +21,7 @@ from perdure.graph import Graph, NodeInput
 from perdure.hooks import Hook, HookedRun
 from perdure.model import ModelConfig, ModelEvent, ModelRequest, TextDelta
 from perdure.wire.effects import FUNCTION_ATTEMPTS, HookInput, NodeCall, Progress, ToolInput, most_attempts
+from perdure.wire.names import NOT_SERVED
 from tests.unit.test_attempt_costs import MODEL_CALL, model_calls
 
 
@@ -116,14 +118,43 @@ async def test_repeated_run_may_have_written_before(tmp_path: Any) -> None:
     assert not refused.result.may_have_effect, "such arguments never passed"
 
 
-async def test_missing_tool_is_a_failure(tmp_path: Any) -> None:
-    """A tool that no worker has is looked for as often as it may fail, and no more."""
-    tools = replace(_tool_calls(tmp_path, ValueError()), agents={})
-    with pytest.raises(ApplicationError) as first:
-        await Attempt(1).run(tools.call_tool, _input())
-    with pytest.raises(ApplicationError) as last:
-        await Attempt(9, _earlier(8, 2)).run(tools.call_tool, _input())
-    assert (first.value.non_retryable, last.value.non_retryable) == (False, True)
+@pytest.mark.parametrize("point", ["tool", "function", "hooks"])
+async def test_missing_code_is_no_failure(tmp_path: Any, point: str) -> None:
+    """A worker that does not have what is called sends the call on soon, and counts no failure.
+
+    The error has the mark only while no worker that has it was met: such a call may be made anew.
+    """
+    missing: tuple[Any, Any]
+    if point == "tool":
+        missing = replace(_tool_calls(tmp_path, ValueError()), agents={}).call_tool, _input(attempts=1)
+    elif point == "function":
+        call = NodeCall(graph="g", node="stamp", key="stamp-1.1", input={"task": "t", "node": "stamp"})
+        nodes = NodeCalls(graphs={}, blobs=FileBlobs(tmp_path), threads=FunctionThreads())
+        missing = nodes.call_node, call
+    else:
+        missing = HookRunner(agents={}).run_hooks, ASKED
+    earlier: Progress | None = None
+    for number in range(1, 12):
+        attempt = Attempt(number, earlier)
+        with pytest.raises(ApplicationError, match="not on this worker") as away:
+            await attempt.run(*missing)
+        earlier = attempt.heartbeats[-1]
+        assert not away.value.non_retryable
+        assert away.value.next_retry_delay is not None
+        assert (earlier.failures, earlier.untried, NOT_SERVED in away.value.details) == (0, True, True)
+    for met in (_earlier(3, 1), _earlier(2, 0), None):
+        with pytest.raises(ApplicationError, match="not on this worker") as away:
+            await Attempt(4, met).run(*missing)
+        assert NOT_SERVED not in away.value.details
+
+
+def test_delay_grows_and_bursts() -> None:
+    """A worker that appears is met within a minute by one of several attempts in a row."""
+    delays = [delay_elsewhere(attempt).total_seconds() for attempt in range(1, 200)]
+    assert sum(delays[:9]) < 8
+    assert max(delays) < 40
+    for start in range(9, 190):
+        assert sum(delay < 1 for delay in delays[start : start + 3]) == 2
 
 
 async def test_deaths_leave_a_functions_attempts(tmp_path: Any) -> None:

@@ -184,18 +184,6 @@ async def test_incompressible_context_ends_run(serve: Serve) -> None:
     assert result.output == "The conversation does not fit the model: 9000 tokens are 1000 too many"
 
 
-async def test_unknown_agent_error_lists_agents(serve: Serve) -> None:
-    """The error for an unknown agent lists the agents that exist."""
-    async with serve(Agent(name="known", model="scripted:x")) as client:
-        with pytest.raises(
-            RunFailed, match="no agent 'other' is served here; the agents are: known"
-        ) as failed:
-            await client.run("other", "go")
-        [run] = [info async for info in client.list(query=f'TaskQueue = "{client.task_queue}"')]
-        assert (await client.get(run.id).status()).status == "failed"
-    assert failed.value.kind == "UnknownAgent"
-
-
 @pytest.mark.parametrize(
     ("request_", "why"),
     [

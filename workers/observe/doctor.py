@@ -28,11 +28,12 @@ from temporalio.service import RPCError
 from perdure.blobs import DatedBlobStore
 from perdure.errors import DefinitionError, NotReachable, PerdureError
 from perdure.settings import Settings, load_settings
+from perdure.task_queues import running_workers, served_differently
 from perdure.versions import versions_problem
 
 from ...activities.content.s3_blobs import S3Blobs
 from ..attributes import missing_search_attributes
-from ..connection import configured_store, connect_temporal, describe_task_queue
+from ..connection import configured_store, connect_temporal, describe_task_queue, list_workers
 from ..dev.server import find_binary
 from ..worker import exit_now, print_stderr, run_process
 from .health import fetch
@@ -203,6 +204,22 @@ async def _check_workers(temporal: Client, settings: Settings) -> Finding:
     return Finding(name="worker", verdict="ok", text=text)
 
 
+async def _check_agents(temporal: Client, settings: Settings) -> Finding:
+    """Report workers of the queue that serve different agents: a run may meet one that does not serve its own."""
+    try:
+        workers = await list_workers(temporal, settings.task_queue)
+    except RPCError as error:
+        text = f"not known: this server does not list its workers ({error.message})"
+        return Finding(name="agents", verdict="ok", text=text)
+    now = datetime.now(UTC)
+    difference = served_differently(workers, now)
+    if difference is not None:
+        return Finding(name="agents", verdict="warn", text=difference)
+    served = sorted({name for worker in running_workers(workers, now) for name in worker.served or ()})
+    text = f"the workers that have told serve: {', '.join(served)}" if served else "no worker has told yet"
+    return Finding(name="agents", verdict="ok", text=text)
+
+
 async def _check_parked_runs(temporal: Client, settings: Settings) -> Finding:
     if not settings.search_attributes:
         return Finding(name="parked runs", verdict="warn", text="not known without search attributes")
@@ -304,6 +321,7 @@ _CHECKS: Final[tuple[tuple[str, Verdict, _Check], ...]] = (
     ("namespace", "fail", _check_namespace),
     ("search attributes", "warn", _check_attributes),
     ("worker", "warn", _check_workers),
+    ("agents", "warn", _check_agents),
     ("parked runs", "warn", _check_parked_runs),
     ("blob lifetime", "warn", _check_blob_lifetime),
     ("circuits", "warn", _check_circuits),

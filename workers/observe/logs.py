@@ -14,6 +14,19 @@ from ...activities.content.redact import redact, register_secrets
 
 _NOISY_LIBRARIES: Final = ("httpx", "httpcore", "httpx2", "httpcore2", "botocore", "urllib3", "asyncio")
 """Libraries that log each request at info or debug; only their warnings are kept."""
+_QUOTING_LIBRARIES: Final = (
+    "temporalio",
+    "anthropic",
+    "openai",
+    "boto3",
+    "s3transfer",
+    "google",
+    "mcp",
+    "aiohttp",
+)
+"""Libraries that quote whole requests, activations and heartbeats at debug: no payload is to stand in a log."""
+_OF_USERS_CODE: Final = ("temporalio.activity", "temporalio.workflow")
+"""Loggers of the SDK by which the user's own code writes."""
 
 
 def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
@@ -36,6 +49,11 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     root.setLevel(settings.log_level.upper())
     for name in _NOISY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
+    quoting = logging.NOTSET if settings.capture_content else max(root.level, logging.INFO)
+    for name in _QUOTING_LIBRARIES:
+        logging.getLogger(name).setLevel(quoting)
+    for name in _OF_USERS_CODE:
+        logging.getLogger(name).setLevel(root.level)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

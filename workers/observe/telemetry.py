@@ -7,7 +7,6 @@ its own.
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,15 +20,7 @@ from temporalio.contrib.opentelemetry import (
     ReplaySafeTracerProvider,
     create_tracer_provider,
 )
-from temporalio.runtime import (
-    LogForwardingConfig,
-    LoggingConfig,
-    OpenTelemetryConfig,
-    PrometheusConfig,
-    Runtime,
-    TelemetryConfig,
-    TelemetryFilter,
-)
+from temporalio.runtime import OpenTelemetryConfig, PrometheusConfig, Runtime
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
@@ -44,7 +35,9 @@ from perdure.settings import Settings
 from perdure.wire.names import WORKFLOWS
 
 from ...activities import genai
+from ...activities.loop_watch import pending_call
 from ...activities.telemetry import CAPTURE_CONTENT
+from ..sdk import make_runtime
 from .headers import ReadableHeaders
 from .logs import configure_logs
 
@@ -101,13 +94,14 @@ class _ActivityLogging(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         info = activity.info()
         CAPTURE_CONTENT.set(self._capture_content)
-        with bound_contextvars(
+        fields = bound_contextvars(
             run_id=info.workflow_id,
             temporal_run_id=info.workflow_run_id,
             activity=info.activity_type,
             activity_id=info.activity_id,
             attempt=info.attempt,
-        ):
+        )
+        with fields, pending_call(str(info.workflow_id), info.activity_type):
             return await super().execute_activity(input)
 
 
@@ -263,10 +257,8 @@ def runtime(settings: Settings) -> Runtime:
         DefinitionError: metrics go by OTLP and no endpoint is set, or the address is taken.
 
     """
-    forwarding = LogForwardingConfig(logging.getLogger("temporalio.core"))
-    logs = LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding=forwarding)
     try:
-        return Runtime(telemetry=TelemetryConfig(logging=logs, metrics=_core_metrics(settings)))
+        return make_runtime(_core_metrics(settings))
     except (RuntimeError, ValueError) as error:
         raise DefinitionError(f"Temporal's metrics cannot be served: {error}") from None
 

@@ -142,16 +142,17 @@ def _id_of(waiting: Waiting) -> str:
 
 
 def starting_status(
-    agent: str, status: Status, held_up: str = "", reason: StopReason | None = None
+    agent: str, status: Status, held_up: Failure | None = None, reason: StopReason | None = None
 ) -> RunStatus:
     """Return the status of a run whose agent no worker has resolved yet, or never will.
 
-    `held_up`: the reason why it cannot begin yet. `reason`: of its end, if it ended before it began.
+    `held_up`: the cause for which it cannot begin yet. `reason`: of its end, if it ended before it began.
     """
     doing = "starting" if status == "thinking" else f"{reason or status} before it began"
-    if held_up and status == "thinking":
-        doing = f"{doing}: {held_up}; it tries again"
-    return RunStatus(agent=agent, status=status, doing=doing)
+    cause = held_up if status == "thinking" else None
+    if cause is not None:
+        doing = f"{doing}: {cause.message}; it tries again"
+    return RunStatus(agent=agent, status=status, doing=doing, failure=cause)
 
 
 def end_words(state: RunState, status: Status) -> str | None:
