@@ -330,6 +330,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> "workflow.
         timeout=tool.timeout,
         remembered=tool.fallback.remembered if tool.fallback else None,
         hooks=tuple(point for point in state.spec.hooks if point in ("before_tool", "after_tool")),
+        mcp=tool.mcp,
     )
     return workflow.start_activity(
         CALL_TOOL,

@@ -9,7 +9,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.texts import truncate_middle
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT, SPEC_UNREADABLE
+from perdure.wire.names import BLOB_STORE_FAILED, MCP_NOT_READY, RESOLVE_AGENT, SPEC_UNREADABLE
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.spec import AnySpec, ResolvedAgent
 from perdure.wire.tree import ChildInput
@@ -23,8 +23,8 @@ LAYOUT = 1
 
 _CHANGED_WITHIN = timedelta(minutes=1)
 """Time for a redrive to fetch its agent, the wait for a worker's slot included: the run stands still meanwhile."""
-_TRANSIENT = (BLOB_STORE_FAILED, SPEC_UNREADABLE, "RPCError", "TimeoutError")
-"""Types of transient errors: the blob store, the parent run or every worker is out of reach."""
+_TRANSIENT = (BLOB_STORE_FAILED, MCP_NOT_READY, SPEC_UNREADABLE, "RPCError", "TimeoutError")
+"""Types of transient errors: the blob store, an MCP server, the parent run or every worker is out of reach."""
 
 
 async def resolve(
