@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from perdure.mcp import McpToolInfo
 from perdure.model import digest
-from perdure.texts import fix_surrogates, truncate_middle
+from perdure.texts import fix_surrogates
+
+from ..content.redact import mask_value, redact_and_cut
 
 _DIGEST_CHARS: Final = 32
 """Length of a tool's digest: 128 bits, for a server might look for a second tool of the same digest."""
@@ -48,14 +50,16 @@ class ListedTool:
 
     @property
     def description(self) -> str:
-        """Description for the model, in bounded length."""
+        """Description for the model and for history: without secrets, and in bounded length."""
         text = fix_surrogates(self.text).strip() or fix_surrogates(self.title).strip()
-        return truncate_middle(text, _LONGEST_DESCRIPTION) or f"(the server does not describe {self.name!r})"
+        return redact_and_cut(text, _LONGEST_DESCRIPTION) or f"(the server does not describe {self.name!r})"
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Input schema for the model, without the name of its dialect."""
-        return {key: value for key, value in self.input_schema.items() if key != "$schema"}
+        """Input schema for the model and for history: without secrets, and without the name of its dialect."""
+        kept = {key: value for key, value in self.input_schema.items() if key != "$schema"}
+        masked: dict[str, Any] = mask_value(kept)
+        return masked
 
     @property
     def info(self) -> McpToolInfo:
