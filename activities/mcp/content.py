@@ -100,15 +100,15 @@ def _last_name(uri: str) -> str:
 def _is_stated(structured: Any, parts: Iterable[_Part]) -> bool:
     """Check whether the texts say already what the structured content holds.
 
-    The protocol asks servers to repeat it as JSON in a text. Python's SDK also wraps a value that is no object, as
-    `{"result": value}`, and gives the value's items as texts.
+    The protocol asks servers to repeat it as JSON in a text. Many wrap a text, as `{"content": text}`. Python's SDK
+    wraps each value that is no object, as `{"result": value}`, and gives a list's items as texts.
     """
     texts = [part.text for part in parts if isinstance(part, Text)]
     if any(_says(text, structured) for text in texts):
         return True
-    if not isinstance(structured, dict) or list(structured) != ["result"]:  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(structured, dict) or len(structured) != 1:  # pyright: ignore[reportUnknownArgumentType]
         return False
-    value: Any = structured["result"]  # pyright: ignore[reportUnknownVariableType]
+    value: Any = next(iter(structured.values()))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if len(texts) == 1 and _says(texts[0], value):
         return True
     return isinstance(value, list) and len(value) == len(texts) and all(map(_says, texts, _items(value)))  # pyright: ignore[reportUnknownArgumentType]

@@ -65,6 +65,8 @@ def test_other_parts_become_words(part: Any, words: str) -> None:
         (['{"a": 1, "b": 2}'], {"b": 2, "a": 1}, 1),
         (["3"], {"result": 3}, 1),
         (["yes"], {"result": "yes"}, 1),
+        (["a file"], {"content": "a file"}, 1),
+        (["a file"], {"content": "another"}, 2),
         (["x", "y"], {"result": ["x", "y"]}, 2),
         (["x"], {"result": ["x", "y"]}, 2),
         (["see below"], {"a": 1}, 2),
