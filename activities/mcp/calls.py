@@ -89,9 +89,8 @@ class McpCalls:
             raise McpNotRepeated(
                 "an earlier attempt of this call was cut off and may have taken effect, so it was not made again"
             )
-        async with self.pool.use(callee.server) as connection:
-            listed = await connection.tools(callee.server.recheck)
-            tool = listed.get(callee.source.tool)
+        async with self.pool.use(callee.server, callee.server.recheck) as (connection, tools):
+            tool = tools.get(callee.source.tool)
             _check_unchanged(callee, tool)
             assert tool is not None, "a tool that is gone is refused"
             _check_arguments(callee, call, tool)
@@ -105,7 +104,7 @@ class McpCalls:
         content = importlib.import_module(f"{__package__}.content")
         if result.is_error:
             raise McpToolFailed(content.error_text(result))
-        return content.to_value(result)
+        return content.to_parts(result) or None
 
 
 def _check_unchanged(callee: McpCallee, tool: ListedTool | None) -> None:

@@ -9,7 +9,8 @@ Theory of operation. The SDK's streams must be opened and closed by the same tas
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -87,6 +88,7 @@ class Connection:
             raise
         try:
             self._client = client
+            self.used_at = asyncio.get_running_loop().time()
             self.ready.set_result(None)
             await self._closing.wait()
         finally:
@@ -113,8 +115,7 @@ class Connection:
             self._listed_at = float("-inf")
 
     def _reason(self, error: BaseException) -> str:
-        while isinstance(error, BaseExceptionGroup) and error.exceptions:
-            error = error.exceptions[0]
+        error = _innermost(error)
         code = getattr(error, "code", None)
         if code == CONNECTION_CLOSED and self.server.url is None:
             return redact_and_cut(f"its process has ended{self._said()}", _LONGEST_REASON)
@@ -127,6 +128,21 @@ class Connection:
         return f"; it said: {self._words.text}" if self._words.text else ""
 
     # -- use
+
+    @property
+    def is_idle(self) -> bool:
+        """True when it is ready and no call uses it."""
+        return self.ready.done() and self.load == 0
+
+    @contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Count a call as under way while the block runs."""
+        self.load += 1
+        try:
+            yield
+        finally:
+            self.load -= 1
+            self.used_at = asyncio.get_running_loop().time()
 
     async def tools(self, greatest_age: timedelta) -> dict[str, ListedTool]:
         """Return the server's tools by name, as they were listed at most so long ago.
@@ -194,6 +210,14 @@ class Connection:
             if getattr(error, "code", None) == SESSION_OVER:
                 self._end()
             raise
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the first error of a group of errors, at any depth."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    first: BaseException = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return _innermost(first)
 
 
 def _listed_tool(tool: McpSdkTool) -> ListedTool:

@@ -29,19 +29,18 @@ _IMAGES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"
 _PDF: Final = "application/pdf"
 
 
-def to_value(result: CallToolResult) -> list[_Part] | str:
-    """Return the result as the value of a tool: its parts in their order, or an empty text."""
+def to_parts(result: CallToolResult) -> list[_Part]:
+    """Return the result as parts, in their order."""
     parts = [_to_part(block) for block in result.content]
     structured = result.structured_content
     if structured is not None and not _is_stated(structured, parts):
         parts.append(Text(text=text_of(structured)))
-    return parts or ""
+    return parts
 
 
 def error_text(result: CallToolResult) -> str:
     """Return the words of a result that is an error."""
-    parts = to_value(result)
-    words = [part.text if isinstance(part, Text) else f"(with the {part.kind})" for part in parts or ()]  # type: ignore[union-attr]
+    words = [part.text if isinstance(part, Text) else f"(with the {part.kind})" for part in to_parts(result)]
     return "\n".join(words) or "the tool failed and gave no reason"
 
 

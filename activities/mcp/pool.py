@@ -9,11 +9,11 @@ Rules
 """
 
 import asyncio
-import importlib
-import importlib.util
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from perdure.errors import DefinitionError
@@ -42,7 +42,7 @@ def require_sdk(servers: Sequence[McpServer]) -> None:
         DefinitionError: it is not; the message says how to install it.
 
     """
-    if servers and importlib.util.find_spec("mcp") is None:
+    if servers and find_spec("mcp") is None:
         raise DefinitionError(
             f'MCP server {servers[0].name!r} needs the package mcp: pip install "perdure[mcp]"'
         )
@@ -55,25 +55,32 @@ class McpPool:
         self._places: dict[object, _Place] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def states(self) -> dict[str, str]:
-        """Return the number of open connections by the server's name."""
-        return {place.server.name: f"{place.count} open" for place in self._places.values() if place.count}
-
     @asynccontextmanager
-    async def use(self, server: McpServer, *, wait: bool = True) -> "AsyncGenerator[Connection]":
-        """Yield a connection that is ready. Without `wait`, no pause after a failed start is waited for.
+    async def use(
+        self, server: McpServer, greatest_age: timedelta, *, wait: bool = True
+    ) -> "AsyncGenerator[tuple[Connection, Mapping[str, ListedTool]]]":
+        """Yield a connection, and the server's tools by name, as they were listed at most so long ago.
+
+        Without `wait`, no pause after a failed start is waited for.
 
         Raises:
-            McpNotReady: the server is not reached, or does not start.
+            McpNotReady: the server is not reached, does not start, or does not list its tools.
 
         """
-        connection = await self._place(server).get(wait=wait)
-        connection.load += 1
-        try:
-            yield connection
-        finally:
-            connection.load -= 1
-            connection.used_at = asyncio.get_running_loop().time()
+        place = self._place(server)
+        connection = await place.get(wait=wait)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(connection.hold())
+            try:
+                tools = await connection.tools(greatest_age)
+            except McpNotReady:
+                if not connection.is_over:
+                    raise
+                # It had ended before, and nobody knew: nothing was lost with it.
+                connection = await place.get(wait=wait)
+                stack.enter_context(connection.hold())
+                tools = await connection.tools(greatest_age)
+            yield connection, tools
 
     async def list_tools(self, server: McpServer) -> Sequence[ListedTool]:
         """Return the server's tools as they are now.
@@ -82,8 +89,8 @@ class McpPool:
             McpNotReady: it does not list them.
 
         """
-        async with self.use(server, wait=False) as connection:
-            return list((await connection.tools(timedelta())).values())
+        async with self.use(server, timedelta(), wait=False) as (_, tools):
+            return list(tools.values())
 
     async def close(self) -> None:
         """End all connections and processes."""
@@ -112,11 +119,6 @@ class _Place:
         self._not_before = float("-inf")
         self._last_failure = ""
         self._sweeper: asyncio.Task[None] | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of connections that are open, or opening."""
-        return len(self._open)
 
     async def get(self, *, wait: bool) -> "Connection":
         """Return a ready connection; raises McpNotReady as `McpPool.use`."""
@@ -152,7 +154,7 @@ class _Place:
 
     async def _start(self) -> "Connection":
         # In a thread: the SDK takes half a second to import, once, and the loop serves other runs.
-        module = await asyncio.to_thread(importlib.import_module, f"{__package__}.connection")
+        module = await asyncio.to_thread(import_module, f"{__package__}.connection")
         found = self._least_busy()
         if found is not None and len(self._open) >= self.server.connections:
             return found  # another call was quicker
@@ -179,7 +181,7 @@ class _Place:
         """Close connections that nobody uses."""
         while True:
             await asyncio.sleep(_IDLE / 4)
-            idle = [each for each in self._open if each.load == 0 and _now() - each.used_at > _IDLE]
+            idle = [each for each in self._open if each.is_idle and _now() - each.used_at > _IDLE]
             await asyncio.gather(*(connection.close() for connection in idle))
 
     def _not_ready(self, why: str) -> McpNotReady:

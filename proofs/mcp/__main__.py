@@ -134,7 +134,7 @@ class Web:
 async def _staged(folder: Path) -> AsyncGenerator[tuple[Stage, Web]]:
     web = Web()
     await web.start()
-    reads = ["*", McpTool(_LONG, effect="read", retry=_RETRY)]
+    reads: list[str | McpTool] = ["*", McpTool(_LONG, effect="read", retry=_RETRY)]
     address = f"http://127.0.0.1:{web.port}/mcp"
     servers = {
         "stdio_writer": McpServer(name="e", command=[_EVERYTHING, "stdio"]),

@@ -1,6 +1,7 @@
 """MCP server without any SDK, by stdio, of an older protocol: `python old_server.py VERSION [FAULT]`.
 
-Faults: `circle` lists tools without an end; `noise` writes lines that are no messages; `deaf` never answers.
+Faults: `circle` lists tools without an end; `noise` writes lines that are no messages; `deaf` never answers; `moving`
+has another description after a call, and sends a notice of it.
 """
 
 import json
@@ -25,6 +26,8 @@ def answer(method: str, params: dict[str, Any]) -> dict[str, Any] | None:
             return None
 
 
+MOVED = json.dumps({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+
 for line in sys.stdin:
     if FAULT == "deaf":
         continue
@@ -36,5 +39,8 @@ for line in sys.stdin:
     reply = {"jsonrpc": "2.0", "id": message["id"], **({"result": result} if result else error)}
     if FAULT == "noise":
         sys.stdout.write("Starting up...\n\n{}\n")
+    if FAULT == "moving" and message["method"] == "tools/call":
+        TOOL["description"] = "Return another text."
+        sys.stdout.write(MOVED + "\n")
     sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()

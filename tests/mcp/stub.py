@@ -53,7 +53,11 @@ class Stub:
             case "initialize":
                 self.sessions += 1
                 info = {"name": "stub", "version": "1"}
-                result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+                result: Any = {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {}},
+                    "serverInfo": info,
+                }
                 return answer(writer, message, result, f"mcp-session-id: s{self.sessions}\r\n")
             case "tools/list":
                 return answer(writer, message, {"tools": [TOOL]})

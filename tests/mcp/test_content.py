@@ -6,7 +6,7 @@ from typing import Any
 import mcp_types as types
 import pytest
 
-from perdure.activities.mcp.content import error_text, to_value
+from perdure.activities.mcp.content import error_text, to_parts
 from perdure.messages import Document, Image, Text
 
 from .server import PNG
@@ -30,7 +30,7 @@ def embedded(data: str, uri: str = "file:///d/report.pdf") -> types.EmbeddedReso
 
 def test_bytes_decide_what_a_part_is() -> None:
     """An image or PDF is known by its bytes; the server's word on its type does not count."""
-    found = to_value(
+    found = to_parts(
         result(types.ImageContent(type="image", data=PICTURE, mime_type="image/jpeg"), embedded(PDF))
     )
     image, document = found
@@ -54,7 +54,7 @@ def test_bytes_decide_what_a_part_is() -> None:
 )
 def test_other_parts_become_words(part: Any, words: str) -> None:
     """What no model can be shown is told to it in words; nothing disappears."""
-    [found] = to_value(result(part))
+    [found] = to_parts(result(part))
     assert isinstance(found, Text)
     assert words in found.text
 
@@ -77,7 +77,7 @@ def test_other_parts_become_words(part: Any, words: str) -> None:
 )
 def test_structured_content_is_shown_once(texts: list[str], structured: Any, parts: int) -> None:
     """Structured content is added where the texts do not say it already."""
-    assert len(to_value(result(*map(text, texts), structured_content=structured))) == parts
+    assert len(to_parts(result(*map(text, texts), structured_content=structured))) == parts
 
 
 def test_errors_have_words() -> None:

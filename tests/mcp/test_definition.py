@@ -100,7 +100,7 @@ def test_a_missing_sdk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker without the extra says how to install it, before it serves anything."""
     from perdure.activities.mcp import pool
 
-    monkeypatch.setattr(pool.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pool, "find_spec", dict[str, Any]().get)
     with pytest.raises(DefinitionError, match=r"pip install \"perdure\[mcp\]\""):
         pool.require_sdk([McpServer(name="t", command="x")])
     pool.require_sdk([])

@@ -45,7 +45,8 @@ class Lists(McpPool):
 
 async def pin(server: McpServer, *tools: ListedTool, **agent: Any) -> AgentSpec:
     """Return the spec of an agent with the server, when it lists these tools."""
-    made = Agent(name="a", **{"model": "scripted:x", **agent, "tools": [*agent.get("tools", ()), server]})
+    settings: dict[str, Any] = {"model": "scripted:x", **agent, "tools": [*agent.get("tools", ()), server]}
+    made = Agent(name="a", **settings)
     pins = McpPins(members={"a": made}, pool=Lists(tools))
     spec = (await pins.pin(resolve_member(made))).spec
     assert isinstance(spec, AgentSpec)

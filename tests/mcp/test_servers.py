@@ -114,7 +114,7 @@ async def test_older_protocols_are_spoken(serve: Serve) -> None:
         McpServer(name=f"v{n}", command=[sys.executable, str(OLD), version, "noise"])
         for n, version in enumerate(versions)
     ]
-    script = [[calls("v0_echo", text="a"), calls("v1_echo", text="b")], says("done")]
+    script: list[Line | list[Line]] = [[calls("v0_echo", text="a"), calls("v1_echo", text="b")], says("done")]
     agent = Agent(name="a", model="scripted:x", tools=servers)
     async with serve(agent, models={"scripted": ScriptedModel(script)}) as client:
         found = await results(await client.start("a", "go"))
@@ -192,7 +192,7 @@ async def test_every_rule_for_tools_applies(serve: Serve, served: Served) -> Non
     seen: list[tuple[str, str]] = []
 
     class Watch(Hook):
-        def before_tool(self, call: HookedCall) -> Verdict | None:
+        async def before_tool(self, call: HookedCall) -> Verdict | None:
             seen.append((call.tool, call.carrier))
             return None
 
