@@ -84,7 +84,7 @@ class Connection:
                 await client.__aenter__()
         except TimeoutError:
             if opening.expired():
-                self.failure = f"it did not answer within {_OPEN_WITHIN:g} seconds{self._said()}"
+                self.failure = f"it did not answer within {_OPEN_WITHIN:g} seconds{self._words_of_process()}"
             raise
         try:
             self._client = client
@@ -99,6 +99,12 @@ class Connection:
         """Take no further calls: the server's side has ended."""
         self.is_over = True
         self._closing.set()
+
+    def _retire(self) -> None:
+        """Take no further calls, and close once those under way have ended."""
+        self.is_over = True
+        if self.load == 0:
+            self._closing.set()
 
     async def close(self) -> None:
         """End the connection, and the process behind it, in bounded time."""
@@ -118,13 +124,13 @@ class Connection:
         error = _innermost(error)
         code = getattr(error, "code", None)
         if code == CONNECTION_CLOSED and self.server.url is None:
-            return redact_and_cut(f"its process has ended{self._said()}", _LONGEST_REASON)
+            return redact_and_cut(f"its process has ended{self._words_of_process()}", _LONGEST_REASON)
         if code in (NOT_REACHED, LOST):
             return redact_and_cut(f"it is not reached: {describe_error(error)}", _LONGEST_REASON)
         kind = "" if code is not None else f"{type(error).__name__}: "
-        return redact_and_cut(f"{kind}{describe_error(error)}{self._said()}", _LONGEST_REASON)
+        return redact_and_cut(f"{kind}{describe_error(error)}{self._words_of_process()}", _LONGEST_REASON)
 
-    def _said(self) -> str:
+    def _words_of_process(self) -> str:
         return f"; it said: {self._words.text}" if self._words.text else ""
 
     # -- use
@@ -143,6 +149,8 @@ class Connection:
         finally:
             self.load -= 1
             self.used_at = asyncio.get_running_loop().time()
+            if self.is_over and self.load == 0:
+                self._closing.set()
 
     async def tools(self, greatest_age: timedelta) -> dict[str, ListedTool]:
         """Return the server's tools by name, as they were listed at most so long ago.
@@ -177,7 +185,7 @@ class Connection:
             raise
         except Exception as error:
             if getattr(error, "code", None) in (CONNECTION_CLOSED, SESSION_OVER):
-                self._end()
+                self._retire()
             raise self._not_ready(f"it does not list its tools: {self._reason(error)}") from None
         self._listed, self._listed_at = listed, began
         return listed
@@ -208,7 +216,7 @@ class Connection:
             return await self._client.call_tool(tool, arguments, progress_callback=report, meta=stated)
         except Exception as error:
             if getattr(error, "code", None) == SESSION_OVER:
-                self._end()
+                self._retire()
             raise
 
 

@@ -49,7 +49,7 @@ class McpHttpClient(httpx2.AsyncClient):
         """Send the request; return the answer, or one that holds the failure as a JSON-RPC error."""
         try:
             response = await super().send(request, **options)
-            return await _checked(request, response)
+            return await _check_answer(request, response)
         except httpx2.TransportError as error:
             code = LOST if may_have_taken_effect(error) else NOT_REACHED
             return _failure(request, code, f"{type(error).__name__}: {error}")
@@ -76,7 +76,7 @@ class _Headers(httpx2.Auth):
         yield request
 
 
-async def _checked(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+async def _check_answer(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
     if request.method != "POST":
         return response
     is_json = response.headers.get("content-type", "").lower().startswith("application/json")

@@ -113,7 +113,7 @@ def _pin_server(
 ) -> list[ToolSpec]:
     pinned: list[ToolSpec] = []
     names = taken | RESERVED_TOOL_NAMES
-    for tool in _chosen(server, listing):
+    for tool in _choose_tools(server, listing):
         entry = server.settings.get(tool.name)
         try:
             made = _tool_spec(server, tool, entry or McpTool(tool.name), names)
@@ -128,7 +128,7 @@ def _pin_server(
     return pinned
 
 
-def _chosen(server: McpServer, listing: Sequence[ListedTool]) -> list[ListedTool]:
+def _choose_tools(server: McpServer, listing: Sequence[ListedTool]) -> list[ListedTool]:
     """Return the tools that the agent has: those it names in its order, then the rest by name."""
     listed = {tool.name: tool for tool in listing}
     missing = [name for name in server.settings if name not in listed]
@@ -147,9 +147,9 @@ def _tool_spec(server: McpServer, tool: ListedTool, entry: McpTool, taken: set[s
     check_schema(tool.schema, f"tool {tool.name!r}")
     if entry.resource is not None and entry.resource not in tool.schema.get("properties", {}):
         raise DefinitionError(f"tool {tool.name!r}: resource {entry.resource!r} is not one of its parameters")
-    effect = entry.effect or _decided(server, "effect", server.effect, tool)
+    effect = entry.effect or _decide(server, "effect", server.effect, tool)
     approval = (
-        _decided(server, "approval", server.approval, tool) if entry.approval is None else entry.approval
+        _decide(server, "approval", server.approval, tool) if entry.approval is None else entry.approval
     )
     if effect not in ("read", "write"):
         raise DefinitionError(f"tool {tool.name!r}: effect gives {effect!r}; it must give read or write")
@@ -181,7 +181,7 @@ def _tool_spec(server: McpServer, tool: ListedTool, entry: McpTool, taken: set[s
     )
 
 
-def _decided(server: McpServer, what: str, decision: Any, tool: ListedTool) -> Any:
+def _decide(server: McpServer, what: str, decision: Any, tool: ListedTool) -> Any:
     """Return a setting of the server, which may be the user's function of the tool's description."""
     if not callable(decision):
         return decision
