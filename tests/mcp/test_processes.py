@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ def worker(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     yield process
     process.kill()
     process.wait()
+    for pid in pids_of(tmp_path):  # where the guard was killed, the server's own child is left
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert process.stdin is not None
     process.stdin.close()
 
