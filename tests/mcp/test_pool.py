@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -91,7 +90,7 @@ async def test_idle_connections_are_closed(
 async def test_a_notice_of_change_counts_at_once(pool: McpPool) -> None:
     """A server's notice that its list has changed makes an old list invalid, however long it might be used."""
 
-    async def ignore(*progress: Any) -> None: ...
+    async def ignore(progress: float, total: float | None, message: str | None) -> None: ...
 
     async with pool.use(old("moving"), HOUR) as (connection, _):
         before = (await connection.tools(HOUR))["echo"]
