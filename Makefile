@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cold test-quick stress fuzz fuzz-streams ending soak bench bench-quick chaos chaos-quick money money-quick conversations token-counts proofs lint types mypy pyright lock prices record-histories clean
+.PHONY: demo test test-cold test-quick stress fuzz fuzz-streams ending soak bench bench-quick chaos chaos-quick money money-quick conversations mcp-servers token-counts proofs lint types mypy pyright lock prices record-histories clean
 
 demo: .venv/ready            ## The example: server, UI, worker, runs, a kill -9, an approval
 	$(BIN)/python examples/support_desk/demo.py $(if $(KEEP),--keep)
 
 # Four at a time, whatever the machine: tests on a server wait two thirds of their time. The longest come first.
 test: .venv/ready            ## The tests, against the real server; `test-cold` and `stress` are the long ones
-	$(BIN)/pytest -q -m "not cold" -n 4 --dist worksteal tests/process tests/workflow tests/replay tests/unit
+	$(BIN)/pytest -q -m "not cold" -n 4 --dist worksteal tests/process tests/workflow tests/replay tests/mcp tests/unit
 	$(BIN)/pytest -q -m "not cold" -n 2 tests/fuzz  # apart: what else is imported changes the examples
 
 test-cold: .venv/ready       ## Teams and sessions once more, with nothing cached: every workflow task a replay
@@ -62,6 +62,12 @@ conversations: .venv/ready   ## Twenty public tasks in a session, in a window of
 	$(BIN)/python -m proofs.conversations run
 	$(BIN)/python -m proofs.conversations report
 
+# In an environment of their own: npm installs them below proofs/mcp, and nothing of them is shipped.
+MCP_SERVERS := server-everything@2026.8.31 server-filesystem@2026.8.31
+mcp-servers: .venv/ready     ## MCP servers of others, from npm, killed in the midst of calls (a minute): needs npm
+	npm install --silent --no-fund --no-audit --prefix proofs/mcp/.npm $(addprefix @modelcontextprotocol/,$(MCP_SERVERS))
+	$(BIN)/python -m proofs.mcp
+
 # One after the other: each measures, so none may share the machine. A failure does not stop the rest.
 proofs: .venv/ready          ## Every heavy suite: four hours, two of them the soak; SOAK_MINUTES=... for another length
 	$(MAKE) --keep-going --jobs=1 test-cold fuzz stress ending chaos money conversations bench soak
@@ -74,7 +80,7 @@ lint: .venv/ready            ## Style, and who may import whom
 types: mypy pyright          ## mypy by package name, pyright by real path
 
 mypy: .venv/ready
-	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.conversations -p proofs.ending -p proofs.money
+	$(BIN)/mypy -p perdure -p tests -p proofs.chaos -p proofs.conversations -p proofs.ending -p proofs.mcp -p proofs.money
 
 pyright: .venv/ready
 	$(BIN)/pyright

@@ -13,7 +13,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from perdure.errors import DefinitionError, PerdureError
-from perdure.members import Member, resolve_member
+from perdure.members import Member, collect_members, resolve_member
 from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
 from perdure.task_queues import MOST_NAMES, unserved_message
@@ -23,6 +23,7 @@ from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
 from .content.transcripts import Transcripts
 from .elsewhere import log_lack, refused_here
+from .mcp.pin import McpPins
 from .refusal import refusal
 
 _QUERY_TIMEOUT = timedelta(seconds=5)
@@ -40,6 +41,8 @@ class Resolver:
     """Cache that gets each spec made here, for the model calls of its runs."""
     parks: bool = True
     """False: what would park a run made here ends it as failed."""
+    pins: McpPins | None = None
+    """Tools of MCP servers; None where no agent has any."""
 
     @activity.defn(name=RESOLVE_AGENT)
     async def resolve_agent(self, request: ResolveRequest) -> ResolvedAgent:
@@ -60,13 +63,29 @@ class Resolver:
 
     async def _resolve(self, request: ResolveRequest) -> ResolvedAgent:
         if request.parent is None:
-            return self._resolve_here(request)
-        if request.agent in self.members:
+            return await self._resolve_anew(request)
+        # What servers offered when the parent pinned it, no worker can know.
+        if request.agent in self.members and not self._has_servers(request.agent):
             # The usual case: this worker has the pinned version, and the parent need not be queried.
             resolved = self._resolve_here(request)
             if resolved.spec.full_digest == request.spec_digest:
+                self._remember(resolved)
                 return resolved
         return await self._query_parent(request, request.parent)
+
+    async def _resolve_anew(self, request: ResolveRequest) -> ResolvedAgent:
+        resolved = self._resolve_here(request)
+        if self.pins is not None:
+            resolved = await self.pins.pin(resolved)
+        self._remember(resolved)
+        return resolved
+
+    def _has_servers(self, name: str) -> bool:
+        return self.pins is not None and self.pins.has_servers(collect_members(self.members[name]))
+
+    def _remember(self, resolved: ResolvedAgent) -> None:
+        if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):
+            self.transcripts.add_spec(resolved.spec)
 
     def _with_model(self, spec: AnySpec, name: str, request: ResolveRequest) -> AgentSpec:
         """Return the spec with the named model first; the rest of its chain stays behind it.
@@ -99,11 +118,7 @@ class Resolver:
             )
         except DefinitionError as error:
             raise refusal(str(error)) from None
-        if not self.parks:
-            resolved = _without_parking(resolved)
-        if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):
-            self.transcripts.add_spec(resolved.spec)
-        return resolved
+        return resolved if self.parks else _without_parking(resolved)
 
     async def _query_parent(self, request: ResolveRequest, parent: str) -> ResolvedAgent:
         """Return the spec that the parent pinned: another version was deployed since it began.

@@ -1,7 +1,8 @@
-"""Tool call: an activity that runs a function tool and turns its failures into text for the model.
+"""Tool call: an activity that runs a function or calls an MCP server, and turns its failures into text for the model.
 
 Theory of operation. An activity attempt is `call_tool`. Bound arguments, admission (circuit and rate limits)
-and the tool's timeout surround the user's function, and heartbeats run until the result is stored.
+and the tool's timeout surround the user's function, and heartbeats run until the result is stored. The tool of an MCP
+server takes the place of a function: `mcp.calls` makes that call, and everything around it is the same.
 A transient failure is raised, so that Temporal retries within the tool's `ToolRetry`. Every other failure
 becomes an error result that the model reads.
 
@@ -13,7 +14,7 @@ counts attempts, and an attempt whose worker died is no failure of the tool.
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,6 +43,8 @@ from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
+from .mcp.calls import McpArgumentsRefused, McpCallee, McpCalls, may_repeat
+from .mcp.errors import McpConnectionLost, McpNotRepeated, McpToolFailed
 from .telemetry import tool_span
 from .threads import FunctionThreads, NoThreadLeft, call_function
 from .traffic.admission import Traffic
@@ -54,6 +57,9 @@ _QUIET_BEAT = timedelta(seconds=1)
 
 _SHORTEST_BEAT = timedelta(milliseconds=150)
 """Shortest heartbeat interval of a tool, whose note changes rarely; model calls follow the settings."""
+
+
+_Callee = Tool | McpCallee
 
 
 class ArgumentsRefused(Exception):
@@ -71,6 +77,7 @@ class ToolCalls:
     traffic: Traffic = field(default_factory=Traffic)
     last_results: LastResults = field(default_factory=LastResults)
     hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
+    mcp: McpCalls = field(default_factory=McpCalls)
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -132,7 +139,9 @@ class ToolCalls:
             return progress.checked
         self._find_tool(call, progress)  # a worker without the tool does not have its hooks either
         try:
-            progress.checked = await self.hooks.check_call(_tool_call(call), "function", _hooked_run(call))
+            progress.checked = await self.hooks.check_call(
+                _tool_call(call), _carrier(call), _hooked_run(call)
+            )
         except HookFailed as error:
             progress.failures += 1
             if progress.failures < call.attempts:
@@ -155,7 +164,7 @@ class ToolCalls:
         if call.tool == READ_RESULT or "after_tool" not in call.hooks:
             return None
         try:
-            return await self.hooks.check_result(_tool_call(call), "function", _hooked_run(call), result)
+            return await self.hooks.check_result(_tool_call(call), _carrier(call), _hooked_run(call), result)
         except HookFailed as error:
             return CheckedCall(
                 call_id=call.call_id, deny=f"the tool has run, but its result is withheld: {error}"
@@ -172,7 +181,7 @@ class ToolCalls:
         tool = self._find_tool(call, progress)
         try:
             value = await self._admit_and_run(tool, call, progress)
-        except ArgumentsRefused as error:
+        except (ArgumentsRefused, McpArgumentsRefused) as error:
             return _failure_content(call, progress, error, name=""), "invalid_arguments"
         except FatalToolError as error:
             progress.mark_failed(error)
@@ -188,7 +197,7 @@ class ToolCalls:
                 error  # `sys.exit` in a tool too: it is neither the worker's end nor another attempt's start
             )
         else:
-            return await self._store(tool, call, progress, value), None
+            return await self._store(call, progress, value), None
         progress.mark_failed(failure)
         _log(failure, call)
         retry = _retry_error(failure, call, progress)
@@ -198,7 +207,7 @@ class ToolCalls:
         kind = "tool_timeout" if is_timeout(failure) else "tool_error"
         return self._fall_back(tool, call, _failure_content(call, progress, failure), kind)
 
-    async def _store(self, tool: Tool, call: ToolInput, progress: CallProgress, value: Any) -> ResultContent:
+    async def _store(self, call: ToolInput, progress: CallProgress, value: Any) -> ResultContent:
         """Return the tool's value as content for the transcript.
 
         Outside the tool's error handling: the tool has run, and no failure here may run it again.
@@ -211,7 +220,7 @@ class ToolCalls:
         return content
 
     def _fall_back(
-        self, tool: Tool, call: ToolInput, failure: ResultContent, kind: ErrorKind
+        self, tool: _Callee, call: ToolInput, failure: ResultContent, kind: ErrorKind
     ) -> tuple[ResultContent, ErrorKind | None]:
         """Return the last result of the same call, if the tool allows that; else the failure."""
         last = self.last_results.find(call)
@@ -221,17 +230,17 @@ class ToolCalls:
         uncertain = failure.may_have_effect or (call.writes and call.earlier_attempts > 0)
         return replace(failure, may_have_effect=uncertain), kind
 
-    async def _admit_and_run(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
+    async def _admit_and_run(self, tool: _Callee, call: ToolInput, progress: CallProgress) -> Any:
         if tool.circuit:
             return await self._with_circuit(tool, call, progress)
         return await self._rate_limited(tool, call, progress)
 
-    async def _rate_limited(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
+    async def _rate_limited(self, tool: _Callee, call: ToolInput, progress: CallProgress) -> Any:
         """Run the tool once its rate limit has room."""
         await self.traffic.rates.acquire((tool_key(tool.name),), lambda: 0)
         return await self._run_with_timeout(tool, call, progress)
 
-    async def _with_circuit(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
+    async def _with_circuit(self, tool: _Callee, call: ToolInput, progress: CallProgress) -> Any:
         """Run the tool once circuit and rate limit admit it, and record the result with the circuit."""
         circuits = self.traffic.circuits
         ticket = await self.traffic.admit(tool_key(tool.name), (tool_key(tool.name),))
@@ -241,7 +250,7 @@ class ToolCalls:
             # The service answered, if only with a refusal: it is healthy.
             circuits.record_success(ticket)
             raise
-        except (ArgumentsRefused, NoThreadLeft):
+        except (ArgumentsRefused, McpArgumentsRefused, NoThreadLeft):
             # The tool was not called.
             circuits.release(ticket)
             raise
@@ -254,36 +263,52 @@ class ToolCalls:
         circuits.record_success(ticket)
         return value
 
-    def _find_tool(self, call: ToolInput, progress: CallProgress) -> Tool:
+    def _find_tool(self, call: ToolInput, progress: CallProgress) -> _Callee:
         agent = self.agents.get(call.agent)
-        tool = next((tool for tool in agent.tools if tool.name == call.tool), None) if agent else None
-        if isinstance(tool, Tool):
-            return tool
+        found = _tool_of(agent, call) if agent else None
+        if found is not None:
+            return found
         raise not_served(
             f"the tool {call.tool!r} of agent {call.agent!r} is not on this worker",
             progress.last_word(),
             type=MAY_HAVE_EFFECT if progress.may_have_effect else NOT_CALLED,
         )
 
-    async def _run_with_timeout(self, tool: Tool, call: ToolInput, progress: CallProgress) -> Any:
-        """Bind the arguments and run the tool within its timeout.
+    async def _run_with_timeout(self, tool: _Callee, call: ToolInput, progress: CallProgress) -> Any:
+        """Run the tool within its timeout.
 
         Raises:
-            ArgumentsRefused: the arguments do not fit the signature; the tool was not called.
+            ArgumentsRefused, McpArgumentsRefused: the arguments do not fit; the tool was not called.
             TimeoutError: no result in time. A function in a thread goes on running.
 
         """
+        clock = FunctionClock(call.timeout)
+
+        def begin() -> None:
+            progress.mark_started()
+            clock.start()
+
+        try:
+            async with clock.timeout:
+                if isinstance(tool, McpCallee):
+                    return await self.mcp.call(tool, call, progress, begin)
+                return await self._run_function(tool, call, progress, begin)
+        except TimeoutError as error:
+            # Only our own timeout is renamed. One that the tool raised keeps its message.
+            if clock.timeout.expired():
+                raise TimeoutError(f"no result within {call.timeout}") from error
+            raise
+
+    async def _run_function(
+        self, tool: Tool, call: ToolInput, progress: CallProgress, begin: Callable[[], None]
+    ) -> Any:
+        """Bind the arguments and run the function; raises as `_run_with_timeout`."""
         try:
             arguments = tool.signature.bind(call.arguments)
             _check_resource(tool, call)
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
-        clock = FunctionClock(call.timeout)
         cancelled = threading.Event()
-
-        def begin() -> None:
-            progress.mark_started()
-            clock.start()
 
         def function() -> Any:
             if tool.signature.context is not None:
@@ -291,15 +316,9 @@ class ToolCalls:
             return tool.function(**arguments)
 
         try:
-            async with clock.timeout:
-                return await call_function(
-                    self.threads, tool_key(tool.name), function, is_async=tool.is_async, begins=begin
-                )
-        except TimeoutError as error:
-            # Only our own timeout is renamed. One that the tool raised keeps its message.
-            if clock.timeout.expired():
-                raise TimeoutError(f"no result within {call.timeout}") from error
-            raise
+            return await call_function(
+                self.threads, tool_key(tool.name), function, is_async=tool.is_async, begins=begin
+            )
         finally:
             # A thread cannot be stopped. A tool that watches this event can stop itself.
             cancelled.set()
@@ -307,6 +326,18 @@ class ToolCalls:
 
 def _log(error: BaseException, call: ToolInput) -> None:
     log_function_error(error, f"tool {call.tool!r} of agent {call.agent!r}", call_id=call.call_id)
+
+
+def _tool_of(agent: Agent, call: ToolInput) -> _Callee | None:
+    """Return what the call names, as this worker defines it, or None."""
+    if call.mcp is None:
+        return next((tool for tool in agent.tools if isinstance(tool, Tool) and tool.name == call.tool), None)
+    server = next((server for server in agent.mcp_servers if server.name == call.mcp.server), None)
+    return None if server is None else McpCallee(name=call.tool, server=server, source=call.mcp)
+
+
+def _carrier(call: ToolInput) -> str:
+    return "function" if call.mcp is None else "mcp"
 
 
 def _tool_call(call: ToolInput) -> ToolCall:
@@ -418,6 +449,8 @@ def _retry_error(error: BaseException, call: ToolInput, progress: CallProgress) 
     most = most_attempts(call.attempts, repeatable=not call.writes)
     if progress.failures >= call.attempts or activity.info().attempt >= most:
         return None
+    if progress.may_have_effect and not may_repeat(call):
+        return None
     if not (is_requested or is_transient(error)):
         return None
     delay = None
@@ -446,7 +479,9 @@ def _error_text(error: BaseException, *, name: str | None = None) -> str:
 
     `name` replaces the type's name; empty for errors whose message stands alone.
     """
-    stands_alone = isinstance(error, RetryableToolError | ApplicationError)
+    stands_alone = isinstance(
+        error, RetryableToolError | ApplicationError | McpToolFailed | McpConnectionLost | McpNotRepeated
+    )
     kind = ("" if stands_alone else type(error).__name__) if name is None else name
     message = describe_error(error)
     return redact_and_cut(f"{kind}: {message}" if kind else message)

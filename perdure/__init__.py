@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
     from perdure.hooks import Hook
     from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
+    from perdure.mcp import McpServer, McpTool, McpToolInfo
     from perdure.messages import Document, Image, Message, Usage
     from perdure.model import ModelConfig
     from perdure.pattern import Pattern
@@ -62,6 +63,9 @@ _HOME = {
     "Image": "perdure.messages",
     "InvalidRequest": "perdure.errors",
     "Limits": "perdure.limits",
+    "McpServer": "perdure.mcp",
+    "McpTool": "perdure.mcp",
+    "McpToolInfo": "perdure.mcp",
     "Message": "perdure.messages",
     "ModelConfig": "perdure.model",
     "ModelError": "perdure.errors",
@@ -123,6 +127,9 @@ __all__ = [
     "Image",
     "InvalidRequest",
     "Limits",
+    "McpServer",
+    "McpTool",
+    "McpToolInfo",
     "Message",
     "ModelConfig",
     "ModelError",

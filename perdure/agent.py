@@ -14,6 +14,7 @@ from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
 from perdure.hooks import Hook, points_of
 from perdure.limits import Limits
+from perdure.mcp import McpServer, may_be_tool_of
 from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
 from perdure.policy import Policy
@@ -27,7 +28,7 @@ from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}")
 # Tools that the package adds by itself.
-_RESERVED = frozenset({FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN})
+RESERVED_TOOL_NAMES = frozenset({FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Agent:
     instructions: str = ""
     description: str = ""
     """Purpose of the agent in a line, for agents that call it or hand off to it."""
-    tools: Sequence[AnyTool] = ()
+    tools: Sequence[AnyTool | McpServer] = ()
     fallbacks: Sequence[str | ModelConfig | Fallback] = ()
     """Models to try in order when the attempts of a model are used up. A `Fallback` adds conditions."""
     limits: Limits = Limits()
@@ -103,6 +104,11 @@ class Agent:
         """Agents, swarms and graphs among its tools, by name."""
         return {tool.member.name: tool.member for tool in self.tools if isinstance(tool, AgentTool)}
 
+    @property
+    def mcp_servers(self) -> tuple[McpServer, ...]:
+        """MCP servers among its tools."""
+        return tuple(tool for tool in self.tools if isinstance(tool, McpServer))
+
     def as_tool(
         self,
         name: str | None = None,
@@ -144,26 +150,26 @@ class Agent:
             )
         return model
 
-    def _check_tools(self) -> tuple[AnyTool, ...]:
+    def _check_tools(self) -> tuple[AnyTool | McpServer, ...]:
         if not isinstance(self.tools, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DefinitionError(f"agent {self.name!r}: tools must be a list, not {self.tools!r}")
         tools = tuple(self.tools)
         seen: set[str] = set()
         for tool in tools:
-            if not isinstance(tool, AnyTool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(tool, AnyTool | McpServer):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
                     f"agent {self.name!r}: {tool!r} is not a tool; put @tool above the function"
                 )
             if tool.name in seen:
                 raise DefinitionError(f"agent {self.name!r}: two tools are called {tool.name!r}; rename one")
-            if tool.name in _RESERVED:
+            if tool.name in RESERVED_TOOL_NAMES:
                 raise DefinitionError(f"agent {self.name!r}: the tool name {tool.name!r} is reserved")
             seen.add(tool.name)
         for tool in tools:
-            self._check_stand_in(tool, seen)
+            self._check_stand_in(tool)
         # A misspelt name would bound nothing.
         for name in self.limits.per_tool:
-            if name not in seen:
+            if not may_be_tool_of(tools, name):
                 raise DefinitionError(
                     f"agent {self.name!r}: limits.per_tool names {name!r}, which is not one of its tools"
                 )
@@ -189,16 +195,18 @@ class Agent:
             )
         return hooks
 
-    def _check_stand_in(self, tool: AnyTool, known: set[str]) -> None:
+    def _check_stand_in(self, tool: AnyTool | McpServer) -> None:
         if not isinstance(tool, Tool | RemoteTool) or tool.fallback is None or tool.fallback.tool is None:
             return
         name = tool.fallback.tool
-        if name not in known:
+        if not may_be_tool_of(self.tools, name):
             raise DefinitionError(
                 f"agent {self.name!r}: tool {tool.name!r} falls back to {name!r}, "
                 "which is not one of the agent's tools"
             )
-        stand_in = next(tool for tool in self.tools if tool.name == name)
+        stand_in = next((tool for tool in self.tools if tool.name == name), None)
+        if stand_in is None:
+            return  # a tool of an MCP server: it is checked when a run resolves
         # The stand-in is called while the run waits for the failed call, so nothing else may hold it up.
         if not isinstance(stand_in, Tool | RemoteTool) or stand_in.approval:
             raise DefinitionError(
@@ -224,6 +232,7 @@ class Agent:
         schemas = [
             (tool.name, tool.input_schema if isinstance(tool, Tool | RemoteTool) else {"type": "object"})
             for tool in self.tools
+            if not isinstance(tool, McpServer)  # its tools are known, and checked, when a run resolves
         ]
         if output_schema is not None:
             schemas.append((FINAL_ANSWER, output_schema))
@@ -297,7 +306,8 @@ class Agent:
         # Fields of the same name go over as they are; only what a spec states otherwise is named here.
         stated_otherwise = {
             "models": models,
-            "tools": tuple(_tool_spec(tool) for tool in self.tools),
+            "tools": tuple(_tool_spec(tool) for tool in self.tools if not isinstance(tool, McpServer)),
+            "mcp_servers": tuple(server.name for server in self.mcp_servers),
             "output_schema": self.output_schema(),
             "output_name": getattr(self.output_type, "__name__", None),
             "hooks": points_of(tuple(self.hooks)),

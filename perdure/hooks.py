@@ -132,13 +132,13 @@ class HookedModelCall:
 
 @dataclass(frozen=True, kw_only=True)
 class HookedCall:
-    """Tool call that a hook is asked about: a function, a remote tool, an agent as a tool, or a handoff."""
+    """Tool call that a hook is asked about: of a function, an MCP server, a remote tool or an agent, or a handoff."""
 
     run: HookedRun
     call_id: str
     tool: str
     arguments: Mapping[str, Any]
-    carrier: Literal["function", "remote", "agent", "handoff"] = "function"
+    carrier: Literal["function", "mcp", "remote", "agent", "handoff"] = "function"
     result: ToolResult | None = None
     """`after_tool`: the result, as the model would read it."""
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from perdure.errors import DefinitionError
 from perdure.limits import Limits
+from perdure.mcp import may_be_tool_of
 from perdure.prices import PriceTable
 from perdure.wire.spec import AgentSpec, AnySpec, ResolvedAgent
 
@@ -85,8 +86,8 @@ def resolve_member(
 def unknown_tool_limit(limits: Limits, members: Iterable[Member]) -> str | None:
     """Return a name of `limits.per_tool` that no agent among the members, or below them, has as a tool."""
     family = collect_members(*members).values()
-    tools = {str(tool.name) for member in family for tool in getattr(member, "tools", ())}
-    return next((name for name in sorted(limits.per_tool) if name not in tools), None)
+    tools = [tool for member in family for tool in getattr(member, "tools", ())]
+    return next((name for name in sorted(limits.per_tool) if not may_be_tool_of(tools, name)), None)
 
 
 def tool_names(resolved: ResolvedAgent) -> set[str]:

@@ -9,6 +9,7 @@ from perdure.agent import _NAME, Agent
 from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.limits import SwarmLimits
+from perdure.mcp import may_be_tool_of
 from perdure.members import collect_members
 from perdure.model import ToolDefinition
 from perdure.prices import PriceTable
@@ -115,9 +116,9 @@ class Swarm:
                 f"{window} runs (repetitive_handoff_detection_window) cannot hold; make the window larger"
             )
         # A misspelt name would bound nothing.
-        tools = {tool.name for agent in self.agents for tool in agent.tools}
+        tools = [tool for agent in self.agents for tool in agent.tools]
         for name in self.limits.per_tool:
-            if name not in tools:
+            if not may_be_tool_of(tools, name):
                 raise self._wrong(f"limits.per_tool names {name!r}, which is not a tool of its agents")
 
     def _wrong(self, why: str) -> DefinitionError:

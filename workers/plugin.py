@@ -26,6 +26,7 @@ from perdure.agent import Agent
 from perdure.blobs import BlobStore
 from perdure.errors import DefinitionError
 from perdure.graph import Graph, GraphCode
+from perdure.mcp import may_be_tool_of
 from perdure.members import Member, collect_members
 from perdure.model import Model
 from perdure.pattern import Pattern, SchedulerFactory, scheduler_factories
@@ -50,6 +51,10 @@ from ..activities.genai import (
 )
 from ..activities.hooks import HookRunner
 from ..activities.loop_watch import watch_loop
+from ..activities.mcp.calls import McpCalls
+from ..activities.mcp.pin import McpPins
+from ..activities.mcp.pool import McpPool, require_sdk
+from ..activities.mcp.values import missing_variables
 from ..activities.model import ModelCalls
 from ..activities.node import NodeCalls
 from ..activities.outgoing import OutgoingGuard
@@ -117,6 +122,8 @@ class PerdurePlugin(SimplePlugin):
         self._content = CodedBlobs(self.blobs)
         self.transcripts = Transcripts(self.settings.transcript_cache_bytes)
         self.traffic = _traffic(self.settings)
+        self.mcp = McpPool()
+        require_sdk([server for agent in self.agents.values() for server in agent.mcp_servers])
         self.threads = FunctionThreads(self.settings.max_lost_threads, count_lost_thread)
         watch_threads(self.threads)
         super().__init__(
@@ -166,6 +173,7 @@ class PerdurePlugin(SimplePlugin):
             providers=self.models,
             transcripts=self.transcripts,
             parks=self._parks,
+            pins=McpPins(members=self.members, pool=self.mcp),
         )
         hooks = HookRunner(agents=self.agents, threads=self.threads)
         model_calls = ModelCalls(
@@ -186,6 +194,7 @@ class PerdurePlugin(SimplePlugin):
             transcripts=self.transcripts,
             traffic=traffic,
             hooks=hooks,
+            mcp=McpCalls(pool=self.mcp),
             progress_interval=interval,
         )
         nodes = NodeCalls(graphs=self.graphs, blobs=self._content, threads=self.threads)
@@ -222,7 +231,7 @@ class PerdurePlugin(SimplePlugin):
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Register our search attributes before the first run sets one; close the rate limits at the end."""
-        for key in unmatched_rate_limits(self.settings.rate_limits, self.models, self.agents.values()):
+        for key in unmatched_rate_limits(self.settings.rate_limits, self.models, list(self.agents.values())):
             _log.warning(
                 # Not an error: workers with other agents may share these settings.
                 "PERDURE_RATE_LIMITS: %r is no provider, model or tool of this worker. "
@@ -237,10 +246,13 @@ class PerdurePlugin(SimplePlugin):
                 # without that, `async with Worker(...)` would wait for ever for the end of its shutdown.
                 worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
                 raise
+        for warning in mcp_warnings(self.agents.values()):
+            _log.warning("%s", warning)
         try:
             async with watch_loop(count_held_loop):
                 await super().run_worker(worker, next)
         finally:
+            await self.mcp.close()
             await self.traffic.rates.close()
 
 
@@ -271,14 +283,31 @@ def _traffic(settings: Settings) -> Traffic:
 
 
 def unmatched_rate_limits(
-    limits: Collection[str], providers: Collection[str], agents: Iterable[Agent]
+    limits: Collection[str], providers: Collection[str], agents: Collection[Agent]
 ) -> list[str]:
     """Return the keys of rate limits that limit no call of these agents, perhaps because of a typo."""
     known = set(providers)
     for agent in agents:
         known.update(config.name for config in agent.all_models)
         known.update(tool_key(tool.name) for tool in agent.tools if isinstance(tool, Tool))
-    return sorted(set(limits) - known)
+    servers = [server for agent in agents for server in agent.mcp_servers]
+    # The tools of a server are known only when a run resolves.
+    return sorted(
+        key
+        for key in set(limits) - known
+        if not (key.startswith(tool_key("")) and may_be_tool_of(servers, key.removeprefix(tool_key(""))))
+    )
+
+
+def mcp_warnings(agents: Iterable[Agent]) -> list[str]:
+    """Return what the MCP servers of these agents lack in this worker's environment."""
+    servers = {server.place: server for agent in agents for server in agent.mcp_servers}
+    return [
+        f"MCP server {server.name!r}: {', '.join(missing)} is not set in this worker's environment; "
+        "runs that need it wait until it is"
+        for server in servers.values()
+        if (missing := missing_variables(server))
+    ]
 
 
 def members_by_name(agents: Sequence[Member]) -> dict[str, Member]:

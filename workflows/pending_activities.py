@@ -336,6 +336,7 @@ def _start_function(state: AgentState, call: Call, tool: ToolSpec) -> SoughtActi
         timeout=tool.timeout,
         remembered=tool.fallback.remembered if tool.fallback else None,
         hooks=tuple(point for point in state.spec.hooks if point in ("before_tool", "after_tool")),
+        mcp=tool.mcp,
     )
     policy = _retry(tool)
     start = partial(

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.texts import truncate_middle
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import BLOB_STORE_FAILED, RESOLVE_AGENT, SPEC_UNREADABLE, UNKNOWN_AGENT
+from perdure.wire.names import BLOB_STORE_FAILED, MCP_NOT_READY, RESOLVE_AGENT, SPEC_UNREADABLE, UNKNOWN_AGENT
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.results import Failure
 from perdure.wire.spec import AnySpec, ResolvedAgent
@@ -29,8 +29,8 @@ _ATTEMPTS = 10
 """Attempts to fetch the agent before the run says why it cannot begin: some seconds, if no worker serves it."""
 _FIRST_LOOK, _LONGEST_LOOK = timedelta(minutes=10), timedelta(hours=6)
 """Times for which an activity waits for a worker that serves the agent."""
-_TRANSIENT = (BLOB_STORE_FAILED, SPEC_UNREADABLE, "RPCError", "TimeoutError")
-"""Types of transient errors: the blob store, the parent run or every worker is out of reach."""
+_TRANSIENT = (BLOB_STORE_FAILED, MCP_NOT_READY, SPEC_UNREADABLE, "RPCError", "TimeoutError")
+"""Types of transient errors: the blob store, an MCP server, the parent run or every worker is out of reach."""
 
 
 async def resolve(

@@ -59,6 +59,11 @@ def register_secret(value: str) -> None:
         _renewed.pop(next(iter(_renewed)))
 
 
+def is_secret_name(name: str) -> bool:
+    """Check whether a variable or header of that name holds a secret."""
+    return _SECRET_NAME.search(name.upper()) is not None
+
+
 def redact(text: str) -> str:
     """Return the text with secrets masked: this process's own, pieces of them at a cut, and what looks like one."""
     text = fix_surrogates(text[:_MOST_CHARS])
@@ -126,7 +131,7 @@ def _own_secrets(
     variables = dict(environment)
     in_file = _read_dotenv(dotenv[0]) if dotenv else dict[str, str]()
     named = [*environment, *in_file.items()]
-    values = {*registered, *(value for name, value in named if _SECRET_NAME.search(name.upper()))}
+    values = {*registered, *(value for name, value in named if is_secret_name(name))}
     values |= {
         password for value in (*variables.values(), *values) for password in _PASSWORD_IN_URL.findall(value)
     }

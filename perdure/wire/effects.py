@@ -14,6 +14,7 @@ from perdure.hooks import HookPoint
 from perdure.messages import HookRecord, Message, ToolCall, ToolResult, Usage, Value, is_empty
 from perdure.model import ModelStop, ToolChoice
 from perdure.wire.reservation import Reservation
+from perdure.wire.spec import McpSource
 
 MODEL_HEARTBEAT: Final = timedelta(seconds=5)
 MODEL_ATTEMPTS: Final = 6
@@ -187,6 +188,8 @@ class ToolInput(Value):
     """Greatest age of an earlier result that may stand in for a failed call; None: none may."""
     hooks: tuple[HookPoint, ...] = Field(default=(), exclude_if=is_empty)
     """Points at which hooks are asked about this call."""
+    mcp: McpSource | None = Field(default=None, exclude_if=lambda v: v is None)
+    """The server's tool, as the run has pinned it; None: the tool is a function."""
 
 
 class RemoteArguments(dict[str, Any]):
@@ -280,7 +283,7 @@ class HookInput(Value):
     context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
     calls: list[ToolCall] = Field(default_factory=list[ToolCall], exclude_if=is_empty)
     carriers: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
-    """Carrier of each call: "function", "remote", "agent" or "handoff"."""
+    """Carrier of each call: "function", "mcp", "remote", "agent" or "handoff"."""
     unpinned: bool = Field(default=False, exclude_if=is_empty)
     """True when a redrive has taken the hooks at this point away: nobody is asked."""
     results: list[ToolResult] = Field(default_factory=list[ToolResult], exclude_if=is_empty)

@@ -43,6 +43,8 @@ SESSION_OVER: Final = "SessionOver"
 """Error type: the session ended before it read the message."""
 SPEC_UNREADABLE: Final = "SpecUnreadable"
 """Error type: the spec of a run cannot be decoded. The run waits, and asks again."""
+MCP_NOT_READY: Final = "McpServerNotReady"
+"""Error type: an MCP server does not offer what the agent needs of it. The run waits, and asks again."""
 LOST_UPDATE: Final = "UnprocessedUpdate"
 """Error type of the server: the worker neither accepted nor rejected the update. Nothing was changed, so the
 client sends it again. The SDK can lose an update together with its workflow task."""

@@ -24,7 +24,8 @@ from perdure.prices import Price
 from perdure.retries import ToolRetry
 
 OnFailure = Literal["park", "fail", "answer"]
-ToolKind = Literal["function", "remote", "person", "agent"]
+ToolKind = Literal["function", "remote", "person", "agent", "mcp"]
+Effect = Literal["read", "write"]
 Collect = Literal["all", "completion"]
 """Return of answers of agents called as tools: all of a step together, or each on its completion."""
 SwarmMemory = Literal["own", "shared", "none"]
@@ -40,6 +41,20 @@ def is_none(value: Any) -> bool:
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class McpSource(_Frozen):
+    """Origin of a tool of an MCP server: nothing of the server's address, headers or environment."""
+
+    server: str
+    tool: str
+    """Name of the tool on the server, which may differ from the name that the model sees."""
+    digest: str
+    """Digest of all that the server said of the tool when it was pinned."""
+    hints: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    """Annotations that the server claims, such as "read_only". Nothing here trusts them."""
+    repeatable: bool = Field(default=False, exclude_if=is_empty)
+    """True: a write that may have happened is tried again."""
 
 
 class ToolSpec(_Frozen):
@@ -68,6 +83,8 @@ class ToolSpec(_Frozen):
     """Stand-in that answers once the tool's attempts are used up."""
     polls: bool = Field(default=False, exclude_if=is_empty)
     """True: the same call may come again and again, and `Limits.identical_calls` does not count it."""
+    mcp: McpSource | None = Field(default=None, exclude_if=is_none)
+    """Of kind "mcp": the server's tool that answers the call."""
 
     @property
     def definition(self) -> ToolDefinition:
@@ -116,6 +133,8 @@ class AgentSpec(_MemberSpec):
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     """Chain of models: the agent's model, then its fallbacks."""
     tools: tuple[ToolSpec, ...] = ()
+    mcp_servers: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    """MCP servers whose tools are among `tools` once a worker has resolved the run."""
     limits: Limits = Limits()
     policy: Policy | None = Field(default=None, exclude_if=is_none)
     context: ContextStrategy = SlidingWindow()

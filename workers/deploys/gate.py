@@ -27,6 +27,7 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
+from perdure.mcp import McpServer
 from perdure.tools import Tool
 from perdure.wire.names import CALL_MODEL, CALL_NODE, CALL_TOOL
 from perdure.wire.spec import AgentSpec
@@ -279,7 +280,8 @@ class Gate:
     def __init__(self, plugin: PerdurePlugin, namespace: str) -> None:
         self._recorder = _CommandRecorder()
         self._tools = {
-            name: {tool.name for tool in agent.tools if isinstance(tool, Tool)}
+            # An MCP server stands for its tools: this code cannot know which it offers.
+            name: {tool.name for tool in agent.tools if isinstance(tool, Tool | McpServer)}
             for name, agent in plugin.agents.items()
         }
         self._replayer = Replayer(
@@ -348,7 +350,7 @@ class Gate:
                 # A run whose own agent is missing is reported apart, by `Check.agent`.
                 missing |= {spec.name} - {root}
                 continue
-            named = {tool.name for tool in spec.tools if tool.kind == "function"}
+            named = {tool.name for tool in spec.tools if tool.kind == "function"} | set(spec.mcp_servers)
             missing |= {f"{spec.name}: {name}" for name in named - known}
         return tuple(sorted(missing))
 

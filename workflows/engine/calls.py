@@ -284,12 +284,12 @@ def _check_call(state: AgentState, call: ToolCall, now: datetime) -> Call:
 
 
 def _asks_hooks_first(state: AgentState, tool: ToolSpec, verdict: Verdict) -> bool:
-    """Return whether the hooks of a function, or of a function that stands in, must be asked before its activity.
+    """Return whether the hooks of a call that `call_tool` makes must be asked before that activity.
 
     A hook may change the arguments. A person must see, and the policy must judge, the arguments that will run.
     """
     judged = verdict == "ask" or (state.spec.policy is not None and tool.resource is not None)
-    return tool.kind == "function" and judged and "before_tool" in state.spec.hooks
+    return tool.kind in ("function", "mcp") and judged and "before_tool" in state.spec.hooks
 
 
 def asks_hooks(state: AgentState, kind: ToolKind, point: HookPoint = "before_tool") -> bool:
