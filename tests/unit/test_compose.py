@@ -162,7 +162,8 @@ def test_build_context_is_minimal() -> None:
     assert "*" in lines
     kept = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    rooms = set(project["tool"]["setuptools"]["package-dir"].values())
-    assert {*rooms, "pyproject.toml", "requirements.txt"} <= kept
+    links = {path.resolve().name for path in (ROOT / "perdure").iterdir() if path.is_symlink()}
+    folders = set(project["tool"]["setuptools"]["package-dir"].values())
+    assert {*links, *folders, "perdure", "pyproject.toml", "requirements.txt"} <= kept
     assert all((ROOT / name).exists() for name in kept)
     assert not kept & {".env", ".git", "tests", "docs"}

@@ -12,6 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from perdure.workers.runner import PURE, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +46,33 @@ def test_built_packages_match_disk() -> None:
     folders |= {".".join(folder.relative_to(ROOT).parts) for folder in own}
     table = project()
     assert set(table["packages"]) == {"perdure", *folders}
-    assert table["package-dir"] == {"perdure": "perdure", **{f"perdure.{room}": room for room in ROOMS}}
+    assert table["package-dir"] == {"": "src"}
 
 
 def test_links_lead_to_rooms() -> None:
-    """The links for type checkers lead to the rooms."""
+    """The links that are built, and that type checkers read, lead to the package and its rooms."""
+    assert (ROOT / "src" / "perdure").readlink() == Path("..") / "perdure"
     for room in ROOMS:
         assert (ROOT / "perdure" / room).readlink() == Path("..") / room
+
+
+@pytest.mark.parametrize("place", ["beside a clone", "in a clone", "in a project with folders of our names"])
+def test_it_loads_from_anywhere(place: str, tmp_path: Path) -> None:
+    """No folder that Python sees first stands for the installed package, and none of ours for a user's own."""
+    match place:
+        case "beside a clone":
+            (tmp_path / "perdure").symlink_to(ROOT, target_is_directory=True)
+            program = "from perdure import Agent"
+        case "in a clone":
+            program = "from perdure import Agent"
+        case _:
+            for name in ("workflows", "tests"):
+                (tmp_path / name).mkdir()
+                (tmp_path / name / "mine.py").touch()
+            program = "from perdure import Agent\nimport tests.mine, workflows.mine"
+    folder = ROOT if place == "in a clone" else tmp_path
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, env=environment)
 
 
 def test_only_user_code_binding_is_sandboxed() -> None:
@@ -103,7 +125,7 @@ def test_wheel_holds_only_our_files(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes() if (ROOT / name).exists() else b"x\n")
-    for folder in ("perdure", *ROOMS, "tests"):
+    for folder in ("perdure", *ROOMS, "src", "tests"):
         shutil.copytree(
             ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
