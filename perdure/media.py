@@ -1,6 +1,6 @@
-"""Images and documents: their real types, and what no provider could read. Pure.
+"""Images and documents that no provider could read. Pure.
 
-The first bytes of a file decide its type, and not what somebody has written beside it. An attachment that no provider
+An attachment that no provider
 could read is refused where it enters. One that a provider does not read is shown to the model in words.
 """
 
@@ -9,29 +9,10 @@ import binascii
 import re
 from typing import Final
 
+from perdure.media_types import KNOWN_MEDIA_TYPES, sniff_media_type
 from perdure.messages import Document, Image
 
-_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"%PDF-", "application/pdf"),
-)
-_RIFF: Final = re.compile(rb"RIFF....WEBP", re.DOTALL)
-_KNOWN: Final = frozenset({"image/webp", *(kind for _, kind in _MAGIC)})
-"""Types that their first bytes prove."""
-_PDF_START: Final = 1024
-"""Bytes within which a PDF begins: readers accept something before it."""
 _BLOB_NAME: Final = re.compile(r"[0-9a-f]{64}")
-
-
-def sniff_media_type(data: bytes) -> str | None:
-    """Return the type that the bytes prove, or None if they prove none."""
-    if _RIFF.match(data):
-        return "image/webp"
-    found = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
-    return found or ("application/pdf" if b"%PDF-" in data[:_PDF_START] else None)
 
 
 def decode(part: Image | Document) -> bytes:
@@ -53,7 +34,7 @@ def decode(part: Image | Document) -> bytes:
 def problem_with_bytes(part: Image | Document, data: bytes) -> str | None:
     """Return why no provider could read these bytes as the attachment, or None."""
     real = sniff_media_type(data)
-    if real is None and part.media_type in _KNOWN:
+    if real is None and part.media_type in KNOWN_MEDIA_TYPES:
         return f"its bytes are not {part.media_type}"
     if isinstance(part, Image) and real == "application/pdf":
         return "it is a PDF: send it as a Document"

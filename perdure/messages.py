@@ -4,12 +4,15 @@ A transcript only grows at its end, and no message in it is ever edited. So its 
 caches, queries and continue-as-new rely on that.
 """
 
+from base64 import b64encode
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from perdure.attachments import File, FromFile
+from perdure.errors import InvalidRequest
 from perdure.texts import blobs_to_read_on
 from perdure.tokens import (
     LARGEST_DOCUMENT,
@@ -92,27 +95,56 @@ class Thinking(Value):
     redacted: str | None = Field(default=None, exclude_if=is_empty)
 
 
-class Image(Value):
+def _as_base64(data: Any) -> Any:
+    """Return bytes as base64, which JSON can hold; anything else as it is."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return b64encode(data).decode()
+    return data
+
+
+Base64 = Annotated[str | None, BeforeValidator(_as_base64), Field(exclude_if=is_empty, repr=False)]
+"""Bytes of a file as base64. A constructor takes the bytes themselves too."""
+
+
+class Image(FromFile, Value):
     """Picture: `data` is base64, or `blob` names bytes in the blob store."""
 
     kind: Literal["image"] = "image"
     media_type: str = "image/png"
-    data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
+    data: Base64 = None
     blob: str | None = Field(default=None, exclude_if=is_empty)
     tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     """Upper bound of its tokens, written where its bytes go into the blob store; 0: not known."""
 
+    @classmethod
+    def _of(cls, file: File) -> Self:
+        kind = file.media_type
+        if kind is None or not kind.startswith("image/"):
+            seen = f"of type {kind}" if kind else "of no type that is known"
+            hint = ": send it as a Document" if kind == "application/pdf" else ""
+            raise InvalidRequest(f"{file.source}: {seen}, and no picture{hint}")
+        return cls.model_validate({"data": file.data, "media_type": kind})
 
-class Document(Value):
+
+class Document(FromFile, Value):
     """Document such as a PDF: `data` is base64, or `blob` names bytes in the blob store."""
 
     kind: Literal["document"] = "document"
     media_type: str = "application/pdf"
     name: str = "document"
-    data: str | None = Field(default=None, exclude_if=is_empty, repr=False)
+    data: Base64 = None
     blob: str | None = Field(default=None, exclude_if=is_empty)
     tokens: int = Field(default=0, ge=0, exclude_if=is_empty)
     """As an image's."""
+
+    @classmethod
+    def _of(cls, file: File) -> Self:
+        kind = file.media_type
+        if kind is None:
+            raise InvalidRequest(f"{file.source}: of no type that is known; give from_bytes its media_type")
+        if kind.startswith("image/"):
+            raise InvalidRequest(f"{file.source}: a picture; send it as an Image")
+        return cls.model_validate({"data": file.data, "media_type": kind, "name": file.name})
 
 
 class Opaque(Value):

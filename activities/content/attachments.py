@@ -8,7 +8,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
-from perdure.media import decode, in_words, problem_with_bytes, sniff_media_type
+from perdure.media import decode, in_words, problem_with_bytes
+from perdure.media_types import sniff_media_type
 from perdure.messages import Document, Image, Message, Part, ResultPart, Text, ToolResult
 from perdure.wire.effects import tail_of
 

@@ -19,7 +19,8 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from perdure.media import problem_with_bytes, sniff_media_type
+from perdure.media import problem_with_bytes
+from perdure.media_types import sniff_media_type
 from perdure.messages import Document, Image, Text
 
 from ..content.results import text_of

@@ -3,7 +3,8 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 
-from perdure.media import decode, in_words, problem_with_bytes, sniff_media_type
+from perdure.media import decode, in_words, problem_with_bytes
+from perdure.media_types import sniff_media_type
 from perdure.messages import Document, Image, Message, Text, media_of
 from perdure.tokens import image_size
 

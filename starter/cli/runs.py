@@ -106,7 +106,15 @@ async def list_(
     client = await common.connect()
     # Lists come from the server's index: no worker is asked, so they work without one.
     find = client.waiting if waiting else client.list
-    found = find(status=_check_status(status), agent=agent, user=user, query=query, most=most, roots=not all)
+    found = find(
+        status=_check_status(status),
+        agent=agent,
+        user=user,
+        query=query,
+        task_queue=common.task_queue,
+        most=most,
+        roots=not all,
+    )
     infos = await client.explain_unbegun([info async for info in found])
     if common.json:
         return out(common, [info.model_dump(mode="json") for info in infos])

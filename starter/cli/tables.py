@@ -123,14 +123,16 @@ def runs(infos: "Sequence[RunInfo]") -> Table:
     columns = ("ID", "AGENT", "STATUS", "STOP", "STEPS", "COST", "USER", "STARTED")
     table = new_table(*columns, right=("STEPS", "COST"))
     for info in infos:
-        spent = "" if info.cost_usd is None else f"${info.cost_usd:.4f}"
+        at_least = "+" if info.has_gone_on else ""
+        steps = "?" if info.steps is None else f"{info.steps}{at_least}"
+        spent = "" if info.cost_usd is None else f"${info.cost_usd:.4f}{at_least}"
         table.add_row(
             # As Text: ids, names and users may hold what looks like markup.
             Text(info.id),
             Text(info.agent or ""),
             status_text(info.status, info.parked_for),
             info.stop_reason or "",
-            str(info.steps),
+            steps,
             spent,
             Text(info.user or ""),
             age(info.started_at),

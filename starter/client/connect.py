@@ -384,11 +384,17 @@ class Client:
 
         """
         condition = visibility.join(
-            visibility.is_parked(cause=cause, older_than=older_than, task_queue=task_queue),
+            visibility.is_parked(cause=cause, older_than=older_than),
             f"({query})" if query else None,
         )
         async for info in self.list(
-            status="parked", agent=agent, user=user, query=condition, most=most, roots=False
+            status="parked",
+            agent=agent,
+            user=user,
+            query=condition,
+            task_queue=task_queue,
+            most=most,
+            roots=False,
         ):
             yield info
 
@@ -421,6 +427,7 @@ class Client:
         agent: str | None = None,
         user: str | None = None,
         query: str | None = None,
+        task_queue: str | None = None,
         most: int = 100,
         roots: bool = True,
     ) -> AsyncIterator[RunInfo]:
@@ -430,7 +437,13 @@ class Client:
         """
         condition = visibility.join(visibility.WAITING, f"({query})" if query else None)
         async for info in self.list(
-            status=status, agent=agent, user=user, query=condition, most=most, roots=roots
+            status=status,
+            agent=agent,
+            user=user,
+            query=condition,
+            task_queue=task_queue,
+            most=most,
+            roots=roots,
         ):
             yield info
 
@@ -441,10 +454,13 @@ class Client:
         agent: str | None = None,
         user: str | None = None,
         query: str | None = None,
+        task_queue: str | None = None,
         most: int = 100,
         roots: bool = True,
     ) -> AsyncIterator[RunInfo]:
-        """Yield runs and sessions, the newest first. `query` is a condition of a Temporal visibility query.
+        """Yield runs and sessions, the newest first, of every task queue or of one.
+
+        `query` is a condition of a Temporal visibility query.
 
         With `roots`, runs started by another run are left out: a swarm's agents, a graph's nodes, agents
         called as tools. A run that a workflow of your own started is a root.
@@ -453,7 +469,7 @@ class Client:
             InvalidRequest: the query is wrong, or runs are not listed by that status.
 
         """
-        condition = visibility.runs(status=status, agent=agent, user=user, query=query)
+        condition = visibility.runs(status=status, agent=agent, user=user, query=query, task_queue=task_queue)
         async for info in list_runs(self.temporal, condition, most=most, roots=roots):
             yield info
 

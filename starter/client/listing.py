@@ -49,8 +49,11 @@ class RunInfo(Value):
     status: ListedStatus | str = ""
     stop_reason: str | None = None
     user: str | None = None
-    steps: int = 0
+    steps: int | None = None
+    """None: not known."""
     cost_usd: float | None = None
+    has_gone_on: bool = False
+    """True while the run works: it may have made more steps since the server was told. `Run.status` knows them."""
     started_at: datetime
     ended_at: datetime | None = None
     parked_for: str | None = None
@@ -113,7 +116,11 @@ def _is_child(execution: WorkflowExecution) -> bool:
 def _run_info(execution: WorkflowExecution) -> RunInfo:
     attributes = execution.typed_search_attributes
     state = execution.status
-    status = attributes.get(AGENT_STATUS) or (state.name.lower() if state else "")
+    written = attributes.get(AGENT_STATUS)
+    status = written or (state.name.lower() if state else "")
+    # A run writes its counts when its status changes, and in between now and then.
+    has_gone_on = written == "working"
+    is_unknown = has_gone_on or written is None
     return RunInfo(
         id=execution.id,
         kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
@@ -121,8 +128,9 @@ def _run_info(execution: WorkflowExecution) -> RunInfo:
         status=_ENDED_BY_SERVER.get(state, status) if state else status,
         stop_reason=attributes.get(AGENT_STOP_REASON),
         user=attributes.get(AGENT_USER),
-        steps=attributes.get(AGENT_STEPS) or 0,
+        steps=attributes.get(AGENT_STEPS, None if is_unknown else 0),
         cost_usd=attributes.get(AGENT_COST_USD),
+        has_gone_on=has_gone_on,
         started_at=execution.start_time,
         ended_at=execution.close_time,
         parked_for=attributes.get(AGENT_PARKED_FOR),

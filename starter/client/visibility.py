@@ -37,8 +37,15 @@ def is_of_type(types: Sequence[str] = WORKFLOWS) -> str:
     return f"WorkflowType IN ({', '.join(quote(name) for name in types)})"
 
 
-def runs(*, status: str | None, agent: str | None, user: str | None, query: str | None) -> str:
-    """Return the query for runs and sessions of that status, agent and user.
+def runs(
+    *,
+    status: str | None,
+    agent: str | None,
+    user: str | None,
+    query: str | None,
+    task_queue: str | None = None,
+) -> str:
+    """Return the query for runs and sessions of that status, agent, user and task queue.
 
     Raises:
         InvalidRequest: runs are not listed by that status.
@@ -53,6 +60,7 @@ def runs(*, status: str | None, agent: str | None, user: str | None, query: str 
         equals(AGENT_STATUS.name, status),
         equals(AGENT_NAME.name, agent),
         equals(AGENT_USER.name, user),
+        equals("TaskQueue", task_queue),
         OPEN if status is not None and status not in ENDED else None,
         f"({query})" if query else None,
         # A run that continued as new is listed by its newest execution only.
@@ -60,8 +68,8 @@ def runs(*, status: str | None, agent: str | None, user: str | None, query: str 
     )
 
 
-def is_parked(*, cause: str | None, older_than: timedelta | None, task_queue: str | None) -> str:
-    """Return the condition that a run is parked: for that cause, for that long, on that task queue.
+def is_parked(*, cause: str | None, older_than: timedelta | None) -> str:
+    """Return the condition that a run is parked: for that cause, for that long.
 
     Raises:
         InvalidRequest: there is no such cause.
@@ -72,5 +80,4 @@ def is_parked(*, cause: str | None, older_than: timedelta | None, task_queue: st
     return join(
         f"{name} IS NOT NULL" if cause is None else equals(name, match_cause(cause)),
         f"{AGENT_PARKED_AT.name} < {quote(before.isoformat())}" if before else None,
-        equals("TaskQueue", task_queue),
     )

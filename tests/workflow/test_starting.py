@@ -190,8 +190,14 @@ async def test_lists_say_working(serve: Serve) -> None:
 
         await until(is_listed)
         assert (await run.status()).status == "thinking"
+        [info] = [info async for info in client.list(user=user)]
+        assert (info.steps, info.has_gone_on) == (None, True)  # not 0: the server was told when it began
+        for queue, found in ((client.task_queue, [run.id]), ("another", [])):
+            assert [info.id async for info in client.list(user=user, task_queue=queue)] == found
         assert await listed("waiting_approval") == []
         with pytest.raises(InvalidRequest, match="list 'working'"):
             await listed(cast("ListedStatus", "thinking"))
         gate.opened.set()
         await run.result()
+        [info] = [info async for info in client.list(user=user)]
+        assert (info.steps, info.has_gone_on) == (1, False)
