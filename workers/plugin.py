@@ -217,8 +217,8 @@ class PerdurePlugin(SimplePlugin):
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Return the worker's configuration with our registrations, runner and intervals."""
-        self._check_models()
         converter = _client_converter(config)
+        self._check_models()
         self._content.codec = converter.payload_codec
         config = super().configure_worker(config)
         config["workflow_runner"] = skip_unused_contexts(config.get("workflow_runner"), converter)

@@ -54,7 +54,7 @@ async def test_lone_surrogate_is_rejected_on_entry(serve: Serve, what: str) -> N
     """Half a character is rejected where it enters."""
     given: dict[str, Any] = {"prompt": "go", "id": None, "context": None}
     given[what] = {"k": HALF} if what == "context" else HALF
-    async with serve(AGENT) as client:
+    async with serve(AGENT, models={"scripted": ScriptedModel([])}) as client:
         with pytest.raises(InvalidRequest, match="cannot be written"):
             await client.start("a", given["prompt"], id=given["id"], context=given["context"])
 

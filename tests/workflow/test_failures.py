@@ -198,25 +198,13 @@ async def test_incompressible_context_ends_run(serve: Serve) -> None:
 )
 async def test_wrong_json_request_is_explained(serve: Serve, request_: Any, why: str) -> None:
     """A wrong request in plain JSON fails the run and says what is wrong."""
-    async with serve(Agent(name="a", model="scripted:x")) as client:
+    async with serve(Agent(name="a", model="scripted:x"), models={"scripted": ScriptedModel([])}) as client:
         await client.temporal.start_workflow(
             "AgentWorkflow", request_, id="wrong", task_queue=client.task_queue
         )
         with pytest.raises(RunFailed, match=why) as failed:
             await client.get("wrong").result()
     assert failed.value.kind == "InvalidRequest"
-
-
-async def test_unknown_provider_parks_run(serve: Serve) -> None:
-    """An unknown provider parks the run and lists the providers that exist."""
-    async with serve(Agent(name="a", model="nowhere:x")) as client:
-        run = await client.start("a", "go")
-        await until_status(client, run.id, "parked")
-        failure = (await run.status()).failure
-        assert failure is not None
-        assert "no provider 'nowhere'" in failure.message
-        await run.stop()
-        assert (await run.result()).stop_reason == "stopped"
 
 
 async def test_unreadable_picture_parks_run(settings: Settings) -> None:

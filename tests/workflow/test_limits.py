@@ -101,10 +101,9 @@ async def test_calls_over_limit_are_denied(serve: Serve) -> None:
 
 async def test_cost_limit_needs_known_price(serve: Serve) -> None:
     """A cost limit without a known price is rejected at once."""
-    agent = Agent(name="a", model="ollama:nobody-knows", limits=Limits(cost_usd=1))
-    async with serve(agent) as client:
+    async with serve(Agent(name="a", model="ollama:nobody-knows")) as client:
         with pytest.raises(RunFailed, match="price of ollama:nobody-knows is not known") as failed:
-            await client.run("a", "go")
+            await client.run("a", "go", limits=Limits(cost_usd=1))
     assert failed.value.kind == "InvalidRequest"
 
 
