@@ -15,7 +15,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -132,7 +132,7 @@ _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictiona
 
 
 @asynccontextmanager
-async def watch_loop(on_held: Callable[[str, float], None]) -> AsyncIterator[None]:
+async def watch_loop(on_held: Callable[[str, float], None]) -> AsyncGenerator[None]:
     """Watch the running loop while the block runs; several workers in a loop share a watch.
 
     Args:

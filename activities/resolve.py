@@ -4,7 +4,7 @@ A run keeps its spec to its end, whatever is deployed meanwhile. A child run get
 pinned, even on a worker that has another version.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -144,8 +144,9 @@ def _unknown_agent(agent: str, members: Iterable[str], *, is_alone: bool) -> App
     A worker that is alone on its queue, as in a test, refuses it for good.
     """
     info = activity.info()
-    earlier = (name for detail in info.heartbeat_details if isinstance(detail, list) for name in detail)
-    known = sorted({*members, *map(str, earlier)})
+    details: Sequence[Any] = info.heartbeat_details
+    earlier: list[str] = [name for detail in details if isinstance(detail, list) for name in detail]
+    known = sorted({*members, *earlier})
     words = unserved_message(agent, info.task_queue, known)
     if is_alone:
         return ApplicationError(words, type=UNKNOWN_AGENT, non_retryable=True)

@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any, get_args
-
-from pydantic import PydanticUserError, TypeAdapter
+from functools import cached_property
+from typing import Any, Generic, get_args
 
 from perdure.context import ContextStrategy, SlidingWindow, Summary
 from perdure.definitions import check_types
@@ -17,11 +16,11 @@ from perdure.limits import Limits
 from perdure.mcp import McpServer, may_be_tool_of
 from perdure.members import Member, collect_members
 from perdure.model import ModelConfig
+from perdure.outputs import Output, OutputForm, output_form
 from perdure.policy import Policy
 from perdure.prices import Price, PriceTable, shipped_prices
 from perdure.providers.capabilities import capabilities_of
 from perdure.providers.schemas import problem_with_tools
-from perdure.stable_schema import StableSchema
 from perdure.tools import AgentTool, AnyTool, PersonTool, RemoteTool, Tool, as_tool
 from perdure.wire.names import FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, UPDATE_PLAN
 from perdure.wire.spec import AgentSpec, Collect, ModelSpec, OnFailure, ToolSpec
@@ -32,7 +31,7 @@ RESERVED_TOOL_NAMES = frozenset({FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agent:
+class Agent(Generic[Output]):
     """An agent.
 
     Making one raises DefinitionError for everything that could not run. With `limits.cost_usd`, every model
@@ -52,8 +51,10 @@ class Agent:
     """Rules for tool calls. None: every call is allowed; with `approval=True`, after a person allows it."""
     context: ContextStrategy = SlidingWindow()
     """Choice of what the model sees of a long transcript."""
-    output_type: Any = None
-    """Pydantic model, dataclass or TypedDict that the run's output, as JSON, fits. None: plain text."""
+    # `object` stands for unions and other types that no `type[...]` covers; annotate such an agent: Agent[int | str].
+    output_type: type[Output] | object | None = None
+    """Type that the run's output fits: any that pydantic can read, such as a model, `list[int]` or a union. None, as
+    `str`: plain text."""
     output_repairs: int = 2
     """Number of times that the model may correct an output that does not fit `output_type`."""
     tool_concurrency: int = 8
@@ -250,36 +251,14 @@ class Agent:
                     'the model does take it, say so in ModelConfig(options={"capabilities": ...})'
                 )
 
-    def output_adapter(self) -> "TypeAdapter[Any] | None":
-        """Return the validator of the output, or None for plain text."""
-        if self.output_type is None:
-            return None
-        try:
-            return TypeAdapter(self.output_type)
-        except (PydanticUserError, NameError) as error:
-            raise self._output_type_error(error) from None
-
-    def _output_type_error(self, error: Exception) -> DefinitionError:
-        return DefinitionError(f"agent {self.name!r}: output_type: {str(error).splitlines()[0]}")
+    @cached_property
+    def output_form(self) -> OutputForm | None:
+        """Form in which a model gives the output, or None for plain text."""
+        return output_form(self.output_type, f"agent {self.name!r}")
 
     def output_schema(self) -> dict[str, Any] | None:
-        """Return the JSON schema of the output, or None for plain text."""
-        adapter = self.output_adapter()
-        if adapter is None:
-            return None
-        try:
-            schema = adapter.json_schema(schema_generator=StableSchema)
-        except (PydanticUserError, NameError) as error:
-            raise self._output_type_error(error) from None
-        # The schema of a recursive type is a reference. Providers require an object at the top.
-        if "$ref" in schema:
-            definitions = schema["$defs"]
-            schema = {**definitions[schema["$ref"].rpartition("/")[2]], "$defs": definitions}
-        if schema.get("type") != "object":
-            raise DefinitionError(
-                f"agent {self.name!r}: output_type must be an object with fields, such as a model"
-            )
-        return schema
+        """Return the JSON schema of what the model gives as its final answer, or None for plain text."""
+        return self.output_form.schema if self.output_form else None
 
     def spec(
         self, *, prices: PriceTable | None = None, today: date | None = None, cost_limited: bool = False
@@ -303,12 +282,14 @@ class Agent:
         summary_spec = summary and ModelSpec(config=summary, price=table.find(summary.name, day))
         if cost_limited or self.limits.cost_usd is not None:
             self._check_prices([*models, summary_spec] if summary_spec else models)
+        form = self.output_form
         # Fields of the same name go over as they are; only what a spec states otherwise is named here.
         stated_otherwise = {
             "models": models,
             "tools": tuple(_tool_spec(tool) for tool in self.tools if not isinstance(tool, McpServer)),
             "mcp_servers": tuple(server.name for server in self.mcp_servers),
             "output_schema": self.output_schema(),
+            "wraps_output": form is not None and form.is_wrapped,
             "output_name": getattr(self.output_type, "__name__", None),
             "hooks": points_of(tuple(self.hooks)),
             "summary_model": summary_spec,

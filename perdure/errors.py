@@ -16,7 +16,7 @@ PerdureError
 """
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from perdure.delays import sensible_delay
 
@@ -274,6 +274,14 @@ class ServerBusy(NotReachable):
 
 class RunNotFound(PerdureError):
     """No run has that id."""
+
+
+class OutputMismatch(PerdureError):
+    """The output of a run does not fit the output type of the program that reads it; `output` holds its JSON."""
+
+    def __init__(self, message: str, output: Any) -> None:
+        super().__init__(message)
+        self.output = output
 
 
 class RunEnded(PerdureError):

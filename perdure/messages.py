@@ -98,7 +98,7 @@ class Thinking(Value):
 def _as_base64(data: Any) -> Any:
     """Return bytes as base64, which JSON can hold; anything else as it is."""
     if isinstance(data, bytes | bytearray | memoryview):
-        return b64encode(data).decode()
+        return b64encode(bytes(data)).decode()  # pyright: ignore[reportUnknownArgumentType]
     return data
 
 

@@ -130,7 +130,7 @@ def served_differently(
         by_names.setdefault(worker.served or (), []).append(worker.identity)
     if len(by_names) < 2:
         return None
-    common = set.intersection(*(set(names) for names in by_names))
+    common = set[str].intersection(*(set(names) for names in by_names))
     groups = [
         f"{', '.join(sorted(set(identities)))}: {', '.join(name for name in names if name not in common) or 'none'}"
         for names, identities in by_names.items()

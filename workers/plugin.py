@@ -114,7 +114,9 @@ class PerdurePlugin(SimplePlugin):
         register_secrets(self.settings)
         self.members = members_by_name(agents)
         members = self.members.items()
-        self.agents = {name: member for name, member in members if isinstance(member, Agent)}
+        self.agents: dict[str, Agent[Any]] = {
+            name: member for name, member in members if isinstance(member, Agent)
+        }
         self.graphs = {name: member for name, member in members if isinstance(member, Graph)}
         self.models: dict[str, Model] = {**default_models(self.settings), **(models or {})}
         self.prices = load_prices(self.settings.prices)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from perdure.agent import Agent
 from perdure.definitions import explain
 from perdure.messages import Opaque, Part, Text, Thinking, ToolCall
 from perdure.model import Reply, ToolDefinition
+from perdure.outputs import unwrap, wrap
 from perdure.schema import canonical_arguments, problem_with
 from perdure.texts import fix_surrogates
 from perdure.tools import Tool
@@ -229,7 +230,8 @@ def _output_from_text(parts: list[Part], spec: AgentSpec, agent: Agent | None) -
         return CheckedReply(
             parts=parts, problem=f"Call {FINAL_ANSWER!r} with your answer in the form asked for."
         )
-    output, problem = _validate_output(value, spec, agent)
+    # A model that writes text may leave the object out that its tool would need.
+    output, problem = _validate_output(wrap(value) if spec.wraps_output else value, spec, agent)
     if problem is not None:
         return CheckedReply(parts=parts, problem=f"That does not fit: {problem}. Call {FINAL_ANSWER!r}.")
     return CheckedReply(parts=parts, output=output)
@@ -245,13 +247,13 @@ def _validate_output(value: Any, spec: AgentSpec, agent: Agent | None) -> tuple[
     problem = problem_as_json(value) or problem_with(value, spec.output_schema)
     if problem is not None:
         return None, f"the answer does not fit: {redact_and_cut(problem, 1000)}"
-    adapter = agent.output_adapter() if agent else None
-    if adapter is None or agent is None or agent.output_schema() != spec.output_schema:
-        return value, None
+    output = unwrap(value) if spec.wraps_output else value
+    form = agent.output_form if agent else None
+    if form is None or form.schema != spec.output_schema:
+        return output, None
     try:
-        # Validated as JSON: a strict model takes a date's text from JSON only. Dumped by alias, so that
-        # the output fits the type when it is read again.
-        return adapter.dump_python(adapter.validate_json(to_json(value)), mode="json", by_alias=True), None
+        # Dumped by alias, so that the output fits the type when it is read again.
+        return form.adapter.dump_python(form.read(output), mode="json", by_alias=True), None
     except ValidationError as error:
         # The type's own checks may say anything.
         return None, f"the answer does not fit: {redact_and_cut(explain(error), 1000)}"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mcp.client.client import Client
 from mcp.shared.dispatcher import ProgressFnT
@@ -224,8 +224,7 @@ def _innermost(error: BaseException) -> BaseException:
     """Return the first error of a group of errors, at any depth."""
     if not isinstance(error, BaseExceptionGroup):
         return error
-    first: BaseException = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return _innermost(first)
+    return _innermost(cast("BaseException", error.exceptions[0]))
 
 
 def _listed_tool(tool: McpSdkTool) -> ListedTool:

@@ -1,11 +1,12 @@
 """Answers of a run: its status, its result, and what waits for a person, as plain JSON."""
 
 from datetime import datetime
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Generic, Literal, cast
 
 from pydantic import Field, JsonValue
 
 from perdure.messages import Message, ResultPart, Usage, Value, is_empty
+from perdure.outputs import Output
 from perdure.shown import call_text
 
 # Statuses that a run and a list both know. A list says `working` for `thinking` and `acting`: these change
@@ -225,14 +226,16 @@ class HandedOn(Value):
     """True when a text in `done` is cut, and names the whole for `read_result`."""
 
 
-class RunResult(Value):
+class RunResult(Value, Generic[Output]):
     """Result of a run that has ended."""
 
     for_any_client: ClassVar[bool] = True
     version: Literal[1] = 1
     agent: str
-    output: Any = None
-    """Text, or with an `output_type` JSON that fits it (None when the run ended before it gave one)."""
+    output: Output = cast("Any", None)
+    """Text, or with an `output_type` JSON that fits it (None when the run ended before it gave one).
+
+    From `Run.result()` of a run that was started with the agent itself, it is a value of that type."""
     stop_reason: StopReason
     steps: int = 0
     tool_calls: int = 0
@@ -360,7 +363,7 @@ class RunStatus(Value):
     )
 
 
-class TurnReply(Value):
+class TurnReply(Value, Generic[Output]):
     """Reply to a message to a session: the end of its turn. All numbers are of that turn."""
 
     for_any_client: ClassVar[bool] = True
@@ -372,7 +375,7 @@ class TurnReply(Value):
     """False, in answers of the query only: no message has that id, or the session no longer keeps it."""
     turn: int = 0
     """Number of the turn, from 1. A message that steered a turn has that turn's number."""
-    output: Any = None
+    output: Output = cast("Any", None)
     text: str = ""
     """Newest text of the agent in this turn."""
     stop_reason: StopReason | None = None

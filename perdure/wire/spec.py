@@ -139,6 +139,8 @@ class AgentSpec(_MemberSpec):
     policy: Policy | None = Field(default=None, exclude_if=is_none)
     context: ContextStrategy = SlidingWindow()
     output_schema: dict[str, Any] | None = Field(default=None, exclude_if=is_none)
+    wraps_output: bool = Field(default=False, exclude_if=is_empty)
+    """True: the output is the field `value` of the object that the schema describes."""
     output_name: str | None = Field(default=None, exclude_if=is_none)
     output_repairs: int = 2
     tool_concurrency: int = 8

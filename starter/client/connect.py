@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack, overload
 
 import temporalio.client
 from temporalio.client import WorkflowExecutionStatus
@@ -20,6 +20,7 @@ from perdure.blobs import BlobStore
 from perdure.errors import InvalidRequest, RunConflict, RunNotFound, UnknownAgent
 from perdure.limits import Limits
 from perdure.messages import Part
+from perdure.outputs import Output
 from perdure.settings import Settings, load_settings
 from perdure.task_queues import served_names, unserved_message
 from perdure.wire.names import SESSION_WORKFLOW, TASK_QUEUE, WORKFLOW
@@ -32,6 +33,7 @@ from .bulk import Outcome, act_on_each
 from .errors import rpc_error, session_ended_error
 from .listing import RunInfo, explain_unbegun, list_runs
 from .outages import ride_out
+from .outputs import form_of, name_of
 from .requests import (
     build_request,
     check_attachments,
@@ -46,10 +48,42 @@ from .requests import (
 from .run import Run
 from .session import Opening, Session
 
+if TYPE_CHECKING:
+    from perdure.agent import Agent
+    from perdure.members import Member
+
 _WORKER_POLL_SECONDS: Final = 0.2
 
 _MOST_SIDE_BY_SIDE: Final = 100
 """Runs of one agent among which the newest is looked for."""
+
+
+class StartSettings(TypedDict, total=False):
+    """Settings of `Client.start` beside agent and prompt."""
+
+    id: str | None
+    user: str | None
+    roles: Sequence[str]
+    limits: Limits | None
+    context: dict[str, Any] | None
+    stream: bool
+    rerun: bool
+    priority: Priority
+
+
+class SessionSettings(TypedDict, total=False):
+    """Settings of `Client.session` beside id and agent."""
+
+    user: str | None
+    roles: Sequence[str]
+    context: dict[str, Any] | None
+    limits: Limits | None
+    session_limits: Limits | None
+    max_idle: timedelta | None
+    upgrade: WhenToUpgrade
+    stream: bool
+    reopen: bool
+    priority: Priority
 
 
 class Client:
@@ -59,9 +93,19 @@ class Client:
         self.temporal = temporal
         self.task_queue = task_queue
 
+    @overload
+    async def start(
+        self, agent: "Agent[Output]", prompt: str | list[Part], **settings: Unpack[StartSettings]
+    ) -> Run[Output | None]: ...
+
+    @overload
+    async def start(
+        self, agent: "str | Member", prompt: str | list[Part], **settings: Unpack[StartSettings]
+    ) -> Run[Any]: ...
+
     async def start(
         self,
-        agent: str,
+        agent: "str | Member",
         prompt: str | list[Part],
         *,
         id: str | None = None,  # noqa: A002 - Temporal's own word
@@ -74,6 +118,8 @@ class Client:
         priority: Priority = Priority.default,
     ) -> Run:
         """Start a run; it is durable once this returns. A server that is away for a minute is waited for.
+
+        `agent` is a name. With the agent itself, the output of `Run.result` is a value of its `output_type`.
 
         `priority` is Temporal's: a key from 1 (first) to 5, and a fairness key, such as a tenant's name. A
         busy task queue takes turns between fairness keys. Calls and child runs inherit the priority.
@@ -89,7 +135,7 @@ class Client:
         """
         request = build_request(
             RunRequest,
-            agent=agent,
+            agent=name_of(agent),
             prompt=prompt,
             user=user,
             roles=list(roles),
@@ -102,7 +148,7 @@ class Client:
         if id is not None:
             check_id(id)
         run_id = id or f"{request.agent}-{uuid.uuid4().hex[:12]}"
-        run = Run(self.temporal, run_id)
+        run = Run[Any](self.temporal, run_id, form_of(agent))
         # A run that ends between the two calls is neither started nor found: then both are repeated.
         while not (
             await self._try_start(run_id, request, plain, rerun=rerun, priority=priority)
@@ -169,16 +215,46 @@ class Client:
             )
         return True
 
-    async def run(self, agent: str, prompt: str | list[Part], **settings: Any) -> RunResult:
+    @overload
+    async def run(
+        self, agent: "Agent[Output]", prompt: str | list[Part], **settings: Unpack[StartSettings]
+    ) -> RunResult[Output | None]: ...
+
+    @overload
+    async def run(
+        self, agent: "str | Member", prompt: str | list[Part], **settings: Unpack[StartSettings]
+    ) -> RunResult[Any]: ...
+
+    async def run(
+        self, agent: "str | Member", prompt: str | list[Part], **settings: Unpack[StartSettings]
+    ) -> RunResult[Any]:
         """Start a run, as `start` does, and wait for the result."""
         started = await self.start(agent, prompt, **settings)
         return await started.result()
+
+    @overload
+    async def session(
+        self,
+        id: str,
+        *,
+        agent: "Agent[Output]",
+        **settings: Unpack[SessionSettings],
+    ) -> Session[Output | None]: ...
+
+    @overload
+    async def session(
+        self,
+        id: str,
+        *,
+        agent: "str | Member | None" = None,
+        **settings: Unpack[SessionSettings],
+    ) -> Session[Any]: ...
 
     async def session(
         self,
         id: str,  # noqa: A002
         *,
-        agent: str | None = None,
+        agent: "str | Member | None" = None,
         user: str | None = None,
         roles: Sequence[str] = (),
         context: dict[str, Any] | None = None,
@@ -189,7 +265,7 @@ class Client:
         stream: bool = True,
         reopen: bool = False,
         priority: Priority = Priority.default,
-    ) -> Session:
+    ) -> Session[Any]:
         """Return the session of that id. With an `agent`, its first message starts it if it does not exist.
 
         `limits` tighten the agent's own in each turn, `session_limits` bound the whole session. It closes
@@ -203,13 +279,13 @@ class Client:
             RunNotFound: there is no such session, and no `agent` was given.
 
         """
-        run = Run(self.temporal, id)
+        run = Run[Any](self.temporal, id, form_of(agent))
         if agent is None:
             check_workflow_type(id, await run.describe(), SESSION_WORKFLOW)
             return Session(run)
         request = _session_request(
             max_idle,
-            agent=agent,
+            agent=name_of(agent),
             user=user,
             roles=list(roles),
             context=context or {},
@@ -300,9 +376,18 @@ class Client:
             await asyncio.sleep(_WORKER_POLL_SECONDS)
         return True
 
-    def get(self, id: str) -> Run:  # noqa: A002
-        """Return a handle on the run of that id; nothing is asked, so the run need not exist."""
-        return Run(self.temporal, id)
+    @overload
+    def get(self, id: str, agent: "Agent[Output]") -> Run[Output | None]: ...
+
+    @overload
+    def get(self, id: str, agent: None = None) -> Run[Any]: ...
+
+    def get(self, id: str, agent: "Agent[Any] | None" = None) -> Run[Any]:  # noqa: A002
+        """Return a handle on the run of that id; nothing is asked, so the run need not exist.
+
+        With the `agent` of the run, the output of its result is a value of the `output_type`.
+        """
+        return Run(self.temporal, id, form_of(agent))
 
     async def newest_run(self, agent: str) -> Run:
         """Return the newest run, of any status, of that agent, swarm or graph.

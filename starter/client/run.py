@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import Any, Literal, overload
+from typing import Any, Generic, Literal, overload
 
 from temporalio.client import (
     Client,
@@ -16,6 +16,7 @@ from temporalio.exceptions import CancelledError
 from perdure.errors import InvalidRequest, PerdureError, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
+from perdure.outputs import Output, OutputForm
 from perdure.wire.events import Event, TreeEvent
 from perdure.wire.names import (
     PAUSE,
@@ -53,6 +54,7 @@ from .extension import extend_run
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
 from .messages import address_of, plain_content, receipt_of
 from .outages import ride_out
+from .outputs import with_typed_output
 from .steps import Step, steps_of
 from .waiting import choose_approval, choose_question, waiting_approvals
 
@@ -60,15 +62,17 @@ _MOST_SHOWN = 1000
 """Call ids whose approvals a handle remembers."""
 
 
-class Run:
+class Run(Generic[Output]):
     """Handle on a run, by its id. Made by `Client.start` and `Client.get`.
 
     It holds no state of the run, but it remembers which approvals it has shown.
     """
 
-    def __init__(self, client: Client, id: str) -> None:  # noqa: A002 - Temporal's own word
+    def __init__(self, client: Client, id: str, form: OutputForm | None = None) -> None:  # noqa: A002 - Temporal's own word
         self.client = client
         self.id = id
+        self.form = form
+        """Form of its output, where the agent itself is known."""
         self.calls = RunCalls(client, id)
         """Temporal calls on the run, with errors of ours."""
         self._shown: dict[str, dict[str, Approval]] = {}
@@ -79,7 +83,7 @@ class Run:
         """Temporal's handle. It follows the run when that continues as new."""
         return self.calls.handle
 
-    async def result(self) -> RunResult:
+    async def result(self) -> RunResult[Output]:
         """Wait for the end. A run that was stopped, cancelled or limited has a result like any other.
 
         Each outage of the server is ridden out for a minute.
@@ -88,19 +92,23 @@ class Run:
             RunFailed: the run failed; `.kind` says how, `.result` is what it had.
             RunNotFound: there is no such run.
             NotReachable: the server was away for longer; the run is not affected.
+            OutputMismatch: the run was started with the agent itself, and the output does not fit its `output_type`.
 
         """
+        return with_typed_output(await self._result(), self.form, self.id)
+
+    async def _result(self) -> RunResult[Any]:
         handle = self.client.get_workflow_handle(self.id, result_type=RunResult)
         try:
             async with self.calls.translate_errors():
-                result: RunResult = await ride_out(handle.result)
+                result: RunResult[Any] = await ride_out(handle.result)
                 return result
         except WorkflowFailureError as error:
             if isinstance(error.cause, CancelledError):
                 return await self._result_of_cancelled()
             raise run_failure(error) from None
 
-    async def _result_of_cancelled(self) -> RunResult:
+    async def _result_of_cancelled(self) -> RunResult[Any]:
         # Temporal keeps no result of a cancelled workflow, but its worker can replay it and tell.
         try:
             return await self.calls.query(RESULT, RunResult)

@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 from temporalio.client import (
     WithStartWorkflowOperation,
@@ -27,6 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from perdure.errors import InvalidRequest, NotReachable, PerdureError, RunEnded, RunNotFound, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
+from perdure.outputs import Output
 from perdure.wire.events import Event
 from perdure.wire.names import EXTEND, INTERRUPT, REPLY, SAY, SESSION_WORKFLOW, UPGRADE
 from perdure.wire.requests import WhenBusy
@@ -37,6 +38,7 @@ from .calls import ANSWER_WITHIN
 from .errors import is_lost_update, refusal_error, session_ended_error
 from .messages import address_of, plain_content
 from .outages import ride_out
+from .outputs import with_typed_output
 from .run import Run
 
 # Seconds between two attempts, growing from the first to the longest.
@@ -79,10 +81,10 @@ class Opening:
         )
 
 
-class Session:
+class Session(Generic[Output]):
     """Handle on a session, by its id. Made by `Client.session`. A message is durable once it was accepted."""
 
-    def __init__(self, run: Run, opening: Opening | None = None) -> None:
+    def __init__(self, run: Run[Output], opening: Opening | None = None) -> None:
         self.run = run
         """The session as a run: pause, resume, resolve_approval, result, and so on."""
         self._opening = opening
@@ -101,7 +103,7 @@ class Session:
         when_busy: WhenBusy = "queue",
         call_id: str | Question | None = None,
         run_id: str | None = None,
-    ) -> TurnReply:
+    ) -> TurnReply[Output]:
         """Send a message and wait for the reply, however long its turn takes.
 
         With an `id`, sending the message again gives the same reply and has no second effect. While exactly one
@@ -115,17 +117,19 @@ class Session:
                 wait and none is named.
             RunEnded: the session has ended, and did not answer this message.
             NotReachable: no worker took the message; send it again, under the same id.
+            OutputMismatch: the session was opened with the agent itself, and the output does not fit its type.
 
         """
         message = _message(text, id, when_busy) | address_of(call_id, run_id)
         try:
             accepted = await self._hand_over(message)
-            return await self._wait_for_reply(accepted, message)
+            reply = await self._wait_for_reply(accepted, message)
         except RunEnded:
-            reply = await self._query_reply(message["id"])
-            if reply is None or not reply.done:
+            found = await self._query_reply(message["id"])
+            if found is None or not found.done:
                 raise
-            return reply
+            reply = found
+        return with_typed_output(reply, self.run.form, self.id)
 
     async def stream(
         self,

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,6 +253,6 @@ def test_names_of_roots_come_first(write: Write) -> None:
 
 def test_models_of_all_members_are_checked(write: Write) -> None:
     members = members_by_name(load_file(write(TEAM)).agents)
-    agents = [one for one in members.values() if isinstance(one, Agent)]
+    agents: list[Agent[Any]] = [one for one in members.values() if isinstance(one, Agent)]
     with pytest.raises(DefinitionError, match="no provider 'scripted'"):
         check_models([agent for agent in agents if agent.name == "writer"], {})

@@ -1,6 +1,6 @@
 """What the workers of a task queue serve, by their heartbeats to the server."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +34,12 @@ def _poller(identity: str) -> Poller:
     return Poller(identity=identity, version=None, last_poll=NOW)
 
 
+def _now(tzinfo: tzinfo) -> datetime:
+    return NOW.astimezone(tzinfo)
+
+
 def _parsed(names: list[str]) -> ServingWorker:
-    time = SimpleNamespace(ToDatetime=lambda tzinfo: NOW)
+    time = SimpleNamespace(ToDatetime=_now)
     beat: dict[str, Any] = {"worker_identity": "1@a", "task_queue": "q", "status": 1, "heartbeat_time": time}
     plugins = [SimpleNamespace(name="other"), SimpleNamespace(name=plugin_name(names))]
     info = SimpleNamespace(worker_heartbeat=SimpleNamespace(**beat, plugins=plugins))

@@ -50,8 +50,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def support(loaded: Definitions, database: Path) -> Agent:
     [agent] = loaded.agents
-    assert isinstance(agent, Agent)
-    return agent
+    return cast("Agent[Any]", agent)
 
 
 @pytest.fixture
@@ -157,8 +156,7 @@ async def converse(loaded: Definitions, prompt: str) -> str:
 
 async def result_of(loaded: Definitions, name: str, arguments: dict[str, Any], *, key: str) -> ToolResult:
     [agent] = loaded.agents
-    assert isinstance(agent, Agent)
-    tool = tool_of(agent, name)
+    tool = tool_of(cast("Agent[Any]", agent), name)
     bound = tool.signature.bind(arguments)
     if tool.signature.context is not None:
         bound[tool.signature.context] = called_with(key)
