@@ -7,7 +7,7 @@ pinned, even on a worker that has another version.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -145,7 +145,8 @@ def _unknown_agent(agent: str, members: Iterable[str], *, is_alone: bool) -> App
     """
     info = activity.info()
     details: Sequence[Any] = info.heartbeat_details
-    earlier: list[str] = [name for detail in details if isinstance(detail, list) for name in detail]
+    lists = [cast("list[str]", detail) for detail in details if isinstance(detail, list)]
+    earlier = [name for names in lists for name in names]
     known = sorted({*members, *earlier})
     words = unserved_message(agent, info.task_queue, known)
     if is_alone:

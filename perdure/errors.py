@@ -4,9 +4,11 @@ PerdureError
 +-- DefinitionError         an agent, tool or setting is ill-formed: change the code
 +-- InvalidRequest          a call to us is wrong: change the call
 |   +-- RunConflict         the run id belongs to a run with another request
+|   +-- UnknownAgent        no worker of the task queue serves the agent
 +-- NotReachable            the Temporal server, or a worker, does not answer: try again later
 |   +-- ServerBusy          the server answers, and rejects the request because of its load
 +-- RunNotFound             no run has that id
++-- OutputMismatch          the output is not of the reading program's type
 +-- RunEnded                the run has ended and takes no more messages
 +-- RunFailed               the run ended in an error; `kind` says which
 +-- ModelError              a model call failed; raised by providers, classified by `kind`

@@ -89,9 +89,8 @@ def _wrapped(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 
 def wrap(value: Any) -> Any:
     """Return a bare value as the object that holds it; that object as it is."""
-    if isinstance(value, dict) and value.keys() == {_FIELD}:
-        return cast("Any", value)
-    return {_FIELD: value}
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return fields if fields.keys() == {_FIELD} else {_FIELD: cast("Any", value)}
 
 
 def unwrap(value: Any) -> Any:

@@ -13,7 +13,7 @@ from temporalio.client import (
 )
 from temporalio.exceptions import CancelledError
 
-from perdure.errors import InvalidRequest, PerdureError, ServerBusy
+from perdure.errors import InvalidRequest, PerdureError, RunEnded, ServerBusy
 from perdure.limits import Limits
 from perdure.messages import Message, Part
 from perdure.outputs import Output, OutputForm
@@ -49,6 +49,7 @@ from ..watch.run import watch
 from ..watch.tree import watch_tree
 from .bulk import Outcome, act_on_each
 from .calls import RunCalls
+from .decided import find_decision
 from .errors import run_ended_error, run_failure
 from .extension import extend_run
 from .inspect import Inspection, StatusPoll, inspect_run, poll_until_ended, read_reconciled_status
@@ -299,16 +300,27 @@ class Run(Generic[Output]):
         decision: dict[str, Any] = {"call_id": call_id, "allow": allow, "by": by, "reason": reason}
         decision |= {name: value for name, value in optional.items() if value is not None}
         try:
-            answer = await self.calls.update(RESOLVE_APPROVAL, decision)
-        except ServerBusy:
-            if digest is None or run_id in (None, self.id):
+            answer = await self._hand_over(decision)
+        except RunEnded:
+            below = self.get(run_id or self.id)
+            made = await find_decision(below.id, below.transcript, decision)
+            if made is None:
                 raise
-            # The run that waits takes it directly. It continues as new while it waits, so it has room.
-            answer = await self.get(str(run_id)).calls.update(
-                RESOLVE_APPROVAL, {name: value for name, value in decision.items() if name != "run_id"}
-            )
+            return made
         # A worker of an earlier build answers nothing.
         return ApprovalAnswer.model_validate(answer or {"call_id": call_id, "allow": allow, "by": by})
+
+    async def _hand_over(self, decision: dict[str, Any]) -> Any:
+        """Hand a decision over to the run, or to the run below that waits for it; return the run's answer."""
+        try:
+            return await self.calls.update(RESOLVE_APPROVAL, decision)
+        except ServerBusy:
+            below = decision.get("run_id")
+            if "digest" not in decision or below in (None, self.id):
+                raise
+            # The run that waits takes it directly. It continues as new while it waits, so it has room.
+            own = {name: value for name, value in decision.items() if name != "run_id"}
+            return await self.get(below).calls.update(RESOLVE_APPROVAL, own)
 
     def _only_shown(self, call_id: str, run_id: str | None) -> str | Approval:
         """Return the approval that this handle has shown under the id, or the id if there were none or several."""

@@ -60,7 +60,7 @@ reports = st.builds(
     returned=amounts,
     final=st.none() | st.just(RunResult(agent="x", stop_reason="cancelled", output="last words")),
 )
-outcomes = st.builds(
+outcomes: st.SearchStrategy[RunResult] = st.builds(
     RunResult,
     agent=st.just("x"),
     output=st.sampled_from(["said", None, {"a": 1}]),

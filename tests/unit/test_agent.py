@@ -83,8 +83,6 @@ def agent(**changed: Any) -> Agent:
         ({"output_repairs": -1}, "output_repairs must be 0 or more"),
         ({"tool_concurrency": 0}, "tool_concurrency must be 1 or more"),
         ({"result_preview_bytes": 10}, "result_preview_bytes must be 256 or more"),
-        ({"output_type": int}, "must be an object with fields"),
-        ({"output_type": Answer | None}, "must be an object with fields"),
         ({"output_type": object()}, "output_type:"),
         ({"output_type": Callback}, "output_type:"),
         ({"output_type": Lost}, "output_type:"),

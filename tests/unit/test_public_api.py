@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,7 @@ PUBLIC = [
     "NodeInput",
     "NodeResult",
     "NotReachable",
+    "OutputMismatch",
     "Pattern",
     "PatternLimits",
     "PerdureError",
@@ -111,7 +113,8 @@ def test_every_name_for_tests_is_there() -> None:
 
 def test_earlier_method_names_still_work() -> None:
     """Scripts that were written before a method got its better name go on working."""
-    run, session, client = perdure.Run, perdure.Session, perdure.Client
+    classes: list[Any] = [perdure.Run, perdure.Session, perdure.Client]
+    run, session, client = classes
     assert (run.decide, run.described) == (run.resolve_approval, run.describe)
     assert session.decide == session.resolve_approval
     assert client.parked == client.parked_runs

@@ -104,6 +104,7 @@ def test_run_shows_nodes_plan_and_waiting() -> None:
         kind="graph",
         status="waiting_approval",
         doing="",
+        spec_hash="5" * 64,
         nodes=nodes,
         waiting=[held("law-1")],
         plan=[PlanItem(text="read\x1b it", state="done"), PlanItem(text="judge")],
@@ -112,7 +113,7 @@ def test_run_shows_nodes_plan_and_waiting() -> None:
     result = RunResult(agent="review", stop_reason="unmet_join", unmet={"late": "its join was never met"})
     inspection = Inspection(id="r", state="running", status=status, nodes=tuple(nodes), result=result)
     shown = [" ".join(line.split()) for line in printed(*inspection_parts(inspection)).splitlines()]
-    assert "agent review (graph, spec )" in shown
+    assert "agent review (graph, spec 555555555555)" in shown
     assert "waits for law-1: pay(sum=1)" in shown
     assert "perdure approve r/~law-1 call-1-1 (or: perdure deny r/~law-1 call-1-1)" in shown
     assert "plan ☑ read it" in shown

@@ -195,6 +195,20 @@ async def test_ended_run_accepts_nothing(serve: Serve) -> None:
             await run.cancel()
 
 
+async def test_same_decision_holds_after_the_end(serve: Serve) -> None:
+    """The same decision again has its first one as its answer, also after the end; another is refused."""
+    async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
+        run, waiting = await held(client)
+        first = await run.resolve_approval(waiting, allow=True, by="lee")
+        await run.result()
+        again = await client.get(run.id).resolve_approval(waiting, allow=True, by="lee")
+        assert (again.allow, again.by, again.at, again.repeated) == (True, "lee", first.at, True)
+        with pytest.raises(RunEnded, match="is over"):
+            await run.resolve_approval(waiting, allow=False)
+        with pytest.raises(RunEnded, match="is over"):
+            await run.resolve_approval(waiting, allow=True, arguments={"cents": 1})
+
+
 async def test_visibility_query_finds_waiting_runs(serve: Serve) -> None:
     async with serve(agent(), models={"scripted": ScriptedModel(script)}) as client:
         run, waiting = await held(client)

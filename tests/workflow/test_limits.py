@@ -122,7 +122,7 @@ async def test_request_cost_limit_needs_price(serve: Serve) -> None:
         with pytest.raises(RunFailed, match="not known"):
             await client.run("a", "go", limits=Limits(cost_usd=1))
         with pytest.raises(InvalidRequest):
-            await client.start("a", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            await client.start("a", 3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 MISSPELT = Limits(per_tool={"wrok": 1})
