@@ -11,7 +11,10 @@ from perdure.wire.results import ApprovalAnswer
 async def find_decision(
     run_id: str, read: Callable[[], Awaitable[Sequence[Message]]], decision: dict[str, Any]
 ) -> ApprovalAnswer | None:
-    """Read the run's transcript, and return the answer to a decision that the run took before it ended; None if it took none, or another one."""
+    """Read the run's transcript, and return the answer to a decision that it took before it ended.
+
+    None: it took none, or another one.
+    """
     try:
         messages = await read()
     except PerdureError:
