@@ -1,6 +1,7 @@
 """Texts of any origin: made safe to write, shortened, and free of what looks like a secret. Pure."""
 
 import re
+from typing import Any, cast
 
 MASK = "[redacted]"
 
@@ -32,6 +33,11 @@ _PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
 )
 
+_SECRET_FIELD = re.compile(rf"(?i)(?:{_NAMES}|authorization)$")
+_PLACE_FIELD = re.compile(r"(?i)(?:page|next|continuation|sync|resume)[_-]?token$")
+"""Fields that hold a place in a list, which are called tokens too."""
+_SHORTEST_OPAQUE = 16
+"""Length from which on the text of a field such as `token` is taken for a secret."""
 
 _READ_ON_IN_BLOB = re.compile(r'read_result\(result="([0-9a-f]{64})"')
 
@@ -43,6 +49,36 @@ def mask_secrets(text: str) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: (found.group(1) if found.re.groups else "") + MASK, text)
     return text
+
+
+def find_secret(value: Any, path: str) -> str | None:
+    """Return the path of the first text in a JSON value that looks like a secret, or None.
+
+    `path`: that of the value itself.
+    """
+    match value:
+        case str():
+            return path if mask_secrets(value) != fix_surrogates(value) else None
+        case list():
+            parts = ((f"{path}[{index}]", "", part) for index, part in enumerate(cast("list[Any]", value)))
+        case dict():
+            fields = cast("dict[str, Any]", value).items()
+            parts = ((f"{path}.{name}", name, part) for name, part in fields)
+        case _:
+            return None
+    for place, name, part in parts:
+        if isinstance(part, str) and _is_named_secret(name, part):
+            return place
+        found = find_secret(part, place)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_named_secret(name: str, text: str) -> bool:
+    """Return whether a field of this name holds a secret: a text that nobody would have written by hand."""
+    is_opaque = len(text) >= _SHORTEST_OPAQUE and not any(sign.isspace() for sign in text)
+    return is_opaque and _SECRET_FIELD.search(name) is not None and _PLACE_FIELD.search(name) is None
 
 
 def fix_surrogates(text: str) -> str:

@@ -9,6 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from perdure.limits import Limits
 from perdure.messages import Part
+from perdure.texts import find_secret
 from perdure.wire.names import WORKFLOW
 from perdure.wire.results import RunResult
 
@@ -40,6 +41,9 @@ async def run_agent(
     # Checked here and raised as a failure: any other error would leave the caller's task failing.
     fields = {"agent": agent, "prompt": prompt, "user": user, "roles": list(roles), "limits": limits}
     request = request_of({**fields, "context": context or {}, "stream": False})
+    secret = find_secret(request.context, "context")
+    if secret is not None:  # a warning: the caller's own history may hold it already
+        workflow.logger.warning("%s looks like a secret, and is kept in history as plain text", secret)
     if id is not None:
         check_id(id)
     # Plain JSON in and out: the caller's data converter need not know our types.

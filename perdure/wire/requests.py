@@ -33,7 +33,8 @@ class RunRequest(_Strict):
     limits: Limits | None = None
     """Tightens the agent's own limits; it cannot widen them."""
     context: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
-    """Values for tools, as `ToolContext.context`. The model does not see them."""
+    """Values for tools, as `ToolContext.context`. The model does not see them. They are plain text in history, so
+    clients refuse values that look like secrets."""
     stream: bool = True
     """False when nobody watches: progress is then reported just often enough to notice a dead worker."""
 

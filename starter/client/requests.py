@@ -10,6 +10,7 @@ from perdure.errors import InvalidRequest, RunConflict
 from perdure.media import problem_with_attachment
 from perdure.messages import Document, Image, Part
 from perdure.model import digest
+from perdure.texts import find_secret
 from perdure.wire.ids import RESERVED, has_child_form
 from perdure.wire.plain import problem_as_json
 from perdure.wire.requests import RunRequest, SessionRequest
@@ -29,6 +30,12 @@ def build_request(kind: type[_Request], **fields: Any) -> _Request:
 
     """
     set_fields = {name: value for name, value in fields.items() if value not in (None, [], {})}
+    found = find_secret(set_fields.get("context"), "context")
+    if found is not None:
+        raise InvalidRequest(
+            f"{found} looks like a secret. The context of a run is kept in history, as plain text, for everybody who "
+            "may read the run. Let the tool read the key on its worker instead; if it is none, give the field another name"
+        )
     if set_fields.get("stream") is True:
         del set_fields["stream"]
     return validate_request(kind, set_fields)
