@@ -43,6 +43,7 @@ from .content.redact import mask_value, redact_and_cut, redact_error
 from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled, worker_is_ending
+from .resources import WorkerResources
 from .threads import FunctionThreads, call_function
 
 _LONGEST_ROUND = timedelta(minutes=1)
@@ -78,6 +79,7 @@ class HookRunner:
 
     agents: Mapping[str, Agent]
     threads: FunctionThreads = field(default_factory=FunctionThreads)
+    resources: WorkerResources = field(default_factory=WorkerResources)
 
     def serves(self, agent: str) -> bool:
         """Return whether this worker has the agent, and so its hooks."""
@@ -192,6 +194,7 @@ class HookRunner:
             agent=request.agent,
             user=request.user,
             context=request.context,
+            resources=self.resources.of(request.agent),
             step=request.step,
             message=request.message,
             output=request.output,

@@ -66,6 +66,7 @@ from .heartbeat import Heartbeats, worker_is_ending
 from .hooks import HookFailed, HookRunner
 from .providers.addresses import KnownAddresses, known_addresses
 from .reply_bound import MOST_SHORTENINGS, shorter_bound
+from .resources import WorkerResources
 from .telemetry import model_span
 from .traffic.admission import Traffic
 from .traffic.circuit import CircuitOpen, Ticket
@@ -296,7 +297,7 @@ class ModelCalls:
         agent = attempt.call.agent
         if "before_model" not in attempt.spec.hooks:
             return request
-        hooked = HookedModelCall(run=_hooked_run(attempt.call), request=request)
+        hooked = HookedModelCall(run=_hooked_run(attempt.call, self.hooks.resources), request=request)
         try:
             round_ = await self.hooks.ask(agent, "before_model", hooked, _with_instructions)
         except HookFailed as error:
@@ -317,7 +318,7 @@ class ModelCalls:
         if skipped or "after_model" not in attempt.spec.hooks:
             return reply
         hooked = HookedModelCall(
-            run=_hooked_run(attempt.call),
+            run=_hooked_run(attempt.call, self.hooks.resources),
             request=request,
             text="".join(part.text for part in reply.parts if isinstance(part, Text)),
             calls=tuple(part for part in reply.parts if isinstance(part, ToolCall)),
@@ -444,9 +445,15 @@ def _add_usage(call: ModelInput, error: ApplicationError, before: EarlierAttempt
     )
 
 
-def _hooked_run(call: ModelInput) -> HookedRun:
+def _hooked_run(call: ModelInput, resources: WorkerResources) -> HookedRun:
     run_id = str(activity.info().workflow_id)
-    return HookedRun(run_id=run_id, agent=call.agent, user=call.user, step=call.step)
+    return HookedRun(
+        run_id=run_id,
+        agent=call.agent,
+        user=call.user,
+        resources=resources.of(call.agent),
+        step=call.step,
+    )
 
 
 def _with_instructions(call: HookedModelCall, value: Any) -> HookedModelCall:

@@ -6,7 +6,7 @@ while a tool's failure becomes text: see `tool`.
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from .content.results import to_content
 from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, last_progress, was_cancelled
+from .resources import WorkerResources
 from .threads import FunctionThreads, call_function
 from .traffic.transient_errors import is_transient, may_have_taken_effect
 
@@ -46,6 +47,7 @@ class NodeCalls:
     graphs: Mapping[str, Graph]
     blobs: BlobStore
     threads: FunctionThreads
+    resources: WorkerResources = field(default_factory=WorkerResources)
 
     @activity.defn(name=CALL_NODE)
     async def call_node(self, call: NodeCall) -> Any:
@@ -58,7 +60,8 @@ class NodeCalls:
         earlier = last_progress()
         failures = earlier.failures if earlier else 0
         attempt = call.earlier_attempts + activity.info().attempt
-        node_input = NodeInput.model_validate({**call.input, "attempt": attempt})
+        given = {**call.input, "attempt": attempt, "resources": self.resources.of(call.graph)}
+        node_input = NodeInput.model_validate(given)
 
         def progress(seq: int, window: int) -> Progress:
             return Progress(call=call.key, attempt=activity.info().attempt, seq=seq, failures=failures)

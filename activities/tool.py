@@ -45,6 +45,7 @@ from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
 from .hooks import HOOK_FAILED, HookFailed, HookRunner
 from .mcp.calls import McpArgumentsRefused, McpCallee, McpCalls, may_repeat
 from .mcp.errors import McpConnectionLost, McpNotRepeated, McpToolFailed
+from .resources import WorkerResources
 from .telemetry import tool_span
 from .threads import FunctionThreads, NoThreadLeft, call_function
 from .traffic.admission import Traffic
@@ -78,6 +79,7 @@ class ToolCalls:
     last_results: LastResults = field(default_factory=LastResults)
     hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
     mcp: McpCalls = field(default_factory=McpCalls)
+    resources: WorkerResources = field(default_factory=WorkerResources)
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -140,7 +142,7 @@ class ToolCalls:
         self._find_tool(call, progress)  # a worker without the tool does not have its hooks either
         try:
             progress.checked = await self.hooks.check_call(
-                _tool_call(call), _carrier(call), _hooked_run(call)
+                _tool_call(call), _carrier(call), _hooked_run(call, self.resources)
             )
         except HookFailed as error:
             progress.failures += 1
@@ -164,7 +166,9 @@ class ToolCalls:
         if call.tool == READ_RESULT or "after_tool" not in call.hooks:
             return None
         try:
-            return await self.hooks.check_result(_tool_call(call), _carrier(call), _hooked_run(call), result)
+            return await self.hooks.check_result(
+                _tool_call(call), _carrier(call), _hooked_run(call, self.resources), result
+            )
         except HookFailed as error:
             return CheckedCall(
                 call_id=call.call_id, deny=f"the tool has run, but its result is withheld: {error}"
@@ -312,7 +316,9 @@ class ToolCalls:
 
         def function() -> Any:
             if tool.signature.context is not None:
-                arguments[tool.signature.context] = _tool_context(tool, call, progress, cancelled)
+                arguments[tool.signature.context] = _tool_context(
+                    call, progress, cancelled, self.resources.of(call.agent)
+                )
             return tool.function(**arguments)
 
         try:
@@ -344,9 +350,15 @@ def _tool_call(call: ToolInput) -> ToolCall:
     return ToolCall(id=call.call_id, name=call.tool, arguments=call.arguments)
 
 
-def _hooked_run(call: ToolInput) -> HookedRun:
+def _hooked_run(call: ToolInput, resources: WorkerResources) -> HookedRun:
     run_id = str(activity.info().workflow_id)
-    return HookedRun(run_id=run_id, agent=call.agent, user=call.user, context=call.context)
+    return HookedRun(
+        run_id=run_id,
+        agent=call.agent,
+        user=call.user,
+        context=call.context,
+        resources=resources.of(call.agent),
+    )
 
 
 def _with_arguments(call: ToolInput, checked: CheckedCall | None) -> ToolInput:
@@ -406,7 +418,7 @@ def _check_resource(tool: Tool, call: ToolInput) -> None:
 
 
 def _tool_context(
-    tool: Tool, call: ToolInput, progress: CallProgress, cancelled: threading.Event
+    call: ToolInput, progress: CallProgress, cancelled: threading.Event, resources: Any
 ) -> ToolContext:
     info = activity.info()
     return ToolContext(
@@ -419,6 +431,7 @@ def _tool_context(
         agent=call.agent,
         user=call.user,
         context=call.context,
+        resources=resources,
         report=progress.report,
         cancelled=cancelled,
     )

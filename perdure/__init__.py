@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from perdure.model import ModelConfig
     from perdure.pattern import Pattern
     from perdure.policy import Policy, Rule
+    from perdure.resources import Lifespan, lifespan
     from perdure.retries import ToolRetry
     from perdure.starter.client.connect import Client, connect
     from perdure.starter.client.run import Run
@@ -63,6 +64,7 @@ _HOME = {
     "Hook": "perdure.hooks",
     "Image": "perdure.messages",
     "InvalidRequest": "perdure.errors",
+    "Lifespan": "perdure.resources",
     "Limits": "perdure.limits",
     "McpServer": "perdure.mcp",
     "McpTool": "perdure.mcp",
@@ -107,6 +109,7 @@ _HOME = {
     "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
     "connect": "perdure.starter.client.connect",
+    "lifespan": "perdure.resources",
     "run_agent": "perdure.workflows.run_agent",
     "tool": "perdure.tools",
 }
@@ -128,6 +131,7 @@ __all__ = [
     "Hook",
     "Image",
     "InvalidRequest",
+    "Lifespan",
     "Limits",
     "McpServer",
     "McpTool",
@@ -172,6 +176,7 @@ __all__ = [
     "as_tool",
     "ask_person",
     "connect",
+    "lifespan",
     "run_agent",
     "tool",
 ]

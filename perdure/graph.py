@@ -43,6 +43,8 @@ class NodeInput(Value):
     """Number of the attempt, from 1. Above 1, an earlier attempt may have had its effect."""
     user: str | None = None
     context: dict[str, Any] = Field(default_factory=dict[str, Any])
+    resources: Any = Field(default=None, exclude=True, repr=False)
+    """Value of the worker's `lifespan`; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

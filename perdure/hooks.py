@@ -110,6 +110,8 @@ class HookedRun:
     agent: str
     user: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    resources: Any = field(default=None, repr=False)
+    """Value of the worker's `lifespan`; None without one."""
     step: int = 0
     message: Message | None = None
     """`on_start`: the message that the run or turn begins with."""

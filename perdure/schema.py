@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_origin, get_type_hints
 from urllib.parse import unquote
 
 import docstring_parser
@@ -138,7 +138,8 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     for parameter in inspect.signature(function).parameters.values():
         hint = hints.get(parameter.name)
         _check_kind(parameter, name)
-        if (getattr(hint, "__module__", None), getattr(hint, "__qualname__", None)) == _OURS:
+        kind = get_origin(hint) or hint  # such as ToolContext[Pool]
+        if (getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) == _OURS:
             if context is not None:
                 raise DefinitionError(
                     f"tool {name!r}: parameters {context!r} and {parameter.name!r} are both ToolContext"

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Event
-from typing import Any, Literal, Protocol, get_args, overload
+from typing import Any, Generic, Literal, Protocol, cast, get_args, overload
 
 from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.members import Member
+from perdure.resources import Resources
 from perdure.retries import ToolRetry
 from perdure.schema import Signature, check_schema, signature_of
 from perdure.wire.spec import Collect
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolContext:
+class ToolContext(Generic[Resources]):
     """Facts about the call and its run. A parameter of this type gets them; the model does not see it."""
 
     run_id: str
@@ -40,6 +41,8 @@ class ToolContext:
     user: str | None = None
     context: dict[str, Any] = field(default_factory=dict[str, Any])
     """Values from the run's request."""
+    resources: Resources = field(default=cast("Any", None), repr=False)
+    """Value of the worker's `lifespan`, such as a pool of connections; None without one."""
     # Set by the worker; in a function's own tests a report goes nowhere.
     report: Callable[[str], None] = field(default=lambda text: None, repr=False)
     cancelled: Event = field(default_factory=Event, repr=False)

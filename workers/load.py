@@ -28,6 +28,7 @@ from perdure.graph import Graph
 from perdure.members import Member, resolve_member
 from perdure.model import Model
 from perdure.pattern import Pattern
+from perdure.resources import Lifespan, LifespansByMember
 from perdure.swarm import Swarm
 from perdure.wire.spec import ResolvedAgent
 
@@ -43,6 +44,7 @@ class Definitions:
 
     agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    resources: LifespansByMember = field(default_factory=lambda: LifespansByMember({}))
 
 
 def load_file(target: str) -> Definitions:
@@ -66,8 +68,12 @@ def load_file(target: str) -> Definitions:
         raise DefinitionError(
             f"{subject} no Agent, Swarm, Graph or Pattern; write one at its top level, such as {_EXAMPLE}"
         )
-    members_by_name(agents)  # raises for two of the same name
-    return Definitions(agents=agents, models=_models_of(module, place))
+    members = members_by_name(agents)  # raises for two of the same name
+    lifespan = _lifespan_of(module, place)
+    lifespans = {} if lifespan is None else dict.fromkeys(members, lifespan)
+    return Definitions(
+        agents=agents, models=_models_of(module, place), resources=LifespansByMember(lifespans)
+    )
 
 
 def load_files(targets: Sequence[str]) -> Definitions:
@@ -81,7 +87,19 @@ def load_files(targets: Sequence[str]) -> Definitions:
     agents = tuple(_distinct(agent for file in files for agent in file.agents))
     members_by_name(agents)
     models = {name: model for file in files for name, model in file.models.items()}
-    return Definitions(agents=agents, models=models)
+    return Definitions(agents=agents, models=models, resources=_merge_lifespans(files))
+
+
+def _merge_lifespans(files: Sequence[Definitions]) -> LifespansByMember:
+    merged: dict[str, Lifespan[Any]] = {}
+    for file in files:
+        for name, lifespan in file.resources.lifespans.items():
+            if merged.setdefault(name, lifespan) is not lifespan:
+                raise DefinitionError(
+                    f"{name!r} is in two files, and each has a lifespan of its own ({merged[name].name}, "
+                    f"{lifespan.name}); import one in both"
+                )
+    return LifespansByMember(merged)
 
 
 def folder_of(target: str) -> Path:
@@ -229,6 +247,15 @@ def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
                 "`stream` and `check`"
             )
     return dict(models)
+
+
+def _lifespan_of(module: ModuleType, place: str) -> Lifespan[Any] | None:
+    """Return the lifespan that the module defines or imports, whatever its name is."""
+    found = {id(value): value for value in vars(module).values() if isinstance(value, Lifespan)}
+    if len(found) > 1:
+        names = ", ".join(lifespan.name for lifespan in found.values())
+        raise DefinitionError(f"{place} has several lifespans ({names}); a worker enters one for each file")
+    return next(iter(found.values()), None)
 
 
 # -- as a command

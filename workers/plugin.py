@@ -8,6 +8,7 @@ It is given to the client, because the data converter belongs to it. Workers and
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -65,6 +66,7 @@ from ..activities.remember import remember
 from ..activities.remote import count_attempts
 from ..activities.renewal import BlobRenewal
 from ..activities.resolve import Resolver
+from ..activities.resources import WorkerResources
 from ..activities.threads import FunctionThreads
 from ..activities.tool import ToolCalls, tool_key
 from ..activities.traffic.admission import Traffic
@@ -92,6 +94,8 @@ class PerdurePlugin(SimplePlugin):
         models: providers by the name before the colon; they replace built-in ones of the same name.
         settings: the environment's when None.
         blobs: the blob store; the settings' when None.
+        resources: what tools, hooks and functions of graphs get as `resources`: a `lifespan`, which the worker enters,
+            or a value.
         parks: False: what would park a run ends it as failed, for tests: there is nobody who would resume it.
 
     Raises:
@@ -107,6 +111,7 @@ class PerdurePlugin(SimplePlugin):
         models: Mapping[str, Model] | None = None,
         settings: Settings | None = None,
         blobs: BlobStore | None = None,
+        resources: Any = None,
         parks: bool = True,
     ) -> None:
         self.settings = settings or load_settings()
@@ -114,6 +119,7 @@ class PerdurePlugin(SimplePlugin):
         register_secrets(self.settings)
         self.members = members_by_name(agents)
         members = self.members.items()
+        self.resources = WorkerResources(resources, self.members)
         self.agents: dict[str, Agent[Any]] = {
             name: member for name, member in members if isinstance(member, Agent)
         }
@@ -177,7 +183,7 @@ class PerdurePlugin(SimplePlugin):
             parks=self._parks,
             pins=McpPins(members=self.members, pool=self.mcp),
         )
-        hooks = HookRunner(agents=self.agents, threads=self.threads)
+        hooks = HookRunner(agents=self.agents, threads=self.threads, resources=self.resources)
         model_calls = ModelCalls(
             models=self.models,
             agents=self.agents,
@@ -197,9 +203,12 @@ class PerdurePlugin(SimplePlugin):
             traffic=traffic,
             hooks=hooks,
             mcp=McpCalls(pool=self.mcp),
+            resources=self.resources,
             progress_interval=interval,
         )
-        nodes = NodeCalls(graphs=self.graphs, blobs=self._content, threads=self.threads)
+        nodes = NodeCalls(
+            graphs=self.graphs, blobs=self._content, threads=self.threads, resources=self.resources
+        )
         return [
             resolver.resolve_agent,
             model_calls.call_model,
@@ -240,18 +249,20 @@ class PerdurePlugin(SimplePlugin):
                 'Write "anthropic", "anthropic:model" or "tool:name"',
                 key,
             )
-        if self.settings.search_attributes:
-            try:
-                await register_search_attributes(worker.client)
-            except BaseException:
-                # Nothing was started. The SDK marks a worker that fails its own validation in the same way;
-                # without that, `async with Worker(...)` would wait for ever for the end of its shutdown.
-                worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
-                raise
         for warning in mcp_warnings(self.agents.values()):
             _log.warning("%s", warning)
         try:
-            async with watch_loop(count_held_loop):
+            async with AsyncExitStack() as stack:
+                try:
+                    if self.settings.search_attributes:
+                        await register_search_attributes(worker.client)
+                    await stack.enter_async_context(self.resources.entered())
+                except BaseException:
+                    # Nothing was started. The SDK marks a worker that fails its own validation in the same way;
+                    # without that, `async with Worker(...)` would wait for ever for the end of its shutdown.
+                    worker._shutdown_complete_event.set()  # pyright: ignore[reportPrivateUsage]
+                    raise
+                await stack.enter_async_context(watch_loop(count_held_loop))
                 await super().run_worker(worker, next)
         finally:
             await self.mcp.close()

@@ -30,6 +30,7 @@ async def serving(
     worker: Mapping[str, Any] | None = None,
     task_queue: str | None = None,
     parks: bool = True,
+    resources: Any = None,
 ) -> AsyncGenerator[tuple[Client, str]]:
     """Serve the agents while the block runs; yield a Temporal client and the worker's task queue.
 
@@ -45,6 +46,7 @@ async def serving(
         worker: more arguments of Temporal's Worker, such as {"max_cached_workflows": 0}.
         task_queue: used in place of the settings'.
         parks: see `PerdurePlugin`.
+        resources: see `PerdurePlugin`.
 
     """
     async with AsyncExitStack() as stack:
@@ -59,7 +61,11 @@ async def serving(
             address = server.address
         queue = task_queue or settings.task_queue
         settings = settings.model_copy(update={"address": address, "task_queue": queue})
-        plugin = PerdurePlugin(agents, models=models, settings=settings, blobs=blobs, parks=parks)
+        plugin = PerdurePlugin(
+            agents, models=models, settings=settings, blobs=blobs, parks=parks, resources=resources
+        )
         temporal = await connect_temporal(settings, [plugin])
+        # First here, so that an error of theirs is raised before the block begins.
+        await stack.enter_async_context(plugin.resources.entered())
         await stack.enter_async_context(Worker(temporal, task_queue=settings.task_queue, **(worker or {})))
         yield temporal, settings.task_queue

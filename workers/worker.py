@@ -107,7 +107,12 @@ async def run_worker(args: WorkerArgs) -> None:
             logging.getLogger("temporalio.worker._worker").setLevel(logging.WARNING)
         # The connection uses the process's default runtime, and there is one connection.
         Runtime.set_default(runtime, error_if_already_set=False)
-        plugin = PerdurePlugin(definitions.agents, models=definitions.models, settings=settings)
+        plugin = PerdurePlugin(
+            definitions.agents,
+            models=definitions.models,
+            settings=settings,
+            resources=definitions.resources,
+        )
         # In a thread: checks may read credentials from files or the network.
         warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)
         for warning in warnings:

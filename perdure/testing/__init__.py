@@ -69,6 +69,7 @@ async def running(
     worker: Mapping[str, Any] | None = None,
     task_queue: str | None = None,
     parked: Literal["raise", "wait"] = "raise",
+    resources: Any = None,
 ) -> "AsyncGenerator[Client]":
     """Run a worker that serves the agents, and yield a client of it while the body runs.
 
@@ -85,6 +86,7 @@ async def running(
         task_queue: task queue to share with other workers and clients, in place of one of its own.
         parked: "raise": a run that would park, which a person would have to resume, fails with the reason. "wait":
             it parks as it does elsewhere.
+        resources: what tools get as `ToolContext.resources`: a `lifespan`, or a value such as a fake.
 
     """
     # Imported by name: workers and starters must not import each other, and this module joins the two.
@@ -99,5 +101,6 @@ async def running(
         worker=worker,
         task_queue=task_queue or f"test-{uuid.uuid4().hex[:12]}",
         parks=parked == "wait",
+        resources=resources,
     ) as (temporal, queue):
         yield client_type(temporal, task_queue=queue)

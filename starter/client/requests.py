@@ -34,7 +34,7 @@ def build_request(kind: type[_Request], **fields: Any) -> _Request:
     if found is not None:
         raise InvalidRequest(
             f"{found} looks like a secret. The context of a run is kept in history, as plain text, for everybody who "
-            "may read the run. Let the tool read the key on its worker instead; if it is none, give the field another name"
+            "may read the run. Let the tool read the key on its worker instead; if it is no secret, rename the field"
         )
     if set_fields.get("stream") is True:
         del set_fields["stream"]

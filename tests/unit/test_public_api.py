@@ -29,6 +29,7 @@ PUBLIC = [
     "Hook",
     "Image",
     "InvalidRequest",
+    "Lifespan",
     "Limits",
     "McpServer",
     "McpTool",
@@ -73,6 +74,7 @@ PUBLIC = [
     "as_tool",
     "ask_person",
     "connect",
+    "lifespan",
     "run_agent",
     "tool",
 ]
