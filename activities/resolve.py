@@ -18,11 +18,19 @@ from perdure.model import Model, ModelConfig
 from perdure.prices import PriceTable
 from perdure.task_queues import MOST_NAMES, unserved_message
 from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import RESOLVE_AGENT, SPEC_QUERY, UNKNOWN_AGENT, WORKFLOWS
+from perdure.wire.names import (
+    INSTRUCTIONS_FAILED,
+    MCP_NOT_READY,
+    RESOLVE_AGENT,
+    SPEC_QUERY,
+    UNKNOWN_AGENT,
+    WORKFLOWS,
+)
 from perdure.wire.spec import AgentSpec, AnySpec, ModelSpec, ResolvedAgent
 
 from .content.transcripts import Transcripts
 from .elsewhere import log_lack, refused_here
+from .instructions import InstructionFunctions
 from .mcp.pin import McpPins
 from .refusal import refusal
 
@@ -41,6 +49,8 @@ class Resolver:
     """Cache that gets each spec made here, for the model calls of its runs."""
     parks: bool = True
     """False: what would park a run made here ends it as failed."""
+    instructions: InstructionFunctions | None = None
+    """Functions that make instructions; None where no agent has any."""
     pins: McpPins | None = None
     """Tools of MCP servers; None where no agent has any."""
 
@@ -63,9 +73,14 @@ class Resolver:
 
     async def _resolve(self, request: ResolveRequest) -> ResolvedAgent:
         if request.parent is None:
-            return await self._resolve_anew(request)
-        # What servers offered when the parent pinned it, no worker can know.
-        if request.agent in self.members and not self._has_servers(request.agent):
+            try:
+                return await self._resolve_anew(request)
+            except ApplicationError as error:
+                if self.parks or error.type not in (INSTRUCTIONS_FAILED, MCP_NOT_READY):
+                    raise
+                raise refusal(error.message) from None  # a test would wait for ever
+        # What servers offered, or functions said, when the parent pinned it, no worker can know.
+        if request.agent in self.members and not self._is_made_anew(request.agent):
             # The usual case: this worker has the pinned version, and the parent need not be queried.
             resolved = self._resolve_here(request)
             if resolved.spec.full_digest == request.spec_digest:
@@ -75,13 +90,21 @@ class Resolver:
 
     async def _resolve_anew(self, request: ResolveRequest) -> ResolvedAgent:
         resolved = self._resolve_here(request)
+        names = [spec.name for spec in (resolved.spec, *resolved.members)]
+        if self.instructions is not None and self.instructions.are_among(names):
+            if request.asker is None:
+                return resolved.model_copy(update={"needs_asker": True})
+            resolved = await self.instructions.fill_in(resolved, request.asker)
         if self.pins is not None:
             resolved = await self.pins.pin(resolved)
         self._remember(resolved)
         return resolved
 
-    def _has_servers(self, name: str) -> bool:
-        return self.pins is not None and self.pins.has_servers(collect_members(self.members[name]))
+    def _is_made_anew(self, name: str) -> bool:
+        """Return whether resolving the member again could give another spec than the one that was pinned."""
+        names = collect_members(self.members[name])
+        has_servers = self.pins is not None and self.pins.has_servers(names)
+        return has_servers or (self.instructions is not None and self.instructions.are_among(names))
 
     def _remember(self, resolved: ResolvedAgent) -> None:
         if self.transcripts is not None and isinstance(resolved.spec, AgentSpec):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from perdure.fallbacks import Fallback, ToolFallback
     from perdure.graph import Edge, Graph, GraphState, Node, NodeInput
     from perdure.hooks import Hook
+    from perdure.instructions import InstructionsContext
     from perdure.limits import GraphLimits, Limits, PatternLimits, SwarmLimits
     from perdure.mcp import McpServer, McpTool, McpToolInfo
     from perdure.messages import Document, Image, Message, Usage
@@ -63,6 +64,7 @@ _HOME = {
     "GraphState": "perdure.graph",
     "Hook": "perdure.hooks",
     "Image": "perdure.messages",
+    "InstructionsContext": "perdure.instructions",
     "InvalidRequest": "perdure.errors",
     "Lifespan": "perdure.resources",
     "Limits": "perdure.limits",
@@ -130,6 +132,7 @@ __all__ = [
     "GraphState",
     "Hook",
     "Image",
+    "InstructionsContext",
     "InvalidRequest",
     "Lifespan",
     "Limits",

@@ -12,6 +12,7 @@ from perdure.definitions import check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
 from perdure.hooks import Hook, points_of
+from perdure.instructions import Instructions
 from perdure.limits import Limits
 from perdure.mcp import McpServer, may_be_tool_of
 from perdure.members import Member, collect_members
@@ -40,7 +41,9 @@ class Agent(Generic[Output]):
 
     name: str
     model: str | ModelConfig
-    instructions: str = ""
+    instructions: str | Instructions = ""
+    """Text, or a function of an `InstructionsContext` that gives it, sync or async. The function is called when a run
+    resolves, and the run keeps its text."""
     description: str = ""
     """Purpose of the agent in a line, for agents that call it or hand off to it."""
     tools: Sequence[AnyTool | McpServer] = ()
@@ -91,6 +94,11 @@ class Agent(Generic[Output]):
         object.__setattr__(self, "summary_model", self._model_config(named) if named else None)
         object.__setattr__(self, "tools", self._check_tools())
         object.__setattr__(self, "hooks", self._check_hooks())
+        if not isinstance(self.instructions, str) and not callable(self.instructions):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(
+                f"agent {self.name!r}: instructions must be text, or a function that gives it, not "
+                f"{self.instructions!r}"
+            )
         self._check_bounds()
         self._check_models(self.output_schema())
         collect_members(self)  # raises for two different members of one name
@@ -288,6 +296,8 @@ class Agent(Generic[Output]):
             "models": models,
             "tools": tuple(_tool_spec(tool) for tool in self.tools if not isinstance(tool, McpServer)),
             "mcp_servers": tuple(server.name for server in self.mcp_servers),
+            "instructions": self.instructions if isinstance(self.instructions, str) else "",
+            "instructions_by": None if isinstance(self.instructions, str) else _name_of(self.instructions),
             "output_schema": self.output_schema(),
             "wraps_output": form is not None and form.is_wrapped,
             "output_name": getattr(self.output_type, "__name__", None),
@@ -303,6 +313,10 @@ class Agent(Generic[Output]):
                 f"agent {self.name!r} has a cost limit, and the price of {', '.join(unknown)} is not known; "
                 "add it to the table that PERDURE_PRICES points to"
             )
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _model_of(link: str | ModelConfig | Fallback) -> str | ModelConfig:

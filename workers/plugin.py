@@ -51,6 +51,7 @@ from ..activities.genai import (
     watch_threads,
 )
 from ..activities.hooks import HookRunner
+from ..activities.instructions import InstructionFunctions
 from ..activities.loop_watch import watch_loop
 from ..activities.mcp.calls import McpCalls
 from ..activities.mcp.pin import McpPins
@@ -181,6 +182,9 @@ class PerdurePlugin(SimplePlugin):
             providers=self.models,
             transcripts=self.transcripts,
             parks=self._parks,
+            instructions=InstructionFunctions(
+                members=self.members, threads=self.threads, resources=self.resources
+            ),
             pins=McpPins(members=self.members, pool=self.mcp),
         )
         hooks = HookRunner(agents=self.agents, threads=self.threads, resources=self.resources)

@@ -357,7 +357,7 @@ class RunHandlers:
         """Fetch the agent with which the run is to go on."""
         limited = state.limits.cost_usd is not None or state.tree.lease.amount.cost_microusd is not None
         limited = limited or (wanted.limits is not None and wanted.limits.cost_usd is not None)
-        fetching = resolve_anew(state.spec, wanted, cost_limited=limited)
+        fetching = resolve_anew(state.spec, state.request, wanted, cost_limited=limited)
         try:
             resolved = await self._loop.ending.race(fetching)
         except RunIsEndingError:

@@ -9,8 +9,15 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 
 from perdure.texts import truncate_middle
-from perdure.wire.effects import ResolveRequest
-from perdure.wire.names import BLOB_STORE_FAILED, MCP_NOT_READY, RESOLVE_AGENT, SPEC_UNREADABLE, UNKNOWN_AGENT
+from perdure.wire.effects import Asker, ResolveRequest
+from perdure.wire.names import (
+    BLOB_STORE_FAILED,
+    INSTRUCTIONS_FAILED,
+    MCP_NOT_READY,
+    RESOLVE_AGENT,
+    SPEC_UNREADABLE,
+    UNKNOWN_AGENT,
+)
 from perdure.wire.requests import Redrive, RunRequest
 from perdure.wire.results import Failure
 from perdure.wire.spec import AnySpec, ResolvedAgent
@@ -29,8 +36,12 @@ _ATTEMPTS = 10
 """Attempts to fetch the agent before the run says why it cannot begin: some seconds, if no worker serves it."""
 _FIRST_LOOK, _LONGEST_LOOK = timedelta(minutes=10), timedelta(hours=6)
 """Times for which an activity waits for a worker that serves the agent."""
-_TRANSIENT = (BLOB_STORE_FAILED, MCP_NOT_READY, SPEC_UNREADABLE, "RPCError", "TimeoutError")
-"""Types of transient errors: the blob store, an MCP server, the parent run or every worker is out of reach."""
+_TRANSIENT = (
+    *(BLOB_STORE_FAILED, INSTRUCTIONS_FAILED, MCP_NOT_READY, SPEC_UNREADABLE),
+    *("RPCError", "TimeoutError"),
+)
+"""Types of transient errors: the blob store, an MCP server, what instructions are made of, the parent run or every
+worker is out of reach."""
 
 
 async def resolve(
@@ -56,7 +67,11 @@ async def resolve(
         left = _time_left(deadline, child)
         try:
             # The bound costs no timer. Without a deadline the run may wait for a worker's slot, however long.
-            return await _run_activity(resolve_request, within=looks.bound(left), attempts=looks.attempts)
+            resolved = await _run_activity(resolve_request, within=looks.bound(left), attempts=looks.attempts)
+            if not resolved.needs_asker:
+                return resolved
+            resolve_request = resolve_request.model_copy(update={"asker": asker_of(request)})
+            continue
         except NotServedError as error:
             held_up(Failure(kind=UNKNOWN_AGENT, message=error.message))
             looks = looks.next()
@@ -93,7 +108,12 @@ def _time_left(deadline: datetime | None, child: ChildInput | None) -> timedelta
 
 
 async def resolve_anew(
-    spec: AnySpec, redrive: Redrive, *, cost_limited: bool, within: timedelta = _CHANGED_WITHIN
+    spec: AnySpec,
+    request: RunRequest,
+    redrive: Redrive,
+    *,
+    cost_limited: bool,
+    within: timedelta = _CHANGED_WITHIN,
 ) -> ResolvedAgent:
     """Return the agent with which a parked run or a session goes on: its own or the newest, perhaps of another model.
 
@@ -104,18 +124,24 @@ async def resolve_anew(
     """
     # The run itself is the parent to query, so that the spec is the pinned one on any worker.
     own = None if redrive.newest else workflow.info().workflow_id
-    return await _run_activity(
-        ResolveRequest(
-            agent=spec.name,
-            as_of=workflow.now(),
-            cost_limited=cost_limited,
-            parent=own,
-            spec_digest=None if redrive.newest else spec.full_digest,
-            model=redrive.model,
-            layout=LAYOUT,
-        ),
-        within=within,
+    wanted = ResolveRequest(
+        agent=spec.name,
+        as_of=workflow.now(),
+        cost_limited=cost_limited,
+        parent=own,
+        spec_digest=None if redrive.newest else spec.full_digest,
+        model=redrive.model,
+        layout=LAYOUT,
     )
+    resolved = await _run_activity(wanted, within=within)
+    if not resolved.needs_asker:
+        return resolved
+    return await _run_activity(wanted.model_copy(update={"asker": asker_of(request)}), within=within)
+
+
+def asker_of(request: RunRequest) -> Asker:
+    """Return the facts of the request by which instructions are made."""
+    return Asker(user=request.user, roles=request.roles, context=request.context)
 
 
 class NotServedError(ApplicationError):

@@ -45,7 +45,9 @@ async def fetch_newest(
     session = session_of(state)
     bounds = (state.spec.limits, state.request.limits, session.limits)
     limited = any(limits is not None and limits.cost_usd is not None for limits in bounds)
-    fetching = resolve_anew(state.spec, Redrive(newest=True), cost_limited=limited, within=within)
+    fetching = resolve_anew(
+        state.spec, state.request, Redrive(newest=True), cost_limited=limited, within=within
+    )
     try:
         resolved = await ending.race(fetching)
     except RunIsEndingError:

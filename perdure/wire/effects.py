@@ -303,6 +303,14 @@ class HookOutcome(Value):
     """Output in place of the run's, when `is_replaced`."""
 
 
+class Asker(Value):
+    """Facts of a run's request by which its instructions are made."""
+
+    user: str | None = Field(default=None, exclude_if=is_empty)
+    roles: list[str] = Field(default_factory=list[str], exclude_if=is_empty)
+    context: dict[str, Any] = Field(default_factory=dict[str, Any], exclude_if=is_empty)
+
+
 class ResolveRequest(Value):
     """Input of `resolve_agent`."""
 
@@ -317,6 +325,8 @@ class ResolveRequest(Value):
     """`full_digest` of the pinned spec."""
     model: str | None = Field(default=None, exclude_if=is_empty)
     """Model that becomes the first of the chain, in place of the agent's own."""
+    asker: Asker | None = Field(default=None, exclude_if=is_empty)
+    """For whom instructions are made; None until a worker has said that they depend on it."""
     layout: int = 1
     """Layout in which the run would write its history, see `ResolvedAgent`."""
 

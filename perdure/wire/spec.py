@@ -130,6 +130,8 @@ class AgentSpec(_MemberSpec):
 
     kind: Literal["agent"] = "agent"
     instructions: str
+    instructions_by: str | None = Field(default=None, exclude_if=is_none)
+    """Name of the function that has made them, if one has."""
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     """Chain of models: the agent's model, then its fallbacks."""
     tools: tuple[ToolSpec, ...] = ()
@@ -262,6 +264,8 @@ class ResolvedAgent(_Frozen):
     spec: AnySpec = Field(repr=False)
     members: tuple[AnySpec, ...] = Field(default=(), repr=False, exclude_if=is_empty)
     """Specs of all that the run may start, directly or through its children: pinned together with it."""
+    needs_asker: bool = Field(default=False, exclude_if=is_empty)
+    """True: instructions are made for a user, and are not yet in the specs. The run asks again, with the `Asker`."""
     search_attributes: bool = Field(default=True, exclude_if=lambda v: v is True)
     """False: the run sets no search attributes, because the server lets nobody register them."""
     layout: int = 1

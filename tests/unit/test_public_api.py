@@ -28,6 +28,7 @@ PUBLIC = [
     "GraphState",
     "Hook",
     "Image",
+    "InstructionsContext",
     "InvalidRequest",
     "Lifespan",
     "Limits",
