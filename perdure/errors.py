@@ -202,6 +202,19 @@ def rule_for(kind: str) -> Rule:
     return next((rule for known, rule in RULES.items() if known == kind), RULES["bug"])
 
 
+def match_kind(word: str) -> ErrorKind:
+    """Return the kind of error that the word names, or that alone begins with it: `auth`.
+
+    Raises:
+        ValueError: no kind begins with the word, or several do; the message is the list of kinds.
+
+    """
+    matching = [kind for kind in RULES if kind == word] or [kind for kind in RULES if kind.startswith(word)]
+    if len(matching) != 1:
+        raise ValueError(", ".join(get_args(ErrorKind)))
+    return matching[0]
+
+
 _HEAD = """\
 # What can go wrong, and what becomes of it
 

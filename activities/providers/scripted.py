@@ -12,7 +12,7 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Final
 
-from perdure.errors import ErrorKind, ModelError
+from perdure.errors import DefinitionError, ErrorKind, ModelError, match_kind
 from perdure.messages import (
     Message,
     Part,
@@ -74,10 +74,19 @@ def calls(tool: str, /, **arguments: Any) -> Line:
 
 
 def fails(
-    kind: ErrorKind, message: str = "scripted failure", *, retry_after: timedelta | None = None
+    kind: ErrorKind | str, message: str = "scripted failure", *, retry_after: timedelta | None = None
 ) -> Line:
-    """Make the model call fail, as a provider's would."""
-    return Line(error=ModelError(kind, message, retry_after=retry_after))
+    """Make the model call fail, as a provider's would. A beginning names a kind that alone has it: `auth`.
+
+    Raises:
+        DefinitionError: no kind of error begins so, or several do.
+
+    """
+    try:
+        named = match_kind(kind)
+    except ValueError as error:
+        raise DefinitionError(f"fails({kind!r}): no such kind of error; there are: {error}") from None
+    return Line(error=ModelError(named, message, retry_after=retry_after))
 
 
 @dataclass(frozen=True)

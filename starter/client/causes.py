@@ -1,8 +1,6 @@
 """Causes for which runs are parked: the kinds of error that park."""
 
-from typing import get_args
-
-from perdure.errors import ErrorKind, InvalidRequest
+from perdure.errors import InvalidRequest, match_kind
 
 
 def match_cause(word: str) -> str:
@@ -12,10 +10,7 @@ def match_cause(word: str) -> str:
         InvalidRequest: no kind begins with the word, or several do.
 
     """
-    kinds: tuple[str, ...] = get_args(ErrorKind)
-    if word in kinds:
-        return word
-    matching = [kind for kind in kinds if kind.startswith(word)]
-    if len(matching) == 1:
-        return matching[0]
-    raise InvalidRequest(f"no cause {word!r}; the causes are {', '.join(kinds)}")
+    try:
+        return match_kind(word)
+    except ValueError as error:
+        raise InvalidRequest(f"no cause {word!r}; the causes are {error}") from None
