@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Generic, get_args
 
 from perdure.context import ContextStrategy, SlidingWindow, Summary
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import Fallback
 from perdure.hooks import Hook, points_of
@@ -32,7 +32,7 @@ RESERVED_TOOL_NAMES = frozenset({FINAL_ANSWER, HANDOFF, READ_BACK, READ_RESULT, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agent(Generic[Output]):
+class Agent(Definition, Generic[Output]):
     """An agent.
 
     Making one raises DefinitionError for everything that could not run. With `limits.cost_usd`, every model
@@ -168,6 +168,10 @@ class Agent(Generic[Output]):
             if not isinstance(tool, AnyTool | McpServer):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise DefinitionError(
                     f"agent {self.name!r}: {tool!r} is not a tool; put @tool above the function"
+                )
+            if isinstance(tool, Tool) and tool.signature.is_method:
+                raise DefinitionError(
+                    f"agent {self.name!r}: tool {tool.name!r} is a method; take it from an object, as desk.{tool.name}"
                 )
             if tool.name in seen:
                 raise DefinitionError(f"agent {self.name!r}: two tools are called {tool.name!r}; rename one")

@@ -1,14 +1,20 @@
 """Definitions: what users write down is checked when it is made, and refused by `DefinitionError`, in words."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import timedelta
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
 from perdure.errors import DefinitionError
+
+
+def _is_required(field: Any) -> bool:
+    return bool(field.init and field.default is MISSING and field.default_factory is MISSING)
+
 
 _MOST_EXPLAINED: Final = 8
 """Problems of a validation error that its message lists."""
@@ -23,6 +29,9 @@ _WORDS: Final[Mapping[type, str]] = {
 
 
 if TYPE_CHECKING:
+
+    class Definition:
+        """Base of the dataclasses that users make themselves."""
 
     class DefinitionModel(BaseModel):
         """Base of the pydantic models that users make themselves."""
@@ -43,6 +52,37 @@ else:
 
     class DefinitionModel(BaseModel, metaclass=_Definition):
         """Base of the pydantic models that users make themselves."""
+
+    class _Named(type):
+        """Type of definitions that are dataclasses: a wrong name of an argument is a `DefinitionError`."""
+
+        def __call__(cls, *args: Any, **arguments: Any) -> Any:
+            known = {each.name for each in fields(cls) if each.init} if is_dataclass(cls) else set()
+            what = f"{cls.__name__} {arguments.get('name', '')!r}" if "name" in known else cls.__name__
+            if known:
+                check_names(arguments, known, what)
+            missing = [each.name for each in fields(cls) if _is_required(each)][len(args) :] if known else []
+            for name in missing:
+                if name not in arguments:
+                    raise DefinitionError(f"{what}: {name} is missing")
+            return super().__call__(*args, **arguments)
+
+    class Definition(metaclass=_Named):
+        """Base of the dataclasses that users make themselves."""
+
+
+def check_names(given: Iterable[str], known: Collection[str], what: str) -> None:
+    """Check that each name that was given is known. `what` names the definition in the error.
+
+    Raises:
+        DefinitionError: one is not; the message has the name that is nearest.
+
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(known))}"
+            raise DefinitionError(f"{what}: there is no setting {name!r}{hint}")
 
 
 def check_types(definition: Any, what: str) -> None:

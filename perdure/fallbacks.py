@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_types
 from perdure.errors import RULES, DefinitionError
 from perdure.model import ModelConfig
 
@@ -17,7 +17,7 @@ _CONDITIONS: Final = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fallback:
+class Fallback(Definition):
     """Model of the chain, with the conditions on which it is taken.
 
     Making one raises DefinitionError for an unknown condition.
@@ -55,7 +55,7 @@ class Fallback:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolFallback:
+class ToolFallback(Definition):
     """Stand-in for a tool whose attempts are used up: exactly one of the three. The model is told which."""
 
     tool: str | None = None

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from pydantic import Field
 
 from perdure.agent import Agent
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_types
 from perdure.errors import DefinitionError
 from perdure.limits import GraphLimits
 from perdure.members import Member, collect_members, unknown_tool_limit
@@ -86,7 +86,7 @@ Executor = Agent | Member | NodeFunction
 
 
 @dataclass(frozen=True)
-class Edge:
+class Edge(Definition):
     """Edge from `source` to `target`, taken once `source` has run and `when` returns True."""
 
     source: str
@@ -100,7 +100,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Definition):
     """Node of a graph: what it runs, its join, and the treatment of its failures."""
 
     run: Executor
@@ -148,7 +148,7 @@ class GraphCode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
+class Graph(Definition):
     """A graph.
 
     Entries start at once, whatever edges lead to them. A node starts as soon as its join is met. A graph with

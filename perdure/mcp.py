@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
+from perdure.definitions import Definition
 from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.retries import ToolRetry
@@ -49,7 +50,7 @@ class McpToolInfo:
 
 
 @dataclass(frozen=True)
-class McpTool:
+class McpTool(Definition):
     """Settings of one tool of a server, in `McpServer.tools`; None: as the server has it."""
 
     name: str
@@ -70,7 +71,7 @@ class McpTool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class McpServer:
+class McpServer(Definition):
     """MCP server whose tools an agent has. Needs `pip install "perdure[mcp]"` on the worker.
 
     Give `url` for streamable HTTP, or `command` for a process that speaks over stdin and stdout. In `url`, `command`,

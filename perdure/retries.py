@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_types
 from perdure.errors import DefinitionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolRetry:
+class ToolRetry(Definition):
     """Retries of a failed tool call; each delay is `backoff` times the one before."""
 
     attempts: int = 3

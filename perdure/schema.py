@@ -60,6 +60,8 @@ class Signature:
     input_schema: dict[str, Any]
     model: type[BaseModel]
     context: str | None
+    is_method: bool = False
+    """True: the first parameter is `self`, so the function must be bound to an object before it is called."""
 
     def bind(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the Python values that the function expects.
@@ -120,38 +122,126 @@ class Signature:
             return False
 
 
-def signature_of(function: Callable[..., Any], name: str) -> Signature:
+@dataclass(frozen=True, kw_only=True)
+class GivenSignature(Signature):
+    """Parameters by a JSON schema that was given; the function gets the arguments by their names."""
+
+    def bind(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments, which fit the schema.
+
+        Raises:
+            ValueError: they do not fit.
+
+        """
+        problem = problem_with(arguments, self.input_schema)
+        if problem is not None:
+            raise ValueError(problem)
+        return dict(arguments)
+
+    def canonical(self, arguments: dict[str, Any], resource: str | None = None) -> dict[str, Any]:
+        """Return the arguments as a reader of the schema takes them, with the resource's default.
+
+        Raises:
+            ValueError: they do not fit.
+
+        """
+        return self.bind(canonical_arguments(arguments, self.input_schema, resource))
+
+
+def signature_of(
+    function: Callable[..., Any],
+    name: str,
+    *,
+    schema: dict[str, Any] | None = None,
+    description: str | None = None,
+) -> Signature:
     """Return the signature of a function, with the descriptions of its docstring.
+
+    Args:
+        function: the function, or a method of a class that is being defined.
+        name: the tool's name, for errors.
+        schema: JSON schema of the arguments, in place of that of the type hints.
+        description: text in place of the docstring's.
 
     Raises:
         DefinitionError: it has no docstring, a parameter without a type, or a type that no JSON value fits.
 
     """
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    description = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
-    if not description:
+    text = description or "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
+    if not text:
         raise DefinitionError(f"tool {name!r} has no docstring: the model chooses tools by their description")
-    described = {param.arg_name: param.description for param in doc.params}
     hints = _hints(function, name)
+    parameters = list(inspect.signature(function).parameters.values())
+    is_method = _is_method(function, parameters)
+    parameters = parameters[1:] if is_method else parameters
+    context = _context_of(parameters, hints, name)
+    others = [parameter for parameter in parameters if parameter.name != context]
+    if schema is not None:
+        _check_given(schema, others, context, name)
+        return GivenSignature(
+            description=text, input_schema=schema, model=BaseModel, context=context, is_method=is_method
+        )
+    described = {param.arg_name: param.description for param in doc.params}
     fields: dict[str, Any] = {}
-    context: str | None = None
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints.get(parameter.name)
+    for parameter in others:
         _check_kind(parameter, name)
-        kind = get_origin(hint) or hint  # such as ToolContext[Pool]
-        if (getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) == _OURS:
-            if context is not None:
-                raise DefinitionError(
-                    f"tool {name!r}: parameters {context!r} and {parameter.name!r} are both ToolContext"
-                )
-            context = parameter.name
-            continue
+        hint = hints.get(parameter.name)
         fields[parameter.name] = _field(parameter, hint, described.get(parameter.name), name)
     model = _model(name, fields)
-    schema = model.model_json_schema(schema_generator=StableSchema)
+    made = model.model_json_schema(schema_generator=StableSchema)
     # The title would repeat the tool's name in every request.
-    schema.pop("title", None)
-    return Signature(description=description, input_schema=schema, model=model, context=context)
+    made.pop("title", None)
+    return Signature(description=text, input_schema=made, model=model, context=context, is_method=is_method)
+
+
+def _is_method(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> bool:
+    """Return whether the function stands in a class, and waits for an object of it."""
+    place = getattr(function, "__qualname__", "").rpartition(".")[0]
+    in_class = bool(place) and not place.endswith("<locals>")
+    return in_class and bool(parameters) and parameters[0].name == "self"
+
+
+def _context_of(parameters: Sequence[inspect.Parameter], hints: dict[str, Any], name: str) -> str | None:
+    """Return the name of the parameter that gets the ToolContext, or None."""
+    found: str | None = None
+    for parameter in parameters:
+        hint = hints.get(parameter.name)
+        kind = get_origin(hint) or hint  # such as ToolContext[Pool]
+        if (getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) != _OURS:
+            continue
+        if found is not None:
+            raise DefinitionError(
+                f"tool {name!r}: parameters {found!r} and {parameter.name!r} are both ToolContext"
+            )
+        _check_kind(parameter, name)
+        found = parameter.name
+    return found
+
+
+def _check_given(
+    schema: dict[str, Any], parameters: Sequence[inspect.Parameter], context: str | None, name: str
+) -> None:
+    """Check that a function can take all arguments of a given schema by their names."""
+    check_schema(schema, f"tool {name!r}")
+    described = set(schema.get("properties", {}))
+    if context in described:
+        raise DefinitionError(f"tool {name!r}: the schema describes {context!r}, which is the ToolContext")
+    named = {parameter.name: parameter for parameter in parameters}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    missing = sorted(described - named.keys())
+    if missing and not takes_all:
+        raise DefinitionError(
+            f"tool {name!r}: the schema describes {missing[0]!r}, and the function has no such parameter; add it, or "
+            "**arguments"
+        )
+    required = set(schema.get("required", ()))
+    for parameter in parameters:
+        is_filled = parameter.name in required or parameter.default is not inspect.Parameter.empty
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and not is_filled:
+            raise DefinitionError(
+                f"tool {name!r}: parameter {parameter.name!r} has no default, and the schema does not require it"
+            )
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:

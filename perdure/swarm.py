@@ -6,7 +6,7 @@ from datetime import date
 from typing import ClassVar, Final, Literal, get_args
 
 from perdure.agent import _NAME, Agent
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_types
 from perdure.errors import DefinitionError
 from perdure.limits import SwarmLimits
 from perdure.mcp import may_be_tool_of
@@ -44,7 +44,7 @@ HANDOFF_TOOL: Final = ToolDefinition(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swarm:
+class Swarm(Definition):
     """A swarm.
 
     The entry agent gets the task. An agent either answers, which ends the swarm, or hands the task on.

@@ -3,13 +3,14 @@
 import inspect
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Event
+from types import MethodType
 from typing import Any, Generic, Literal, Protocol, cast, get_args, overload
 
-from perdure.definitions import check_types
+from perdure.definitions import Definition, check_names, check_types
 from perdure.errors import DefinitionError
 from perdure.fallbacks import ToolFallback
 from perdure.members import Member
@@ -95,9 +96,16 @@ class Tool:
         """Call the function itself."""
         return self.function(*args, **kwargs)
 
+    def __get__(self, instance: Any, owner: Any = None) -> "Tool":
+        """Return the tool of an object, whose method it is."""
+        if instance is None or not self.signature.is_method:
+            return self
+        signature = replace(self.signature, is_method=False)
+        return replace(self, function=MethodType(self.function, instance), signature=signature)
+
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteTool:
+class RemoteTool(Definition):
     """Tool that is a Temporal activity, in any language, on a task queue of its own.
 
     The activity's type is `activity`, or `name`. It gets two JSON arguments: the call's arguments, and
@@ -244,6 +252,14 @@ def _name_error(name: str) -> DefinitionError:
     )
 
 
+_SETTINGS = {
+    "name",
+    "description",
+    "schema",
+    *({each.name for each in fields(Tool)} - {"input_schema", "function", "signature"}),
+}
+
+
 class _Decorator(Protocol):
     def __call__(self, function: Callable[..., Any], /) -> Tool: ...
 
@@ -255,6 +271,7 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
+    schema: dict[str, Any] | None = None,
     effect: Effect = "read",
     approval: bool = False,
     resource: str | None = None,
@@ -272,10 +289,12 @@ def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool
 
     The function may be async; otherwise it runs in a thread. It may return text, any JSON value, a pydantic
     model, an `Image` or `Document`, or a list that mixes text with these. An error that it raises reaches the
-    model as text once the attempts of `retry` are used up.
+    model as text once the attempts of `retry` are used up. With a JSON `schema`, that is what the model is given, and
+    the function gets the arguments by their names. A method is a tool of each object: `tools=[desk.look_up]`.
 
     Raises:
-        DefinitionError: the function has no docstring, or a parameter that no JSON value fits.
+        DefinitionError: the function has no docstring, a parameter that no JSON value fits, or there is no such
+            setting.
 
     """
     if function is None:
@@ -284,12 +303,14 @@ def tool(function: Callable[..., Any] | None = None, /, **settings: Any) -> Tool
 
 
 def _tool_from(function: Callable[..., Any], settings: dict[str, Any]) -> Tool:
+    settings = dict(settings)
     name = settings.pop("name", None) or getattr(function, "__name__", "tool")
-    signature = signature_of(function, name)
-    description = settings.pop("description", None) or signature.description
+    schema, description = settings.pop("schema", None), settings.pop("description", None)
+    check_names(settings, _SETTINGS, f"tool {name!r}")
+    signature = signature_of(function, name, schema=schema, description=description)
     return Tool(
         name=name,
-        description=description,
+        description=signature.description,
         input_schema=signature.input_schema,
         function=function,
         signature=signature,

@@ -43,8 +43,8 @@ def give_text() -> str:
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "instructions": (
-        lambda: agent(instructions=lambda: ""),
-        "agent 'clerk': instructions must be text, not <",
+        lambda: agent(instructions=7),
+        "agent 'clerk': instructions must be text, or a function that gives it, not 7",
     ),
     "description": (lambda: agent(description=None), "description must be text, not None"),
     "name": (lambda: agent(name=5), "agent 5: name must be text, not 5"),
