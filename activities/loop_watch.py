@@ -106,6 +106,7 @@ class _Watch:
 
     def _report(self, holder: Holder, answered: threading.Event, asked_at: float) -> None:
         of_run = f" for run {holder.run_id}" if holder.run_id else ""
+        others = _calls_of_others(holder.run_id)
         _log.warning(
             "%s has held the event loop for %.0f s%s, at %s: no other call of this worker goes on. Make it a function "
             "that is not async, which gets a thread, or await what takes so long",
@@ -114,7 +115,6 @@ class _Watch:
             of_run,
             holder.place,
         )
-        others = _calls_of_others(holder.run_id)
         while not answered.wait(_ASKS_EVERY) and not self._ended.is_set():
             pass
         seconds = time.monotonic() - asked_at

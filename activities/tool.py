@@ -30,6 +30,7 @@ from perdure.hooks import HookedRun
 from perdure.messages import Text, ToolCall, ToolResult
 from perdure.texts import describe_error
 from perdure.tools import Tool, ToolContext
+from perdure.user_credentials import CredentialRequest
 from perdure.wire.effects import CheckedCall, ToolInput, ToolOutcome, most_attempts
 from perdure.wire.names import CALL_TOOL, MAY_HAVE_EFFECT, NOT_CALLED, READ_RESULT
 from perdure.wire.uncertain import mark_uncertain
@@ -39,6 +40,7 @@ from .content.last_results import LastResults
 from .content.redact import redact_and_cut
 from .content.results import ResultContent, read_more, to_content
 from .content.transcripts import Transcripts
+from .credentials import WorkerCredentials
 from .elsewhere import not_served
 from .function_errors import log_function_error
 from .heartbeat import Heartbeats, was_cancelled, worker_is_ending
@@ -80,6 +82,7 @@ class ToolCalls:
     hooks: HookRunner = field(default_factory=lambda: HookRunner(agents={}))
     mcp: McpCalls = field(default_factory=McpCalls)
     resources: WorkerResources = field(default_factory=WorkerResources)
+    credentials: WorkerCredentials = field(default_factory=WorkerCredentials)
     progress_interval: timedelta = timedelta(milliseconds=150)
 
     @activity.defn(name=CALL_TOOL)
@@ -303,6 +306,41 @@ class ToolCalls:
                 raise TimeoutError(f"no result within {call.timeout}") from error
             raise
 
+    def _context_of(
+        self, call: ToolInput, progress: CallProgress, cancelled: threading.Event
+    ) -> Callable[[], ToolContext]:
+        """Return what makes the context of a call, for the moment at which its function begins."""
+        info, loop = activity.info(), asyncio.get_running_loop()
+        resources = self.resources.of(call.agent)
+        asked = CredentialRequest(
+            user=call.user,
+            tool=call.tool,
+            agent=call.agent,
+            run_id=str(info.workflow_id),
+            context=call.context,
+            resources=resources,
+        )
+
+        async def ask(fresh: bool) -> Any:
+            return await self.credentials.ask(asked, fresh=fresh)
+
+        return lambda: ToolContext(
+            run_id=asked.run_id,
+            call_id=call.call_id,
+            idempotency_key=call.idempotency_key,
+            attempt=call.earlier_attempts + info.attempt,
+            # From now, as the function begins, and not from the activity's start: the call may have waited.
+            deadline=datetime.now(UTC) + call.timeout,
+            agent=call.agent,
+            user=call.user,
+            context=call.context,
+            resources=resources,
+            report=progress.report,
+            cancelled=cancelled,
+            ask_credentials=ask,
+            loop=loop,
+        )
+
     async def _run_function(
         self, tool: Tool, call: ToolInput, progress: CallProgress, begin: Callable[[], None]
     ) -> Any:
@@ -313,12 +351,11 @@ class ToolCalls:
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments do not fit: {error}") from None
         cancelled = threading.Event()
+        context = self._context_of(call, progress, cancelled)
 
         def function() -> Any:
             if tool.signature.context is not None:
-                arguments[tool.signature.context] = _tool_context(
-                    call, progress, cancelled, self.resources.of(call.agent)
-                )
+                arguments[tool.signature.context] = context()
             return tool.function(**arguments)
 
         try:
@@ -415,26 +452,6 @@ def _check_resource(tool: Tool, call: ToolInput) -> None:
         raise ValueError(
             f"{tool.resource}: write {read!r}, not {written!r}: the policy reads it as it is written"
         )
-
-
-def _tool_context(
-    call: ToolInput, progress: CallProgress, cancelled: threading.Event, resources: Any
-) -> ToolContext:
-    info = activity.info()
-    return ToolContext(
-        run_id=str(info.workflow_id),
-        call_id=call.call_id,
-        idempotency_key=call.idempotency_key,
-        attempt=call.earlier_attempts + info.attempt,
-        # From now, as the function begins, and not from the activity's start: the call may have waited.
-        deadline=datetime.now(UTC) + call.timeout,
-        agent=call.agent,
-        user=call.user,
-        context=call.context,
-        resources=resources,
-        report=progress.report,
-        cancelled=cancelled,
-    )
 
 
 def _interruption(error: BaseException, progress: CallProgress) -> BaseException:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from perdure.starter.client.session import Session
     from perdure.swarm import Swarm
     from perdure.tools import AgentTool, RemoteTool, Tool, ToolContext, as_tool, ask_person, tool
+    from perdure.user_credentials import CredentialRequest, Credentials, credentials
     from perdure.wire.requests import RunRequest
     from perdure.wire.results import NodeResult, RunResult, RunStatus, TurnReply
     from perdure.workers.plugin import PerdurePlugin
@@ -53,6 +54,8 @@ _HOME = {
     "AgentTool": "perdure.tools",
     "BlobStore": "perdure.blobs",
     "Client": "perdure.starter.client.connect",
+    "CredentialRequest": "perdure.user_credentials",
+    "Credentials": "perdure.user_credentials",
     "DatedBlobStore": "perdure.blobs",
     "DefinitionError": "perdure.errors",
     "Document": "perdure.messages",
@@ -111,6 +114,7 @@ _HOME = {
     "as_tool": "perdure.tools",
     "ask_person": "perdure.tools",
     "connect": "perdure.starter.client.connect",
+    "credentials": "perdure.user_credentials",
     "lifespan": "perdure.resources",
     "run_agent": "perdure.workflows.run_agent",
     "tool": "perdure.tools",
@@ -121,6 +125,8 @@ __all__ = [
     "AgentTool",
     "BlobStore",
     "Client",
+    "CredentialRequest",
+    "Credentials",
     "DatedBlobStore",
     "DefinitionError",
     "Document",
@@ -179,6 +185,7 @@ __all__ = [
     "as_tool",
     "ask_person",
     "connect",
+    "credentials",
     "lifespan",
     "run_agent",
     "tool",

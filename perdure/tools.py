@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from asyncio import AbstractEventLoop, run, run_coroutine_threadsafe
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -48,6 +49,31 @@ class ToolContext(Generic[Resources]):
     report: Callable[[str], None] = field(default=lambda text: None, repr=False)
     cancelled: Event = field(default_factory=Event, repr=False)
     """Set when the call is cancelled: a function in a thread can check it."""
+    ask_credentials: Callable[[bool], Awaitable[Any]] | None = field(default=None, repr=False)
+    loop: AbstractEventLoop | None = field(default=None, repr=False)
+    """Event loop of the worker."""
+
+    async def credentials(self, *, fresh: bool = False) -> Any:
+        """Return the user's credentials for this tool, by the `@credentials` function of the agent's file.
+
+        They are kept until they expire. `fresh` asks anew: for a tool whose other side has refused them.
+
+        Raises:
+            DefinitionError: the file has no such function.
+            Exception: what the function raises.
+
+        """
+        if self.ask_credentials is None:
+            raise DefinitionError(
+                "credentials() works in a call that a worker makes; in a test give ask_credentials"
+            )
+        return await self.ask_credentials(fresh)
+
+    def wait_for_credentials(self, *, fresh: bool = False) -> Any:
+        """Return the same in a function that is not async, and so has a thread."""
+        if self.loop is None:
+            return run(self.credentials(fresh=fresh))
+        return run_coroutine_threadsafe(self.credentials(fresh=fresh), self.loop).result()
 
     def progress(self, text: str) -> None:
         """Report progress to watchers. It costs no history; only the newest report is kept."""

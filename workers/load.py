@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from perdure.agent import Agent
 from perdure.errors import DefinitionError, PerdureError
@@ -30,10 +30,12 @@ from perdure.model import Model
 from perdure.pattern import Pattern
 from perdure.resources import Lifespan, LifespansByMember
 from perdure.swarm import Swarm
+from perdure.user_credentials import CredentialsByMember, CredentialsProvider
 from perdure.wire.spec import ResolvedAgent
 
 from .plugin import members_by_name
 
+_Part = TypeVar("_Part", Lifespan[Any], CredentialsProvider)
 _KINDS: Final = (Agent, Swarm, Graph, Pattern)
 _EXAMPLE: Final = 'support = Agent(name="support", model="anthropic:claude-sonnet-5-5")'
 
@@ -44,6 +46,7 @@ class Definitions:
 
     agents: tuple[Member, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    credentials: CredentialsByMember = field(default_factory=lambda: CredentialsByMember({}))
     resources: LifespansByMember = field(default_factory=lambda: LifespansByMember({}))
 
 
@@ -69,10 +72,15 @@ def load_file(target: str) -> Definitions:
             f"{subject} no Agent, Swarm, Graph or Pattern; write one at its top level, such as {_EXAMPLE}"
         )
     members = members_by_name(agents)  # raises for two of the same name
-    lifespan = _lifespan_of(module, place)
+    lifespan = _only(Lifespan, module, place, "lifespans", "a worker enters one for each file")
     lifespans = {} if lifespan is None else dict.fromkeys(members, lifespan)
+    provider = _only(CredentialsProvider, module, place, "functions of credentials", "each file has one")
+    providers = {} if provider is None else dict.fromkeys(members, provider)
     return Definitions(
-        agents=agents, models=_models_of(module, place), resources=LifespansByMember(lifespans)
+        agents=agents,
+        models=_models_of(module, place),
+        credentials=CredentialsByMember(providers),
+        resources=LifespansByMember(lifespans),
     )
 
 
@@ -87,19 +95,27 @@ def load_files(targets: Sequence[str]) -> Definitions:
     agents = tuple(_distinct(agent for file in files for agent in file.agents))
     members_by_name(agents)
     models = {name: model for file in files for name, model in file.models.items()}
-    return Definitions(agents=agents, models=models, resources=_merge_lifespans(files))
+    return Definitions(
+        agents=agents,
+        models=models,
+        credentials=CredentialsByMember(
+            _merge("credentials", [file.credentials.providers for file in files])
+        ),
+        resources=LifespansByMember(_merge("a lifespan", [file.resources.lifespans for file in files])),
+    )
 
 
-def _merge_lifespans(files: Sequence[Definitions]) -> LifespansByMember:
-    merged: dict[str, Lifespan[Any]] = {}
+def _merge(what: str, files: Sequence[Mapping[str, _Part]]) -> dict[str, _Part]:
+    """Return what the files give to each member."""
+    merged: dict[str, _Part] = {}
     for file in files:
-        for name, lifespan in file.resources.lifespans.items():
-            if merged.setdefault(name, lifespan) is not lifespan:
+        for name, part in file.items():
+            if merged.setdefault(name, part) is not part:
                 raise DefinitionError(
-                    f"{name!r} is in two files, and each has a lifespan of its own ({merged[name].name}, "
-                    f"{lifespan.name}); import one in both"
+                    f"{name!r} is in two files, and each has {what} of its own ({merged[name].name}, {part.name}); "
+                    "import the same in both"
                 )
-    return LifespansByMember(merged)
+    return merged
 
 
 def folder_of(target: str) -> Path:
@@ -249,12 +265,12 @@ def _models_of(module: ModuleType, place: str) -> dict[str, Model]:
     return dict(models)
 
 
-def _lifespan_of(module: ModuleType, place: str) -> Lifespan[Any] | None:
-    """Return the lifespan that the module defines or imports, whatever its name is."""
-    found = {id(value): value for value in vars(module).values() if isinstance(value, Lifespan)}
+def _only(kind: type[_Part], module: ModuleType, place: str, what: str, why: str) -> _Part | None:
+    """Return the value of that kind that the module defines or imports, whatever its name is."""
+    found = {id(value): value for value in vars(module).values() if isinstance(value, kind)}
     if len(found) > 1:
-        names = ", ".join(lifespan.name for lifespan in found.values())
-        raise DefinitionError(f"{place} has several lifespans ({names}); a worker enters one for each file")
+        names = ", ".join(value.name for value in found.values())
+        raise DefinitionError(f"{place} has several {what} ({names}); {why}")
     return next(iter(found.values()), None)
 
 

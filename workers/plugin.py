@@ -36,11 +36,13 @@ from perdure.settings import Settings, load_settings
 from perdure.swarm import Swarm
 from perdure.task_queues import plugin_name
 from perdure.tools import Tool
+from perdure.user_credentials import CredentialsByMember, CredentialsProvider
 from perdure.wire.names import GRAPH_CODE, SCHEDULERS
 
 from ..activities.content.coded_blobs import CodedBlobs
 from ..activities.content.redact import register_secrets
 from ..activities.content.transcripts import Transcripts
+from ..activities.credentials import WorkerCredentials
 from ..activities.earlier_child import end_earlier_child
 from ..activities.edits import Edits
 from ..activities.genai import (
@@ -97,6 +99,7 @@ class PerdurePlugin(SimplePlugin):
         blobs: the blob store; the settings' when None.
         resources: what tools, hooks and functions of graphs get as `resources`: a `lifespan`, which the worker enters,
             or a value.
+        credentials: what tools get by `ToolContext.credentials`: the `@credentials` function.
         parks: False: what would park a run ends it as failed, for tests: there is nobody who would resume it.
 
     Raises:
@@ -113,6 +116,7 @@ class PerdurePlugin(SimplePlugin):
         settings: Settings | None = None,
         blobs: BlobStore | None = None,
         resources: Any = None,
+        credentials: CredentialsProvider | CredentialsByMember | None = None,
         parks: bool = True,
     ) -> None:
         self.settings = settings or load_settings()
@@ -135,6 +139,7 @@ class PerdurePlugin(SimplePlugin):
         require_sdk([server for agent in self.agents.values() for server in agent.mcp_servers])
         self.threads = FunctionThreads(self.settings.max_lost_threads, count_lost_thread)
         watch_threads(self.threads)
+        self.credentials = WorkerCredentials(credentials, self.members, threads=self.threads)
         super().__init__(
             plugin_name(self.members),
             data_converter=lambda existing: extend_converter(
@@ -208,6 +213,7 @@ class PerdurePlugin(SimplePlugin):
             hooks=hooks,
             mcp=McpCalls(pool=self.mcp),
             resources=self.resources,
+            credentials=self.credentials,
             progress_interval=interval,
         )
         nodes = NodeCalls(

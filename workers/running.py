@@ -13,6 +13,7 @@ from perdure.blobs import BlobStore
 from perdure.members import Member
 from perdure.model import Model
 from perdure.settings import Settings, load_settings
+from perdure.user_credentials import CredentialsProvider
 
 from .connection import connect_temporal
 from .dev.server import DevServer
@@ -31,6 +32,7 @@ async def serving(
     task_queue: str | None = None,
     parks: bool = True,
     resources: Any = None,
+    credentials: CredentialsProvider | None = None,
 ) -> AsyncGenerator[tuple[Client, str]]:
     """Serve the agents while the block runs; yield a Temporal client and the worker's task queue.
 
@@ -47,6 +49,7 @@ async def serving(
         task_queue: used in place of the settings'.
         parks: see `PerdurePlugin`.
         resources: see `PerdurePlugin`.
+        credentials: see `PerdurePlugin`.
 
     """
     async with AsyncExitStack() as stack:
@@ -62,7 +65,13 @@ async def serving(
         queue = task_queue or settings.task_queue
         settings = settings.model_copy(update={"address": address, "task_queue": queue})
         plugin = PerdurePlugin(
-            agents, models=models, settings=settings, blobs=blobs, parks=parks, resources=resources
+            agents,
+            models=models,
+            settings=settings,
+            blobs=blobs,
+            parks=parks,
+            resources=resources,
+            credentials=credentials,
         )
         temporal = await connect_temporal(settings, [plugin])
         # First here, so that an error of theirs is raised before the block begins.

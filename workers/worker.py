@@ -112,6 +112,7 @@ async def run_worker(args: WorkerArgs) -> None:
             models=definitions.models,
             settings=settings,
             resources=definitions.resources,
+            credentials=definitions.credentials,
         )
         # In a thread: checks may read credentials from files or the network.
         warnings = await asyncio.to_thread(check_models, list(plugin.agents.values()), plugin.models)

@@ -36,7 +36,7 @@ _MOST_CHARS: Final = 1_000_000
 """Characters of an error that are read: far more than are kept."""
 
 _registered: set[str] = set()
-_MOST_RENEWED: Final = 64
+_MOST_RENEWED: Final = 256
 """Renewed keys that are remembered. Tokens of identity services change each hour."""
 _renewed: dict[str, None] = {}
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         DATED_BLOB_STORE_CHECKS,
         check_blob_store,
     )
+    from perdure.user_credentials import CredentialsProvider
 
 _HOME = {
     "BLOB_STORE_CHECKS": "perdure.testing.blob_stores",
@@ -70,6 +71,7 @@ async def running(
     task_queue: str | None = None,
     parked: Literal["raise", "wait"] = "raise",
     resources: Any = None,
+    credentials: "CredentialsProvider | None" = None,
 ) -> "AsyncGenerator[Client]":
     """Run a worker that serves the agents, and yield a client of it while the body runs.
 
@@ -87,6 +89,7 @@ async def running(
         parked: "raise": a run that would park, which a person would have to resume, fails with the reason. "wait":
             it parks as it does elsewhere.
         resources: what tools get as `ToolContext.resources`: a `lifespan`, or a value such as a fake.
+        credentials: what tools get by `ToolContext.credentials`: a function made by `credentials`.
 
     """
     # Imported by name: workers and starters must not import each other, and this module joins the two.
@@ -102,5 +105,6 @@ async def running(
         task_queue=task_queue or f"test-{uuid.uuid4().hex[:12]}",
         parks=parked == "wait",
         resources=resources,
+        credentials=credentials,
     ) as (temporal, queue):
         yield client_type(temporal, task_queue=queue)

@@ -130,7 +130,7 @@ async def test_each_turn_takes_the_newest(serve: Serve) -> None:
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
     # The version that is served, the request of the session, the upgrade, and the words.
-    "gone": (Agent(name="other", model="scripted:x"), {}, {}, "no agent 'seller' is served here"),
+    "gone": (Agent(name="other", model="scripted:x"), {}, {}, "no worker serves 'seller' on queue"),
     "kind": (Swarm(name="seller", agents=[replace(OLD, name="a")]), {}, {}, "is a swarm by now"),
     "version": (NEW, {}, {"agent_version": "abc"}, "have version .* not 'abc'"),
     "price": (
