@@ -117,6 +117,7 @@ def _texts_in(value: Any, depth: int = 0) -> Iterable[str]:
 
 def _parts_of(value: Any) -> Iterable[Any]:
     """Return what an object holds: items, fields, or the text of a `SecretStr`."""
+    whole: Any = value
     match value:
         case SecretStr():
             return [value.get_secret_value()]
@@ -125,6 +126,6 @@ def _parts_of(value: Any) -> Iterable[Any]:
         case list() | tuple():
             return cast("list[Any]", value)
         case _ if is_dataclass(value):
-            return [getattr(value, each.name) for each in fields(value)]
+            return [getattr(whole, each.name) for each in fields(whole)]
         case _:
             return list(vars(value).values()) if hasattr(value, "__dict__") else []

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from perdure.errors import DefinitionError
 from perdure.resources import Lifespan, LifespansByMember
@@ -27,7 +27,7 @@ class WorkerResources:
         self._lifespans: dict[str, Lifespan[Any]] = {}
         match given:
             case Lifespan():
-                self._lifespans = dict.fromkeys(members, given)
+                self._lifespans = dict.fromkeys(members, cast("Lifespan[Any]", given))
             case LifespansByMember():
                 self._lifespans = dict(given.lifespans)
             case _:
@@ -62,9 +62,10 @@ class WorkerResources:
     async def _enter(self) -> None:
         for lifespan in {id(each): each for each in self._lifespans.values()}.values():
             try:
-                context: Any = lifespan.make()
-                if not isinstance(context, AbstractAsyncContextManager):
-                    raise TypeError(f"it makes a {type(context).__name__}, and no async context manager")
+                made: object = lifespan.make()
+                if not isinstance(made, AbstractAsyncContextManager):
+                    raise TypeError(f"it makes a {type(made).__name__}, and no async context manager")
+                context = cast("AbstractAsyncContextManager[Any]", made)
                 self._entered[id(lifespan)] = await self._stack.enter_async_context(context)
             except Exception as error:
                 raise DefinitionError(

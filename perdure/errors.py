@@ -209,10 +209,11 @@ def match_kind(word: str) -> ErrorKind:
         ValueError: no kind begins with the word, or several do; the message is the list of kinds.
 
     """
-    matching = [kind for kind in RULES if kind == word] or [kind for kind in RULES if kind.startswith(word)]
-    if len(matching) != 1:
+    matching = [kind for kind in RULES if kind.startswith(word)]
+    exact = [kind for kind in matching if len(kind) == len(word)]
+    if len(exact or matching) != 1:
         raise ValueError(", ".join(get_args(ErrorKind)))
-    return matching[0]
+    return (exact or matching)[0]
 
 
 _HEAD = """\

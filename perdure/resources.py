@@ -66,5 +66,5 @@ def lifespan(
         raise DefinitionError(
             f"lifespan({name}): the worker calls it without arguments, and it needs {needed[0]!r}"
         )
-    is_generator = inspect.isasyncgenfunction(function)
-    return Lifespan(asynccontextmanager(function) if is_generator else function, name)
+    maker: Any = asynccontextmanager(make) if inspect.isasyncgenfunction(make) else make
+    return Lifespan(maker, name)

@@ -29,7 +29,8 @@ OPAQUE = "9f8a7b6c5d4e3f2a1b0c"
 def test_secrets_are_named_by_place(context: dict[str, Any], place: str) -> None:
     """Whatever the depth, and whether its form or its field's name tells it."""
     assert find_secret(context, "context") == place
-    for kind, fields in ((RunRequest, {"prompt": "go"}), (SessionRequest, {})):
+    requests: list[tuple[Any, dict[str, Any]]] = [(RunRequest, {"prompt": "go"}), (SessionRequest, {})]
+    for kind, fields in requests:
         with pytest.raises(InvalidRequest, match="looks like a secret") as refused:
             build_request(kind, agent="a", context=context, **fields)
         assert place in str(refused.value)

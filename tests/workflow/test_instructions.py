@@ -128,7 +128,10 @@ async def test_run_waits_for_its_instructions() -> None:
 
 async def test_test_learns_the_reason() -> None:
     """In a test nobody would mend it: the run fails, and says why."""
-    wrong: Any = lambda run: 7  # noqa: E731
+
+    def wrong(run: InstructionsContext) -> Any:
+        return 7
+
     clerk = Agent(name="clerk", model="scripted:x", instructions=wrong)
     async with running_apart([clerk], models=MODELS) as client:
         with pytest.raises(RunFailed, match="must be text, and its function gave a int"):

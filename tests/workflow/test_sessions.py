@@ -538,11 +538,22 @@ async def test_wrong_message_leaves_no_trace(serve: Serve, message: Any, says_wh
         await session.run.result()
 
 
-async def test_wrong_request_fails_first_message(serve: Serve) -> None:
+async def test_first_message_waits_for_the_agent(serve: Serve) -> None:
+    """A session of an agent that no worker serves says so, and its first message waits until it ends."""
     async with serve(chatty(), models=models()) as client:
         session = await client.session("wrong-nobody", agent="nobody")
-        with pytest.raises(InvalidRequest, match="nobody"):
-            await session.say("hello")
+        saying = asyncio.create_task(session.say("hello"))
+
+        async def says_why() -> bool:
+            try:
+                return "no worker serves 'nobody'" in (await session.run.status()).doing
+            except RunNotFound:
+                return False
+
+        await until(says_why)
+        await session.run.stop()
+        with pytest.raises(RunEnded):
+            await saying
         with pytest.raises(InvalidRequest, match="max_idle"):
             await client.session("x", agent="chatty", max_idle=timedelta())
 
