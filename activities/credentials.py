@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from cachetools import LRUCache
 from pydantic import SecretStr
@@ -122,10 +122,10 @@ def _parts_of(value: Any) -> Iterable[Any]:
         case SecretStr():
             return [value.get_secret_value()]
         case dict():
-            return list(cast("dict[Any, Any]", value).values())
+            return list(whole.values())
         case list() | tuple():
-            return cast("list[Any]", value)
-        case _ if is_dataclass(value):
+            return list(whole)
+        case _ if is_dataclass(whole):
             return [getattr(whole, each.name) for each in fields(whole)]
         case _:
-            return list(vars(value).values()) if hasattr(value, "__dict__") else []
+            return list(getattr(whole, "__dict__", {}).values())

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from perdure.errors import DefinitionError
 from perdure.resources import Lifespan, LifespansByMember
@@ -25,13 +25,12 @@ class WorkerResources:
     def __init__(self, given: Any = None, members: Iterable[str] = ()) -> None:
         self._value: Any = None
         self._lifespans: dict[str, Lifespan[Any]] = {}
-        match given:
-            case Lifespan():
-                self._lifespans = dict.fromkeys(members, cast("Lifespan[Any]", given))
-            case LifespansByMember():
-                self._lifespans = dict(given.lifespans)
-            case _:
-                self._value = given
+        if isinstance(given, LifespansByMember):
+            self._lifespans = dict(given.lifespans)
+        elif isinstance(given, Lifespan):
+            self._lifespans = {name: given for name in members}  # noqa: C420 - pyright knows its type
+        else:
+            self._value = given
         self._entered: dict[int, Any] = {}
         self._users = 0
         self._stack = AsyncExitStack()
@@ -62,11 +61,8 @@ class WorkerResources:
     async def _enter(self) -> None:
         for lifespan in {id(each): each for each in self._lifespans.values()}.values():
             try:
-                made: object = lifespan.make()
-                if not isinstance(made, AbstractAsyncContextManager):
-                    raise TypeError(f"it makes a {type(made).__name__}, and no async context manager")
-                context = cast("AbstractAsyncContextManager[Any]", made)
-                self._entered[id(lifespan)] = await self._stack.enter_async_context(context)
+                # A TypeError if it makes something else.
+                self._entered[id(lifespan)] = await self._stack.enter_async_context(lifespan.make())
             except Exception as error:
                 raise DefinitionError(
                     f"lifespan {lifespan.name}: {type(error).__name__}: {redact_error(error, 1000)}"

@@ -209,11 +209,12 @@ def match_kind(word: str) -> ErrorKind:
         ValueError: no kind begins with the word, or several do; the message is the list of kinds.
 
     """
-    matching = [kind for kind in RULES if kind.startswith(word)]
-    exact = [kind for kind in matching if len(kind) == len(word)]
-    if len(exact or matching) != 1:
+    kinds: list[ErrorKind] = [kind for kind in RULES if kind.startswith(word)]
+    # A kind may be the beginning of another.
+    kinds = [kind for kind in kinds if len(kind) == len(word)] or kinds
+    if len(kinds) != 1:
         raise ValueError(", ".join(get_args(ErrorKind)))
-    return (exact or matching)[0]
+    return kinds[0]
 
 
 _HEAD = """\

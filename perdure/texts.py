@@ -1,7 +1,7 @@
 """Texts of any origin: made safe to write, shortened, and free of what looks like a secret. Pure."""
 
 import re
-from typing import Any, cast
+from typing import Any
 
 MASK = "[redacted]"
 
@@ -56,14 +56,14 @@ def find_secret(value: Any, path: str) -> str | None:
 
     `path`: that of the value itself.
     """
+    whole: Any = value
     match value:
         case str():
             return path if mask_secrets(value) != fix_surrogates(value) else None
         case list():
-            parts = ((f"{path}[{index}]", "", part) for index, part in enumerate(cast("list[Any]", value)))
+            parts = ((f"{path}[{index}]", "", part) for index, part in enumerate(whole))
         case dict():
-            fields = cast("dict[str, Any]", value).items()
-            parts = ((f"{path}.{name}", name, part) for name, part in fields)
+            parts = ((f"{path}.{name}", str(name), part) for name, part in whole.items())
         case _:
             return None
     for place, name, part in parts:
