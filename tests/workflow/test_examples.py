@@ -127,7 +127,7 @@ async def test_own_store_gets_large_payloads(settings: Settings, example: Any, t
     store = example("sqlite_blobs").SqliteBlobs(tmp_path / "blobs.db")
     clerk = Agent(name="clerk", model="scripted:clerk")
     long = "tea " * 400_000  # more than any client reads from history
-    models = {"scripted": ScriptedModel([says(long)])}
+    models = {"scripted": ScriptedModel([says(long)], chunk=len(long))}
     async with running([clerk], models=models, address=settings.address, settings=settings, blobs=store):
         client = await connect(settings=settings, blobs=store)
         result = await client.run("clerk", long, id=f"blobs-{settings.task_queue}")
