@@ -121,6 +121,7 @@ def _run_info(execution: WorkflowExecution) -> RunInfo:
     # A run writes its counts when its status changes, and in between now and then.
     has_gone_on = written == "working"
     is_unknown = has_gone_on or written is None
+    steps = attributes.get(AGENT_STEPS, None if is_unknown else 0)
     return RunInfo(
         id=execution.id,
         kind="session" if execution.workflow_type == SESSION_WORKFLOW else "run",
@@ -128,8 +129,9 @@ def _run_info(execution: WorkflowExecution) -> RunInfo:
         status=_ENDED_BY_SERVER.get(state, status) if state else status,
         stop_reason=attributes.get(AGENT_STOP_REASON),
         user=attributes.get(AGENT_USER),
-        steps=attributes.get(AGENT_STEPS, None if is_unknown else 0),
-        cost_usd=attributes.get(AGENT_COST_USD),
+        steps=steps,
+        # The cost that is written as a run begins is 0, and says nothing of one that has gone on.
+        cost_usd=None if steps is None else attributes.get(AGENT_COST_USD),
         has_gone_on=has_gone_on,
         started_at=execution.start_time,
         ended_at=execution.close_time,
